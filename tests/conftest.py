@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 import torch
 
@@ -19,6 +20,10 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 # A shell that runs the tests in the background ignores Ctrl-C, and so would the servers they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A machine may be busy with something else: no test is about how long an example takes.
+hypothesis.settings.register_profile("loramux", deadline=None)
+hypothesis.settings.load_profile("loramux")
 
 ADAPTERS: dict[str, dict[str, Any]] = {
     "small": {"r": 4, "target_modules": ["q_proj", "v_proj"]},

@@ -19,7 +19,7 @@ from tests.adapters.weights import SOUND, Q, V, random_pair
 from tests.support.command_line import Loramux
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     seeds=st.tuples(st.integers(0, 5), st.integers(0, 5)),
     ranks=st.tuples(st.integers(1, 7), st.integers(1, 7)),

@@ -89,7 +89,7 @@ def taken(text: str, name: str) -> int:
     return before - steps.left
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(
     text=EXPRESSIONS,
     names=st.lists(STRINGS, min_size=3, max_size=6),
@@ -107,7 +107,7 @@ def test_an_expression_matches_what_it_matches_in_python(
         assert (found.end(name) is not None) == (re.match(text, name) is not None), (text, name)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(text=EXPRESSIONS, name=st.text(alphabet=LETTERS, max_size=10))
 def test_the_number_behind_an_expression_is_that_of_python(text: str, name: str) -> None:
     around = r"(?:^|.*?\.){}\.(?P<idx>\d+)\."
@@ -144,7 +144,7 @@ KEYS = [
 ]  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(keys=st.permutations(KEYS), number=st.integers(1, 5), name=st.sampled_from(NAMES))
 def test_the_first_key_that_peft_takes_counts(keys: list[str], number: int, name: str) -> None:
     values = {key: place for place, key in enumerate(keys[:number], 1)}

@@ -164,7 +164,7 @@ def keys(module: list[str]) -> st.SearchStrategy[str]:
     return st.sampled_from(pieces) | ends(module) | WORDS
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(data=st.data(), module=MODULES)
 def test_a_layer_is_targeted_if_peft_says_so(data: st.DataObject, module: list[str]) -> None:
     numbers = st.sampled_from([0, 1, *(int(part) for part in module if part.isdigit())])
@@ -182,7 +182,7 @@ def test_a_layer_is_targeted_if_peft_says_so(data: st.DataObject, module: list[s
     assert check_config({"peft_type": "LORA", **fields}).targets(name) == expected
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data(), module=MODULES)
 def test_the_pattern_that_peft_takes_counts(data: st.DataObject, module: list[str]) -> None:
     patterns = data.draw(st.dictionaries(keys(module), st.integers(1, 9), max_size=4))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from loramux_adapters import Package, PackageError, pack, read_package, unpack
@@ -240,7 +240,6 @@ def test_a_half_of_an_expert_that_is_in_no_other_stack_is_missed() -> None:
 SHAPES = st.sampled_from([("F16", (1, 4)), ("F16", (2, 4)), ("F32", (1, 4))])
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.integers(0, 300), SHAPES, min_size=1, max_size=200))
 def test_any_experts_are_found_again(experts: dict[int, tuple[str, tuple[int, int]]]) -> None:
     size = {"F16": 2, "F32": 4}

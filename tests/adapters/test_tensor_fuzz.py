@@ -137,7 +137,7 @@ def files(draw: st.DrawFn) -> bytes:
     return tensor_file("".join(tokens).encode(), data(content))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(raw=files())
 def test_an_invented_file_is_refused_or_read_as_safetensors_reads_it(
     scratch: Path, raw: bytes
@@ -145,7 +145,7 @@ def test_an_invented_file_is_refused_or_read_as_safetensors_reads_it(
     event("accepted" if agrees(raw, scratch) else "refused")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(raw=st.binary(max_size=64))
 def test_noise_is_refused(scratch: Path, raw: bytes) -> None:
     assert not agrees(raw, scratch)

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from loramux_adapters import PackageError, open_package, pack, read_package, unpack
@@ -67,7 +67,6 @@ JSON = st.recursive(
 )  # fmt: skip
 
 
-@settings(deadline=None)
 @given(
     layers=st.dictionaries(
         st.from_regex(r"[a-z_]{1,5}(\.[0-9a-z_]{1,4}){0,2}\.q_proj", fullmatch=True),

@@ -17,7 +17,7 @@ from loramux._routing.rendezvous import (
 )
 
 ADAPTERS = [f"tenant-{number % 7}/adapter-{number}" for number in range(600)]
-EXAMPLES = settings(max_examples=30, deadline=None)
+EXAMPLES = settings(max_examples=30)
 
 servers = st.lists(
     st.integers(0, 250).map(lambda number: f"10.0.0.{number}:50051"),

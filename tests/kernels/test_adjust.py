@@ -58,7 +58,7 @@ def sampling_of(parameters: dict[str, Any]) -> Sampling:
     return Sampling(max_tokens=100, seed=0, **parameters)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(rows=ROWS, seed=st.integers(0, 100))
 def test_logits_are_changed_as_by_hand(rows: list[Row], seed: int) -> None:
     logits = 4 * torch.randn(len(rows), VOCAB, generator=torch.Generator().manual_seed(seed))

@@ -97,7 +97,7 @@ def drawn(
 @given(row=ROWS, samplings=st.lists(SAMPLINGS, min_size=1, max_size=5), position=st.integers(0, 9))
 @example(row=[3e38, -3e38, 0.0], samplings=[sampling(seed=5)], position=0)
 @example(row=[1e30, 1e30, 0.0], samplings=[sampling(seed=5)], position=1)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_tokens_are_those_drawn_by_hand(
     form: str, row: list[float], samplings: list[Sampling], position: int
 ) -> None:

@@ -20,7 +20,7 @@ FORMS = {"definition": logprobs, "cpu": logprobs_cpu}
 
 
 @pytest.mark.parametrize("form", FORMS)
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=80, derandomize=True)
 @given(rows=st.lists(LOGITS, min_size=1, max_size=3), count=st.integers(0, 30))
 def test_the_likeliest_come_first_and_of_equal_ones_the_lower(
     form: str, rows: list[list[float]], count: int

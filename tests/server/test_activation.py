@@ -2,7 +2,7 @@
 
 import hypothesis.strategies as st
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 
 from loramux_server.engine.activation import last_place
 from loramux_server.engine.batch import Batch, grouped
@@ -23,7 +23,6 @@ SAMPLING = Sampling(max_tokens=100, seed=0)
 BLOCK = 4
 
 
-@settings(deadline=None)
 @given(st.lists(FEW, max_size=30), st.lists(FEW, min_size=1, max_size=5))
 def test_the_last_place_is_the_last(tokens: list[int], pattern: list[int]) -> None:
     places = [i for i in range(len(tokens)) if tokens[i : i + len(pattern)] == pattern]

@@ -3,7 +3,7 @@
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from loramux_server.metrics.adapter_labels import BASE, NONE, OTHER, AdapterLabels
@@ -87,7 +87,6 @@ def test_an_adapter_cannot_take_the_label_of_something_else(
 names = st.sampled_from(["", *"abcdef"])
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.booleans(), names), max_size=200), st.integers(1, 4))
 def test_never_more_labels_than_allowed_and_each_ends_as_often_as_it_begins(
     events: list[tuple[bool, str]], limit: int

@@ -173,7 +173,7 @@ def read_both(pieces: Sequence[str]) -> tuple[str, str, list[tuple[str, str]]]:
     return reasoning, text + reader.flush().text, calls
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(parts=st.lists(PARTS, max_size=12), data=st.data())
 def test_however_messages_are_cut_they_are_read_the_same(
     parts: list[str], data: st.DataObject

@@ -82,7 +82,7 @@ def found_by_us(table: Table, options: BeamOptions) -> list[Found]:
     return beams.found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 1 << 20),
     num_beams=st.integers(2, 8),

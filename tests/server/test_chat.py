@@ -188,7 +188,7 @@ PARTS = st.sampled_from([
 CONTENTS = st.lists(PARTS, max_size=8).map("".join)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(name=st.sampled_from(sorted(TEMPLATES)), first=CONTENTS, answer=CONTENTS, last=CONTENTS)
 def test_whatever_contents_hold_the_control_tokens_are_those_of_the_template(
     name: str, first: str, answer: str, last: str

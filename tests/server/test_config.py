@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 import typer
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -137,7 +137,6 @@ def test_what_is_no_size_is_refused(text: str) -> None:
         parse_size(text)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 1 << 50))
 def test_a_size_is_shown_as_it_is_read(size: int) -> None:
     assert parse_size(show_size(size)) == size

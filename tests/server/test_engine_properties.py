@@ -318,5 +318,5 @@ class EngineMachine(RuleBasedStateMachine):
         assert self.cache.num_waiting == 0
 
 
-EngineMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+EngineMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40)
 TestEngine = EngineMachine.TestCase

@@ -149,7 +149,7 @@ def test_what_goes_before_a_request_is_its_own_line_and_the_turns_of_others() ->
     assert list(queue.before("heavy")) == [heavy, noisy[0], quiet[0]]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     lines=st.lists(
         st.tuples(st.integers(1, 4), st.lists(st.integers(1, 30), max_size=8)),
@@ -195,7 +195,7 @@ TENANTS = st.lists(
 """Weight, tokens of a prompt and of a completion of each tenant."""
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(tenants=TENANTS, excess=st.integers(1, 10), num_steps=st.integers(10, 80))
 def test_who_always_waits_gets_its_part(
     tenants: list[tuple[int, int, int]], excess: int, num_steps: int

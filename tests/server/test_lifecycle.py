@@ -271,5 +271,5 @@ class Lifecycle(RuleBasedStateMachine):
         shutil.rmtree(self.folder.parent)
 
 
-Lifecycle.TestCase.settings = settings(max_examples=12, stateful_step_count=30, deadline=None)
+Lifecycle.TestCase.settings = settings(max_examples=12, stateful_step_count=30)
 TestLifecycle = Lifecycle.TestCase

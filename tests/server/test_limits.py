@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from loramux.errors import InvalidArgumentError
@@ -128,13 +128,11 @@ def test_top_k_can_be_switched_off_in_two_ways(top_k: int) -> None:
     assert sampling_of(top_k=top_k).top_k == 0
 
 
-@settings(deadline=None)
 @given(num_prompt=st.integers(1, 999))
 def test_without_max_tokens_a_completion_never_leaves_the_context(num_prompt: int) -> None:
     assert sampling_of(num_prompt).max_tokens == min(256, 1000 - num_prompt)
 
 
-@settings(deadline=None)
 @given(seed=st.integers(-(2**63), 2**63 - 1), n=st.integers(1, 8))
 def test_the_seeds_of_n_completions_follow_each_other_and_fit_64_bits(seed: int, n: int) -> None:
     seeds = [s.seed for s in samplings(SamplingParams(seed=seed, n=n), 10, MODEL)]

@@ -1,7 +1,7 @@
 """No plain text becomes a control token, whatever the vocabulary has as a piece."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
@@ -113,7 +113,6 @@ def test_what_the_tokenizer_puts_around_a_text_stays(tokenizer: TextTokenizer) -
     assert pair.tokens == [*plain(tokenizer, "a"), 3, *plain(tokenizer, "[SEP]"), 1]
 
 
-@settings(deadline=None)
 @given(text=st.text(alphabet="abcdeght </s>") | st.text())
 def test_other_texts_have_the_tokens_that_they_had(kind: Tokenizer, text: str) -> None:
     if any(name in text for name in _NAMES):

@@ -130,7 +130,7 @@ def knows_runs(kind: Kind) -> bool:
     return '"type":"BPE"' not in kind.json or type(kind.theirs).__name__ != "MarianTokenizer"
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(text=texts, parse=st.booleans())
 @example(text="", parse=True)
 @example(text=f"the {RUN} house中國{RUN}", parse=True)
@@ -149,7 +149,7 @@ def test_tokens_are_those_of_transformers(kind: Kind, text: str, parse: bool) ->
     assert max(ours) < len(kind.theirs)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_texts_are_those_of_transformers(kind: Kind, data: st.DataObject) -> None:
     name = type(kind.theirs).__name__

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from loramux.errors import AlreadyExistsError, ResourceExhaustedError
@@ -153,7 +153,6 @@ def test_an_upload_that_loses_gives_its_room_back(registry: Registry) -> None:
         max_size=60,
     )
 )
-@settings(deadline=None)
 def test_no_more_is_taken_than_may_be(steps: list[tuple[bool, int, int, int]]) -> None:
     quotas = limited(max_bytes=100, max_adapters=3)
     held: list[Reservation] = []

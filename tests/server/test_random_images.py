@@ -59,7 +59,7 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return Served(case, case.harness(kernels="cpu", num_blocks=100), images)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     asked=st.lists(PARTS, min_size=1, max_size=3),
     max_batch_tokens=st.sampled_from([1, 2, 3, 5, 8, 13, 40]),

@@ -104,7 +104,7 @@ def test_what_is_thought_is_told_apart(text: str, is_open: bool, wanted: tuple[s
 PARTS = st.sampled_from(["<think>", "</think>", "<", "/", " ", "\n", "a", "think>", "</thi"])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(parts=st.lists(PARTS, max_size=10), is_open=st.booleans(), data=st.data())
 def test_however_a_text_is_cut_it_is_read_the_same(
     parts: list[str], is_open: bool, data: st.DataObject

@@ -162,7 +162,7 @@ PARTS = st.sampled_from([
 ])  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(parts=st.lists(PARTS, max_size=12), begun=st.sampled_from(Begun), data=st.data())
 def test_however_messages_are_cut_they_are_read_the_same(
     parts: list[str], begun: Begun, data: st.DataObject

@@ -124,7 +124,7 @@ class RoomsMachine(RuleBasedStateMachine):
 
 
 TestRooms = RoomsMachine.TestCase
-TestRooms.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestRooms.settings = settings(max_examples=40, stateful_step_count=30)
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """A stop string is found wherever the text is cut into pieces."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from loramux_server.text.stop_strings import StopStrings
@@ -32,7 +32,6 @@ pieces = st.lists(st.text("ab\u20ac", max_size=6), max_size=12)
 stops = st.lists(st.text("ab\u20ac", max_size=5), max_size=4)
 
 
-@settings(deadline=None)
 @given(pieces=pieces, stops=stops, include=st.booleans())
 def test_pieces_give_what_the_whole_text_gives(
     pieces: list[str], stops: list[str], include: bool
@@ -40,7 +39,6 @@ def test_pieces_give_what_the_whole_text_gives(
     assert streamed(pieces, stops, include) == searched("".join(pieces), stops, include)
 
 
-@settings(deadline=None)
 @given(pieces=pieces, stops=stops)
 def test_no_more_is_held_back_than_could_become_a_stop_string(
     pieces: list[str], stops: list[str]

@@ -1,7 +1,7 @@
 """Tokens one by one are together the text, down to parts of characters."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
@@ -43,7 +43,6 @@ TEXTS = st.text("helo !\u00e9\u20ac\U0001f600\n\x00", max_size=12)
 
 
 @pytest.mark.parametrize("tokenizer", [BYTES, LLAMA, META], ids=["bytes", "llama", "metaspace"])
-@settings(deadline=None)
 @given(text=TEXTS)
 def test_tokens_of_a_text_are_its_bytes(tokenizer: Tokenizer, text: str) -> None:
     tokens = tokenizer.encode(text, add_special_tokens=False).ids

@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -77,7 +77,6 @@ byte_runs = st.one_of(
 )
 
 
-@settings(deadline=None)
 @given(output=byte_runs, prompt=byte_runs, data=st.data())
 def test_pieces_are_the_whole_text_but_for_an_unfinished_end(
     tokenizer: TextTokenizer, output: bytes, prompt: bytes, data: st.DataObject
@@ -91,7 +90,6 @@ def test_pieces_are_the_whole_text_but_for_an_unfinished_end(
     assert whole[len(text) :].strip("\N{REPLACEMENT CHARACTER}") == ""
 
 
-@settings(deadline=None)
 @given(text=st.text(min_size=1))
 def test_text_comes_back_and_no_piece_splits_a_character(
     tokenizer: TextTokenizer, text: str
@@ -144,7 +142,6 @@ def test_words_keep_the_space_before_them() -> None:
     assert decoded(FALLBACK, [world], [1, hello, 2, 1]) == " world"
 
 
-@settings(deadline=None)
 @given(text=st.text("a\u00e9\u20ac\U0001f600", max_size=12))
 def test_characters_of_byte_tokens_are_whole(text: str) -> None:
     tokens = [3 + byte for byte in text.encode()]

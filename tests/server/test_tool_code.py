@@ -240,7 +240,7 @@ def cut_up(text: str, data: st.DataObject) -> list[str]:
     return [text[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     calls=st.lists(st.dictionaries(KEYS, VALUES, max_size=3), min_size=1, max_size=2),
     writer=st.sampled_from(sorted(WRITERS)), name=st.sampled_from(["python", "lines"]),
@@ -262,7 +262,7 @@ def test_what_python_or_json_write_is_read_as_it_was(
     assert json.dumps(found) == json.dumps(("", [("clock", call) for call in calls]))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     arguments=st.dictionaries(KEYS, VALUES, max_size=3), data=st.data(),
     name=st.sampled_from(["json", "lines", "braces"]),
@@ -285,7 +285,7 @@ PARTS = st.sampled_from([
 ])  # fmt: skip
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     parts=st.lists(PARTS, max_size=16), data=st.data(), name=st.sampled_from([*CODE_TEMPLATES]),
     is_begun=st.booleans(),
@@ -384,7 +384,7 @@ TRIPS = st.fixed_dictionaries(
 MATCHERS = {name: matcher_of(name, tools=[TRIP]) for name in CODE_TEMPLATES}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(arguments=TRIPS, name=st.sampled_from(["json", "lines", "braces"]))
 def test_what_is_demanded_may_be_written_as_the_template_does(
     arguments: dict[str, Any], name: str

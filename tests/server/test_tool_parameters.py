@@ -113,7 +113,7 @@ ARGUMENTS = st.fixed_dictionaries(
 ).map(lambda found: {key: found[key] for key in ORDER if key in found})
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     calls=st.lists(ARGUMENTS, min_size=1, max_size=2), name=st.sampled_from(NAMES), data=st.data()
 )

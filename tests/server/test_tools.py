@@ -363,7 +363,7 @@ PARTS = st.sampled_from([
 ])  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(parts=st.lists(PARTS, max_size=12), name=st.sampled_from(sorted(SYNTAXES)), data=st.data())
 def test_however_a_text_is_cut_it_is_read_the_same(
     parts: list[str], name: str, data: st.DataObject

@@ -183,7 +183,7 @@ def test_launched_again_it_does_what_the_memory_then_says(
     assert not y[len(then_y) :].any()
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=12, derandomize=True)
 @given(data=st.data())
 def test_any_batch(data: st.DataObject, device: torch.device) -> None:
     num_parts = data.draw(st.integers(1, 3))
