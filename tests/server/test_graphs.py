@@ -76,7 +76,7 @@ def test_kernels_that_do_not_run_here_make_a_model_unservable() -> None:
 def test_a_step_that_is_read_is_in_no_graph_of_any_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    backend = replace(DEFINITIONS, stage=lambda given, _: replace(given, form="one for all"))
+    backend = replace(DEFINITIONS, stage=lambda given, _: replace(given, graph_key="one for all"))
     runner = ModelRunner(
         prepare(tiny_model("llama")), backend, num_slots=64, adapter_memory=1 << 20
     )

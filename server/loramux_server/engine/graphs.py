@@ -9,17 +9,17 @@ import torch
 
 Result = TypeVar("Result")
 PLAIN_RUNS = 1
-"""Steps of a form that just run: one that never comes again is not worth a record."""
+"""Steps of a key that just run: one that never comes again is not worth a record."""
 MOST_GRAPHS = 512
-"""Forms that are recorded; a record takes a megabyte or two."""
+"""Keys that are recorded; a record takes a megabyte or two."""
 _log = logging.getLogger(__name__)
 
 
 class Graphs(Generic[Result]):
-    """One CUDA graph for each form of a step, recorded when the form comes up again.
+    """One CUDA graph for each key of a step, recorded when the key comes up again.
 
     A graph repeats the same kernels on the same memory, so all that differs between two steps of
-    one form must lie in memory that stays where it is. Elsewhere than on CUDA steps just run.
+    one key must lie in memory that stays where it is. Elsewhere than on CUDA steps just run.
     """
 
     def __init__(self, device: torch.device, *, is_used: bool = True) -> None:
@@ -28,35 +28,35 @@ class Graphs(Generic[Result]):
         self._pool: Any = None
         self._runs = Counter[Hashable]()
         self._too_large: set[Hashable] = set()
-        """Forms for whose record there was no memory."""
+        """Keys for whose record there was no memory."""
 
-    def run(self, form: Hashable, step: Callable[[], Result]) -> Result:
+    def run(self, key: Hashable, step: Callable[[], Result]) -> Result:
         """Run `step`, or repeat what an equal step recorded, and return its result.
 
-        The result of a step with a form is overwritten by the next one with any form.
+        The result of a step with a key is overwritten by the next one with any key.
         """
-        if form is None or form in self._too_large or not self._is_used:
+        if key is None or key in self._too_large or not self._is_used:
             return step()
-        if form not in self._graphs:
-            self._runs[form] += 1
-            if self._runs[form] <= PLAIN_RUNS or len(self._graphs) >= MOST_GRAPHS:
+        if key not in self._graphs:
+            self._runs[key] += 1
+            if self._runs[key] <= PLAIN_RUNS or len(self._graphs) >= MOST_GRAPHS:
                 return step()
             try:
-                self._record(form, step)
+                self._record(key, step)
             except torch.OutOfMemoryError:
-                _log.warning("steps of one form are not recorded: there is no memory for it")
-                self._too_large.add(form)
+                _log.warning("steps of one kind are not recorded: there is no memory for it")
+                self._too_large.add(key)
                 return step()
             except RuntimeError as error:
                 # A model may ask the device in the middle of a step, as some rotary embeddings do.
                 _log.warning("steps are not recorded: %s", error)
                 self._is_used = False
                 return step()
-        graph, result = self._graphs[form]
+        graph, result = self._graphs[key]
         graph.replay()
         return result
 
-    def _record(self, form: Hashable, step: Callable[[], Result]) -> None:
+    def _record(self, key: Hashable, step: Callable[[], Result]) -> None:
         # What is compiled or allocated on the first run must not be part of the record.
         before = torch.cuda.current_stream()
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -72,4 +72,4 @@ class Graphs(Generic[Result]):
         finally:
             torch.cuda.set_stream(before)  # where recording fails, torch stays on its own
         self._pool = self._pool or graph.pool()
-        self._graphs[form] = graph, result
+        self._graphs[key] = graph, result

@@ -72,7 +72,7 @@ class ModelRunner:
             model.stack.prepare(Graphs[torch.Tensor](model.device, is_used=records).run)
         self._model = model
         self._graphs = Graphs[Chosen](model.device, is_used=records)
-        self._logits_of_forms: dict[int, torch.Tensor] = {}
+        self._kept_logits: dict[int, torch.Tensor] = {}
         """What steps that are recorded leave, by the number of rows."""
 
     @torch.inference_mode()
@@ -81,10 +81,10 @@ class ModelRunner:
         given = self._take(batch)
         # Who chooses tokens looks for the likeliest, too. Where the leader reads, it does neither
         # that nor records, and a follower has to make the same sums.
-        if given.form is None or given.reads:
+        if given.graph_key is None or given.reads:
             logits_RV = self._logits(given)
         else:
-            logits_RV = self._graphs.run(given.form, lambda: self._chosen(given)).logits_RV
+            logits_RV = self._graphs.run(given.graph_key, lambda: self._chosen(given)).logits_RV
         self.slab.note_step()
         return logits_RV[: batch.num_rows]
 
@@ -107,7 +107,7 @@ class ModelRunner:
             assert given.carried_T is not None
             tokens = given.token_T[: len(given.carried_T)]
             torch.index_select(before.token_R, 0, given.carried_T, out=tokens)
-        chosen = self._graphs.run(given.form, lambda: self._chosen(given))
+        chosen = self._graphs.run(given.graph_key, lambda: self._chosen(given))
         self.slab.note_step()
         return DeviceOutcome(chosen, batch.requests)
 
@@ -119,7 +119,7 @@ class ModelRunner:
 
     def _chosen(self, given: StepInput) -> Chosen:
         logits_RV = self._logits(given)
-        if given.form is not None:
+        if given.graph_key is not None:
             logits_RV = self._shared(logits_RV)
         token_R = likeliest(logits_RV)
         is_finite_R, adjusted_RV = are_finite(logits_RV, token_R), logits_RV
@@ -136,14 +136,14 @@ class ModelRunner:
         return Chosen(logits_RV, token_R, is_finite_R, logprobs_RL)
 
     def _shared(self, logits_RV: torch.Tensor) -> torch.Tensor:
-        """Return the same where steps of all forms leave them, since each record keeps its own.
+        """Return the same where all steps that are recorded leave them: each record keeps its own.
 
-        There is room for them before a form is recorded: its first steps just run.
+        There is room for them before a step is recorded: the first of its key just runs.
         """
         num_rows = len(logits_RV)
-        if num_rows not in self._logits_of_forms:
-            self._logits_of_forms[num_rows] = torch.empty_like(logits_RV)
-        return self._logits_of_forms[num_rows].copy_(logits_RV)
+        if num_rows not in self._kept_logits:
+            self._kept_logits[num_rows] = torch.empty_like(logits_RV)
+        return self._kept_logits[num_rows].copy_(logits_RV)
 
     def _read(
         self,

@@ -52,9 +52,9 @@ class StepInput:
     reads: bool = False
     """Whether its last hidden states are read, by heads or for log-probabilities of prompts: such a
     step chooses no token and is not recorded."""
-    form: Hashable = None
+    graph_key: Hashable = None
     """Equal in steps that differ only in what memory holds; None where no other step is alike."""
-    layers_form: Hashable = None
+    layers_graph_key: Hashable = None
     """Likewise of the layers alone, in a step that is alone in what is before and behind them."""
     rows_S: tuple[slice, ...] = ()
     """Rows of each segment, of those that `sampled_R` names; told once the step is taken."""

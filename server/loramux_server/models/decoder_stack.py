@@ -125,7 +125,7 @@ class DecoderStack(nn.Module):
         """Take the parts as they are now: weights, cache, slab and backend.
 
         Args:
-            repeat: Runs layers that have a form of their own.
+            repeat: Runs layers that have a key of their own.
         """
         backend = self._step.backend
         self._decoder = backend.make_decoder([self._layer(found) for found in self._found], backend)
@@ -150,9 +150,9 @@ class DecoderStack(nn.Module):
                 )
             return hidden_states
         given = hidden_states[0], cos[0], sin[0], batch, segments
-        form = self._step.layers_form
-        if form is not None and self._repeated is not None:
-            return self._repeated(form, *given)[None]
+        key = self._step.layers_graph_key
+        if key is not None and self._repeated is not None:
+            return self._repeated(key, *given)[None]
         assert self._decoder is not None
         return self._decoder(*given)[None]
 

@@ -13,7 +13,7 @@ from loramux_server.kernels.decoder import Decoder
 from loramux_server.lora.segments import Segments
 
 Repeat: TypeAlias = Callable[[Hashable, Callable[[], torch.Tensor]], torch.Tensor]
-"""Takes a form of step and what runs it; runs that, or what an equal step recorded."""
+"""Takes the key of a step and what runs it; runs that, or what an equal step recorded."""
 _Inputs: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
@@ -28,14 +28,14 @@ class RepeatedDecoder:
 
     def __call__(
         self,
-        form: Hashable,
+        key: Hashable,
         hidden_TK: torch.Tensor,
         cos_TD: torch.Tensor,
         sin_TD: torch.Tensor,
         batch: AttentionBatch,
         segments: Segments | None,
     ) -> torch.Tensor:
-        """Return what the decoder makes of `hidden_TK`, in a step whose layers have this form."""
+        """Return what the decoder makes of `hidden_TK`, in a step whose layers have this key."""
         given = hidden_TK, cos_TD, sin_TD
         num_tokens = len(hidden_TK)
         if num_tokens not in self._kept:
@@ -46,4 +46,4 @@ class RepeatedDecoder:
         kept = self._kept[num_tokens]
         for x, place in zip(given, kept, strict=True):
             place.copy_(x)
-        return self._repeat(form, lambda: self._decoder(*kept, batch, segments))
+        return self._repeat(key, lambda: self._decoder(*kept, batch, segments))

@@ -41,7 +41,7 @@ class Step:
     """None when no token has an adapter: then no adapter code runs at all."""
     adds: bool = False
     """Whether something is added between the first layers."""
-    layers_form: Hashable = None
+    layers_graph_key: Hashable = None
     """See `StepInput`."""
 
     def take(self, given: StepInput) -> StepInput:
@@ -51,5 +51,5 @@ class Step:
         self.attention, self.segments = given.attention, given.segments
         self.states, self.texts, self.embedded = given.states, given.texts, given.embedded
         self.adds = bool(given.added)
-        self.layers_form = given.layers_form
+        self.layers_graph_key = given.layers_graph_key
         return given

@@ -45,7 +45,7 @@ def test_a_step_that_puts_embeddings_in_their_place_is_like_no_other(device: tor
     decode = StepInput(zero, zero, zero, attention, None)
     run = VirtualRun(Virtual(torch.ones(1, 3)), 0, zero)
     stager = Stager(device, Plan.of(device))
-    assert stager.stage(decode)[0].form is not None
+    assert stager.stage(decode)[0].graph_key is not None
     # A graph that was recorded does not call the module of embeddings.
-    assert stager.stage(replace(decode, embedded=(run,)))[0].form is None
-    assert stager.stage(replace(decode, cached=(run,)))[0].form is not None
+    assert stager.stage(replace(decode, embedded=(run,)))[0].graph_key is None
+    assert stager.stage(replace(decode, cached=(run,)))[0].graph_key is not None

@@ -96,7 +96,7 @@ def test_steps_with_prompts_of_like_size_have_one_form_and_one_memory(device: to
     stager = Stager(device, Plan.of(device))
     first, _ = stager.stage(step([30, 1]))
     second, staged = stager.stage(step([20, 5, 3]))
-    assert first.form == second.form is not None
+    assert first.graph_key == second.graph_key is not None
     assert first.token_T.data_ptr() == second.token_T.data_ptr()
     assert second.token_T.tolist() == [*range(28), *[0] * 4]
     assert second.attention.slot_T.tolist() == [*range(28), *[-1] * 4]
@@ -108,13 +108,13 @@ def test_steps_with_prompts_of_like_size_have_one_form_and_one_memory(device: to
     assert there.count(0) == -(-20 // stager.query_tile)
     assert there[-1] == -1
     long, _ = stager.stage(step([900, 1]))
-    assert long.form == stager.stage(step([1024]))[0].form is not None
+    assert long.graph_key == stager.stage(step([1024]))[0].graph_key is not None
     # What has a form of its own each time is none.
-    assert stager.stage(step([2048, 1]))[0].form is None
+    assert stager.stage(step([2048, 1]))[0].graph_key is None
     # Several rows of a request, as drafts have them, take more room.
     asked = replace(step([30, 1]), sampled_R=torch.arange(31))
     drafted, _ = stager.stage(asked)
-    assert drafted.form not in (None, first.form)
+    assert drafted.graph_key not in (None, first.graph_key)
     assert drafted.sampled_R.tolist() == [*range(31), 0]
 
 
@@ -134,10 +134,10 @@ def test_steps_that_draw_in_the_same_way_have_one_form(device: torch.device) -> 
             # Who stands for no request takes the likeliest token.
             assert given.draws.rows_R5.tolist() == [*rows, [0.0] * 5]
             assert len(given.draws.rows_R5) == len(given.sampled_R)
-            forms.append(given.form)
+            forms.append(given.graph_key)
     assert forms[0] == forms[1]
     assert forms[2] == forms[3]
-    assert len({likeliest.form, *forms}) == 3
+    assert len({likeliest.graph_key, *forms}) == 3
 
 
 def said(rows: list[tuple[dict[str, Any], list[int], bool]]) -> Adjustments | None:
@@ -193,13 +193,13 @@ def test_steps_in_which_rows_say_something_have_forms_of_their_own(device: torch
     def form(*outputs: list[int]) -> object:
         rows = [(SAID[1], output, False) for output in outputs]
         given = replace(step([1] * 3), adjustments=said(rows))
-        return stager.stage(given)[0].form
+        return stager.stage(given)[0].graph_key
 
     few, many = form([5], [6], [7]), form(list(range(50)), list(range(50)), [])
     assert few == form([8, 9], [], [7])
-    told = stager.stage(replace(step([1] * 3), tells_logprobs=True))[0].form
+    told = stager.stage(replace(step([1] * 3), tells_logprobs=True))[0].graph_key
     assert None not in (few, many, told)
-    assert len({few, many, told, stager.stage(step([1] * 3))[0].form}) == 4
+    assert len({few, many, told, stager.stage(step([1] * 3))[0].graph_key}) == 4
 
 
 @pytest.mark.parametrize(
@@ -217,14 +217,14 @@ def test_tiles_of_decode_are_as_long_as_adapters_are_shared(
     assert staged.tiles.adapter_T.tolist() == adapters
     covered = tokens(staged.tiles).tolist()
     assert covered == [*range(8)]
-    assert given.form is not None
+    assert given.graph_key is not None
     # What recurrent layers take is in no room that others share.
     slots = np.arange(1, 9)
     alone = replace(step([1] * 8, residences), states=StateBatch(slots, slots))
     given, staged = Stager(device, Plan.of(device)).stage(alone)
     assert staged.tiles.size == size
     assert tokens(staged.tiles).tolist() == covered
-    assert given.form is None
+    assert given.graph_key is None
 
 
 def test_there_is_room_for_no_more_logits_than_tokens(device: torch.device) -> None:

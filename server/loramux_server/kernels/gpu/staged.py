@@ -31,7 +31,7 @@ _ENTRIES = ("said_row", "said_token", "said_bias", "said_seen", "said_count")
 _SAID = (*_ENTRIES, "said_factors", "said_lacks_one")
 """Staged arrays of what rows say of tokens, in the order of the fields of `Adjustments`."""
 _FEWEST_ROWS = 128
-"""Least A rows that a matmul goes on through; fewer would mean more forms of a step."""
+"""Least A rows that a matmul goes on through; fewer would mean more graphs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Staged:
 
 
 class Stager:
-    """Brings steps to one device, those of a form to the same addresses each time."""
+    """Brings steps to one device, those of one key to the same addresses each time."""
 
     def __init__(self, device: torch.device, plan: Plan) -> None:
         self._device = device
@@ -149,12 +149,12 @@ class Stager:
             is_recorded=is_recorded,
         )
         way = None if given.draws is None else given.draws.is_cut
-        form: Hashable = None
-        layers_form: Hashable = None
+        graph_key: Hashable = None
+        layers_graph_key: Hashable = None
         if is_recorded and has_ends:  # what edits are made of lies wherever it lies
-            layers_form = (room, path, tile_size)
+            layers_graph_key = (room, path, tile_size)
         elif is_recorded:
-            form = (room, path, tile_size, way, given.tells_logprobs)
+            graph_key = (room, path, tile_size, way, given.tells_logprobs)
         num_sampled = room.rows if room else len(given.sampled_R)
         draws_R5 = there["draws"][:num_sampled]
         adjustments = None
@@ -178,8 +178,8 @@ class Stager:
             carried_T=None if given.carried_T is None else there["carried"][:num_tokens],
             adjustments=adjustments,
             draws=None if given.draws is None else replace(given.draws, rows_R5=draws_R5),
-            form=form,
-            layers_form=layers_form,
+            graph_key=graph_key,
+            layers_graph_key=layers_graph_key,
         )
         return step, staged
 
