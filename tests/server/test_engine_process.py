@@ -12,7 +12,6 @@ from typing import Any
 import psutil
 import pytest
 
-from loramux_server.engine.process import num_cores
 from loramux_server.engine_link.process import MAX_DEATHS, EngineProcess
 from loramux_server.wire.engine_config import EngineConfig
 from tests.support.polling import eventually
@@ -127,10 +126,3 @@ async def test_an_engine_that_loads_is_ended_at_once(engines: FakeEngines) -> No
     assert not psutil.pid_exists(pid)
     with pytest.raises(asyncio.CancelledError):
         await starting
-
-
-def test_there_are_as_many_threads_as_cores_that_may_be_used(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3}, raising=False)
-    assert num_cores() == 1

@@ -3,9 +3,9 @@
 import logging
 from dataclasses import dataclass
 
-import psutil
 import torch
 
+from loramux_server.engine.allowance import free_memory
 from loramux_server.kernels.states import BEGINNING
 from loramux_server.models.base_model import BaseModel
 from loramux_server.models.servable import UnservableModelError
@@ -70,7 +70,7 @@ def _free_memory(model: BaseModel, config: EngineConfig) -> int:
         # The rest is for activations, and for the weights that are in place twice for a moment.
         free = int(torch.cuda.mem_get_info(model.device)[0])
         return max(0, free - config.adapter_memory) * 9 // 10
-    return int(psutil.virtual_memory().available) // model.shard.count // 4
+    return free_memory() // model.shard.count // 4
 
 
 def _num_states(model: BaseModel, config: EngineConfig, memory: int) -> int:

@@ -5,7 +5,6 @@ when the other end closes, the process ends.
 """
 
 import faulthandler
-import os
 import queue
 import signal
 import socket
@@ -15,6 +14,7 @@ from contextlib import closing, nullcontext, suppress
 
 import torch
 
+from loramux_server.engine.allowance import num_cores
 from loramux_server.engine.build import build_engine
 from loramux_server.engine.exhaustion import last_words
 from loramux_server.engine.model_part import load_model
@@ -100,13 +100,6 @@ def set_threads(config: EngineConfig) -> None:
     """Let this process use its share of the cores, and its threads take turns often enough."""
     torch.set_num_threads(max(1, (config.threads or num_cores()) // config.tensor_parallel))
     sys.setswitchinterval(_SWITCH_SECONDS)
-
-
-def num_cores() -> int:
-    """Return the cores that this process may use, which in a container can be few of many."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def inherited_socket(name: str) -> socket.socket:
