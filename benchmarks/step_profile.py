@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.fixture import SHAPES, make_adapters
 from benchmarks.local_engine import LocalEngine, fixture_base, packaged
-from loramux_server.engine import build
+from loramux_server.engine import operations
 from loramux_server.kernels.backend import Backend
 from loramux_server.kernels.cpu.program import Program
 from loramux_server.wire.engine_config import EngineConfig
@@ -61,7 +61,7 @@ def main(
 
 def _mark_kernels() -> None:
     """Let the profiler see our own operations, under their names."""
-    run, choose = Program.run, build.choose_backend  # type: ignore[attr-defined]
+    run, choose = Program.run, operations.choose_backend  # type: ignore[attr-defined]
 
     def run_marked(program: Program, first: int = 0, last: int | None = None) -> None:
         for index, name in list(enumerate(program.names))[first:last]:
@@ -84,7 +84,7 @@ def _mark_kernels() -> None:
         )
 
     Program.run = run_marked  # type: ignore[method-assign, assignment]
-    build.choose_backend = choose_marked  # type: ignore[attr-defined]
+    operations.choose_backend = choose_marked  # type: ignore[attr-defined]
 
 
 if __name__ == "__main__":

@@ -127,11 +127,11 @@ class Server:
         self._exit.enter_context(held_port(self._config.listen))
         self._exit.push_async_callback(self._engine.process.stop)
         model = await self._engine.process.start()
-        self._metrics.describe(model, self._config.host_adapter_memory)
+        self._metrics.describe(model)
         if registry is None:
             registry = self._open_registry(default_store(model))
         claim(registry, model)
-        base = ServedBase.of(model, max_host_bytes=self._config.host_adapter_memory)
+        base = ServedBase.of(model, max_host_bytes=model.sizes.host_adapter_memory)
         directory = Directory(adapters, registry, base, partial(_write_down, audit))
         await look(directory, settles=False)
         assert self._entrance is not None

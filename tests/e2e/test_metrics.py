@@ -211,7 +211,7 @@ def test_memory_is_told_by_process_and_tier(server: RunningServer) -> None:
     for tier in ("device", "host"):
         held = metrics[f'loramux_adapter_bytes{{tier="{tier}"}}']
         assert held <= metrics[f'loramux_adapter_memory_bytes{{tier="{tier}"}}']
-    assert metrics['loramux_adapter_memory_bytes{tier="host"}'] == 4 << 30
+    assert 1 << 20 < metrics['loramux_adapter_memory_bytes{tier="host"}'] <= 4 << 30
     assert metrics["loramux_quarantined"] == 0
 
 

@@ -714,7 +714,7 @@ def test_a_store_serves_one_server_at_a_time(roomy_base: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--max-running", "0"], "--max-running is 0"),
+        (["--max-running", "-1"], "--max-running is -1"),
         (["--listen", "nowhere"], "--listen is 'nowhere'"),
         (["--adapters", "/nowhere"], "--adapters /nowhere is no directory"),
         (["--store", "/dev/null/store"], "--store /dev/null/store: Not a directory"),

@@ -74,9 +74,9 @@ def test_every_field_is_described() -> None:
 @pytest.mark.parametrize(
     ("setting", "value", "says"),
     [
-        ("max_running", 0, "--max-running is 0; expected `int` >= 1"),
+        ("max_running", -1, "--max-running is -1; expected `int` >= 0"),
         ("kv_memory", -1, "--kv-memory is -1; expected `int` >= 0"),
-        ("adapter_memory", 0, "--adapter-memory is 0; expected `int` >= 1"),
+        ("adapter_memory", -1, "--adapter-memory is -1; expected `int` >= 0"),
         ("dtype", "int4", "--dtype is 'int4'; expected `str` matching"),
         ("kernels", "", "--kernels is ''"),
         ("default_timeout", 0.0, "--default-timeout is 0.0; expected `float` > 0"),

@@ -23,6 +23,7 @@ from loramux_server.wire.channel import read_message, write_message
 from loramux_server.wire.engine_config import decode_config
 from loramux_server.wire.messages import Ready, encode
 from loramux_server.wire.model_info import ModelInfo
+from tests.support.engine_sizes import sizes_of
 
 connection = socket.socket(fileno=int(sys.argv[3]))
 config = decode_config(read_message(connection))
@@ -30,12 +31,12 @@ with open(config.model) as file:
     state = json.load(file)
 if state["loads"] == "forever":
     read_message(connection)
-kv_memory = config.kv_memory or state["free"]
+sizes = sizes_of(config, free=state["free"])
 write_message(connection, encode(Ready(ModelInfo(
     name="fake", architecture="Fake", fingerprint=state["fingerprint"], dtype="float32",
-    device="cpu", context_length=kv_memory, vocab_size=8, num_parameters=1, eos_token_ids=[],
-    tokenizer_json=None, layers={{}}, adapter_rows=8, max_running=8, num_blocks=kv_memory,
-    kv_memory=kv_memory,
+    device="cpu", context_length=sizes.kv_memory, vocab_size=8, num_parameters=1, eos_token_ids=[],
+    tokenizer_json=None, layers={{}}, adapter_rows=8, max_running=8, num_blocks=sizes.kv_memory,
+    sizes=sizes,
 ))))
 read_message(connection)
 """

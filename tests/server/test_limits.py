@@ -21,12 +21,13 @@ from loramux_server.services.generation.sampling import samplings, text_options
 from loramux_server.services.limits import check_fields, invalid
 from loramux_server.wire.model_info import ModelInfo
 from loramux_server.wire.sampling import Sampling
+from tests.support.engine_sizes import sizes_of
 
 MODEL = ModelInfo(
     name="tiny", architecture="LlamaForCausalLM", fingerprint="sha256:0", dtype="float32",
     device="cpu", context_length=1000, vocab_size=12, num_parameters=1, eos_token_ids=[2],
     tokenizer_json="{}", layers={}, adapter_rows=8, max_running=8, num_blocks=8,
-    kv_memory=8,
+    sizes=sizes_of(),
 )  # fmt: skip
 WITHOUT_TOKENIZER = msgspec.structs.replace(MODEL, tokenizer_json=None)
 

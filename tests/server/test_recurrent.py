@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import asdict
 
 from loramux_server.kernels.states import Kept, StateBatch
 from loramux_server.models.decoder_model import prepare
@@ -214,7 +215,7 @@ def test_an_engine_after_another_has_as_much_room(
     architecture: str, config: dict[str, Any]
 ) -> None:
     first = Harness(tiny_model(architecture), **config).info
-    again = Harness(tiny_model(architecture), **config | {"kv_memory": first.kv_memory}).info
+    again = Harness(tiny_model(architecture), **config | asdict(first.sizes)).info
     assert again == first
 
 

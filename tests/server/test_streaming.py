@@ -60,6 +60,7 @@ from loramux_server.wire.messages import (
 from loramux_server.wire.model_info import ModelInfo
 from tests.crash.story import publish
 from tests.crash.told import DIGESTS, PACKAGES
+from tests.support.engine_sizes import sizes_of
 from tests.support.models import byte_tokenizer
 from tests.support.policies import KeptPolicies
 from tests.support.rooms import open_room
@@ -112,7 +113,7 @@ class Served:
             name="", architecture="", fingerprint="", dtype="", device="", vocab_size=vocab_size,
             context_length=2 * MAX_TOKENS, num_parameters=1, eos_token_ids=[2], layers={},
             tokenizer_json=json.dumps(json.loads(byte_tokenizer().backend_tokenizer.to_str())),
-            adapter_rows=8, max_running=8, num_blocks=8, kv_memory=8,
+            adapter_rows=8, max_running=8, num_blocks=8, sizes=sizes_of(),
         )  # fmt: skip
         self.model = model = msgspec.structs.replace(model, **of_model)
         quotas, room = Quotas(policies or KeptPolicies()), room or open_room()

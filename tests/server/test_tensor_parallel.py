@@ -147,7 +147,8 @@ def test_each_process_takes_less_and_the_frontend_is_told_of_whole_layers(setup:
     assert together.fingerprint == alone.fingerprint
     assert together.num_parameters == alone.num_parameters
     assert together.adapter_rows > alone.adapter_rows
-    assert together.kv_memory / together.num_blocks == alone.kv_memory / alone.num_blocks / 2
+    bytes_together, bytes_alone = together.sizes.kv_memory, alone.sizes.kv_memory
+    assert bytes_together / together.num_blocks == bytes_alone / alone.num_blocks / 2
 
 
 def test_an_adapter_that_only_the_leader_can_read_ends_its_requests_alone(

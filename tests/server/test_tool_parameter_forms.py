@@ -15,6 +15,7 @@ from loramux_server.tools.form import ANY_TEXT, UnknownToolSchemaError, form_of_
 from loramux_server.tools.rules import LargeRulesError
 from loramux_server.tools.syntax import joined
 from loramux_server.wire.model_info import ModelInfo
+from tests.support.engine_sizes import sizes_of
 from tests.support.tool_parameters import (
     CALLED,
     MATCHERS,
@@ -38,7 +39,7 @@ MODEL = ModelInfo(
     name="tiny", architecture="LlamaForCausalLM", fingerprint="sha256:0", dtype="float32",
     device="cpu", context_length=1000, vocab_size=len(THEIRS), num_parameters=1, eos_token_ids=[1],
     tokenizer_json="{}", layers={}, adapter_rows=8, max_running=8, num_blocks=8,
-    kv_memory=8,
+    sizes=sizes_of(),
 )  # fmt: skip
 
 

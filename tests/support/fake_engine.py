@@ -30,6 +30,7 @@ from loramux_server.wire.messages import (
     encode,
 )
 from loramux_server.wire.model_info import ModelInfo
+from tests.support.engine_sizes import sizes_of
 from tests.support.fake_server import (
     CONTEXT,
     DIES,
@@ -118,11 +119,12 @@ def misbehave(token: int) -> None:
 
 
 def model(config: EngineConfig) -> ModelInfo:
+    sizes = sizes_of(config, free=64)
     return ModelInfo(
         name="fake", architecture="Fake", fingerprint="sha256:fake", dtype="float32", device="cpu",
         context_length=CONTEXT, vocab_size=VOCAB, num_parameters=1, eos_token_ids=[],
         tokenizer_json=None, layers={}, adapter_rows=8,
-        max_running=config.max_running, num_blocks=64, kv_memory=64, embedding_width=1,
+        max_running=sizes.max_running, num_blocks=64, sizes=sizes, embedding_width=1,
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from loramux_server.wire.channel import read_message, write_message
 from loramux_server.wire.engine_config import decode_config
 from loramux_server.wire.messages import Ready, encode
 from loramux_server.wire.model_info import ModelInfo
+from tests.support.engine_sizes import sizes_of
 from tests.support.fake import BLOCK_SIZE, VOCAB, FakeModel, fake_engine
 
 NUM_BLOCKS = 512
@@ -40,11 +41,12 @@ def main() -> None:
     assert first is not None
     config = decode_config(first)
     assert config.block_size == BLOCK_SIZE
+    sizes = sizes_of(config, free=NUM_BLOCKS)
     state = json.loads(Path(config.model).read_text())
     inbox = Inbox(connection)
     engine, *_ = fake_engine(
-        num_blocks=NUM_BLOCKS, rows=8, max_running=config.max_running,
-        max_batch_tokens=config.max_batch_tokens, max_waiting=config.max_waiting,
+        num_blocks=NUM_BLOCKS, rows=8, max_running=sizes.max_running,
+        max_batch_tokens=sizes.max_batch_tokens, max_waiting=config.max_waiting,
         model=SleepyModel(state["step_seconds"], state["token_seconds"]),
         clock=time.perf_counter,
     )  # fmt: skip
@@ -52,7 +54,7 @@ def main() -> None:
         name="fake", architecture="Fake", fingerprint="sha256:queueing", dtype="float32",
         device="cpu", context_length=CONTEXT, vocab_size=VOCAB, num_parameters=1,
         eos_token_ids=[], tokenizer_json=None, layers={}, adapter_rows=8,
-        max_running=config.max_running, num_blocks=NUM_BLOCKS, kv_memory=NUM_BLOCKS,
+        max_running=sizes.max_running, num_blocks=NUM_BLOCKS, sizes=sizes,
     )  # fmt: skip
     write_message(connection, encode(Ready(info)))
     try:

@@ -28,6 +28,7 @@ from loramux_server.wire.adapter_source import AdapterSource
 from loramux_server.wire.engine_config import EngineConfig
 from loramux_server.wire.messages import CacheStats, Report, Scores, Stats, Submit, ToEngine
 from loramux_server.wire.model_info import ModelInfo
+from tests.support.engine_sizes import sizes_of
 from tests.support.policies import KeptPolicies
 from tests.support.rooms import open_room
 
@@ -43,7 +44,7 @@ def encoder_info(tokenizer_json: str, **more: Any) -> ModelInfo:
         "name": "tiny", "architecture": "BertModel", "fingerprint": "", "dtype": "", "device": "",
         "vocab_size": 300, "context_length": 512, "num_parameters": 1, "eos_token_ids": [],
         "layers": {}, "tokenizer_json": tokenizer_json, "adapter_rows": 8, "max_running": 8,
-        "num_blocks": 8, "kv_memory": 8, "embedding_width": 4,
+        "num_blocks": 8, "sizes": sizes_of(), "embedding_width": 4,
     }  # fmt: skip
     return ModelInfo(**fields | more)
 

@@ -62,12 +62,22 @@ def _parameter(field: msgspec.structs.FieldInfo, config: type[msgspec.Struct]) -
     if get_origin(kind) is tuple:  # which to typer has a fixed length
         kind = list[str]
     default = inspect.Parameter.empty if field.required else field.default
-    if (meta.extra_json_schema or {}).get("format") == "bytes":
+    schema = meta.extra_json_schema or {}
+    if schema.get("format") == "bytes":
         details |= {"parser": parse_size, "metavar": "SIZE"}
         default = show_size(field.default)
+    if word := schema.get("zero"):
+        details["parser"] = _or_zero(word, details.get("parser", int))
+        details["metavar"] = f"{details.get('metavar', 'INTEGER')}|{word}"
+        default = default if field.default else word
     return inspect.Parameter(
         field.name,
         inspect.Parameter.KEYWORD_ONLY,
         default=default,
         annotation=Annotated[kind, typer.Option(flag, **details)],
     )
+
+
+def _or_zero(word: str, parse: Callable[[str], int]) -> Callable[[str], int]:
+    """Return what parses as `parse` does, and `word` as 0."""
+    return lambda text: 0 if text == word else parse(text)

@@ -1,11 +1,13 @@
 """EngineConfig and base model -> Engine: size the memory, put the parts together."""
 
-import logging
 from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import nullcontext
 
+from msgspec.structs import replace
+
 from loramux_server.engine.admission import Admission
+from loramux_server.engine.allowance import all_memory
 from loramux_server.engine.block_manager import BlockManager
 from loramux_server.engine.contexts import Contexts
 from loramux_server.engine.description import model_info
@@ -14,16 +16,18 @@ from loramux_server.engine.engine import Engine
 from loramux_server.engine.kv_room import KvRoom
 from loramux_server.engine.loader import AdapterLoader, TeamLoader
 from loramux_server.engine.model_runner import ModelRunner
+from loramux_server.engine.operations import backend_of, check_runner
 from loramux_server.engine.pace import Pace
 from loramux_server.engine.residents import loader_threads
 from loramux_server.engine.scheduler import Scheduler
+from loramux_server.engine.size_choice import Means, choose
+from loramux_server.engine.size_log import log_sizes
 from loramux_server.engine.speculation import Speculation
 from loramux_server.engine.state_keeper import StateKeeper
 from loramux_server.engine.team import Team
 from loramux_server.forms.forms import Forms
 from loramux_server.forms.messages import Setup
-from loramux_server.kernels.backend import Backend, choose_backend
-from loramux_server.kernels.resting import Quantization
+from loramux_server.kernels.backend import Backend
 from loramux_server.kernels.shard_group import sharded
 from loramux_server.kernels.states import BEGINNING
 from loramux_server.lora.adapter_cache import AdapterCache
@@ -39,8 +43,6 @@ from loramux_server.wire.engine_config import EngineConfig
 from loramux_server.wire.model_info import ModelInfo
 from loramux_server.wire.weight_format import ROUNDINGS, Resting
 
-_log = logging.getLogger(__name__)
-
 _DRAFT_TOKENS = 16
 _KEPT_PART = 16
 """Beside the memory for running requests, one part in so many is for what is known of texts."""
@@ -50,20 +52,20 @@ _ROOMS_FOR_PARTS = 256 << 20
 
 
 def make_runner(
-    model: BaseModel, config: EngineConfig, num_slots: int, num_states: int = 0
+    model: BaseModel, config: EngineConfig, backend: Backend, num_slots: int, num_states: int = 0
 ) -> ModelRunner:
     """Return what runs `model`, or this process's part of it.
 
     Args:
         model: The prepared base model.
-        config: Its settings.
+        config: Its settings, of which none is left open.
+        backend: The operations to use.
         num_slots: Tokens that the KV cache is to hold.
         num_states: Requests of which there is room for what recurrent layers know.
 
     Raises:
-        UnservableModelError: The kernels do not run on its device, or compute something else.
+        UnservableModelError: The operations compute something else than the model.
     """
-    backend = _backend(config, model)
     runner = ModelRunner(
         model,
         backend if model.shard == WHOLE else sharded(backend),
@@ -73,7 +75,7 @@ def make_runner(
         rooms=_rooms(model, config),
         records=not config.enforce_eager,
     )
-    _check(runner, model, config, backend)
+    check_runner(runner, model, config, backend)
     return runner
 
 
@@ -102,12 +104,16 @@ def build_engine(
         UnservableModelError: A memory limit of `config` leaves no room to serve, or its kernels do
             not run on the model's device.
     """
+    asked, backend = config, backend_of(config, model)
     context_length = min(config.max_context or model.context_length, model.context_length)
-    room = KvRoom.of(model, config, context_length)
+    most = choose(asked, Means.of(model))
+    room = KvRoom.of(model, asked, most, context_length)
+    sizes = replace(most, kv_memory=room.memory)
+    config = sizes.in_config(asked)
     num_slots = room.num_blocks * config.block_size
     context_length = min(context_length, num_slots)
-    with team.allocating(num_slots) if team else nullcontext():
-        runner = make_runner(model, config, num_slots, room.num_states)
+    with team.allocating(num_slots, sizes) if team else nullcontext():
+        runner = make_runner(model, config, backend, num_slots, room.num_states)
     resting = resting_of(runner, config)
     row_size = RowSize(
         row_bytes([group.shape for group in model.groups], resting.row_item_bytes),
@@ -125,6 +131,7 @@ def build_engine(
             f"adapter_memory of {config.adapter_memory} bytes holds no rank row; "
             f"8 of them take {8 * row_size.num_bytes} bytes"
         )
+    log_sizes(model, asked, sizes, room, row_size, cache.rows.capacity, resting)
     source_length = model.source_length * context_length // model.context_length
     ends = Ends(context_length, frozenset(model.eos_token_ids), source_length)
     scheduler = Scheduler(
@@ -173,15 +180,9 @@ def build_engine(
     if model.whole_texts and config.prefix_cache:
         model.whole_texts.keep(max(_LEAST_KEPT, room.memory // _KEPT_PART))
     info = model_info(
-        model,
-        context_length,
-        source_length,
-        cache.rows.capacity,
-        row_size,
-        resting,
-        room,
+        model, context_length, source_length, cache.rows.capacity, row_size, resting, room, sizes,
         blindness,
-    )
+    )  # fmt: skip
     return engine, info
 
 
@@ -204,9 +205,8 @@ def _rooms(model: BaseModel, config: EngineConfig) -> Rooms | None:
     if model.shard != WHOLE:  # of an adapter that is cut, no part stays on the host
         return Rooms(memory, min(config.host_adapter_memory, _ROOMS_FOR_PARTS))
     # Rooms may be an eighth larger than what lies in them.
-    return Rooms(
-        memory, config.host_adapter_memory * 9 // 8, loader_threads(1, "spare", device=model.device)
-    )
+    most = min(config.host_adapter_memory * 9 // 8, all_memory())
+    return Rooms(memory, most, loader_threads(1, "spare", device=model.device))
 
 
 def _draft_tokens(model: BaseModel, config: EngineConfig) -> int:
@@ -235,57 +235,6 @@ def _follower(model: BaseModel, wake: Callable[[], None]) -> Forms | None:
     if not (model.text.tokenizer_json and model.eos_token_ids):
         return None
     return Forms(Setup(model.text.tokenizer_json, model.vocab_size, model.eos_token_ids), wake)
-
-
-def _check(runner: ModelRunner, model: BaseModel, config: EngineConfig, backend: Backend) -> None:
-    # Other kernels take weights as they are, so what rounded them is in the model's own forward.
-    if config.quantization != Quantization.NONE and backend.name == "cpu":
-        _log.info(
-            "weights in %s change the logits by %.2g of their spread",
-            config.quantization,
-            runner.difference,
-        )
-    elif not runner.difference <= model.check.tolerance:
-        raise UnservableModelError(
-            f"kernels {config.kernels!r} compute something else on this machine than the model's "
-            f"own forward: logits differ by {runner.difference:.2g} of their spread"
-        )
-    if config.deterministic and not (runner.is_invariant and _takes_adapters(model)):
-        raise UnservableModelError(
-            f"deterministic: logits of {model.architecture} depend on how a batch is made up, "
-            "because some of its layers are not computed by kernels of ours"
-        )
-
-
-def _takes_adapters(model: BaseModel) -> bool:
-    """Return whether kernels 'cpu' compute the change of adapters for all layers of `model`."""
-    from loramux_server.kernels.cpu.add_lora import serves
-
-    return all(
-        serves(group.shape.in_features, group.projection().columns) for group in model.groups
-    )
-
-
-def _backend(config: EngineConfig, model: BaseModel) -> Backend:
-    device, name = model.device, config.kernels
-    if model.whole_texts and device.type == "cuda" and not model.whole_texts.is_given_tokens:
-        if name == "triton":
-            raise UnservableModelError(
-                f"kernels 'triton' are not for {model.architecture}, whose linear layers are given "
-                "other rows than the tokens of a batch; kernels 'torch' are"
-            )
-        name = "torch"
-    try:
-        if config.deterministic and config.tensor_parallel > 1:
-            raise ValueError("deterministic: tensor_parallel can only be 1")
-        return choose_backend(
-            name,
-            device,
-            Quantization(config.quantization),
-            is_deterministic=config.deterministic,
-        )
-    except ValueError as error:
-        raise UnservableModelError(str(error)) from None
 
 
 def _contexts(model: BaseModel, config: EngineConfig, room: KvRoom) -> Contexts:

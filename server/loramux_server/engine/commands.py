@@ -20,6 +20,7 @@ from loramux_server.kernels.step_input import StepInput
 from loramux_server.lora.segments import Residence, Segments
 from loramux_server.wire.adapter_source import AdapterSource
 from loramux_server.wire.engine_config import EngineConfig
+from loramux_server.wire.engine_sizes import EngineSizes
 
 
 class Load(Struct, frozen=True, tag=True):
@@ -41,6 +42,7 @@ class Allocate(Struct, frozen=True, tag=True):
 
     num_slots: int
     """Tokens that the KV cache holds."""
+    sizes: EngineSizes
 
 
 class Write(Struct, frozen=True, tag=True):

@@ -4,6 +4,7 @@ from loramux_server.engine.kv_room import KvRoom
 from loramux_server.lora.row_allocator import RowSize
 from loramux_server.lora.shard import WHOLE
 from loramux_server.models.base_model import BaseModel
+from loramux_server.wire.engine_sizes import EngineSizes
 from loramux_server.wire.model_info import Layer, ModelInfo
 from loramux_server.wire.weight_format import Resting
 
@@ -16,6 +17,7 @@ def model_info(
     row_size: RowSize,
     resting: Resting,
     room: KvRoom,
+    sizes: EngineSizes,
     blindness: str,
 ) -> ModelInfo:
     """Return what is told of `model`.
@@ -28,6 +30,7 @@ def model_info(
         row_size: How much one holds.
         resting: In which format adapters rest.
         room: What can be kept of requests.
+        sizes: What the engine has of all that its config may leave open.
         blindness: Why it takes no images, where its kind could; empty where it takes them.
     """
     layers = {}
@@ -85,5 +88,5 @@ def model_info(
         max_running=room.max_running,
         num_blocks=room.num_blocks,
         num_states=room.num_states,
-        kv_memory=room.memory,
+        sizes=sizes,
     )

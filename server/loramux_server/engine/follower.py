@@ -32,6 +32,7 @@ from loramux_server.engine.commands import (
 from loramux_server.engine.loader import AdapterLoader
 from loramux_server.engine.model_part import divide, load_whole
 from loramux_server.engine.model_runner import ModelRunner
+from loramux_server.engine.operations import backend_of
 from loramux_server.engine.process import inherited_socket, set_threads
 from loramux_server.engine.residents import loader_threads
 from loramux_server.heap import return_large_pieces, return_once
@@ -126,7 +127,8 @@ def prepare(leader: Leader) -> Part:
     leader.say(Done())
     command = leader.take()
     assert isinstance(command, Allocate)
-    runner = make_runner(model, config, command.num_slots)
+    config = command.sizes.in_config(config)
+    runner = make_runner(model, config, backend_of(config, model), command.num_slots)
     loader = AdapterLoader(model, runner.slab, resting_of(runner, config))
     return_once()
     leader.say(Done())

@@ -3,13 +3,11 @@
 import logging
 from dataclasses import dataclass
 
-import torch
-
-from loramux_server.engine.allowance import free_memory
 from loramux_server.kernels.states import BEGINNING
 from loramux_server.models.base_model import BaseModel
 from loramux_server.models.servable import UnservableModelError
 from loramux_server.wire.engine_config import EngineConfig
+from loramux_server.wire.engine_sizes import EngineSizes
 
 _log = logging.getLogger(__name__)
 
@@ -28,18 +26,26 @@ class KvRoom:
     """Requests that run at once."""
 
     @staticmethod
-    def of(model: BaseModel, config: EngineConfig, context_length: int) -> "KvRoom":
+    def of(
+        model: BaseModel, config: EngineConfig, sizes: EngineSizes, context_length: int
+    ) -> "KvRoom":
         """Return the room for `model`, whose requests have `context_length` tokens at most.
+
+        Args:
+            model: The base model.
+            config: Its settings; where they leave `kv_memory` open, less may do than there is.
+            sizes: What else there is, and of KV the most that there may be.
+            context_length: Tokens of a request.
 
         Raises:
             UnservableModelError: There is none.
         """
-        wanted = config.max_running * -(-context_length // config.block_size)
+        wanted = sizes.max_running * -(-context_length // config.block_size)
         weights = sum(shape.weights for shape in model.cache_shapes)
         block_bytes = config.block_size * model.dtype.itemsize * weights
-        memory = config.kv_memory or _own_memory(model, config, wanted * block_bytes, block_bytes)
-        num_states = _num_states(model, config, memory)
-        max_running = min(config.max_running, num_states or config.max_running)
+        memory = config.kv_memory or _own_memory(model, sizes, wanted * block_bytes, block_bytes)
+        num_states = _num_states(model, sizes, memory)
+        max_running = min(sizes.max_running, num_states or sizes.max_running)
         if not block_bytes:  # nothing is kept of tokens
             return KvRoom(memory, wanted, num_states, max_running)
         room = memory - _state_bytes(model, num_states)
@@ -50,54 +56,45 @@ class KvRoom:
         return KvRoom(memory, room // block_bytes, num_states, max_running)
 
 
-def _own_memory(model: BaseModel, config: EngineConfig, wanted: int, least: int) -> int:
+def _own_memory(model: BaseModel, sizes: EngineSizes, wanted: int, least: int) -> int:
     """Return the bytes that are taken where nobody says how many.
 
     Args:
         model: The base model.
-        config: Its settings.
+        sizes: The sizes of the engine, of KV the most that is taken unless `least` are more.
         wanted: Bytes for all the KV blocks that can be of use.
         least: Bytes for one.
     """
-    states = _state_bytes(model, _most_states(config)) if model.recurrent.states else 0
+    states = _state_bytes(model, _most_states(sizes)) if model.recurrent.states else 0
     # Of all of it, states have half at most.
-    return max(least, min(max(wanted, states) + states, _free_memory(model, config)))
+    return max(least, min(max(wanted, states) + states, sizes.kv_memory))
 
 
-def _free_memory(model: BaseModel, config: EngineConfig) -> int:
-    """Return the bytes that may be taken in each process that holds a part of `model`."""
-    if model.device.type == "cuda":
-        # The rest is for activations, and for the weights that are in place twice for a moment.
-        free = int(torch.cuda.mem_get_info(model.device)[0])
-        return max(0, free - config.adapter_memory) * 9 // 10
-    return free_memory() // model.shard.count // 4
-
-
-def _num_states(model: BaseModel, config: EngineConfig, memory: int) -> int:
+def _num_states(model: BaseModel, sizes: EngineSizes, memory: int) -> int:
     slot_bytes = model.recurrent.slot_bytes
     if not slot_bytes:
         return 0
-    count = min(_most_states(config), memory // 2 // slot_bytes - 1)
+    count = min(_most_states(sizes), memory // 2 // slot_bytes - 1)
     if count < 2:
         raise UnservableModelError(
             f"kv_memory: half of {memory} bytes holds no 3 states of recurrent layers, which take "
             f"{slot_bytes} bytes each"
         )
-    if count < config.max_running:
+    if count < sizes.max_running:
         _log.warning(
             "%d requests run at once, not %d: what recurrent layers know of one takes %d bytes, "
             "and they have half of kv_memory, which is %d bytes",
             count,
-            config.max_running,
+            sizes.max_running,
             slot_bytes,
             memory,
         )
     return count
 
 
-def _most_states(config: EngineConfig) -> int:
+def _most_states(sizes: EngineSizes) -> int:
     """Return how many are of use: as many again are remembered of requests that have ended."""
-    return 2 * config.max_running
+    return 2 * sizes.max_running
 
 
 def _state_bytes(model: BaseModel, count: int) -> int:

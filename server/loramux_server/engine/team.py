@@ -41,6 +41,7 @@ from loramux_server.models.servable import UnservableModelError
 from loramux_server.wire.adapter_source import AdapterSource
 from loramux_server.wire.channel import read_message, write_message
 from loramux_server.wire.engine_config import EngineConfig
+from loramux_server.wire.engine_sizes import EngineSizes
 
 _log = logging.getLogger(__name__)
 
@@ -125,13 +126,13 @@ class Team:
         self._wait()
 
     @contextmanager
-    def allocating(self, num_slots: int) -> Iterator[None]:
+    def allocating(self, num_slots: int, sizes: EngineSizes) -> Iterator[None]:
         """Let the followers make room while the block does the same.
 
         Raises:
             UnservableModelError: One of them cannot.
         """
-        self._tell(Allocate(num_slots))
+        self._tell(Allocate(num_slots, sizes))
         yield
         self._wait()
 

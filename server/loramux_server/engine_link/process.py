@@ -8,8 +8,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-import msgspec
-
 from loramux_server.config import ConfigError
 from loramux_server.engine_link.running_engine import RunningEngine
 from loramux_server.engine_link.watchdog import Watchdog
@@ -60,7 +58,9 @@ class EngineProcess:
                 that it may be silent for ever.
         """
         self._config = config
-        self._watchdog = Watchdog(watchdog, config.max_batch_tokens) if watchdog else None
+        self._max_silence = watchdog
+        self._watchdog: Watchdog | None = None
+        """None before there was an engine, and where it may be silent for ever."""
         self._on_report = on_report
         self._on_ready = on_ready
         self._engine: RunningEngine | None = None
@@ -168,7 +168,9 @@ class EngineProcess:
         if self._model is None:
             self._model = model
             # By itself it would go by the memory that is free at the moment.
-            self._config = msgspec.structs.replace(self._config, kv_memory=model.kv_memory)
+            self._config = model.sizes.in_config(self._config)
+            if self._max_silence:
+                self._watchdog = Watchdog(self._max_silence, model.sizes.max_batch_tokens)
             return
         changed = [
             name for name in ModelInfo.__struct_fields__

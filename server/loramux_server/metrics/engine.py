@@ -116,13 +116,13 @@ class EngineMetrics:
         self._last = NOTHING
         self._num_blocks = 0
 
-    def describe(self, model: ModelInfo, host_bytes: int) -> None:
+    def describe(self, model: ModelInfo) -> None:
         """Show how much there is of what requests and adapters take."""
         self._num_blocks = model.num_blocks
         self.blocks_total.set(model.num_blocks)
         self.states_total.set(model.num_states)
         self.memory_bytes.labels("device").set(model.adapter_rows * model.row_bytes)
-        self.memory_bytes.labels("host").set(host_bytes)
+        self.memory_bytes.labels("host").set(model.sizes.host_adapter_memory)
 
     def ended(self) -> None:
         """Note that the engine holds nothing any more and that the next one counts from zero."""

@@ -101,12 +101,12 @@ class Metrics:
         self.totals = Totals()
         """The same over all adapters."""
 
-    def describe(self, model: ModelInfo, host_bytes: int) -> None:
-        """Show what is served, with how much memory; of the host adapters have `host_bytes`."""
+    def describe(self, model: ModelInfo) -> None:
+        """Show what is served, with how much memory."""
         self._info.labels(
             __version__, model.name, model.architecture, model.dtype, model.device
         ).set(1)
-        self._engine.describe(model, host_bytes)
+        self._engine.describe(model)
 
     def of(self, adapter: str) -> "AdapterSeries":
         """Return what to count a request for `adapter` in, empty for the base, at this moment."""

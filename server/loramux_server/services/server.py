@@ -25,7 +25,7 @@ class ServerService:
 
     def __init__(self, model: ModelInfo, config: ServerConfig, totals: Totals) -> None:
         self._num_blocks = model.num_blocks
-        self._config = config
+        self._sizes = model.sizes
         self._totals = totals
         self._begin = time.monotonic()
         self._response = server_pb2.GetServerInfoResponse(
@@ -62,15 +62,15 @@ class ServerService:
         self, request: server_pb2.GetServerLoadRequest, context: Context
     ) -> server_pb2.GetServerLoadResponse:
         """Tell what goes on."""
-        totals, engine, config = self._totals, self._totals.engine, self._config
+        totals, engine, sizes = self._totals, self._totals.engine, self._sizes
         return server_pb2.GetServerLoadResponse(
             uptime_seconds=time.monotonic() - self._begin,
             running_requests=engine.running,
             waiting_requests=engine.waiting,
             kv_blocks=self._num_blocks,
             kv_blocks_used=engine.used_blocks,
-            device=_tier(engine.device, config.adapter_memory),
-            host=_tier(engine.host, config.host_adapter_memory),
+            device=_tier(engine.device, sizes.adapter_memory),
+            host=_tier(engine.host, sizes.host_adapter_memory),
             requests=totals.requests,
             prompt_tokens=totals.prompt_tokens,
             generated_tokens=totals.generated_tokens,

@@ -5,6 +5,9 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
+_AUTO = {"zero": "auto"}
+"""Of settings that 0 leaves open: they are chosen once the base model is loaded."""
+
 
 class EngineConfig(Struct, frozen=True, kw_only=True):
     """What the engine needs to know before it starts. Sizes are in bytes, times in seconds."""
@@ -57,23 +60,32 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
         int,
         Meta(
             ge=0,
-            description="CPU threads of the engine, all of its processes together; 0 means one "
-            "for each core.",
+            description="CPU threads of the engine, all of its processes together; auto means one "
+            "for each core that it may use by its affinity and the limits of its container.",
+            extra_json_schema=_AUTO,
         ),
     ] = 0
     max_context: Annotated[
         int,
         Meta(ge=0, description="Most tokens of prompt and completion; 0 means the model's own."),
     ] = 0
-    max_running: Annotated[int, Meta(ge=1, description="Most requests in one batch.")] = 64
+    max_running: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Most requests in one batch; auto means 64 on a CPU and 256 on a GPU.",
+            extra_json_schema=_AUTO,
+        ),
+    ] = 0
     max_batch_tokens: Annotated[
         int,
         Meta(
-            ge=1,
+            ge=0,
             description="Most tokens in one batch; longer prompts run in chunks, what an encoder "
-            "reads is one chunk, however long.",
+            "reads is one chunk, however long. auto means 512 on a CPU and 2048 on a GPU.",
+            extra_json_schema=_AUTO,
         ),
-    ] = 512
+    ] = 0
     max_stall: Annotated[
         float,
         Meta(
@@ -97,10 +109,11 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
         int,
         Meta(
             ge=0,
-            description="Memory for KV blocks, of each process; 0 means enough for max_running "
-            "contexts, up to a quarter of what is free (nine tenths of what adapters leave of a "
-            "GPU). What recurrent layers know of requests lies there, too, in half of it at most.",
-            extra_json_schema={"format": "bytes"},
+            description="Memory for KV blocks, of each process; auto means enough for "
+            "--max-running contexts, up to a quarter of what is free in this container or machine, "
+            "or to what steps and adapters leave of a GPU. What recurrent layers know of requests "
+            "lies there, too, in half of it at most.",
+            extra_json_schema={"format": "bytes", **_AUTO},
         ),
     ] = 0
     prefix_cache: Annotated[
@@ -113,20 +126,23 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
     adapter_memory: Annotated[
         int,
         Meta(
-            ge=1,
+            ge=0,
             description="Memory for adapters beside the base model, on its device, of each "
-            "process.",
-            extra_json_schema={"format": "bytes"},
+            "process; auto means 1G on a CPU, or an eighth of what is free where that is less, and "
+            "on a GPU a quarter of what the base and steps leave.",
+            extra_json_schema={"format": "bytes", **_AUTO},
         ),
-    ] = 1 << 30
+    ] = 0
     host_adapter_memory: Annotated[
         int,
         Meta(
-            ge=1,
-            description="Memory for adapters packed on the host.",
-            extra_json_schema={"format": "bytes"},
+            ge=0,
+            description="Memory for adapters packed on the host; auto means 4G beside a CPU and "
+            "64G beside a GPU, or a quarter of what is free in this container or machine where "
+            "that is less.",
+            extra_json_schema={"format": "bytes", **_AUTO},
         ),
-    ] = 4 << 30
+    ] = 0
     adapter_dtype: Annotated[
         str,
         Meta(

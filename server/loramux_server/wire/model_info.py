@@ -6,6 +6,7 @@ from loramux_adapters.embedding import DEFAULT, Embedding
 from loramux_adapters.experts import ExpertsShape
 from loramux_adapters.head import HeadShape
 from loramux_adapters.vocabulary import BaseVocabulary
+from loramux_server.wire.engine_sizes import EngineSizes
 from loramux_server.wire.model_kind import ModelKind
 from loramux_server.wire.weight_format import AS_SAVED, Resting
 from loramux_server.wire.writing import Writing
@@ -82,9 +83,8 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     num_blocks: int
     num_states: int = 0
     """Requests of which there is room for what recurrent layers know; 0 without such."""
-    kv_memory: int
-    """Bytes for KV blocks and states in each process that holds a part of the model: an engine
-    that is given so many has as many of both."""
+    sizes: EngineSizes
+    """What it has of all that a config may leave open."""
 
     @property
     def is_encoder(self) -> bool:

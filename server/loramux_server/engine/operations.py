@@ -1,0 +1,75 @@
+"""The operations that run a base model, and whether they compute what it does."""
+
+import logging
+
+from loramux_server.engine.model_runner import ModelRunner
+from loramux_server.kernels.backend import Backend, choose_backend
+from loramux_server.kernels.resting import Quantization
+from loramux_server.models.base_model import BaseModel
+from loramux_server.models.servable import UnservableModelError
+from loramux_server.wire.engine_config import EngineConfig
+
+_log = logging.getLogger(__name__)
+
+
+def backend_of(config: EngineConfig, model: BaseModel) -> Backend:
+    """Return the operations that `config` wants for `model`.
+
+    Raises:
+        UnservableModelError: They do not run on its device, or do not do what else is wanted.
+    """
+    device, name = model.device, config.kernels
+    if model.whole_texts and device.type == "cuda" and not model.whole_texts.is_given_tokens:
+        if name == "triton":
+            raise UnservableModelError(
+                f"kernels 'triton' are not for {model.architecture}, whose linear layers are given "
+                "other rows than the tokens of a batch; kernels 'torch' are"
+            )
+        name = "torch"
+    try:
+        if config.deterministic and config.tensor_parallel > 1:
+            raise ValueError("deterministic: tensor_parallel can only be 1")
+        return choose_backend(
+            name,
+            device,
+            Quantization(config.quantization),
+            is_deterministic=config.deterministic,
+        )
+    except ValueError as error:
+        raise UnservableModelError(str(error)) from None
+
+
+def check_runner(
+    runner: ModelRunner, model: BaseModel, config: EngineConfig, backend: Backend
+) -> None:
+    """Demand that `runner` computes with `backend` what `model` does, and as `config` wants.
+
+    Raises:
+        UnservableModelError: It does not.
+    """
+    # Other kernels take weights as they are, so what rounded them is in the model's own forward.
+    if config.quantization != Quantization.NONE and backend.name == "cpu":
+        _log.info(
+            "weights in %s change the logits by %.2g of their spread",
+            config.quantization,
+            runner.difference,
+        )
+    elif not runner.difference <= model.check.tolerance:
+        raise UnservableModelError(
+            f"kernels {config.kernels!r} compute something else on this machine than the model's "
+            f"own forward: logits differ by {runner.difference:.2g} of their spread"
+        )
+    if config.deterministic and not (runner.is_invariant and _takes_adapters(model)):
+        raise UnservableModelError(
+            f"deterministic: logits of {model.architecture} depend on how a batch is made up, "
+            "because some of its layers are not computed by kernels of ours"
+        )
+
+
+def _takes_adapters(model: BaseModel) -> bool:
+    """Return whether kernels 'cpu' compute the change of adapters for all layers of `model`."""
+    from loramux_server.kernels.cpu.add_lora import serves
+
+    return all(
+        serves(group.shape.in_features, group.projection().columns) for group in model.groups
+    )

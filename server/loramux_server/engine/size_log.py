@@ -1,0 +1,80 @@
+"""What the log says of how large an engine is."""
+
+import logging
+
+import msgspec
+
+from loramux_server.engine.allowance import all_memory
+from loramux_server.engine.kv_room import KvRoom
+from loramux_server.lora.row_allocator import RowSize
+from loramux_server.lora.slab import row_bytes
+from loramux_server.models.base_model import BaseModel
+from loramux_server.wire.engine_config import EngineConfig
+from loramux_server.wire.engine_sizes import EngineSizes
+from loramux_server.wire.weight_format import Resting
+
+_log = logging.getLogger(__name__)
+_RANK = 16
+_SAVED_BYTES = 2
+"""Of a weight of most adapters."""
+
+
+def log_sizes(
+    model: BaseModel,
+    asked: EngineConfig,
+    sizes: EngineSizes,
+    room: KvRoom,
+    row_size: RowSize,
+    num_rows: int,
+    resting: Resting,
+) -> None:
+    """Say what an engine has, and how many adapters of a usual size that holds.
+
+    Args:
+        model: The base model.
+        asked: The config as it was before sizes were chosen.
+        sizes: The sizes that count.
+        room: What can be kept of requests.
+        row_size: How much a rank row holds.
+        num_rows: Rank rows on the device.
+        resting: In which format adapters rest.
+    """
+    item_bytes = resting.item_bytes(_SAVED_BYTES)
+    on_device = num_rows // row_size.rows_of(_RANK, item_bytes)
+    adapter_bytes = _RANK * row_bytes([group.whole for group in model.groups], item_bytes)
+    on_host = sizes.host_adapter_memory // adapter_bytes
+    kv_tokens = room.num_blocks * asked.block_size
+    chosen = [name for name in EngineSizes.__struct_fields__ if not getattr(asked, name)]
+    fields = {
+        **msgspec.structs.asdict(sizes),
+        "max_running": room.max_running,
+        "kv_tokens": kv_tokens,
+        "device_adapters": on_device,
+        "host_adapters": on_host,
+        "chosen": chosen,
+    }
+    _log.info(
+        "max_running %d, max_batch_tokens %d, kv_memory %s (%d tokens), adapter_memory %s and "
+        "host_adapter_memory %s (%d and %d adapters of rank %d on all layers); chosen here: %s",
+        room.max_running,
+        sizes.max_batch_tokens,
+        _shown(sizes.kv_memory),
+        kv_tokens,
+        _shown(sizes.adapter_memory),
+        _shown(sizes.host_adapter_memory),
+        on_device,
+        on_host,
+        _RANK,
+        ", ".join(chosen) or "none",
+        extra={"fields": fields},
+    )
+    if sizes.host_adapter_memory > all_memory():
+        _log.warning(
+            "host_adapter_memory is %d bytes, and all memory of the host that may be used %d",
+            sizes.host_adapter_memory,
+            all_memory(),
+        )
+
+
+def _shown(num_bytes: int) -> str:
+    return f"{num_bytes / (1 << 30):.3g} GiB"
