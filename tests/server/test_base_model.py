@@ -249,6 +249,30 @@ def test_a_model_that_asks_in_which_format_its_layers_are_is_served() -> None:
     assert "model.layers.1.mlp.gate.wg" in prepare(random_model(config)).places
 
 
+def test_weights_are_pages_of_their_file_until_they_come_to_their_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the host would need room for all that a GPU is to hold."""
+    folder = tmp_path / "base"
+    tiny_model("llama").to(torch.bfloat16).save_pretrained(str(folder))
+    to, found = PreTrainedModel.to, []
+
+    def watched(module: PreTrainedModel, *arguments: Any, **options: Any) -> PreTrainedModel:
+        maps = Path("/proc/self/maps").read_text().splitlines()
+        places = [line.split()[0].split("-") for line in maps if line.endswith("safetensors")]
+        pages = [range(int(start, 16), int(end, 16)) for start, end in places]
+        for parameter in module.parameters():
+            found.append(any(parameter.data_ptr() in page for page in pages))
+        return to(module, *arguments, **options)
+
+    monkeypatch.setattr(PreTrainedModel, "to", watched)
+    load_base_model(str(folder), dtype="bfloat16")
+    assert found and all(found)
+    found.clear()
+    load_base_model(str(folder), dtype="float32")
+    assert found and not any(found)
+
+
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnservableModelError, match="cannot load a base model"):
         load_base_model(str(tmp_path))

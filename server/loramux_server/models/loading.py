@@ -124,6 +124,7 @@ def load_base_model(
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise UnservableModelError(f"cannot load a base model from {path!r}: {error}") from None
     if not stays_on_host:
+        # Weights in the format that they were saved in have been pages of their file until here.
         module = module.to(target)
     if kind is not ModelKind.DECODER:
         heads = Heads.of(module, config, path) if kind is ModelKind.ENCODER else None
