@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -52,6 +53,9 @@ Plaintext = Annotated[
 
 _WEIGHT_COMMANDS = frozenset({"pack", "inspect", "verify", "lint", "convert", "diff", "merge"})
 
+_OF_THE_SERVER = frozenset({"loramux_server", "msgspec", "platformdirs", "prometheus_client"})
+"""What commands of the server import at once, and a client's installation lacks."""
+
 app = typer.Typer(
     name="loramux",
     help="Serve one base model with many LoRA adapters, and call it.",
@@ -69,24 +73,32 @@ def _server_command(name: str, summary: str) -> None:
     """
     try:
         module = importlib.import_module(f"loramux_server.commands.{name}")
-    except ImportError:
-
-        def missing() -> None:
-            print(
-                f"loramux: {name} needs the server: pip install 'loramux[server]'", file=sys.stderr
-            )
-            raise typer.Exit(1)
-
-        missing.__doc__ = f"{summary} (needs loramux[server])"
+    except ImportError as error:
         app.command(
             name,
             context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-        )(missing)
+        )(_missing(name, summary, error))
     else:
         if hasattr(module, "app"):
             app.add_typer(module.app, name=name)
         else:
-            app.command(name)(getattr(module, name))
+            app.command(name, cls=getattr(module, "COMMAND", None))(getattr(module, name))
+
+
+def _missing(name: str, summary: str, error: ImportError) -> Callable[[], None]:
+    """Return what a command does that cannot be imported because of `error`."""
+    is_bare = (error.name or "").partition(".")[0] in _OF_THE_SERVER
+
+    def missing() -> None:
+        if not is_bare:  # what is installed does not work, and installing it again may not help
+            raise error
+        print(f"loramux: {name} needs the server: pip install 'loramux[server]'", file=sys.stderr)
+        raise typer.Exit(1)
+
+    # First, since the list of commands cuts what is long.
+    why = "Needs loramux[server]" if is_bare else "Cannot be imported"
+    missing.__doc__ = f"{why}: {summary[:1].lower()}{summary[1:]}"
+    return missing
 
 
 def _version(value: bool) -> None:
