@@ -71,11 +71,12 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True):
     ] = "127.0.0.1:9400"
     tls_cert: Annotated[
         str | None,
-        Meta(description="PEM file of the server's certificate chain; it may change meanwhile."),
+        Meta(description="PEM file of the server's certificate chain; reread when it changes."),
     ] = None
-    tls_key: Annotated[str | None, Meta(description="PEM file of its private key, likewise.")] = (
-        None
-    )
+    tls_key: Annotated[
+        str | None,
+        Meta(description="PEM file of its private key; reread when it changes."),
+    ] = None
     tls_client_ca: Annotated[
         str | None,
         Meta(
@@ -93,8 +94,8 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True):
     insecure: Annotated[
         bool,
         Meta(
-            description="Listen where other machines can connect without TLS, or without keys; "
-            "without keys, anybody is the administrator."
+            description="Dangerous: lets other machines connect without TLS, and as administrators "
+            "as long as there is no key. Only where a proxy or the network keeps others out."
         ),
     ] = False
     ready_file: Annotated[
@@ -198,7 +199,8 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True):
         int,
         Meta(
             ge=1,
-            description="Most bytes of a file with an image. A request has room for three such.",
+            description="Largest file of an image. A request may bring as many bytes as three of "
+            "the largest, and 4M for all else.",
             extra_json_schema={"format": "bytes"},
         ),
     ] = 8 << 20
@@ -209,8 +211,8 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True):
         float,
         Meta(
             ge=0,
-            description="Seconds by which the frontend may be behind for a while; beyond that "
-            "requests are refused. 0 means no limit.",
+            description="Most seconds by which the frontend may run late, three looks in a row; "
+            "while it is later than that, requests are refused. 0 means no limit.",
         ),
     ] = 1.0
     keepalive: Annotated[

@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from loramux.cli.app import app
 from loramux_server.commands.flags import parse_size, show_size, takes_config
+from loramux_server.commands.headings import HEADINGS
 from loramux_server.commands.serve import run
 from loramux_server.config import ConfigError, ServerConfig, make_config, split_address
 from loramux_server.wire.engine_config import EngineConfig
@@ -16,9 +18,9 @@ from loramux_server.wire.engine_config import EngineConfig
 def from_flags(*arguments: str) -> ServerConfig:
     """What `loramux serve` would serve with."""
     given: list[dict[str, object]] = []
-    app = typer.Typer()
-    app.command()(takes_config(ServerConfig)(given.append))
-    result = CliRunner().invoke(app, arguments)
+    only = typer.Typer()
+    only.command()(takes_config(ServerConfig, HEADINGS)(given.append))
+    result = CliRunner().invoke(only, arguments)
     assert result.exit_code == 0, result.output
     return make_config(given[0])
 
@@ -41,7 +43,7 @@ def test_every_field_has_a_flag() -> None:
         max_tenant_share=0.5, hub_allow=("e/*", "f/g"), object_allow=("s3://h",),
         tls_cert="e", tls_key="f", tls_client_ca="g",
         tls_client_domain="h.i", insecure=True, catalog="sqlite://",
-        adapter_templates=False, deterministic=True,
+        adapter_templates=False, deterministic=True, enforce_eager=True,
         log_format="json", audit_log="j", tracing_endpoint="http://k:1",
         watchdog=15.0, quarantine_deaths=3, probe_interval=16.0,
         max_waiting_tokens=18, max_waiting_bytes=19, max_lag=0.25, reader_timeout=20.0,
@@ -57,6 +59,33 @@ def test_every_field_has_a_flag() -> None:
         for one in value if isinstance(value, tuple) else [value]:
             flags += switch[one] if isinstance(one, bool) else [f"--{flag}", str(one)]
     assert from_flags(*flags) == config
+
+
+def test_every_flag_is_below_one_heading_of_the_help() -> None:
+    names = [name for below in HEADINGS.values() for name in below]
+    assert sorted(names) == sorted(ServerConfig.__struct_fields__)
+    help_lines = CliRunner().invoke(app, ["serve", "--help"]).output.splitlines()
+    headings = [line for line in help_lines if line.endswith(":") and not line.startswith(" ")]
+    assert headings == [f"{heading}:" for heading in (*HEADINGS, "Other")]
+    below = help_lines[help_lines.index("Memory:") :]
+    assert below[1].split()[:2] == ["--kv-memory", "SIZE|auto"]
+
+
+@pytest.mark.parametrize(
+    "flag",
+    ["max-running", "max-batch-tokens", "threads", "kv-memory", "adapter-memory",
+     "host-adapter-memory"],
+)  # fmt: skip
+def test_what_is_left_open_is_called_auto(flag: str) -> None:
+    field = flag.replace("-", "_")
+    assert getattr(ServerConfig(model=""), field) == 0
+    assert getattr(from_flags("--model", "a", f"--{flag}", "auto"), field) == 0
+    assert getattr(from_flags("--model", "a", f"--{flag}", "7"), field) == 7
+    shown = " ".join(CliRunner().invoke(app, ["serve", "--help"]).output.split())
+    about = shown[shown.index(f"--{flag} ") :]
+    assert about[about.index("[default:") :].startswith("[default: auto]")
+    refused = CliRunner().invoke(app, ["serve", "--model", "a", f"--{flag}", "otto"])
+    assert refused.exit_code == 2 and f"'--{flag}'" in refused.output and "otto" in refused.output
 
 
 def test_the_engine_gets_its_part() -> None:

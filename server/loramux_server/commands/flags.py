@@ -2,11 +2,12 @@
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import msgspec
 import typer
+from typer.core import TyperCommand
 
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
@@ -32,16 +33,41 @@ def show_size(size: int) -> str:
     return str(size)
 
 
+class HeadedCommand(TyperCommand):
+    """A command whose help has its options under the headings that they were given."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401
+        """Write all options."""
+        parts: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            if record := param.get_help_record(ctx):
+                heading = getattr(param, "rich_help_panel", None) or "Other"
+                parts.setdefault(heading, []).append(record)
+        for heading, records in parts.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
 def takes_config(
-    config: type[msgspec.Struct],
+    config: type[msgspec.Struct], headings: Mapping[str, Iterable[str]]
 ) -> Callable[[Callable[[dict[str, object]], None]], Callable[..., None]]:
-    """Make a command that has a flag for each field of `config` and gets them as a dict."""
+    """Make a command that has a flag for each field of `config` and gets them as a dict.
+
+    Args:
+        config: What is to be set.
+        headings: Heading -> the fields below it in the help of a `HeadedCommand`, all together.
+    """
 
     def decorate(command: Callable[[dict[str, object]], None]) -> Callable[..., None]:
         def run(**settings: object) -> None:
             command(settings)
 
-        parameters = [_parameter(field, config) for field in msgspec.structs.fields(config)]
+        fields = {field.name: field for field in msgspec.structs.fields(config)}
+        parameters = [
+            _parameter(fields[name], config, heading)
+            for heading, names in headings.items()
+            for name in names
+        ]
         run.__doc__ = command.__doc__
         run.__name__ = command.__name__
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -51,14 +77,16 @@ def takes_config(
     return decorate
 
 
-def _parameter(field: msgspec.structs.FieldInfo, config: type[msgspec.Struct]) -> inspect.Parameter:
+def _parameter(
+    field: msgspec.structs.FieldInfo, config: type[msgspec.Struct], heading: str
+) -> inspect.Parameter:
     hint = get_type_hints(config, include_extras=True)[field.name]
     assert get_origin(hint) is Annotated
     kind, meta = get_args(hint)[:2]
     flag = f"--{field.name.replace('_', '-')}"
     if kind is bool:
         flag += f"/--no-{flag.removeprefix('--')}"
-    details: dict[str, Any] = {"help": meta.description}
+    details: dict[str, Any] = {"help": meta.description, "rich_help_panel": heading}
     if get_origin(kind) is tuple:  # which to typer has a fixed length
         kind = list[str]
     default = inspect.Parameter.empty if field.required else field.default

@@ -5,17 +5,20 @@ import sys
 
 import typer
 
-from loramux_server.commands.flags import takes_config
+from loramux_server.commands.flags import HeadedCommand, takes_config
+from loramux_server.commands.headings import HEADINGS
 from loramux_server.config import ConfigError, ServerConfig, make_config
 from loramux_server.observe.json_lines import set_up_logging
 
+COMMAND = HeadedCommand
+"""What the command line makes of `serve`."""
 EXIT_CONFIG = 78
 """EX_CONFIG of sysexits.h: something in the configuration is wrong."""
 EXIT_BUSY = 75
 """EX_TEMPFAIL of sysexits.h: somebody else has the store."""
 
 
-@takes_config(ServerConfig)
+@takes_config(ServerConfig, HEADINGS)
 def serve(settings: dict[str, object]) -> None:
     """Serve a base model and its adapters over gRPC."""
     set_up_logging(log_format=str(settings["log_format"]))

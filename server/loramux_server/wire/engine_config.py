@@ -36,9 +36,9 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
         str,
         Meta(
             pattern="^(none|bfloat16|int8|fp8)$",
-            description="How weights of the base are rounded, adapters not with them: none (which "
-            "loses nothing), by kernels cpu bfloat16 or int8, for others, and so on a GPU, int8 or "
-            "fp8 by torchao.",
+            description="Rounds the weights of the base, never those of adapters: none; bfloat16 "
+            "or int8 by the kernels of a CPU; int8 or fp8 on a GPU or with --kernels torch, by "
+            "torchao (pip install 'loramux[quantized]').",
         ),
     ] = "none"
     deterministic: Annotated[
