@@ -3,6 +3,7 @@
 import os
 
 import pytest
+import torch
 
 from loramux_server.engine.one_gpu import see_one_gpu
 from loramux_server.wire.engine_config import EngineConfig
@@ -23,6 +24,7 @@ from loramux_server.wire.engine_config import EngineConfig
 def test_it_sees_the_one_that_is_named(
     device: str, seen: str | None, then: str, sees: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len((seen or "0,1,2").split(",")))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if seen is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)

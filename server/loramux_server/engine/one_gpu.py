@@ -3,6 +3,7 @@
 import os
 
 import msgspec
+import torch
 
 from loramux_server.wire.engine_config import EngineConfig
 
@@ -19,9 +20,8 @@ def see_one_gpu(config: EngineConfig) -> EngineConfig:
     kind, _, number = config.device.partition(":")
     if kind != "cuda" or not number.isdecimal() or config.tensor_parallel > 1:
         return config
+    if int(number) >= torch.cuda.device_count():
+        return config  # which is refused by its name
     seen = os.environ.get(_VARIABLE)
-    gpus = [] if seen is None else seen.split(",")
-    if seen is not None and int(number) >= len(gpus):
-        return config  # torch says so
-    os.environ[_VARIABLE] = gpus[int(number)] if gpus else number
+    os.environ[_VARIABLE] = number if seen is None else seen.split(",")[int(number)]
     return msgspec.structs.replace(config, device="cuda")
