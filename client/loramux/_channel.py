@@ -25,6 +25,7 @@ Routing = Literal["adapter", "round_robin"]
 """How calls spread over several servers: those for one adapter go to the same server, or all
 take turns."""
 
+MAX_PORT = 65_535
 MAX_ATTEMPTS = 5
 INITIAL_BACKOFF = 0.4
 """Seconds before the second attempt, unless the server says how long."""
@@ -88,9 +89,12 @@ def address(targets: Targets) -> str:
     """Return the address of `targets` as gRPC takes it; names of several are looked up now.
 
     Raises:
-        InvalidArgumentError: There is none, or one of several is no HOST:PORT that can be found.
+        InvalidArgumentError: There is none, or one has no port that there can be or is an address
+            of HTTP, or one of several is no HOST:PORT that can be found.
     """
     targets = each(targets)
+    for target in targets:
+        _check(target)
     if len(targets) == 1:
         return targets[0]
     if not targets:
@@ -189,6 +193,25 @@ def server_options(
         ("grpc.default_authority", authority),
         ("grpc.service_config", json.dumps(_HEALTHY)),
     ]
+
+
+def _check(target: str) -> None:
+    """Demand that `target` may be what it says.
+
+    Raises:
+        InvalidArgumentError: gRPC would take it for another host or port.
+    """
+    scheme, _, rest = target.rpartition("://")
+    host, _, port = target.rpartition(":")
+    if scheme in ("http", "https", "grpc", "grpcs"):
+        what = f"HOST:PORT alone, such as {rest}"
+    elif host and port.isdecimal() and not target.startswith("unix") and int(port) > MAX_PORT:
+        what = f"a port from 1 to {MAX_PORT}"
+    else:
+        return
+    raise InvalidArgumentError(
+        f"target is {target!r}; give {what}", reason="INVALID_FIELD", field="target"
+    )
 
 
 def _resolved(target: str) -> dict[int, str]:

@@ -2,8 +2,9 @@
 
 import pytest
 
-from loramux._channel import addresses
+from loramux._channel import address, addresses
 from loramux._routing.names import MIN_SECONDS, REFRESH_SECONDS, Name, addresses_of_name, named
+from loramux.errors import InvalidArgumentError
 
 
 @pytest.mark.parametrize(
@@ -29,6 +30,31 @@ def test_several_targets_are_the_servers_and_one_needs_no_choice() -> None:
     assert found is not None
     assert found.known == ("b:1", "a:1")
     assert addresses(["a:1"]) is None
+
+
+@pytest.mark.parametrize(
+    ("target", "wanted"),
+    [
+        ("http://a:1", "HOST:PORT alone, such as a:1"),
+        ("grpcs://models.example.org:443", "HOST:PORT alone, such as models.example.org:443"),
+        ("127.0.0.1:65536", "a port from 1 to 65535"),
+        ("dns:///servers:99999", "a port from 1 to 65535"),
+    ],
+)
+def test_what_would_be_another_host_or_port_is_refused(target: str, wanted: str) -> None:
+    for targets in (target, ["localhost:1", target]):
+        with pytest.raises(InvalidArgumentError) as caught:
+            address(targets)
+        assert str(caught.value) == f"target is {target!r}; give {wanted}"
+        assert caught.value.field == "target"
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["a:65535", "models.example.org", "[::1]:1", "dns:///a:1", "unix:///run/x", "unix:x:99999"],
+)
+def test_other_targets_are_what_grpc_makes_of_them(target: str) -> None:
+    assert address(target) == target
 
 
 class Book:
