@@ -278,6 +278,23 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
         load_base_model(str(tmp_path))
 
 
+@pytest.mark.parametrize("path", ["/absent", "./absent", "../absent", "~/absent", "a/b/absent"])
+def test_a_folder_that_is_not_there_is_not_looked_for_at_a_hub(path: str) -> None:
+    with pytest.raises(UnservableModelError, match=f"from '{path}': there is no such folder"):
+        load_base_model(path)
+
+
+@pytest.mark.parametrize("path", [".", "./", "../small", "../small/", "../small/.", "sub/.."])
+def test_a_model_has_the_name_of_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    folder = tmp_path / "small"
+    random_model(LlamaConfig(**SHAPE)).save_pretrained(str(folder))
+    (folder / "sub").mkdir()
+    monkeypatch.chdir(folder)
+    assert load_base_model(path, device="cpu").name == "small"
+
+
 @pytest.mark.parametrize("device", ["foo", "cuda:99", "meta", "cpu:x"])
 def test_a_device_that_is_not_there_is_refused_by_name(tmp_path: Path, device: str) -> None:
     with pytest.raises(UnservableModelError, match=f"device '{device}' cannot be used"):

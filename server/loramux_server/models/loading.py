@@ -85,6 +85,7 @@ def load_base_model(
     """
     target = _device(device)
     try:
+        _check_there(path)
         method = saved_method(path)
         is_quantized = method is not None and method != MXFP4
         if method is not None and quantization is not Quantization.NONE:
@@ -128,15 +129,32 @@ def load_base_model(
         module = module.to(target)
     if kind is not ModelKind.DECODER:
         heads = Heads.of(module, config, path) if kind is ModelKind.ENCODER else None
-        whole = prepare_whole(module, kind, name=Path(path).name, text=read_text_format(path))
+        whole = prepare_whole(module, kind, name=_name(path), text=read_text_format(path))
         return replace(whole, heads=heads)
     return prepare(
         module,
-        name=Path(path).name,
+        name=_name(path),
         text=read_text_format(path),
         example=example,
         blindness=blindness,
     )
+
+
+def _check_there(path: str) -> None:
+    """Demand that what can be no hub id is a folder.
+
+    Raises:
+        OSError: It is none.
+    """
+    is_hub_id = path.count("/") <= 1 and not path.startswith(("/", ".", "~"))
+    if not is_hub_id and not Path(path).is_dir():
+        raise OSError("there is no such folder")
+
+
+def _name(path: str) -> str:
+    """Return what the model in folder or hub id `path` is called; `.` is called as the folder."""
+    name = Path(path).name
+    return Path(path).resolve().name if name in ("", "..") else name
 
 
 def model_kind(config: PreTrainedConfig) -> ModelKind:
