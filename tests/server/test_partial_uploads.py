@@ -1,5 +1,6 @@
 """Uploads that take several attempts: what is kept, for how long, and across a restart."""
 
+import errno
 import hashlib
 import os
 import time
@@ -169,15 +170,37 @@ def test_a_write_that_fails_loses_nothing_that_was_there(
 
     def fail(piece: bytes) -> None:
         upload.staged.file.write(piece[:7])
-        raise OSError(28, "No space left on device")
+        raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(type(upload.staged), "write", lambda self, piece: fail(piece))
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match="Input/output"):
         uploads.write(upload, HALF, PACKAGE[HALF:])
     monkeypatch.undo()
     again = uploads.start("a", DIGEST, len(PACKAGE))
     assert HALF <= again.staged.size <= HALF + 7
     uploads.write(again, HALF, PACKAGE[HALF:])
+    assert again.staged.digest == DIGEST
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_what_does_not_fit_the_store_takes_no_room_of_it(
+    uploads: Uploads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    upload = uploads.start("a", DIGEST, len(PACKAGE))
+    uploads.write(upload, 0, PACKAGE[:HALF])
+
+    def fail(self: object, piece: bytes) -> None:
+        raise OSError(code, "no room")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(type(upload.staged), "write", fail)
+        with pytest.raises(OSError, match="no room"):
+            uploads.write(upload, HALF, PACKAGE[HALF:])
+    assert staged(tmp_path) == []
+    with pytest.raises(NotFoundError):
+        uploads.get(upload.id)
+    again = uploads.start("a", DIGEST, len(PACKAGE))
+    uploads.write(again, 0, PACKAGE)
     assert again.staged.digest == DIGEST
 
 

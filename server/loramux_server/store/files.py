@@ -4,10 +4,14 @@ All that the store writes or reads goes through one `Files`, so tests can put an
 that records, fails or ends the process at any of them.
 """
 
+import errno
 import fcntl
 import os
 from pathlib import Path
 from typing import BinaryIO
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""Errors of a disk on which there is no room, or none for the store."""
 
 
 class Files:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from loramux.errors import NotFoundError, OutOfRangeError, ResourceExhaustedError
 from loramux_server.store.blobs import Staged
+from loramux_server.store.files import FULL
 from loramux_server.store.quota import Reservation
 from loramux_server.store.record import UPLOAD, AdapterRecord
 from loramux_server.store.reference import parse_name
@@ -163,6 +164,8 @@ class Uploads:
 
         Raises:
             OutOfRangeError: Bytes before `offset` are missing.
+            OSError: They cannot be kept. Where the store is full, all of the upload is deleted:
+                names, keys and aliases need room, too.
         """
         with upload.lock:
             self.get(upload.id)
@@ -178,9 +181,12 @@ class Uploads:
                 try:
                     upload.staged.write(chunk[here - offset :])
                     upload.staged.file.flush()
-                except OSError:
-                    with self._lock:
-                        self._put_aside(upload)
+                except OSError as error:
+                    if error.errno in FULL:
+                        self.end(upload)
+                    else:
+                        with self._lock:
+                            self._put_aside(upload)
                     raise
             return upload.staged.size
 

@@ -1,7 +1,6 @@
 """The store's blocking calls and errors, for services that must neither block nor leak them."""
 
 import asyncio
-import errno
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Executor
@@ -11,10 +10,10 @@ from typing import Any, TypeVar
 import sqlalchemy.exc
 
 from loramux.errors import LoramuxError, ResourceExhaustedError, UnavailableError
+from loramux_server.store.files import FULL
 
 T = TypeVar("T")
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 _POSTGRES_FULL = "53100"
 
 
@@ -27,7 +26,7 @@ def storage_errors() -> Iterator[None]:
         raise
     except (OSError, sqlalchemy.exc.OperationalError) as error:
         if isinstance(error, OSError):
-            is_full, cause = error.errno in _FULL, error.strerror
+            is_full, cause = error.errno in FULL, error.strerror
         else:
             state = getattr(error.orig, "sqlstate", None)
             is_full = state == _POSTGRES_FULL or "disk is full" in str(error.orig)
