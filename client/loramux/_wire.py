@@ -78,9 +78,7 @@ def generate_request(
             request.adapters.add(adapter=name, weight=weight)
     if combination is not None:
         with fitting("combination"):
-            request.combination = generation_pb2.Combination.Value(
-                f"COMBINATION_{combination.upper()}"
-            )
+            request.combination = _combination(combination)
     if scale is not None:
         with fitting("scale"):
             request.scale = scale
@@ -96,6 +94,17 @@ def generate_request(
     sampling = {name: value for name, value in options.items() if name not in _BESIDE_SAMPLING}
     add_sampling(sampling, request.sampling)
     return request
+
+
+def _combination(name: str) -> generation_pb2.Combination.ValueType:
+    known = {
+        value.removeprefix("COMBINATION_").lower(): number
+        for value, number in generation_pb2.Combination.items()
+        if number != generation_pb2.COMBINATION_UNSPECIFIED
+    }
+    if name.lower() not in known:
+        raise ValueError(f"expected {' or '.join(known)}, got {name!r}")
+    return known[name.lower()]
 
 
 def _add_tokens(

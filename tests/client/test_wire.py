@@ -165,6 +165,15 @@ def test_a_value_that_does_not_fit_is_named(field: str, values: dict[str, Any]) 
     assert (caught.value.reason, caught.value.field) == ("INVALID_FIELD", field)
 
 
+def test_ways_to_mix_are_named() -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        request(combination="svd")
+    assert str(caught.value) == "combination: expected cat or linear, got 'svd'"
+    for name in ("unspecified", ""):
+        with pytest.raises(InvalidArgumentError):
+            request(combination=name)
+
+
 def test_the_command_line_says_it_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
