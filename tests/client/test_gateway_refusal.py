@@ -51,6 +51,11 @@ def test_the_words_of_the_transport_stay_here(kind: type[LoramuxError]) -> None:
         ("sampling.top_p", "top_p"), ("sampling.include_stop", "include_stop_str_in_output"),
         ("adapters[1].adapter", "adapters[1].name"), ("adapters[1].weight", "adapters[1].scale"),
         ("routing_key", "user"), ("prompt_token_ids", "prompt"), ("", None),
+        ("tools[2].name", "tools[2].function.name"),
+        ("tools[0].parameters", "tools[0].function.parameters"), ("tools", "tools"),
+        ("tools[0].type", "tools[0].type"), ("tools[0].function", "tools[0].function"),
+        ("messages[1].tool_calls[0].arguments", "messages[1].tool_calls[0].function.arguments"),
+        ("tool_choice.name", "tool_choice.function.name"), ("tool_choice", "tool_choice"),
     ],
 )  # fmt: skip
 def test_fields_are_called_as_in_the_request(field: str, param: str | None) -> None:
@@ -65,6 +70,8 @@ def test_fields_are_called_as_in_the_request(field: str, param: str | None) -> N
         ("prompt_token_ids", "prompt_token_ids has 9 tokens", "prompt has 9 tokens"),
         ("sampling.include_stop", "sampling.include_stop is x", "include_stop_str_in_output is x"),
         ("adapters[1].weight", "adapters[1].weight is 'weight'", "adapters[1].scale is 'weight'"),
+        ("tools[1].name", "tools[1].name is 'tools[1].name'",
+         "tools[1].function.name is 'tools[1].name'"),
         ("messages[0].role", "messages[0].role is 'routing_key'",
          "messages[0].role is 'routing_key'"),
         ("messages", "messages is text; set prompt_token_ids",

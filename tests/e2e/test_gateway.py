@@ -360,7 +360,11 @@ REFUSED: list[tuple[str, Any, int, str | None, str]] = [
     (TEXT, {"temprature": 1}, 400, "temprature", "unknown_parameter"),
     (TEXT, {"messages": HELLO}, 400, "messages", "unknown_parameter"),
     (CHAT, {"tools": [{"type": "function"}]}, 400, "tools[0]", "invalid_field"),
-    (CHAT, {"tool_choice": "required"}, 400, "tool_choice.mode", "invalid_field"),
+    (CHAT, {"tool_choice": "required"}, 400, "tool_choice", "invalid_field"),
+    (CHAT, {"tool_choice": {"type": "function", "function": {"name": "x"}}}, 400,
+     "tool_choice.function.name", "invalid_field"),
+    (CHAT, {"tools": [{"type": "function", "function": {"name": "a b"}}]}, 400,
+     "tools[0].function.name", "invalid_field"),
     (CHAT, {"response_format": {"type": "xml"}}, 400, "response_format.type", "invalid_field"),
     (CHAT, {"response_format": {"type": "json_schema"}}, 400, "response_format", "invalid_field"),
     (CHAT, {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "x"}}}},
@@ -371,7 +375,14 @@ REFUSED: list[tuple[str, Any, int, str | None, str]] = [
      "invalid_field"),
     (TEXT, {"structured_outputs": {"choice": []}}, 400, "structured_outputs.choice",
      "invalid_field"),
-    (TEXT, {"structured_outputs": {"json": {}}}, 400, "structured_outputs", "invalid_field"),
+    (TEXT, {"structured_outputs": {"jso": {}}}, 400, "structured_outputs", "invalid_field"),
+    (TEXT, {"structured_outputs": {"json": {"type": "x"}}}, 400, "structured_outputs.json",
+     "invalid_field"),
+    (TEXT, {"structured_outputs": {"json": "{"}}, 400, "structured_outputs.json", "invalid_field"),
+    (TEXT, {"structured_outputs": {"json": {}, "json_object": True}}, 400, "structured_outputs",
+     "invalid_field"),
+    (TEXT, {"response_format": {"type": "json_schema", "json_schema": {"schema": {}}},
+            "structured_outputs": {"json": {}}}, 400, "structured_outputs", "invalid_field"),
     (TEXT, {"structured_outputs": {"regex": "a"}, "min_tokens": 2}, 400, "min_tokens",
      "invalid_field"),
     (CHAT, {"prediction": "x"}, 400, "prediction", "invalid_field"),
@@ -381,7 +392,12 @@ REFUSED: list[tuple[str, Any, int, str | None, str]] = [
      "invalid_field"),
     (CHAT, {"modalities": ["audio"]}, 400, "modalities", "unsupported_parameter"),
     (CHAT, {"top_logprobs": 2}, 400, "top_logprobs", "invalid_field"),
+    (CHAT, {"logprobs": True, "top_logprobs": 21}, 400, "top_logprobs", "invalid_field"),
     (CHAT, {"max_tokens": 1, "max_completion_tokens": 2}, 400, "max_tokens", "invalid_field"),
+    (CHAT, {"max_tokens": None, "max_completion_tokens": -1}, 400, "max_completion_tokens",
+     "invalid_field"),
+    (CHAT, {"use_beam_search": True, "n": 11}, 400, "n", "invalid_field"),
+    (TEXT, {"use_beam_search": True, "n": 11}, 400, "n", "invalid_field"),
     (CHAT, {"messages": []}, 400, "messages", "invalid_field"),
     (CHAT, {"messages": [{"role": "user"}]}, 400, "messages[0].content", "invalid_field"),
     (CHAT, {"messages": [{"role": "boss", "content": "x"}]}, 400, "messages[0].role",
@@ -432,7 +448,15 @@ def test_what_asks_for_nothing_is_taken(gateway: RunningGateway) -> None:
     }  # fmt: skip
     assert gateway.post(CHAT, body).status == 200
     options = {"include_usage": True, "include_obfuscation": False}
-    body |= {"messages": [HELLO[0] | {"name": "me"}], "stream": True, "stream_options": options}
+    said: dict[str, Any] = {
+        "role": "assistant",
+        "content": "Ho",
+        "refusal": None,
+        "annotations": [],
+        "audio": None,
+    }
+    talk = [HELLO[0] | {"name": "me"}, said, HELLO[0]]
+    body |= {"messages": talk, "stream": True, "stream_options": options}
     assert gateway.post(CHAT, body).status == 200
     body = {
         "model": "base", "prompt": "x", "echo": False, "suffix": "", "best_of": 1,
@@ -446,6 +470,9 @@ def test_a_text_has_the_form_that_is_asked_for(gateway: RunningGateway) -> None:
     forms: list[tuple[dict[str, Any], str]] = [
         ({"response_format": {"type": "json_schema", "json_schema": schema}}, '"x y"'),
         ({"response_format": {"type": "json_object"}, "max_tokens": 4}, r"\{(.|\n)*"),
+        ({"structured_outputs": {"json": schema["schema"], "regex": None}}, '"x y"'),
+        ({"structured_outputs": {"json": '{"enum": ["x y"]}', "json_object": False}}, '"x y"'),
+        ({"structured_outputs": {"json_object": True}, "max_tokens": 4}, r"\{(.|\n)*"),
         ({"structured_outputs": {"regex": "[a-c]{3}"}}, "[a-c]{3}"),
         ({"structured_outputs": {"choice": ["yes", "no"]}}, "yes|no"),
         ({"structured_outputs": {"grammar": 'start: "a" "b"'}}, "ab"),
@@ -464,12 +491,16 @@ def test_what_is_no_request_is_refused(gateway: RunningGateway) -> None:
         (b'"text"', 400, "malformed_request"),
         (b"[" * 100_000, 400, "malformed_request"),
         (b'{"model": "\\ud800"}', 400, "malformed_request"),
+        (b'{"model": "\xff"}', 400, "malformed_request"),
         (b" " * ((4 << 20) + 1), 413, "body_too_large"),
     ):
         found = gateway.post(TEXT, body)
         assert (found.status, found.error["code"]) == (status, code)
     found = gateway.post(TEXT, b"{}", content_type="text/plain")
     assert (found.status, found.error["code"]) == (415, "unsupported_media_type")
+    found = gateway.post(TEXT, b"{}", content_encoding="gzip")
+    assert (found.status, found.error["code"]) == (415, "unsupported_media_type")
+    assert found.error["message"] == "content-encoding is 'gzip'; send the body as it is"
     assert gateway.get(TEXT).status == 405
     found = gateway.get("/v1/nothing")
     assert (found.status, found.error["code"]) == (404, "not_found")

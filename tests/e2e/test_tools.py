@@ -356,8 +356,9 @@ def test_what_openai_cannot_have_is_refused_by_name(door: openai.OpenAI) -> None
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0].type"),
         ({"tools": [{"type": "function"}]}, "tools[0]"),
-        ({"tool_choice": "required"}, "tool_choice.mode"),
-        ({"tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice.name"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "function": {"name": "x"}}},
+         "tool_choice.function.name"),
         ({"tool_choice": "perhaps"}, "tool_choice"),
         ({"messages": [{"role": "user", "content": "x", "tool_call_id": "1"}]},
          "messages[0].tool_call_id"),

@@ -159,6 +159,7 @@ class Gateway:
     ) -> WhileThere:
         caller = caller_of(request.scope)
         body = parse(await read(request, partial(self._most_bytes, caller)), kind)
+        request.state.called = body.called
         server = await self.backend.info(caller)
         asked = ask(body, server.base_model, caller.request_id)
         body.of_prompts.check(server)
@@ -234,7 +235,7 @@ def make_app(
 
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, LoramuxError)
-    answer = refusal(error, caller_of(request.scope))
+    answer = refusal(error, caller_of(request.scope), getattr(request.state, "called", {}))
     if getattr(request.state, "is_cut_off", False):  # the rest of the body is not waited for
         answer.headers["connection"] = "close"
     return answer

@@ -163,20 +163,24 @@ def _beams(body: Body) -> dict[str, Any]:
 
 def _form(body: Body) -> dict[str, Any]:
     """Return which form the text is to have."""
-    found: dict[str, Any] = {}
+    found: list[tuple[str, Any]] = []
     if isinstance(body.response_format, ObjectFormat):
-        found["json_object"] = True
+        found.append(("json_object", True))
     elif isinstance(body.response_format, SchemaFormat):
-        found["json_schema"] = body.response_format.json_schema.schema
+        found.append(("json_schema", body.response_format.json_schema.schema))
     if body.structured_outputs:
         given = msgspec.structs.asdict(body.structured_outputs)
-        found |= {name: value for name, value in given.items() if value is not None}
+        found += [
+            ("json_schema" if name == "json" else name, value)
+            for name, value in given.items()
+            if value is not None and value is not False
+        ]
     if len(found) > 1:
         raise invalid(
             "structured_outputs",
             "more than one of response_format and the fields of structured_outputs is set; set one",
         )
-    return found
+    return dict(found)
 
 
 def _adapters(body: Body, base: str) -> dict[str, Any]:
@@ -216,6 +220,8 @@ def adapter_of(model: str, base: str) -> str | None:
 def _tools(body: ChatBody) -> dict[str, Any]:
     """Return what goes with messages."""
     choice = body.tool_choice
+    if choice == "required" and not body.tools:
+        raise invalid("tool_choice", "tool_choice is 'required'; it needs tools")
     found = {
         "tools": [msgspec.to_builtins(tool) for tool in body.tools],
         "tool_choice": msgspec.to_builtins(choice),

@@ -52,8 +52,11 @@ class SchemaFormat(msgspec.Struct, tag_field="type", tag="json_schema", forbid_u
 
 
 class StructuredOutputs(msgspec.Struct, forbid_unknown_fields=True):
-    """What else a text may have to be. OpenAI has no such thing."""
+    """What a text has to be, as vLLM has it. OpenAI has no such thing."""
 
+    json: str | dict[str, object] | None = None
+    """A JSON schema."""
+    json_object: bool = False
     regex: str | None = None
     choice: list[str] | None = None
     grammar: str | None = None
@@ -122,6 +125,14 @@ class Body(msgspec.Struct, kw_only=True):
         return 1 if self.n is None else self.n
 
     @property
+    def called(self) -> dict[str, str]:
+        """What the server calls otherwise -> the field that says it here."""
+        found = {"num_beams": "n"}
+        if self.structured_outputs and self.structured_outputs.json is not None:
+            found["structured_output.json_schema"] = "structured_outputs.json"
+        return found
+
+    @property
     def of_prompts(self) -> PromptOptions:
         """What is to be told of prompts."""
         if self.stream and self.prompt_logprobs is not None:
@@ -140,7 +151,8 @@ class ChatMessage(msgspec.Struct, forbid_unknown_fields=True):
     name: str | None = None
     """Of who speaks; templates are told that of a tool."""
     refusal: None = None
-    annotations: None = None
+    annotations: list[object] | None = None
+    """Where an answer of OpenAI's found what; models are not told."""
     audio: None = None
     function_call: None = None
     tool_calls: list[ToolCall] | None = None
@@ -190,6 +202,14 @@ class ChatBody(Body, kw_only=True):
             )
         return self.max_tokens if self.max_tokens is not None else self.max_completion_tokens
 
+    @property
+    def called(self) -> dict[str, str]:
+        """See `Body`."""
+        found = super().called | {"logprobs": "top_logprobs"}
+        if self.max_tokens is None and self.max_completion_tokens is not None:
+            found["max_tokens"] = "max_completion_tokens"
+        return found
+
 
 class CompletionBody(Body, kw_only=True):
     """The body of `/v1/completions`."""
@@ -211,6 +231,12 @@ class CompletionBody(Body, kw_only=True):
     def num_beams(self) -> int:
         """See `Body`."""
         return super().num_beams if self.best_of is None else self.best_of
+
+    @property
+    def called(self) -> dict[str, str]:
+        """See `Body`."""
+        found = super().called
+        return found if self.best_of is None else found | {"num_beams": "best_of"}
 
     @property
     def of_prompts(self) -> PromptOptions:

@@ -44,7 +44,7 @@ def parse(raw: bytes, kind: type[B]) -> B:
     """
     try:
         given = msgspec.json.decode(raw)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidArgumentError(
             f"the body is no JSON: {error}", reason="MALFORMED_REQUEST"
         ) from None

@@ -24,7 +24,7 @@ async def read(request: Request, most_bytes: Callable[[], Awaitable[int]] = _no_
         most_bytes: Says how large it may be, where it is larger than MAX_BODY_BYTES.
 
     Raises:
-        HTTPException: It is not called JSON, is too large, or takes too long.
+        HTTPException: It is not called JSON, is compressed, is too large, or takes too long.
         ClientDisconnect: The caller went away before it was whole.
         LoramuxError: What `most_bytes` raises.
     """
@@ -32,6 +32,9 @@ async def read(request: Request, most_bytes: Callable[[], Awaitable[int]] = _no_
     if kind != "application/json":
         # Any page may let a browser send other types here; to send this one, it would have to ask.
         raise HTTPException(415, f"content-type is {kind!r}; expected 'application/json'")
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    if coding != "identity":  # an inflated body has no bound
+        raise HTTPException(415, f"content-encoding is {coding!r}; send the body as it is")
     raw, most = bytearray(), MAX_BODY_BYTES
     try:
         async with asyncio.timeout(BODY_SECONDS):

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Mapping
 
 import grpc
 import msgspec
@@ -52,7 +53,13 @@ _FORMS = {
 """The same of what asks for a form, also where it is named in a message."""
 _IMAGE = re.compile(r"(messages\[\d+\])\.parts(\[\d+\])\.image\b")
 """Our name of an image, which to OpenAI is a part of a content."""
+_OF_FUNCTION = re.compile(
+    r"((?:^|\.)tool(?:s|_calls)\[\d+\]|^tool_choice)"
+    r"\.(?=(?:name|description|parameters|strict|arguments)\b)"
+)
+"""What stands before the name of a field that to OpenAI is one of a function."""
 _MODEL_FIELDS = ("adapter", "name")
+_AS_CALLED: Mapping[str, str] = {}
 _AGAIN_SECONDS = 1.0
 
 
@@ -66,21 +73,29 @@ def invalid(param: str, message: str) -> InvalidArgumentError:
     return InvalidArgumentError(message, reason="INVALID_FIELD", field=param)
 
 
-def error_body(error: LoramuxError) -> dict[str, object]:
-    """Return OpenAI's object for `error`."""
+def error_body(error: LoramuxError, called: Mapping[str, str] = _AS_CALLED) -> dict[str, object]:
+    """Return OpenAI's object for `error`.
+
+    Args:
+        error: What is wrong.
+        called: Field of the server's sampling -> what the request has in its place.
+    """
     _, kind = _status(error)
     message, code = _words(error), (error.reason or error.code.name).lower()
     if _is_of_model(error):
         code = "model_not_found"
     if error.reason == "UNKNOWN_PARAMETER":  # has the name that the caller gave it
         return _body(message, kind, error.field, code)
-    return _body(_message(message, error.field), kind, _param(error.field), code)
+    param = _param(error.field, called)
+    return _body(_message(message, error.field, param), kind, param, code)
 
 
-def refusal(error: LoramuxError, caller: Caller) -> Response:
-    """Return the answer that tells `caller` of `error`."""
+def refusal(
+    error: LoramuxError, caller: Caller, called: Mapping[str, str] = _AS_CALLED
+) -> Response:
+    """Return the answer that tells `caller` of `error`; `called` is that of `error_body`."""
     status, _ = _status(error)
-    return json_response(error_body(error), _headers(error, status, caller), status)
+    return json_response(error_body(error, called), _headers(error, status, caller), status)
 
 
 def told(error: LoramuxError) -> dict[str, object]:
@@ -145,20 +160,23 @@ def _body(message: str, kind: str, param: str | None, code: str) -> dict[str, ob
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def _param(field: str) -> str | None:
-    field = _as_theirs(field.removeprefix("sampling."))
+def _param(field: str, called: Mapping[str, str]) -> str | None:
+    if name := called.get(field.removeprefix("sampling.")):
+        return name
+    field = _OF_FUNCTION.sub(r"\1.function.", _as_theirs(field.removeprefix("sampling.")))
     mixed = re.fullmatch(r"(adapters\[\d+\])\.(adapter|weight)", field)
     if mixed:
         return f"{mixed[1]}.{'name' if mixed[2] == 'adapter' else 'scale'}"
     return _PARAMS.get(field, field) or None
 
 
-def _message(text: str, field: str) -> str:
-    """Return `text` about `field` with the names of OpenAI's fields."""
-    field, text = field.removeprefix("sampling."), _as_theirs(text.replace("sampling.", ""))
+def _message(text: str, field: str, param: str | None) -> str:
+    """Return `text` about `field`, to OpenAI `param`, with the names of OpenAI's fields."""
+    field, text = field.removeprefix("sampling."), text.replace("sampling.", "")
     # Not everywhere: values of the caller may be in it, too, and adapters are called so as well.
     if field not in _MODEL_FIELDS and re.match(re.escape(field) + r"\b", text):
-        text = (_param(field) or "") + text.removeprefix(field)
+        text = (param or "") + text.removeprefix(field)
+    text = _as_theirs(text)
     if field in ("prompt", "messages"):
         text = text.replace("prompt_token_ids", "token ids as prompt")
     if field == "prediction":
