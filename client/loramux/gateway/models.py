@@ -34,9 +34,15 @@ def adapter_model(adapter: Adapter, server: ServerInfo, name: str) -> Object:
 def models(server: ServerInfo, adapters: list[Adapter]) -> Object:
     """Return the list of all, without what labels tokens or answers questions, which none asks."""
     found = [
-        # A reference names the version; without, the newest one is meant, as in the list.
-        adapter_model(adapter, server, adapter.reference.rpartition(":")[0])
+        adapter_model(adapter, server, _name(adapter, server))
         for adapter in adapters
         if adapter.task in ("", "FEATURE_EXTRACTION", "SEQ_CLS")
     ]
     return {"object": "list", "data": [base_model(server), *found]}
+
+
+def _name(adapter: Adapter, server: ServerInfo) -> str:
+    """Return by which `model` the newest version of `adapter` is meant."""
+    # A reference names the version; without, the newest one is meant, as in the list.
+    name = adapter.reference.rpartition(":")[0]
+    return f"{adapter.tenant}/{adapter.name}" if name == server.base_model else name
