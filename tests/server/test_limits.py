@@ -12,8 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loramux.errors import InvalidArgumentError
-from loramux.v1.generation_pb2 import Choice, GenerateRequest, SamplingParams, StructuredOutput
+from loramux.v1.generation_pb2 import (
+    ChatMessage,
+    Choice,
+    GenerateRequest,
+    SamplingParams,
+    StructuredOutput,
+)
 from loramux_server.forms.form import Form, FormKind
+from loramux_server.services.generation.conversation import talk_of
 from loramux_server.services.generation.defaults import with_defaults
 from loramux_server.services.generation.forms import form_of
 from loramux_server.services.generation.prediction import check_prediction
@@ -170,6 +177,34 @@ def test_a_base_without_a_tokenizer_takes_and_gives_token_ids_only(
     with pytest.raises(InvalidArgumentError, match="tokenizer") as caught:
         check(WITHOUT_TOKENIZER)
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("context", "most"),
+    [(1000, 256 << 10), (64 << 10, 512 << 10), (128 << 10, 1 << 20), (1 << 20, 3 << 20)],
+)
+def test_a_text_may_be_as_long_as_what_may_fit_the_context(context: int, most: int) -> None:
+    model = msgspec.structs.replace(MODEL, context_length=context)
+    check_fields(GenerateRequest(prompt="é" * (most // 2)), model)
+    with pytest.raises(InvalidArgumentError) as caught:
+        check_fields(GenerateRequest(prompt="é" * (most // 2) + "e"), model)
+    assert str(caught.value) == f"prompt has {most + 1} bytes; at most {most}"
+
+
+@pytest.mark.parametrize(
+    ("context", "most"), [(1000, 256 << 10), (64 << 10, 512 << 10), (1 << 20, 768 << 10)]
+)
+def test_a_conversation_may_be_as_long_as_well(context: int, most: int) -> None:
+    model = msgspec.structs.replace(MODEL, context_length=context)
+
+    def talk(size: int) -> GenerateRequest:
+        turn = ChatMessage(role="user")
+        turn.content = "x" * (size - turn.ByteSize() - 4)  # its tag, and a length of three bytes
+        return GenerateRequest(messages=[turn])
+
+    assert len(talk_of(talk(most), model).turns) == 1
+    with pytest.raises(InvalidArgumentError, match=f"{most + 1} bytes; expected at most {most} of"):
+        talk_of(talk(most + 1), model)
 
 
 def test_token_ids_are_predicted_without_a_tokenizer_too() -> None:

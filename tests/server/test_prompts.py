@@ -32,7 +32,7 @@ def text_of(tokens: list[int]) -> str:
 
 
 async def made(prompts: Prompts, request: GenerateRequest, told: Instruction) -> list[int]:
-    return await prompts.tokens(request, talk_of(request), told)
+    return await prompts.tokens(request, talk_of(request, SERVED), told)
 
 
 @pytest.fixture

@@ -13,6 +13,11 @@ from loramux_server.wire.model_info import ModelInfo
 from loramux_server.wire.sampling import MAX_LOGPROBS
 
 MAX_PROMPT_BYTES = 256 << 10
+"""Of a text, whatever the context; see `most_bytes`."""
+MAX_LONG_PROMPT_BYTES = 3 << 20
+"""Of one for a long context: it has to fit a message."""
+_TOKEN_BYTES = 8
+"""Of a token of a long text, amply."""
 MAX_REQUEST_ID = 128
 MAX_COMPLETIONS = 8
 MAX_BIASES = 300
@@ -34,6 +39,14 @@ def check_fields(request: generation_pb2.GenerateRequest, model: ModelInfo) -> N
     _check_shaping(request.sampling, model)
     _check_stops(request.sampling, model)
     check_form(request.sampling, model)
+
+
+def most_bytes(model: ModelInfo, most: int) -> int:
+    """Return how many bytes a text may have that `model` reads, `most` at most.
+
+    Those that would fit a long context may be more than MAX_PROMPT_BYTES.
+    """
+    return max(MAX_PROMPT_BYTES, min(_TOKEN_BYTES * model.context_length, most))
 
 
 def check_names(request_id: str, routing_key: str) -> None:
@@ -113,9 +126,9 @@ def _check_prompt(request: generation_pb2.GenerateRequest, model: ModelInfo) -> 
             field=fields[0],
         )
     size = len(request.prompt.encode("utf-8", "surrogatepass"))
-    if size > MAX_PROMPT_BYTES:
+    if size > (most := most_bytes(model, MAX_LONG_PROMPT_BYTES)):
         raise InvalidArgumentError(
-            f"prompt has {size} bytes; at most {MAX_PROMPT_BYTES}",
+            f"prompt has {size} bytes; at most {most}",
             reason="INVALID_FIELD",
             field="prompt",
         )

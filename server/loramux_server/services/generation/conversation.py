@@ -8,11 +8,14 @@ from loramux_adapters.errors import shown
 from loramux_server.chat.messages import Call, Talk, Tool, Turn
 from loramux_server.services.generation.forms import wrong
 from loramux_server.services.generation.images import images_of
+from loramux_server.services.limits import most_bytes
 from loramux_server.text.tokenizer import OFF_LOOP
 from loramux_server.tools.arguments import NAME, parse_object
+from loramux_server.wire.model_info import ModelInfo
 
-MAX_BYTES = 256 << 10
-"""Of all texts of a conversation together; images are counted by themselves."""
+MAX_BYTES = 768 << 10
+"""Of all texts of a conversation together, where the context is long; images are counted by
+themselves. What a template writes has some more."""
 MAX_MESSAGES = 1024
 MAX_TOOLS = 128
 MAX_CALLS = 128
@@ -32,23 +35,23 @@ _OURS = frozenset({"messages", "tools", "add_generation_prompt"})
 """Variables that the request's other fields are."""
 
 
-async def conversation(request: generation_pb2.GenerateRequest) -> Talk:
-    """Return `talk_of(request)`, found out in a thread where that may take long."""
+async def conversation(request: generation_pb2.GenerateRequest, model: ModelInfo) -> Talk:
+    """Return `talk_of(request, model)`, found out in a thread where that may take long."""
     has_json = bool(request.tools or request.chat_template_kwargs)
     has_json |= any(message.tool_calls for message in request.messages)
     if has_json and request.ByteSize() >= OFF_LOOP:
-        return await asyncio.to_thread(talk_of, request)
-    return talk_of(request)
+        return await asyncio.to_thread(talk_of, request, model)
+    return talk_of(request, model)
 
 
-def talk_of(request: generation_pb2.GenerateRequest) -> Talk:
-    """Return the conversation of `request`, which has no turns if there is none.
+def talk_of(request: generation_pb2.GenerateRequest, model: ModelInfo) -> Talk:
+    """Return the conversation of `request` with `model`, which has no turns if there is none.
 
     Raises:
         InvalidArgumentError: A field is out of its limits; the message names it, its value and what
             would be right.
     """
-    _check_size(request)
+    _check_size(request, most_bytes(model, MAX_BYTES))
     turns = [_turn(f"messages[{i}]", message) for i, message in enumerate(request.messages)]
     tools = _tools(request)
     variables = _variables(request)
@@ -65,7 +68,7 @@ def asks_for_tools(request: generation_pb2.GenerateRequest) -> bool:
     return request.tool_choice.mode != generation_pb2.TOOL_MODE_NONE
 
 
-def _check_size(request: generation_pb2.GenerateRequest) -> None:
+def _check_size(request: generation_pb2.GenerateRequest, at_most: int) -> None:
     for field, found, most in (
         ("messages", len(request.messages), MAX_MESSAGES),
         ("tools", len(request.tools), MAX_TOOLS),
@@ -80,11 +83,11 @@ def _check_size(request: generation_pb2.GenerateRequest) -> None:
         "tools": sum(tool.ByteSize() for tool in request.tools),
         "chat_template_kwargs": len(request.chat_template_kwargs.encode()),
     }
-    if sum(sizes.values()) > MAX_BYTES:
+    if sum(sizes.values()) > at_most:
         field = max(sizes, key=lambda name: sizes[name])
         raise wrong(
             field,
-            f"has {sizes[field]} bytes; expected at most {MAX_BYTES} of messages, tools and "
+            f"has {sizes[field]} bytes; expected at most {at_most} of messages, tools and "
             "chat_template_kwargs together",
         )
 

@@ -131,7 +131,7 @@ class GenerationService:
         ):
             if adapters.source:
                 note(digest=adapters.source.digest)
-            talk = await conversation(request)
+            talk = await conversation(request, self._model)
             told = await self._instructions.of(adapters.leading) if adapters.leading else NONE
             async with deadline.ending():
                 tokens = await self._prompts.tokens(request, talk, told)
