@@ -112,6 +112,16 @@ class BaseFolder:
             found = behind[0] if len(behind) == 1 else None
         return found
 
+    def features_of(self, module: str) -> tuple[int, int] | None:
+        """Return (in_features, out_features) of the layer `module`; None if there is none."""
+        layer = self.layer(module)
+        return layer.features if layer else None
+
+    def layer_names(self) -> list[str]:
+        """Return the names of the layers, as the folder has them."""
+        weights = (name for name in self.tensors if name.endswith(".weight"))
+        return [name for weight in weights if self.layer(name := weight.removesuffix(".weight"))]
+
     def features(self, contents: Contents) -> dict[str, tuple[int, int]]:
         """Return (in_features, out_features) of those layers of `contents` that there are."""
         embeddings = {module.module for module in contents.modules if module.is_embedding}

@@ -13,9 +13,9 @@ import struct
 from collections.abc import Mapping
 from pathlib import Path
 
-from loramux_adapters.base import BaseFolder
 from loramux_adapters.errors import PackageError, shown
 from loramux_adapters.files import open_regular
+from loramux_adapters.known_layers import KnownLayers
 from loramux_adapters.manifest import MANIFEST_KEY, check_notes
 from loramux_adapters.packing import Output
 from loramux_adapters.renamed import Halves, write_renamed
@@ -54,7 +54,7 @@ def pack_kohya(
     output: Output,
     *,
     notes: Mapping[str, object | None] | None = None,
-    base: BaseFolder | None = None,
+    base: KnownLayers | None = None,
 ) -> None:
     """Write the file `source`, made for `base`, to `output` as a package that adds the very same.
 
@@ -112,12 +112,11 @@ def _scalar(tensor: TensorInfo, raw: bytes) -> float:
     return float(value)
 
 
-def _flattened(base: BaseFolder) -> dict[str, list[str]]:
+def _flattened(base: KnownLayers) -> dict[str, list[str]]:
     """Return the names of the layers of `base` by what the trainer calls them."""
     found: dict[str, list[str]] = {}
-    for name in base.tensors:
-        if name.endswith(".weight") and base.layer(module := name.removesuffix(".weight")):
-            found.setdefault(module.replace(".", "_"), []).append(module)
+    for module in base.layer_names():
+        found.setdefault(module.replace(".", "_"), []).append(module)
     return found
 
 

@@ -1,5 +1,6 @@
 """What PEFT's `save_pretrained` writes: the folder of an adapter, read but not yet checked."""
 
+import itertools
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -13,6 +14,12 @@ from loramux_adapters.tensorfile import PACKAGE
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
 MAX_CONFIG_BYTES = 64 << 10
+MODEL_CONFIG_FILE = "config.json"
+MODEL_WEIGHT_FILES = frozenset({"model.safetensors", "model.safetensors.index.json"})
+"""How transformers saves a whole model."""
+MAX_ENTRIES = 1000
+"""Of a folder that is no adapter so many are looked at."""
+_NUM_NAMED = 3
 NOTES_FILE = "loramux.json"
 """Notes for the manifest, beside the files of PEFT."""
 MAX_NOTES_BYTES = PACKAGE.num_bytes
@@ -29,7 +36,33 @@ def read_config(source: Path) -> dict[str, object]:
     Raises:
         PackageError: There is none, or it is malformed.
     """
-    return read_object(source, CONFIG_FILE, MAX_CONFIG_BYTES)
+    try:
+        return read_object(source, CONFIG_FILE, MAX_CONFIG_BYTES)
+    except PackageError as error:
+        hint = told_instead(source)
+        if not hint:
+            raise
+        raise PackageError(f"{error}; {hint}", error.reason) from None
+
+
+def told_instead(source: Path) -> str:
+    """Return what can be told of `source`, a folder without a config; empty if that is nothing."""
+    try:
+        if not source.is_dir() or is_peft_folder(source):
+            return ""
+        entries = sorted(itertools.islice(source.iterdir(), MAX_ENTRIES))
+        adapters = [entry.name for entry in entries if is_peft_folder(entry)]
+    except OSError:
+        return ""
+    if adapters:
+        rest = len(adapters) - _NUM_NAMED
+        named = ", ".join(adapters[:_NUM_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+        are = "folder {} is an adapter" if len(adapters) == 1 else "folders {} are adapters"
+        return f"its {are.format(named)}"
+    names = {entry.name for entry in entries}
+    if MODEL_CONFIG_FILE in names and names & MODEL_WEIGHT_FILES:
+        return "it is a whole model, which --model serves: save the adapter before it is merged"
+    return ""
 
 
 def read_notes(

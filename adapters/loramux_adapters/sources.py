@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from loramux_adapters.adapters_library import is_adapters_library, pack_adapters_library
-from loramux_adapters.base import BaseFolder
 from loramux_adapters.errors import PackageError
 from loramux_adapters.files import open_regular
 from loramux_adapters.kinds import FOLDED
+from loramux_adapters.known_layers import KnownLayers
 from loramux_adapters.kohya import is_kohya, pack_kohya
 from loramux_adapters.package import Package, read_package
 from loramux_adapters.packing import Output, pack
@@ -31,7 +31,7 @@ def pack_source(
     *,
     notes: Mapping[str, object | None] | None = None,
     max_error: float = MAX_ERROR,
-    base: BaseFolder | None = None,
+    base: KnownLayers | None = None,
 ) -> "list[Folded]":
     """Write `source`, whichever tool saved it, to `output` as a package.
 
@@ -116,7 +116,7 @@ def _fold(
     output: Output,
     notes: Mapping[str, object | None] | None,
     max_error: float,
-    base: BaseFolder | None,
+    base: KnownLayers | None,
 ) -> "list[Folded]":
     try:
         from loramux_adapters.weights.sources import fold_source

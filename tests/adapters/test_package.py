@@ -248,6 +248,19 @@ def replace(name: str, make: Callable[[Path], object]) -> Callable[[Path], objec
             "no readable adapter_config.json (No such file", id="B01-no-config",
         ),
         pytest.param(
+            lambda folder: [
+                write_folder(folder / name) for name in ("checkpoint-500", "checkpoint-1000")
+            ] + [(folder / "adapter_config.json").unlink()],
+            INVALID, "its folders checkpoint-1000, checkpoint-500 are adapters", id="adapters-in",
+        ),
+        pytest.param(
+            lambda folder: [
+                (folder / "adapter_config.json").unlink(), write("config.json", b"{}")(folder),
+                write("model.safetensors.index.json", b"{}")(folder),
+            ],
+            INVALID, "it is a whole model, which --model serves", id="a-whole-model",
+        ),
+        pytest.param(
             write("adapter_config.json", b"{" + b" " * MAX_CONFIG_BYTES), INVALID,
             "adapter_config.json is above 65536 bytes", id="B02-config-above-64-KiB",
         ),

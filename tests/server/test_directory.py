@@ -1,5 +1,6 @@
 """The `--adapters` directory: what the registry has of it after each start."""
 
+import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator
@@ -8,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peft import VeraConfig
 from safetensors.numpy import load_file, save_file
 
 from loramux_adapters import Package
+from loramux_adapters.vocabulary import BaseVocabulary
 from loramux_server.store.check import ServedBase, check_package
 from loramux_server.store.directory import Directory
 from loramux_server.store.registry import Registry
-from tests.support.adapters import pack_source, save_adapter
+from tests.support.adapters import pack_source, save_adapter, save_tuned
 from tests.support.bases import ROOMY
-from tests.support.models import tiny_model
+from tests.support.models import VOCAB, tiny_model
 from tests.support.packages import publish, small_package
+from tests.support.permissions import no_override
 
 MODEL = tiny_model("llama")
 LAYERS = {
@@ -73,6 +77,60 @@ def test_what_is_no_adapter_is_passed_over_without_a_word(
     assert caplog.messages == []
 
 
+def test_folders_around_adapters_and_whole_models_are_named(
+    directory: Path, registry: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    (directory / "run").mkdir()
+    shutil.copytree(directory / "folder", directory / "run" / "checkpoint-500")
+    MODEL.save_pretrained(str(directory / "merged"))
+    for _ in range(2):
+        assert import_directory(directory, registry, BASE) == 2
+    run, merged = sorted(set(caplog.messages), reverse=True)
+    assert run.startswith("run is left out: ")
+    assert run.endswith("its folder checkpoint-500 is an adapter")
+    assert merged.startswith("merged is left out: ")
+    assert "a whole model" in merged
+
+
+def test_what_may_not_be_read_leaves_the_others_as_they_are(
+    directory: Path, registry: Registry, watched: Directory, caplog: pytest.LogCaptureFixture
+) -> None:
+    closed = [directory / "lost+found", directory / "folder"]
+    closed[0].mkdir()
+    with no_override():
+        for path in closed:
+            path.chmod(0)
+        try:
+            assert [watched.look() for _ in range(3)] == [2, 2, 2]
+            assert registry.names() == ["folder", "package"]
+            assert [message.partition(" is ")[0] for message in caplog.messages] == [
+                "folder", "lost+found",
+            ]  # fmt: skip
+        finally:
+            for path in closed:
+                path.chmod(0o700)
+        assert watched.look() == 2
+    assert registry.get("folder").version == 1
+
+
+def test_the_directory_is_no_adapter_itself(
+    directory: Path, registry: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(directory / "folder", directory / "folder" / "fr")
+    assert import_directory(directory / "folder", registry, BASE) == 1
+    assert registry.names() == ["fr"]
+    (message,) = caplog.messages
+    assert f"to serve it, name the folder around it, {directory}" in message
+
+
+def test_vera_has_the_widths_of_the_base_that_is_served(
+    directory: Path, registry: Registry, tmp_path: Path
+) -> None:
+    save_tuned(MODEL, VeraConfig(r=4, target_modules=["q_proj"]), directory / "vera", seed=1)
+    assert import_directory(directory, registry, BASE) == 3
+    assert registry.names() == ["folder", "package", "vera"]
+
+
 def test_what_other_tools_saved_is_served_as_well(directory: Path, registry: Registry) -> None:
     tensors = load_file(directory / "folder" / "adapter_model.safetensors")
     halves = {"lora_A": "lora_down", "lora_B": "lora_up"}
@@ -93,6 +151,22 @@ def test_a_template_that_comes_to_a_folder_makes_a_version(
     (directory / "folder" / "chat_template.jinja").write_text("{{ messages }}")
     import_directory(directory, registry, BASE)
     assert registry.get("folder").version == 2
+
+
+def test_so_do_tokens_that_come_to_a_folder(directory: Path, registry: Registry) -> None:
+    save_adapter(
+        MODEL, directory / "tokens", seed=1, r=2, target_modules=["q_proj"],
+        trainable_token_indices=[5],
+    )  # fmt: skip
+    base = replace(
+        BASE, vocab_size=VOCAB, parameters={"model.embed_tokens.weight": (VOCAB, 32)},
+        vocabulary=BaseVocabulary("model.embed_tokens", "lm_head", VOCAB, VOCAB),
+    )  # fmt: skip
+    import_directory(directory, registry, base)
+    tokens = {"added_tokens": [{"id": 5, "content": "<tool>", "special": True}]}
+    (directory / "tokens" / "tokenizer.json").write_text(json.dumps(tokens))
+    import_directory(directory, registry, base)
+    assert registry.get("tokens").version == 2
 
 
 def test_what_has_left_the_directory_is_forgotten(directory: Path, registry: Registry) -> None:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from loramux_adapters.base import BaseFolder
 from loramux_adapters.errors import PackageError, shown
 from loramux_adapters.fields import Fields, refuse_unserved, split_name
+from loramux_adapters.known_layers import KnownLayers
 from loramux_adapters.lora_config import LoraConfig
 from loramux_adapters.packing import Output
 from loramux_adapters.peft_config import MAX_RANK, check_config
@@ -86,7 +86,7 @@ def fold(
     *,
     notes: Mapping[str, object | None] | None = None,
     max_error: float = MAX_ERROR,
-    base: BaseFolder | None = None,
+    base: KnownLayers | None = None,
 ) -> list[Folded]:
     """Write the folder `source`, an adapter of `method`, to `output` as a package of LoRA.
 
@@ -114,8 +114,8 @@ def fold(
                 raise PackageError(
                     f"module {module}: a weight is NaN or infinite", "ADAPTER_NOT_FINITE"
                 )
-            base_layer = base.layer(module) if base else None
-            in_features = base_layer.features[0] if base_layer else None
+            features = base.features_of(module) if base else None
+            in_features = features[0] if features else None
             layer = Layer(module, checked.rank_of(module), in_features)
             (b_OR, a_RI), error = method.fold(layer, parts)
             if not error <= max_error:

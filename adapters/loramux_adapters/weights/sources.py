@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from loramux_adapters.base import BaseFolder
 from loramux_adapters.fields import Fields
+from loramux_adapters.known_layers import KnownLayers
 from loramux_adapters.packing import Output
 from loramux_adapters.peft_folder import read_config
 from loramux_adapters.sources import MAX_ERROR
@@ -29,7 +29,7 @@ def fold_source(
     *,
     notes: Mapping[str, object | None] | None = None,
     max_error: float = MAX_ERROR,
-    base: BaseFolder | None = None,
+    base: KnownLayers | None = None,
 ) -> list[Folded]:
     """Write the folder `source`, of one of these methods, to `output` as a LoRA.
 

@@ -1,7 +1,7 @@
 """Whether a package can be served, before anybody can name it."""
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import BinaryIO, Self, cast
 
@@ -107,6 +107,14 @@ class ServedBase:
     def row_size(self) -> RowSize:
         """How much a rank row holds."""
         return RowSize(self.row_bytes, self.resting.row_item_bytes)
+
+    def features_of(self, module: str) -> tuple[int, int] | None:
+        """Return (in_features, out_features) of the layer `module`; None if there is none."""
+        return self.layers.get(module)
+
+    def layer_names(self) -> Iterable[str]:
+        """Return the names of the layers that can be changed."""
+        return self.layers
 
     def most_virtual(self, virtual: VirtualTokens) -> int:
         """Return how many such virtual tokens leave room for a prompt and a completion."""

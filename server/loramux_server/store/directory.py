@@ -11,15 +11,30 @@ from pathlib import Path
 
 from loramux_adapters import PackageError, check_adapter_name, pack_source
 from loramux_adapters.adapters_library import TENSOR_FILE as LIBRARY_TENSOR_FILE
+from loramux_adapters.added_tokens import FILE as TOKENS_FILE
 from loramux_adapters.companions import COMPANIONS
-from loramux_adapters.peft_folder import CONFIG_FILE, NOTES_FILE, TENSOR_FILE, is_peft_folder
+from loramux_adapters.peft_folder import (
+    CONFIG_FILE,
+    NOTES_FILE,
+    TENSOR_FILE,
+    is_peft_folder,
+    told_instead,
+)
+from loramux_adapters.prediction_head import CONFIG_FILE as HEAD_CONFIG_FILE
+from loramux_adapters.prediction_head import TENSOR_FILE as HEAD_TENSOR_FILE
 from loramux_server.store.check import ServedBase, check_package
 from loramux_server.store.record import AdapterRecord, directory_record
 from loramux_server.store.registry import Registry
 from loramux_server.store.writing import ADDED, REMOVED
 
 _log = logging.getLogger(__name__)
-_FILES = (CONFIG_FILE, TENSOR_FILE, LIBRARY_TENSOR_FILE, NOTES_FILE, *COMPANIONS)
+_FILES = (
+    CONFIG_FILE, TENSOR_FILE, LIBRARY_TENSOR_FILE, HEAD_CONFIG_FILE, HEAD_TENSOR_FILE, NOTES_FILE,
+    TOKENS_FILE, *COMPANIONS,
+)  # fmt: skip
+"""All files of a folder that packing it reads."""
+
+_AROUND = "{0} is an adapter itself, and left out: to serve it, name the folder around it, {1}"
 
 
 class Directory:
@@ -80,6 +95,8 @@ class Directory:
                 check_adapter_name(name)
                 self._import(path, name, stamp)
             except (PackageError, OSError) as error:
+                if isinstance(error, OSError) and name in self._seen:
+                    seen[name] = self._seen[name]  # that it is gone is not known
                 self._say(path.name, f"{path.name} is left out: {error}")
         # What is replaced by hand is away for a moment.
         gone = self._registered.keys() - seen.keys()
@@ -93,9 +110,16 @@ class Directory:
     def _entries(self) -> dict[str, Path]:
         """Return the entries by the names of their adapters; a folder goes first."""
         entries: dict[str, Path] = {}
-        found = self._path.iterdir() if self._path else ()
+        if self._path is None:
+            return entries
+        found = self._path.iterdir()
+        if is_peft_folder(self._path):
+            self._say(CONFIG_FILE, _AROUND.format(self._path, self._path.resolve().parent))
+            found = (path for path in found if path.name != TENSOR_FILE)
         for path in sorted(found, key=lambda path: (not path.is_dir(), path.name)):
-            if not (is_peft_folder(path) or (path.suffix == ".safetensors" and path.is_file())):
+            if not _is_adapter(path):
+                if hint := told_instead(path):
+                    self._say(path.name, f"{path.name} is left out: no {CONFIG_FILE}; {hint}")
                 continue
             name = path.stem if path.is_file() else path.name
             chosen = entries.setdefault(name, path)
@@ -113,7 +137,7 @@ class Directory:
             raise PackageError(f"adapter {name!r} was uploaded; delete it to serve this one")
         staged = self._registry.stage()
         try:
-            pack_source(path, staged)
+            pack_source(path, staged, base=self._base)
             package = check_package(staged.file, staged.size, self._base)
             if _stamp(path) != stamp:
                 return  # it is still being written: the next look takes it
@@ -136,6 +160,14 @@ class Directory:
         if self._said.get(entry) != message:
             self._said[entry] = message
             _log.warning("%s", message)
+
+
+def _is_adapter(path: Path) -> bool:
+    """Return whether `path` looks like an adapter, or cannot be looked at."""
+    try:
+        return is_peft_folder(path) or (path.suffix == ".safetensors" and path.is_file())
+    except OSError:
+        return True  # what it is then says whoever reads it
 
 
 def _stamp(path: Path) -> str:

@@ -100,7 +100,7 @@ class Imports:
                 with (folder / name).open("xb") as file:
                     _copy(_pieces(snapshot, name, is_cancelled), file)
             try:
-                pack_source(folder, staged)
+                pack_source(folder, staged, base=self._intake.base)
             except PackageError as error:
                 raise InvalidArgumentError(str(error), reason=error.reason, field="uri") from None
 

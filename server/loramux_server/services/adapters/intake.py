@@ -70,7 +70,7 @@ class Intake:
         self._max_prompt = model.source_length or model.context_length - 1
         self._begun = [model.writing.decoder_start] if model.writing else []
         self._is_encoder = model.is_encoder
-        self._base = base
+        self.base = base
         self._max_upload_bytes = max_upload_bytes
 
     def check_header(self, header: adapters_pb2.UploadHeader) -> None:
@@ -160,13 +160,13 @@ class Intake:
     def _publish(self, wanted: Registration, staged: Staged) -> AdapterRecord:
         """Check what came and store its bytes."""
         try:
-            package = check_package(staged.file, staged.size, self._base)
+            package = check_package(staged.file, staged.size, self.base)
         except PackageError as error:
             raise InvalidArgumentError(
                 str(error), reason=error.reason, field=wanted.field
             ) from None
         record = self.registry.publish(wanted.name, staged, package)
-        return replace(record, vocab_size=self._base.vocabulary.size_for(package.contents))
+        return replace(record, vocab_size=self.base.vocabulary.size_for(package.contents))
 
     async def _try_out(self, record: AdapterRecord, field: str) -> None:
         """Make a token with the adapter, so that what is registered is known to run."""
