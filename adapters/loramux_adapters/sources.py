@@ -7,7 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from loramux_adapters.adapters_library import TENSOR_FILE as LIBRARY_TENSOR_FILE
 from loramux_adapters.adapters_library import is_adapters_library, pack_adapters_library
+from loramux_adapters.added_tokens import FILE as TOKENS_FILE
+from loramux_adapters.companions import COMPANIONS
 from loramux_adapters.errors import PackageError
 from loramux_adapters.files import open_regular
 from loramux_adapters.kinds import FOLDED
@@ -15,11 +18,25 @@ from loramux_adapters.known_layers import KnownLayers
 from loramux_adapters.kohya import is_kohya, pack_kohya
 from loramux_adapters.package import Package, read_package
 from loramux_adapters.packing import Output, pack
-from loramux_adapters.peft_folder import is_peft_folder, read_config
+from loramux_adapters.peft_folder import (
+    CONFIG_FILE,
+    NOTES_FILE,
+    TENSOR_FILE,
+    is_peft_folder,
+    read_config,
+)
+from loramux_adapters.prediction_head import CONFIG_FILE as HEAD_CONFIG_FILE
+from loramux_adapters.prediction_head import TENSOR_FILE as HEAD_TENSOR_FILE
 
 if TYPE_CHECKING:
     from loramux_adapters.weights.fold import Folded
 
+BESIDE = (NOTES_FILE, TOKENS_FILE, *COMPANIONS)
+"""Files of a PEFT folder that packing reads beside config and tensors, where there are any."""
+FILES = (
+    CONFIG_FILE, TENSOR_FILE, LIBRARY_TENSOR_FILE, HEAD_CONFIG_FILE, HEAD_TENSOR_FILE, *BESIDE,
+)  # fmt: skip
+"""All files of a folder that packing reads, whichever tool saved it."""
 MAX_ERROR = 0.01
 """Of what a layer adds, by norm, this share may be lost where the rank is too high."""
 _COPY_BYTES = 1 << 20

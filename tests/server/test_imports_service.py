@@ -1,6 +1,7 @@
 """What becomes of an import that ends before it is registered."""
 
 import asyncio
+import json
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -9,24 +10,30 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from peft import VeraConfig
 
 from loramux.errors import UnavailableError
 from loramux.v1.adapters_pb2 import ImportAdapterRequest
 from loramux_adapters import open_package
 from loramux_adapters.embedding import Embedding, Pooling
+from loramux_adapters.vocabulary import BaseVocabulary
 from loramux_server.engine_link.mailbox import Mailbox
 from loramux_server.services.adapters.imports import Imports
 from loramux_server.services.adapters.intake import Intake
 from loramux_server.sources.policy import Opening, Sources
 from loramux_server.sources.snapshot import OPTIONAL, REQUIRED, Snapshot
+from loramux_server.store.check import ServedBase
 from loramux_server.store.registry import Registry
 from loramux_server.wire.messages import Token
-from tests.adapters.files import CONFIG, pair, write_folder
+from tests.adapters.files import CONFIG, Tensors, pair, write_folder
+from tests.support.adapters import save_tuned
 from tests.support.bases import ROOMY, SMALL
 from tests.support.embedders import write_sentence_files
+from tests.support.models import tiny_model
 from tests.support.packages import small_package
 
 PACKAGE = small_package(0)
+BASE = replace(ROOMY, layers=SMALL)
 REQUEST = ImportAdapterRequest(name="a", uri="s3://bucket/a.safetensors")
 
 
@@ -93,7 +100,7 @@ def registry(tmp_path: Path) -> Iterator[Registry]:
     registry.close()
 
 
-def imports(registry: Registry, snapshot: Snapshot) -> Imports:
+def imports(registry: Registry, snapshot: Snapshot, base: ServedBase = BASE) -> Imports:
     intake = Intake(
         registry=registry,
         engine=cast(Any, Engine()),
@@ -103,7 +110,7 @@ def imports(registry: Registry, snapshot: Snapshot) -> Imports:
                 vocab_size=100, context_length=100, source_length=0, writing=None, is_encoder=False
             ),
         ),
-        base=replace(ROOMY, layers=SMALL),
+        base=base,
         max_upload_bytes=1 << 20,
     )
     return Imports(intake, OneSource(snapshot), 1 << 20)
@@ -148,6 +155,39 @@ async def test_what_came_whole_is_registered_with_its_origin(registry: Registry)
     record, is_new = await imports(registry, snapshot).take(REQUEST)
     assert (is_new, record.origin, record.source) == (True, REQUEST.uri, "import")
     assert registry.get("a") == record
+
+
+async def test_tokens_of_its_own_come_along(registry: Registry, tmp_path: Path) -> None:
+    embedding = "model.embed_tokens"
+    delta = f"base_model.model.{embedding}.token_adapter.trainable_tokens_delta"
+    layer = pair(next(iter(SMALL)), 2, features=(3, 4))
+    tensors: Tensors = {**layer, delta: ("F32", [1, 3], bytes(12))}
+    folder = write_folder(tmp_path / "a", tensors, CONFIG | {"trainable_token_indices": [5]})
+    token = {"id": 5, "content": "<tool>", "special": True}
+    (folder / "tokenizer.json").write_text(json.dumps({"added_tokens": [token]}))
+    snapshot = Folder(folder)
+    assert set(snapshot.sizes) <= {*REQUIRED, *OPTIONAL}  # what a source is asked for
+    vocabulary = BaseVocabulary(embedding, "lm_head", 9, 9)
+    base = replace(
+        ROOMY, layers=SMALL, parameters={f"{embedding}.weight": (9, 3)}, vocab_size=9,
+        vocabulary=vocabulary,
+    )  # fmt: skip
+    record, _ = await imports(registry, snapshot, base).take(REQUEST)
+    with open_package(registry.blobs.path(record.digest)) as (_, package):
+        assert package.notes["added_tokens"] == [token]
+
+
+async def test_vera_has_the_widths_of_the_base_that_is_served(
+    registry: Registry, tmp_path: Path
+) -> None:
+    model = tiny_model("llama")
+    config = VeraConfig(r=4, target_modules=["q_proj"])
+    save_tuned(model, config, tmp_path / "a", seed=1)
+    (tmp_path / "a" / "README.md").unlink()
+    layers = {f"model.layers.{number}.self_attn.q_proj": (32, 32) for number in range(2)}
+    made = imports(registry, Folder(tmp_path / "a"), replace(ROOMY, layers=layers))
+    record, _ = await made.take(REQUEST)
+    assert record.rank == 4
 
 
 async def test_files_of_sentence_transformers_come_along(

@@ -10,11 +10,10 @@ from pathlib import Path
 
 from loramux.cli.options import needs
 from loramux_adapters.adapters_library import TENSOR_FILE as LIBRARY_TENSOR_FILE
-from loramux_adapters.companions import COMPANIONS
-from loramux_adapters.peft_folder import CONFIG_FILE, NOTES_FILE, TENSOR_FILE
+from loramux_adapters.peft_folder import TENSOR_FILE
+from loramux_adapters.sources import FILES
 
 SCHEME = "hf://"
-_FILES = (CONFIG_FILE, TENSOR_FILE, LIBRARY_TENSOR_FILE, NOTES_FILE, *COMPANIONS)
 _ADDRESS = re.compile(r"hf://(?P<repository>[\w.-]+/(?P<name>[\w.-]+))(@(?P<revision>[\w./-]+))?")
 
 
@@ -51,7 +50,7 @@ def _fetched(source: str, repository: str, revision: str | None, *, quiet: bool)
     if quiet:
         disable_progress_bars()
     try:
-        path = Path(snapshot_download(repository, revision=revision, allow_patterns=list(_FILES)))
+        path = Path(snapshot_download(repository, revision=revision, allow_patterns=list(FILES)))
     except RepositoryNotFoundError:
         raise HubError(f"{source}: there is no such repository, or it is not for you") from None
     except RevisionNotFoundError:

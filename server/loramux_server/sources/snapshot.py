@@ -10,11 +10,11 @@ from loramux.errors import (
     NotFoundError,
     UnavailableError,
 )
-from loramux_adapters.companions import COMPANIONS
-from loramux_adapters.peft_folder import CONFIG_FILE, NOTES_FILE, TENSOR_FILE
+from loramux_adapters.peft_folder import CONFIG_FILE, TENSOR_FILE
+from loramux_adapters.sources import BESIDE
 
 PACKAGE_SUFFIX = ".safetensors"
-REQUIRED, OPTIONAL = (CONFIG_FILE, TENSOR_FILE), (NOTES_FILE, *COMPANIONS)
+REQUIRED, OPTIONAL = (CONFIG_FILE, TENSOR_FILE), BESIDE
 """The files of a PEFT folder."""
 
 

@@ -10,29 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from loramux_adapters import PackageError, check_adapter_name, pack_source
-from loramux_adapters.adapters_library import TENSOR_FILE as LIBRARY_TENSOR_FILE
-from loramux_adapters.added_tokens import FILE as TOKENS_FILE
-from loramux_adapters.companions import COMPANIONS
-from loramux_adapters.peft_folder import (
-    CONFIG_FILE,
-    NOTES_FILE,
-    TENSOR_FILE,
-    is_peft_folder,
-    told_instead,
-)
-from loramux_adapters.prediction_head import CONFIG_FILE as HEAD_CONFIG_FILE
-from loramux_adapters.prediction_head import TENSOR_FILE as HEAD_TENSOR_FILE
+from loramux_adapters.peft_folder import CONFIG_FILE, TENSOR_FILE, is_peft_folder, told_instead
+from loramux_adapters.sources import FILES
 from loramux_server.store.check import ServedBase, check_package
 from loramux_server.store.record import AdapterRecord, directory_record
 from loramux_server.store.registry import Registry
 from loramux_server.store.writing import ADDED, REMOVED
 
 _log = logging.getLogger(__name__)
-_FILES = (
-    CONFIG_FILE, TENSOR_FILE, LIBRARY_TENSOR_FILE, HEAD_CONFIG_FILE, HEAD_TENSOR_FILE, NOTES_FILE,
-    TOKENS_FILE, *COMPANIONS,
-)  # fmt: skip
-"""All files of a folder that packing it reads."""
 
 _AROUND = "{0} is an adapter itself, and left out: to serve it, name the folder around it, {1}"
 
@@ -172,6 +157,6 @@ def _is_adapter(path: Path) -> bool:
 
 def _stamp(path: Path) -> str:
     """Return what changes when the files of an entry do."""
-    files = [path / name for name in _FILES] if path.is_dir() else [path]
+    files = [path / name for name in FILES] if path.is_dir() else [path]
     states = [file.stat() for file in files if file.exists()]
     return ",".join(f"{state.st_mtime_ns}:{state.st_size}:{state.st_ino}" for state in states)
