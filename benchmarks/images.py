@@ -30,6 +30,7 @@ from benchmarks.step_ways import in_turns, write_record
 from loramux_server.images.messages import Array, Image, PlacedImage, PreparedImage
 from loramux_server.models.decoder_model import prepare
 from loramux_server.wire.adapter_source import AdapterSource
+from loramux_server.wire.ask import Ask
 from loramux_server.wire.engine_config import EngineConfig
 from loramux_server.wire.messages import Submit
 
@@ -130,12 +131,13 @@ def _ask(
     messages = []
     for number, adapter in enumerate(adapters):
         before = images.tokens if shows else images.text(length)
-        messages.append(
-            Submit(
-                number, [*before, *images.text()], adapter, sampling,
-                images=[PlacedImage(0, length, image)] if shows else [],
-            )
-        )  # fmt: skip
+        ask = Ask(
+            [*before, *images.text()],
+            adapter,
+            sampling,
+            images=[PlacedImage(0, length, image)] if shows else [],
+        )
+        messages.append(Submit(number, ask))
     return engine.complete(messages).seconds
 
 

@@ -25,6 +25,7 @@ from loramux_server.models.base_model import BaseModel
 from loramux_server.models.loading import load_base_model
 from loramux_server.store.check import num_bytes
 from loramux_server.wire.adapter_source import AdapterSource
+from loramux_server.wire.ask import Ask
 from loramux_server.wire.engine_config import EngineConfig
 from loramux_server.wire.messages import Cancel, Drop, Report, Submit
 from loramux_server.wire.sampling import Sampling
@@ -101,7 +102,7 @@ class LocalEngine:
         messages = []
         for adapter in adapters:
             prompt = [self._rng.randrange(3, self.info.vocab_size) for _ in range(context)]
-            messages.append(Submit(self._next_id, prompt, adapter, sampling))
+            messages.append(Submit(self._next_id, Ask(prompt, adapter, sampling)))
             self._requests.append(self._next_id)
             self._next_id += 1
         begin = time.perf_counter()
@@ -137,7 +138,7 @@ class LocalEngine:
     ) -> float:
         """Return the seconds until each of `texts` has a vector, with an adapter each."""
         messages = [
-            Submit(self._take_id(), list(text), adapter, GREEDY, pooling=pooling)
+            Submit(self._take_id(), Ask(list(text), adapter, GREEDY, pooling=pooling))
             for text, adapter in zip(texts, adapters, strict=True)
         ]
         return self.complete(messages).seconds
@@ -152,7 +153,7 @@ class LocalEngine:
         """Return the seconds until `count` tokens are written to each of `texts` behind `begin`."""
         sampling = msgspec.structs.replace(GREEDY, max_tokens=count)
         messages = [
-            Submit(self._take_id(), [*text, begin], adapter, sampling, num_source=len(text))
+            Submit(self._take_id(), Ask([*text, begin], adapter, sampling, num_source=len(text)))
             for text, adapter in zip(texts, adapters, strict=True)
         ]
         return self.complete(messages).seconds

@@ -24,6 +24,7 @@ from benchmarks.fixture import SHAPES
 from benchmarks.local_engine import LocalEngine, fixture_base, packaged
 from loramux_server.kernels.resting import Quantization
 from loramux_server.text.tokenizer import TextTokenizer
+from loramux_server.wire.ask import Ask
 from loramux_server.wire.engine_config import EngineConfig
 from loramux_server.wire.messages import Submit
 from loramux_server.wire.sampling import Sampling
@@ -126,7 +127,7 @@ def _answers(kind: Quantization) -> list[tuple[list[int], list[float]]]:
                 for source in (sources[adapter], None):
                     number = len(answers)
                     answers[number] = ([], [])
-                    engine.engine.receive([Submit(number, tokens, source, sampling)])
+                    engine.engine.receive([Submit(number, Ask(tokens, source, sampling))])
         is_open = set(answers)
         while is_open:
             for token in engine.step().tokens:

@@ -16,12 +16,14 @@ from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
+import msgspec
 import typer
 
 from benchmarks import machine
 from benchmarks.fixture import SHAPES, make_adapters
 from benchmarks.local_engine import Completed, LocalEngine, fixture_base, packaged
 from loramux_server.wire.adapter_source import AdapterSource
+from loramux_server.wire.ask import Ask
 from loramux_server.wire.engine_config import EngineConfig
 from loramux_server.wire.messages import Submit
 from loramux_server.wire.sampling import Sampling
@@ -129,9 +131,13 @@ class Measure:
         return [
             Submit(
                 0,
-                [self._rng.randrange(3, vocab_size) for _ in range(self._context)],
-                adapter,
-                Sampling(max_tokens=self._tokens, seed=self._rng.getrandbits(32), ignore_eos=True),
+                Ask(
+                    [self._rng.randrange(3, vocab_size) for _ in range(self._context)],
+                    adapter,
+                    Sampling(
+                        max_tokens=self._tokens, seed=self._rng.getrandbits(32), ignore_eos=True
+                    ),
+                ),
             )
             for adapter in self._adapters
         ]
@@ -146,12 +152,8 @@ class Measure:
         for number, message in enumerate(asked):
             self._next_id += 1
             prediction = foretold[number] if foretold else []
-            messages.append(
-                Submit(
-                    self._next_id, message.prompt, message.adapter, message.sampling,
-                    prediction=prediction,
-                )
-            )  # fmt: skip
+            ask = msgspec.structs.replace(message.ask, prediction=prediction)
+            messages.append(Submit(self._next_id, ask))
         return engine.complete(messages)
 
     def _changed(self, text: list[int], right: float) -> list[int]:

@@ -16,6 +16,7 @@ from loramux_server.engine.engine import Engine
 from loramux_server.engine.residents import loader_threads
 from loramux_server.models.decoder_model import prepare
 from loramux_server.wire.adapter_source import AdapterSource
+from loramux_server.wire.ask import Ask
 from loramux_server.wire.engine_config import EngineConfig
 from loramux_server.wire.messages import Submit
 from loramux_server.wire.sampling import Sampling
@@ -75,7 +76,7 @@ def answers(
     open_requests = set()
     for number, (prompt, source) in enumerate(requests):
         sampling = Sampling(max_tokens=_TOKENS, seed=0, temperature=0.0, ignore_eos=True)
-        engine.receive([Submit(number, prompt, source, sampling)])
+        engine.receive([Submit(number, Ask(prompt, source, sampling))])
         tokens[number] = []
         open_requests.add(number)
     while open_requests:

@@ -57,7 +57,7 @@ def gateway(
 
 def last(server: SeeingServer) -> tuple[str, list[object]]:
     """Return the last prompt as text, and its images."""
-    return server.texts[-1], [placed.image for placed in server.submits[-1].images]
+    return server.texts[-1], [placed.image for placed in server.asked[-1].images]
 
 
 def images(*data: bytes) -> list[object]:
@@ -80,7 +80,7 @@ def test_a_content_is_a_list_of_texts_and_images(
     for content in contents:
         answer = client.chat([{"role": "user", "content": content}], max_tokens=1)
         assert answer.text == "x"
-        assert answer.usage.prompt_tokens == len(server.submits[-1].prompt)
+        assert answer.usage.prompt_tokens == len(server.asked[-1].prompt)
         assert last(server) == (f"[user]What is this? {SEEN}[assistant]", images(CAT))
     stream = client.stream(messages=[{"role": "user", "content": [CAT, " or ", DOG]}], n=2)
     assert {chunk.index for chunk in stream} == {0, 1}
@@ -203,7 +203,7 @@ def test_openais_client_shows_images(server: SeeingServer, gateway: RunningGatew
             model="base", messages=[{"role": "user", "content": content}]
         )
         assert found.choices[0].message.content == "x"
-        assert found.usage and found.usage.prompt_tokens == len(server.submits[-1].prompt)
+        assert found.usage and found.usage.prompt_tokens == len(server.asked[-1].prompt)
         assert last(server) == (f"[user]What? {SEEN}{SEEN}[assistant]", images(CAT, DOG))
         content = [part(CAT)] * 4
         with pytest.raises(openai.BadRequestError) as caught:

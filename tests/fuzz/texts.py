@@ -20,6 +20,7 @@ from loramux_server.access.caller import LOCAL_ADMIN, acting
 from loramux_server.config import ServerConfig
 from loramux_server.services.server import ServerService
 from loramux_server.store.instructions import Instruction
+from loramux_server.wire.ask import Ask
 from loramux_server.wire.messages import Submit
 from loramux_server.wire.model_kind import ModelKind
 from tests.fuzz.inputs import ODD_TEXT, mangled, requests
@@ -151,11 +152,11 @@ def _bodies(draw: st.DrawFn) -> tuple[str, bytes]:
 
 async def _reads() -> dict[str, Reads]:
     """Return the services of an encoder with an adapter for each task."""
-    made: dict[str, Callable[[Submit], Any]] = {
-        "SEQ_CLS": lambda submit: [len(submit.prompt) / 9],
-        "TOKEN_CLS": lambda submit: [[0.5, -0.5]] * len(submit.prompt),
-        "QUESTION_ANS": lambda submit: [[0.5, -0.5]] * len(submit.prompt),
-        "": lambda submit: [0.5, 0, 0, 1],
+    made: dict[str, Callable[[Ask], Any]] = {
+        "SEQ_CLS": lambda ask: [len(ask.prompt) / 9],
+        "TOKEN_CLS": lambda ask: [[0.5, -0.5]] * len(ask.prompt),
+        "QUESTION_ANS": lambda ask: [[0.5, -0.5]] * len(ask.prompt),
+        "": lambda ask: [0.5, 0, 0, 1],
     }
     tokenizer = wordpiece()
     info = encoder_info(
@@ -251,8 +252,7 @@ async def _write(served: Served, raw: bytes) -> str:
             break
     else:
         raise FindingError("it is neither refused nor asked for")
-    submits = [each for each in served.engine.sent if isinstance(each, Submit)]
-    for sent in submits:
+    for sent in (each.ask for each in served.engine.sent if isinstance(each, Submit)):
         num_written = len(sent.prompt) - sent.num_source
         assert 0 < sent.num_source <= served.model.source_length
         assert 0 < num_written < served.model.output_length

@@ -12,6 +12,7 @@ from loramux_server.engine.request import Request
 from loramux_server.lora.adapter_cache import Tier
 from loramux_server.lora.segments import Residence
 from loramux_server.wire.adapter_source import AdapterSource
+from loramux_server.wire.ask import Ask
 from loramux_server.wire.messages import Submit
 from loramux_server.wire.sampling import Sampling
 from loramux_server.wire.weight_format import AS_SAVED, WeightFormat
@@ -31,7 +32,7 @@ def test_the_last_place_is_the_last(tokens: list[int], pattern: list[int]) -> No
 
 def request(prompt: list[int], invocation: tuple[int, ...] = (), digest: str = "a") -> Request:
     source = AdapterSource(digest, "", 8, 8, invocation=invocation) if digest else None
-    return Request.of(Submit(0, prompt, source, SAMPLING), AS_SAVED, 0.0)
+    return Request.of(Submit(0, Ask(prompt, source, SAMPLING)), AS_SAVED, 0.0)
 
 
 def names(subject: Request) -> list[bytes]:
@@ -62,7 +63,7 @@ def test_one_that_begins_with_the_prompt_is_like_any_other() -> None:
 def test_what_was_made_for_a_completion_does_not_move_it() -> None:
     source, tokens = fake_source(1, 8, (7, 8)), [5, 7, 8, 6, 7, 8]
     found = [
-        Request.of(Submit(0, tokens, source, SAMPLING, num_made=count), AS_SAVED, 0.0)
+        Request.of(Submit(0, Ask(tokens, source, SAMPLING, num_made=count)), AS_SAVED, 0.0)
         for count in (0, 1, 3, 5)
     ]
     assert [each.active_from for each in found] == [4, 1, 1, 0]
@@ -96,7 +97,7 @@ def test_segments_begin_where_adapters_do_and_stay_long() -> None:
 def test_a_prompt_without_the_tokens_loads_nothing() -> None:
     engine, _, cache, _ = fake_engine(num_blocks=40, rows=8, executor=InlineExecutor())
     greedy = Sampling(max_tokens=3, seed=0, temperature=0.0, ignore_eos=True)
-    engine.receive([Submit(0, [5, 6, 9], fake_source(1, 8, (6, 5)), greedy)])
+    engine.receive([Submit(0, Ask([5, 6, 9], fake_source(1, 8, (6, 5)), greedy))])
     tokens = [token.token for _ in range(4) for token in engine.step().tokens]
     assert tokens == completion([5, 6, 9], 0, 3, eos=False)
     assert not cache.held(Tier.HOST)
@@ -116,7 +117,7 @@ def test_what_the_base_computed_is_reused_and_the_other_way_round() -> None:
     ]):  # fmt: skip
         before = scheduler.num_shared_tokens
         source = fake_source(adapter, 8, (6, 7)) if adapter else None
-        engine.receive([Submit(number, prompt, source, greedy)])
+        engine.receive([Submit(number, Ask(prompt, source, greedy))])
         tokens: list[int] = []
         while len(tokens) < 2:
             tokens += [token.token for token in engine.step().tokens]

@@ -69,17 +69,17 @@ async def test_each_step_asks_for_a_token_of_every_beam() -> None:
     search = Search(Served())
     await asyncio.sleep(0)
     (first,) = search.asked
-    assert (first.prompt, first.num_made) == ([PROMPT], 0)
+    assert (first.ask.prompt, first.ask.num_made) == ([PROMPT], 0)
     assert first.timeout is not None and first.timeout <= 60
-    assert (first.sampling.max_tokens, first.sampling.num_logprobs) == (1, 3)
-    assert first.sampling.is_greedy and first.sampling.ignore_eos
+    assert (first.ask.sampling.max_tokens, first.ask.sampling.num_logprobs) == (1, 3)
+    assert first.ask.sampling.is_greedy and first.ask.sampling.ignore_eos
     for length in (1, 2, 3):
         await search.step()
-        assert [each.num_made for each in search.asked] == [length] * 2
-        assert [each.prompt[0] for each in search.asked] == [PROMPT] * 2
+        assert [each.ask.num_made for each in search.asked] == [length] * 2
+        assert [each.ask.prompt[0] for each in search.asked] == [PROMPT] * 2
         # Who was admitted is not refused any more for others that wait.
         assert {each.timeout for each in search.asked} == {math.inf}
-    assert [each.prompt[1:] for each in search.asked] == [[10, 10, 10], [10, 10, 11]]
+    assert [each.ask.prompt[1:] for each in search.asked] == [[10, 10, 10], [10, 10, 11]]
     await search.step()
     best, other = await search.rest()
     assert (list(best.delta.token_ids), best.delta.beam_score) == ([10] * 4, -0.5)
@@ -109,7 +109,7 @@ async def test_all_beams_wait_for_the_slowest() -> None:
     assert search.asked == [other]
     search.engine.report(Token(other.request_id, 10, Finish.LENGTH, told))
     await woken(search.first)
-    assert [each.num_made for each in search.asked] == [2, 2]
+    assert [each.ask.num_made for each in search.asked] == [2, 2]
     search.first.cancel()
 
 

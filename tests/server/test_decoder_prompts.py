@@ -2,23 +2,24 @@
 
 import asyncio
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import torch
+from msgspec.structs import replace
 from transformers import T5Config, T5ForConditionalGeneration
 
 from loramux.errors import FailedPreconditionError, InvalidArgumentError
 from loramux.v1 import generation_pb2
 from loramux_server.engine_link.probe import Probe
-from loramux_server.engine_link.quarantine import Work
+from loramux_server.engine_link.quarantine import key_of
 from loramux_server.models.encoders.writing import writing_of
 from loramux_server.models.servable import UnservableModelError
 from loramux_server.services.adapters.intake import Intake
 from loramux_server.store.record import source_of
+from loramux_server.wire.ask import Ask
 from loramux_server.wire.messages import Submit
 from loramux_server.wire.model_kind import ModelKind
 from loramux_server.wire.sampling import Sampling
@@ -35,7 +36,7 @@ SEQ2SEQ: dict[str, Any] = {
 }  # fmt: skip
 
 
-async def asked(served: Served, **fields: Any) -> list[Submit]:
+async def asked(served: Served, **fields: Any) -> list[Ask]:
     """Return what the engine is asked for a request, which is left then."""
     request = generation_pb2.GenerateRequest(**fields)
     stream = served.service.StreamGenerate(request, CONTEXT)
@@ -47,7 +48,7 @@ async def asked(served: Served, **fields: Any) -> list[Submit]:
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task
-    return [message for message in served.engine.sent if isinstance(message, Submit)]
+    return [message.ask for message in served.engine.sent if isinstance(message, Submit)]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +123,7 @@ async def test_messages_are_read_as_a_template_writes_them_if_there_is_one() -> 
 
 async def test_what_is_tried_out_has_both_sides() -> None:
     info = encoder_info("{}", **SEQ2SEQ)
-    engine = ReadingEngine(lambda submit: [1.0])
+    engine = ReadingEngine(lambda _: [1.0])
     registry = SimpleNamespace(source_of=lambda record: source_of(record, Path()))
     intake = Intake(
         registry=cast(Any, registry), engine=engine, model=info, base=ROOMY, max_upload_bytes=1
@@ -136,9 +137,8 @@ async def test_what_is_tried_out_has_both_sides() -> None:
 
 
 def test_what_is_read_is_a_part_of_what_a_request_is_known_by() -> None:
-    work = Work([1, 2, 3], None, Sampling(max_tokens=4, seed=0), num_source=1)
-    keys = {work.key, replace(work, num_source=2).key, replace(work, num_source=0).key}
-    assert len(keys) == 3
+    ask = Ask([1, 2, 3], None, Sampling(max_tokens=4, seed=0))
+    assert len({key_of(replace(ask, num_source=count)) for count in range(3)}) == 3
 
 
 def test_a_model_says_how_it_writes_as_its_generation_config_does() -> None:

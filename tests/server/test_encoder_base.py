@@ -28,7 +28,8 @@ from loramux_server.services.tasks import task_on
 from loramux_server.store.check import _check_invocation
 from loramux_server.store.instructions import Instruction
 from loramux_server.store.record import source_of
-from loramux_server.wire.messages import Ready, Submit, decode_from_engine, encode
+from loramux_server.wire.ask import Ask
+from loramux_server.wire.messages import Ready, decode_from_engine, encode
 from loramux_server.wire.model_kind import ModelKind
 from tests.server.test_streaming import Served
 from tests.support.bases import ROOMY
@@ -50,9 +51,9 @@ def of_encoder(**more: Any) -> Any:
     return encoder_info(wordpiece().backend_tokenizer.to_str(), **{**ENCODER, **more})
 
 
-def states_of(submit: Submit) -> Any:
+def states_of(ask: Ask) -> Any:
     """Return a state that depends on how it is pooled."""
-    return {"mean": [0, 3, 4, 0], "last": [0, 0, 2, 0], "first": [5, 0, 0, 0]}[str(submit.pooling)]
+    return {"mean": [0, 3, 4, 0], "last": [0, 0, 2, 0], "first": [5, 0, 0, 0]}[str(ask.pooling)]
 
 
 @pytest.mark.parametrize(
@@ -185,7 +186,7 @@ async def test_what_is_tried_out_is_read_and_not_continued() -> None:
     )  # fmt: skip
     await intake.load(record_of(""))
     assert engine.sent[0].pooling is Pooling.MEAN
-    engine._scores = lambda submit: [1, 2]
+    engine._scores = lambda _: [1, 2]
     await intake.load(record_of("SEQ_CLS"))
     assert engine.sent[1].pooling is None
     assert engine.sent[1].adapter and engine.sent[1].adapter.task == "SEQ_CLS"

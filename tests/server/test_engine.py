@@ -13,6 +13,7 @@ from loramux_server.engine_link.client import _error_of
 from loramux_server.lora import packed
 from loramux_server.lora.packed import DamagedError, UnreadableError
 from loramux_server.wire.adapter_source import AdapterSource
+from loramux_server.wire.ask import Ask
 from loramux_server.wire.messages import Failure, Report, Submit
 from loramux_server.wire.sampling import Sampling
 from tests.support.engine import InlineExecutor
@@ -35,7 +36,7 @@ def test_a_prompt_that_can_never_run_fails_and_holds_up_nobody(
     prompt: list[int], reason: str
 ) -> None:
     engine, *_ = fake_engine(num_blocks=NUM_BLOCKS, rows=8)
-    engine.receive([Submit(0, prompt, None, GREEDY), Submit(1, [7, 8], None, GREEDY)])
+    engine.receive([Submit(0, Ask(prompt, None, GREEDY)), Submit(1, Ask([7, 8], None, GREEDY))])
     reports: list[Report] = [engine.step() for _ in range(4)]
     engine.check()
     (failure,) = [failure for report in reports for failure in report.failures]
@@ -47,7 +48,7 @@ def test_a_prompt_that_can_never_run_fails_and_holds_up_nobody(
 def test_the_longest_prompt_runs() -> None:
     engine, *_ = fake_engine(num_blocks=NUM_BLOCKS, rows=8)
     prompt = [5] * (CONTEXT - 1)
-    engine.receive([Submit(0, prompt, None, GREEDY)])
+    engine.receive([Submit(0, Ask(prompt, None, GREEDY))])
     (token,) = engine.step().tokens
     assert token.token == completion(prompt, 0, 1, eos=False)[0]
     assert token.finish == "length"
@@ -55,8 +56,8 @@ def test_the_longest_prompt_runs() -> None:
 
 def test_a_full_queue_refuses_no_completion_that_goes_on() -> None:
     engine, *_ = fake_engine(num_blocks=40, rows=8, max_running=1, max_waiting=1)
-    engine.receive([Submit(number, [5, 6], None, GREEDY) for number in range(3)])
-    engine.receive([Submit(3, [5, 6, 7], None, GREEDY, num_made=1)])
+    engine.receive([Submit(number, Ask([5, 6], None, GREEDY)) for number in range(3)])
+    engine.receive([Submit(3, Ask([5, 6, 7], None, GREEDY, num_made=1))])
     reports = [engine.step() for _ in range(4)]
     (failure,) = [failure for report in reports for failure in report.failures]
     assert (failure.request_id, failure.reason) == (2, "QUEUE_FULL")
@@ -78,11 +79,11 @@ def test_while_the_device_is_full_who_finds_its_adapter_there_goes_first_but_not
         starts.extend(started.request_id for started in report.started)
         return report
 
-    engine.receive([Submit(0, [5, 6], here, GREEDY)])
+    engine.receive([Submit(0, Ask([5, 6], here, GREEDY))])
     while not starts:
         step()
-    engine.receive([Submit(1, [5, 6], away, GREEDY)])
-    engine.receive([Submit(number, [5, 6], here, GREEDY) for number in (2, 3, 4)])
+    engine.receive([Submit(1, Ask([5, 6], away, GREEDY))])
+    engine.receive([Submit(number, Ask([5, 6], here, GREEDY)) for number in (2, 3, 4)])
     for _ in range(30):
         step()
     assert starts == [0, 2, 3, 1, 4]
@@ -99,7 +100,9 @@ def test_a_load_without_memory_ends_who_waits_for_it_and_nobody_else() -> None:
     engine, *_ = fake_engine(
         num_blocks=NUM_BLOCKS, rows=8, executor=InlineExecutor(), model=Exhausted()
     )
-    engine.receive([Submit(0, [5], fake_source(1, 8), GREEDY), Submit(1, [7, 8], None, GREEDY)])
+    engine.receive(
+        [Submit(0, Ask([5], fake_source(1, 8), GREEDY)), Submit(1, Ask([7, 8], None, GREEDY))]
+    )
     reports = [engine.step() for _ in range(6)]
     engine.check()
     (failure,) = [failure for report in reports for failure in report.failures]
@@ -124,7 +127,7 @@ def test_of_a_load_that_fails_by_a_defect_callers_get_a_number_and_the_log_the_t
     engine, *_ = fake_engine(
         num_blocks=NUM_BLOCKS, rows=8, executor=InlineExecutor(), model=Defective()
     )
-    engine.receive([Submit(0, [5], fake_source(1, 8), GREEDY)])
+    engine.receive([Submit(0, Ask([5], fake_source(1, 8), GREEDY))])
     reports = [engine.step() for _ in range(3)]
     (failure,) = [failure for report in reports for failure in report.failures]
     (why,) = [why for report in reports for why in report.failed_loads.values()]

@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from loramux_adapters.embedding import Pooling
 from loramux_adapters.head import Task
+from loramux_server.wire.ask import Ask
 from loramux_server.wire.messages import Cancel, Drop, Pause, Resume, Submit
 from loramux_server.wire.sampling import Sampling
 from tests.support.fake import (
@@ -205,12 +206,11 @@ class EngineMachine(RuleBasedStateMachine):
         if wrong is not None and adapter not in TASKS and not pooling and sampling.max_tokens:
             prediction = written(asked)
             prediction[wrong : wrong + 1] = [3]
-        self.engine.receive([
-            Submit(
-                len(self.asked), prompt, source, sampling, tenant, timeout, weight, pooling,
-                prediction, num_made=len(prompt) - 1 if goes_on and not invocation else 0,
-            )
-        ])  # fmt: skip
+        ask = Ask(
+            prompt, source, sampling, tenant, pooling, prediction,
+            num_made=len(prompt) - 1 if goes_on and not invocation else 0,
+        )  # fmt: skip
+        self.engine.receive([Submit(len(self.asked), ask, timeout, weight)])
         self.asked.append(asked)
 
     @precondition(lambda self: self.asked)

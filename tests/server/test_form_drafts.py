@@ -10,6 +10,7 @@ from loramux_server.engine.request import Request
 from loramux_server.engine.sampler import sample
 from loramux_server.engine.token_counts import counts_of
 from loramux_server.forms.form import Form, FormKind
+from loramux_server.wire.ask import Ask
 from loramux_server.wire.messages import Failure, Submit, Token
 from loramux_server.wire.sampling import Sampling
 from tests.support.fake import EOS, VOCAB, FakeModel, completion, fake_engine
@@ -47,7 +48,7 @@ class Asking:
         number = len(self.found)
         self.found[number] = []
         sampling = Sampling(**{"max_tokens": 20, "seed": 3, "form": form} | options)
-        self.engine.receive([Submit(number, prompt, None, sampling)])
+        self.engine.receive([Submit(number, Ask(prompt, None, sampling))])
         return number
 
     def step(self) -> None:

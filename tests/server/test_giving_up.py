@@ -7,6 +7,7 @@ import pytest
 from loramux_server.engine.engine import Engine
 from loramux_server.engine.scheduler import Scheduler
 from loramux_server.lora.adapter_cache import AdapterCache
+from loramux_server.wire.ask import Ask
 from loramux_server.wire.messages import Cancel, Failure, Report, Submit
 from loramux_server.wire.sampling import Sampling
 from tests.support.fake import (
@@ -50,7 +51,7 @@ class Place:
 
     def submit(self, number: int, prompt: list[int], timeout: float | None = None) -> None:
         adapter = ADAPTER if number == SUBJECT else None
-        self.engine.receive([Submit(number, prompt, adapter, greedy(), timeout=timeout)])
+        self.engine.receive([Submit(number, Ask(prompt, adapter, greedy()), timeout=timeout)])
 
     def step(self) -> Report:
         report = self.engine.step()
@@ -132,7 +133,7 @@ def test_nothing_is_held_one_step_later(
 def test_only_who_is_late_ends() -> None:
     place = Place()
     for number, timeout in enumerate([None, 500.0, 4.0]):
-        place.engine.receive([Submit(number, [5, number], None, greedy(), timeout=timeout)])
+        place.engine.receive([Submit(number, Ask([5, number], None, greedy()), timeout=timeout)])
     for _ in range(120):
         place.step()
     assert [(failure.request_id, failure.message) for failure in place.failures] == [
@@ -145,7 +146,7 @@ def refused(
     place: Place, prompt: list[int], timeout: float, min_tokens: int = 0, tenant: str = ""
 ) -> str | None:
     sampling = greedy(min_tokens=min_tokens)
-    place.engine.receive([Submit(99, prompt, None, sampling, tenant, timeout)])
+    place.engine.receive([Submit(99, Ask(prompt, None, sampling, tenant), timeout=timeout)])
     report = place.step()
     place.engine.receive([Cancel(99)])
     return report.failures[0].reason if report.failures else None
@@ -156,7 +157,7 @@ def experienced(speculative_tokens: int = 0) -> Place:
     place = Place(token_seconds=0.1, num_blocks=400, speculative_tokens=speculative_tokens)
     place.scheduler._max_batch_tokens = 100
     for number in range(3):
-        place.engine.receive([Submit(90 + number, [number + 2] * 100, None, greedy(2))])
+        place.engine.receive([Submit(90 + number, Ask([number + 2] * 100, None, greedy(2)))])
         place.step()
         place.step()
     return place
@@ -165,7 +166,7 @@ def experienced(speculative_tokens: int = 0) -> Place:
 def busy(speculative_tokens: int = 0) -> Place:
     """Return one that has something to do, too."""
     place = experienced(speculative_tokens)
-    place.engine.receive([Submit(0, [9, 9], None, greedy(1000))])
+    place.engine.receive([Submit(0, Ask([9, 9], None, greedy(1000)))])
     place.step()
     return place
 
@@ -186,10 +187,10 @@ def test_a_deadline_is_refused_only_if_right_drafts_could_not_meet_it() -> None:
 def test_a_deadline_that_the_queue_makes_impossible_is_refused_to_be_tried_again() -> None:
     place = experienced()
     for number in range(2):
-        place.engine.receive([Submit(number, [9, number], None, greedy())])
+        place.engine.receive([Submit(number, Ask([9, number], None, greedy()))])
     place.step()
     for number in (2, 3):
-        place.engine.receive([Submit(number, [20 + number] * 200, None, greedy())])
+        place.engine.receive([Submit(number, Ask([20 + number] * 200, None, greedy()))])
     assert refused(place, [60] * 50, 20.0) == "DEADLINE_UNREACHABLE"
     assert refused(place, [60] * 50, 200.0) is None
     assert refused(place, [60] * 50, 20.0, tenant="other") is None  # they do not go before it
@@ -201,10 +202,10 @@ def test_what_requests_of_the_queue_share_is_waited_for_once(
 ) -> None:
     place = experienced()
     for number in range(2):
-        place.engine.receive([Submit(number, [9, number], None, greedy())])
+        place.engine.receive([Submit(number, Ask([9, number], None, greedy()))])
     place.step()
     for number, token in ((2, 20), (3, other)):
-        place.engine.receive([Submit(number, [token] * 200, None, greedy())])
+        place.engine.receive([Submit(number, Ask([token] * 200, None, greedy()))])
     assert refused(place, [60] * 50, 40.0) == reason
 
 

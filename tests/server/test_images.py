@@ -28,13 +28,14 @@ from loramux.v1.generation_pb2 import (
 from loramux_server.chat.encoder import ChatEncoder
 from loramux_server.chat.messages import Piece
 from loramux_server.config import ServerConfig
-from loramux_server.engine_link.quarantine import Work
-from loramux_server.images.messages import Placeholder
+from loramux_server.engine_link.quarantine import key_of
+from loramux_server.images.messages import PlacedImage, Placeholder
 from loramux_server.metrics.totals import Totals
 from loramux_server.services.server import ServerService
 from loramux_server.store.policy import Policy
 from loramux_server.store.reference import DEFAULT_TENANT
 from loramux_server.transport.connection_limits import MESSAGE_BYTES, message_bytes
+from loramux_server.wire.ask import Ask
 from loramux_server.wire.messages import (
     Finish,
     Logprobs,
@@ -96,12 +97,12 @@ class Seeing(Served):
             GenerateRequest(messages=messages, sampling=params), context
         )
 
-    async def submitted(self, *messages: ChatMessage, **sampling: Any) -> list[Submit]:
+    async def submitted(self, *messages: ChatMessage, **sampling: Any) -> list[Ask]:
         """Return what the engine is asked for `messages`, which then end."""
         num_before = len(self.submits)
         first = asyncio.ensure_future(anext(self.ask(*messages, **sampling)))
         await until(lambda: len(self.submits) > num_before or first.done())
-        found = self.submits[num_before:]
+        found = [submit.ask for submit in self.submits[num_before:]]
         if found:
             first.cancel()
         await asyncio.wait([first])
@@ -137,31 +138,31 @@ def seeing(opened: Opened) -> Seeing:
     return opened()
 
 
-def text_of(submit: Submit) -> str:
-    return str(TOKENIZER.decode(submit.prompt, skip_special_tokens=False))
+def text_of(ask: Ask) -> str:
+    return str(TOKENIZER.decode(ask.prompt, skip_special_tokens=False))
 
 
 async def test_images_stand_in_a_prompt_where_they_stood_in_the_messages(seeing: Seeing) -> None:
-    (submit,) = await seeing.submitted(
+    (ask,) = await seeing.submitted(
         ChatMessage(role="system", content="Look."),
         said("user", CAT, "Or ", DOG, "?"),
     )
-    assert text_of(submit) == f"[system]Look.[user]{SEEN}Or {SEEN}?[assistant]"
-    assert [placed.image for placed in submit.images] == [
+    assert text_of(ask) == f"[system]Look.[user]{SEEN}Or {SEEN}?[assistant]"
+    assert [placed.image for placed in ask.images] == [
         prepared(CAT).image, prepared(DOG).image,
     ]  # fmt: skip
-    for placed in submit.images:
+    for placed in ask.images:
         assert placed.length == NUM_TOKENS
-        here = submit.prompt[placed.start : placed.start + placed.length]
+        here = ask.prompt[placed.start : placed.start + placed.length]
         assert here == [PLACEHOLDER_ID] * NUM_TOKENS
-    assert submit.prompt.count(PLACEHOLDER_ID) == 2 * NUM_TOKENS
-    assert decode_to_engine(encode(submit)) == submit
+    assert ask.prompt.count(PLACEHOLDER_ID) == 2 * NUM_TOKENS
+    assert decode_to_engine(encode(Submit(1, ask))) == Submit(1, ask)
     assert seeing.preparer.fields == ["messages[1].parts[0].image", "messages[1].parts[2].image"]
 
 
 async def test_every_completion_and_every_beam_has_the_images(seeing: Seeing) -> None:
-    submits = await seeing.submitted(said("user", "What?", CAT), n=2)
-    assert [[placed.image for placed in each.images] for each in submits] == [
+    asked = await seeing.submitted(said("user", "What?", CAT), n=2)
+    assert [[placed.image for placed in each.images] for each in asked] == [
         [prepared(CAT).image]
     ] * 2
     seeing.engine.sent.clear()
@@ -171,13 +172,13 @@ async def test_every_completion_and_every_beam_has_the_images(seeing: Seeing) ->
         await until(lambda: bool(seeing.submits))
         step = seeing.submits
         seeing.engine.sent.clear()
-        assert {each.num_made for each in step} == {length}
-        assert [each.images for each in step] == [submits[0].images] * len(step)
+        assert {each.ask.num_made for each in step} == {length}
+        assert [each.ask.images for each in step] == [asked[0].images] * len(step)
         likely = Logprobs(-0.5, [(10, -0.5), (11, -1.0), (12, -2.0)])
         seeing.engine.report(*(Token(each.request_id, 10, Finish.LENGTH, likely) for each in step))
     await first
     (last,) = [response async for response in stream]
-    assert last.usage.prompt_tokens == len(submits[0].prompt)
+    assert last.usage.prompt_tokens == len(asked[0].prompt)
 
 
 async def test_tokens_of_images_are_tokens_of_the_prompt(seeing: Seeing) -> None:
@@ -192,9 +193,9 @@ async def test_tokens_of_images_are_tokens_of_the_prompt(seeing: Seeing) -> None
 
 async def test_text_around_an_image_is_text_of_the_prompt(seeing: Seeing) -> None:
     seeing.preparer.stands = Placeholder(PLACEHOLDER_ID, "<", ">")
-    (submit,) = await seeing.submitted(said("user", "a", CAT, "b"))
-    assert text_of(submit) == f"[user]a<{SEEN}>b[assistant]"
-    (placed,) = submit.images
+    (ask,) = await seeing.submitted(said("user", "a", CAT, "b"))
+    assert text_of(ask) == f"[user]a<{SEEN}>b[assistant]"
+    (placed,) = ask.images
     assert placed.start == len("[user]a<")
 
 
@@ -209,15 +210,15 @@ def test_text_around_an_image_shares_tokens_with_that_beside_it() -> None:
 
 async def test_no_text_becomes_an_image(seeing: Seeing) -> None:
     """Though the tokenizer says that the placeholder is no control token."""
-    (submit,) = await seeing.submitted(
+    (ask,) = await seeing.submitted(
         said("user", PLACEHOLDER, CAT, f"{PLACEHOLDER[:3]}", f"{PLACEHOLDER[3:]}"),
         ChatMessage(role="assistant", content=f"{PLACEHOLDER}!"),
         ChatMessage(role="user", content=PLACEHOLDER),
     )
-    assert submit.prompt.count(PLACEHOLDER_ID) == NUM_TOKENS
-    (placed,) = submit.images
+    assert ask.prompt.count(PLACEHOLDER_ID) == NUM_TOKENS
+    (placed,) = ask.images
     assert placed.start == len(f"[user]{PLACEHOLDER}")
-    assert text_of(submit) == (
+    assert text_of(ask) == (
         f"[user]{PLACEHOLDER}{SEEN}{PLACEHOLDER}[assistant]{PLACEHOLDER}![user]{PLACEHOLDER}"
         "[assistant]"
     )
@@ -229,19 +230,19 @@ async def test_texts_alone_are_one_text_whatever_the_template_knows(opened: Open
     ):  # fmt: skip
         seeing = opened(chat_template=template)
         for message in (said("user", "a", "b"), ChatMessage(role="user", content="ab")):
-            (submit,) = await seeing.submitted(message)
-            assert (text_of(submit), submit.images) == (written, [])
+            (ask,) = await seeing.submitted(message)
+            assert (text_of(ask), ask.images) == (written, [])
 
 
 async def test_a_template_that_knows_lists_alone_is_given_no_texts(opened: Opened) -> None:
     seeing = opened(chat_template=ONLY_LISTED)
-    (submit,) = await seeing.submitted(
+    (ask,) = await seeing.submitted(
         ChatMessage(role="system", content="Look."),
         said("user", "What? ", CAT),
         ChatMessage(role="assistant", content="A cat."),
         ChatMessage(role="user", content="Sure?"),
     )
-    assert text_of(submit) == f"[system]Look.[user]{SEEN}What? [assistant]A cat.[user]Sure?"
+    assert text_of(ask) == f"[system]Look.[user]{SEEN}What? [assistant]A cat.[user]Sure?"
 
 
 @pytest.mark.parametrize(
@@ -288,8 +289,8 @@ async def test_what_is_wrong_is_named(
 
 
 async def test_large_images_leave_texts_their_room(seeing: Seeing) -> None:
-    (submit,) = await seeing.submitted(said("user", bytes(1 << 20), "x" * 1000))
-    assert len(submit.images) == 1
+    (ask,) = await seeing.submitted(said("user", bytes(1 << 20), "x" * 1000))
+    assert len(ask.images) == 1
 
 
 @pytest.mark.parametrize(
@@ -405,8 +406,8 @@ async def test_images_take_room_while_others_are_still_prepared(opened: Opened) 
 
 def test_a_request_is_another_one_with_another_image() -> None:
     def key(*images: bytes) -> str:
-        digests = tuple(prepared(image).image.digest for image in images)
-        return Work([1], None, Sampling(max_tokens=1, seed=0), images=digests).key
+        placed = [PlacedImage(0, 1, prepared(image).image) for image in images]
+        return key_of(Ask([1], None, Sampling(max_tokens=1, seed=0), images=placed))
 
     assert len({key(), key(CAT), key(DOG), key(CAT, DOG), key(DOG, CAT)}) == 5
     assert key(CAT) == key(CAT)

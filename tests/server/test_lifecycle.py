@@ -29,6 +29,7 @@ from loramux_server.store.reference import parse_reference
 from loramux_server.store.registry import Registry
 from loramux_server.store.uploads import Uploads
 from loramux_server.wire.adapter_source import AdapterSource
+from loramux_server.wire.ask import Ask
 from loramux_server.wire.messages import Cancel, Drop, Pin, Submit, Unpin
 from loramux_server.wire.sampling import Sampling
 from tests.crash.story import publish
@@ -207,7 +208,7 @@ class Lifecycle(RuleBasedStateMachine):
             assert record.version == (version if tag.isdecimal() else newest)
         prompt = [3, 5, 7, 11, 13, 17][: data.draw(st.integers(1, 6))]
         sampling = Sampling(max_tokens=6, seed=0, temperature=0.0, ignore_eos=True)
-        self.engine.receive([Submit(self.next_id, prompt, source, sampling)])
+        self.engine.receive([Submit(self.next_id, Ask(prompt, source, sampling))])
         number = self.told.versions[name][record.version]
         self.asked[self.next_id] = Asked(number, prompt, lease)
         self.next_id += 1

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loramux_server.engine.pace import Pace
+from loramux_server.wire.ask import Ask
 from loramux_server.wire.messages import Report, Submit
 from loramux_server.wire.sampling import Sampling
 from tests.support.fake import ManualClock, SlowModel, completion, fake_engine
@@ -124,11 +125,11 @@ def longest_wait(max_stall: float) -> float:
         model=SlowModel(clock, step_seconds=0.05, token_seconds=0.0015),
     )  # fmt: skip
     sampling = Sampling(max_tokens=200, seed=0, temperature=0.0, ignore_eos=True)
-    engine.receive([Submit(0, [5] * 80, None, sampling)])
+    engine.receive([Submit(0, Ask([5] * 80, None, sampling))])
     reports: list[tuple[float, Report]] = []
     while not any(token.request_id == 1 for _, report in reports for token in report.tokens):
         if len(reports) == 10:
-            engine.receive([Submit(1, list(range(2, 60)) * 30, None, sampling)])
+            engine.receive([Submit(1, Ask(list(range(2, 60)) * 30, None, sampling))])
         report = engine.step()
         reports.append((clock(), report))
     arrivals = [at for at, report in reports if any(t.request_id == 0 for t in report.tokens)]
@@ -226,13 +227,13 @@ def test_no_step_takes_too_long_for_drafts(drafts: int) -> None:
     )  # fmt: skip
     greedy = Sampling(max_tokens=60, seed=0, temperature=0.0, ignore_eos=True)
     text = completion([5, 6, 7], 0, 60, eos=False)
-    engine.receive([Submit(i, [5, 6, 7], None, greedy, prediction=text) for i in range(24)])
+    engine.receive([Submit(i, Ask([5, 6, 7], None, greedy, prediction=text)) for i in range(24)])
     sizes = []
     for number in range(60):
         if number % 3 == 0:
             prompt = [number % 50 + 2] * 300
             short = Sampling(max_tokens=1, seed=0)
-            engine.receive([Submit(100 + number, prompt, None, short)])
+            engine.receive([Submit(100 + number, Ask(prompt, None, short))])
         report = engine.step()
         if number > 6 and report.batch and report.batch.requests > 4:
             sizes.append(report.batch)

@@ -4,6 +4,7 @@ import pytest
 
 from loramux_server.lora.adapter_cache import AdapterCache, Tier
 from loramux_server.lora.row_allocator import RowSize
+from loramux_server.wire.ask import Ask
 from loramux_server.wire.messages import Pin, Submit, Unpin
 from loramux_server.wire.sampling import Sampling
 from tests.support.fake import FakeModel, HeldExecutor, fake_engine, fake_source
@@ -44,7 +45,7 @@ class Running:
     def request(self, number: int, rank: int = 8) -> int:
         self._next_id += 1
         source = fake_source(number, rank)
-        self.engine.receive([Submit(self._next_id, [1, 2, 3], source, GREEDY)])
+        self.engine.receive([Submit(self._next_id, Ask([1, 2, 3], source, GREEDY))])
         return self.step(40)
 
     def resident(self) -> set[int]:
@@ -87,7 +88,7 @@ def test_a_request_that_finds_no_other_room_takes_that_of_a_pinned_one(running: 
 
 def test_a_pinned_adapter_does_not_take_the_room_of_a_running_request(running: Running) -> None:
     long = Sampling(max_tokens=60, seed=0, temperature=0.0, ignore_eos=True)
-    running.engine.receive([Submit(1, [1, 2, 3], fake_source(7, 24), long)])
+    running.engine.receive([Submit(1, Ask([1, 2, 3], fake_source(7, 24), long))])
     running.step()
     running.pin(1)
     assert running.resident() == {7}

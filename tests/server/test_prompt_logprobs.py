@@ -17,6 +17,7 @@ from loramux_server.engine.model_runner import ModelRunner
 from loramux_server.kernels.prompt_logprobs import prompt_logprobs
 from loramux_server.kernels.step_input import StepInput
 from loramux_server.services.generation.prompt_logprobs import MAX_TOLD, check_told
+from loramux_server.wire.ask import Ask
 from loramux_server.wire.messages import Finish, Submit
 from loramux_server.wire.sampling import Sampling
 from tests.support.adapters import pack_source, save_adapter
@@ -180,7 +181,7 @@ def test_others_run_ahead_again_once_all_is_told() -> None:
         sampling = Sampling(
             max_tokens=12, seed=0, temperature=0.0, ignore_eos=True, num_prompt_logprobs=count
         )
-        engine.receive([Submit(number, prompt, None, sampling)])
+        engine.receive([Submit(number, Ask(prompt, None, sampling))])
     found: dict[int, list[int]] = {0: [], 1: []}
     told_after = None
     for _ in range(60):

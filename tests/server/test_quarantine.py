@@ -3,21 +3,25 @@
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from loramux.errors import FailedPreconditionError
-from loramux_server.engine_link.quarantine import MAX_ENTRIES, Quarantine, Work, dump, load
+from loramux_server.engine_link.quarantine import MAX_ENTRIES, Quarantine, dump, key_of, load
+from loramux_server.wire.adapter_source import AdapterSource, Part
+from loramux_server.wire.ask import Ask
 from loramux_server.wire.sampling import Sampling
 
 A, B = "sha256:a", "sha256:b"
 
 
-def work(token: int = 1, digest: str | None = None, **sampling: Any) -> Work:
-    return Work([token, 2], digest, Sampling(**{"max_tokens": 4, "seed": 0, **sampling}))
+def work(token: int = 1, digest: str | None = None, **sampling: Any) -> Ask:
+    adapter = AdapterSource(digest, "", 8, 100) if digest else None
+    return Ask([token, 2], adapter, Sampling(**{"max_tokens": 4, "seed": 0, **sampling}))
 
 
-def is_refused(quarantine: Quarantine, work: Work) -> str | None:
+def is_refused(quarantine: Quarantine, ask: Ask) -> str | None:
     try:
-        quarantine.check(work)
+        quarantine.check(ask)
     except FailedPreconditionError as error:
         return error.reason
     return None
@@ -47,9 +51,11 @@ def test_an_adapter_present_in_two_deaths_in_a_row_is_refused(quarantine: Quaran
 def test_what_is_refused_is_refused_in_a_mix_too(quarantine: Quarantine) -> None:
     for _ in range(2):
         quarantine.engine_died([work(1, A)])
-    mix = Work([1], "sha256:mix", Sampling(max_tokens=4, seed=0), parts=(B, A))
-    assert is_refused(quarantine, mix) == "ADAPTER_QUARANTINED"
-    assert is_refused(quarantine, Work([1], "sha256:mix", mix.sampling, parts=(B,))) is None
+    mix = AdapterSource("sha256:mix", "", 8, 100, parts=(Part(B, "", 0.5), Part(A, "", 0.5)))
+    ask = Ask([1], mix, Sampling(max_tokens=4, seed=0))
+    assert is_refused(quarantine, ask) == "ADAPTER_QUARANTINED"
+    other = replace(mix, parts=mix.parts[:1])
+    assert is_refused(quarantine, replace(ask, adapter=other)) is None
 
 
 @pytest.mark.parametrize("between", ["another death", "it ended well"])
@@ -87,7 +93,7 @@ def test_what_is_cleared_runs_and_counts_anew(quarantine: Quarantine) -> None:
         quarantine.engine_died([work(1, A)])
     assert quarantine.clear(A)
     assert not quarantine.clear(A)
-    assert quarantine.clear(work(1, A).key)
+    assert quarantine.clear(key_of(work(1, A)))
     assert is_refused(quarantine, work(1, A)) is None
     quarantine.engine_died([work(1, A)])
     assert is_refused(quarantine, work(1, A)) is None

@@ -18,6 +18,7 @@ from loramux_server.engine.engine import Engine
 from loramux_server.engine.residents import loader_threads
 from loramux_server.lora.mix import mixed
 from loramux_server.wire.adapter_source import AdapterSource, Combination
+from loramux_server.wire.ask import Ask
 from loramux_server.wire.messages import Cancel, Drop, Report, Submit
 from loramux_server.wire.sampling import Sampling
 from tests.support.engine import InlineExecutor
@@ -34,7 +35,7 @@ def engine() -> Engine:
 def serve(subject: Engine, request_id: int, number: int) -> list[Report]:
     """Have a request for adapter `number` come, run and end, and return what was reported."""
     sampling = Sampling(max_tokens=1, seed=0, ignore_eos=True)
-    subject.receive([Submit(request_id, [5], fake_source(number, 8), sampling)])
+    subject.receive([Submit(request_id, Ask([5], fake_source(number, 8), sampling))])
     reports = [subject.step()]
     while not reports[-1].tokens:
         reports.append(subject.step())
@@ -84,7 +85,7 @@ def mix_of_both() -> AdapterSource:
 
 def test_mixes_go_with_any_of_their_parts() -> None:
     subject, mix = engine(), mix_of_both()
-    subject.receive([Submit(0, [5], mix, Sampling(max_tokens=1, seed=0, ignore_eos=True))])
+    subject.receive([Submit(0, Ask([5], mix, Sampling(max_tokens=1, seed=0, ignore_eos=True)))])
     while not subject.step().tokens:
         subject.check()
     subject.receive([Drop(fake_source(7, 8).digest)])
@@ -99,7 +100,7 @@ def test_mixes_go_with_any_of_their_parts() -> None:
 def test_a_mix_that_loads_goes_with_a_part_when_it_has_come() -> None:
     executor, mix = HeldExecutor(), mix_of_both()
     subject = fake_engine(num_blocks=8, rows=8, executor=executor)[0]
-    subject.receive([Submit(0, [5], mix, Sampling(max_tokens=1, seed=0))])
+    subject.receive([Submit(0, Ask([5], mix, Sampling(max_tokens=1, seed=0)))])
     subject.step()
     subject.receive([Cancel(0), Drop(A.digest)])
     assert subject.step().tiers == {A.digest: "stored"}
@@ -113,7 +114,7 @@ def test_a_mix_that_loads_goes_with_a_part_when_it_has_come() -> None:
 def test_what_is_dropped_while_it_is_used_goes_afterwards() -> None:
     subject = engine()
     sampling = Sampling(max_tokens=3, seed=0, ignore_eos=True)
-    subject.receive([Submit(0, [5], A, sampling), Drop(A.digest)])
+    subject.receive([Submit(0, Ask([5], A, sampling)), Drop(A.digest)])
     reports = [subject.step()]
     while not (reports[-1].tokens and reports[-1].tokens[-1].finish):
         reports.append(subject.step())
@@ -126,7 +127,7 @@ def test_what_is_dropped_while_it_is_used_goes_afterwards() -> None:
 def test_what_is_dropped_while_it_loads_for_nobody_goes_when_it_has_come() -> None:
     executor = HeldExecutor()
     subject = fake_engine(num_blocks=8, rows=8, executor=executor)[0]
-    subject.receive([Submit(0, [5], A, Sampling(max_tokens=1, seed=0))])
+    subject.receive([Submit(0, Ask([5], A, Sampling(max_tokens=1, seed=0)))])
     subject.step()
     subject.receive([Cancel(0), Drop(A.digest)])
     assert subject.step().tiers == {}
@@ -186,6 +187,6 @@ def test_loads_have_the_cores_after_a_step_that_took_them() -> None:
     with Later(1) as executor:
         subject = fake_engine(num_blocks=99, rows=8, executor=executor, clock=clock, model=model)[0]
         sampling = Sampling(max_tokens=200, seed=0, ignore_eos=True)
-        subject.receive([Submit(0, [5], None, sampling), Submit(1, [5], A, sampling)])
+        subject.receive([Submit(0, Ask([5], None, sampling)), Submit(1, Ask([5], A, sampling))])
         reports = [subject.step() for _ in range(6)]
     assert {token.request_id for token in reports[-1].tokens} == {0, 1}

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from loramux_server.engine.scheduler import Scheduler
+from loramux_server.wire.ask import Ask
 from loramux_server.wire.messages import Cancel, Logprobs, Submit
 from loramux_server.wire.sampling import Sampling
 from tests.support.fake import FakeModel, completion, fake_engine, fake_source
@@ -52,7 +53,7 @@ def outputs(
             max_tokens=4 + 3 * number, seed=number, ignore_eos=number % 2 == 0,
             **choices[number % len(choices)],
         )  # fmt: skip
-        engine.receive([Submit(number, [5, 6, 7 + number], adapter, sampling)])
+        engine.receive([Submit(number, Ask([5, 6, 7 + number], adapter, sampling))])
         found[number] = []
     for _ in range(200):
         while len(executor):  # type: ignore[arg-type]
@@ -90,7 +91,7 @@ def test_a_step_waits_for_the_one_before_it_where_the_host_is_needed() -> None:
     engine, _, _, model = fake_engine(num_blocks=40, rows=64, runs_ahead=True)
     for number, num_logprobs in enumerate((None, 21)):
         sampling = Sampling(max_tokens=9, seed=0, ignore_eos=True, num_logprobs=num_logprobs)
-        engine.receive([Submit(number, [5, 6, 7], None, sampling)])
+        engine.receive([Submit(number, Ask([5, 6, 7], None, sampling))])
     for _ in range(4):
         engine.step()
     assert model.num_ahead == 0
@@ -100,7 +101,7 @@ def test_what_is_cancelled_in_flight_is_answered_no_more() -> None:
     engine, scheduler, _, model = fake_engine(num_blocks=40, rows=64, runs_ahead=True)
     sampling = Sampling(max_tokens=9, seed=0, temperature=0.0, ignore_eos=True)
     for number in range(2):
-        engine.receive([Submit(number, [5, 6, 7 + number], None, sampling)])
+        engine.receive([Submit(number, Ask([5, 6, 7 + number], None, sampling))])
     for _ in range(3):
         engine.step()
     assert model.num_ahead

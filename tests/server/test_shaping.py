@@ -6,6 +6,7 @@ import torch
 from loramux_server.engine.allowed import only_allowed
 from loramux_server.engine.engine import Engine
 from loramux_server.forms.bits import has_bit
+from loramux_server.wire.ask import Ask
 from loramux_server.wire.messages import Cancel, Failure, Finish, Pause, Report, Resume, Submit
 from loramux_server.wire.sampling import Sampling
 from tests.support.fake import EOS, FakeModel, completion, fake_engine
@@ -39,7 +40,7 @@ class Log:
 
 
 def submits(*samplings: Sampling) -> list[Submit]:
-    return [Submit(i, [5, 6, 7 + i], None, sampling) for i, sampling in enumerate(samplings)]
+    return [Submit(i, Ask([5, 6, 7 + i], None, sampling)) for i, sampling in enumerate(samplings)]
 
 
 def free(number: int, length: int = 12) -> list[int]:
@@ -67,7 +68,7 @@ def test_a_text_takes_its_form_and_its_neighbours_are_what_they_are_alone(runs_a
 
 def shaped_alone() -> list[int]:
     engine, *_ = fake_engine(num_blocks=40, rows=8, follower=FakeForms())
-    engine.receive([Submit(1, [5, 6, 8], None, SHAPED)])
+    engine.receive([Submit(1, Ask([5, 6, 8], None, SHAPED))])
     log = Log()
     log.step(engine, 10)
     return log.tokens[1]
@@ -123,7 +124,7 @@ def test_a_prompt_whose_last_chunk_is_put_off_goes_on(num_states: int) -> None:
     engine, scheduler, _, _ = fake_engine(
         num_blocks=40, rows=8, follower=forms, num_states=num_states
     )
-    engine.receive([Submit(1, [5, 6, 8], None, SHAPED)])
+    engine.receive([Submit(1, Ask([5, 6, 8], None, SHAPED))])
     log = Log()
     forms.answer()
     log.step(engine)
@@ -194,7 +195,7 @@ def test_who_is_cancelled_is_followed_no_more(num_steps: int) -> None:
 def test_a_reader_that_is_behind_gets_the_same_text_later() -> None:
     forms = FakeForms(prompt=False)
     engine, _, _, _ = fake_engine(num_blocks=40, rows=8, follower=forms)
-    engine.receive([Submit(1, [5, 6, 8], None, SHAPED)])
+    engine.receive([Submit(1, Ask([5, 6, 8], None, SHAPED))])
     forms.answer()
     log = Log()
     log.step(engine)

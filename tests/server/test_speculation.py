@@ -15,6 +15,7 @@ from loramux_server.engine.sampler import sample
 from loramux_server.engine.speculation import Speculation
 from loramux_server.engine.token_counts import counts_of
 from loramux_server.wire.adapter_source import AdapterSource
+from loramux_server.wire.ask import Ask
 from loramux_server.wire.messages import Cancel, Drop, Submit
 from loramux_server.wire.sampling import Sampling
 from tests.server.test_running_ahead import CHOICES
@@ -67,7 +68,7 @@ class Asking:
         chosen = Sampling(**defaults | sampling)
         number = len(self.found)
         self.found[number] = []
-        message = Submit(number, prompt, adapter, chosen, tenant, prediction=prediction or [])
+        message = Submit(number, Ask(prompt, adapter, chosen, tenant, prediction=prediction or []))
         self.engine.receive([message])
         return number
 

@@ -239,7 +239,7 @@ async def test_what_is_told_of_the_prompt_comes_before_the_tokens_of_all_complet
     await asyncio.sleep(0)
     one, other = served.engine.ids
     submits = [message for message in served.engine.sent if isinstance(message, Submit)]
-    assert [each.sampling.num_prompt_logprobs for each in submits] == [0, None]
+    assert [each.ask.sampling.num_prompt_logprobs for each in submits] == [0, None]
     for _ in range(2):  # whose prompt was in the cache
         served.engine.report(Token(other, TOKEN))
         assert not await woken(first)

@@ -7,12 +7,12 @@ import pytest
 
 from loramux.errors import InvalidArgumentError
 from loramux_adapters.labels import Labels, ProblemType
-from loramux_server.engine_link.quarantine import Work
+from loramux_server.engine_link.quarantine import key_of
 from loramux_server.models.text_format import read_text_format
 from loramux_server.services.texts import Text
 from loramux_server.store.instructions import Instruction
 from loramux_server.text.tokenizer import TextTokenizer
-from loramux_server.wire.messages import Submit
+from loramux_server.wire.ask import Ask
 from loramux_server.wire.sampling import Sampling
 from tests.support.encoder_tokenizers import TOKENIZERS, wordpiece
 from tests.support.models import byte_tokenizer
@@ -85,7 +85,7 @@ async def test_a_decoder_whose_tokenizer_tells_types_is_told_none() -> None:
 async def test_each_window_of_a_context_has_its_token_types(context_first: bool) -> None:
     tokenizer = wordpiece()
     info = encoder_info(tokenizer.backend_tokenizer.to_str(), takes_token_types=True)
-    reads = Reads(info, lambda submit: [[0, 0]] * len(submit.prompt), task="QUESTION_ANS")
+    reads = Reads(info, lambda ask: [[0, 0]] * len(ask.prompt), task="QUESTION_ANS")
     asked: dict[str, Any] = {
         "context_first": context_first, "max_window_tokens": 16, "window_overlap_tokens": 2
     }  # fmt: skip
@@ -131,10 +131,11 @@ async def test_the_tokens_of_the_tokenizer_count_for_the_context() -> None:
 
 def test_texts_that_are_parted_elsewhere_are_other_requests() -> None:
     def key(second_from: int) -> str:
-        return Work([1, 2, 3], None, Sampling(max_tokens=1, seed=0), second_from=second_from).key
+        sampling = Sampling(max_tokens=1, seed=0)
+        return key_of(Ask([1, 2, 3], None, sampling, second_from=second_from))
 
     assert len({key(0), key(1), key(2)}) == 3
-    assert key(0) == Work([1, 2, 3], None, Sampling(max_tokens=1, seed=5)).key
+    assert key(0) == key_of(Ask([1, 2, 3], None, Sampling(max_tokens=1, seed=5)))
 
 
 async def test_texts_have_the_context_less_virtual_tokens() -> None:
@@ -147,8 +148,8 @@ async def test_texts_have_the_context_less_virtual_tokens() -> None:
         "inputs[0] has 16 tokens and 5 virtual tokens of the adapter; the context has 20"
     )
 
-    def logits(submit: Submit) -> list[list[int]]:
-        return [[0, 1]] * len(submit.prompt)
+    def logits(ask: Ask) -> list[list[int]]:
+        return [[0, 1]] * len(ask.prompt)
 
     answering = Reads(info, logits, task="QUESTION_ANS", num_virtual=5)
     asked = {"question": "Who?", "context": CONTEXT}

@@ -15,6 +15,7 @@ from loramux_server.engine.model_runner import ModelRunner
 from loramux_server.engine.request import Request
 from loramux_server.engine.sampler import sample
 from loramux_server.wire.adapter_source import AdapterSource
+from loramux_server.wire.ask import Ask
 from loramux_server.wire.messages import Submit
 from loramux_server.wire.sampling import Sampling
 from loramux_server.wire.weight_format import AS_SAVED
@@ -150,7 +151,7 @@ def test_the_context_has_room_for_virtual_tokens_prompt_and_completion_together(
 def test_a_prompt_of_virtual_tokens_alone_is_refused() -> None:
     engine, *_ = fake_engine(num_blocks=8, rows=8, executor=InlineExecutor())
     sampling = Sampling(max_tokens=3, seed=0, temperature=0.0)
-    engine.receive([Submit(0, [], fake_source(1, 8, num_virtual=5), sampling)])
+    engine.receive([Submit(0, Ask([], fake_source(1, 8, num_virtual=5), sampling))])
     (failure,) = engine.step().failures
     assert failure.reason == "INVALID_FIELD"
 
@@ -163,7 +164,11 @@ def test_steps_that_run_ahead_find_them_too(has_cache: bool) -> None:
     sampling = Sampling(max_tokens=6, seed=0, temperature=0.0, ignore_eos=True)
     count = 2 * BLOCK_SIZE + 1
     engine.receive(
-        [Submit(0, [5, 6], fake_source(1, 8, num_virtual=count, has_cache=has_cache), sampling)]
+        [
+            Submit(
+                0, Ask([5, 6], fake_source(1, 8, num_virtual=count, has_cache=has_cache), sampling)
+            )
+        ]
     )
     tokens = [token.token for _ in range(12) for token in engine.step().tokens]
     assert tokens == completion([5, 6], 1, 6, eos=False, num_virtual=count)
@@ -172,7 +177,7 @@ def test_steps_that_run_ahead_find_them_too(has_cache: bool) -> None:
 
 def test_penalties_know_nothing_of_placeholders() -> None:
     sampling = Sampling(max_tokens=5, seed=0, temperature=0.0, repetition_penalty=2.0)
-    asked = Submit(0, [2], fake_source(1, 8, num_virtual=2), sampling)
+    asked = Submit(0, Ask([2], fake_source(1, 8, num_virtual=2), sampling))
     request = Request.of(asked, AS_SAVED, 0.0, [1])
     ((sampled,),) = sample(torch.tensor([[3.0, 1.0, 5.0, 2.0]]), [request])
     assert sampled.token == 0  # 3.0 as it is, against 5.0 / 2

@@ -16,6 +16,7 @@ from loramux_server.images.messages import PlacedImage
 from loramux_server.models.base_model import BaseModel
 from loramux_server.models.decoder_model import prepare
 from loramux_server.wire.adapter_source import AdapterSource
+from loramux_server.wire.ask import Ask
 from loramux_server.wire.engine_config import EngineConfig
 from loramux_server.wire.messages import (
     Cancel,
@@ -106,12 +107,11 @@ class Harness:
         defaults = {"max_tokens": 8, "seed": 0, "temperature": 0.0, "ignore_eos": True}
         self.tokens[request_id] = []
         chosen = Sampling(**defaults | sampling)
-        message = Submit(
-            request_id, list(prompt), adapter, chosen, tenant, pooling=pooling,
-            prediction=list(prediction), images=list(images), second_from=second_from,
-            num_source=num_source,
+        ask = Ask(
+            list(prompt), adapter, chosen, tenant, pooling=pooling, prediction=list(prediction),
+            images=list(images), second_from=second_from, num_source=num_source,
         )  # fmt: skip
-        self.engine.receive([message])
+        self.engine.receive([Submit(request_id, ask)])
         return request_id
 
     def cancel(self, request_id: int) -> None:

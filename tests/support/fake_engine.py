@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from loramux_server.engine.exhaustion import last_words
+from loramux_server.wire.ask import Ask
 from loramux_server.wire.channel import read_message, write_message
 from loramux_server.wire.engine_config import EngineConfig, decode_config
 from loramux_server.wire.messages import (
@@ -49,8 +50,8 @@ class FakeEngine:
     def __init__(self, connection: socket.socket, step_seconds: float) -> None:
         self._connection = connection
         self._step_seconds = step_seconds
-        self._running: dict[int, Submit] = {}
-        self._paused: dict[int, Submit] = {}
+        self._running: dict[int, Ask] = {}
+        self._paused: dict[int, Ask] = {}
         self._made: dict[int, int] = {}
 
     def run(self) -> None:
@@ -67,10 +68,10 @@ class FakeEngine:
     def _receive(self, raw: bytes) -> None:
         message = decode_to_engine(raw)
         if isinstance(message, Submit):
-            self._running[message.request_id] = message
+            self._running[message.request_id] = message.ask
             self._made[message.request_id] = 0
             with last_words(self._connection):
-                misbehave(message.prompt[0])
+                misbehave(message.ask.prompt[0])
         elif isinstance(message, Cancel):
             self._running.pop(message.request_id, None)
             self._paused.pop(message.request_id, None)
@@ -85,15 +86,15 @@ class FakeEngine:
         if self._running:
             time.sleep(self._step_seconds)
             batch = BatchSize(len(self._running), len(self._running), 0, self._step_seconds)
-        for request_id, submit in list(self._running.items()):
-            if submit.pooling:
+        for request_id, ask in list(self._running.items()):
+            if ask.pooling:
                 scores.append(Scores(request_id, struct.pack("<f", 1.0)))
                 del self._running[request_id]
                 continue
             self._made[request_id] += 1
             count = self._made[request_id]
-            is_last = count == submit.sampling.max_tokens
-            token = answer(submit.prompt, count)[-1]
+            is_last = count == ask.sampling.max_tokens
+            token = answer(ask.prompt, count)[-1]
             tokens.append(Token(request_id, token, Finish.LENGTH if is_last else None))
             if is_last:
                 del self._running[request_id]

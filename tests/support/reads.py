@@ -25,6 +25,7 @@ from loramux_server.statuses import Statuses
 from loramux_server.store.instructions import Instruction
 from loramux_server.store.record import AdapterRecord, source_of
 from loramux_server.wire.adapter_source import AdapterSource
+from loramux_server.wire.ask import Ask
 from loramux_server.wire.engine_config import EngineConfig
 from loramux_server.wire.messages import CacheStats, Report, Scores, Stats, Submit, ToEngine
 from loramux_server.wire.model_info import ModelInfo
@@ -62,9 +63,9 @@ def record_of(task: str, num_virtual: int = 0) -> AdapterRecord:
 class ReadingEngine(EngineClient):
     """Tells at once of each text what `scores` makes of it."""
 
-    def __init__(self, scores: Callable[[Submit], Any]) -> None:
+    def __init__(self, scores: Callable[[Ask], Any]) -> None:
         super().__init__(EngineConfig(model=""), on_report=lambda _: None, on_ready=lambda _: None)
-        self.sent: list[Submit] = []
+        self.sent: list[Ask] = []
         self._scores = scores
         self.process: Any = SimpleNamespace(
             is_ready=True, send=self._take, seconds_to_ready=1.0, ran_out_of_memory=False
@@ -72,8 +73,8 @@ class ReadingEngine(EngineClient):
 
     def _take(self, message: ToEngine) -> None:
         if isinstance(message, Submit):
-            self.sent.append(message)
-            numbers = np.asarray(self._scores(message), np.float32).tobytes()
+            self.sent.append(message.ask)
+            numbers = np.asarray(self._scores(message.ask), np.float32).tobytes()
             report = Report(stats=STATS, scores=[Scores(message.request_id, numbers)])
             asyncio.get_running_loop().call_soon(self._dispatch, report)
 
@@ -82,7 +83,7 @@ class Reads:
     """The services, of a server of `model` with one adapter."""
 
     def __init__(
-        self, model: ModelInfo, scores: Callable[[Submit], Any], *, task: str = "SEQ_CLS",
+        self, model: ModelInfo, scores: Callable[[Ask], Any], *, task: str = "SEQ_CLS",
         told: Instruction | None = None, num_virtual: int = 0,
     ) -> None:  # fmt: skip
         self.engine, self.model = ReadingEngine(scores), model

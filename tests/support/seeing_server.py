@@ -19,6 +19,7 @@ from loramux_server.transport.connection_limits import ConnectionLimits, message
 from loramux_server.transport.interception import around
 from loramux_server.transport.listener import Listener
 from loramux_server.transport.readers import Readers
+from loramux_server.wire.ask import Ask
 from loramux_server.wire.messages import Finish, Submit, ToEngine, Token
 from tests.server.test_streaming import TOKEN, Served
 from tests.support.images import SEEING, TOKENIZER, FakePreparer
@@ -50,14 +51,14 @@ class SeeingServer:
         self._of_model = {**SEEING, "name": "base", **of_model}
         self._is_open = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
-        self.submits: list[Submit] = []
+        self.asked: list[Ask] = []
         """What the engine was asked."""
         self.target = ""
 
     @property
     def texts(self) -> list[str]:
-        """The prompts of `submits`."""
-        return [TOKENIZER.decode(each.prompt, skip_special_tokens=False) for each in self.submits]
+        """The prompts of what is asked."""
+        return [TOKENIZER.decode(each.prompt, skip_special_tokens=False) for each in self.asked]
 
     async def _run(self) -> None:
         self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
@@ -65,7 +66,7 @@ class SeeingServer:
 
         def answer(message: ToEngine) -> None:
             if isinstance(message, Submit):
-                self.submits.append(message)
+                self.asked.append(message.ask)
                 last = Token(message.request_id, TOKEN, Finish.LENGTH)
                 self._loop.call_soon(served.engine.report, last)
 

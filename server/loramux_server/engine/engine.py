@@ -195,8 +195,8 @@ class Engine:
             return
         self._requests[request.request_id] = request
         self._deadlines.note(request)
-        if message.images:
-            self._views.begin(request, message.images)
+        if message.ask.images:
+            self._views.begin(request, message.ask.images)
         else:
             self._queue(request)
 

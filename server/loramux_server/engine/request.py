@@ -148,38 +148,39 @@ class Request:
             vocab_size: Tokens of the base; None where it does not matter.
             is_whole: Whether the base reads texts as wholes.
         """
-        source = message.adapter and message.adapter.at_rest(resting)
-        sampling, size = message.sampling, (source and source.vocab_size) or vocab_size
+        ask = message.ask
+        source = ask.adapter and ask.adapter.at_rest(resting)
+        sampling, size = ask.sampling, (source and source.vocab_size) or vocab_size
         if size and sampling.top_k >= size:
             # It leaves all, and must not depend on how many tokens others have.
             sampling = msgspec.structs.replace(sampling, top_k=0)
         active_from: int | None = 0
         if source and source.invocation:
-            num_asked = len(message.prompt) - message.num_made
-            active_from = last_place(message.prompt[:num_asked], source.invocation)
+            num_asked = len(ask.prompt) - ask.num_made
+            active_from = last_place(ask.prompt[:num_asked], source.invocation)
         return Request(
             message.request_id,
-            message.prompt,
+            ask.prompt,
             None if active_from is None else source,
             sampling,
-            message.tenant,
+            ask.tenant,
             active_from=active_from or 0,
-            pooling=message.pooling,
-            prediction=message.prediction,
-            goes_on=message.num_made > 0,
-            has_started=message.num_made > 0,
+            pooling=ask.pooling,
+            prediction=ask.prediction,
+            goes_on=ask.num_made > 0,
+            has_started=ask.num_made > 0,
             weight=message.weight,
-            second_from=message.second_from,
-            num_source=message.num_source,
+            second_from=ask.second_from,
+            num_source=ask.num_source,
             is_whole=is_whole,
             pictures=[
                 Picture(each.start, each.start + each.length, each.image.digest)
-                for each in message.images
+                for each in ask.images
             ],
             arrival=arrival,
             deadline=math.inf if message.timeout is None else arrival + message.timeout,
             # What an encoder reads is no part of the text that is written.
-            counts=counts_of(sampling, message.prompt[message.num_source :], eos_token_ids, size),
+            counts=counts_of(sampling, ask.prompt[ask.num_source :], eos_token_ids, size),
         )
 
     @property

@@ -2,7 +2,7 @@
 
 import logging
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +16,11 @@ from loramux.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
-from loramux_adapters.embedding import Pooling
 from loramux_server.engine_link.mailbox import Mailbox
 from loramux_server.engine_link.process import EngineProcess
-from loramux_server.engine_link.quarantine import Quarantine, Work
-from loramux_server.images.messages import PlacedImage
+from loramux_server.engine_link.quarantine import Quarantine
 from loramux_server.wire.adapter_source import AdapterSource
+from loramux_server.wire.ask import Ask
 from loramux_server.wire.engine_config import EngineConfig
 from loramux_server.wire.messages import (
     Cancel,
@@ -34,7 +33,6 @@ from loramux_server.wire.messages import (
     Submit,
     Unpin,
 )
-from loramux_server.wire.sampling import Sampling
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +64,7 @@ class _Call:
 
     mailbox: Mailbox[Any]
     index: int
-    work: Work
+    ask: Ask
 
 
 class EngineClient:
@@ -103,54 +101,36 @@ class EngineClient:
         self,
         mailbox: Mailbox[Any],
         index: int,
-        prompt: list[int],
-        adapter: AdapterSource | None,
-        sampling: Sampling,
-        tenant: str,
+        ask: Ask,
+        *,
         timeout: float | None = None,
         weight: int = 1,
-        pooling: Pooling | None = None,
-        prediction: Sequence[int] = (),
-        num_made: int = 0,
-        images: Sequence[PlacedImage] = (),
-        second_from: int = 0,
-        num_source: int = 0,
     ) -> int:
-        """Start a completion for `tenant`, whose weight is given, and return its id.
+        """Start what is asked, and return its id.
 
-        Its tokens go to `mailbox` under `index`, or its scores where `adapter` has a head or, with
-        `pooling`, the prompt is embedded. They come sooner where they are those of `prediction`. It
-        goes on with a completion if the last `num_made` tokens of the prompt were made for it. The
-        prompt has `images`, in order, and from `second_from` on tokens of a second text; where an
-        encoder reads, its first `num_source` tokens are what that reads.
+        Args:
+            mailbox: Where its tokens go, or its scores where a text is read.
+            index: Under which they do.
+            ask: What to do.
+            timeout: Seconds in which it has to be finished.
+            weight: Its tenant's.
 
         Raises:
             UnavailableError: The engine is away.
             FailedPreconditionError: The request or its adapter is in quarantine.
         """
-        parts = tuple(part.digest for part in adapter.parts) if adapter else ()
-        digests = tuple(placed.image.digest for placed in images)
-        work = Work(
-            prompt, adapter.digest if adapter else None, sampling, tenant, parts, digests,
-            second_from, num_source,
-        )  # fmt: skip
-        self.quarantine.check(work)
+        self.quarantine.check(ask)
         if not self.process.is_ready:
             raise self._unavailable("is starting")
         self._next_id += 1
-        self._calls[self._next_id] = _Call(mailbox, index, work)
-        self.process.send(
-            Submit(
-                self._next_id, prompt, adapter, sampling, tenant, timeout, weight, pooling,
-                list(prediction), num_made, list(images), second_from, num_source,
-            )
-        )  # fmt: skip
+        self._calls[self._next_id] = _Call(mailbox, index, ask)
+        self.process.send(Submit(self._next_id, ask, timeout, weight))
         return self._next_id
 
     def finish(self, request_id: int) -> None:
         """End a completion that is as long as it has to be, if it is still going on."""
         if call := self._calls.get(request_id):
-            self.quarantine.ended_well(call.work)
+            self.quarantine.ended_well(call.ask)
             self.cancel(request_id)
 
     def cancel(self, request_id: int) -> None:
@@ -199,28 +179,28 @@ class EngineClient:
                 call.mailbox.put(call.index, prompt)
                 if prompt.finish:
                     del self._calls[prompt.request_id]
-                    self.quarantine.ended_well(call.work)
+                    self.quarantine.ended_well(call.ask)
         for token in report.tokens:
             if call := self._calls.get(token.request_id):
                 call.mailbox.put(call.index, token)
                 if token.finish:
                     del self._calls[token.request_id]
-                    self.quarantine.ended_well(call.work)
+                    self.quarantine.ended_well(call.ask)
         for scores in report.scores:
             if call := self._calls.pop(scores.request_id, None):
                 call.mailbox.put(call.index, scores)
-                self.quarantine.ended_well(call.work)
+                self.quarantine.ended_well(call.ask)
         for failure in report.failures:
             if call := self._calls.pop(failure.request_id, None):
-                if failure.reason == "ADAPTER_NOT_FINITE" and call.work.digest:
-                    self.quarantine.was_not_finite(call.work.digest)
+                if failure.reason == "ADAPTER_NOT_FINITE" and call.ask.digest:
+                    self.quarantine.was_not_finite(call.ask.digest)
                 call.mailbox.fail(_error_of(failure))
         self._on_report(report)
 
     def _ready_or_dead(self, is_ready: bool) -> None:
         self._on_ready(is_ready)
         if not is_ready:
-            self.quarantine.engine_died(call.work for call in self._calls.values())
+            self.quarantine.engine_died(call.ask for call in self._calls.values())
             if self.process.ran_out_of_memory:
                 self._end_all(self._unavailable("ran out of memory", "ENGINE_OUT_OF_MEMORY"))
             else:

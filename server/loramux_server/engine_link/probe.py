@@ -8,6 +8,7 @@ from loramux.errors import LoramuxError
 from loramux_adapters.embedding import Pooling
 from loramux_server.engine_link.client import EngineClient
 from loramux_server.engine_link.mailbox import Mailbox
+from loramux_server.wire.ask import Ask
 from loramux_server.wire.messages import Report, Scores, Token
 from loramux_server.wire.model_info import ModelInfo
 from loramux_server.wire.sampling import Sampling
@@ -40,11 +41,17 @@ class Probe:
             patience: Seconds that it may take.
         """
         self._engine = engine
-        self._prompt, self._num_source = [model.vocab_size // 2], 0
+        prompt, num_source = [model.vocab_size // 2], 0
         if model.writing:
-            self._num_source = len(self._prompt)
-            self._prompt.append(model.writing.decoder_start)
-        self._pooling = Pooling.MEAN if model.is_encoder else None
+            num_source = len(prompt)
+            prompt.append(model.writing.decoder_start)
+        self._ask = Ask(
+            prompt,
+            None,
+            Sampling(max_tokens=1, seed=0, temperature=0.0, ignore_eos=True),
+            pooling=Pooling.MEAN if model.is_encoder else None,
+            num_source=num_source,
+        )
         self._interval = interval
         self._on_result = on_result
         self._patience = patience
@@ -71,13 +78,9 @@ class Probe:
 
     async def _makes_a_token(self) -> bool:
         mailbox = Mailbox[Token | Scores](on_started=lambda _: None)
-        sampling = Sampling(max_tokens=1, seed=0, temperature=0.0, ignore_eos=True)
         request_id = 0
         try:
-            request_id = self._engine.submit(
-                mailbox, 0, self._prompt, None, sampling, "", pooling=self._pooling,
-                num_source=self._num_source,
-            )  # fmt: skip
+            request_id = self._engine.submit(mailbox, 0, self._ask)
             async with asyncio.timeout(self._patience):
                 await mailbox.take()
         except TimeoutError:

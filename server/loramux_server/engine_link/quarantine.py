@@ -8,12 +8,11 @@ import datetime
 import hashlib
 import struct
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import msgspec
 
 from loramux.errors import FailedPreconditionError
-from loramux_server.wire.sampling import Sampling
+from loramux_server.wire.ask import Ask
 
 MAX_NOT_FINITE = 3
 """So many requests without finite logits, and none that ended well between, are enough."""
@@ -24,41 +23,21 @@ REQUEST = "request:"
 _encode = msgspec.msgpack.Encoder(order="sorted").encode
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What the engine was asked to do: one completion."""
-
-    prompt: list[int]
-    digest: str | None
-    """Identity of the adapter; None for the base model."""
-    sampling: Sampling
-    tenant: str = ""
-    parts: tuple[str, ...] = ()
-    """Identities of the adapters that `digest` is a mix of, if it is."""
-    images: tuple[bytes, ...] = ()
-    """Digests of those in the prompt."""
-    second_from: int = 0
-    """Where the second of two texts begins, if the engine is told."""
-    num_source: int = 0
-    """Tokens of the prompt that an encoder reads, where a decoder goes on with the others."""
-
-    @property
-    def key(self) -> str:
-        """The same for the same request."""
-        sampling = msgspec.structs.replace(self.sampling, seed=0)
-        content = hashlib.blake2b(digest_size=16)
-        for part in (
-            self.tenant.encode(),
-            (self.digest or "").encode(),
-            struct.pack(f"<{len(self.prompt)}q", *self.prompt),
-            _encode(sampling),
-            *self.images,
-            *([struct.pack("<q", self.second_from)] if self.second_from else ()),
-            *([struct.pack("<q", self.num_source)] if self.num_source else ()),
-        ):
-            content.update(struct.pack("<q", len(part)))
-            content.update(part)
-        return REQUEST + content.hexdigest()
+def key_of(ask: Ask) -> str:
+    """Return what a request is known by: the same for the same request."""
+    content = hashlib.blake2b(digest_size=16)
+    for part in (
+        ask.tenant.encode(),
+        (ask.digest or "").encode(),
+        struct.pack(f"<{len(ask.prompt)}q", *ask.prompt),
+        _encode(msgspec.structs.replace(ask.sampling, seed=0)),
+        *(placed.image.digest for placed in ask.images),
+        *([struct.pack("<q", ask.second_from)] if ask.second_from else ()),
+        *([struct.pack("<q", ask.num_source)] if ask.num_source else ()),
+    ):
+        content.update(struct.pack("<q", len(part)))
+        content.update(part)
+    return REQUEST + content.hexdigest()
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -101,40 +80,41 @@ class Quarantine:
         """Return whether `key`, the digest of an adapter or the key of a request, is refused."""
         return key in self._entries
 
-    def check(self, work: Work) -> None:
-        """Demand that `work` may run.
+    def check(self, ask: Ask) -> None:
+        """Demand that `ask` may run.
 
         Raises:
             FailedPreconditionError: Its adapter or the request itself is refused.
         """
         if not self._entries:
             return
-        for digest in (work.digest, *work.parts):
+        parts = ask.adapter.parts if ask.adapter else ()
+        for digest in (ask.digest, *(part.digest for part in parts)):
             if digest and (entry := self._entries.get(digest)):
                 raise _refusal(entry, f"adapter {digest}", "ADAPTER_QUARANTINED", "adapter")
-        if entry := self._entries.get(work.key):
+        if entry := self._entries.get(key_of(ask)):
             raise _refusal(entry, "the request", "REQUEST_QUARANTINED", "")
 
-    def engine_died(self, under_way: Iterable[Work]) -> None:
+    def engine_died(self, under_way: Iterable[Ask]) -> None:
         """Note what the engine was asked to do when it died."""
         if not self._max_deaths:
             return
         present: set[str] = set()
-        for work in under_way:
-            present |= {work.key, work.digest} if work.digest else {work.key}
+        for ask in under_way:
+            present |= {key_of(ask), ask.digest} if ask.digest else {key_of(ask)}
         self._deaths = {key: self._deaths.get(key, 0) + 1 for key in present}
         guilty = [key for key, deaths in self._deaths.items() if deaths >= self._max_deaths]
         for key in guilty:
             deaths = self._deaths.pop(key)
             self._refuse(key, f"the engine died {deaths} times in a row while it was under way")
 
-    def ended_well(self, work: Work) -> None:
-        """Note that `work` came to its end: neither it nor its adapter is what does harm."""
+    def ended_well(self, ask: Ask) -> None:
+        """Note that `ask` came to its end: neither it nor its adapter is what does harm."""
         if self._deaths:
-            self._deaths.pop(work.key, None)
-            self._deaths.pop(work.digest or "", None)
+            self._deaths.pop(key_of(ask), None)
+            self._deaths.pop(ask.digest or "", None)
         if self._not_finite:
-            self._not_finite.pop(work.digest or "", None)
+            self._not_finite.pop(ask.digest or "", None)
 
     def was_not_finite(self, digest: str) -> None:
         """Note that a request ended because its logits under an adapter were not finite."""

@@ -1,38 +1,14 @@
 """What one call has at the engine: a request for each completion, or for each text."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Generic, NamedTuple
+from typing import Generic
 
 from loramux.errors import LoramuxError
-from loramux_adapters.embedding import Pooling
 from loramux_server.engine_link.client import EngineClient
 from loramux_server.engine_link.mailbox import Item, Mailbox
-from loramux_server.images.messages import PlacedImage
-from loramux_server.wire.adapter_source import AdapterSource
+from loramux_server.wire.ask import Ask
 from loramux_server.wire.messages import Started
-from loramux_server.wire.sampling import Sampling
-
-
-class Asked(NamedTuple):
-    """What is asked of the engine."""
-
-    prompt: list[int]
-    source: AdapterSource | None
-    """The adapter; None for the base."""
-    sampling: Sampling
-    pooling: Pooling | None = None
-    """How the prompt is embedded; None where it is not."""
-    prediction: Sequence[int] = ()
-    """What comes, for the most part, if the caller is right."""
-    num_made: int = 0
-    """Tokens at the end of the prompt that were made for a completion which goes on."""
-    images: Sequence[PlacedImage] = ()
-    """Those in the prompt, in order."""
-    second_from: int = 0
-    """Token at which the second of two texts begins, if the base is told; 0 where none does."""
-    num_source: int = 0
-    """Tokens of the prompt that an encoder reads, where a decoder goes on with the others."""
 
 
 class Submission(Generic[Item]):
@@ -54,26 +30,21 @@ class Submission(Generic[Item]):
         self.mailbox = Mailbox[Item](on_started, self._pause, interval)
 
     @contextmanager
-    def running(
-        self, asked: Iterable[Asked], *, tenant: str, seconds_left: float, weight: int
-    ) -> Iterator[None]:
+    def running(self, asked: Iterable[Ask], *, seconds_left: float, weight: int) -> Iterator[None]:
         """Start what is `asked`, and end for the engine what the block leaves open.
 
         Args:
             asked: The requests.
-            tenant: Whose they are.
             seconds_left: Until the deadline.
             weight: The tenant's.
         """
         try:
-            for index, one in enumerate(asked):
+            for index, ask in enumerate(asked):
                 self.ids.append(
                     self._engine.submit(
-                        self.mailbox, index, one.prompt, one.source, one.sampling, tenant,
-                        seconds_left, weight, one.pooling, one.prediction, one.num_made,
-                        one.images, one.second_from, one.num_source,
+                        self.mailbox, index, ask, timeout=seconds_left, weight=weight
                     )
-                )  # fmt: skip
+                )
             yield
         finally:
             self._cancel()

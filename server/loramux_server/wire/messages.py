@@ -9,46 +9,22 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
-from loramux_adapters.embedding import Pooling
-from loramux_server.images.messages import PlacedImage
 from loramux_server.wire.adapter_source import AdapterSource
+from loramux_server.wire.ask import Ask
 from loramux_server.wire.model_info import ModelInfo
-from loramux_server.wire.sampling import Sampling
 
 Positive = Annotated[int, Meta(ge=1)]
 
 
 class Submit(Struct, frozen=True, tag=True):
-    """Generate one completion, or read one text: for the head of the adapter, or to embed it.
-
-    A completion of no tokens is one whose prompt's log-probabilities are wanted.
-    """
+    """Do what is asked, beside the requests of others."""
 
     request_id: int
-    prompt: list[int]
-    adapter: AdapterSource | None
-    sampling: Sampling
-    tenant: str = ""
-    """Whose request it is: only their own requests share KV blocks with it."""
+    ask: Ask
     timeout: float | None = None
     """Seconds from now in which it has to be finished: clocks of processes may differ."""
     weight: Positive = 1
     """The tenant's part of a busy engine, beside the weights of others."""
-    pooling: Pooling | None = None
-    """How the text is embedded, by its last token or all of them, or by its first where the base
-    reads it as a whole; None where it is not."""
-    prediction: list[int] = []
-    """What the completion may be, for the most part: it comes sooner where it is right."""
-    num_made: int = 0
-    """Tokens at the end of the prompt that were made for a completion, which goes on: it was
-    admitted before, and waits before others of its tenant."""
-    images: list[PlacedImage] = []
-    """Images in the prompt, in order."""
-    second_from: int = 0
-    """Position at which the second of two texts begins, if it is told; 0 where there is none."""
-    num_source: int = 0
-    """Tokens at the beginning of the prompt that an encoder reads; the text that is written begins
-    with those behind them. 0 where the base model has no encoder."""
 
 
 class Cancel(Struct, frozen=True, tag=True):

@@ -25,6 +25,7 @@ from loramux_server.store.check import ServedBase, check_package
 from loramux_server.store.record import IMPORT, UPLOAD, AdapterRecord
 from loramux_server.store.reference import parse_name
 from loramux_server.store.registry import Registry
+from loramux_server.wire.ask import Ask
 from loramux_server.wire.messages import Scores, Token
 from loramux_server.wire.model_info import ModelInfo
 from loramux_server.wire.sampling import Sampling
@@ -147,11 +148,15 @@ class Intake:
         # What waits for its invocation tokens would not be loaded without them.
         known = [t for t in self._probe_prompt if not 0 < record.vocab_size <= t] or [0]
         prompt = [*known, *source.invocation][source.virtual_tokens - self._max_prompt :]
-        request_id = self._engine.submit(
-            mailbox, 0, prompt + self._begun, source, sampling, record.tenant,
+        ask = Ask(
+            prompt + self._begun,
+            source,
+            sampling,
+            record.tenant,
             pooling=Pooling.MEAN if self._is_encoder and not source.task else None,
             num_source=len(prompt) if self._begun else 0,
-        )  # fmt: skip
+        )
+        request_id = self._engine.submit(mailbox, 0, ask)
         try:
             await mailbox.take()
         finally:

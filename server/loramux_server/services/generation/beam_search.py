@@ -15,8 +15,9 @@ from loramux_server.engine_link.client import EngineClient
 from loramux_server.services.deadline import Deadline
 from loramux_server.services.generation.beams import BeamOptions, Beams, Found, Likely
 from loramux_server.services.generation.call import GenerationCall
-from loramux_server.services.submission import Asked, Submission
+from loramux_server.services.submission import Submission
 from loramux_server.text.tokenizer import TextTokenizer
+from loramux_server.wire.ask import Ask
 from loramux_server.wire.messages import Finish, Logprobs, Started, Token
 from loramux_server.wire.sampling import Sampling
 
@@ -46,13 +47,14 @@ class BeamSearch:
         """The first step. All others follow within `responses`."""
 
     @property
-    def asked(self) -> list[Asked]:
+    def asked(self) -> list[Ask]:
         """The next step: a token after each beam."""
         return [
-            Asked(
+            Ask(
                 [*self._call.prompt, *beam.tokens],
                 self._call.adapters.source,
                 self._sampling,
+                self._call.tenant,
                 num_made=len(beam.tokens),
                 images=self._call.images,
                 num_source=self._call.num_source,
@@ -81,10 +83,7 @@ class BeamSearch:
             step = Submission[Token](self._engine, self._started)
             # Whoever was admitted is ended by its deadline here, and not refused for it there.
             running = step.running(
-                self.asked,
-                tenant=self._call.tenant,
-                seconds_left=math.inf,
-                weight=self._call.place.weight,
+                self.asked, seconds_left=math.inf, weight=self._call.place.weight
             )
             with running:
                 likely = await self._likely(step)

@@ -13,9 +13,10 @@ from loramux_server.services.generation.call import GenerationCall
 from loramux_server.services.generation.completions import Completions
 from loramux_server.services.generation.output import Output
 from loramux_server.services.request_spans import RequestSpans
-from loramux_server.services.submission import Asked, Submission
+from loramux_server.services.submission import Submission
 from loramux_server.text.tokenizer import TextTokenizer
 from loramux_server.waiting_room.room import WaitingRoom
+from loramux_server.wire.ask import Ask
 from loramux_server.wire.messages import PromptLogprobs, Token
 
 
@@ -61,17 +62,17 @@ class RunningCalls:
         self._enter(call, len(call.samplings), submission, deadline)
         running = submission.running(
             [
-                Asked(
+                Ask(
                     call.prompt,
                     call.adapters.source,
                     sampling,
+                    call.tenant,
                     prediction=call.predicted,
                     images=call.images,
                     num_source=call.num_source,
                 )
                 for sampling in call.samplings
             ],
-            tenant=call.tenant,
             seconds_left=deadline.remaining,
             weight=call.place.weight,
         )
@@ -91,10 +92,7 @@ class RunningCalls:
         search = BeamSearch(self._engine, call, beams, tokenizer, deadline)
         self._enter(call, beams.num_beams, search.first, deadline)
         running = search.first.running(
-            search.asked,
-            tenant=call.tenant,
-            seconds_left=deadline.remaining,
-            weight=call.place.weight,
+            search.asked, seconds_left=deadline.remaining, weight=call.place.weight
         )
         followed = self._followed(call, search.outputs, search.first.ids)
         with search.accounted(), running, followed:

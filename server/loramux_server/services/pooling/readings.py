@@ -24,7 +24,7 @@ from loramux_server.services.limits import check_tokens
 from loramux_server.services.pooling.call import Reading
 from loramux_server.services.pooling.input_limits import Input, is_pair
 from loramux_server.services.request_spans import RequestSpans
-from loramux_server.services.submission import Asked, Submission
+from loramux_server.services.submission import Submission
 from loramux_server.services.tasks import check_reads
 from loramux_server.services.texts import Text, Texts, no_tokens
 from loramux_server.statuses import Statuses
@@ -33,6 +33,7 @@ from loramux_server.store.record import AdapterRecord
 from loramux_server.store.registry import Registry
 from loramux_server.transport.rpc import Context
 from loramux_server.waiting_room.room import WaitingRoom
+from loramux_server.wire.ask import Ask
 from loramux_server.wire.messages import Scores
 from loramux_server.wire.model_info import ModelInfo
 from loramux_server.wire.sampling import Sampling
@@ -205,16 +206,16 @@ class Readings:
             found: dict[int, bytes] = {}
             running = submission.running(
                 [
-                    Asked(
+                    Ask(
                         text.tokens,
                         reading.source,
                         _SAMPLING,
+                        tenant,
                         pooling,
                         second_from=text.second_from if tells_types else 0,
                     )
                     for text in texts
                 ],
-                tenant=tenant,
                 seconds_left=reading.deadline.remaining,
                 weight=reading.place.weight,
             )
