@@ -16,7 +16,6 @@ from loramux_server.services.deadline import Deadline
 from loramux_server.services.generation.beams import BeamOptions, Beams, Found, Likely
 from loramux_server.services.generation.call import GenerationCall
 from loramux_server.services.submission import Submission
-from loramux_server.text.tokenizer import TextTokenizer
 from loramux_server.wire.ask import Ask
 from loramux_server.wire.messages import Finish, Logprobs, Started, Token
 from loramux_server.wire.sampling import Sampling
@@ -30,7 +29,6 @@ class BeamSearch:
         engine: EngineClient,
         call: GenerationCall,
         options: BeamOptions,
-        tokenizer: TextTokenizer | None,
         deadline: Deadline,
     ) -> None:
         """Begin with nothing; `first` is to run while the answer is waited for."""
@@ -42,22 +40,23 @@ class BeamSearch:
             max_tokens=1, seed=0, temperature=0.0, ignore_eos=True, num_logprobs=options.num_likely
         )
         self._num_made = 0
-        self.outputs = [call.output(tokenizer, index) for index in range(len(call.samplings))]
+        self.outputs = call.outputs()
         self.first = Submission[Token](engine, self._started)
         """The first step. All others follow within `responses`."""
 
     @property
     def asked(self) -> list[Ask]:
         """The next step: a token after each beam."""
+        prepared = self._call.prepared
         return [
             Ask(
-                [*self._call.prompt, *beam.tokens],
+                [*prepared.prompt, *beam.tokens],
                 self._call.adapters.source,
                 self._sampling,
                 self._call.tenant,
                 num_made=len(beam.tokens),
-                images=self._call.images,
-                num_source=self._call.num_source,
+                images=prepared.images,
+                num_source=prepared.num_source,
             )
             for beam in self._beams.running
         ]
@@ -68,7 +67,7 @@ class BeamSearch:
         try:
             yield
         finally:
-            num_used = self._call.num_asked + self._num_made
+            num_used = self._call.prepared.num_asked + self._num_made
             self._call.reserved.num_used = num_used if self._num_made else 0
 
     async def responses(self) -> list[generation_pb2.StreamGenerateResponse]:

@@ -4,18 +4,13 @@ from dataclasses import dataclass
 
 from loramux.v1 import generation_pb2
 from loramux_server.access.quotas import Reserved
-from loramux_server.images.messages import PlacedImage
-from loramux_server.reasoning.thinking import Thinking
 from loramux_server.services.choice import Choice
-from loramux_server.services.generation.beams import BeamOptions
+from loramux_server.services.generation.options import Options
 from loramux_server.services.generation.output import Output
-from loramux_server.services.generation.sampling import TextOptions
-from loramux_server.services.generation.tool_use import ToolUse
+from loramux_server.services.generation.prepared import Prepared
 from loramux_server.services.observer import Observer
-from loramux_server.text.tokenizer import TextTokenizer
 from loramux_server.waiting_room.place import Place
 from loramux_server.wire.messages import Started
-from loramux_server.wire.sampling import Sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,42 +20,21 @@ class GenerationCall:
     request_id: str
     tenant: str
     """Whose request it is, which need not be whose adapter it is."""
-    prompt: list[int]
-    """What was asked, and behind that what the text begins with that is written, if it is another.
-    """
-    num_source: int
-    """Tokens of it that are read, if another text is written; else 0."""
-    images: list[PlacedImage]
-    """Those in the prompt, in order."""
-    predicted: list[int]
-    """What every completion is, for the most part, if the caller is right."""
-    adapters: Choice
-    samplings: list[Sampling]
-    used: generation_pb2.SamplingParams
-    text: TextOptions
-    tool_use: ToolUse | None
-    thinking: Thinking | None
-    observer: Observer
-    reserved: Reserved
-    """Tokens of its tenant's quota."""
-    place: Place
-    """What it takes of the waiting room."""
     operation: str
     """What traces call it."""
-    ends: frozenset[int]
-    """Tokens with which the adapter ends a text, beside those of its base."""
-    beams: BeamOptions | None
-    """What a beam search is to find; None where tokens are chosen one by one."""
-
-    @property
-    def num_asked(self) -> int:
-        """Tokens of what was asked."""
-        return self.num_source or len(self.prompt)
+    adapters: Choice
+    prepared: Prepared
+    options: Options
+    observer: Observer
+    place: Place
+    """What it takes of the waiting room."""
+    reserved: Reserved
+    """Tokens of its tenant's quota."""
 
     @property
     def tells_prompt(self) -> bool:
         """Whether log-probabilities of the prompt are told."""
-        return self.used.HasField("prompt_logprobs")
+        return self.options.used.HasField("prompt_logprobs")
 
     @property
     def is_cut_off(self) -> bool:
@@ -68,7 +42,8 @@ class GenerationCall:
 
         What follows a stop string, or the one call that may be, is made in vain.
         """
-        return bool(self.text.stops) or bool(self.tool_use and not self.tool_use.is_parallel)
+        tool_use = self.prepared.tool_use
+        return bool(self.options.text.stops) or bool(tool_use and not tool_use.is_parallel)
 
     def started(self, started: Started) -> None:
         """Note that a completion left the engine's queue."""
@@ -81,35 +56,42 @@ class GenerationCall:
             request_id=self.request_id,
             adapter=self.adapters.identity,
             adapters=self.adapters.identities,
-            sampling=self.used,
+            sampling=self.options.used,
         )
 
     def sum_up(self, response: generation_pb2.StreamGenerateResponse, num_made: int) -> None:
         """Tell in the last response what all completions took, of which tokens `num_made`."""
-        response.usage.prompt_tokens = self.num_asked
+        response.usage.prompt_tokens = self.prepared.num_asked
         response.usage.completion_tokens = num_made
         response.usage.cached_tokens = self.observer.cached_tokens(is_shared=True)
         response.timing.CopyFrom(self.observer.timing())
 
-    def output(self, tokenizer: TextTokenizer | None, index: int) -> Output:
-        """Return what makes text of the completion at `index`."""
-        min_tokens = self.samplings[index].min_tokens
+    def outputs(self) -> list[Output]:
+        """Return what makes text of each completion."""
+        return [
+            self._output(index, sampling.min_tokens)
+            for index, sampling in enumerate(self.options.samplings)
+        ]
+
+    def _output(self, index: int, min_tokens: int) -> Output:
+        prepared, text, thinking = self.prepared, self.options.text, self.options.thinking
+        tokenizer, tool_use, end = prepared.tokenizer, prepared.tool_use, prepared.end_token
         if tokenizer is None:
-            return Output(index, None, lambda _: b"", self.text, min_tokens)
+            return Output(index, None, lambda _: b"", text, min_tokens)
         # What the readers look for is shown to them, be it a control token or not.
-        marked = [use.syntax for use in (self.tool_use, self.thinking) if use]
+        marked = [use.syntax for use in (tool_use, thinking) if use]
         shown = frozenset(token for syntax in marked for token in syntax.ids.values())
         return Output(
             index,
             tokenizer.decoder(
-                self.prompt[self.num_source :],
-                skip_special=self.text.skip_special,
-                ends=self.ends,
+                prepared.prompt[prepared.num_source :],
+                skip_special=text.skip_special,
+                ends=frozenset() if end is None else frozenset([end]),
                 shown=shown,
             ),
             tokenizer.bytes_of,
-            self.text,
+            text,
             min_tokens,
-            self.thinking.reader() if self.thinking else None,
-            self.tool_use.reader() if self.tool_use else None,
+            thinking.reader() if thinking else None,
+            tool_use.reader() if tool_use else None,
         )

@@ -7,7 +7,6 @@ from loramux.v1 import generation_pb2
 from loramux_server.services.generation.call import GenerationCall
 from loramux_server.services.generation.prompt_logprobs import PromptFirst, positions
 from loramux_server.services.submission import Submission
-from loramux_server.text.tokenizer import TextTokenizer
 from loramux_server.wire.messages import PromptLogprobs, Token
 
 
@@ -15,17 +14,13 @@ class Completions:
     """The completions of one call, until each has ended."""
 
     def __init__(
-        self,
-        call: GenerationCall,
-        tokenizer: TextTokenizer | None,
-        submission: Submission[Token | PromptLogprobs],
+        self, call: GenerationCall, submission: Submission[Token | PromptLogprobs]
     ) -> None:
         """Begin with no tokens; those of `call` come in by `submission`."""
         self._call = call
-        self._tokenizer = tokenizer
         self._submission = submission
         self._arriving = PromptFirst(submission.mailbox, is_asked=call.tells_prompt)
-        self.outputs = [call.output(tokenizer, index) for index in range(len(call.samplings))]
+        self.outputs = call.outputs()
         self.num_open = len(self.outputs)
         self._response = call.first_response()
         """What is sent next."""
@@ -47,7 +42,9 @@ class Completions:
                 for index, output in enumerate(self.outputs)
             )
             is_done = num_made or any(output.is_finished for output in self.outputs)
-            self._call.reserved.num_used = self._call.num_asked + num_made if is_done else 0
+            self._call.reserved.num_used = (
+                self._call.prepared.num_asked + num_made if is_done else 0
+            )
 
     async def take(self) -> dict[int, list[Token]]:
         """Wait, and return the tokens that have arrived, in order, by the completion's index.
@@ -59,7 +56,8 @@ class Completions:
         """
         prompt, arrived = await self._arriving.take()
         if prompt:
-            told = await positions(self._call.prompt, prompt, self._tokenizer)
+            prepared = self._call.prepared
+            told = await positions(prepared.prompt, prompt, prepared.tokenizer)
             self._response.prompt_logprobs.extend(told)
             self._ends_with_prompt = prompt.finish is not None
         return arrived

@@ -42,13 +42,6 @@ class Prompt:
     tokens: list[int]
     images: list[PlacedImage]
     """In order."""
-    begun: Sequence[int] = ()
-    """What the text begins with that is written, where that does not go on with `tokens`."""
-
-    @property
-    def num_image_tokens(self) -> int:
-        """How many of the tokens stand for images."""
-        return sum(image.length for image in self.images)
 
 
 def max_images(model: ModelInfo, config: ServerConfig) -> int:

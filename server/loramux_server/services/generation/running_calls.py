@@ -14,7 +14,6 @@ from loramux_server.services.generation.completions import Completions
 from loramux_server.services.generation.output import Output
 from loramux_server.services.request_spans import RequestSpans
 from loramux_server.services.submission import Submission
-from loramux_server.text.tokenizer import TextTokenizer
 from loramux_server.waiting_room.room import WaitingRoom
 from loramux_server.wire.ask import Ask
 from loramux_server.wire.messages import PromptLogprobs, Token
@@ -49,29 +48,26 @@ class RunningCalls:
 
     @contextmanager
     def completions(
-        self,
-        call: GenerationCall,
-        tokenizer: TextTokenizer | None,
-        deadline: Deadline,
-        interval: int,
+        self, call: GenerationCall, deadline: Deadline, interval: int
     ) -> Iterator[Completions]:
         """Let the engine work on the completions of `call` until the block ends."""
         at_once = self._stream_interval if call.is_cut_off else interval
         submission = Submission[Token | PromptLogprobs](self._engine, call.started, at_once)
-        completions = Completions(call, tokenizer, submission)
-        self._enter(call, len(call.samplings), submission, deadline)
+        completions = Completions(call, submission)
+        prepared, samplings = call.prepared, call.options.samplings
+        self._enter(call, len(samplings), submission, deadline)
         running = submission.running(
             [
                 Ask(
-                    call.prompt,
+                    prepared.prompt,
                     call.adapters.source,
                     sampling,
                     call.tenant,
-                    prediction=call.predicted,
-                    images=call.images,
-                    num_source=call.num_source,
+                    prediction=prepared.predicted,
+                    images=prepared.images,
+                    num_source=prepared.num_source,
                 )
-                for sampling in call.samplings
+                for sampling in samplings
             ],
             seconds_left=deadline.remaining,
             weight=call.place.weight,
@@ -82,14 +78,10 @@ class RunningCalls:
 
     @contextmanager
     def search(
-        self,
-        call: GenerationCall,
-        beams: BeamOptions,
-        tokenizer: TextTokenizer | None,
-        deadline: Deadline,
+        self, call: GenerationCall, beams: BeamOptions, deadline: Deadline
     ) -> Iterator[BeamSearch]:
         """Let the engine take the first step of a search, which the block goes on with."""
-        search = BeamSearch(self._engine, call, beams, tokenizer, deadline)
+        search = BeamSearch(self._engine, call, beams, deadline)
         self._enter(call, beams.num_beams, search.first, deadline)
         running = search.first.running(
             search.asked, seconds_left=deadline.remaining, weight=call.place.weight
@@ -103,11 +95,11 @@ class RunningCalls:
         deadline: Deadline,
     ) -> None:  # fmt: skip
         """Let the completions of `call` wait, which give way by ending `submission`."""
-        call.place.max_tokens = max(sampling.max_tokens for sampling in call.samplings)
+        call.place.max_tokens = max(sampling.max_tokens for sampling in call.options.samplings)
         self._room.enter(
             call.place,
             num_completions=num_completions,
-            num_prompt=len(call.prompt),
+            num_prompt=len(call.prepared.prompt),
             seconds_left=deadline.remaining,
             on_lost=submission.give_way,
         )
@@ -123,8 +115,8 @@ class RunningCalls:
                 operation=call.operation,
                 model=self._model_name,
                 request_id=call.request_id,
-                sampling=call.used,
-                num_prompt=call.num_asked,
+                sampling=call.options.used,
+                num_prompt=call.prepared.num_asked,
                 adapter=call.adapters.label,
                 digest=digest,
             ),

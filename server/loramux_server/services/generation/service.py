@@ -1,45 +1,34 @@
 """GenerationService: a request -> the engine's events -> its answer."""
 
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from loramux.v1 import generation_pb2
 from loramux_server.access.caller import caller
 from loramux_server.access.quotas import Quotas
 from loramux_server.engine_link.client import EngineClient
-from loramux_server.forms.form import FormKind
 from loramux_server.observe.call_record import note
-from loramux_server.reasoning.thinking import Thinking
 from loramux_server.services.adapter_fields import check_adapters
 from loramux_server.services.calls import Calls
 from loramux_server.services.choice import Choice, chosen
 from loramux_server.services.deadline import Deadline
 from loramux_server.services.gen_ai import operation_of
-from loramux_server.services.generation.beam_fields import (
-    beams_of,
-    check_beams,
-    searched,
-    searching_defaults,
-)
+from loramux_server.services.generation.beam_fields import check_beams
 from loramux_server.services.generation.call import GenerationCall
 from loramux_server.services.generation.conversation import conversation
 from loramux_server.services.generation.decoder_prompt import begun, check_decoder_prompt
-from loramux_server.services.generation.defaults import used, with_defaults
-from loramux_server.services.generation.forms import form_of
 from loramux_server.services.generation.images import ImageLimits, Prompt, check_images
+from loramux_server.services.generation.options import Options, options_of
 from loramux_server.services.generation.output import join
 from loramux_server.services.generation.prediction import check_predicted, check_prediction
-from loramux_server.services.generation.prompt_logprobs import check_told
+from loramux_server.services.generation.prepared import Prepared
 from loramux_server.services.generation.running_calls import RunningCalls
-from loramux_server.services.generation.sampling import samplings, text_options
-from loramux_server.services.generation.tool_use import ToolUse
 from loramux_server.services.limits import check_fields, check_own_tokens, check_tokens
-from loramux_server.services.observer import Observer
 from loramux_server.services.prompts import Prompts
 from loramux_server.services.request_spans import RequestSpans
 from loramux_server.services.tasks import check_writes
 from loramux_server.statuses import Statuses
-from loramux_server.store.instructions import NONE, Instruction, Instructions
+from loramux_server.store.instructions import NONE, Instructions
 from loramux_server.store.registry import Registry
 from loramux_server.transport.rpc import Context
 from loramux_server.waiting_room.place import Place
@@ -120,9 +109,27 @@ class GenerationService:
     ) -> AsyncGenerator[generation_pb2.StreamGenerateResponse, None]:
         """Yield the answer, `interval` tokens at once where nothing ends before them."""
         deadline = Deadline.of(context, self._default_timeout)
+        async with self._call(request, deadline) as call:
+            if beams := call.options.beams:
+                with self._running.search(call, beams, deadline) as search:
+                    for whole in await search.responses():
+                        yield whole
+                return
+            with self._running.completions(call, deadline, interval) as running:
+                while running.num_open:
+                    for index, made in (await running.take()).items():
+                        if response := running.push(index, made):
+                            yield response
+
+    @asynccontextmanager
+    async def _call(
+        self, request: generation_pb2.GenerateRequest, deadline: Deadline
+    ) -> AsyncIterator[GenerationCall]:
+        """Check `request`, make tokens of it, and hold what it takes until the block ends."""
         most = self._model.output_length
         if request.sampling.HasField("max_tokens"):
             most = request.sampling.max_tokens
+        tenant = caller().tenant
         with (
             self._calls.observed() as observer,
             self._calls.placed(request, most, deadline) as place,
@@ -131,44 +138,64 @@ class GenerationService:
         ):
             if adapters.source:
                 note(digest=adapters.source.digest)
-            talk = await conversation(request, self._model)
-            told = await self._instructions.of(adapters.leading) if adapters.leading else NONE
-            async with deadline.ending():
-                tokens = await self._prompts.tokens(request, talk, told)
-            tool_use = await self._prompts.tool_use(request, talk, told)
-            thinking = await self._prompts.thinking(request, tokens, told)
-            predicted = await self._prompts.predicted(request, told)
-            vocab_size = adapters.vocab_size or self._model.vocab_size
-            check_own_tokens(request, tokens, vocab_size)
-            check_predicted(request, predicted, self._model, vocab_size)
-            tokenizer = await self._prompts.tokenizer(told)
-            end_token = await self._prompts.end_token(told)
-            prompt = Prompt(tokens, [], await self._begun(request, told, vocab_size))
-            if talk.num_images:
-                prompt = await self._with_images(request, tokens, place, deadline)
-                check_tokens("messages", prompt.tokens, vocab_size)
-            reserving = self._reserved(
-                request, request_id, adapters, told, prompt, predicted, tool_use, thinking,
-                end_token, observer, place,
-            )  # fmt: skip
-            with reserving as call:
-                if call.beams:
-                    with self._running.search(call, call.beams, tokenizer, deadline) as search:
-                        for whole in await search.responses():
-                            yield whole
-                    return
-                with self._running.completions(call, tokenizer, deadline, interval) as running:
-                    while running.num_open:
-                        for index, made in (await running.take()).items():
-                            if response := running.push(index, made):
-                                yield response
+            prepared, options = await self._prepared(request, adapters, place, deadline)
+            num_asked, form = prepared.num_asked, options.form
+            with self._quotas.tokens(tenant, num_asked + options.most_tokens) as reserved:
+                observer.resolved(adapters.label, num_asked, form.kind if form else None)
+                yield GenerationCall(
+                    request_id=request_id,
+                    tenant=tenant,
+                    operation=operation_of(request),
+                    adapters=adapters,
+                    prepared=prepared,
+                    options=options,
+                    observer=observer,
+                    place=place,
+                    reserved=reserved,
+                )
 
-    async def _begun(
-        self, request: generation_pb2.GenerateRequest, told: Instruction, vocab_size: int
-    ) -> list[int]:
-        """Return with which tokens the decoder begins, where it does not go on with the prompt."""
+    async def _prepared(
+        self,
+        request: generation_pb2.GenerateRequest,
+        adapters: Choice,
+        place: Place,
+        deadline: Deadline,
+    ) -> tuple[Prepared, Options]:
+        """Return what template and tokenizer make of `request`, and how its completions are made.
+
+        What its images take counts at `place`.
+        """
+        talk = await conversation(request, self._model)
+        told = await self._instructions.of(adapters.leading) if adapters.leading else NONE
+        async with deadline.ending():
+            tokens = await self._prompts.tokens(request, talk, told)
+        tool_use = await self._prompts.tool_use(request, talk, told)
+        thinking = await self._prompts.thinking(request, tokens, told)
+        predicted = await self._prompts.predicted(request, told)
+        vocab_size = adapters.vocab_size or self._model.vocab_size
+        check_own_tokens(request, tokens, vocab_size)
+        check_predicted(request, predicted, self._model, vocab_size)
+        tokenizer = await self._prompts.tokenizer(told)
+        end_token = await self._prompts.end_token(told)
         asked = await self._prompts.decoder_prompt(request, told)
-        return begun(request, asked, told.generation, self._model, vocab_size)
+        begins = begun(request, asked, told.generation, self._model, vocab_size)
+        prompt = Prompt(tokens, [])
+        if talk.num_images:
+            prompt = await self._with_images(request, tokens, place, deadline)
+            check_tokens("messages", prompt.tokens, vocab_size)
+        prepared = Prepared(
+            prompt=[*prompt.tokens, *begins],
+            num_source=len(prompt.tokens) if begins else 0,
+            images=prompt.images,
+            predicted=predicted,
+            tokenizer=tokenizer,
+            tool_use=tool_use,
+            thinking=thinking,
+            end_token=end_token,
+        )
+        return prepared, options_of(
+            request, prepared, model=self._model, adapters=adapters, defaults=told.generation
+        )
 
     async def _with_images(
         self,
@@ -200,70 +227,3 @@ class GenerationService:
         check_adapters(request)
         with self._calls.live(request.request_id) as request_id:
             yield request_id
-
-    @contextmanager
-    def _reserved(
-        self,
-        request: generation_pb2.GenerateRequest,
-        request_id: str,
-        adapters: Choice,
-        told: Instruction,
-        prompt: Prompt,
-        predicted: list[int],
-        tool_use: ToolUse | None,
-        thinking: Thinking | None,
-        end_token: int | None,
-        observer: Observer,
-        place: Place,
-    ) -> Iterator[GenerationCall]:
-        """Fill in what `request` leaves to its adapter, and reserve what it may use at most."""
-        form = tool_use.form(request, self._model) if tool_use else form_of(request.sampling)
-        if form and thinking:
-            # A grammar is all that there may be.
-            if form.kind is FormKind.GRAMMAR or thinking.has_own_tokens:
-                thinking = None
-            else:
-                form = thinking.before(form)
-        defaults = searching_defaults(request.sampling, told.generation)
-        params = searched(with_defaults(request.sampling, defaults, self._model, form, end_token))
-        num_virtual = adapters.source.virtual_tokens if adapters.source else 0
-        num_prompt, num_before = len(prompt.tokens), len(prompt.begun)
-        if num_before and adapters.source and adapters.source.has_cache:
-            # Keys and values stand before what is written, and embeddings before what is read.
-            num_before, num_virtual = num_before + num_virtual, 0
-        each = samplings(
-            params,
-            num_prompt,
-            self._model,
-            defaults,
-            num_virtual=num_virtual,
-            num_seen=prompt.num_image_tokens,
-            num_begun=num_before,
-            form=form,
-        )
-        check_told(params, num_prompt)
-        beams = beams_of(params, each[0], self._model, adapters.vocab_size, len(prompt.begun))
-        num_made = beams.most_tokens if beams else sum(sampling.max_tokens for sampling in each)
-        tenant = caller().tenant
-        with self._quotas.tokens(tenant, num_prompt + num_made) as reserved:
-            observer.resolved(adapters.label, num_prompt, form.kind if form else None)
-            yield GenerationCall(
-                request_id,
-                tenant,
-                [*prompt.tokens, *prompt.begun],
-                num_prompt if prompt.begun else 0,
-                prompt.images,
-                predicted,
-                adapters,
-                each,
-                used(params, each),
-                text_options(params),
-                tool_use,
-                thinking,
-                observer,
-                reserved,
-                place,
-                operation_of(request),
-                frozenset() if end_token is None else frozenset([end_token]),
-                beams,
-            )

@@ -1,0 +1,105 @@
+"""How the completions of a request are made: as it says, else as its adapter wants."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from loramux.v1 import generation_pb2
+from loramux_server.forms.form import Form, FormKind
+from loramux_server.reasoning.thinking import Thinking
+from loramux_server.services.choice import Choice
+from loramux_server.services.generation.beam_fields import beams_of, searched, searching_defaults
+from loramux_server.services.generation.beams import BeamOptions
+from loramux_server.services.generation.defaults import used, with_defaults
+from loramux_server.services.generation.forms import form_of
+from loramux_server.services.generation.prepared import Prepared
+from loramux_server.services.generation.prompt_logprobs import check_told
+from loramux_server.services.generation.sampling import TextOptions, samplings, text_options
+from loramux_server.wire.model_info import ModelInfo
+from loramux_server.wire.sampling import Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What is filled in and checked of a request."""
+
+    samplings: list[Sampling]
+    """How the tokens of each completion are chosen."""
+    used: generation_pb2.SamplingParams
+    """What the answer tells of that."""
+    text: TextOptions
+    form: Form | None
+    """What each completion has to be; None for anything."""
+    thinking: Thinking | None
+    """How what is thought is told apart in it; None where it is not."""
+    beams: BeamOptions | None
+    """What a beam search is to find; None where tokens are chosen one by one."""
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens that the completions may have all together, or those of a search."""
+        if self.beams:
+            return self.beams.most_tokens
+        return sum(sampling.max_tokens for sampling in self.samplings)
+
+
+def options_of(
+    request: generation_pb2.GenerateRequest,
+    prepared: Prepared,
+    *,
+    model: ModelInfo,
+    adapters: Choice,
+    defaults: Mapping[str, object],
+) -> Options:
+    """Return how the completions of `request`, whose fields are checked, are made.
+
+    Args:
+        request: What was asked for.
+        prepared: What became of it.
+        model: The base model.
+        adapters: Those of the request.
+        defaults: What theirs wants where the request leaves it open.
+
+    Raises:
+        LoramuxError: It cannot be had with this model or adapter, or does not fit the context.
+    """
+    form, thinking = _form(request, prepared, model)
+    defaults = searching_defaults(request.sampling, defaults)
+    params = searched(with_defaults(request.sampling, defaults, model, form, prepared.end_token))
+    num_virtual = adapters.source.virtual_tokens if adapters.source else 0
+    num_before = prepared.num_begun
+    if num_before and adapters.source and adapters.source.has_cache:
+        # Keys and values stand before what is written, and embeddings before what is read.
+        num_before, num_virtual = num_before + num_virtual, 0
+    chosen = samplings(
+        params,
+        prepared.num_asked,
+        model,
+        defaults,
+        num_virtual=num_virtual,
+        num_seen=prepared.num_image_tokens,
+        num_begun=num_before,
+        form=form,
+    )
+    check_told(params, prepared.num_asked)
+    return Options(
+        samplings=chosen,
+        used=used(params, chosen),
+        text=text_options(params),
+        form=form,
+        thinking=thinking,
+        beams=beams_of(params, chosen[0], model, adapters.vocab_size, prepared.num_begun),
+    )
+
+
+def _form(
+    request: generation_pb2.GenerateRequest, prepared: Prepared, model: ModelInfo
+) -> tuple[Form | None, Thinking | None]:
+    """Return what a completion has to be, and how what is thought is told apart in it."""
+    tool_use, thinking = prepared.tool_use, prepared.thinking
+    form = tool_use.form(request, model) if tool_use else form_of(request.sampling)
+    if not (form and thinking):
+        return form, thinking
+    # A grammar is all that there may be.
+    if form.kind is FormKind.GRAMMAR or thinking.has_own_tokens:
+        return form, None
+    return thinking.before(form), thinking
