@@ -19,13 +19,14 @@ from loramux.v1.generation_pb2 import (
     SamplingParams,
     StructuredOutput,
 )
+from loramux_server.field_errors import invalid
 from loramux_server.forms.form import Form, FormKind
 from loramux_server.services.generation.conversation import talk_of
 from loramux_server.services.generation.defaults import with_defaults
 from loramux_server.services.generation.forms import form_of
 from loramux_server.services.generation.prediction import check_prediction
 from loramux_server.services.generation.sampling import samplings, text_options
-from loramux_server.services.limits import check_fields, invalid
+from loramux_server.services.limits import check_fields
 from loramux_server.wire.model_info import ModelInfo
 from loramux_server.wire.sampling import Sampling
 from tests.support.engine_sizes import sizes_of

@@ -9,9 +9,9 @@ from typing import NamedTuple
 from tokenizers import AddedToken as LibraryToken
 from tokenizers import Tokenizer
 
-from loramux.errors import InvalidArgumentError
 from loramux_adapters.added_tokens import AddedToken
 from loramux_server.chat.messages import Piece, Words
+from loramux_server.field_errors import wrong
 from loramux_server.images.messages import Placeholder
 from loramux_server.text.nameless import finds, nameless
 from loramux_server.text.pieces.beyond import Beyond
@@ -106,11 +106,8 @@ class ChatEncoder:
             found = self._tokenizer.encode(text, add_special_tokens=False).ids
         forbidden = self._forged if placeholder is None else self._forged | {placeholder.token}
         if forged := forbidden.intersection(found):
-            raise InvalidArgumentError(
-                f"messages hold a text of which the tokenizer makes control token {min(forged)}",
-                reason="INVALID_FIELD",
-                field="messages",
-            )
+            said = f"hold a text of which the tokenizer makes control token {min(forged)}"
+            raise wrong("messages", said)
         read = self._beyond.read(found)
         return [self._meant.get(token, other) for token, other in zip(found, read, strict=True)]
 

@@ -13,6 +13,7 @@ import msgspec
 
 from loramux.errors import FailedPreconditionError, InvalidArgumentError, UnavailableError
 from loramux_server.confinement.process import ConfinedProcess, LostAnswerError
+from loramux_server.field_errors import at_fault
 from loramux_server.images.folder import folder_of
 from loramux_server.images.messages import (
     Answer,
@@ -154,9 +155,7 @@ class Preparer:
                 self._ended.popitem(last=False)
             raise _too_much(field, lost.took) from None
         if isinstance(answer, Refused):
-            raise InvalidArgumentError(
-                f"{field}: {answer.message}", reason="INVALID_FIELD", field=field
-            )
+            raise at_fault(field, f"{field}: {answer.message}")
         assert isinstance(answer, Prepared)
         self._keep(key, answer.prepared)
         return answer.prepared
@@ -208,6 +207,4 @@ class Preparer:
 
 
 def _too_much(field: str, what: str) -> InvalidArgumentError:
-    return InvalidArgumentError(
-        f"{field}: the image takes more {what} than one may", reason="INVALID_FIELD", field=field
-    )
+    return at_fault(field, f"{field}: the image takes more {what} than one may")

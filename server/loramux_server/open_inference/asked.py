@@ -7,13 +7,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from loramux.errors import InvalidArgumentError, LoramuxError
+from loramux.errors import LoramuxError
 from loramux.v1 import generation_pb2
 from loramux_adapters.errors import shown
+from loramux_server.field_errors import invalid, wrong
 from loramux_server.inference import open_inference_pb2
 from loramux_server.open_inference.sampling import Given, json_of, parameters_of, sampling_of
 from loramux_server.open_inference.tensors import BOOL, BYTES, UINT32, Tensor, read_tensor
-from loramux_server.services.limits import MAX_REQUEST_ID, MAX_ROUTING_KEY, invalid
+from loramux_server.services.limits import MAX_REQUEST_ID, MAX_ROUTING_KEY
 from loramux_server.services.pooling.input_limits import MAX_INPUTS
 
 TEXT_INPUT = "text_input"
@@ -119,11 +120,8 @@ def asked_of(request: open_inference_pb2.ModelInferRequest, *, goes_on: bool = T
         raise invalid("id", request.id, f"at most {MAX_REQUEST_ID} printable characters")
     inputs = _inputs(request)
     if TEXT_INPUT not in inputs:
-        raise InvalidArgumentError(
-            f"inputs has no {TEXT_INPUT!r}; it has {', '.join(map(shown, inputs)) or 'none'}",
-            reason="INVALID_FIELD",
-            field="inputs",
-        )
+        there = ", ".join(map(shown, inputs)) or "none"
+        raise wrong("inputs", f"has no {TEXT_INPUT!r}; it has {there}")
     texts = [_text(inputs[TEXT_INPUT], index) for index in range(len(inputs[TEXT_INPUT].elements))]
     parameters = parameters_of(request.parameters)
     own = {
@@ -207,11 +205,8 @@ def _given(
     for raw in tensor.elements:
         given = json_of(raw)
         if twice := sorted(parameters.keys() & given.keys()):
-            raise InvalidArgumentError(
-                f"{SAMPLING_PARAMETERS} has {shown(twice[0])}, and so has parameters; set it once",
-                reason="INVALID_FIELD",
-                field=SAMPLING_PARAMETERS,
-            )
+            said = f"has {shown(twice[0])}, and so has parameters; set it once"
+            raise wrong(SAMPLING_PARAMETERS, said)
         found.append(parameters | given)
     return found
 

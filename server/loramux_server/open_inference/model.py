@@ -7,7 +7,7 @@ from loramux_adapters.errors import shown
 from loramux_server.access.caller import caller
 from loramux_server.access.naming import demand
 from loramux_server.access.rules import Access
-from loramux_server.services.limits import invalid
+from loramux_server.field_errors import invalid
 from loramux_server.store.reference import parse_reference
 
 

@@ -14,8 +14,8 @@ from loramux.errors import InvalidArgumentError
 from loramux.v1 import generation_pb2
 from loramux_adapters.errors import shown
 from loramux_adapters.generation import MAX_STOP_BYTES, MAX_STOP_TOKENS, MAX_STOPS
+from loramux_server.field_errors import at_fault, invalid
 from loramux_server.inference import open_inference_pb2
-from loramux_server.services.limits import invalid
 
 _INT32 = Annotated[int, msgspec.Meta(ge=-(1 << 31), lt=1 << 31)]
 _INT64 = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
@@ -121,8 +121,5 @@ def sampling_of(given: Mapping[str, Given]) -> generation_pb2.SamplingParams:
 
 def _unknown(name: str, one: Given) -> InvalidArgumentError:
     why = _INSTEAD.get(name, f"there are {', '.join(sorted(_FIELDS))}")
-    return InvalidArgumentError(
-        f"{shown(one.path)} is not served: {why}",
-        reason="INVALID_FIELD",
-        field=one.path.partition(".")[0],  # the rest may be anything
-    )
+    field = one.path.partition(".")[0]  # the rest may be anything
+    return at_fault(field, f"{shown(one.path)} is not served: {why}")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from loramux.errors import InvalidArgumentError
+from loramux_server.field_errors import at_fault, invalid, wrong
 from loramux_server.inference import open_inference_pb2
-from loramux_server.services.limits import invalid
 
 BYTES = "BYTES"
 BOOL = "BOOL"
@@ -59,11 +59,10 @@ def read_tensor(given: InputTensor, raw: bytes | None, datatype: str, most: int)
     if raw is None:
         elements: Sequence[Any] = getattr(given.contents, _CONTENTS[datatype])
         if len(elements) != shape[0]:
-            raise InvalidArgumentError(
+            raise at_fault(
+                f"{name}.contents",
                 f"{name}.contents.{_CONTENTS[datatype]} has {len(elements)} elements; its shape "
                 f"{shape} means {shape[0]}",
-                reason="INVALID_FIELD",
-                field=f"{name}.contents",
             )
         return Tensor(name, datatype, shape, list(elements))
     return Tensor(name, datatype, shape, list(_unpacked(name, raw, datatype, shape[0])))
@@ -110,8 +109,5 @@ def _unpacked(name: str, raw: bytes, datatype: str, count: int) -> Iterator[Any]
 
 
 def _wrong_bytes(name: str, raw: bytes, expected: str) -> InvalidArgumentError:
-    return InvalidArgumentError(
-        f"raw_input_contents of {name} has {len(raw)} bytes; expected {expected}",
-        reason="INVALID_FIELD",
-        field="raw_input_contents",
-    )
+    said = f"of {name} has {len(raw)} bytes; expected {expected}"
+    return wrong("raw_input_contents", said)

@@ -1,8 +1,7 @@
 """Whether the fields of a request that name adapters are within their limits."""
 
-from loramux.errors import InvalidArgumentError
 from loramux.v1 import generation_pb2
-from loramux_server.services.limits import invalid
+from loramux_server.field_errors import at_fault, invalid
 from loramux_server.store.reference import parse_reference
 from loramux_server.wire.adapter_source import Combination
 
@@ -23,11 +22,7 @@ def check_adapters(request: generation_pb2.GenerateRequest) -> None:
             would be right.
     """
     if request.adapter and request.adapters:
-        raise InvalidArgumentError(
-            "adapter and adapters are both set; set one of them",
-            reason="INVALID_FIELD",
-            field="adapters",
-        )
+        raise at_fault("adapters", "adapter and adapters are both set; set one of them")
     if request.adapter:
         parse_reference(request.adapter, "adapter")
     if request.HasField("scale"):

@@ -12,10 +12,10 @@ from loramux.v1 import generation_pb2
 from loramux_adapters.errors import shown
 from loramux_adapters.peft_config import MAX_RANK
 from loramux_server.access.caller import caller
+from loramux_server.field_errors import invalid
 from loramux_server.lora.mix import NOT_MIXABLE, mixed
 from loramux_server.services.adapter_fields import COMBINATIONS
 from loramux_server.services.adapters.descriptions import identity_of
-from loramux_server.services.limits import invalid
 from loramux_server.services.tasks import check_continues
 from loramux_server.statuses import Statuses
 from loramux_server.store.record import AdapterRecord

@@ -3,21 +3,21 @@
 import math
 from collections.abc import Iterable, Sequence
 
-from loramux.errors import InvalidArgumentError
 from loramux.v1 import generation_pb2
-from loramux_adapters.errors import shown
 from loramux_adapters.generation import MAX_STOP_BYTES, MAX_STOP_TOKENS, MAX_STOPS, NUMBERS
+from loramux_server.field_errors import invalid, wrong
 from loramux_server.services.context_room import context_room, is_empty
 from loramux_server.services.generation.forms import check_form
+from loramux_server.services.text_fields import (
+    MAX_LONG_PROMPT_BYTES,
+    check_readable,
+    check_size,
+    most_bytes,
+    one_of,
+)
 from loramux_server.wire.model_info import ModelInfo
 from loramux_server.wire.sampling import MAX_LOGPROBS
 
-MAX_PROMPT_BYTES = 256 << 10
-"""Of a text, whatever the context; see `most_bytes`."""
-MAX_LONG_PROMPT_BYTES = 3 << 20
-"""Of one for a long context: it has to fit a message."""
-_TOKEN_BYTES = 8
-"""Of a token of a long text, amply."""
 MAX_REQUEST_ID = 128
 MAX_COMPLETIONS = 8
 MAX_BIASES = 300
@@ -39,14 +39,6 @@ def check_fields(request: generation_pb2.GenerateRequest, model: ModelInfo) -> N
     _check_shaping(request.sampling, model)
     _check_stops(request.sampling, model)
     check_form(request.sampling, model)
-
-
-def most_bytes(model: ModelInfo, most: int) -> int:
-    """Return how many bytes a text may have that `model` reads, `most` at most.
-
-    Those that would fit a long context may be more than MAX_PROMPT_BYTES.
-    """
-    return max(MAX_PROMPT_BYTES, min(_TOKEN_BYTES * model.context_length, most))
 
 
 def check_names(request_id: str, routing_key: str) -> None:
@@ -89,49 +81,18 @@ def check_tokens(field: str, tokens: Iterable[int], vocab_size: int) -> None:
     """
     for token in tokens:
         if not 0 <= token < vocab_size:
-            raise InvalidArgumentError(
-                f"{field} holds token {token}; expected ids from 0 to {vocab_size - 1}",
-                reason="INVALID_FIELD",
-                field=field,
-            )
-
-
-def invalid(field: str, value: object, expected: str) -> InvalidArgumentError:
-    """Return the error for a field that is out of its limits."""
-    return InvalidArgumentError(
-        f"{field} is {shown(value)}; expected {expected}", reason="INVALID_FIELD", field=field
-    )
+            raise wrong(field, f"holds token {token}; expected ids from 0 to {vocab_size - 1}")
 
 
 def _check_prompt(request: generation_pb2.GenerateRequest, model: ModelInfo) -> None:
-    given = {
+    field = one_of({
         "prompt": request.prompt,
         "prompt_token_ids": request.prompt_token_ids,
         "messages": request.messages,
-    }
-    fields = [name for name, value in given.items() if value]
-    if len(fields) != 1:
-        raise InvalidArgumentError(
-            f"{' and '.join(fields)} are both set; set one of them"
-            if fields
-            else "prompt, prompt_token_ids and messages are all empty; set one of them",
-            reason="INVALID_FIELD",
-            field=fields[0] if fields else "prompt",
-        )
-    if fields[0] != "prompt_token_ids" and model.tokenizer_json is None:
-        raise InvalidArgumentError(
-            f"{fields[0]} is text, but the base model came without a tokenizer; "
-            "set prompt_token_ids",
-            reason="INVALID_FIELD",
-            field=fields[0],
-        )
-    size = len(request.prompt.encode("utf-8", "surrogatepass"))
-    if size > (most := most_bytes(model, MAX_LONG_PROMPT_BYTES)):
-        raise InvalidArgumentError(
-            f"prompt has {size} bytes; at most {most}",
-            reason="INVALID_FIELD",
-            field="prompt",
-        )
+    })  # fmt: skip
+    if field != "prompt_token_ids":
+        check_readable(field, "set prompt_token_ids", model)
+    check_size("prompt", request.prompt, most_bytes(model, MAX_LONG_PROMPT_BYTES))
     # Before they are looked at one by one: a message may hold millions.
     context_room("prompt_token_ids", len(request.prompt_token_ids), request.sampling, model)
 

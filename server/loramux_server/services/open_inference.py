@@ -14,16 +14,17 @@ from loramux import __version__
 from loramux.errors import InvalidArgumentError, LoramuxError, NotFoundError
 from loramux.v1 import generation_pb2
 from loramux_server.engine_link.quarantine import Quarantine
+from loramux_server.field_errors import invalid
 from loramux_server.inference import open_inference_pb2
 from loramux_server.metrics.series import Metrics
 from loramux_server.observe.call_record import current, part
 from loramux_server.open_inference.answers import Made, answer, failed, metadata, streamed
-from loramux_server.open_inference.asked import STREAM, Asked, asked_of
+from loramux_server.open_inference.asked import STREAM, TEXT_INPUT, Asked, asked_of
 from loramux_server.open_inference.model import reference_of
 from loramux_server.services.generation.service import GenerationService
-from loramux_server.services.limits import invalid
 from loramux_server.services.observer import Observer, outcome_of
 from loramux_server.services.tasks import check_continues, check_writes
+from loramux_server.services.text_fields import check_readable
 from loramux_server.store.record import AdapterRecord
 from loramux_server.store.registry import Registry
 from loramux_server.transport.rpc import Context
@@ -188,13 +189,8 @@ class OpenInferenceService:
         """
         reference = reference_of(request.model_name, request.model_version, self._model.name)
         check_writes(self._model)
-        if self._model.tokenizer_json is None:
-            raise InvalidArgumentError(
-                "text_input is text, but the base model came without a tokenizer; call "
-                "loramux.v1.GenerationService.Generate with prompt_token_ids",
-                reason="INVALID_FIELD",
-                field="text_input",
-            )
+        instead = "call loramux.v1.GenerationService.Generate with prompt_token_ids"
+        check_readable(TEXT_INPUT, instead, self._model)
         if not reference:
             return None
         key = asked.routing_key or secrets.token_hex(8)

@@ -9,10 +9,10 @@ from loramux.errors import NotFoundError
 from loramux.v1 import quarantine_pb2
 from loramux_adapters.errors import shown
 from loramux_server.engine_link.quarantine import REQUEST, Entry, Quarantine, dump, load
+from loramux_server.field_errors import invalid
 from loramux_server.observe.acts import QUARANTINE_SET
 from loramux_server.observe.audit import Audit
 from loramux_server.services.adapters.storage import finished, storage_errors
-from loramux_server.services.limits import invalid
 from loramux_server.store.registry import Registry
 from loramux_server.transport.rpc import Context
 

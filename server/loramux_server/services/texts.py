@@ -7,6 +7,7 @@ from functools import partial
 from typing import TypeVar
 
 from loramux.errors import InvalidArgumentError
+from loramux_server.field_errors import wrong
 from loramux_server.services.vocabularies import Vocabularies
 from loramux_server.store.instructions import Instruction
 from loramux_server.text.tokenizer import OFF_LOOP, Span, TextPair, TextTokenizer
@@ -105,8 +106,4 @@ def second_from(pair: TextPair) -> int:
 
 def no_tokens(field: str) -> InvalidArgumentError:
     """Return the error of a text of the request field `field` that is none to the tokenizer."""
-    return InvalidArgumentError(
-        f"{field} has no tokens: the tokenizer makes none of this text",
-        reason="INVALID_FIELD",
-        field=field,
-    )
+    return wrong(field, "has no tokens: the tokenizer makes none of this text")

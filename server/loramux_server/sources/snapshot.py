@@ -12,6 +12,7 @@ from loramux.errors import (
 )
 from loramux_adapters.peft_folder import CONFIG_FILE, TENSOR_FILE
 from loramux_adapters.sources import BESIDE
+from loramux_server.field_errors import wrong
 
 PACKAGE_SUFFIX = ".safetensors"
 REQUIRED, OPTIONAL = (CONFIG_FILE, TENSOR_FILE), BESIDE
@@ -37,9 +38,7 @@ class Snapshot(Protocol):
 
 def not_a_uri(uri: str, expected: str) -> InvalidArgumentError:
     """Return the error for a URI that names nothing that could be imported."""
-    return InvalidArgumentError(
-        f"uri is {uri[:200]!r}; expected {expected}", reason="INVALID_FIELD", field="uri"
-    )
+    return wrong("uri", f"is {uri[:200]!r}; expected {expected}")
 
 
 def not_found(uri: str, what: str) -> NotFoundError:

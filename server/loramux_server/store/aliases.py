@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from loramux.errors import (
     AbortedError,
     FailedPreconditionError,
-    InvalidArgumentError,
     NotFoundError,
 )
+from loramux_server.field_errors import at_fault
 from loramux_server.store.alias import Move, Split
 from loramux_server.store.names import Names
 from loramux_server.store.record import AdapterRecord
@@ -160,9 +160,7 @@ def _split(weights: Mapping[int, int], field: str) -> Split:
     try:
         return Split.of(weights)
     except ValueError as error:
-        raise InvalidArgumentError(
-            f"{field}: {error}", reason="INVALID_FIELD", field=field
-        ) from None
+        raise at_fault(field, f"{field}: {error}") from None
 
 
 def _no_alias(reference: Reference, alias: str) -> NotFoundError:

@@ -8,9 +8,9 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from loramux.errors import InvalidArgumentError
 from loramux_adapters import PackageError, check_adapter_name
 from loramux_adapters.errors import shown
+from loramux_server.field_errors import at_fault, wrong
 
 DEFAULT_TENANT = "public"
 """Whose an adapter is that is named without a tenant."""
@@ -70,9 +70,7 @@ def parse_reference(text: str, field: str, tenant: str = DEFAULT_TENANT) -> Refe
         said = str(error)
         if shown(text) not in said:
             said = f"reference {shown(text)} is not valid: {said}"
-        raise InvalidArgumentError(
-            f"{field}: {said}", reason="INVALID_FIELD", field=field
-        ) from None
+        raise at_fault(field, f"{field}: {said}") from None
 
 
 def parse_name(text: str, field: str) -> Reference:
@@ -83,11 +81,7 @@ def parse_name(text: str, field: str) -> Reference:
     """
     reference = parse_reference(text, field)
     if not reference.is_bare:
-        raise InvalidArgumentError(
-            f"{field} is {shown(text)}; give [tenant/]name, without tag and digest",
-            reason="INVALID_FIELD",
-            field=field,
-        )
+        raise wrong(field, f"is {shown(text)}; give [tenant/]name, without tag and digest")
     return reference
 
 
@@ -104,11 +98,9 @@ def check_alias(alias: str, field: str) -> None:
     else:
         if not alias.isdecimal() and alias != LATEST:
             return
-    raise InvalidArgumentError(
-        f"{field} is {shown(alias)}; an alias is built like a name, and neither a number nor "
-        f"{LATEST!r}",
-        reason="INVALID_FIELD",
-        field=field,
+    raise wrong(
+        field,
+        f"is {shown(alias)}; an alias is built like a name, and neither a number nor {LATEST!r}",
     )
 
 

@@ -10,6 +10,7 @@ from tokenizers import Encoding, Tokenizer
 
 from loramux.errors import InvalidArgumentError
 from loramux_adapters.added_tokens import AddedToken
+from loramux_server.field_errors import wrong
 from loramux_server.text.nameless import finds, nameless
 from loramux_server.text.pieces.beyond import Beyond
 from loramux_server.text.token_bytes import TokenBytes
@@ -220,11 +221,8 @@ def check_unbroken(text: str, field: str) -> None:
     """
     longest = max(map(len, text.split()), default=0)
     if longest > MAX_UNBROKEN:
-        raise InvalidArgumentError(
-            f"{field} has {longest} characters without white space; at most {MAX_UNBROKEN}",
-            reason="INVALID_FIELD",
-            field=field,
-        )
+        said = f"has {longest} characters without white space; at most {MAX_UNBROKEN}"
+        raise wrong(field, said)
 
 
 @contextmanager
@@ -240,9 +238,7 @@ def panics_refused(field: str) -> Iterator[None]:
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
-        raise InvalidArgumentError(
-            f"{field} cannot be tokenized", reason="INVALID_FIELD", field=field
-        ) from None
+        raise wrong(field, "cannot be tokenized") from None
 
 
 def _load(tokenizer_json: str) -> Tokenizer:

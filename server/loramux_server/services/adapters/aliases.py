@@ -4,10 +4,10 @@ import asyncio
 
 from loramux.v1 import aliases_pb2
 from loramux_server.access.caller import caller
+from loramux_server.field_errors import invalid
 from loramux_server.services.adapters.descriptions import alias_of, split_of
 from loramux_server.services.adapters.pages import page_size
 from loramux_server.services.adapters.storage import finished, storage_errors
-from loramux_server.services.limits import invalid
 from loramux_server.store.alias import Split
 from loramux_server.store.names import not_registered
 from loramux_server.store.reference import Reference, parse_name

@@ -7,8 +7,8 @@ import logging
 import sqlalchemy.exc
 from google.protobuf.duration_pb2 import Duration
 
+from loramux_server.field_errors import invalid
 from loramux_server.services.adapters.storage import finished
-from loramux_server.services.limits import invalid
 from loramux_server.store.registry import Registry
 
 MIN_TTL = datetime.timedelta(seconds=1)

@@ -8,10 +8,10 @@ from typing import BinaryIO
 from loramux.errors import CancelledError, InvalidArgumentError
 from loramux.v1 import adapters_pb2
 from loramux_adapters import PackageError, pack_source
+from loramux_server.field_errors import invalid
 from loramux_server.services.adapters.expiry import ttl_of
 from loramux_server.services.adapters.intake import Intake, Registration
 from loramux_server.services.adapters.storage import finished, stoppable
-from loramux_server.services.limits import invalid
 from loramux_server.sources.policy import Opening, Sources
 from loramux_server.sources.snapshot import Snapshot, unavailable
 from loramux_server.store.blobs import Staged

@@ -16,10 +16,10 @@ from loramux_adapters import PackageError
 from loramux_adapters.embedding import Pooling
 from loramux_server.engine_link.client import EngineClient
 from loramux_server.engine_link.mailbox import Mailbox
+from loramux_server.field_errors import invalid
 from loramux_server.observe.call_record import note
 from loramux_server.services.adapters.expiry import end_of, ttl_of
 from loramux_server.services.adapters.storage import finished
-from loramux_server.services.limits import invalid
 from loramux_server.store.blobs import Staged
 from loramux_server.store.check import ServedBase, check_package
 from loramux_server.store.record import IMPORT, UPLOAD, AdapterRecord

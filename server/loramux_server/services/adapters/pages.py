@@ -1,6 +1,6 @@
 """Pages of lists: how many entries each has."""
 
-from loramux_server.services.limits import invalid
+from loramux_server.field_errors import invalid
 
 MAX_PAGE = 1000
 DEFAULT_PAGE = 100

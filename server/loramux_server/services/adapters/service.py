@@ -8,6 +8,7 @@ from typing import BinaryIO
 from loramux.errors import DataLossError
 from loramux.v1 import adapters_pb2
 from loramux_server.access.caller import caller
+from loramux_server.field_errors import invalid
 from loramux_server.metrics.series import Metrics
 from loramux_server.services.adapters.changes import Changes
 from loramux_server.services.adapters.chunks import (
@@ -24,7 +25,6 @@ from loramux_server.services.adapters.intake import Intake
 from loramux_server.services.adapters.pages import page_size
 from loramux_server.services.adapters.selection import Selection
 from loramux_server.services.adapters.storage import finished, storage_errors
-from loramux_server.services.limits import invalid
 from loramux_server.services.observer import counting_failed_uploads
 from loramux_server.statuses import Statuses
 from loramux_server.store.blobs import Staged

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 from loramux.errors import FailedPreconditionError
 from loramux.v1 import generation_pb2
 from loramux_adapters.errors import shown
+from loramux_server.field_errors import invalid
 from loramux_server.services.generation.beams import BeamOptions
-from loramux_server.services.limits import invalid
 from loramux_server.wire.model_info import ModelInfo
 from loramux_server.wire.sampling import Sampling
 

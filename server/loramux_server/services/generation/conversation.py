@@ -6,9 +6,9 @@ from typing import Any
 from loramux.v1 import generation_pb2
 from loramux_adapters.errors import shown
 from loramux_server.chat.messages import Call, Talk, Tool, Turn
-from loramux_server.services.generation.forms import wrong
+from loramux_server.field_errors import invalid, wrong
 from loramux_server.services.generation.images import images_of
-from loramux_server.services.limits import most_bytes
+from loramux_server.services.text_fields import most_bytes
 from loramux_server.text.tokenizer import OFF_LOOP
 from loramux_server.tools.arguments import NAME, parse_object
 from loramux_server.wire.model_info import ModelInfo
@@ -159,7 +159,7 @@ def _check_id(field: str, value: str) -> None:
 
 def _check_name(field: str, value: str) -> None:
     if not NAME.fullmatch(value):
-        raise wrong(field, f"is {shown(value)}; expected {_NAMES}")
+        raise invalid(field, value, _NAMES)
 
 
 def _tools(request: generation_pb2.GenerateRequest) -> list[Tool]:

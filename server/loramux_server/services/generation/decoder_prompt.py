@@ -6,7 +6,9 @@ from typing import cast
 from loramux.errors import InvalidArgumentError
 from loramux.v1 import generation_pb2
 from loramux_adapters.generation import DECODER_START, FORCED_BOS
-from loramux_server.services.limits import MAX_PROMPT_BYTES, check_tokens, invalid
+from loramux_server.field_errors import invalid, wrong
+from loramux_server.services.limits import check_tokens
+from loramux_server.services.text_fields import check_text_or_tokens
 from loramux_server.wire.model_info import ModelInfo
 
 TEXT, TOKENS = "decoder_prompt", "decoder_prompt_token_ids"
@@ -24,21 +26,16 @@ def check_decoder_prompt(request: generation_pb2.GenerateRequest, model: ModelIn
         if not field:
             return
         what = f"is set, but the base model, {model.architecture}, is a decoder alone"
-        raise _wrong(field, f"{what}; expected none")
+        raise wrong(field, f"{what}; expected none")
     if request.sampling.HasField("prompt_logprobs"):
         expected = (
             f"none: the base model, {model.architecture}, reads the prompt with its encoder, which "
             "tells no log-probabilities"
         )
         raise invalid("sampling.prompt_logprobs", request.sampling.prompt_logprobs, expected)
-    if request.decoder_prompt and request.decoder_prompt_token_ids:
-        raise _wrong(TEXT, f"and {TOKENS} are both set; set one of them")
-    if request.decoder_prompt and model.tokenizer_json is None:
-        raise _wrong(TEXT, f"is text, but the base model came without a tokenizer; set {TOKENS}")
-    size = len(request.decoder_prompt.encode("utf-8", "surrogatepass"))
-    if size > MAX_PROMPT_BYTES:
-        raise _wrong(TEXT, f"has {size} bytes; at most {MAX_PROMPT_BYTES}")
-    _check_room(request, len(request.decoder_prompt_token_ids), model)
+    tokens = request.decoder_prompt_token_ids
+    check_text_or_tokens(TEXT, request.decoder_prompt, TOKENS, tokens, model)
+    _check_room(request, len(tokens), model)
 
 
 def begun(
@@ -86,7 +83,3 @@ def _check_room(request: generation_pb2.GenerateRequest, num_begun: int, model: 
 def _field(request: generation_pb2.GenerateRequest) -> str:
     """Return the field of `request` with what a text is to begin with; empty if there is none."""
     return TEXT if request.decoder_prompt else TOKENS if request.decoder_prompt_token_ids else ""
-
-
-def _wrong(field: str, said: str) -> InvalidArgumentError:
-    return InvalidArgumentError(f"{field} {said}", reason="INVALID_FIELD", field=field)

@@ -6,6 +6,7 @@ from typing import cast
 from loramux.errors import InvalidArgumentError
 from loramux.v1 import generation_pb2
 from loramux_adapters.errors import shown
+from loramux_server.field_errors import invalid, wrong
 from loramux_server.forms.form import MAX_BYTES, MAX_CHOICES, MAX_NESTING, Form, FormKind
 from loramux_server.wire.model_info import ModelInfo
 
@@ -13,11 +14,6 @@ ENDS = ("min_tokens", "stop", "stop_token_ids")
 """Of these an adapter's defaults do not count beside a form, which says where a text ends."""
 
 _FIELD = "sampling.structured_output"
-
-
-def wrong(field: str, said: str) -> InvalidArgumentError:
-    """Return the error for a field of which `said` tells what is wrong, and what would be right."""
-    return InvalidArgumentError(f"{field} {said}", reason="INVALID_FIELD", field=field)
 
 
 def form_of(params: generation_pb2.SamplingParams) -> Form | None:
@@ -55,10 +51,8 @@ def check_form(params: generation_pb2.SamplingParams, model: ModelInfo) -> None:
             "sampling.ignore_eos", "is True; expected false with structured_output, whose form ends"
         )
     if params.min_tokens:
-        raise wrong(
-            "sampling.min_tokens",
-            f"is {params.min_tokens}; expected none with structured_output, whose form ends",
-        )
+        expected = "none with structured_output, whose form ends"
+        raise invalid("sampling.min_tokens", params.min_tokens, expected)
     _check_texts(form)
     if form.kind is FormKind.JSON_OBJECT and not params.structured_output.json_object:
         raise wrong(form.field, "is False; expected true, or another form")
@@ -80,7 +74,7 @@ def _check_texts(form: Form) -> None:
         if "" in form.choices:
             raise wrong(f"{form.field}.texts", "holds ''; expected texts that are not empty")
     elif form.kind is not FormKind.JSON_OBJECT and not form.text.strip():
-        raise wrong(form.field, f"is {shown(form.text)}; expected a text that is not empty")
+        raise invalid(form.field, form.text, "a text that is not empty")
     size = sum(len(text.encode()) for text in (form.text, *form.choices))
     if size > MAX_BYTES:
         raise wrong(form.field, f"has {size} bytes; expected at most {MAX_BYTES}")
@@ -95,7 +89,7 @@ def _check_schema(form: Form) -> None:
         said = f"is {shown(form.text)}, which is no JSON: {error}; expected a JSON schema"
         raise wrong(form.field, said) from None
     if not isinstance(schema, dict):
-        raise wrong(form.field, f"is {shown(form.text)}; expected a JSON object")
+        raise invalid(form.field, form.text, "a JSON object")
     if "x-guidance" in schema:
         raise wrong(form.field, "holds 'x-guidance'; expected none: the server sets its options")
     level: list[object] = [schema]

@@ -7,8 +7,8 @@ from typing import Protocol
 from loramux.errors import FailedPreconditionError, InvalidArgumentError
 from loramux.v1 import generation_pb2
 from loramux_server.config import ServerConfig
+from loramux_server.field_errors import wrong
 from loramux_server.images.messages import PlacedImage, Placeholder, PreparedImage
-from loramux_server.services.generation.forms import wrong
 from loramux_server.wire.model_info import ModelInfo
 
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-from loramux.errors import InvalidArgumentError
 from loramux.v1 import generation_pb2
-from loramux_server.services.limits import MAX_PROMPT_BYTES, check_tokens
+from loramux_server.field_errors import wrong
+from loramux_server.services.limits import check_tokens
+from loramux_server.services.text_fields import check_text_or_tokens
 from loramux_server.wire.model_info import ModelInfo
 
 TEXT, TOKENS = "prediction", "prediction_token_ids"
@@ -17,16 +18,9 @@ def check_prediction(request: generation_pb2.GenerateRequest, model: ModelInfo) 
         InvalidArgumentError: It may not; the message names the field, its value and what would be
             right.
     """
-    if not request.prediction:
-        _check_length(TOKENS, len(request.prediction_token_ids), model)
-        return
-    if request.prediction_token_ids:
-        raise _wrong(TEXT, f"and {TOKENS} are both set; set one of them")
-    if model.tokenizer_json is None:
-        raise _wrong(TEXT, f"is text, but the base model came without a tokenizer; set {TOKENS}")
-    size = len(request.prediction.encode("utf-8", "surrogatepass"))
-    if size > MAX_PROMPT_BYTES:
-        raise _wrong(TEXT, f"has {size} bytes; at most {MAX_PROMPT_BYTES}")
+    tokens = request.prediction_token_ids
+    check_text_or_tokens(TEXT, request.prediction, TOKENS, tokens, model)
+    _check_length(TOKENS, len(tokens), model)
 
 
 def check_predicted(
@@ -54,10 +48,6 @@ def check_predicted(
 
 def _check_length(field: str, num_tokens: int, model: ModelInfo) -> None:
     if num_tokens > model.context_length:
-        raise _wrong(
+        raise wrong(
             field, f"has {num_tokens} tokens; at most {model.context_length}, as the context"
         )
-
-
-def _wrong(field: str, said: str) -> InvalidArgumentError:
-    return InvalidArgumentError(f"{field} {said}", reason="INVALID_FIELD", field=field)

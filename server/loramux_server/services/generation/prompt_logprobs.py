@@ -5,9 +5,9 @@ from typing import cast
 
 import numpy as np
 
-from loramux.errors import InvalidArgumentError
 from loramux.v1 import generation_pb2
 from loramux_server.engine_link.mailbox import Mailbox
+from loramux_server.field_errors import wrong
 from loramux_server.services.pooling.readings import told_of
 from loramux_server.text.tokenizer import TextTokenizer
 from loramux_server.wire.messages import PromptLogprobs, Token
@@ -26,11 +26,10 @@ def check_told(params: generation_pb2.SamplingParams, num_prompt: int) -> None:
         return
     num_told = num_prompt * (1 + params.prompt_logprobs)
     if num_told > MAX_TOLD:
-        raise InvalidArgumentError(
-            f"sampling.prompt_logprobs is {params.prompt_logprobs}; with the prompt's own tokens "
-            f"these are {num_told} log-probabilities, and an answer has at most {MAX_TOLD}",
-            reason="INVALID_FIELD",
-            field="sampling.prompt_logprobs",
+        raise wrong(
+            "sampling.prompt_logprobs",
+            f"is {params.prompt_logprobs}; with the prompt's own tokens these are {num_told} "
+            f"log-probabilities, and an answer has at most {MAX_TOLD}",
         )
 
 

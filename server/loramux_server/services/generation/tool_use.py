@@ -7,8 +7,9 @@ import msgspec
 from loramux.errors import FailedPreconditionError
 from loramux.v1 import generation_pb2
 from loramux_server.chat.messages import Tool
+from loramux_server.field_errors import wrong
 from loramux_server.forms.form import MAX_BYTES, Form, FormKind
-from loramux_server.services.generation.forms import form_of, wrong
+from loramux_server.services.generation.forms import form_of
 from loramux_server.tools.addressed import AddressedSyntax
 from loramux_server.tools.addressed_form import form_of_addressed
 from loramux_server.tools.addressed_reader import AddressedReader

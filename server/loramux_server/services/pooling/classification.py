@@ -2,8 +2,8 @@
 
 from loramux.errors import DataLossError
 from loramux.v1 import classification_pb2
+from loramux_server.field_errors import invalid
 from loramux_server.services.gen_ai import CLASSIFY
-from loramux_server.services.limits import invalid
 from loramux_server.services.pooling.classification_limits import (
     check_pairs,
     check_request,

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from loramux.errors import InvalidArgumentError
 from loramux.v1 import classification_pb2
 from loramux_adapters.head import Task
-from loramux_server.services.limits import check_names, invalid
+from loramux_server.field_errors import invalid, wrong
+from loramux_server.services.limits import check_names
 from loramux_server.services.pooling.input_limits import check_inputs, check_lengths, is_pair
 from loramux_server.services.pooling.scoring import Scoring
 from loramux_server.store.reference import parse_reference
@@ -38,12 +38,10 @@ def check_pairs(request: classification_pb2.ClassifyRequest, task: Task) -> None
         return
     for index, each in enumerate(request.inputs):
         if is_pair(each):
-            field = f"inputs[{index}].text_pair"
-            raise InvalidArgumentError(
-                f"{field} is set, but {request.adapter} labels the tokens of one text (task "
-                "TOKEN_CLS); two are read by adapters that label texts (task SEQ_CLS)",
-                reason="INVALID_FIELD",
-                field=field,
+            raise wrong(
+                f"inputs[{index}].text_pair",
+                f"is set, but {request.adapter} labels the tokens of one text (task TOKEN_CLS); "
+                "two are read by adapters that label texts (task SEQ_CLS)",
             )
 
 

@@ -8,8 +8,9 @@ import numpy as np
 from loramux.errors import FailedPreconditionError
 from loramux.v1 import embedding_pb2
 from loramux_adapters.embedding import Pooling, embedding_of
+from loramux_server.field_errors import invalid
 from loramux_server.services.gen_ai import EMBED
-from loramux_server.services.limits import check_names, invalid
+from loramux_server.services.limits import check_names
 from loramux_server.services.pooling.input_limits import check_inputs, check_lengths
 from loramux_server.services.pooling.readings import Readings, told_of
 from loramux_server.services.tasks import check_embeds

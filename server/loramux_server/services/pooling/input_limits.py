@@ -5,8 +5,9 @@ from typing import TypeGuard
 
 from loramux.errors import InvalidArgumentError
 from loramux.v1 import classification_pb2, embedding_pb2
+from loramux_server.field_errors import invalid, wrong
 from loramux_server.services.context_room import beside
-from loramux_server.services.limits import MAX_PROMPT_BYTES, invalid
+from loramux_server.services.text_fields import MAX_PROMPT_BYTES, check_readable, num_bytes, one_of
 from loramux_server.wire.model_info import ModelInfo
 
 MAX_INPUTS = 64
@@ -24,7 +25,7 @@ def check_inputs(inputs: Sequence[Input], model: ModelInfo) -> None:
     size = 0
     for index, each in enumerate(inputs):
         _check_input(f"inputs[{index}]", each, model)
-        size += sum(len(text.encode("utf-8", "surrogatepass")) for text in _texts(each))
+        size += sum(num_bytes(text) for text in _texts(each))
     if size > MAX_PROMPT_BYTES:
         raise invalid("inputs", f"{size} bytes of text", f"at most {MAX_PROMPT_BYTES}")
 
@@ -50,25 +51,14 @@ def _texts(each: Input) -> tuple[str, ...]:
 
 
 def _check_input(field: str, each: Input, model: ModelInfo) -> None:
-    is_text = each.HasField("text")
-    if is_text == bool(each.token_ids):
-        both = f"{field}.text and {field}.token_ids are both"
-        fault = f"{both} set" if is_text else f"{both} empty"
-        raise InvalidArgumentError(
-            f"{fault}; set one of them", reason="INVALID_FIELD", field=f"{field}.text"
-        )
-    if is_pair(each) and not is_text:
-        raise InvalidArgumentError(
-            f"{field}.text_pair is the second of two texts, and {field}.token_ids the first; set "
-            f"{field}.text, or give the tokens of both as token_ids",
-            reason="INVALID_FIELD",
-            field=f"{field}.text_pair",
-        )
-    if is_text and model.tokenizer_json is None:
-        raise InvalidArgumentError(
-            f"{field}.text is text, but the base model came without a tokenizer; set token_ids",
-            reason="INVALID_FIELD",
-            field=f"{field}.text",
+    one_of({f"{field}.text": each.HasField("text"), f"{field}.token_ids": each.token_ids})
+    if each.HasField("text"):
+        check_readable(f"{field}.text", "set token_ids", model)
+    elif is_pair(each):
+        raise wrong(
+            f"{field}.text_pair",
+            f"is the second of two texts, and {field}.token_ids the first; set {field}.text, or "
+            "give the tokens of both as token_ids",
         )
     if len(each.token_ids) > model.context_length:
         raise _too_long(f"{field}.token_ids", len(each.token_ids), model)

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 
 from loramux.errors import InvalidArgumentError
 from loramux.v1 import question_answering_pb2
-from loramux_server.services.limits import MAX_PROMPT_BYTES, check_names, invalid
+from loramux_server.field_errors import invalid, wrong
+from loramux_server.services.limits import check_names
 from loramux_server.services.pooling.answers import Pair, Window
 from loramux_server.services.pooling.input_limits import MAX_INPUTS
+from loramux_server.services.text_fields import MAX_PROMPT_BYTES, num_bytes
 from loramux_server.store.reference import parse_reference
 from loramux_server.wire.model_info import ModelInfo
 
@@ -47,11 +49,7 @@ def check_request(request: question_answering_pb2.AnswerRequest, model: ModelInf
     parse_reference(request.adapter, "adapter")
     check_names(request.request_id, request.routing_key)
     if model.tokenizer_json is None:
-        raise InvalidArgumentError(
-            "inputs are texts, but the base model came without a tokenizer",
-            reason="INVALID_FIELD",
-            field="inputs",
-        )
+        raise wrong("inputs", "are texts, but the base model came without a tokenizer")
     if not 1 <= len(request.inputs) <= MAX_INPUTS:
         raise invalid("inputs", f"{len(request.inputs)} entries", f"1 to {MAX_INPUTS}")
     size = 0
@@ -59,7 +57,7 @@ def check_request(request: question_answering_pb2.AnswerRequest, model: ModelInf
         for name, text in (("question", each.question), ("context", each.context)):
             if not text:
                 raise invalid(f"inputs[{index}].{name}", "", "a text")
-            size += len(text.encode("utf-8", "surrogatepass"))
+            size += num_bytes(text)
     if size > MAX_PROMPT_BYTES:
         raise invalid("inputs", f"{size} bytes of text", f"at most {MAX_PROMPT_BYTES}")
     if request.token_types and not model.takes_token_types:
