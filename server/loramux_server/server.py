@@ -3,8 +3,11 @@
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from loramux_server.access.entrance import Entrance
 from loramux_server.access.exposure import check_exposure
@@ -13,13 +16,10 @@ from loramux_server.config import ServerConfig
 from loramux_server.engine_link.client import EngineClient
 from loramux_server.engine_link.probe import Probe
 from loramux_server.engine_link.quarantine import Quarantine
-from loramux_server.images.messages import Setup
-from loramux_server.images.preparer import Preparer
 from loramux_server.lora.row_allocator import GRANULE
 from loramux_server.metrics.endpoint import serve_metrics
 from loramux_server.metrics.process_memory import show_memory
 from loramux_server.metrics.series import Metrics
-from loramux_server.observe.acts import DIRECTORY_ADD, DIRECTORY_REMOVE
 from loramux_server.observe.audit import Audit
 from loramux_server.observe.call_log import CallLog
 from loramux_server.observe.tracing import Tracing, tracing_to
@@ -33,20 +33,20 @@ from loramux_server.opening import (
 )
 from loramux_server.ready_file import write_ready_file
 from loramux_server.services.adapters.expiry import expire, keep_expiring
-from loramux_server.services.build import Services, build_services
+from loramux_server.services.build import Parts, Services, build_services
 from loramux_server.services.deadline import MAX_TIMEOUT
 from loramux_server.services.generation.images import max_images
+from loramux_server.sources.policy import Sources
+from loramux_server.statuses import Statuses
 from loramux_server.store.check import ServedBase
 from loramux_server.store.directory import Directory
-from loramux_server.store.record import AdapterRecord
 from loramux_server.store.registry import Registry
-from loramux_server.store.writing import ADDED
 from loramux_server.tasks import ended
 from loramux_server.transport.connection_limits import ConnectionLimits, message_bytes
 from loramux_server.transport.listener import Listener, held_port
 from loramux_server.transport.lora_requests import LoraRequests
 from loramux_server.transport.readers import Readers
-from loramux_server.watching import look, watch
+from loramux_server.watching import directory_of, look, watch
 from loramux_server.wire.messages import Report
 from loramux_server.wire.model_info import ModelInfo
 
@@ -56,6 +56,38 @@ EXPIRE_SECONDS = 60.0
 """How often old uploads are looked for."""
 SWEEP_SECONDS = 1.0
 """How often versions are looked for whose time is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Store:
+    """The adapters, and who may come to them."""
+
+    registry: Registry
+    entrance: Entrance
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """What the config names, as far as it can be had before the model is loaded."""
+
+    tls: ServerTls | None
+    adapters: Path | None
+    """The folder of adapters that is watched."""
+    sources: Sources
+    store: _Store | None
+    """None where it depends on the model which it is."""
+    tracing: Tracing | None
+    audit: Audit
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """What there is once the model is loaded."""
+
+    model: ModelInfo
+    store: _Store
+    directory: Directory
+    services: Services
 
 
 class Server:
@@ -71,10 +103,10 @@ class Server:
             watchdog=config.watchdog,
             quarantine=Quarantine(config.quarantine_deaths),
         )
-        self._probe: Probe | None = None
-        self._listener: Listener | None = None
-        self._entrance: Entrance | None = None
-        self._services: Services | None = None
+        self._report_takers: list[Callable[[Report], None]] = [self._metrics.report]
+        self._ready_takers: list[Callable[[bool], None]] = [self._metrics.engine_ready]
+        """Told whether the engine answers, in this order, whenever that changes."""
+        self._is_serving: Callable[[], bool] = lambda: False
         self._exit = contextlib.AsyncExitStack()
         self._loop = asyncio.get_running_loop()
         self.grpc_address = ""
@@ -95,7 +127,10 @@ class Server:
             StoreLockedError: Another server uses the store.
         """
         try:
-            await self._start()
+            opened = self._open()
+            loaded = await self._load(opened)
+            await self._begin(opened, loaded)
+            await self._listen(opened, loaded)
         except BaseException:
             await self._exit.aclose()
             raise
@@ -108,50 +143,73 @@ class Server:
         """Return when the engine cannot be kept alive."""
         await self._engine.process.wait_failed()
 
-    async def _start(self) -> None:
-        # What can fail at once does so before the model is loaded.
-        check_exposure(self._config, knows_callers=True)
-        tls = ServerTls.of(self._config)
-        adapters = adapters_folder(self._config)
-        sources = sources_of(self._config)
-        registry = self._open_registry(Path(self._config.store)) if self._config.store else None
+    def _open(self) -> _Opened:
+        """Do what can fail at once, before the model is loaded."""
+        config = self._config
+        check_exposure(config, knows_callers=True)
+        tls = ServerTls.of(config)
+        adapters = adapters_folder(config)
+        sources = sources_of(config)
+        store = self._open_store(Path(config.store)) if config.store else None
+        show_memory(self._metrics.memory, lambda: self.engine_pid)
+        self._metrics.quarantined.set_function(lambda: len(self._engine.quarantine.entries))
+        self._metrics.tasks.set_function(lambda: len(asyncio.all_tasks(self._loop)))
         self.metrics_address = serve_metrics(
-            self._config.metrics, self._metrics.registry, tls, self._exit
+            config.metrics, self._metrics.registry, tls, self._exit
         )
         tracing: Tracing | None = None
-        if self._config.tracing_endpoint:
-            tracing = tracing_to(self._config.tracing_endpoint, self._metrics.spans)
+        if config.tracing_endpoint:
+            tracing = tracing_to(config.tracing_endpoint, self._metrics.spans)
             self._exit.push_async_callback(tracing.close)
-        audit = open_audit(self._config)
+        audit = open_audit(config)
         self._exit.callback(audit.close)
-        self._exit.enter_context(held_port(self._config.listen))
+        self._exit.enter_context(held_port(config.listen))
+        return _Opened(tls, adapters, sources, store, tracing, audit)
+
+    def _open_store(self, folder: Path) -> _Store:
+        registry = open_registry(folder, self._config)
+        self._exit.callback(registry.close)
+        entrance = Entrance(registry.catalog, folder, self._config)
+        self._metrics.registered.set_function(lambda: len(registry))
+        self._metrics.leases.set_function(lambda: len(registry.leases))
+        return _Store(registry, entrance)
+
+    async def _load(self, opened: _Opened) -> _Loaded:
+        """Load the model, take in the folder of adapters, and build what answers."""
+        config = self._config
         self._exit.push_async_callback(self._engine.process.stop)
         model = await self._engine.process.start()
         self._metrics.describe(model)
-        if registry is None:
-            registry = self._open_registry(default_store(model))
-        claim(registry, model)
+        store = opened.store or self._open_store(default_store(model))
+        claim(store.registry, model)
         base = ServedBase.of(model, max_host_bytes=model.sizes.host_adapter_memory)
-        directory = Directory(adapters, registry, base, partial(_write_down, audit))
+        directory = directory_of(opened.adapters, store.registry, base, opened.audit)
         await look(directory, settles=False)
-        assert self._entrance is not None
         services = build_services(
-            registry=registry,
-            engine=self._engine,
-            model=model,
-            base=base,
-            sources=sources,
-            metrics=self._metrics,
-            quotas=self._entrance.quotas,
-            audit=audit,
-            is_ready=lambda: self._listener is not None and self._listener.is_serving,
-            preparer=self._preparer(model),
-            config=self._config,
+            Parts(
+                registry=store.registry,
+                engine=self._engine,
+                model=model,
+                base=base,
+                sources=opened.sources,
+                metrics=self._metrics,
+                quotas=store.entrance.quotas,
+                audit=opened.audit,
+                is_ready=lambda: self._is_serving(),
+                config=config,
+            )
         )
+        return _Loaded(model, store, directory, services)
+
+    async def _begin(self, opened: _Opened, loaded: _Loaded) -> None:
+        """Let the services take in what happens, and end with the server."""
+        services, registry, model = loaded.services, loaded.store.registry, loaded.model
         await asyncio.to_thread(expire, registry)
         services.follow(registry, self._loop)
+        registry.leases.on_gone = partial(self._gone, services.statuses)
         services.pins.resume()
-        self._services = services
+        self._report_takers.append(services.report)
+        self._ready_takers.append(services.engine_ready)
         self._metrics.registry.register(
             LoraRequests(
                 services.statuses,
@@ -162,99 +220,83 @@ class Server:
         self._exit.callback(services.uploads.close)
         self._exit.callback(services.seals.close)
         self._exit.push_async_callback(services.prompts.close)
-        for expiring in (
-            services.uploads.expire(EXPIRE_SECONDS),
-            keep_expiring(registry, SWEEP_SECONDS),
-            services.lag.watch(),
-        ):
-            self._exit.push_async_callback(ended, asyncio.create_task(expiring))
-        if adapters and self._config.adapters_interval:
-            self._exit.push_async_callback(
-                ended, asyncio.create_task(watch(directory, self._config.adapters_interval))
-            )
-        listener = Listener(
-            self._config.listen,
-            call_log=CallLog(audit, logs_calls=self._config.log_format == "json", tracing=tracing),
-            gate=self._entrance.gate,
-            readers=Readers(self._config.reader_timeout, self._metrics.lost_readers.inc),
-            limits=ConnectionLimits(
-                keepalive=self._config.keepalive,
-                max_age=self._config.max_connection_age,
-                max_age_grace=MAX_TIMEOUT,
-                max_message=message_bytes(
-                    max_images(model, self._config), self._config.max_image_bytes
-                ),
-            ),
-            drain_timeout=self._config.drain_timeout,
-            on_overtime=self._engine.close,
-        )
-        self._exit.push_async_callback(ended, asyncio.create_task(self._entrance.watch(tls)))
+        self._go_on(services.uploads.expire(EXPIRE_SECONDS))
+        self._go_on(keep_expiring(registry, SWEEP_SECONDS))
+        self._go_on(services.lag.watch())
+        if opened.adapters and self._config.adapters_interval:
+            self._go_on(watch(loaded.directory, self._config.adapters_interval))
+
+    async def _listen(self, opened: _Opened, loaded: _Loaded) -> None:
+        """Answer calls, and say so."""
+        config, services = self._config, loaded.services
+        listener = self._listener(opened, loaded)
+        self._go_on(loaded.store.entrance.watch(opened.tls))
         self._exit.push_async_callback(listener.close)
         # Before that, so that nobody waits for who only watches.
         self._exit.callback(services.changes.close)
-        await listener.open(services.by_descriptor, tls)
-        self._listener = listener
+        await listener.open(services.answering, opened.tls)
+        self._is_serving = lambda: listener.is_serving
         self.grpc_address = listener.address
-        if self._config.ready_file:
+        if config.ready_file:
             write_ready_file(
-                self._config.ready_file, grpc=self.grpc_address, metrics=self.metrics_address
+                config.ready_file, grpc=self.grpc_address, metrics=self.metrics_address
             )
-        if interval := self._config.probe_interval:
-            self._probe = Probe(self._engine, model, interval=interval, on_result=self._show_health)
-            self._exit.callback(asyncio.create_task(self._probe.run()).cancel)
+        if config.probe_interval:
+            self._probe(loaded.model, listener)
+        self._ready_takers.append(listener.show_health)
         listener.show_health(self._engine.process.is_ready)
-        _log.info("serving %s on %s", model.name, self.grpc_address)
+        _log.info("serving %s on %s", loaded.model.name, self.grpc_address)
 
-    def _open_registry(self, folder: Path) -> Registry:
-        registry = open_registry(folder, self._config)
-        self._exit.callback(registry.close)
-        self._entrance = Entrance(registry.catalog, folder, self._config)
-        registry.leases.on_gone = self._on_gone
-        show_memory(self._metrics.memory, lambda: self.engine_pid)
-        self._metrics.quarantined.set_function(lambda: len(self._engine.quarantine.entries))
-        self._metrics.registered.set_function(lambda: len(registry))
-        self._metrics.leases.set_function(lambda: len(registry.leases))
-        self._metrics.tasks.set_function(lambda: len(asyncio.all_tasks(self._loop)))
-        return registry
+    def _listener(self, opened: _Opened, loaded: _Loaded) -> Listener:
+        config = self._config
+        return Listener(
+            config.listen,
+            call_log=CallLog(
+                opened.audit, logs_calls=config.log_format == "json", tracing=opened.tracing
+            ),
+            gate=loaded.store.entrance.gate,
+            readers=Readers(config.reader_timeout, self._metrics.lost_readers.inc),
+            limits=ConnectionLimits(
+                keepalive=config.keepalive,
+                max_age=config.max_connection_age,
+                max_age_grace=MAX_TIMEOUT,
+                max_message=message_bytes(max_images(loaded.model, config), config.max_image_bytes),
+            ),
+            drain_timeout=config.drain_timeout,
+            on_overtime=self._engine.close,
+        )
 
-    def _preparer(self, model: ModelInfo) -> Preparer | None:
-        """Return what prepares images for `model`, if any are taken."""
-        if not max_images(model, self._config):
-            return None
-        return Preparer(Setup(self._config.model, self._config.max_image_pixels))
+    def _probe(self, model: ModelInfo, listener: Listener) -> None:
+        """Let health checks tell, from now on, whether the engine makes tokens."""
 
-    def _show_health(self, is_well: bool) -> None:
-        if self._listener:
-            self._listener.show_health(is_well and self._engine.process.is_ready)
+        def show(is_well: bool) -> None:
+            listener.show_health(is_well and self._engine.process.is_ready)
 
-    def _on_ready(self, is_ready: bool) -> None:
-        self._metrics.engine_ready(is_ready)
-        if self._probe and is_ready:
-            self._probe.begin()
-        if self._services:
+        def begin(is_ready: bool) -> None:
             if is_ready:
-                self._services.pins.resume()
-            else:
-                self._services.statuses.engine_died()
-        self._show_health(is_ready)
+                probe.begin()
+
+        probe = Probe(self._engine, model, interval=self._config.probe_interval, on_result=show)
+        self._report_takers.append(probe.report)
+        self._ready_takers.append(begin)
+        self._exit.callback(asyncio.create_task(probe.run()).cancel)
+
+    def _go_on(self, work: Coroutine[Any, Any, None]) -> None:
+        """Let `work` go on beside calls, until the server ends."""
+        self._exit.push_async_callback(ended, asyncio.create_task(work))
 
     def _on_report(self, report: Report) -> None:
-        self._metrics.report(report)
-        if self._probe:
-            self._probe.report(report)
-        if self._services:
-            self._services.report(report)
+        for take in self._report_takers:
+            take(report)
 
-    def _on_gone(self, digest: str) -> None:
-        self._loop.call_soon_threadsafe(self._drop, digest)
+    def _on_ready(self, is_ready: bool) -> None:
+        for take in self._ready_takers:
+            take(is_ready)
 
-    def _drop(self, digest: str) -> None:
-        is_leaving = self._engine.drop(digest)
-        if self._services:
-            self._services.statuses.forget(digest, is_leaving=is_leaving)
+    def _gone(self, statuses: Statuses, digest: str) -> None:
+        """Let the engine forget an adapter that nobody can name any more; from any thread."""
 
+        def drop() -> None:
+            statuses.forget(digest, is_leaving=self._engine.drop(digest))
 
-def _write_down(audit: Audit, what: str, record: AdapterRecord) -> None:
-    """Tell the audit log what the directory brought or took away."""
-    act = DIRECTORY_ADD if what == ADDED else DIRECTORY_REMOVE
-    audit.write(act, tenant=record.tenant, adapter=str(record), digest=record.digest, outcome="OK")
+        self._loop.call_soon_threadsafe(drop)

@@ -49,7 +49,7 @@ async def opened(**limits: Any) -> AsyncIterator[str]:
         "127.0.0.1:0", call_log=nothing, gate=nothing, readers=Readers(30.0, lambda: None),
         limits=ConnectionLimits(**limits), drain_timeout=1.0,
     )  # fmt: skip
-    await listener.open({}, None)
+    await listener.open([], None)
     listener.show_health(True)
     try:
         yield listener.address

@@ -63,11 +63,11 @@ ASK_THE_WALL_CLOCK = {
     "chat/template.py",  # what templates may ask for
     "commands/keys.py",
     "commands/tenants.py",
-    "lora_requests.py",  # a metric that is a date
-    "token_metrics.py",  # since when series are counted
+    "transport/lora_requests.py",  # a metric that is a date
+    "metrics/tokens.py",  # since when series are counted
     "observe/json_lines.py",
     "observe/telemetry.py",  # spans carry dates
-    "quarantine.py",  # since when something is refused
+    "engine_link/quarantine.py",  # since when something is refused
     "services/adapters/expiry.py",  # the end of a version
     "statuses.py",  # when an adapter was last used
     "store/aliases.py",

@@ -9,7 +9,6 @@ from typing import Any, Self
 
 import grpc
 
-from loramux.v1 import generation_pb2, server_pb2
 from loramux_server.access.caller import LOCAL_ADMIN, acting
 from loramux_server.config import ServerConfig
 from loramux_server.observe.audit import Audit
@@ -79,13 +78,7 @@ class SeeingServer:
             drain_timeout=1.0,
         )  # fmt: skip
         info = ServerService(served.model, CONFIG, served.metrics.totals)
-        await listener.open(
-            {
-                generation_pb2.DESCRIPTOR.services_by_name["GenerationService"]: served.service,
-                server_pb2.DESCRIPTOR.services_by_name["ServerService"]: info,
-            },
-            None,
-        )
+        await listener.open([served.service, info], None)
         self.target = listener.address
         self._is_open.set()
         await self._over.wait()

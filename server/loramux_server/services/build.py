@@ -2,27 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from google.protobuf.descriptor import ServiceDescriptor
-
-from loramux.v1 import (
-    adapters_pb2,
-    aliases_pb2,
-    classification_pb2,
-    embedding_pb2,
-    generation_pb2,
-    quarantine_pb2,
-    question_answering_pb2,
-    residency_pb2,
-    server_pb2,
-    uploads_pb2,
-)
+from loramux.v1 import adapters_pb2
 from loramux_server.access.quotas import Quotas
 from loramux_server.config import ServerConfig
 from loramux_server.engine_link.client import EngineClient
-from loramux_server.inference import open_inference_pb2
+from loramux_server.images.messages import Setup
+from loramux_server.images.preparer import Preparer
 from loramux_server.metrics.loop_lag import LoopLag
 from loramux_server.metrics.series import Metrics
 from loramux_server.observe.audit import Audit
@@ -38,7 +26,7 @@ from loramux_server.services.adapters.seals import FoundSeals
 from loramux_server.services.adapters.service import AdapterService
 from loramux_server.services.adapters.uploads import UploadService
 from loramux_server.services.calls import Calls
-from loramux_server.services.generation.images import ImageLimits, Preparer
+from loramux_server.services.generation.images import ImageLimits, max_images
 from loramux_server.services.generation.service import GenerationService
 from loramux_server.services.open_inference import OpenInferenceService
 from loramux_server.services.pooling.classification import ClassificationService
@@ -59,6 +47,7 @@ from loramux_server.store.reference import full_name
 from loramux_server.store.registry import Registry
 from loramux_server.store.uploads import Uploads
 from loramux_server.store.writing import ADDED, REMOVED, UPDATED
+from loramux_server.transport.rpc import Service
 from loramux_server.waiting_room.limits import RoomLimits
 from loramux_server.waiting_room.room import WaitingRoom
 from loramux_server.wire.messages import Report
@@ -71,11 +60,11 @@ _KINDS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
     """What answers calls, and what of it is told of the engine, the registry and of time."""
 
-    by_descriptor: Mapping[ServiceDescriptor, object]
+    answering: Sequence[Service]
     uploads: UploadService
     seals: FoundSeals
     statuses: Statuses
@@ -93,6 +82,13 @@ class Services:
         self.statuses.report(report)
         self.room.report(report.stats)
         self.spans.report(report)
+
+    def engine_ready(self, is_ready: bool) -> None:
+        """Take in that the engine answers from now on, or that it died."""
+        if is_ready:
+            self.pins.resume()
+        else:
+            self.statuses.engine_died()
 
     def follow(self, registry: Registry, loop: asyncio.AbstractEventLoop) -> None:
         """Take in, on `loop`, what happens to the versions of `registry` from now on."""
@@ -118,145 +114,171 @@ class Services:
         self.statuses.on_move = elsewhere
 
 
-def build_services(
-    *,
-    registry: Registry,
-    engine: EngineClient,
-    model: ModelInfo,
-    base: ServedBase,
-    sources: Sources,
-    metrics: Metrics,
-    quotas: Quotas,
-    audit: Audit,
-    is_ready: Callable[[], bool],
-    preparer: Preparer | None,
-    config: ServerConfig,
-) -> Services:
-    """Return the services of a server of `model`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What services are made of, and do not make themselves."""
 
-    Args:
-        registry: Its adapters.
-        engine: Does what is asked.
-        model: The base model.
-        base: The same, as adapters are compared with it.
-        sources: Where adapters may be imported from.
-        metrics: What happens is counted there.
-        quotas: What tenants may use.
-        audit: The log of acts.
-        is_ready: Says what health checks do.
-        preparer: Makes of images what the model takes of them; None where none are taken.
-        config: The settings.
-    """
-    statuses = Statuses(lambda digest: bool(registry.with_digest(digest)))
-    descriptions = Descriptions(registry, statuses, model)
+    registry: Registry
+    """The adapters."""
+    engine: EngineClient
+    """Does what is asked."""
+    model: ModelInfo
+    """The base model."""
+    base: ServedBase
+    """The same, as adapters are compared with it."""
+    sources: Sources
+    """Where adapters may be imported from."""
+    metrics: Metrics
+    """What happens is counted there."""
+    quotas: Quotas
+    """What tenants may use."""
+    audit: Audit
+    """The log of acts."""
+    is_ready: Callable[[], bool]
+    """Says what health checks do."""
+    config: ServerConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shared:
+    """What services of several kinds work with."""
+
+    statuses: Statuses
+    prompts: Prompts
+    room: WaitingRoom
+    calls: Calls
+    instructions: Instructions
+    spans: RequestSpans
+
+
+def build_services(parts: Parts) -> Services:
+    """Return the services of a server that is made of `parts`."""
+    registry, metrics = parts.registry, parts.metrics
+    lag = LoopLag()
+    room = _waiting_room(parts, lag)
+    shared = _Shared(
+        statuses=Statuses(lambda digest: bool(registry.with_digest(digest))),
+        prompts=Prompts(
+            parts.model,
+            adapter_templates=parts.config.adapter_templates,
+            preparer=_preparer(parts),
+        ),
+        room=room,
+        calls=Calls(metrics, parts.quotas, room),
+        instructions=Instructions(),
+        spans=RequestSpans(),
+    )
+    descriptions = Descriptions(registry, shared.statuses, parts.model)
     changes = Changes(descriptions)
-    pins = Pins(registry, engine, base)
-    chunks = Chunks(config.upload_idle_timeout, config.min_upload_rate)
+    pins = Pins(registry, parts.engine, parts.base)
     intake = Intake(
         registry=registry,
-        engine=engine,
-        model=model,
-        base=base,
-        max_upload_bytes=config.max_upload,
+        engine=parts.engine,
+        model=parts.model,
+        base=parts.base,
+        max_upload_bytes=parts.config.max_upload,
     )
-    lag = LoopLag()
-    room = _waiting_room(model, config, metrics, lag)
-    spans = RequestSpans()
-    prompts = Prompts(model, adapter_templates=config.adapter_templates, preparer=preparer)
-    calls, instructions = Calls(metrics, quotas, room), Instructions()
-    generation = GenerationService(
-        engine=engine,
-        registry=registry,
-        model=model,
-        calls=calls,
-        statuses=statuses,
-        prompts=prompts,
-        quotas=quotas,
-        room=room,
-        instructions=instructions,
-        spans=spans,
-        images=ImageLimits(config.max_images, config.max_image_bytes),
-        default_timeout=config.default_timeout,
-        stream_interval=config.stream_interval,
-    )
-    readings = Readings(
-        engine=engine,
-        registry=registry,
-        model=model,
-        calls=calls,
-        statuses=statuses,
-        texts=prompts.texts,
-        quotas=quotas,
-        room=room,
-        instructions=instructions,
-        spans=spans,
-        default_timeout=config.default_timeout,
+    chunks = Chunks(parts.config.upload_idle_timeout, parts.config.min_upload_rate)
+    uploads = UploadService(
+        intake=intake,
+        uploads=Uploads(registry, parts.config.upload_expiry),
+        descriptions=descriptions,
+        metrics=metrics,
+        chunks=chunks,
     )
     adapters = AdapterService(
         intake=intake,
-        imports=Imports(intake, sources, config.max_upload),
+        imports=Imports(intake, parts.sources, parts.config.max_upload),
         descriptions=descriptions,
-        statuses=statuses,
+        statuses=shared.statuses,
         metrics=metrics,
         chunks=chunks,
         changes=changes,
     )
-    residency = ResidencyService(intake=intake, pins=pins, descriptions=descriptions)
-    uploads = UploadService(
-        intake=intake,
-        uploads=Uploads(registry, config.upload_expiry),
-        descriptions=descriptions,
+    return Services(
+        answering=[
+            *_generating(parts, shared),
+            *_reading(parts, shared),
+            adapters,
+            uploads,
+            ResidencyService(intake=intake, pins=pins, descriptions=descriptions),
+            AliasService(registry),
+            QuarantineService(parts.engine.quarantine, registry, parts.audit),
+            ServerService(parts.model, parts.config, metrics.totals),
+        ],
+        uploads=uploads,
+        seals=FoundSeals(registry),
+        statuses=shared.statuses,
+        pins=pins,
+        changes=changes,
         metrics=metrics,
-        chunks=chunks,
+        prompts=shared.prompts,
+        room=room,
+        spans=shared.spans,
+        lag=lag,
+    )
+
+
+def _generating(parts: Parts, shared: _Shared) -> list[Service]:
+    """Return what lets the model write."""
+    generation = GenerationService(
+        engine=parts.engine,
+        registry=parts.registry,
+        model=parts.model,
+        calls=shared.calls,
+        statuses=shared.statuses,
+        prompts=shared.prompts,
+        quotas=parts.quotas,
+        room=shared.room,
+        instructions=shared.instructions,
+        spans=shared.spans,
+        images=ImageLimits(parts.config.max_images, parts.config.max_image_bytes),
+        default_timeout=parts.config.default_timeout,
+        stream_interval=parts.config.stream_interval,
     )
     open_inference = OpenInferenceService(
         generation=generation,
-        registry=registry,
-        quarantine=engine.quarantine,
-        model=model,
-        metrics=metrics,
-        is_ready=is_ready,
+        registry=parts.registry,
+        quarantine=parts.engine.quarantine,
+        model=parts.model,
+        metrics=parts.metrics,
+        is_ready=parts.is_ready,
     )
-    quarantine = QuarantineService(engine.quarantine, registry, audit)
-    return Services(
-        {
-            generation_pb2.DESCRIPTOR.services_by_name["GenerationService"]: generation,
-            classification_pb2.DESCRIPTOR.services_by_name["ClassificationService"]: (
-                ClassificationService(readings)
-            ),
-            embedding_pb2.DESCRIPTOR.services_by_name["EmbeddingService"]: EmbeddingService(
-                readings
-            ),
-            question_answering_pb2.DESCRIPTOR.services_by_name["QuestionAnsweringService"]: (
-                QuestionAnsweringService(readings)
-            ),
-            adapters_pb2.DESCRIPTOR.services_by_name["AdapterService"]: adapters,
-            uploads_pb2.DESCRIPTOR.services_by_name["UploadService"]: uploads,
-            residency_pb2.DESCRIPTOR.services_by_name["ResidencyService"]: residency,
-            aliases_pb2.DESCRIPTOR.services_by_name["AliasService"]: AliasService(registry),
-            quarantine_pb2.DESCRIPTOR.services_by_name["QuarantineService"]: quarantine,
-            server_pb2.DESCRIPTOR.services_by_name["ServerService"]: ServerService(
-                model, config, metrics.totals
-            ),
-            open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]: open_inference,
-        },
-        uploads,
-        FoundSeals(registry),
-        statuses,
-        pins,
-        changes,
-        metrics,
-        prompts,
-        room,
-        spans,
-        lag,
-    )
+    return [generation, open_inference]
 
 
-def _waiting_room(
-    model: ModelInfo, config: ServerConfig, metrics: Metrics, lag: LoopLag
-) -> WaitingRoom:
-    metrics.room.lag.set_function(lambda: lag.seconds)
+def _reading(parts: Parts, shared: _Shared) -> list[Service]:
+    """Return what lets the model read texts."""
+    readings = Readings(
+        engine=parts.engine,
+        registry=parts.registry,
+        model=parts.model,
+        calls=shared.calls,
+        statuses=shared.statuses,
+        texts=shared.prompts.texts,
+        quotas=parts.quotas,
+        room=shared.room,
+        instructions=shared.instructions,
+        spans=shared.spans,
+        default_timeout=parts.config.default_timeout,
+    )
+    return [
+        ClassificationService(readings),
+        EmbeddingService(readings),
+        QuestionAnsweringService(readings),
+    ]
+
+
+def _preparer(parts: Parts) -> Preparer | None:
+    """Return what makes of images what the model takes of them; None where none are taken."""
+    if not max_images(parts.model, parts.config):
+        return None
+    return Preparer(Setup(parts.config.model, parts.config.max_image_pixels))
+
+
+def _waiting_room(parts: Parts, lag: LoopLag) -> WaitingRoom:
+    model, config, metrics = parts.model, parts.config, parts.metrics.room
+    metrics.lag.set_function(lambda: lag.seconds)
     limits = RoomLimits(
         max_running=model.max_running,
         max_waiting=config.max_waiting,
@@ -266,4 +288,4 @@ def _waiting_room(
         block_size=config.block_size,
         num_blocks=model.num_blocks,
     )
-    return WaitingRoom(limits, metrics=metrics.room, clock=time.monotonic, lag=lambda: lag.seconds)
+    return WaitingRoom(limits, metrics=metrics, clock=time.monotonic, lag=lambda: lag.seconds)

@@ -39,6 +39,8 @@ Result = TypeVar("Result")
 class OpenInferenceService:
     """Implements `inference.GRPCInferenceService`."""
 
+    descriptor = open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+
     def __init__(
         self,
         *,

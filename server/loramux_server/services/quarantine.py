@@ -25,6 +25,8 @@ _MAX_KEY = 512
 class QuarantineService:
     """Implements `loramux.v1.QuarantineService`, and keeps what is refused across restarts."""
 
+    descriptor = quarantine_pb2.DESCRIPTOR.services_by_name["QuarantineService"]
+
     def __init__(self, quarantine: Quarantine, registry: Registry, audit: Audit) -> None:
         self._quarantine = quarantine
         self._registry = registry

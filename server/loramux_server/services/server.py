@@ -23,6 +23,8 @@ _KINDS = {
 class ServerService:
     """Implements `loramux.v1.ServerService`."""
 
+    descriptor = server_pb2.DESCRIPTOR.services_by_name["ServerService"]
+
     def __init__(self, model: ModelInfo, config: ServerConfig, totals: Totals) -> None:
         self._num_blocks = model.num_blocks
         self._sizes = model.sizes

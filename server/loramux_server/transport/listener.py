@@ -3,10 +3,9 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 
 import grpc
-from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
@@ -17,7 +16,7 @@ from loramux_server.config import ConfigError, split_address
 from loramux_server.observe.call_log import CallLog
 from loramux_server.transport.connection_limits import ConnectionLimits
 from loramux_server.transport.readers import Readers
-from loramux_server.transport.rpc import Calls, generic_handler
+from loramux_server.transport.rpc import Calls, Service, generic_handler
 
 LAST_WORDS = 1.0
 """Seconds for answers that are made but not yet sent, at the end."""
@@ -63,9 +62,7 @@ class Listener:
             options=[*limits.options(), ("grpc.so_reuseport", 0)],
         )
 
-    async def open(
-        self, services: Mapping[ServiceDescriptor, object], tls: ServerTls | None
-    ) -> None:
+    async def open(self, services: Iterable[Service], tls: ServerTls | None) -> None:
         """Answer calls to `services`, health checks and reflection, in plaintext without `tls`.
 
         Raises:
@@ -73,15 +70,16 @@ class Listener:
             LookupError: Nobody decided who may call one of the methods.
         """
         reflected = reflection_pb2.DESCRIPTOR.services_by_name.values()
-        check_rules([*services, *health_pb2.DESCRIPTOR.services_by_name.values(), *reflected])
+        by_descriptor = {service.descriptor: service for service in services}
+        check_rules([*by_descriptor, *health_pb2.DESCRIPTOR.services_by_name.values(), *reflected])
         self._grpc.add_generic_rpc_handlers(
             tuple(
                 generic_handler(descriptor, service, self._calls, self._readers)
-                for descriptor, service in services.items()
+                for descriptor, service in by_descriptor.items()
             )
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
-        names = [descriptor.full_name for descriptor in services]
+        names = [descriptor.full_name for descriptor in by_descriptor]
         reflection.enable_server_reflection(
             [*names, health.SERVICE_NAME, reflection.SERVICE_NAME], self._grpc
         )

@@ -20,6 +20,8 @@ MAX_MOVED_BY = 128
 class AliasService:
     """Implements `loramux.v1.AliasService`."""
 
+    descriptor = aliases_pb2.DESCRIPTOR.services_by_name["AliasService"]
+
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
 

@@ -13,6 +13,8 @@ from loramux_server.transport.rpc import Context
 class ResidencyService:
     """Implements `loramux.v1.ResidencyService`."""
 
+    descriptor = residency_pb2.DESCRIPTOR.services_by_name["ResidencyService"]
+
     def __init__(self, *, intake: Intake, pins: Pins, descriptions: Descriptions) -> None:
         self._intake = intake
         self._pins = pins

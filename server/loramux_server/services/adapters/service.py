@@ -39,6 +39,8 @@ DOWNLOAD_BYTES = 512 << 10
 class AdapterService:
     """Implements `loramux.v1.AdapterService`."""
 
+    descriptor = adapters_pb2.DESCRIPTOR.services_by_name["AdapterService"]
+
     def __init__(
         self,
         *,

@@ -33,6 +33,8 @@ class _Declared:
 class UploadService:
     """Implements `loramux.v1.UploadService`."""
 
+    descriptor = uploads_pb2.DESCRIPTOR.services_by_name["UploadService"]
+
     def __init__(
         self,
         *,

@@ -42,6 +42,8 @@ WHOLE_INTERVAL = 16
 class GenerationService:
     """Implements `loramux.v1.GenerationService`."""
 
+    descriptor = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"]
+
     def __init__(
         self,
         *,

@@ -20,6 +20,8 @@ from loramux_server.wire.adapter_source import AdapterSource
 class ClassificationService:
     """Implements `loramux.v1.ClassificationService`."""
 
+    descriptor = classification_pb2.DESCRIPTOR.services_by_name["ClassificationService"]
+
     def __init__(self, readings: Readings) -> None:
         self._readings = readings
 

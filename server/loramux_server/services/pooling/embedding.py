@@ -31,6 +31,8 @@ _TOLD = {pooling: value for value, pooling in _POOLINGS.items()}
 class EmbeddingService:
     """Implements `loramux.v1.EmbeddingService`."""
 
+    descriptor = embedding_pb2.DESCRIPTOR.services_by_name["EmbeddingService"]
+
     def __init__(self, readings: Readings) -> None:
         self._readings = readings
 

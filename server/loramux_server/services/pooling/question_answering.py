@@ -19,6 +19,8 @@ from loramux_server.transport.rpc import Context
 class QuestionAnsweringService:
     """Implements `loramux.v1.QuestionAnsweringService`."""
 
+    descriptor = question_answering_pb2.DESCRIPTOR.services_by_name["QuestionAnsweringService"]
+
     def __init__(self, readings: Readings) -> None:
         self._readings = readings
 
