@@ -18,10 +18,11 @@ from loramux.types import (
     Completion,
     FinishReason,
     Generation,
-    GenerationOptions,
     Message,
     Mix,
     PositionLogprobs,
+    PromptOptions,
+    RequestOptions,
     Timing,
     TokenLogprob,
     Usage,
@@ -39,7 +40,7 @@ _FINISH: dict[int, FinishReason] = {
     generation_pb2.FINISH_REASON_LENGTH: FinishReason.LENGTH,
     generation_pb2.FINISH_REASON_TOOL_CALLS: FinishReason.TOOL_CALLS,
 }
-_BESIDE_SAMPLING = TOOL_OPTIONS | {"prediction", "decoder_prompt"}
+_BESIDE_SAMPLING = TOOL_OPTIONS | PromptOptions.__optional_keys__ | {"prediction", "decoder_prompt"}
 _ERRORS = {
     error.code: error
     for error in vars(errors).values()
@@ -51,49 +52,51 @@ def generate_request(
     prompt: str | Sequence[int] | None,
     messages: Sequence[Message] | None,
     adapter: str | None,
-    request_id: str,
-    parse_special_tokens: bool,
-    add_special_tokens: bool,
-    add_generation_prompt: bool,
-    routing_key: str = "",
-    adapters: Mix = (),
-    combination: str | None = None,
-    scale: float | None = None,
-    **options: Unpack[GenerationOptions],
+    **options: Unpack[RequestOptions],
 ) -> generation_pb2.GenerateRequest:
     """Return the message for one request.
 
     Raises:
         InvalidArgumentError: A value does not fit its field.
     """
-    request = generation_pb2.GenerateRequest(parse_special_tokens=parse_special_tokens)
+    request = generation_pb2.GenerateRequest(
+        parse_special_tokens=options.get("parse_special_tokens", False)
+    )
+    _add_adapters(request, adapter, options)
+    with fitting("request_id"):
+        request.request_id = options.get("request_id", "")
+    _add_tokens(request, "prompt", prompt)
+    _add_tokens(request, "prediction", options.get("prediction"))
+    _add_tokens(request, "decoder_prompt", options.get("decoder_prompt"))
+    add_messages(messages or (), request)
+    if not options.get("add_special_tokens", True):
+        request.add_special_tokens = False
+    if not options.get("add_generation_prompt", True):
+        request.add_generation_prompt = False
+    add_tools(options, request)
+    sampling = {name: value for name, value in options.items() if name not in _BESIDE_SAMPLING}
+    add_sampling(sampling, request.sampling)
+    return request
+
+
+def _add_adapters(
+    request: generation_pb2.GenerateRequest, adapter: str | None, options: RequestOptions
+) -> None:
+    """Put into `request` which adapters it is for, and how they count."""
     with fitting("adapter"):
         request.adapter = adapter or ""
-    with fitting("request_id"):
-        request.request_id = request_id
     with fitting("routing_key"):
-        request.routing_key = routing_key
-    for name, weight in _pairs(adapters):
+        request.routing_key = options.get("routing_key", "")
+    for name, weight in _pairs(options.get("adapters", ())):
         with fitting("adapters"):
             request.adapters.add(adapter=name, weight=weight)
+    combination, scale = options.get("combination"), options.get("scale")
     if combination is not None:
         with fitting("combination"):
             request.combination = _combination(combination)
     if scale is not None:
         with fitting("scale"):
             request.scale = scale
-    _add_tokens(request, "prompt", prompt)
-    _add_tokens(request, "prediction", options.get("prediction"))
-    _add_tokens(request, "decoder_prompt", options.get("decoder_prompt"))
-    add_messages(messages or (), request)
-    if not add_special_tokens:
-        request.add_special_tokens = False
-    if not add_generation_prompt:
-        request.add_generation_prompt = False
-    add_tools(options, request)
-    sampling = {name: value for name, value in options.items() if name not in _BESIDE_SAMPLING}
-    add_sampling(sampling, request.sampling)
-    return request
 
 
 def _combination(name: str) -> generation_pb2.Combination.ValueType:

@@ -15,10 +15,9 @@ from loramux.client import DEFAULT_TIMEOUT
 from loramux.types import (
     Chunk,
     Generation,
-    GenerationOptions,
     Message,
-    Mix,
     QuarantineEntry,
+    RequestOptions,
     ServerInfo,
     ServerLoad,
 )
@@ -88,31 +87,10 @@ class AsyncClient(AsyncTexts):
         messages: Sequence[Message] | None = None,
         adapter: str | None = None,
         timeout: float | None = None,  # noqa: ASYNC109 - it goes along with the call
-        request_id: str = "",
-        parse_special_tokens: bool = False,
-        add_special_tokens: bool = True,
-        add_generation_prompt: bool = True,
-        routing_key: str = "",
-        adapters: Mix = (),
-        combination: str | None = None,
-        scale: float | None = None,
-        **options: Unpack[GenerationOptions],
+        **options: Unpack[RequestOptions],
     ) -> Generation:
         """Return the whole answer to `prompt`; see `Client.generate`."""
-        request = _wire.generate_request(
-            prompt,
-            messages,
-            adapter,
-            request_id,
-            parse_special_tokens,
-            add_special_tokens,
-            add_generation_prompt,
-            routing_key,
-            adapters,
-            combination,
-            scale,
-            **options,
-        )
+        request = _wire.generate_request(prompt, messages, adapter, **options)
         with _wire.raising():
             return _wire.generation(
                 await self._generation.Generate(
@@ -127,31 +105,10 @@ class AsyncClient(AsyncTexts):
         messages: Sequence[Message] | None = None,
         adapter: str | None = None,
         timeout: float | None = None,  # noqa: ASYNC109 - it goes along with the call
-        request_id: str = "",
-        parse_special_tokens: bool = False,
-        add_special_tokens: bool = True,
-        add_generation_prompt: bool = True,
-        routing_key: str = "",
-        adapters: Mix = (),
-        combination: str | None = None,
-        scale: float | None = None,
-        **options: Unpack[GenerationOptions],
+        **options: Unpack[RequestOptions],
     ) -> AsyncIterator[Chunk]:
         """Yield the answer to `prompt` piece by piece; see `Client.stream`."""
-        request = _wire.generate_request(
-            prompt,
-            messages,
-            adapter,
-            request_id,
-            parse_special_tokens,
-            add_special_tokens,
-            add_generation_prompt,
-            routing_key,
-            adapters,
-            combination,
-            scale,
-            **options,
-        )
+        request = _wire.generate_request(prompt, messages, adapter, **options)
         call = self._generation.StreamGenerate(
             request, timeout=self._timeout if timeout is None else timeout
         )
@@ -168,17 +125,13 @@ class AsyncClient(AsyncTexts):
         *,
         adapter: str | None = None,
         timeout: float | None = None,  # noqa: ASYNC109 - it goes along with the call
-        request_id: str = "",
-        routing_key: str = "",
-        **options: Unpack[GenerationOptions],
+        **options: Unpack[RequestOptions],
     ) -> Generation:
         """Return the next turn of a conversation; see `Client.chat`."""
         return await self.generate(
             messages=messages,
             adapter=adapter,
             timeout=timeout,
-            request_id=request_id,
-            routing_key=routing_key,
             **options,
         )
 

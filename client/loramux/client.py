@@ -14,10 +14,9 @@ from loramux._texts import Texts
 from loramux.types import (
     Chunk,
     Generation,
-    GenerationOptions,
     Message,
-    Mix,
     QuarantineEntry,
+    RequestOptions,
     ServerInfo,
     ServerLoad,
 )
@@ -101,15 +100,7 @@ class Client(Texts):
         messages: Sequence[Message] | None = None,
         adapter: str | None = None,
         timeout: float | None = None,
-        request_id: str = "",
-        parse_special_tokens: bool = False,
-        add_special_tokens: bool = True,
-        add_generation_prompt: bool = True,
-        routing_key: str = "",
-        adapters: Mix = (),
-        combination: str | None = None,
-        scale: float | None = None,
-        **options: Unpack[GenerationOptions],
+        **options: Unpack[RequestOptions],
     ) -> Generation:
         """Return the whole answer to `prompt`.
 
@@ -120,33 +111,12 @@ class Client(Texts):
             adapter: Reference to the adapter, `[tenant/]name[:tag][@sha256:digest]`, where the tag
                 is a version or an alias; None for the base model alone.
             timeout: Seconds that the call may take.
-            request_id: Names the request in replies and logs.
-            parse_special_tokens: Let text such as `</s>` in the prompt be a control token.
-            add_special_tokens: Let the tokenizer add its own tokens to a text prompt.
-            add_generation_prompt: End the prompt of `messages` with what begins an answer.
-            routing_key: Chooses the version where an alias stands for several: equal keys, such as
-                the id of a user, get the same one. Where empty, chance decides.
-            adapters: References to up to 4 adapters, each with its weight, in place of `adapter`.
-            combination: How they are mixed, as PEFT's `add_weighted_adapter` does it: `cat`, which
-                is what None means, or `linear`.
-            scale: Multiplies what `adapter` changes; None means 1.
-            options: How tokens are chosen and when to stop; what is predicted of them; what the
-                text begins with, where the base model writes another; and with messages, tools.
+            options: Those of `RequestOptions`: a mix of adapters in place of one, or how much
+                that one changes; what becomes of the prompt; how tokens are chosen and when to
+                stop; what is predicted of them; what the text begins with, where the base model
+                writes another; and with messages, tools.
         """
-        request = _wire.generate_request(
-            prompt,
-            messages,
-            adapter,
-            request_id,
-            parse_special_tokens,
-            add_special_tokens,
-            add_generation_prompt,
-            routing_key,
-            adapters,
-            combination,
-            scale,
-            **options,
-        )
+        request = _wire.generate_request(prompt, messages, adapter, **options)
         with _wire.raising():
             return _wire.generation(
                 self._generation.Generate(
@@ -161,34 +131,13 @@ class Client(Texts):
         messages: Sequence[Message] | None = None,
         adapter: str | None = None,
         timeout: float | None = None,
-        request_id: str = "",
-        parse_special_tokens: bool = False,
-        add_special_tokens: bool = True,
-        add_generation_prompt: bool = True,
-        routing_key: str = "",
-        adapters: Mix = (),
-        combination: str | None = None,
-        scale: float | None = None,
-        **options: Unpack[GenerationOptions],
+        **options: Unpack[RequestOptions],
     ) -> Iterator[Chunk]:
         """Yield the answer to `prompt` piece by piece; closing the iterator cancels the request.
 
         The arguments are those of `generate`.
         """
-        request = _wire.generate_request(
-            prompt,
-            messages,
-            adapter,
-            request_id,
-            parse_special_tokens,
-            add_special_tokens,
-            add_generation_prompt,
-            routing_key,
-            adapters,
-            combination,
-            scale,
-            **options,
-        )
+        request = _wire.generate_request(prompt, messages, adapter, **options)
         call = self._generation.StreamGenerate(
             request, timeout=self._timeout if timeout is None else timeout
         )
@@ -205,17 +154,13 @@ class Client(Texts):
         *,
         adapter: str | None = None,
         timeout: float | None = None,
-        request_id: str = "",
-        routing_key: str = "",
-        **options: Unpack[GenerationOptions],
+        **options: Unpack[RequestOptions],
     ) -> Generation:
         """Return the next turn of a conversation; the arguments are those of `generate`."""
         return self.generate(
             messages=messages,
             adapter=adapter,
             timeout=timeout,
-            request_id=request_id,
-            routing_key=routing_key,
             **options,
         )
 

@@ -34,8 +34,10 @@ __all__ = [
     "Message",
     "Mix",
     "PositionLogprobs",
+    "PromptOptions",
     "QuarantineEntry",
     "QuestionAnswering",
+    "RequestOptions",
     "SamplingOptions",
     "ServerInfo",
     "ServerLoad",
@@ -90,8 +92,31 @@ class SamplingOptions(TypedDict, total=False):
     grammar: str
 
 
+class PromptOptions(TypedDict, total=False):
+    """What becomes of a prompt, by which adapters, and under which name; each may be left out."""
+
+    request_id: str
+    """Names the request in replies and logs."""
+    parse_special_tokens: bool
+    """Let text such as `</s>` in the prompt be a control token; False."""
+    add_special_tokens: bool
+    """Let the tokenizer add its own tokens to a text prompt; True."""
+    add_generation_prompt: bool
+    """End the prompt of `messages` with what begins an answer; True."""
+    routing_key: str
+    """Chooses the version where an alias stands for several: equal keys, such as the id of a user,
+    get the same one. Where empty, chance decides."""
+    adapters: Mix
+    """References to up to 4 adapters, each with its weight, in place of `adapter`."""
+    combination: str | None
+    """How they are mixed, as PEFT's `add_weighted_adapter` does it: `cat`, which is what None
+    means, or `linear`."""
+    scale: float | None
+    """Multiplies what `adapter` changes; None means 1."""
+
+
 class GenerationOptions(SamplingOptions, ToolOptions, total=False):
-    """All that a call of `generate` may say beside what is to be continued, and by what."""
+    """What a call of `generate` may say of the text that comes."""
 
     prediction: str | Sequence[int]
     """What every completion will be, for the most part, as text or token ids. It changes none of
@@ -99,6 +124,10 @@ class GenerationOptions(SamplingOptions, ToolOptions, total=False):
     decoder_prompt: str | Sequence[int]
     """What the text begins with that is written, as text or token ids, such as the token of a
     language; for base models that read the prompt with an encoder."""
+
+
+class RequestOptions(PromptOptions, GenerationOptions, total=False):
+    """All that a call of `generate` may say beside what is to be continued, and by what."""
 
 
 class FinishReason(enum.StrEnum):

@@ -20,7 +20,7 @@ from loramux.v1 import adapters_pb2, classification_pb2, errors_pb2, generation_
 
 
 def request(prompt: Any = "hello", adapter: str = "", **sampling: Any) -> Any:
-    return _wire.generate_request(prompt, None, adapter, "", False, True, True, **sampling)
+    return _wire.generate_request(prompt, None, adapter, **sampling)
 
 
 def test_sampling_options_arrive() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from loramux import AsyncClient, Client, Message
 from loramux.errors import FailedPreconditionError, InvalidArgumentError, LoramuxError
+from loramux.types import RequestOptions
 from tests.support.server import RunningServer
 from tests.support.templates import CHATML, HEADERS, chat_tokenizer
 
@@ -56,6 +57,19 @@ def test_messages_are_rendered_by_the_template_of_the_adapter_or_the_base(
     assert answer.token_ids == client.generate(prompt, adapter=adapter, **GREEDY).token_ids
     streamed = client.stream(messages=TALK, adapter=adapter, **GREEDY)
     assert "".join(chunk.text for chunk in streamed) == answer.text
+
+
+def test_a_chat_takes_what_a_call_of_generate_takes(client: Client) -> None:
+    options = RequestOptions(
+        adapters={"own": 0.5}, combination="linear", request_id="talk",
+        add_generation_prompt=False, temperature=0.0, max_tokens=6, ignore_eos=True,
+    )  # fmt: skip
+    answer = client.chat(TALK, **options)
+    assert answer.request_id == "talk"
+    assert [each.name for each in answer.adapters] == ["own"]
+    assert answer.token_ids == client.generate(messages=TALK, **options).token_ids
+    whole = client.chat(TALK, adapter="own", scale=0.5, **GREEDY)
+    assert answer.usage.prompt_tokens < whole.usage.prompt_tokens
 
 
 async def test_the_asynchronous_client_chats(server: RunningServer, client: Client) -> None:

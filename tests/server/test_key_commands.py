@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from loramux.cli.app import run
+from loramux.cli.options import parse_duration
 from loramux_server.access.key import parse_key
-from loramux_server.commands.keys import parse_duration
 from loramux_server.store.catalog import Catalog
 from tests.support.command_line import Loramux, Result
 

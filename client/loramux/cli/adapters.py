@@ -20,7 +20,7 @@ from rich.progress import (
 from rich.table import Table
 
 from loramux.cli.hub import local
-from loramux.cli.options import DEFAULT_SERVER, TTL, Json, Reference, Server, parse_ttl
+from loramux.cli.options import DEFAULT_SERVER, TTL, Json, Reference, Server, parse_duration
 from loramux.client import Client
 from loramux.types import Adapter
 
@@ -40,7 +40,7 @@ def push(
     as_json: Json = False,
 ) -> None:
     """Upload an adapter and register it under a name."""
-    stays = None if ttl is None else parse_ttl(ttl)
+    stays = None if ttl is None else parse_duration(ttl)
     with (
         Client(server) as client,
         local(source, quiet=as_json) as (path, known_as),
@@ -72,7 +72,7 @@ def import_adapter(
     as_json: Json = False,
 ) -> None:
     """Let the server fetch an adapter from where it may and register it under a name."""
-    stays = None if ttl is None else parse_ttl(ttl)
+    stays = None if ttl is None else parse_duration(ttl)
     last = uri.rstrip("/").rpartition("/")[2].partition("@")[0].removesuffix(".safetensors")
     with Client(server) as client:
         adapter = client.adapters.import_from(
@@ -153,7 +153,7 @@ def ttl(
     as_json: Json = False,
 ) -> None:
     """Let a version stay for some time from now on; it is taken away as by `rm` then."""
-    stays = None if time == "none" else parse_ttl(time)
+    stays = None if time == "none" else parse_duration(time)
     with Client(server) as client:
         adapter = client.adapters.set_ttl(reference, stays)
     print(json.dumps(plain(adapter)) if as_json else f"{adapter.reference} {state_of(adapter)}")

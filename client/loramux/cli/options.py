@@ -33,7 +33,7 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 DEFAULT_SERVER = "127.0.0.1:50051"
 
 
-def parse_ttl(text: str) -> datetime.timedelta:
+def parse_duration(text: str) -> datetime.timedelta:
     """Return the time that `text` means: a number with s, m, h or d.
 
     Raises:

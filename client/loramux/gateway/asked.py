@@ -103,17 +103,9 @@ def _checked(
 def _request(
     prompt: str | list[int] | None,
     messages: Sequence[Message] | None,
-    *,
-    parse_special_tokens: bool = False,
-    add_special_tokens: bool = True,
-    add_generation_prompt: bool = True,
     **options: Any,  # noqa: ANN401 - of `_shared`, which has checked them
 ) -> generation_pb2.GenerateRequest:
-    adapter = options.pop("adapter", None)
-    return _wire.generate_request(
-        prompt, messages, adapter, "", parse_special_tokens, add_special_tokens,
-        add_generation_prompt, **options,
-    )  # fmt: skip
+    return _wire.generate_request(prompt, messages, options.pop("adapter", None), **options)
 
 
 def check_timeout(seconds: float | None) -> None:

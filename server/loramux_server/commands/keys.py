@@ -5,9 +5,7 @@ first key is made before anybody can call; who may write the store may make keys
 so that no stolen key can make another; and no call ever carries one.
 """
 
-import datetime
 import json
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,13 +16,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from loramux.cli.options import Json, parse_duration
 from loramux_server.access.caller import Role
 from loramux_server.access.key import Key
 from loramux_server.access.server_secret import ServerSecretError
 from loramux_server.commands.stores import (
     AuditLog,
     CatalogUrl,
-    Json,
     Store,
     found_store,
     open_catalog,
@@ -43,25 +41,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_DURATION = re.compile(r"(\d{1,9})([smhd])")
-
 KeyId = Annotated[str, typer.Argument(metavar="ID", help="The part of a key after lmx_.")]
-
-
-def parse_duration(text: str) -> datetime.timedelta:
-    """Return the time that `text` means: a number with s, m, h or d.
-
-    Raises:
-        typer.BadParameter: It is none.
-    """
-    found = _DURATION.fullmatch(text)
-    try:
-        if found:
-            return datetime.timedelta(seconds=int(found[1]) * _SECONDS[found[2]])
-    except OverflowError:
-        pass
-    raise typer.BadParameter(f"{text!r} is no time; give a number with s, m, h or d, such as 30d")
 
 
 @app.command("create")

@@ -42,7 +42,6 @@ AuditLog = Annotated[
         help="The server's --audit-log, which tells of this, too.",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
 def found_store(store: Path | None) -> Path:

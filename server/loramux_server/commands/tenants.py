@@ -15,11 +15,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from loramux.cli.options import Json
 from loramux_adapters import check_adapter_name
 from loramux_server.commands.stores import (
     AuditLog,
     CatalogUrl,
-    Json,
     Store,
     found_store,
     open_catalog,
