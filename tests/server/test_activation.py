@@ -5,6 +5,7 @@ import numpy as np
 from hypothesis import given
 
 from loramux_server.engine.activation import last_place
+from loramux_server.engine.base import Base
 from loramux_server.engine.batch import Batch, grouped
 from loramux_server.engine.plan import Chunk
 from loramux_server.engine.prefix import name_blocks
@@ -15,7 +16,7 @@ from loramux_server.wire.adapter_source import AdapterSource
 from loramux_server.wire.ask import Ask
 from loramux_server.wire.messages import Submit
 from loramux_server.wire.sampling import Sampling
-from loramux_server.wire.weight_format import AS_SAVED, WeightFormat
+from loramux_server.wire.weight_format import WeightFormat
 from tests.support.engine import InlineExecutor
 from tests.support.fake import completion, fake_engine, fake_source
 
@@ -32,7 +33,7 @@ def test_the_last_place_is_the_last(tokens: list[int], pattern: list[int]) -> No
 
 def request(prompt: list[int], invocation: tuple[int, ...] = (), digest: str = "a") -> Request:
     source = AdapterSource(digest, "", 8, 8, invocation=invocation) if digest else None
-    return Request.of(Submit(0, Ask(prompt, source, SAMPLING)), AS_SAVED, 0.0)
+    return Request.of(Submit(0, Ask(prompt, source, SAMPLING)), Base(4), 0.0)
 
 
 def names(subject: Request) -> list[bytes]:
@@ -63,7 +64,7 @@ def test_one_that_begins_with_the_prompt_is_like_any_other() -> None:
 def test_what_was_made_for_a_completion_does_not_move_it() -> None:
     source, tokens = fake_source(1, 8, (7, 8)), [5, 7, 8, 6, 7, 8]
     found = [
-        Request.of(Submit(0, Ask(tokens, source, SAMPLING, num_made=count)), AS_SAVED, 0.0)
+        Request.of(Submit(0, Ask(tokens, source, SAMPLING, num_made=count)), Base(4), 0.0)
         for count in (0, 1, 3, 5)
     ]
     assert [each.active_from for each in found] == [4, 1, 1, 0]

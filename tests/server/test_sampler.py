@@ -7,13 +7,13 @@ import msgspec
 import pytest
 import torch
 
+from loramux_server.engine.base import Base
 from loramux_server.engine.request import Request
 from loramux_server.engine.sampler import Sampled, sample, uniform
 from loramux_server.engine.token_counts import counts_of
 from loramux_server.wire.ask import Ask
 from loramux_server.wire.messages import Submit
 from loramux_server.wire.sampling import Sampling
-from loramux_server.wire.weight_format import AS_SAVED
 from tests.support.fake import fake_source
 
 EOS = [1]
@@ -83,7 +83,7 @@ def test_top_k_keeps_the_likeliest() -> None:
 def test_top_k_of_all_tokens_is_none(own: int, top_k: int, wanted: int) -> None:
     source = msgspec.structs.replace(fake_source(1, 8), vocab_size=own)
     asked = Submit(0, Ask([2], source, Sampling(max_tokens=1, seed=0, top_k=top_k)))
-    assert Request.of(asked, AS_SAVED, 0.0, vocab_size=8).sampling.top_k == wanted
+    assert Request.of(asked, Base(4, vocab_size=8), 0.0).sampling.top_k == wanted
 
 
 def test_top_p_keeps_the_fewest_that_reach_it() -> None:

@@ -10,6 +10,7 @@ import torch
 from peft import PeftConfig, PrefixTuningConfig, PromptTuningConfig
 from transformers import PreTrainedModel
 
+from loramux_server.engine.base import Base
 from loramux_server.engine.batch import Batch
 from loramux_server.engine.model_runner import ModelRunner
 from loramux_server.engine.request import Request
@@ -18,7 +19,6 @@ from loramux_server.wire.adapter_source import AdapterSource
 from loramux_server.wire.ask import Ask
 from loramux_server.wire.messages import Submit
 from loramux_server.wire.sampling import Sampling
-from loramux_server.wire.weight_format import AS_SAVED
 from tests.parity.test_methods import save
 from tests.support.adapters import Expected, expected, pack_source, with_adapter
 from tests.support.engine import Harness, InlineExecutor
@@ -178,7 +178,7 @@ def test_steps_that_run_ahead_find_them_too(has_cache: bool) -> None:
 def test_penalties_know_nothing_of_placeholders() -> None:
     sampling = Sampling(max_tokens=5, seed=0, temperature=0.0, repetition_penalty=2.0)
     asked = Submit(0, Ask([2], fake_source(1, 8, num_virtual=2), sampling))
-    request = Request.of(asked, AS_SAVED, 0.0, [1])
+    request = Request.of(asked, Base(BLOCK_SIZE, [1]), 0.0)
     ((sampled,),) = sample(torch.tensor([[3.0, 1.0, 5.0, 2.0]]), [request])
     assert sampled.token == 0  # 3.0 as it is, against 5.0 / 2
 

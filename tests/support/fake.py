@@ -14,6 +14,7 @@ import torch
 
 from loramux_adapters.head import Task
 from loramux_server.engine.admission import Admission
+from loramux_server.engine.base import Base
 from loramux_server.engine.batch import Batch, PromptTokens
 from loramux_server.engine.block_manager import BlockManager
 from loramux_server.engine.contexts import Contexts
@@ -22,13 +23,14 @@ from loramux_server.engine.engine import Engine
 from loramux_server.engine.flight import Chosen, DeviceOutcome
 from loramux_server.engine.pace import Pace
 from loramux_server.engine.request import Request
-from loramux_server.engine.residents import Clock
+from loramux_server.engine.residents import Clock, Residents
 from loramux_server.engine.sampler import are_finite, likeliest, sample
 from loramux_server.engine.scheduler import Scheduler
 from loramux_server.engine.shaping import Follower
 from loramux_server.engine.speculation import Speculation
 from loramux_server.engine.state_keeper import StateKeeper
 from loramux_server.engine.token_counts import counts_of
+from loramux_server.engine.views import Views
 from loramux_server.kernels.adjust import adjust
 from loramux_server.kernels.draw import draw
 from loramux_server.kernels.logprobs import logprobs
@@ -337,14 +339,17 @@ def fake_engine(
             most_drafts=speculative_tokens,
         ),
         pace=pace,
-        cache=cache,
-        loader=model,
+        residents=Residents(
+            cache=cache,
+            loader=model,
+            executor=HeldExecutor() if executor is None else executor,
+            wake=lambda: None,
+            clock=clock,
+        ),
+        views=Views(None, None, lambda: None),
         runner=model,
         starter=model if runs_ahead else None,
-        executor=HeldExecutor() if executor is None else executor,
-        wake=lambda: None,
-        block_size=BLOCK_SIZE,
-        eos_token_ids=[EOS],
+        base=Base(BLOCK_SIZE, [EOS]),
         shares_cores=True,
         follower=follower,
         speculation=Speculation(speculative_tokens, ends),

@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 from loramux_server.engine.admission import Admission
 from loramux_server.engine.allowance import all_memory
+from loramux_server.engine.base import Base
 from loramux_server.engine.block_manager import BlockManager
 from loramux_server.engine.contexts import Contexts
 from loramux_server.engine.description import model_info
@@ -18,13 +19,14 @@ from loramux_server.engine.loader import AdapterLoader, TeamLoader
 from loramux_server.engine.model_runner import ModelRunner
 from loramux_server.engine.operations import backend_of, check_runner
 from loramux_server.engine.pace import Pace
-from loramux_server.engine.residents import loader_threads
+from loramux_server.engine.residents import Residents, loader_threads
 from loramux_server.engine.scheduler import Scheduler
 from loramux_server.engine.size_choice import Means, choose
 from loramux_server.engine.size_log import log_sizes
 from loramux_server.engine.speculation import Speculation
 from loramux_server.engine.state_keeper import StateKeeper
 from loramux_server.engine.team import Team
+from loramux_server.engine.views import Views
 from loramux_server.forms.forms import Forms
 from loramux_server.forms.messages import Setup
 from loramux_server.kernels.backend import Backend
@@ -159,23 +161,26 @@ def build_engine(
         scheduler=scheduler,
         admission=admission,
         pace=pace,
-        cache=cache,
-        loader=TeamLoader(loader, team) if team else loader,
+        residents=Residents(
+            cache=cache,
+            loader=TeamLoader(loader, team) if team else loader,
+            executor=executor,
+            wake=wake,
+        ),
+        views=Views(None if blindness else model.sight, SightChanges(BaseLayers(model)), wake),
         runner=team.running(runner) if team else runner,
         # Elsewhere the host itself does the work.
         starter=runner if runner.slab.resting and not team else None,
-        executor=executor,
-        wake=wake,
-        block_size=config.block_size,
-        eos_token_ids=model.eos_token_ids,
-        vocab_size=model.vocab_size,
-        reads_whole=model.whole_texts is not None,
+        base=Base(
+            config.block_size,
+            model.eos_token_ids,
+            model.vocab_size,
+            reads_whole=model.whole_texts is not None,
+            resting=resting,
+        ),
         shares_cores=model.device.type == "cpu",
-        resting=resting,
         follower=_follower(model, wake),
         speculation=Speculation(_draft_tokens(model, config), ends),
-        sees=None if blindness else model.sight,
-        sight_changes=SightChanges(BaseLayers(model)),
     )
     if model.whole_texts and config.prefix_cache:
         model.whole_texts.keep(max(_LEAST_KEPT, room.memory // _KEPT_PART))

@@ -1,10 +1,10 @@
 """The engine core: an inbox, a step, an outbox. Plain calls; whoever owns it brings the thread."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Executor
+from collections.abc import Iterable, Sequence
 
 from loramux_server.engine.admission import Admission
+from loramux_server.engine.base import Base
 from loramux_server.engine.batch import Batch, grouped
 from loramux_server.engine.deadlines import Deadlines
 from loramux_server.engine.execution import Execution, Runner, Starter
@@ -14,13 +14,12 @@ from loramux_server.engine.pace import Pace
 from loramux_server.engine.plan import Plan
 from loramux_server.engine.readings import Readings
 from loramux_server.engine.request import Request
-from loramux_server.engine.residents import Clock, Landed, Loader, Residents
+from loramux_server.engine.residents import Clock, Landed, Residents
 from loramux_server.engine.sampler import FAULTS
 from loramux_server.engine.scheduler import Scheduler
 from loramux_server.engine.shaping import Follower, Shaping
 from loramux_server.engine.speculation import Speculation
-from loramux_server.engine.views import Changes, Sees, Views, why_unseen
-from loramux_server.lora.adapter_cache import AdapterCache
+from loramux_server.engine.views import Views, why_unseen
 from loramux_server.wire.messages import (
     BatchSize,
     Cancel,
@@ -34,7 +33,6 @@ from loramux_server.wire.messages import (
     ToEngine,
     Token,
 )
-from loramux_server.wire.weight_format import AS_SAVED, Resting
 
 
 class Engine:
@@ -47,21 +45,13 @@ class Engine:
         admission: Admission,
         pace: Pace,
         speculation: Speculation,
-        cache: AdapterCache,
-        loader: Loader,
+        residents: Residents,
+        views: Views,
         runner: Runner,
         starter: Starter | None = None,
-        executor: Executor,
-        wake: Callable[[], None],
-        block_size: int,
-        eos_token_ids: list[int],
-        vocab_size: int | None = None,
-        reads_whole: bool = False,
+        base: Base,
         shares_cores: bool = False,
-        resting: Resting = AS_SAVED,
         follower: Follower | None = None,
-        sees: Sees | None = None,
-        sight_changes: Changes | None = None,
         clock: Clock = time.perf_counter,
     ) -> None:
         """Put the parts together.
@@ -71,41 +61,27 @@ class Engine:
             admission: Decides what may wait to run.
             pace: Decides how much of a prompt runs beside decode.
             speculation: Finds drafts.
-            cache: Decides which adapters are resident.
-            loader: Brings adapters to memory; called on `executor`.
+            residents: Brings adapters to memory, and lets them go.
+            views: Looks at images.
             runner: Runs the model.
             starter: Runs it while the engine goes on; None where there is nothing to be gained.
-            executor: Runs loads beside the steps.
-            wake: Called from `executor` when a load is done, so that an idle owner steps again.
-            block_size: Tokens in a KV block.
-            eos_token_ids: The tokens with which the model ends a text.
-            vocab_size: Tokens of the base; None if that makes no difference.
-            reads_whole: Whether the base reads texts as wholes.
+            base: What requests are made by.
             shares_cores: Whether a step takes the cores that loads need.
-            resting: In which format an adapter rests in memory.
             follower: Knows what may come next in texts that have a form; None where there are none.
-            sees: Looks at images; None where there are none.
-            sight_changes: Knows what adapters do to what sees them; None where they do nothing.
             clock: Seconds, monotonic.
         """
         self._scheduler = scheduler
         self._admission = admission
         self._pace = pace
         self._speculation = speculation
-        self._block_size = block_size
-        self._eos_token_ids = eos_token_ids
-        self._vocab_size = vocab_size
-        self._reads_whole = reads_whole
-        self._resting = resting
+        self._base = base
         self._clock = clock
-        self._residents = Residents(
-            cache=cache, loader=loader, executor=executor, wake=wake, clock=clock
-        )
+        self._residents = residents
+        self._views = views
         self._shaping = Shaping(follower, self._fail)
-        self._execution = Execution(runner, starter, self._shaping, vocab_size, clock)
+        self._execution = Execution(runner, starter, self._shaping, base.vocab_size, clock)
         self._readings = Readings(self._fail, self._end)
-        self._outbox = Outbox(scheduler, self._residents, self._readings, self._shaping)
-        self._views = Views(sees, sight_changes, wake)
+        self._outbox = Outbox(scheduler, residents, self._readings, self._shaping)
         self._requests: dict[int, Request] = {}
         self._deadlines = Deadlines()
         self._ended_at = 0.0
@@ -163,7 +139,7 @@ class Engine:
         batch = Batch.build(
             grouped(plan.chunks),
             self._residents.where,
-            self._block_size,
+            self._base.block_size,
             before.batch if before else None,
             draws=runs_ahead,
         )
@@ -186,10 +162,7 @@ class Engine:
         self._shaping.check()
 
     def _submit(self, message: Submit) -> None:
-        request = Request.of(
-            message, self._resting, self._clock(), self._eos_token_ids, self._vocab_size,
-            is_whole=self._reads_whole,
-        )  # fmt: skip
+        request = Request.of(message, self._base, self._clock())
         if refusal := self._admission.refusal(request):
             self._fail(request, *refusal)
             return

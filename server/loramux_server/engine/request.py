@@ -9,6 +9,7 @@ import msgspec
 from loramux_adapters.embedding import Pooling
 from loramux_adapters.head import Task
 from loramux_server.engine.activation import last_place
+from loramux_server.engine.base import Base
 from loramux_server.engine.token_counts import TokenCounts, counts_of
 from loramux_server.kernels.states import BEGINNING
 from loramux_server.kernels.whole_text import Recall
@@ -16,7 +17,6 @@ from loramux_server.models.vision.seen import View
 from loramux_server.wire.adapter_source import AdapterSource
 from loramux_server.wire.messages import Submit
 from loramux_server.wire.sampling import Sampling
-from loramux_server.wire.weight_format import Resting
 
 PLACEHOLDER = 0
 """The token that stands where an adapter says what is."""
@@ -129,28 +129,17 @@ class Request:
         return self.num_virtual if self.adapter and self.adapter.has_cache else 0
 
     @staticmethod
-    def of(
-        message: Submit,
-        resting: Resting,
-        arrival: float,
-        eos_token_ids: Sequence[int] = (),
-        vocab_size: int | None = None,
-        *,
-        is_whole: bool = False,
-    ) -> "Request":
+    def of(message: Submit, base: Base, arrival: float) -> "Request":
         """Return the request that `message` brings.
 
         Args:
             message: What the frontend sent.
-            resting: How its adapter is to rest.
+            base: What answers it.
             arrival: When it came, on the engine's clock.
-            eos_token_ids: The tokens with which the model ends a text.
-            vocab_size: Tokens of the base; None where it does not matter.
-            is_whole: Whether the base reads texts as wholes.
         """
         ask = message.ask
-        source = ask.adapter and ask.adapter.at_rest(resting)
-        sampling, size = ask.sampling, (source and source.vocab_size) or vocab_size
+        source = ask.adapter and ask.adapter.at_rest(base.resting)
+        sampling, size = ask.sampling, (source and source.vocab_size) or base.vocab_size
         if size and sampling.top_k >= size:
             # It leaves all, and must not depend on how many tokens others have.
             sampling = msgspec.structs.replace(sampling, top_k=0)
@@ -172,7 +161,7 @@ class Request:
             weight=message.weight,
             second_from=ask.second_from,
             num_source=ask.num_source,
-            is_whole=is_whole,
+            is_whole=base.reads_whole,
             pictures=[
                 Picture(each.start, each.start + each.length, each.image.digest)
                 for each in ask.images
@@ -180,7 +169,7 @@ class Request:
             arrival=arrival,
             deadline=math.inf if message.timeout is None else arrival + message.timeout,
             # What an encoder reads is no part of the text that is written.
-            counts=counts_of(sampling, ask.prompt[ask.num_source :], eos_token_ids, size),
+            counts=counts_of(sampling, ask.prompt[ask.num_source :], base.eos_token_ids, size),
         )
 
     @property
