@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from loramux_server.engine.request import Request
+from loramux_server.engine.request_parts import Shape
 from loramux_server.engine.sampler import sample
 from loramux_server.engine.token_counts import counts_of
 from loramux_server.forms.form import Form, FormKind
@@ -277,14 +278,14 @@ def test_each_token_is_chosen_among_those_of_its_own_place() -> None:
 
     single, wanted = asked(), []
     for row_V, here in zip(logits_RV, allowed, strict=True):
-        single.allowed = here
+        single.shape.allowed = here
         ((sampled,),) = sample(row_V[None], [single])
         wanted.append(sampled)
         single.output.append(sampled.token)
     draft = [one.token for one in wanted[:3]]
     for num_known in range(4):
         subject = asked()
-        subject.allowed, subject.ahead = allowed[0], allowed[1 : num_known + 1]
+        subject.shape = Shape(allowed[0], allowed[1 : num_known + 1])
         (found,) = sample(logits_RV, [subject], drafts={subject: draft})
         assert found[: num_known + 1] == wanted[: num_known + 1]
         assert [one.is_put_off for one in found[num_known + 1 :]] == [True] * (num_known < 3)
@@ -292,6 +293,6 @@ def test_each_token_is_chosen_among_those_of_its_own_place() -> None:
 
 def test_a_row_that_is_put_off_has_no_token_that_could_be_the_drafted_one() -> None:
     sampling = Sampling(max_tokens=9, seed=5, form=LONG)
-    subject = Request(0, PROMPT, None, sampling, ahead=[bits([0]), bits([0])])
+    subject = Request(0, PROMPT, None, sampling, shape=Shape(ahead=[bits([0]), bits([0])]))
     (found,) = sample(torch.zeros(3, VOCAB), [subject], drafts={subject: [0, 0]})
     assert [one.is_put_off for one in found] == [True]

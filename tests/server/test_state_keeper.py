@@ -137,7 +137,7 @@ def test_whoever_goes_on_from_the_last_free_slot_makes_it_its_own() -> None:
     assert subject.can_begin
     asked = request(range(10))
     subject.begin(asked, names[1], 2)
-    assert asked.state == asked.read_state
+    assert asked.slots.own == asked.slots.read
     assert not subject.can_begin
     assert subject.num_known(names) == 0
     subject.commit(asked, subject.use(asked, 8, 10, is_ahead=False), is_running=True)
@@ -167,6 +167,6 @@ def test_a_step_that_follows_reads_what_the_one_before_writes() -> None:
     subject.begin(asked, names[1], 2)
     first = subject.use(asked, 8, 10, is_ahead=False)
     second = subject.use(asked, 10, 11, is_ahead=True)
-    assert first.read not in (BEGINNING, asked.state)
-    assert second.read == second.write == asked.state
+    assert first.read not in (BEGINNING, asked.slots.own)
+    assert second.read == second.write == asked.slots.own
     assert Plan([Chunk(asked, 8, 2, state=first)], [], None).num_tokens == 2

@@ -49,10 +49,12 @@ class Readings:
             if told_TL.isnan().any():
                 self._fail(request, "ADAPTER_NOT_FINITE", FAULTS["ADAPTER_NOT_FINITE"])
                 continue
-            request.prompt_logprobs.append(told_TL.numpy().tobytes())
+            found = request.gathered.prompt_logprobs
+            found.append(told_TL.numpy().tobytes())
             request.num_told += len(part.tokens)
             if part.is_last:
-                numbers, request.prompt_logprobs = b"".join(request.prompt_logprobs), []
+                numbers = b"".join(found)
+                found.clear()
                 request.num_told = len(request.prompt)
                 finish = None if request.continues else Finish.LENGTH
                 self._prompts.append(PromptLogprobs(request.request_id, numbers, finish))
@@ -85,21 +87,21 @@ def gather(request: Request, first: int, read: npt.NDArray[np.float32]) -> None:
     """
     if request.pooling is not Pooling.MEAN:
         rows = read[max(0, -first) :]
-        request.numbers[max(0, first) :] = [row.tobytes() for row in rows]
+        request.gathered.numbers[max(0, first) :] = [row.tobytes() for row in rows]
         return
     total = np.zeros(read.shape[1], np.float64)
     if first:
-        total += np.frombuffer(request.numbers[0], np.float64)
+        total += np.frombuffer(request.gathered.numbers[0], np.float64)
     # One after the other: the bits of the sum do not depend on how many a chunk has.
     for row in read:
         total += row
-    request.numbers = [total.tobytes()]
+    request.gathered.numbers = [total.tobytes()]
 
 
 def gathered(request: Request) -> bytes:
     """Return what came of all tokens of `request`."""
     if request.pooling is not Pooling.MEAN:
-        return b"".join(request.numbers)
+        return b"".join(request.gathered.numbers)
     num_read = len(request.prompt) - request.num_fillable
-    mean = np.frombuffer(request.numbers[0], np.float64) / num_read
+    mean = np.frombuffer(request.gathered.numbers[0], np.float64) / num_read
     return mean.astype(np.float32).tobytes()

@@ -10,8 +10,8 @@ from loramux_adapters.embedding import Pooling
 from loramux_adapters.head import Task
 from loramux_server.engine.activation import last_place
 from loramux_server.engine.base import Base
+from loramux_server.engine.request_parts import Gathered, Shape, StateSlots
 from loramux_server.engine.token_counts import TokenCounts, counts_of
-from loramux_server.kernels.states import BEGINNING
 from loramux_server.kernels.whole_text import Recall
 from loramux_server.models.vision.seen import View
 from loramux_server.wire.adapter_source import AdapterSource
@@ -77,14 +77,8 @@ class Request:
     """Its block table: the KV block of every `block_size` tokens, in order."""
     block_names: list[bytes] = field(default_factory=list)
     """Names of its full blocks, as far as they were needed; see `prefix.name_blocks`."""
-    state: int = BEGINNING
-    """Slot of what its recurrent layers know; `BEGINNING` where it has none."""
-    read_state: int = BEGINNING
-    """Slot in which that is found before its next tokens; its own, once it has run."""
-    keep_at: int = 0
-    """Position up to which its blocks were there when it began: others begin like that."""
-    kept_name: bytes | None = None
-    """Name of the last block of its output after which a state was kept."""
+    slots: StateSlots = field(default_factory=StateSlots)
+    """Where what its recurrent layers know is."""
     num_named: int = 0
     """Blocks of its table that others can find."""
     num_computed: int = 0
@@ -95,20 +89,12 @@ class Request:
     """Whether it ever left the queue, or what it goes on with did."""
     owes_prompt: bool = True
     """Whether what it has to compute before its next token is still to be charged."""
-    allowed: bytes | None = None
-    """Tokens that may come next where its text has a form, a bit each; None while nobody knows."""
+    shape: Shape = field(default_factory=Shape)
+    """What may come next where its text has a form."""
     is_held: bool = False
     """Whether it runs only once that is known."""
-    ahead: Sequence[bytes] = ()
-    """Tokens that may come behind those of its draft, as far as that is known."""
-    forced: Sequence[int] = ()
-    """Tokens that its form lets come next, unless what they say is said in others."""
-    foresees: bool = False
-    """Whether it is found out in time what its form lets come behind a draft."""
-    numbers: list[bytes] = field(default_factory=list)
-    """What its tokens gave that were read, float32: of each, or of a mean one sum, float64."""
-    prompt_logprobs: list[bytes] = field(default_factory=list)
-    """What `kernels.prompt_logprobs` told of its prompt so far, in order."""
+    gathered: Gathered = field(default_factory=Gathered)
+    """What was read of it so far."""
     num_told: int = field(init=False)
     """Tokens of its prompt after which nothing of that kind is wanted any more, or ever was."""
     num_virtual: int = field(init=False)
@@ -210,7 +196,7 @@ class Request:
     @property
     def may_draft(self) -> bool:
         """Whether several of its tokens can be chosen in a step."""
-        return self.continues and (self.foresees or self.sampling.form is None)
+        return self.continues and (self.sampling.form is None or self.shape.foresees)
 
     @property
     def tells_prompt(self) -> bool:
@@ -247,12 +233,6 @@ class Request:
     def own_vocab_size(self) -> int:
         """Tokens that the base has with its adapter; 0 if as many as ever."""
         return self.adapter.vocab_size if self.adapter else 0
-
-    def allowed_behind(self, num_drafted: int) -> bytes | None:
-        """Return which tokens may come behind so many of its draft; None while nobody knows."""
-        if not num_drafted:
-            return self.allowed
-        return self.ahead[num_drafted - 1] if num_drafted <= len(self.ahead) else None
 
     def uncut(self, start: int, num_tokens: int) -> int:
         """Return how many tokens from `start` on are one chunk, if there is room for `num_tokens`.

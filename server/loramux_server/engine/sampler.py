@@ -118,7 +118,7 @@ def _sampled(
     """
     if not is_finite:
         return Sampled(0, fault="ADAPTER_NOT_FINITE")
-    allowed = request.allowed_behind(len(before))
+    allowed = request.shape.behind(len(before))
     if request.sampling.form and allowed is None:
         return Sampled(0, is_put_off=True)
     try:

@@ -118,28 +118,28 @@ class Shaping:
 
     def wait(self, requests: Iterable[Request]) -> None:
         """Wait a moment until it is known what may come in each of `requests`, and their drafts."""
-        unknown = [r for r in requests if r.sampling.form and r.allowed is None]
+        unknown = [r for r in requests if r.sampling.form and r.shape.allowed is None]
         if not (unknown or self._drafted):
             return
         self._take(unknown, PATIENCE)
         for request in unknown:
             # One that was given up meanwhile is none of them any more.
-            if request.allowed is None and request.request_id in self._requests:
-                request.is_held, request.foresees = True, False
+            if request.shape.allowed is None and request.request_id in self._requests:
+                request.is_held, request.shape.foresees = True, False
                 self._slow.add(request)
         for request in self._drafted:
-            request.foresees = False
+            request.shape.foresees = False
         self._undrafted |= self._drafted
         self._drafted.clear()
 
     def advance(self, chosen: Mapping[Request, Sequence[int]]) -> None:
         """Find out what may follow the tokens that were `chosen` in each request."""
         for request, tokens in chosen.items():
-            request.allowed, request.ahead = None, ()
+            shape, size = request.shape, len(tokens)
+            shape.allowed, shape.ahead = None, ()
             request.is_held = request in self._slow
-            size = len(tokens)
-            is_forced = list(request.forced[:size]) == list(tokens)
-            request.forced = request.forced[size:] if is_forced else ()
+            is_forced = list(shape.forced[:size]) == list(tokens)
+            shape.forced = shape.forced[size:] if is_forced else ()
         if chosen:
             assert self._follower is not None
             self._follower.advance([(r.request_id, tokens) for r, tokens in chosen.items()])
@@ -167,15 +167,15 @@ class Shaping:
             if isinstance(found, Ahead):
                 if request and request in self._drafted:
                     self._drafted.remove(request)
-                    request.ahead = found.behind
+                    request.shape.ahead = found.behind
                 continue
             if found.seconds is not None:
                 self._compiled.append(found.seconds)
             if request is None:
                 continue
             request.is_held = False
-            request.allowed, request.forced = found.allowed, found.forced
-            request.foresees = found.foresees and request not in self._slow | self._undrafted
+            request.shape.allowed, request.shape.forced = found.allowed, found.forced
+            request.shape.foresees = found.foresees and request not in self._slow | self._undrafted
             if found.allowed is None:
                 self._give_up(request, found)
 

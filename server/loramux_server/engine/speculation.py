@@ -148,8 +148,8 @@ class Speculation:
         elif not self._see(request, followed) and followed.guess:
             return
         guess = self._guess(followed)
-        if request.forced:
-            guess = _with_forced(guess, request.forced[: self._most_tokens], followed.habits.odds)
+        if forced := request.shape.forced:
+            guess = _with_forced(guess, forced[: self._most_tokens], followed.habits.odds)
         followed.guess, followed.kinds = guess
 
     def _see(self, request: Request, followed: _Followed) -> bool:

@@ -76,19 +76,19 @@ class StateKeeper:
             last: Name of the full block after which it goes on; None from its first token on.
             num_blocks: How many of its blocks were there.
         """
-        request.read_state = BEGINNING
+        request.slots.read = BEGINNING
         if last is not None:  # held first, so that its room is not what is taken
             kept = self._slots.find(last)
             assert kept is not None, "nothing is kept after that block"
             self._slots.hold(kept)
-            request.read_state = kept
+            request.slots.read = kept
         if self._slots.num_free:
-            request.state = self._slots.take()
+            request.slots.own = self._slots.take()
         else:  # the last one becomes its own
             assert last is not None, "begin without can_begin"
             self._slots.forget(last)
-            request.state = request.read_state
-        request.keep_at = num_blocks * self._block_size
+            request.slots.own = request.slots.read
+        request.slots.keep_at = num_blocks * self._block_size
 
     def use(self, request: Request, start: int, end: int, *, is_ahead: bool) -> StateUse:
         """Return the slots for tokens `start` to `end` of `request`.
@@ -110,8 +110,8 @@ class StateKeeper:
             slot = self._slots.take()
             kept.append((position, slot))
             self._under_way.append(slot)
-        read = request.state if is_ahead else request.read_state
-        return StateUse(read, request.state, tuple(kept))
+        read = request.slots.own if is_ahead else request.slots.read
+        return StateUse(read, request.slots.own, tuple(kept))
 
     def commit(self, request: Request, use: StateUse, *, is_running: bool) -> None:
         """Take in that a chunk of `request` was computed, which may have ended meanwhile."""
@@ -125,39 +125,39 @@ class StateKeeper:
             self._slots.release(slot)
         if is_running:
             self._stop_reading(request)
-            request.read_state = request.state
+            request.slots.read = request.slots.own
 
     def end(self, request: Request) -> None:
         """Take back what `request` has."""
         self._stop_reading(request)
-        self._slots.release(request.state)
-        request.read_state = request.state = BEGINNING
-        request.kept_name = None
+        self._slots.release(request.slots.own)
+        request.slots.read = request.slots.own = BEGINNING
+        request.slots.kept_name = None
 
     def check(self, running: Sequence[Request]) -> None:
         """Assert that slots are held by running requests and steps only."""
-        own = [request.state for request in running]
-        read = [r.read_state for r in running if r.read_state not in (BEGINNING, r.state)]
+        own = [request.slots.own for request in running]
+        read = [r.slots.read for r in running if r.slots.read not in (BEGINNING, r.slots.own)]
         assert BEGINNING not in own, "one that runs has no slot"
         self._slots.check([*own, *read, *self._under_way])
 
     def _stop_reading(self, request: Request) -> None:
         """Give back the slot that `request` reads, unless that is its own or nobody's."""
-        if request.read_state not in (BEGINNING, request.state):
-            self._slots.release(request.read_state)
+        if request.slots.read not in (BEGINNING, request.slots.own):
+            self._slots.release(request.slots.read)
 
     def _wanted(self, request: Request, start: int, end: int) -> list[int]:
         """Return the positions after which a state is to be kept, in order."""
         if not self._keeps:
             return []
         prompt, size = len(request.prompt), self._block_size
-        wanted = {(prompt - 1) // size * size, request.keep_at}
+        wanted = {(prompt - 1) // size * size, request.slots.keep_at}
         if end > prompt and end % self._apart == 0:
             wanted.add(end)
         return sorted(position for position in wanted if start < position <= end)
 
     def _replace(self, request: Request, name: bytes) -> None:
         """Let `name` be the one state that is kept of the output of `request`."""
-        if request.kept_name:
-            self._slots.forget(request.kept_name)
-        request.kept_name = name
+        if request.slots.kept_name:
+            self._slots.forget(request.slots.kept_name)
+        request.slots.kept_name = name
