@@ -229,6 +229,7 @@ def test_the_public_surface_of_the_client_is_this() -> None:
         "Message",
         "Mix",
         "QuestionAnswering",
+        "RequestOptions",
         "SamplingOptions",
         "ServerInfo",
         "ToolCall",
