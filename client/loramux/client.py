@@ -111,8 +111,8 @@ class Client(Texts):
             adapter: Reference to the adapter, `[tenant/]name[:tag][@sha256:digest]`, where the tag
                 is a version or an alias; None for the base model alone.
             timeout: Seconds that the call may take.
-            options: Those of `loramux.RequestOptions`: a mix of adapters in place of one, or how much
-                that one changes; what becomes of the prompt; how tokens are chosen and when to
+            options: Those of `loramux.RequestOptions`: a mix of adapters in place of one, or how
+                much that one changes; what becomes of the prompt; how tokens are chosen and when to
                 stop; what is predicted of them; what the text begins with, where the base model
                 writes another; and with messages, tools.
         """
