@@ -40,16 +40,23 @@ def test_two_adapters_are_trained_served_and_merged(tmp_path: Path) -> None:
     assert sum(text.endswith("ay") for text in texts["pig-latin"]) >= 6
 
 
+def pages(*folders: str) -> list[Path]:
+    """Return all pages in these folders."""
+    return [page for folder in folders for page in (ROOT / folder).rglob("*.md")]
+
+
 def test_links_of_the_pages_lead_somewhere() -> None:
-    for page in (ROOT / "README.md", ROOT / "server/README.md", ROOT / "benchmarks/README.md"):
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+    folders = ("docs", "server", "client", "benchmarks", "deploy", "examples", ".github")
+    for page in [ROOT / "README.md", *pages(*folders)]:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page}: {target}"
 
 
-def test_the_architecture_page_names_files_that_exist() -> None:
+def test_pages_on_the_architecture_name_files_that_exist() -> None:
     package = ROOT / "server/loramux_server"
-    for name in re.findall(r"`([\w/]+\.py)`", (ROOT / "server/README.md").read_text()):
-        assert (package / name).exists(), name
+    for page in pages("server"):
+        for name in re.findall(r"`([\w/]+\.py)`", page.read_text()):
+            assert (package / name).exists(), f"{page}: {name}"
 
 
 def test_held_out_examples_are_what_their_tasks_say() -> None:
