@@ -24,7 +24,7 @@ from benchmarks import machine
 from loramux_server.engine.allowed import only_allowed
 from loramux_server.forms.form import Form, FormKind
 from loramux_server.forms.messages import Advance, Allowed, Begin, Setup
-from loramux_server.forms.worker import Follower
+from loramux_server.forms.worker import TextFollower
 
 SCHEMA = {
     "type": "object",
@@ -99,7 +99,7 @@ def measure(tokenizer: Tokenizer, texts: int) -> Figures:
     size = tokenizer.get_vocab_size()
     setup = Setup(tokenizer.to_str(), size, tokenizer.encode(END).ids)
     begin = time.process_time()
-    follower = Follower(setup)
+    follower = TextFollower(setup)
     seconds = time.process_time() - begin
     form = Form(FormKind.JSON_SCHEMA, json.dumps(SCHEMA))
     begin = time.process_time()

@@ -16,7 +16,7 @@ from loramux_server.forms.findings import Ahead, Findings, Next
 from loramux_server.forms.form import Form, FormKind
 from loramux_server.forms.forms import Forms
 from loramux_server.forms.messages import Advance, Allowed, Begin, Broken, Foresee, Foreseen
-from loramux_server.forms.worker import Follower
+from loramux_server.forms.worker import TextFollower
 from loramux_server.wire.engine_config import EngineConfig
 from loramux_server.wire.messages import Token
 from tests.support.demo import DEMO
@@ -179,7 +179,7 @@ def test_drafts_take_a_form_to_no_limit_that_its_text_would_not_reach() -> None:
     setup, form = setup_of(number_tokenizer()), schema({"type": "integer", "multipleOf": 30011})
 
     def followed(*, drafts: bool) -> list[bytes | str]:
-        follower, chosen, other = Follower(setup), random.Random(0), random.Random(1)
+        follower, chosen, other = TextFollower(setup), random.Random(0), random.Random(1)
         answer = follower.answer(Begin(0, form, []))
         told: list[bytes | str] = []
         while isinstance(answer, Allowed):

@@ -4,11 +4,11 @@ import asyncio
 
 import pytest
 
-from loramux_server.images.turns import Turns
+from loramux_server.images.turns import TenantTurns
 
 
 async def test_a_tenant_with_many_images_does_not_keep_others_waiting() -> None:
-    turns, done = Turns(), []
+    turns, done = TenantTurns(), []
 
     async def work(tenant: str, number: int) -> None:
         await turns.take(tenant)
@@ -24,7 +24,7 @@ async def test_a_tenant_with_many_images_does_not_keep_others_waiting() -> None:
 
 
 async def test_who_goes_away_keeps_no_turn() -> None:
-    turns = Turns()
+    turns = TenantTurns()
     await turns.take("a")
     waiting = [asyncio.ensure_future(turns.take(tenant)) for tenant in "abc"]
     await asyncio.sleep(0)

@@ -12,7 +12,7 @@ from loramux_server.lora.segments import Residence, Segments
 from loramux_server.models.recurrent.parts import Rows
 from loramux_server.models.side_by_side import MOST_PAIRS, Places, together
 from loramux_server.models.step import Step
-from loramux_server.models.turns import Turns
+from loramux_server.models.turns import LayerTurns
 from loramux_server.wire.weight_format import WeightFormat
 
 FLOAT32 = WeightFormat.FLOAT32
@@ -20,8 +20,8 @@ ROWS: list[tuple[Rows, ...]] = [(slice(0, 2),), (torch.tensor([3, 2]),)]
 """Of the parts in a batch of four tokens."""
 
 
-def turns_of() -> Turns:
-    return Turns(Step(num_tokens=4))
+def turns_of() -> LayerTurns:
+    return LayerTurns(Step(num_tokens=4))
 
 
 @dataclass
@@ -115,7 +115,7 @@ def test_rows_that_are_no_tokens_have_the_adapter_of_their_part() -> None:
         for row in (7, 9)
     ]
     step = Step(num_tokens=4, segments=Segments.build([0, 3], [1, 4], residence))
-    turns = Turns(step)
+    turns = LayerTurns(step)
     turns.sees_others = True
     seen: list[list[tuple[int, int, int]]] = []
 

@@ -2,14 +2,14 @@
 
 from collections import Counter
 
-from loramux_server.forms.turns import Line, Pace, Turns
+from loramux_server.forms.turns import Line, LineTurns, Pace
 
 QUICK, SLOW, NEW = (Line(pace, "a") for pace in Pace)
 OTHER = Line(Pace.NEW, "b")
 
 
 def test_lines_share_the_time_and_not_the_turns() -> None:
-    turns = Turns()
+    turns = LineTurns()
     taken: Counter[Line] = Counter()
     seconds = {QUICK: 0.25, SLOW: 1.0, OTHER: 2.0}
     for line in seconds:
@@ -24,7 +24,7 @@ def test_lines_share_the_time_and_not_the_turns() -> None:
 
 
 def test_who_comes_up_waits_for_the_turn_that_is_on() -> None:
-    turns = Turns()
+    turns = LineTurns()
     for key in range(100):
         turns.add(NEW, key)
     for _ in range(50):
@@ -38,7 +38,7 @@ def test_who_comes_up_waits_for_the_turn_that_is_on() -> None:
 
 
 def test_to_come_and_go_is_no_way_to_the_front() -> None:
-    turns = Turns()
+    turns = LineTurns()
     turns.add(NEW, 1)
     turns.add(OTHER, 2)
     turns.add(OTHER, 3)
@@ -51,7 +51,7 @@ def test_to_come_and_go_is_no_way_to_the_front() -> None:
 
 
 def test_only_those_that_are_quick_share_a_turn() -> None:
-    turns = Turns()
+    turns = LineTurns()
     for key in range(20):
         turns.add(QUICK, key)
         turns.add(SLOW, 100 + key)
@@ -63,7 +63,7 @@ def test_only_those_that_are_quick_share_a_turn() -> None:
 
 
 def test_lines_without_anybody_are_forgotten() -> None:
-    turns = Turns()
+    turns = LineTurns()
     turns.add(NEW, 0)
     for number in range(50):
         turns.add(Line(Pace.QUICK, f"t{number}"), number)

@@ -26,7 +26,7 @@ from loramux_server.engine.request import Request
 from loramux_server.engine.residents import Clock, Residents
 from loramux_server.engine.sampler import are_finite, likeliest, sample
 from loramux_server.engine.scheduler import Scheduler
-from loramux_server.engine.shaping import Follower
+from loramux_server.engine.shaping import FormFollower
 from loramux_server.engine.speculation import Speculation
 from loramux_server.engine.state_keeper import StateKeeper
 from loramux_server.engine.token_counts import counts_of
@@ -303,7 +303,7 @@ def fake_engine(
     max_batch_tokens: int = 16, max_bypassed: int = 4, max_waiting: int = 1000,
     executor: Executor | None = None, model: FakeModel | None = None, max_stall: float = 0.0,
     clock: Clock = lambda: 0.0, runs_ahead: bool = False, eviction: str = "lru",
-    max_tenant_share: float = 1.0, follower: Follower | None = None,
+    max_tenant_share: float = 1.0, follower: FormFollower | None = None,
     speculative_tokens: int = 0, num_states: int = 0,
 ) -> tuple[Engine, Scheduler, AdapterCache, FakeModel]:  # fmt: skip
     """Return an engine over a `FakeModel`, and its parts.

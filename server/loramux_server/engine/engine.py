@@ -17,7 +17,7 @@ from loramux_server.engine.request import Request
 from loramux_server.engine.residents import Clock, Landed, Residents
 from loramux_server.engine.sampler import FAULTS
 from loramux_server.engine.scheduler import Scheduler
-from loramux_server.engine.shaping import Follower, Shaping
+from loramux_server.engine.shaping import FormFollower, Shaping
 from loramux_server.engine.speculation import Speculation
 from loramux_server.engine.views import Views, why_unseen
 from loramux_server.wire.messages import (
@@ -51,7 +51,7 @@ class Engine:
         starter: Starter | None = None,
         base: Base,
         shares_cores: bool = False,
-        follower: Follower | None = None,
+        follower: FormFollower | None = None,
         clock: Clock = time.perf_counter,
     ) -> None:
         """Put the parts together.

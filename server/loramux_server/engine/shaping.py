@@ -36,7 +36,7 @@ _RIGHT = {
 }
 
 
-class Follower(Protocol):
+class FormFollower(Protocol):
     """What knows which tokens may come next; see `Forms`."""
 
     @property
@@ -65,7 +65,7 @@ class Shaping:
     """Tells requests what may come next in them."""
 
     def __init__(
-        self, follower: Follower | None, fail: Callable[[Request, str, str, str], None]
+        self, follower: FormFollower | None, fail: Callable[[Request, str, str, str], None]
     ) -> None:
         """Begin without requests.
 

@@ -26,7 +26,7 @@ from loramux_server.forms.messages import (
 )
 from loramux_server.forms.process import LostError, NotStartedError, Process, UnusableError
 from loramux_server.forms.text import Text
-from loramux_server.forms.turns import Line, Turns
+from loramux_server.forms.turns import Line, LineTurns
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class Texts:
         """
         self._setup = setup
         self._findings = findings
-        self._turns = Turns()
+        self._turns = LineTurns()
         self._drafts: dict[int, Sequence[int]] = {}
         """Text -> the draft behind which it is wanted what may come."""
         self._process: Process | None = None

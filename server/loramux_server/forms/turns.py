@@ -33,7 +33,7 @@ class Line:
     tenant: str
 
 
-class Turns:
+class LineTurns:
     """Owns the lines; one in which nobody stands is soon forgotten."""
 
     def __init__(self) -> None:

@@ -65,7 +65,7 @@ class _Text:
     """Whether `compiled` has nothing that was found out for other texts, or drafts."""
 
 
-class Follower:
+class TextFollower:
     """Knows where in its form each text is."""
 
     def __init__(self, setup: Setup) -> None:
@@ -193,7 +193,7 @@ def prepare(message: bytes) -> Work | bytes:
     """Return how to follow forms after `message`, a Setup, or why none can be."""
     setup = decode_setup(message)
     try:
-        follower = Follower(setup)
+        follower = TextFollower(setup)
     # A panic in the library is a BaseException.
     except BaseException as error:
         return encode(Prepared(said(str(error))))

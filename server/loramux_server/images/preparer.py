@@ -27,7 +27,7 @@ from loramux_server.images.messages import (
     decode_answer,
     encode,
 )
-from loramux_server.images.turns import Turns
+from loramux_server.images.turns import TenantTurns
 
 T = TypeVar("T")
 
@@ -63,7 +63,7 @@ class Preparer:
         """
         self._setup = setup
         self._process: ConfinedProcess | None = None
-        self._turns = Turns()
+        self._turns = TenantTurns()
         self._works = set[asyncio.Task[Any]]()
         self._why_none = ""
         """Why the base model has no processor; empty where it may have one."""

@@ -4,7 +4,7 @@ import asyncio
 from collections import OrderedDict, deque
 
 
-class Turns:
+class TenantTurns:
     """Gives one turn at a time."""
 
     def __init__(self) -> None:

@@ -37,7 +37,7 @@ class Waiting(Protocol):
         """Its place among those that a part comes to."""
 
     side: int
-    """Which of the rows of a part it is given: see `Turns.run`."""
+    """Which of the rows of a part it is given: see `LayerTurns.run`."""
 
     def whole(self, x: torch.Tensor) -> torch.Tensor:
         """Return what it makes of the rows of all parts, as [1, T, N]."""
@@ -62,7 +62,7 @@ class _Asked:
     x: Any
 
 
-class Turns:
+class LayerTurns:
     """Runs the parts of one batch after another; one for a model."""
 
     def __init__(self, step: Step) -> None:
@@ -238,7 +238,7 @@ _NOTHING = _Gathered(torch.empty(0))
 class WaitingPart(PackedPart):
     """Stands where a linear layer stood that parts of a batch come to."""
 
-    def __init__(self, part: PackedPart, turns: Turns, side: int = 0) -> None:
+    def __init__(self, part: PackedPart, turns: LayerTurns, side: int = 0) -> None:
         super().__init__(part.packed, part.part)
         self.side = side
         self._turns = turns
@@ -264,7 +264,7 @@ class WaitingOutput(nn.Module):
 
     number = _LAST
 
-    def __init__(self, output: OutputLayer, turns: Turns, side: int) -> None:
+    def __init__(self, output: OutputLayer, turns: LayerTurns, side: int) -> None:
         super().__init__()
         self.side = side
         self.output = output

@@ -13,14 +13,14 @@ from torch import nn
 
 from loramux_server.models.encoders.joint_attention import Call, JointAttention
 from loramux_server.models.packed_linear import PackedPart
-from loramux_server.models.turns import Joint, Turns
+from loramux_server.models.turns import Joint, LayerTurns
 
 
 class JointLayer(Joint):
     """Stands where a layer of a decoder stood."""
 
     def __init__(
-        self, own: nn.Module, attention: JointAttention, turns: Turns, number: int, side: int
+        self, own: nn.Module, attention: JointAttention, turns: LayerTurns, number: int, side: int
     ) -> None:
         super().__init__()
         self.own = own
@@ -43,7 +43,7 @@ class JointLayer(Joint):
 
 
 def join_layers(
-    decoder: nn.Module, attention: JointAttention, turns: Turns, count: int, side: int
+    decoder: nn.Module, attention: JointAttention, turns: LayerTurns, count: int, side: int
 ) -> None:
     """Let the layers of `decoder`, of which there are `count`, take requests together.
 

@@ -13,7 +13,7 @@ from loramux_server.kernels.step_input import StepInput
 from loramux_server.lora.edits import ModuleEdit
 from loramux_server.lora.virtual import VirtualRun
 from loramux_server.models.editor import Editor, known_tokens
-from loramux_server.models.turns import Turns
+from loramux_server.models.turns import LayerTurns
 
 
 @dataclass(slots=True)
@@ -41,7 +41,7 @@ class TextEditor(Editor):
     """Puts the edits of a text's adapter behind the modules that they are for, while it is read."""
 
     def __init__(
-        self, modules: Mapping[str, nn.Module], turns: Turns, embedding: nn.Module
+        self, modules: Mapping[str, nn.Module], turns: LayerTurns, embedding: nn.Module
     ) -> None:
         """Know the modules by name; `turns` tells which text is read, `embedding` takes tokens."""
         super().__init__(modules, nn.Identity(), {}, embedding)

@@ -38,7 +38,7 @@ from loramux_server.models.servable import (
 )
 from loramux_server.models.step import Step
 from loramux_server.models.text_format import WITHOUT_TEXT, TextFormat
-from loramux_server.models.turns import Turns, WaitingOutput, WaitingPart
+from loramux_server.models.turns import LayerTurns, WaitingOutput, WaitingPart
 from loramux_server.wire.model_kind import ModelKind
 
 _READ, _WRITTEN = (7, 12), (5, 4)
@@ -68,7 +68,7 @@ def prepare_whole(
     num_parameters = module.num_parameters()
     digest = fingerprint(module, text.tokenizer_json)
     step = Step(module.device)
-    turns = Turns(step)
+    turns = LayerTurns(step)
     writes = kind is ModelKind.SEQ2SEQ
     output_layer = module.get_output_embeddings()
     if writes and not is_linear(output_layer):
@@ -167,7 +167,7 @@ def prepare_whole(
 
 def _join(
     module: PreTrainedModel,
-    turns: Turns,
+    turns: LayerTurns,
     shapes: Sequence[CacheShape],
     step: Step,
     check: WholeCheck,
@@ -280,7 +280,7 @@ def _takes_prefix(
     return other.shape == plain.shape and not torch.allclose(other, plain, atol=1e-3)
 
 
-def _replace_output(module: PreTrainedModel, turns: Turns) -> OutputLayer:
+def _replace_output(module: PreTrainedModel, turns: LayerTurns) -> OutputLayer:
     layer = module.get_output_embeddings()
     name = next(name for name, found in module.named_modules() if found is layer)
     output = OutputLayer(layer)

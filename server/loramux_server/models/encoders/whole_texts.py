@@ -22,7 +22,7 @@ from loramux_server.lora.virtual import Virtual
 from loramux_server.models.recurrent.parts import Rows
 from loramux_server.models.side_by_side import Places, together
 from loramux_server.models.step import Step
-from loramux_server.models.turns import Turns
+from loramux_server.models.turns import LayerTurns
 
 
 class Told(NamedTuple):
@@ -146,7 +146,7 @@ def cache_of(virtual: Virtual, model: PreTrainedModel) -> DynamicCache:
 class WholeTexts(nn.Module):
     """Takes a batch of texts as decoders do, and lets the model read them."""
 
-    def __init__(self, own: PreTrainedModel, reader: Reader, turns: Turns, step: Step) -> None:
+    def __init__(self, own: PreTrainedModel, reader: Reader, turns: LayerTurns, step: Step) -> None:
         super().__init__()
         self.own = own
         """The model itself."""

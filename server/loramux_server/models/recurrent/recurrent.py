@@ -21,7 +21,7 @@ from loramux_server.models.recurrent.layer_call import LayerCall, joined
 from loramux_server.models.recurrent.parts import Part, in_steps, parts_of
 from loramux_server.models.recurrent.states import LayerStates
 from loramux_server.models.step import Step
-from loramux_server.models.turns import Turns, WaitingPart
+from loramux_server.models.turns import LayerTurns, WaitingPart
 
 
 @dataclass(slots=True)
@@ -81,7 +81,7 @@ class Recurrent:
 
     def serve(self, module: nn.Module, step: Step) -> None:
         """Let the layers of `module`, whose linear layers are packed, take batches."""
-        turns, division = Turns(step), _Division(step, goes_on=self.goes_on)
+        turns, division = LayerTurns(step), _Division(step, goes_on=self.goes_on)
         for name, states in self.states.items():
             layer = module.get_submodule(name)
             for inner, part in list(layer.named_modules()):
@@ -108,7 +108,7 @@ class RecurrentLayer(nn.Module):
     """
 
     def __init__(
-        self, own: nn.Module, states: LayerStates, turns: Turns, division: "_Division"
+        self, own: nn.Module, states: LayerStates, turns: LayerTurns, division: "_Division"
     ) -> None:
         super().__init__()
         self.own = own
