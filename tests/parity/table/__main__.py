@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from transformers.utils import logging
 
+from tests.parity.table.column import Column
 from tests.parity.table.page import PARTS, Columns, page
 
 
@@ -23,8 +24,12 @@ def main(
         typer.Option(help=f"Only these: {', '.join(PARTS)}. The file keeps the others."),
     ] = None,
     architecture: Annotated[list[str] | None, typer.Option(help="Only these.")] = None,
+    kernels: Annotated[
+        str, typer.Option(help="Those of cpu, torch, or with TRITON_INTERPRET=1 triton.")
+    ] = Column.kernels,
 ) -> None:
     """Measure and print the tables."""
+    Column.kernels = kernels
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     made: dict[str, Columns] = {}

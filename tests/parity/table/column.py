@@ -64,6 +64,9 @@ class Text(ABC):
 class Column:
     """A base, what is asked of it, and what was found of each method."""
 
+    kernels = "cpu"
+    """With which operations all columns are computed."""
+
     def __init__(
         self, model: PreTrainedModel | BaseModel, folder: Path, base: BaseFolder | None = None
     ) -> None:
@@ -75,7 +78,7 @@ class Column:
             base: The base's own folder, which some adapters are packed with.
         """
         self._harness = Harness(
-            model, kernels="cpu", rows=8192, num_blocks=4000, max_batch_tokens=8192,
+            model, kernels=self.kernels, rows=8192, num_blocks=4000, max_batch_tokens=8192,
             max_running=512,
         )  # fmt: skip
         self._folder = folder
