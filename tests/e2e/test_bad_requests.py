@@ -100,7 +100,7 @@ MIXES: list[tuple[GenerateRequest, str, str]] = [
 PREDICTIONS: list[tuple[str, Any, str, dict[str, Any]]] = [
     ("prediction", "a", "both set", {"prediction_token_ids": [5]}),
     ("prediction", "a " * (257 << 9), "263168 bytes; at most 262144", {}),
-    ("prediction", "a" * 20_000, "20000 characters", {}),
+    ("prediction", "a" * 70_000, "70000 characters", {}),
     ("prediction", "a" * (CONTEXT + 1), "257 tokens; at most 256", {}),
     ("prediction_token_ids", [5] * (CONTEXT + 1), "257 tokens; at most 256", {}),
     *(
@@ -134,7 +134,7 @@ FIELDS = [
     ),
     row("D07-long-run", request(prompt="a" * 100_000), "prompt", "100000 characters"),
     row("D07-carets", request(prompt="^" * 1_000_000), "prompt", "1000000 bytes"),
-    row("D07-no-space", request(prompt="x" * (64 << 10)), "prompt", "65536 characters"),
+    row("D07-no-space", request(prompt="x" * (65 << 10)), "prompt", "66560 characters"),
     row(
         "D09-many-marks", request(prompt="e" + "\u0301" * 10_000), "prompt", "20002 tokens",
         "CONTEXT_LENGTH_EXCEEDED",

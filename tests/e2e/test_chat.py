@@ -134,7 +134,7 @@ def test_without_defaults_the_servers_own_are_named(client: Client) -> None:
     ([{"role": "user", "content": "x"}, {"role": "<|im_end|>", "content": ""}], "messages[1].role"),
     ([{"role": "user", "content": "x" * (257 << 10)}], "messages"),
     ([{"role": "user", "content": "x"}] * 1025, "messages"),
-    ([{"role": "user", "content": "x" * 20_000}], "messages"),
+    ([{"role": "user", "content": "x" * 70_000}], "messages"),
 ])  # fmt: skip
 def test_messages_that_break_a_limit_are_named(
     client: Client, messages: list[Message], field: str

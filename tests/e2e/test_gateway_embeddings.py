@@ -115,7 +115,7 @@ BAD: list[tuple[dict[str, Any], int, str, str]] = [
     ({"input": ["a"] * 2049}, 400, "input", "at most 2048"),
     ({"input": [5, 100_000]}, 400, "input", "input holds token 100000"),
     ({"input": ["a"] * 70 + [[5, 100_000]]}, 400, "input[70]", "input[70] holds token 100000"),
-    ({"input": "a" * 20_000}, 400, "input", "input has 20000 characters without white space"),
+    ({"input": "a" * 70_000}, 400, "input", "input has 70000 characters without white space"),
     ({"dimensions": 0}, 400, "dimensions", "1 to"),
     ({"pooling": "max"}, 400, "pooling", "one of last, mean, first"),
     ({"encoding_format": "int8"}, 400, "encoding_format", "invalid enum value"),

@@ -138,7 +138,7 @@ def test_a_file_of_requests_may_have_them(served_heads: Served, tmp_path: Path) 
     assert len(answer["response"]["body"]["results"]) == 2
 
 
-UNBROKEN = "a" * 20_000
+UNBROKEN = "a" * 70_000
 BAD: list[tuple[str, dict[str, Any], int, str, str]] = [
     ("/classify", {"model": "nobody"}, 404, "model", "nobody"),
     ("/classify", {"model": "base"}, 400, "model", "the base model, which has no labels"),
@@ -161,12 +161,12 @@ BAD: list[tuple[str, dict[str, Any], int, str, str]] = [
     ("/score", {"text_1": ["a", "b"]}, 400, "text_2", "text_2 has 1 entries and text_1 2"),
     ("/score", {"text_2": []}, 400, "text_2", "is empty"),
     ("/score", {"text_1": []}, 400, "text_1", "is empty"),
-    ("/score", {"text_1": UNBROKEN}, 400, "text_1", "text_1 has 20000 characters"),
-    ("/score", {"text_2": ["a", UNBROKEN]}, 400, "text_2[1]", "text_2[1] has 20000 characters"),
+    ("/score", {"text_1": UNBROKEN}, 400, "text_1", "text_1 has 70000 characters"),
+    ("/score", {"text_2": ["a", UNBROKEN]}, 400, "text_2[1]", "text_2[1] has 70000 characters"),
     ("/score", {"text_1": [UNBROKEN], "text_2": ["a", "b"]}, 400, "text_1[0]", "characters"),
     ("/rerank", {"model": "topics"}, 400, "model", "which tells 4 labels apart"),
-    ("/rerank", {"query": UNBROKEN}, 400, "query", "query has 20000 characters"),
-    ("/rerank", {"documents": ["a"] * 70 + [UNBROKEN]}, 400, "documents[70]", "20000 characters"),
+    ("/rerank", {"query": UNBROKEN}, 400, "query", "query has 70000 characters"),
+    ("/rerank", {"documents": ["a"] * 70 + [UNBROKEN]}, 400, "documents[70]", "70000 characters"),
     ("/rerank", {"documents": ["a", "b " * 4000]}, 400, "documents[1]", "the context has"),
     ("/rerank", {"documents": []}, 400, "documents", "is empty"),
     ("/rerank", {"documents": [{"title": "a"}]}, 400, "documents[0]", "field title"),

@@ -147,7 +147,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"inputs": [{"question": "", "context": "b"}]}, "inputs[0].question", "a text"),
     ({"inputs": [{"question": "a", "context": ""}]}, "inputs[0].context", "a text"),
     ({"inputs": [{"question": "a", "context": "b " * 200_000}]}, "inputs", "bytes of text"),
-    ({"inputs": [{"question": "a", "context": "b" * 20_000}]}, "inputs[0].context", "white space"),
+    ({"inputs": [{"question": "a", "context": "b" * 70_000}]}, "inputs[0].context", "white space"),
     ({"top_k": 101}, "top_k", "1 to 100"),
     ({"max_answer_tokens": 0}, "max_answer_tokens", "1 to 512"),
     ({"max_window_tokens": 100_000}, "max_window_tokens", "the context of the model"),

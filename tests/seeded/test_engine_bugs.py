@@ -15,7 +15,7 @@ from tests.server.test_engine_properties import EngineMachine
 Seed = Callable[[pytest.MonkeyPatch], None]
 
 SETTINGS = settings(
-    max_examples=200, stateful_step_count=40, derandomize=True, database=None,
+    max_examples=800, stateful_step_count=40, derandomize=True, database=None,
     phases=[Phase.generate], report_multiple_bugs=False,
 )  # fmt: skip
 

@@ -15,8 +15,6 @@ class InputEmbedding:
     def __init__(self, module: nn.Module, *, is_tied: bool) -> None:
         """Take `module`, an `nn.Embedding` with the weight of the output layer if `is_tied`."""
         self._module = module
-        self._weight_VK = module.get_parameter("weight")
-        """Which an adapter's may stand in place of for a moment, while others ask for it."""
         self._is_tied = is_tied
         self._output: OutputLayer | None = None
         """Whose copy of the weight is read."""
@@ -39,7 +37,6 @@ class InputEmbedding:
         module.padding_idx = None  # of use in training alone, and may be more than the rows
         if torch.equal(module(tokens), wanted):
             self._output = output
-            del self._weight_VK
             return
         hook.remove()
         module.weight, module.padding_idx = weight_VK, padding
@@ -48,7 +45,7 @@ class InputEmbedding:
         """Return the embeddings of tokens `start` to `end`, [rows, K], float32."""
         if self._output is not None:
             return self._output.rows(start, end)
-        return self._weight_VK[start:end].float()
+        return self._module.get_parameter("weight")[start:end].float()
 
 
 def _giving_rows(

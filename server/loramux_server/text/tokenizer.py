@@ -15,7 +15,7 @@ from loramux_server.text.nameless import finds, nameless
 from loramux_server.text.pieces.beyond import Beyond
 from loramux_server.text.token_bytes import TokenBytes
 
-MAX_UNBROKEN = 256 << 10
+MAX_UNBROKEN = 64 << 10
 """Longest run of characters without white space, which to some tokenizers is one word."""
 OFF_LOOP = 4096
 """Characters from which a text is tokenized in a thread."""
