@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 from loramux_server.hashes import Digest, Seal
 from loramux_server.store.files import Files
+from loramux_server.store.reserve import Reserve
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ class StoreLockedError(Exception):
 class Staged:
     """A file that is being written and not yet part of the store."""
 
-    def __init__(self, path: Path, file: BinaryIO) -> None:
+    def __init__(self, path: Path, file: BinaryIO, reserve: Reserve | None) -> None:
         self.path = path
         self.file = file
         """Readable and writable; what is checked through it is what is published."""
@@ -39,6 +40,7 @@ class Staged:
         """Whether an earlier server wrote a part of it, which a power cut may have damaged."""
         self.is_leased = False
         """Whether it keeps the blob of its content, until it is discarded."""
+        self._reserve = reserve
         self._digest, self._seal = Digest(), Seal()
 
     @property
@@ -52,7 +54,13 @@ class Staged:
         return self._seal.text()
 
     def write(self, piece: bytes) -> None:
-        """Append `piece`."""
+        """Append `piece`.
+
+        Raises:
+            OSError: It cannot be kept, or not without the room of the reserve.
+        """
+        if self._reserve:
+            self._reserve.demand()
         self.file.write(piece)
         self._take_in(piece)
 
@@ -78,6 +86,8 @@ class Blobs:
             StoreLockedError: Another server uses it.
         """
         self._files = files
+        self.reserve: Reserve | None = None
+        """Room on this disk that packages may not take."""
         self._blobs = folder / "blobs"
         self._staging = folder / "staging"
         for path in (folder, self._blobs, self._staging):
@@ -98,7 +108,7 @@ class Blobs:
     def stage(self) -> Staged:
         """Open a new file to write to."""
         path = self._staging / f"{secrets.token_hex(16)}.part"
-        return Staged(path, self._files.create(path, must_not_exist=True))
+        return Staged(path, self._files.create(path, must_not_exist=True), self.reserve)
 
     def has_upload(self, upload_id: str) -> bool:
         """Return whether there is a file of an upload that may go on."""
@@ -107,7 +117,7 @@ class Blobs:
     def resume(self, upload_id: str) -> Staged:
         """Open the file of an upload that may have begun earlier; what came of it is read."""
         path = self._upload(upload_id)
-        staged = Staged(path, self._files.create(path, must_not_exist=False))
+        staged = Staged(path, self._files.create(path, must_not_exist=False), self.reserve)
         try:
             staged.catch_up()
         except BaseException:
@@ -117,7 +127,13 @@ class Blobs:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        """Make a folder for what is not a package yet; it goes with what is in it."""
+        """Make a folder for what is not a package yet; it goes with what is in it.
+
+        Raises:
+            OSError: There is no room for it.
+        """
+        if self.reserve:
+            self.reserve.demand()
         with tempfile.TemporaryDirectory(dir=self._staging) as folder:
             yield Path(folder)
 
@@ -183,6 +199,8 @@ class Blobs:
             self._files.remove(self.path(digest))
         except OSError as error:
             _log.warning("%s is left for the next start to delete: %s", digest, error)
+        if self.reserve:
+            self.reserve.keep()
 
     def recover(self, referenced: Collection[str]) -> None:
         """Delete what a crash left and nothing goes on with: staged files and blobs."""

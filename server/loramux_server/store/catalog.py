@@ -5,8 +5,8 @@ something has returned from survives a crash and a power cut.
 """
 
 import json
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -18,7 +18,9 @@ from loramux_server.store.moments import in_utc
 from loramux_server.store.policies import Policies
 from loramux_server.store.record import AdapterRecord
 from loramux_server.store.reference import DEFAULT_TENANT
+from loramux_server.store.reserve import Reserve
 from loramux_server.store.schema import aliases, moves, names, prepare, store, versions
+from loramux_server.store.transactions import Transactions
 
 Contents = tuple[
     list[AdapterRecord], dict[tuple[str, str], int], list[tuple[tuple[str, str], str, Split]]
@@ -36,14 +38,20 @@ _LISTS = ("target_modules", "invocation")
 class Catalog:
     """Versions, aliases and their moves, durable."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, reserve: Reserve | None = None) -> None:
         """Open the database at the SQLAlchemy URL `url`; an older one is brought up to date.
+
+        Args:
+            url: Where it is.
+            reserve: Has room for small changes where its disk is full.
 
         Raises:
             NewerFormatError: A newer version of the server wrote it.
         """
         # A database elsewhere may have been started again since the last question.
         self._engine = sa.create_engine(url, pool_pre_ping=True)
+        self.reserve = reserve
+        self._transactions = Transactions(self._engine, reserve)
         self.is_unsure = False
         """Whether a write failed that may have come through all the same; who knows clears it."""
         if self._engine.dialect.name == "sqlite":
@@ -51,22 +59,21 @@ class Catalog:
             # The driver's own transactions leave out what changes tables.
             sa.event.listen(self._engine, "begin", lambda c: c.exec_driver_sql("BEGIN"))
         try:
-            with self._engine.begin() as connection:
-                prepare(connection, DEFAULT_TENANT)
+            self._transactions.small(partial(prepare, default_tenant=DEFAULT_TENANT))
         except BaseException:
             self.close()
             raise
-        self.keys = KeyRecords(self._engine)
+        self.keys = KeyRecords(self._transactions)
         """Who may call."""
-        self.policies = Policies(self._engine)
+        self.policies = Policies(self._transactions)
         """What tenants may use."""
-        self.disabled_tenants = DisabledTenants(self._engine)
+        self.disabled_tenants = DisabledTenants(self._transactions)
         """Who may not call whatever key is shown."""
 
     @classmethod
     def in_folder(cls, folder: Path) -> "Catalog":
         """Open the SQLite catalog in `folder`."""
-        return cls(f"sqlite:///{folder / 'catalog.sqlite'}")
+        return cls(f"sqlite:///{folder / 'catalog.sqlite'}", Reserve(folder))
 
     @classmethod
     def at(cls, url: str | None, folder: Path) -> "Catalog":
@@ -96,7 +103,7 @@ class Catalog:
     def versions(self) -> Iterator[AdapterRecord]:
         """Yield every version, those of a name in order."""
         order = (versions.c.tenant, versions.c.name, versions.c.version)
-        with self._engine.connect() as connection:
+        with self._transactions.read() as connection:
             for row in connection.execute(sa.select(versions).order_by(*order)):
                 values = dict(row._mapping)
                 for column in _LISTS:
@@ -107,12 +114,12 @@ class Catalog:
 
     def last_versions(self) -> dict[tuple[str, str], int]:
         """Return the newest number that was ever given, by tenant and name."""
-        with self._engine.connect() as connection:
+        with self._transactions.read() as connection:
             return {(row[0], row[1]): row[2] for row in connection.execute(sa.select(names))}
 
     def aliases(self) -> Iterator[tuple[tuple[str, str], str, Split]]:
         """Yield tenant and name, alias, and what it stands for."""
-        with self._engine.connect() as connection:
+        with self._transactions.read() as connection:
             for tenant, name, alias, split in connection.execute(sa.select(aliases)):
                 yield (tenant, name), alias, Split.load(split)
 
@@ -124,7 +131,7 @@ class Catalog:
         if before is not None:
             found &= moves.c.number < before
         query = sa.select(moves).where(found).order_by(moves.c.number.desc()).limit(limit)
-        with self._engine.connect() as connection:
+        with self._transactions.read() as connection:
             return [_move(row) for row in connection.execute(query)]
 
     def add(self, record: AdapterRecord, replaced: Collection[AdapterRecord] = ()) -> None:
@@ -132,7 +139,8 @@ class Catalog:
         values = {column.name: getattr(record, column.name) for column in versions.columns}
         values |= {column: json.dumps(values[column]) for column in _LISTS}
         number = {"last_version": record.version}
-        with self._change() as connection:
+
+        def add(connection: sa.Connection) -> None:
             _delete(connection, replaced)
             connection.execute(sa.insert(versions).values(values))
             update = sa.update(names).where(_of(names, record.adapter)).values(number)
@@ -141,6 +149,8 @@ class Catalog:
                     sa.insert(names).values(tenant=record.tenant, name=record.name, **number)
                 )
 
+        self._change(add)
+
     def update(self, record: AdapterRecord) -> None:
         """Keep what may change of a version: its stamp, its seal, its pin, and when it expires."""
         found = _of(versions, record.adapter) & (versions.c.version == record.version)
@@ -148,19 +158,23 @@ class Catalog:
             column: getattr(record, column)
             for column in ("stamp", "seal", "is_pinned", "expires_at")
         }
-        with self._change() as connection:
-            connection.execute(sa.update(versions).where(found).values(changed))
+        update = sa.update(versions).where(found).values(changed)
+        self._change(lambda connection: connection.execute(update), is_small=True)
 
     def keep_seals(self, seals: Mapping[str, str]) -> None:
         """Keep the seals of all versions that have this content: digest -> seal."""
-        with self._change() as connection:
+
+        def keep(connection: sa.Connection) -> None:
             for digest, seal in seals.items():
                 found = versions.c.digest == digest
                 connection.execute(sa.update(versions).where(found).values(seal=seal))
 
+        self._change(keep)
+
     def remove(self, records: Collection[AdapterRecord]) -> None:
         """Forget versions; with the last one of an adapter go its aliases and their moves."""
-        with self._change() as connection:
+
+        def forget(connection: sa.Connection) -> None:
             _delete(connection, records)
             for adapter in {record.adapter for record in records}:
                 left = sa.select(sa.func.count()).select_from(versions)
@@ -168,11 +182,14 @@ class Catalog:
                     for table in (aliases, moves):
                         connection.execute(sa.delete(table).where(_of(table, adapter)))
 
+        self._change(forget, is_small=True)
+
     def move(self, move: Move) -> None:
         """Let an alias stand for something else, and keep how it came to that."""
         adapter = (move.tenant, move.name)
         which = {"tenant": move.tenant, "name": move.name, "alias": move.alias}
-        with self._change() as connection:
+
+        def write(connection: sa.Connection) -> None:
             connection.execute(
                 sa.delete(aliases).where(_of(aliases, adapter) & (aliases.c.alias == move.alias))
             )
@@ -188,27 +205,33 @@ class Catalog:
                 )
             )
 
+        self._change(write, is_small=True)
+
     def note(self, key: str) -> str | None:
         """Return what was kept under `key` about the store as a whole."""
-        with self._engine.connect() as connection:
+        with self._transactions.read() as connection:
             return connection.scalar(sa.select(store.c.value).where(store.c.key == key))
 
     def keep_note(self, key: str, value: str) -> None:
         """Keep `value` under `key`."""
-        with self._change() as connection:
+
+        def write(connection: sa.Connection) -> None:
             connection.execute(sa.delete(store).where(store.c.key == key))
             connection.execute(sa.insert(store).values(key=key, value=value))
+
+        self._change(write, is_small=True)
 
     def close(self) -> None:
         """Close the database."""
         self._engine.dispose()
+        if self.reserve:
+            self.reserve.close()
 
-    @contextmanager
-    def _change(self) -> Iterator[sa.Connection]:
-        """Make one transaction of the block."""
+    def _change(self, change: Callable[[sa.Connection], object], *, is_small: bool = False) -> None:
+        """Make one transaction of `change`, which is small or frees something if that is said."""
+        run = self._transactions.small if is_small else self._transactions.large
         try:
-            with self._engine.begin() as connection:
-                yield connection
+            run(change)
         except BaseException:
             self.is_unsure = True
             raise

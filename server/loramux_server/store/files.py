@@ -1,7 +1,7 @@
 """What the store does to its folder: a few plain calls of the operating system.
 
-All that the store writes or reads goes through one `Files`, so tests can put another in its place
-that records, fails or ends the process at any of them.
+All that the store writes or reads, but for the catalog and its reserve, goes through one `Files`,
+so tests can put another in its place that records, fails or ends the process at any of them.
 """
 
 import errno

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from loramux_server.store.moments import in_utc
 from loramux_server.store.revision import mark_change, read_revision
 from loramux_server.store.schema import keys
+from loramux_server.store.transactions import Transactions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,41 +34,50 @@ class KeyRecord:
 class KeyRecords:
     """All keys that were ever made, in the order of their making."""
 
-    def __init__(self, engine: sa.Engine) -> None:
+    def __init__(self, transactions: Transactions) -> None:
         """Work on the tables of the catalog."""
-        self._engine = engine
+        self._transactions = transactions
 
     def revision(self) -> str:
         """Return what is another text after each change."""
-        return read_revision(self._engine)
+        return read_revision(self._transactions.engine)
 
     def all(self) -> list[KeyRecord]:
         """Return every key, also those that open nothing any more."""
         query = sa.select(keys).order_by(keys.c.created_at, keys.c.id)
-        with self._engine.connect() as connection:
+        with self._transactions.read() as connection:
             return [_record(row) for row in connection.execute(query)]
 
     def add(self, record: KeyRecord) -> None:
         """Keep another key."""
-        with self._engine.begin() as connection:
+
+        def write(connection: sa.Connection) -> None:
             mark_change(connection)
             _insert(connection, record)
+
+        self._transactions.small(write)
 
     def replace(self, key_id: str, record: KeyRecord, *, until: datetime.datetime) -> None:
         """Keep a key that takes the place of another one, which is good `until` then at most."""
         is_later = keys.c.expires_at.is_(None) | (keys.c.expires_at > until)
-        with self._engine.begin() as connection:
+
+        def write(connection: sa.Connection) -> None:
             mark_change(connection)
             _insert(connection, record)
             outdated = sa.update(keys).where((keys.c.id == key_id) & is_later)
             connection.execute(outdated.values(expires_at=until))
 
+        self._transactions.small(write)
+
     def revoke(self, key_id: str, at: datetime.datetime) -> None:
         """Let a key open nothing from now on."""
-        with self._engine.begin() as connection:
+
+        def write(connection: sa.Connection) -> None:
             mark_change(connection)
             good = sa.update(keys).where((keys.c.id == key_id) & keys.c.revoked_at.is_(None))
             connection.execute(good.values(revoked_at=at))
+
+        self._transactions.small(write)
 
 
 def _insert(connection: sa.Connection, record: KeyRecord) -> None:

@@ -7,37 +7,44 @@ import sqlalchemy as sa
 from loramux_server.store.policy import Policy
 from loramux_server.store.revision import mark_change, read_revision
 from loramux_server.store.schema import policies
+from loramux_server.store.transactions import Transactions
 
 
 class Policies:
     """The policies of all tenants that have one."""
 
-    def __init__(self, engine: sa.Engine) -> None:
+    def __init__(self, transactions: Transactions) -> None:
         """Work on the tables of the catalog."""
-        self._engine = engine
+        self._transactions = transactions
 
     def revision(self) -> str:
         """Return what is another text after each change."""
-        return read_revision(self._engine)
+        return read_revision(self._transactions.engine)
 
     def all(self) -> list[Policy]:
         """Return every policy, in the order of tenants."""
         names = [field.name for field in fields(Policy)]
         query = sa.select(*(policies.c[name] for name in names)).order_by(policies.c.tenant)
-        with self._engine.connect() as connection:
+        with self._transactions.read() as connection:
             return [Policy(**row._mapping) for row in connection.execute(query)]
 
     def set(self, policy: Policy) -> None:
         """Keep `policy` in place of the one that its tenant has."""
         values = {field.name: getattr(policy, field.name) for field in fields(policy)}
-        with self._engine.begin() as connection:
+
+        def write(connection: sa.Connection) -> None:
             mark_change(connection)
             connection.execute(sa.delete(policies).where(policies.c.tenant == policy.tenant))
             connection.execute(sa.insert(policies).values(values))
 
+        self._transactions.small(write)
+
     def remove(self, tenant: str) -> bool:
         """Let a tenant use what it wants; return whether it had a policy."""
-        with self._engine.begin() as connection:
+
+        def write(connection: sa.Connection) -> bool:
             mark_change(connection)
             gone = connection.execute(sa.delete(policies).where(policies.c.tenant == tenant))
             return gone.rowcount > 0
+
+        return self._transactions.small(write)

@@ -8,6 +8,7 @@ block.
 """
 
 import datetime
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
@@ -25,11 +26,14 @@ from loramux_server.store.quota import Quotas
 from loramux_server.store.record import AdapterRecord, source_of
 from loramux_server.store.reference import parse_name, parse_reference
 from loramux_server.store.refusals import in_use, read_only, taken
+from loramux_server.store.reserve import RESERVE_BYTES
 from loramux_server.store.writing import ADDED, REMOVED, UPDATED, Writing
 from loramux_server.wire.adapter_source import AdapterSource
 
 if TYPE_CHECKING:
     from loramux_server.store.catalog import Catalog
+
+_log = logging.getLogger(__name__)
 
 
 class Registry:
@@ -64,6 +68,10 @@ class Registry:
             self._names = Names()
             self._names.read(*self.catalog.contents())
             self.blobs.recover(self._names.digests())
+            self.blobs.reserve = self.catalog.reserve
+            if self.blobs.reserve and not self.blobs.reserve.start():
+                size = RESERVE_BYTES >> 20
+                _log.warning("the store's disk has less than %d MiB: no new adapters fit", size)
             self._opened = opened.pop_all()
         self._lock = threading.Lock()
         """Held to look at or change what is in memory; never while the disk works."""

@@ -219,6 +219,8 @@ class Uploads:
                     upload.lock.release()
         in_use = {upload.staged.path for upload in list(self._open.values())}
         self._registry.blobs.drop_uploads(time.time() - self._expiry, in_use)
+        if reserve := self._registry.blobs.reserve:
+            reserve.keep()
         with self._lock:
             self._give_back()
 
