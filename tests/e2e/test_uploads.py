@@ -765,6 +765,7 @@ def late_ends(
                 "model": ["--model", str(folder / "nothing")],
                 "base": ["--model", str(roomy_base)],
                 "device": ["--model", str(roomy_base), "--device", "cuda:99"],
+                "memory": ["--model", str(roomy_base), "--kv-memory", "1TiB"],
             }.items()
         }
         return {name: end.result() for name, end in ends.items()}
@@ -776,6 +777,7 @@ def late_ends(
         ("model", "cannot load a base model"),
         ("base", "another base model (sha256:another)"),
         ("device", "device 'cuda:99' cannot be used"),
+        ("memory", "--kv-memory of 1,024.00 GiB does not fit device cpu, where "),
     ],
 )
 def test_what_shows_only_when_the_model_is_loaded_is_one_clear_line_too(

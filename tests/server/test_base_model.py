@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec import structs
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
@@ -38,6 +39,7 @@ from transformers import (
 
 from loramux_server.engine.batch import Batch
 from loramux_server.engine.build import build_engine
+from loramux_server.engine.fit import NoRoomError
 from loramux_server.engine.model_runner import ModelRunner
 from loramux_server.engine.plan import Chunk
 from loramux_server.engine.request import Request
@@ -305,6 +307,28 @@ def test_kernels_that_do_not_run_on_the_device_are_refused() -> None:
     model = replace(prepare(tiny_model("llama")), device=torch.device("cuda"))
     config = EngineConfig(model="", kernels="cpu", kv_memory=1 << 20)
     with pytest.raises(UnservableModelError, match="kernels 'cpu' do not run on device cuda"):
+        build_engine(model, config, InlineExecutor(), lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"kv_memory": 1 << 40}, "--kv-memory of 1,024.00 GiB does not fit"),
+        ({"adapter_memory": 3 << 40}, "--adapter-memory of 3,072.00 GiB does not fit"),
+        (
+            {"kv_memory": 1 << 50, "adapter_memory": 1 << 20},
+            "--kv-memory of 1,048,576.00 GiB and --adapter-memory of 0.00 GiB do not fit",
+        ),
+    ],
+)
+@pytest.mark.parametrize("whole", [0, 1 << 60], ids=["known", "found out"])
+def test_more_memory_than_there_is_is_refused_with_what_is_free(
+    monkeypatch: pytest.MonkeyPatch, asked: dict[str, int], said: str, whole: int
+) -> None:
+    if whole:  # to the allocator it is left then
+        monkeypatch.setattr("loramux_server.engine.fit.all_memory", lambda: whole)
+    model, config = prepare(tiny_model("llama")), structs.replace(EngineConfig(model=""), **asked)
+    with pytest.raises(NoRoomError, match=rf"^{said} device cpu, where [\d.]+ GiB are free$"):
         build_engine(model, config, InlineExecutor(), lambda: None)
 
 

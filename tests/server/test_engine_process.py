@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
+from loramux_server.config import ConfigError
 from loramux_server.engine_link.process import MAX_DEATHS, EngineProcess
 from loramux_server.wire.engine_config import EngineConfig
 from tests.support.polling import eventually
@@ -21,7 +22,7 @@ import json, socket, sys
 sys.path[:0] = {path}
 from loramux_server.wire.channel import read_message, write_message
 from loramux_server.wire.engine_config import decode_config
-from loramux_server.wire.messages import Ready, encode
+from loramux_server.wire.messages import OutOfMemory, Ready, encode
 from loramux_server.wire.model_info import ModelInfo
 from tests.support.engine_sizes import sizes_of
 
@@ -31,6 +32,9 @@ with open(config.model) as file:
     state = json.load(file)
 if state["loads"] == "forever":
     read_message(connection)
+if state["loads"] == "too much":
+    write_message(connection, encode(OutOfMemory("it does not fit")))
+    sys.exit(1)
 sizes = sizes_of(config, free=state["free"])
 write_message(connection, encode(Ready(ModelInfo(
     name="fake", architecture="Fake", fingerprint=state["fingerprint"], dtype="float32",
@@ -114,6 +118,21 @@ async def test_an_engine_that_dies_again_and_again_is_given_up(engines: FakeEngi
             assert await is_so(lambda: engines.ready[-1])
     await asyncio.wait_for(engines.process.wait_failed(), 30)
     assert engines.ready.count(True) == MAX_DEATHS
+
+
+async def test_a_lack_of_memory_ends_the_first_engine_and_is_waited_out_by_the_next(
+    engines: FakeEngines, caplog: pytest.LogCaptureFixture
+) -> None:
+    engines.become(loads="too much")
+    with pytest.raises(ConfigError, match=r"^it does not fit$"):
+        await engines.process.start()
+    engines.become()
+    await engines.process.start()
+    engines.become(loads="too much")  # as long as the one before is not gone as a whole
+    engines.kill()
+    assert await is_so(lambda: "it does not fit" in caplog.text)
+    engines.become()
+    assert await is_so(lambda: engines.ready == [True, False, True])
 
 
 async def test_an_engine_that_loads_is_ended_at_once(engines: FakeEngines) -> None:

@@ -14,6 +14,7 @@ from loramux_server.engine.contexts import Contexts
 from loramux_server.engine.description import model_info
 from loramux_server.engine.ends import Ends
 from loramux_server.engine.engine import Engine
+from loramux_server.engine.fit import fitting
 from loramux_server.engine.kv_room import KvRoom
 from loramux_server.engine.loader import AdapterLoader, TeamLoader
 from loramux_server.engine.model_runner import ModelRunner
@@ -103,18 +104,21 @@ def build_engine(
         team: The processes that have the rest of `model`, if this one has only a part.
 
     Raises:
+        NoRoomError: There is less memory than `config` says.
         UnservableModelError: A memory limit of `config` leaves no room to serve, or its kernels do
             not run on the model's device.
     """
     asked, backend = config, backend_of(config, model)
     context_length = min(config.max_context or model.context_length, model.context_length)
-    most = choose(asked, Means.of(model))
+    means = Means.of(model)
+    most = choose(asked, means)
     room = KvRoom.of(model, asked, most, context_length)
     sizes = replace(most, kv_memory=room.memory)
     config = sizes.in_config(asked)
     num_slots = room.num_blocks * config.block_size
     context_length = min(context_length, num_slots)
-    with team.allocating(num_slots, sizes) if team else nullcontext():
+    allocating = team.allocating(num_slots, sizes) if team else nullcontext()
+    with fitting(model, asked, sizes, means.device), allocating:
         runner = make_runner(model, config, backend, num_slots, room.num_states)
     resting = resting_of(runner, config)
     row_size = RowSize(

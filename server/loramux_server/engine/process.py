@@ -17,6 +17,7 @@ import torch
 from loramux_server.engine.allowance import num_cores
 from loramux_server.engine.build import build_engine
 from loramux_server.engine.exhaustion import last_words
+from loramux_server.engine.fit import NoRoomError
 from loramux_server.engine.model_part import load_model
 from loramux_server.engine.one_gpu import see_one_gpu
 from loramux_server.engine.residents import loader_threads
@@ -26,7 +27,14 @@ from loramux_server.models.servable import UnservableModelError
 from loramux_server.observe.json_lines import set_up_logging
 from loramux_server.wire.channel import read_message, write_message
 from loramux_server.wire.engine_config import EngineConfig, decode_config
-from loramux_server.wire.messages import Ready, StartFailed, ToEngine, decode_to_engine, encode
+from loramux_server.wire.messages import (
+    OutOfMemory,
+    Ready,
+    StartFailed,
+    ToEngine,
+    decode_to_engine,
+    encode,
+)
 
 _SWITCH_SECONDS = 2e-4
 """How long a load may keep Python from a step each time; by default it is half of a step."""
@@ -121,6 +129,9 @@ def main() -> int:
         return 0
     try:
         serve(connection, see_one_gpu(decode_config(first)))
+    except NoRoomError as error:  # which there may be later
+        write_message(connection, encode(OutOfMemory(str(error))))
+        return 1
     except UnservableModelError as error:
         write_message(connection, encode(StartFailed(str(error))))
         return 1

@@ -34,7 +34,7 @@ START_PATIENCE = 10.0
 
 
 class EngineDiedError(ConfigError):
-    """The engine ended before it was ready, and did not say why."""
+    """The engine ended before it was ready; another may do better."""
 
 
 class EngineProcess:
@@ -144,6 +144,8 @@ class EngineProcess:
         code = await engine.wait()
         if isinstance(first, StartFailed):
             raise ConfigError(first.message)
+        if isinstance(first, OutOfMemory):
+            raise EngineDiedError(first.message)
         raise EngineDiedError(f"the engine ended with exit code {code} before it was ready")
 
     async def _first_message(self, engine: RunningEngine) -> FromEngine | None:

@@ -225,7 +225,10 @@ class Report(Struct, frozen=True, tag=True, kw_only=True):
 
 
 class OutOfMemory(Struct, frozen=True, tag=True):
-    """The last message of an engine that has no more memory and cannot go on."""
+    """The last message of an engine that has no more memory and cannot start, or go on."""
+
+    message: str = ""
+    """What did not fit, if it could not start."""
 
 
 ToEngine = Submit | Cancel | Pause | Resume | Drop | Pin | Unpin | Ping

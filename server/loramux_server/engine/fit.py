@@ -1,0 +1,64 @@
+"""Whether the memory of a config is there, in words for who set it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from loramux_server.engine.allowance import all_memory
+from loramux_server.engine.exhaustion import is_out_of_memory
+from loramux_server.models.base_model import BaseModel
+from loramux_server.models.servable import UnservableModelError
+from loramux_server.wire.engine_config import EngineConfig
+from loramux_server.wire.engine_sizes import EngineSizes
+
+_OF_DEVICE = ("kv_memory", "adapter_memory")
+
+
+class NoRoomError(UnservableModelError):
+    """There is less memory than is asked for, at this moment at least."""
+
+
+@contextmanager
+def fitting(model: BaseModel, asked: EngineConfig, sizes: EngineSizes, free: int) -> Iterator[None]:
+    """Refuse what is more than the device has, before the block takes it or when it cannot.
+
+    Args:
+        model: The base model, on its device.
+        asked: The config as it was before sizes were chosen.
+        sizes: The sizes that count.
+        free: Bytes of the device that are free, for this process.
+
+    Raises:
+        NoRoomError: It does not fit.
+    """
+    device = model.device
+    if device.type == "cuda":
+        whole = torch.cuda.get_device_properties(device).total_memory
+    else:
+        whole = all_memory() // model.shard.count
+    taken = {name: getattr(sizes, name) for name in _OF_DEVICE}
+    # Of what is more than all memory a system may promise pages, and end the process later.
+    if sum(taken.values()) > whole:
+        raise _refusal(taken, asked, free, device)
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise _refusal(taken, asked, free, device) from None
+
+
+def _refusal(
+    taken: dict[str, int], asked: EngineConfig, free: int, device: torch.device
+) -> NoRoomError:
+    said = [name for name in taken if getattr(asked, name)]
+    what = " and ".join(
+        f"--{name.replace('_', '-')} of {_shown(taken[name])}" for name in said or taken
+    )
+    do = "does" if len(said) == 1 else "do"
+    return NoRoomError(f"{what} {do} not fit device {device}, where {_shown(free)} are free")
+
+
+def _shown(num_bytes: int) -> str:
+    return f"{num_bytes / (1 << 30):,.2f} GiB"
