@@ -39,6 +39,7 @@ from transformers import (
 
 from loramux_server.engine.batch import Batch
 from loramux_server.engine.build import build_engine
+from loramux_server.engine.context_length import served_context
 from loramux_server.engine.fit import NoRoomError
 from loramux_server.engine.model_runner import ModelRunner
 from loramux_server.engine.plan import Chunk
@@ -308,6 +309,29 @@ def test_kernels_that_do_not_run_on_the_device_are_refused() -> None:
     config = EngineConfig(model="", kernels="cpu", kv_memory=1 << 20)
     with pytest.raises(UnservableModelError, match="kernels 'cpu' do not run on device cuda"):
         build_engine(model, config, InlineExecutor(), lambda: None)
+
+
+@pytest.mark.parametrize(("architecture", "served"), [("llama", 256), ("gpt2", 0), ("opt", 0)])
+def test_more_context_than_the_model_has_is_told_of_or_refused(
+    architecture: str, served: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = prepare(tiny_model(architecture))
+    for asked in (0, 100, 256):
+        config = EngineConfig(model="", max_context=asked)
+        assert served_context(model, config) == (asked or 256)
+    assert not caplog.text
+    config = EngineConfig(model="", max_context=257)
+    if served:
+        assert served_context(model, config) == served
+        (record,) = caplog.records
+        assert (
+            record.getMessage() == f"--max-context is 257, and {model.name} has 256: so many it is"
+        )
+    else:
+        with pytest.raises(
+            UnservableModelError, match=r"is 257, and the positions .* table of 256"
+        ):
+            served_context(model, config)
 
 
 @pytest.mark.parametrize(

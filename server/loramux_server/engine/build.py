@@ -10,6 +10,7 @@ from loramux_server.engine.admission import Admission
 from loramux_server.engine.allowance import all_memory
 from loramux_server.engine.base import Base
 from loramux_server.engine.block_manager import BlockManager
+from loramux_server.engine.context_length import served_context
 from loramux_server.engine.contexts import Contexts
 from loramux_server.engine.description import model_info
 from loramux_server.engine.ends import Ends
@@ -109,7 +110,7 @@ def build_engine(
             not run on the model's device.
     """
     asked, backend = config, backend_of(config, model)
-    context_length = min(config.max_context or model.context_length, model.context_length)
+    context_length = served_context(model, config)
     means = Means.of(model)
     most = choose(asked, means)
     room = KvRoom.of(model, asked, most, context_length)

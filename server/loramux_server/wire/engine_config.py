@@ -67,7 +67,11 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
     ] = 0
     max_context: Annotated[
         int,
-        Meta(ge=0, description="Most tokens of prompt and completion; 0 means the model's own."),
+        Meta(
+            ge=0,
+            description="Most tokens of prompt and completion; 0 means the model's own, and more "
+            "than that there are not.",
+        ),
     ] = 0
     max_running: Annotated[
         int,
