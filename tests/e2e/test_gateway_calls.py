@@ -14,6 +14,7 @@ from loramux import Client
 from loramux.errors import FailedPreconditionError, InvalidArgumentError, LoramuxError
 from loramux.gateway.process import Settings, run
 from loramux_server.access.caller import Role
+from loramux_server.store.policy import Policy
 from tests.support.access import Keys
 from tests.support.certificates import Authority
 from tests.support.fake_server import FakeServer, answer
@@ -38,6 +39,8 @@ class Site:
     viewer: str
     revoked: str
     admin: str
+    few: str
+    """Of a tenant that may have two requests at once."""
 
     def client(self) -> Client:
         return self.server.client(key=self.admin, tls=self.authority)
@@ -73,6 +76,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         keys.make("acme", role).text for role in (Role.USER, Role.VIEWER, Role.ADMIN)
     )
     revoked = keys.revoked("acme", Role.USER).text
+    few = keys.make("few", Role.USER).text
+    keys.catalog.policies.set(Policy(tenant="few", concurrent_requests=2))
     keys.close()
     arguments = ("--reader-timeout", "60", *tls)
     with (
@@ -81,7 +86,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             folder, server.target, "--no-retries", *tls, authority=authority.path
         ) as gateway,
     ):
-        yield Site(gateway, server, authority.path, user, viewer, revoked, admin)
+        yield Site(gateway, server, authority.path, user, viewer, revoked, admin, few)
 
 
 def test_a_key_goes_through_to_the_server(site: Site) -> None:
@@ -98,6 +103,20 @@ def test_a_key_goes_through_to_the_server(site: Site) -> None:
     shown = f"Bearer {site.viewer}"
     assert site.gateway.get(models, authorization=shown).json["data"][0]["id"] == "fake"
     assert site.gateway.get("/health").status == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_more_prompts_than_a_quota_ever_grants_are_refused_for_good(
+    site: Site, stream: bool
+) -> None:
+    found = site.post(key=site.few, prompt=[[1], [2], [3]], stream=stream)
+    assert (found.status, found.error["code"]) == (400, "quota_exceeded")
+    assert found.error["param"] == "prompt"
+    assert "3 prompts" in found.error["message"]
+    assert "'few' may have 2 requests at once" in found.error["message"]
+    assert not {"retry-after", "retry-after-ms"} & found.headers.keys()
+    assert site.post(key=site.few, prompt=[[1], [2]]).status == 200
+    assert site.post(prompt=[[1], [2], [3]]).status == 200
 
 
 @pytest.mark.parametrize("stream", [False, True])

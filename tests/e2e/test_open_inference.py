@@ -12,6 +12,8 @@ from loramux import Client, __version__
 from loramux_server.access.caller import Role
 from loramux_server.inference import open_inference_pb2 as pb
 from loramux_server.observe.call_record import REQUEST_ID_KEY
+from loramux_server.store.catalog import Catalog
+from loramux_server.store.policy import Policy
 from tests.conftest import ADAPTERS
 from tests.support.access import shown
 from tests.support.observed import Observed
@@ -26,7 +28,7 @@ from tests.support.open_inference import (
 )
 from tests.support.polling import eventually
 from tests.support.server import RunningServer
-from tests.support.wire import refusal
+from tests.support.wire import Refusal, refusal
 
 if TYPE_CHECKING:
     from tests.support.heads import Served
@@ -647,3 +649,33 @@ def test_what_is_refused_is_counted(tiny_server: RunningServer, channel: grpc.Ch
         with pytest.raises(grpc.RpcError):
             infer(channel, request)
     assert (refused("invalid_argument"), refused("not_found")) == (before[0] + 1, before[1] + 1)
+
+
+def test_more_texts_than_a_quota_ever_grants_are_refused_for_good(
+    channel: grpc.Channel, tiny_server: RunningServer
+) -> None:
+    catalog = Catalog.in_folder(tiny_server.log.parent / "store")
+    request = asking(BASE, "a", "b", "c", parameters=GREEDY)
+
+    def refused() -> Refusal | None:
+        try:
+            infer(channel, request)
+        except grpc.RpcError as error:
+            return refusal(error)
+        return None
+
+    try:
+        catalog.policies.set(Policy(tenant="public", concurrent_requests=2))
+        assert eventually(lambda: refused() is not None)
+        found = refused()
+        assert found
+        assert (found.code, found.reason) == (
+            grpc.StatusCode.FAILED_PRECONDITION, "QUOTA_EXCEEDED",
+        )  # fmt: skip
+        assert "3 prompts are as many requests at once" in found.message
+        assert not found.retry_delay
+        infer(channel, asking(BASE, "a", "b", parameters=GREEDY))
+    finally:
+        catalog.policies.remove("public")
+        catalog.close()
+    assert eventually(lambda: refused() is None)

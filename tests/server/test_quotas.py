@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from loramux.errors import ResourceExhaustedError
+from loramux.errors import FailedPreconditionError, ResourceExhaustedError
 from loramux_server.access.quotas import Quotas
 from loramux_server.access.token_bucket import TokenBucket
 from loramux_server.store.catalog import Catalog
@@ -85,6 +85,32 @@ def test_requests_at_once() -> None:
             assert "2 requests at once" in str(error)
         assert setup.request() is None
     assert setup.request() is None
+
+
+@pytest.mark.parametrize(
+    ("policy", "what"),
+    [
+        ({"concurrent_requests": 2}, "2 requests at once"),
+        ({"requests_per_second": 2.5}, "2.5 requests a second"),
+    ],
+)
+def test_more_together_than_there_ever_may_be_is_not_to_be_tried_again(
+    policy: dict[str, Any], what: str
+) -> None:
+    setup = Setup(**policy)
+    with pytest.raises(FailedPreconditionError) as caught, setup.quotas.request("acme", 3):
+        pass
+    error = caught.value
+    assert str(error) == (
+        f"3 prompts are as many requests at once, and tenant 'acme' may have {what}; "
+        "send 2 together at most"
+    )
+    assert (error.reason, error.field, error.quota) == ("QUOTA_EXCEEDED", "prompt", "tenant:acme")
+    assert error.retry_delay is None
+    with setup.quotas.request("acme", 2):
+        pass
+    with setup.quotas.request("other", 3):
+        pass
 
 
 def test_what_fails_is_not_under_way_any_more() -> None:

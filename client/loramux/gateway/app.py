@@ -165,7 +165,7 @@ class Gateway:
         body.of_prompts.check(server)
         answering = Answering(
             backend=self.backend,
-            caller=caller,
+            caller=caller.making(len(asked)),
             asked=asked,
             answers=Answers(
                 make_style(body.of_prompts),

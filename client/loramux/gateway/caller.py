@@ -1,7 +1,7 @@
 """What an HTTP request tells of who makes it, and takes along to the server."""
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from starlette.datastructures import Headers
 from starlette.types import Scope
@@ -9,6 +9,8 @@ from starlette.types import Scope
 from loramux._routing.routed import Metadata
 
 _KEY = "loramux.caller"
+_TOGETHER = "x-requests-together"
+"""Metadata that tells of how many calls one is: a quota may never grant so many at once."""
 _MAX_VALUE = 1024
 _MAX_REQUEST_ID = 128
 """Characters of an id that the server takes."""
@@ -26,6 +28,12 @@ class Caller:
     """What goes along with every call made for it, the id included."""
     returned: dict[str, str]
     """Headers that every answer to it has."""
+
+    def making(self, count: int) -> "Caller":
+        """Return the same, whose request is cut into `count` calls."""
+        if count == 1:
+            return self
+        return replace(self, metadata=(*self.metadata, (_TOGETHER, str(count))))
 
 
 def caller_of(scope: Scope) -> Caller:

@@ -91,7 +91,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 31
     """ERROR_REASON_PERMISSION_DENIED means that the caller is known, and may not do this."""
     ERROR_REASON_QUOTA_EXCEEDED: _ErrorReason.ValueType  # 32
-    """ERROR_REASON_QUOTA_EXCEEDED means that the tenant has used what its policy grants."""
+    """ERROR_REASON_QUOTA_EXCEEDED means that the tenant has used what its policy grants; with
+    FAILED_PRECONDITION, that one request has more prompts than the policy ever grants at once.
+    """
     ERROR_REASON_TENANT_DISABLED: _ErrorReason.ValueType  # 33
     """ERROR_REASON_TENANT_DISABLED means that the caller is known, and that nobody of its tenant may
     call at present.
@@ -233,7 +235,9 @@ ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 30
 ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 31
 """ERROR_REASON_PERMISSION_DENIED means that the caller is known, and may not do this."""
 ERROR_REASON_QUOTA_EXCEEDED: ErrorReason.ValueType  # 32
-"""ERROR_REASON_QUOTA_EXCEEDED means that the tenant has used what its policy grants."""
+"""ERROR_REASON_QUOTA_EXCEEDED means that the tenant has used what its policy grants; with
+FAILED_PRECONDITION, that one request has more prompts than the policy ever grants at once.
+"""
 ERROR_REASON_TENANT_DISABLED: ErrorReason.ValueType  # 33
 """ERROR_REASON_TENANT_DISABLED means that the caller is known, and that nobody of its tenant may
 call at present.

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -12,6 +12,7 @@ from loramux.errors import LoramuxError, PermissionDeniedError
 from loramux_server.access.authenticator import Authenticator
 from loramux_server.access.caller import Caller, Permission, enter
 from loramux_server.access.rules import RULES, method_name
+from loramux_server.access.together import enter_together
 from loramux_server.transport.interception import Handler, around
 from loramux_server.transport.rpc import Context, abort
 
@@ -84,8 +85,9 @@ class Gate(grpc.aio.ServerInterceptor):
         rule = RULES.get(method)
         if rule and rule.permission is Permission.NONE:
             return None
-        metadata = cast(Iterable[tuple[str, str | bytes]], context.invocation_metadata() or ())
+        metadata = cast(Sequence[tuple[str, str | bytes]], context.invocation_metadata() or ())
         who = self._authenticator.identify(metadata, context.auth_context)
+        enter_together(metadata)
         enter(who)  # before it is refused, so that the log tells whose call it was
         if why := self._authenticator.refusal(who):
             raise why

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from loramux.errors import ResourceExhaustedError
+from loramux.errors import FailedPreconditionError, ResourceExhaustedError
 from loramux_server.access.token_bucket import TokenBucket
 from loramux_server.store.policies import Policies
 from loramux_server.store.policy import Policy
@@ -62,10 +62,15 @@ class Quotas:
         return self._known.get(tenant) or Policy(tenant=tenant)
 
     @contextmanager
-    def request(self, tenant: str) -> Iterator[None]:
+    def request(self, tenant: str, together: int = 1) -> Iterator[None]:
         """Count a request of `tenant` for as long as the block runs.
 
+        Args:
+            tenant: Whose request it is.
+            together: How many are made at once, of which this is one.
+
         Raises:
+            FailedPreconditionError: So many at once are never granted.
             ResourceExhaustedError: Too many began lately, or are under way.
         """
         use = self._use(tenant)
@@ -74,6 +79,11 @@ class Quotas:
             return
         policy, now = use.policy, self._clock()
         limit = policy.concurrent_requests
+        if limit is not None and together > limit:
+            raise _unreachable(tenant, together, f"{limit} requests at once", limit)
+        if use.requests and together > use.requests.capacity:
+            per_second = f"{policy.requests_per_second:g} requests a second"
+            raise _unreachable(tenant, together, per_second, int(use.requests.capacity))
         if limit is not None and use.running >= limit:
             raise _exceeded(tenant, f"{limit} requests at once", _BUSY_DELAY)
         if use.requests:
@@ -140,6 +150,16 @@ class Quotas:
             if per_minute is None
             else TokenBucket(rate=per_minute / _MINUTE, capacity=per_minute, now=now)
         )
+
+
+def _unreachable(tenant: str, together: int, what: str, most: int) -> FailedPreconditionError:
+    return FailedPreconditionError(
+        f"{together} prompts are as many requests at once, and tenant {tenant!r} may have {what}; "
+        f"send {most} together at most",
+        reason="QUOTA_EXCEEDED",
+        field="prompt",
+        quota=f"tenant:{tenant}",
+    )
 
 
 def _exceeded(tenant: str, what: str, delay: float) -> ResourceExhaustedError:

@@ -9,6 +9,7 @@ from google.protobuf.message import Message
 from loramux.errors import AlreadyExistsError
 from loramux_server.access.caller import caller
 from loramux_server.access.quotas import Quotas
+from loramux_server.access.together import together
 from loramux_server.metrics.series import Metrics
 from loramux_server.observe.call_record import note
 from loramux_server.services.deadline import Deadline
@@ -57,6 +58,7 @@ class Calls:
 
         Raises:
             AlreadyExistsError: The tenant has a request of that id.
+            FailedPreconditionError: It may never have as many as are made together.
             ResourceExhaustedError: It has too many requests.
         """
         request_id = asked or secrets.token_hex(8)
@@ -71,7 +73,7 @@ class Calls:
         self._live.add(key)
         note(generation_id=request_id)
         try:
-            with self._quotas.request(tenant):
+            with self._quotas.request(tenant, together()):
                 yield request_id
         finally:
             self._live.discard(key)

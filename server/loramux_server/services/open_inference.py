@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from loramux import __version__
 from loramux.errors import InvalidArgumentError, LoramuxError, NotFoundError
 from loramux.v1 import generation_pb2
+from loramux_server.access.together import making
 from loramux_server.engine_link.quarantine import Quarantine
 from loramux_server.field_errors import invalid
 from loramux_server.inference import open_inference_pb2
@@ -144,7 +145,9 @@ class OpenInferenceService:
                 response = await self._generation.Generate(_one(asked, index, record), context)
                 return Made(response.completions[0], response.usage.prompt_tokens)
 
-        return answer(request, asked, record, await _all(map(made, range(len(asked.texts)))))
+        count = len(asked.texts)
+        with making(count):
+            return answer(request, asked, record, await _all(map(made, range(count))))
 
     async def _pieces(
         self,
