@@ -8,7 +8,7 @@ server can check before it loads. `loramux_adapters.weights` needs numpy,
 from loramux_adapters.errors import PackageError
 from loramux_adapters.fit import check_fit
 from loramux_adapters.lora import LoraModule
-from loramux_adapters.names import check_adapter_name
+from loramux_adapters.names import check_adapter_name, check_name
 from loramux_adapters.package import Package, read_package
 from loramux_adapters.packing import pack
 from loramux_adapters.sources import open_package, open_source, pack_source
@@ -20,6 +20,7 @@ __all__ = [
     "PackageError",
     "check_adapter_name",
     "check_fit",
+    "check_name",
     "open_package",
     "open_source",
     "pack",

@@ -10,7 +10,12 @@ _NAME = re.compile(r"[a-z0-9]+(?:(?:[_.]|-+)[a-z0-9]+)*")
 
 
 def check_adapter_name(name: str) -> str:
-    """Return `name` if an adapter may have it.
+    """Return `name` if an adapter may have it; see `check_name`."""
+    return check_name(name, "adapter name")
+
+
+def check_name(name: str, what: str) -> str:
+    """Return `name` if it may be that of an adapter or a tenant; `what` it is, for the error.
 
     Names follow the rules that container images know: lower-case letters and digits, with `-`, `_`
     or `.` between them, 63 characters at most. Such a name is safe as a label, a file name and a
@@ -21,12 +26,12 @@ def check_adapter_name(name: str) -> str:
     """
     if len(name) > MAX_NAME_LENGTH:
         raise PackageError(
-            f"adapter name {shown(name)} has {len(name)} characters; at most {MAX_NAME_LENGTH}",
+            f"{what} {shown(name)} has {len(name)} characters; at most {MAX_NAME_LENGTH}",
             "INVALID_FIELD",
         )
     if not _NAME.fullmatch(name):
         raise PackageError(
-            f"adapter name {shown(name)} is not valid: use lower-case letters and digits, "
+            f"{what} {shown(name)} is not valid: use lower-case letters and digits, "
             "with '-', '_' or '.' between them",
             "INVALID_FIELD",
         )

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 
 from loramux import Client
+from loramux.cli.app import run as command_line
+from loramux.cli.gateway import EXIT_CONFIG
 from loramux.errors import FailedPreconditionError, InvalidArgumentError, LoramuxError
 from loramux.gateway.process import Settings, run
 from loramux_server.access.caller import Role
@@ -248,3 +251,29 @@ def test_nothing_is_opened_by_accident(
     }  # fmt: skip
     with pytest.raises(error, match=said):
         run(Settings(**settings | options))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--host", "0.0.0.0"], "lacks TLS"),
+        (["--allowed-host", "http://x"], "without scheme"),
+        (["--routing", "best"], "routing is 'best'"),
+        (["--tls-cert", "nothing", "--tls-key", "nothing"], "No such file"),
+    ],
+    ids=["host", "allowed-host", "routing", "tls"],
+)
+def test_a_setting_that_is_wrong_is_one_line_and_the_exit_code_of_such(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    said: str,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["loramux", "gateway", "--port", "0", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        command_line()
+    assert ended.value.code == EXIT_CONFIG
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.startswith("loramux: ")
+    assert told.count("\n") == 1

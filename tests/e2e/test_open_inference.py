@@ -484,7 +484,7 @@ BAD: dict[str, tuple[pb.ModelInferRequest, str, str]] = {
         "outputs[0].parameters", "'classification'",
     ),
     "raw-too-few": (raw(HELLO, num_inputs=2), "raw_input_contents", "each of 2 inputs"),
-    "raw-too-many": (raw(HELLO, b"\0"), "raw_input_contents", "'2 entries'"),
+    "raw-too-many": (raw(HELLO, b"\0"), "raw_input_contents", "has 2 entries; expected one"),
     "raw-and-contents": (
         changed(lambda r: r.raw_input_contents.append(HELLO)), "text_input.contents", "none beside"
     ),

@@ -223,6 +223,24 @@ def test_no_more_logprobs_than_tokens_can_be_asked_for() -> None:
         check_fields(GenerateRequest(prompt="a", sampling=SamplingParams(logprobs=13)), MODEL)
 
 
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ({"stop": ["x"] * 17}, "stop has 17 strings; expected at most 8"),
+        ({"stop_token_ids": [1] * 129}, "stop_token_ids has 129 tokens; expected at most 128"),
+        (
+            {"logit_bias": dict.fromkeys(range(301), 1.0)},
+            "logit_bias has 301 entries; expected at most 300",
+        ),
+    ],
+    ids=["stop", "stop_token_ids", "logit_bias"],
+)
+def test_a_message_tells_a_count_as_a_count(params: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        check_fields(request_of(**params), MODEL)
+    assert str(caught.value) == f"sampling.{said}"
+
+
 def test_a_message_shows_a_value_escaped_and_short() -> None:
     message = str(invalid("request_id", "\x1b[31m\u202e" + "x" * 1000, "something else"))
     assert r"\x1b[31m\u202e" in message

@@ -17,6 +17,20 @@ DIGEST = "sha256:" + "0123456789abcdef" * 4
 
 
 @pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("A", "adapter name 'A' is not valid"),
+        ("A/a", "tenant name 'A' is not valid"),
+        ("a:A", "tag 'A' is not valid"),
+        ("x" * 64 + "/a", "tenant name 'x"),
+    ],
+)
+def test_what_is_wrong_with_a_reference_is_called_what_it_is(text: str, said: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=said):
+        parse_reference(text, "adapter")
+
+
+@pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("a", Reference("public", "a")),

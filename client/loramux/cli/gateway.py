@@ -1,5 +1,6 @@
 """`loramux gateway`."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +9,10 @@ import typer
 from loramux._channel import checked
 from loramux.cli.options import DEFAULT_SERVER, needs
 from loramux.client import DEFAULT_TIMEOUT
+from loramux.errors import FailedPreconditionError, InvalidArgumentError
+
+EXIT_CONFIG = 78
+"""EX_CONFIG of sysexits.h, as `loramux serve` ends where a setting is wrong."""
 
 
 def gateway(
@@ -88,20 +93,24 @@ def gateway(
         import uvloop  # noqa: F401
 
         from loramux.gateway.process import Settings, run
-    run(
-        Settings(
-            targets=tuple(target),
-            host=host,
-            port=port,
-            tls_cert=tls_cert,
-            tls_key=tls_key,
-            insecure=insecure,
-            allowed_hosts=tuple(allowed_host or ()),
-            retries=retries,
-            routing=checked(routing),
-            timeout=timeout,
-            drain_timeout=drain_timeout,
-            console=console,
-            lora_path_root=lora_path_root,
+    try:
+        run(
+            Settings(
+                targets=tuple(target),
+                host=host,
+                port=port,
+                tls_cert=tls_cert,
+                tls_key=tls_key,
+                insecure=insecure,
+                allowed_hosts=tuple(allowed_host or ()),
+                retries=retries,
+                routing=checked(routing),
+                timeout=timeout,
+                drain_timeout=drain_timeout,
+                console=console,
+                lora_path_root=lora_path_root,
+            )
         )
-    )
+    except (InvalidArgumentError, FailedPreconditionError, OSError) as error:
+        print(f"loramux: {error}", file=sys.stderr)
+        raise typer.Exit(EXIT_CONFIG) from None

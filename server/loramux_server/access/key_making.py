@@ -4,7 +4,7 @@ import datetime
 from dataclasses import replace
 from pathlib import Path
 
-from loramux_adapters import check_adapter_name
+from loramux_adapters import check_name
 from loramux_server.access.caller import Role
 from loramux_server.access.key import Key, key_digest, new_key
 from loramux_server.access.server_secret import make_secret, read_secret
@@ -43,7 +43,7 @@ class KeyMaking:
             ValueError: `label` is too long, or not printable.
             ServerSecretError: The secret of the store cannot be used.
         """
-        check_adapter_name(tenant)
+        check_name(tenant, "tenant name")
         if len(label) > MAX_LABEL or not label.isprintable():
             raise ValueError(f"label is {label!r}; expected {MAX_LABEL} printable characters")
         key, now = new_key(), now_in_utc()

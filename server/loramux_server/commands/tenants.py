@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from loramux.cli.options import Json
-from loramux_adapters import check_adapter_name
+from loramux_adapters import check_name
 from loramux_server.commands.stores import (
     AuditLog,
     CatalogUrl,
@@ -61,7 +61,7 @@ def set_policy(
     audit_log: AuditLog = None,
 ) -> None:
     """Set limits of a tenant; those that are not given stay as they are."""
-    check_adapter_name(tenant)
+    check_name(tenant, "tenant name")
     given: dict[str, object] = {}
     if requests_per_second is not None:
         given["requests_per_second"] = _limit(requests_per_second)
@@ -103,7 +103,7 @@ def disable(
 
     Its keys, limits and adapters stay as they are.
     """
-    check_adapter_name(tenant)
+    check_name(tenant, "tenant name")
     if tenant == DEFAULT_TENANT:
         raise typer.BadParameter(
             f"{tenant!r} is shared by all tenants and cannot be disabled; "

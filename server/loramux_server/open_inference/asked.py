@@ -162,10 +162,9 @@ def asked_of(request: open_inference_pb2.ModelInferRequest, *, goes_on: bool = T
 def _inputs(request: open_inference_pb2.ModelInferRequest) -> dict[str, Tensor]:
     raw = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
-        raise invalid(
+        raise wrong(
             "raw_input_contents",
-            f"{len(raw)} entries",
-            f"one for each of {len(request.inputs)} inputs",
+            f"has {len(raw)} entries; expected one for each of {len(request.inputs)} inputs",
         )
     found: dict[str, Tensor] = {}
     for index, given in enumerate(request.inputs):
@@ -175,7 +174,7 @@ def _inputs(request: open_inference_pb2.ModelInferRequest) -> dict[str, Tensor]:
         if given.name in found:
             raise invalid(field, given.name, "each input once")
         if raw and given.HasField("contents"):
-            raise invalid(f"{given.name}.contents", "set", "none beside raw_input_contents")
+            raise wrong(f"{given.name}.contents", "is set; expected none beside raw_input_contents")
         datatype, most = INPUTS[given.name]
         found[given.name] = read_tensor(given, raw[index] if raw else None, datatype, most)
     return found

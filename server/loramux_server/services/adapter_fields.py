@@ -1,7 +1,7 @@
 """Whether the fields of a request that name adapters are within their limits."""
 
 from loramux.v1 import generation_pb2
-from loramux_server.field_errors import at_fault, invalid
+from loramux_server.field_errors import at_fault, invalid, wrong
 from loramux_server.store.reference import parse_reference
 from loramux_server.wire.adapter_source import Combination
 
@@ -35,7 +35,8 @@ def check_adapters(request: generation_pb2.GenerateRequest) -> None:
         name = generation_pb2.Combination.Name(request.combination)
         raise invalid("combination", name, "none without adapters")
     if len(request.adapters) > MAX_ADAPTERS:
-        raise invalid("adapters", f"{len(request.adapters)} entries", f"at most {MAX_ADAPTERS}")
+        count = len(request.adapters)
+        raise wrong("adapters", f"has {count} entries; expected at most {MAX_ADAPTERS}")
     for i, each in enumerate(request.adapters):
         parse_reference(each.adapter, f"adapters[{i}].adapter")
         if each.HasField("weight"):

@@ -115,9 +115,8 @@ def _check_shaping(params: generation_pb2.SamplingParams, model: ModelInfo) -> N
     for name, (low, high) in NUMBERS.items():
         _check_number(params, name, low, high, above=name == "top_p")
     if len(params.logit_bias) > MAX_BIASES:
-        raise invalid(
-            "sampling.logit_bias", f"{len(params.logit_bias)} entries", f"at most {MAX_BIASES}"
-        )
+        count = len(params.logit_bias)
+        raise wrong("sampling.logit_bias", f"has {count} entries; expected at most {MAX_BIASES}")
     for token, bias in params.logit_bias.items():
         if not -MAX_BIAS <= bias <= MAX_BIAS:
             raise invalid(
@@ -127,18 +126,16 @@ def _check_shaping(params: generation_pb2.SamplingParams, model: ModelInfo) -> N
 
 def _check_stops(params: generation_pb2.SamplingParams, model: ModelInfo) -> None:
     if len(params.stop) > MAX_STOPS:
-        raise invalid("sampling.stop", f"{len(params.stop)} strings", f"at most {MAX_STOPS}")
+        count = len(params.stop)
+        raise wrong("sampling.stop", f"has {count} strings; expected at most {MAX_STOPS}")
     for stop in params.stop:
         if not 1 <= len(stop.encode("utf-8", "surrogatepass")) <= MAX_STOP_BYTES:
             raise invalid("sampling.stop", stop, f"strings of 1 to {MAX_STOP_BYTES} bytes")
     if params.stop and model.tokenizer_json is None:
         raise invalid("sampling.stop", params.stop[0], "none: the base model has no tokenizer")
     if len(params.stop_token_ids) > MAX_STOP_TOKENS:
-        raise invalid(
-            "sampling.stop_token_ids",
-            f"{len(params.stop_token_ids)} tokens",
-            f"at most {MAX_STOP_TOKENS}",
-        )
+        count, field = len(params.stop_token_ids), "sampling.stop_token_ids"
+        raise wrong(field, f"has {count} tokens; expected at most {MAX_STOP_TOKENS}")
 
 
 def _check_integer(params: generation_pb2.SamplingParams, name: str, low: int, high: int) -> None:

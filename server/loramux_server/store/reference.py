@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from loramux_adapters import PackageError, check_adapter_name
+from loramux_adapters import PackageError, check_adapter_name, check_name
 from loramux_adapters.errors import shown
 from loramux_server.field_errors import at_fault, wrong
 
@@ -113,9 +113,10 @@ def _parsed(text: str, default_tenant: str) -> Reference:
         )
     tenant, slash, named = rest.rpartition("/")
     name, colon, tag = named.partition(":")
-    for part, is_there in ((tenant, slash), (name, True), (tag, colon)):
+    parts = (("tenant name", tenant, slash), ("adapter name", name, True), ("tag", tag, colon))
+    for what, part, is_there in parts:
         if is_there:
-            check_adapter_name(part)
+            check_name(part, what)
     if tag.isdecimal() and tag != str(int(tag) or ""):
         raise PackageError(
             f"version {shown(tag)} is not a number from 1 without leading zeros", "INVALID_FIELD"

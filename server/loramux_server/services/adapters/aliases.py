@@ -4,7 +4,7 @@ import asyncio
 
 from loramux.v1 import aliases_pb2
 from loramux_server.access.caller import caller
-from loramux_server.field_errors import invalid
+from loramux_server.field_errors import invalid, wrong
 from loramux_server.services.adapters.descriptions import alias_of, split_of
 from loramux_server.services.adapters.pages import page_size
 from loramux_server.services.adapters.storage import finished, storage_errors
@@ -30,7 +30,7 @@ class AliasService:
     ) -> aliases_pb2.SetAliasResponse:
         """Let an alias stand for other versions."""
         if not request.split.weights:
-            raise invalid("split.weights", "empty", "a weight for at least one version")
+            raise wrong("split.weights", "is empty; expected a weight for at least one version")
         split = await self._set(request, request.split, context)
         return aliases_pb2.SetAliasResponse(alias=alias_of(request.alias, split))
 

@@ -7,7 +7,7 @@ import logging
 import sqlalchemy.exc
 from google.protobuf.duration_pb2 import Duration
 
-from loramux_server.field_errors import invalid
+from loramux_server.field_errors import wrong
 from loramux_server.services.adapters.storage import finished
 from loramux_server.store.registry import Registry
 
@@ -26,7 +26,7 @@ def ttl_of(message: Duration, field: str) -> datetime.timedelta:
     # Compared as numbers: what is far beyond the limits fits no timedelta.
     seconds = message.seconds + message.nanos / 1e9
     if not MIN_TTL.total_seconds() <= seconds <= MAX_TTL.total_seconds():
-        raise invalid(field, f"{seconds:g} s", f"1 s to {MAX_TTL.days:,} days")
+        raise wrong(field, f"is {seconds:g} s; expected 1 s to {MAX_TTL.days:,} days")
     return datetime.timedelta(seconds=seconds)
 
 

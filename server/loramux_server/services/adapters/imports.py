@@ -8,7 +8,7 @@ from typing import BinaryIO
 from loramux.errors import CancelledError, InvalidArgumentError
 from loramux.v1 import adapters_pb2
 from loramux_adapters import PackageError, pack_source
-from loramux_server.field_errors import invalid
+from loramux_server.field_errors import wrong
 from loramux_server.services.adapters.expiry import ttl_of
 from loramux_server.services.adapters.intake import Intake, Registration
 from loramux_server.services.adapters.storage import finished, stoppable
@@ -106,7 +106,7 @@ class Imports:
 
     def _check_size(self, size: int) -> None:
         if not 1 <= size <= self._max_bytes:
-            raise invalid("uri", f"for {size} bytes", f"1 to {self._max_bytes} bytes")
+            raise wrong("uri", f"names {size} bytes; expected 1 to {self._max_bytes} bytes")
 
 
 def _copy(pieces: Iterator[bytes], file: BinaryIO) -> None:

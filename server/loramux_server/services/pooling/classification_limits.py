@@ -58,8 +58,8 @@ def check_sizes(
     check_lengths(lengths, model, num_virtual)
     num_labels = len(scoring.labels.names)
     if scoring.task is Task.TOKENS and sum(lengths) * num_labels > MAX_NUMBERS:
-        raise invalid(
+        raise wrong(
             "inputs",
-            f"{sum(lengths)} tokens, each with {num_labels} labels",
-            f"at most {MAX_NUMBERS // num_labels} tokens in one request",
+            f"has {sum(lengths)} tokens, each with {num_labels} labels; expected at most "
+            f"{MAX_NUMBERS // num_labels} tokens in one request",
         )

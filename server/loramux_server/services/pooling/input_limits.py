@@ -5,7 +5,7 @@ from typing import TypeGuard
 
 from loramux.errors import InvalidArgumentError
 from loramux.v1 import classification_pb2, embedding_pb2
-from loramux_server.field_errors import invalid, wrong
+from loramux_server.field_errors import wrong
 from loramux_server.services.context_room import beside
 from loramux_server.services.text_fields import MAX_PROMPT_BYTES, check_readable, num_bytes, one_of
 from loramux_server.wire.model_info import ModelInfo
@@ -21,13 +21,13 @@ def check_inputs(inputs: Sequence[Input], model: ModelInfo) -> None:
         InvalidArgumentError: They are not; the message says what would be right.
     """
     if not 1 <= len(inputs) <= MAX_INPUTS:
-        raise invalid("inputs", f"{len(inputs)} entries", f"1 to {MAX_INPUTS}")
+        raise wrong("inputs", f"has {len(inputs)} entries; expected 1 to {MAX_INPUTS}")
     size = 0
     for index, each in enumerate(inputs):
         _check_input(f"inputs[{index}]", each, model)
         size += sum(num_bytes(text) for text in _texts(each))
     if size > MAX_PROMPT_BYTES:
-        raise invalid("inputs", f"{size} bytes of text", f"at most {MAX_PROMPT_BYTES}")
+        raise wrong("inputs", f"has {size} bytes of text; expected at most {MAX_PROMPT_BYTES}")
 
 
 def is_pair(each: Input) -> TypeGuard[classification_pb2.ClassifyInput]:

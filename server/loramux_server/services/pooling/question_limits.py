@@ -51,7 +51,7 @@ def check_request(request: question_answering_pb2.AnswerRequest, model: ModelInf
     if model.tokenizer_json is None:
         raise wrong("inputs", "are texts, but the base model came without a tokenizer")
     if not 1 <= len(request.inputs) <= MAX_INPUTS:
-        raise invalid("inputs", f"{len(request.inputs)} entries", f"1 to {MAX_INPUTS}")
+        raise wrong("inputs", f"has {len(request.inputs)} entries; expected 1 to {MAX_INPUTS}")
     size = 0
     for index, each in enumerate(request.inputs):
         for name, text in (("question", each.question), ("context", each.context)):
@@ -59,7 +59,7 @@ def check_request(request: question_answering_pb2.AnswerRequest, model: ModelInf
                 raise invalid(f"inputs[{index}].{name}", "", "a text")
             size += num_bytes(text)
     if size > MAX_PROMPT_BYTES:
-        raise invalid("inputs", f"{size} bytes of text", f"at most {MAX_PROMPT_BYTES}")
+        raise wrong("inputs", f"has {size} bytes of text; expected at most {MAX_PROMPT_BYTES}")
     if request.token_types and not model.takes_token_types:
         right = f"false: the base model, {model.architecture}, is told of no types of tokens"
         raise invalid("token_types", True, right)
@@ -128,10 +128,10 @@ def windows_of(pairs: Sequence[Pair], size: WindowSize) -> list[list[Window]]:
         num_tokens += length + (own - 1) * (pair.num_others + size.overlap)
     # Before there are any: so many would take the time and the memory of others.
     if count > MAX_WINDOWS:
-        raise invalid("inputs", f"{count} windows", f"at most {MAX_WINDOWS} in one request")
+        raise wrong("inputs", f"has {count} windows; expected at most {MAX_WINDOWS} in one request")
     if num_tokens > MAX_WINDOW_TOKENS:
-        right = f"at most {MAX_WINDOW_TOKENS} in one request"
-        raise invalid("inputs", f"windows of {num_tokens} tokens", right)
+        right = f"expected at most {MAX_WINDOW_TOKENS} in one request"
+        raise wrong("inputs", f"has windows of {num_tokens} tokens; {right}")
     return [list(pair.windows(size.max_tokens, size.overlap)) for pair in pairs]
 
 
