@@ -15,10 +15,11 @@ _HEAD = """\
 
 Every method of PEFT 0.21, and every field of its `adapter_config.json`. *Honoured* fields decide
 what is computed; *recorded* ones do not change the result of what was saved, and are kept; others
-are refused with this reason, unless they are switched off. A test holds the table against PEFT's
-config classes, so that a field of a later version cannot slip past. `BOTTLENECK` is what a package
-calls the bottleneck adapters of the `adapters` library (Houlsby, Pfeiffer, parallel); `task_type`
-and `head_activation` are of a prediction head beside them.
+are refused with this reason, unless they are switched off. `merge_weights` is one of PEFT 0.1 and
+0.2. A test holds the table against PEFT's config classes, so that a field of a later version cannot
+slip past. `BOTTLENECK` is what a package calls the bottleneck adapters of the `adapters` library
+(Houlsby, Pfeiffer, parallel); `task_type` and `head_activation` are of a prediction head beside
+them.
 """
 
 _NAMES = f"""\

@@ -40,12 +40,14 @@ FIELDS = Fields(
         "alora_invocation_tokens", "task_type", "target_parameters",
     }),
     # `fan_in_fan_out` matters to PEFT only when it merges, and the configs of initialisations only
-    # before training. `auto_mapping` and `megatron_core` name Python modules: nothing here ever
+    # before training. PEFT 0.1 and 0.2 had `merge_weights`: whether the base has the product added
+    # while the model is not trained, which leaves the sum, and what is saved, as they are. `auto_mapping` and `megatron_core` name Python modules: nothing here ever
     # imports one.
     recorded=frozenset({
         "peft_version", "base_model_name_or_path", "revision", "auto_mapping",
         "inference_mode", "lora_dropout", "fan_in_fan_out", "loftq_config", "eva_config",
         "corda_config", "lora_ga_config", "runtime_config", "megatron_core", "qalora_group_size",
+        "merge_weights",
     }),
     refused={
         "init_lora_weights": "the adapter starts from the base, whose weights PEFT changes again "

@@ -172,6 +172,7 @@ GOOD: dict[str, list[Any]] = {
     "task_type": [None, "", [], {}, "CAUSAL_LM", "FEATURE_EXTRACTION"],
     "of_a_later_peft": [None, False, 0, "", [], {}],
     "loftq_config": [{"loftq_bits": 4}],
+    "merge_weights": [False, True],
     # B12 and B13: recorded, whatever they name.
     "base_model_name_or_path": [
         None, "", "https://example.com/x", "/etc/passwd", "../../x", "someone/else",
