@@ -15,9 +15,9 @@ from transformers import (
 )
 
 from loramux import Client
-from loramux.errors import FailedPreconditionError
+from loramux.errors import FailedPreconditionError, InvalidArgumentError
 from tests.support.adapters import save_tuned
-from tests.support.embedders import write_sentence_files
+from tests.support.embedders import vector_of, write_sentence_files
 from tests.support.encoder_tokenizers import wordpiece
 from tests.support.questions import pipeline_answers
 from tests.support.server import RunningServer
@@ -57,6 +57,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Encoder]:
     tuned = {
         "prompt": (model, PromptTuningConfig(task_type="QUESTION_ANS", **sizes)),
         "judge": (judge, PrefixTuningConfig(task_type="SEQ_CLS", **sizes)),
+        "embedded": (base, PromptTuningConfig(task_type="FEATURE_EXTRACTION", **sizes)),
+        "keyed": (base, PrefixTuningConfig(task_type="FEATURE_EXTRACTION", **sizes)),
     }
     virtual = {
         name: save_tuned(own, each, folder / "adapters" / name, seed=2)
@@ -135,3 +137,19 @@ def test_vectors_are_made_as_the_base_s_folder_says(served: Encoder) -> None:
     with pytest.raises(FailedPreconditionError, match="is an encoder") as caught:
         served.client.generate("a premise")
     assert caught.value.reason == "BASE_CONTINUES_NO_TEXT"
+
+
+@pytest.mark.parametrize("name", ["embedded", "keyed"])
+@torch.inference_mode()
+def test_vectors_are_made_behind_virtual_tokens(served: Encoder, name: str) -> None:
+    ids = served.tokenizer("a premise", return_tensors="pt").input_ids
+    # Embeddings before a text are a part of it to what pools, keys and values are not.
+    states = served.tuned[name](input_ids=ids).last_hidden_state[0]
+    for pooling in ("first", "mean", "last"):
+        found = served.client.embed("a premise", adapter=name, pooling=pooling, normalize=False)
+        wanted = vector_of(states, pooling, normalize=False)
+        torch.testing.assert_close(torch.tensor(found.vector), wanted, rtol=0, atol=1e-4)
+        assert found.usage.prompt_tokens == ids.shape[1]
+    served.client.embed([[5] * 61], adapter=name)
+    with pytest.raises(InvalidArgumentError, match=r"62 tokens.* 3 virtual tokens.* has 64"):
+        served.client.embed([[5] * 62], adapter=name)

@@ -43,7 +43,8 @@ class EmbeddingService:
         async with self._readings.opened(request, context, check_request, check_embeds) as reading:
             asked = Vectors.of(request, reading.told.embedding, self._readings.model)
             texts = await self._readings.inputs(request, reading)
-            check_lengths([len(text.tokens) for text in texts], self._readings.model)
+            lengths = [len(text.tokens) for text in texts]
+            check_lengths(lengths, self._readings.model, reading.num_virtual)
             pooling = asked.pooling
             if pooling is Pooling.FIRST and self._readings.model.kind is ModelKind.DECODER:
                 # What comes after a token changes nothing of it, and is not read.
