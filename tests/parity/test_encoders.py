@@ -169,3 +169,21 @@ def test_texts_of_one_batch_equal_peft_alone(
         found = harness.logits(request_id, len(vector))[0]
         torch.testing.assert_close(found, vector, rtol=0, atol=TOLERANCE)
     assert max(report.batch.adapters for report in harness.reports if report.batch) > 2
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+@torch.inference_mode()
+def test_virtual_tokens_are_no_padding_whatever_token_that_is(padding: int, tmp_path: Path) -> None:
+    folder = save_whole("roberta", tmp_path / "base", pad_token_id=padding)
+    base, own = load_base_model(str(folder)), own_model(folder)
+    config = PromptTuningConfig(task_type="FEATURE_EXTRACTION", num_virtual_tokens=4, **sizes(base))
+    wrapped = save_tuned(own, config, tmp_path / "adapter", seed=1)
+    harness = Harness(base)
+    tokens = [7, 40, 23, 9]
+    request_id = harness.submit(
+        tokens, pack_source(tmp_path / "adapter", tmp_path / "package"), pooling=Pooling.MEAN
+    )
+    harness.run()
+    wanted = vector_of(states_of(wrapped, tokens), Pooling.MEAN, normalize=False)
+    found = harness.logits(request_id, len(wanted))[0]
+    torch.testing.assert_close(found, wanted, rtol=0, atol=TOLERANCE)

@@ -155,6 +155,9 @@ class WholeTexts(nn.Module):
         self._reader = reader
         self._turns = turns
         self._step = step
+        # Models that count positions leave padding out, and virtual tokens are none.
+        padding = getattr(own.config.get_text_config(), "pad_token_id", None)
+        self._stand_in = 1 if padding == 0 else 0
 
     @property
     def is_given_tokens(self) -> bool:
@@ -179,6 +182,10 @@ class WholeTexts(nn.Module):
         """
         step, reader = self._step, self._reader
         assert step.attention is not None
+        if step.embedded:
+            input_ids = input_ids.clone()
+            for run in step.embedded:
+                input_ids[0, run.place_V.to(input_ids.device)] = self._stand_in
         starts = step.attention.query_start_B.tolist()
         spans = list(itertools.pairwise(starts))
         groups = [[number] for number in range(len(spans))]
