@@ -3,11 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-_WIDTHS = ("hidden_size", "n_embd", "d_model")
-_LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
-_HEADS = ("num_attention_heads", "n_head", "num_heads")
+_WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")
+_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+_HEADS = ("num_attention_heads", "n_head", "num_heads", "n_heads")
 _DECODER_LAYERS = ("num_decoder_layers", "decoder_layers")
 _DECODER_HEADS = ("decoder_attention_heads",)
+_EMBEDDING_WIDTHS = ("word_embed_proj_dim", "embedding_size")
+"""Where an embedding is not as wide as what layers make of it."""
 _HEAD_WIDTHS = ("head_dim", "d_kv")
 _KINDS = ("layer_types", "layers_block_type")
 _RECURRENT = frozenset({"linear_attention", "recurrent", "mamba", "conv"})
@@ -42,7 +44,7 @@ def token_shape(config: Mapping[str, object]) -> TokenShape | None:
         return None
     num_kept = _first(config, ("num_key_value_heads",)) or num_heads
     head_width = _first(config, _HEAD_WIDTHS) or width // num_heads
-    embedding = _first(config, ("word_embed_proj_dim",)) or width
+    embedding = _first(config, _EMBEDDING_WIDTHS) or width
     cache = ((num_kept, head_width, head_width),) * num_layers
     return TokenShape(embedding, cache, _has_recurrent_layers(config), num_texts)
 

@@ -18,6 +18,7 @@ from peft import (
     get_peft_model,
 )
 from safetensors.torch import load_file, save_file
+from transformers import AutoModel
 
 from loramux_adapters import PackageError, check_fit
 from loramux_adapters.kinds import read_contents
@@ -26,6 +27,7 @@ from tests.adapters.test_contents import infos
 from tests.support.adapters import expected, quiet_peft, with_adapter
 from tests.support.command_line import Loramux
 from tests.support.models import CONFIGS, RECURRENT, tiny_model
+from tests.support.whole_models import ENCODERS, SEQ2SEQ
 
 INVALID = "INVALID_ADAPTER_CONFIG"
 UNSUPPORTED = "UNSUPPORTED_ADAPTER_FEATURE"
@@ -175,6 +177,16 @@ def test_a_config_of_the_base_says_what_its_tokens_are_like(architecture: str) -
         fields, infos({EMBEDDINGS: [5, 2 * fields["num_layers"] * fields["token_dim"]]})
     )
     check_fit(contents, {}, token=token_shape(json.loads(config.to_json_string(use_diff=False))))
+
+
+@pytest.mark.parametrize("name", ENCODERS | SEQ2SEQ)
+def test_a_config_of_a_base_with_an_encoder_says_how_wide_its_tokens_are(name: str) -> None:
+    config = (ENCODERS | SEQ2SEQ)[name]
+    with torch.device("meta"):
+        embedding = AutoModel.from_config(config).get_input_embeddings()
+    token = token_shape(json.loads(config.to_json_string(use_diff=False)))
+    assert token
+    assert token.width == embedding.weight.shape[1]
 
 
 @pytest.mark.parametrize(
