@@ -41,8 +41,8 @@ FIELDS = Fields(
     }),
     # `fan_in_fan_out` matters to PEFT only when it merges, and the configs of initialisations only
     # before training. PEFT 0.1 and 0.2 had `merge_weights`: whether the base has the product added
-    # while the model is not trained, which leaves the sum, and what is saved, as they are. `auto_mapping` and `megatron_core` name Python modules: nothing here ever
-    # imports one.
+    # while the model is not trained, which leaves the sum, and what is saved, as they are.
+    # `auto_mapping` and `megatron_core` name Python modules: nothing here ever imports one.
     recorded=frozenset({
         "peft_version", "base_model_name_or_path", "revision", "auto_mapping",
         "inference_mode", "lora_dropout", "fan_in_fan_out", "loftq_config", "eva_config",
