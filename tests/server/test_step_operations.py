@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from loramux_server.engine import build, model_runner
+from loramux_server.engine import model_runner, operations
 from loramux_server.kernels.backend import Backend, choose_backend
 from loramux_server.wire.adapter_source import AdapterSource
 from tests.support.adapters import pack_source, save_adapter
@@ -89,7 +89,7 @@ class Setup:
 def setup(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setup:
     slab = Slab()
     monkeypatch.setattr(
-        build,
+        operations,
         "choose_backend",
         lambda *which, **how: slab.watched(choose_backend(*which, **how)),
     )
