@@ -1,6 +1,6 @@
 """Whether an adapter fits a base model, from names and shapes alone."""
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 from loramux_adapters.base_names import sees_images
 from loramux_adapters.behind import check_head
@@ -10,6 +10,7 @@ from loramux_adapters.errors import PackageError
 from loramux_adapters.experts import ExpertsShape, check_experts
 from loramux_adapters.head import HeadShape
 from loramux_adapters.lora import LoraModule
+from loramux_adapters.nearest import nearest
 from loramux_adapters.token_shape import TokenShape
 
 
@@ -54,7 +55,7 @@ def check_fit(
     names |= {edit.module for edit in contents.edits if not _is_of_parameter(edit, base)}
     for name in sorted(names):
         if name not in base:
-            raise no_layer(name, blindness)
+            raise no_layer(name, blindness, base)
     for module in contents.modules:
         _check_features(module, base[module.module])
     for edit in contents.edits:
@@ -121,12 +122,20 @@ def check_sight(
             )
 
 
-def no_layer(module: str, blindness: str = "") -> PackageError:
-    """Return the error of a `module` that is none of the base; `blindness` as in `check_fit`."""
+def no_layer(module: str, blindness: str = "", layers: Iterable[str] = ()) -> PackageError:
+    """Return the error of a `module` that is none of the base.
+
+    Args:
+        module: Its name.
+        blindness: As in `check_fit`.
+        layers: The names of those that the base has, of which the error names some.
+    """
     if blindness and sees_images(module):
         fault = f"is of what sees images, and {blindness}"
     else:
         fault = "is no layer of the base model that can be adapted"
+        if found := nearest(module, layers):
+            fault += f"; the most like it {'are' if len(found) > 1 else 'is'} {', '.join(found)}"
     return PackageError(f"module {module} {fault}", "ADAPTER_BASE_MISMATCH")
 
 

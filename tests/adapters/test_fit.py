@@ -61,7 +61,11 @@ def test_what_has_the_shapes_of_the_base_fits(contents: Contents) -> None:
 
 
 @pytest.mark.parametrize(("contents", "says"), [
-    (low_rank("layers.1.q"), "module layers.1.q is no layer of the base model that can be adapted"),
+    (low_rank("layers.1.q"), "module layers.1.q is no layer of the base model that can be adapted; "
+     "the most like it is layers.0.q$"),
+    (low_rank("transformer.h.3.mlp.c_proj"),
+     "the most like it are layers.0.mlp.down_proj, layers.0.q$"),
+    (low_rank("embed_tokens"), "embed_tokens is no layer of the base model that can be adapted$"),
     (edit("layers.1.q", EditKind.MAGNITUDE, 8), "module layers.1.q is no layer"),
     (edit(NORM, EditKind.ADDED_BIAS, 6), f"module {NORM} is no layer"),
     (low_rank(inputs=5), "the adapter maps 5 to 8 features, the base model 6 to 8"),

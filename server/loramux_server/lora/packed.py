@@ -245,7 +245,7 @@ def _packed(file: Arriving, base: Base, resting: Resting, place: Place | None) -
             if at is None and module.is_outer:
                 continue  # an edit
             if at is None:
-                raise no_layer(module.module)
+                raise no_layer(module.module, layers=base.places)
             rank_GP[at.group, at.part] = module.rank
             scale_GP[at.group, at.part] = module.scale
             a_RK = read_weights(module.a, raw(module.a), form)
