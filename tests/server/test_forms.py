@@ -139,6 +139,21 @@ def test_tokens_of_every_kind_make_the_text(kind: str) -> None:
         texts.forms.close()
 
 
+@pytest.mark.parametrize("is_alone", [True, False])
+def test_tokens_that_are_decoded_as_those_of_t5_make_the_text(is_alone: bool) -> None:
+    tokenizer = scored_tokenizer()
+    decoder = decoders.Metaspace(prepend_scheme="always")
+    tokenizer.backend_tokenizer.decoder = decoder if is_alone else decoders.Sequence([decoder])
+    texts = Texts(setup_of(tokenizer))
+    try:
+        # Pieces that are called like bytes are none here, as those of mT5.
+        for text in ("yes", "us us", '{"a": [1, 2]}', "A"):
+            for seed in range(8):
+                assert tokenizer.decode(texts.write(choice(text), seed) or []) == text
+    finally:
+        texts.forms.close()
+
+
 def test_the_end_may_come_where_the_form_may_end_and_has_to_where_nothing_follows(
     texts: Texts,
 ) -> None:

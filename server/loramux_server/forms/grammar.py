@@ -54,15 +54,16 @@ def tokenizer_of(tokenizer_json: str) -> str:
     """Return the tokenizer with names for its added tokens that no text has.
 
     By its own the library would take `</s>` in a form for the end token. Nor does it know tokens
-    beyond those of the base model, or what is left out where tokens are decoded.
+    beyond those of the base model, what is left out where tokens are decoded, or T5's decoder.
     """
     content: dict[str, Any] = json.loads(tokenizer_json)
     _leave_out(content)
     secret = secrets.token_hex(8)
     names = {token["content"]: f"\ue000{secret}:{token['id']}" for token in content["added_tokens"]}
+    byte_names = _spell_out(content, secret)
     for token in content["added_tokens"]:
         token |= {"content": names[token["content"]], "special": True, "normalized": False}
-    model = content["model"]
+    model, names = content["model"], byte_names | names
     if isinstance(model["vocab"], dict):
         model["vocab"] = {names.get(text, text): i for text, i in model["vocab"].items()}
     else:  # pieces with their scores, by id
@@ -119,6 +120,31 @@ def _rules(form: Form) -> str:
     else:
         rules.append(form.text)
     return "\n".join(rules)
+
+
+def _spell_out(content: dict[str, Any], secret: str) -> dict[str, str]:
+    """Let the decoder of the tokenizer `content`, where it is Metaspace, be steps that mean it.
+
+    Returns:
+        Names, which no text has, for pieces that are called like bytes and are none.
+    """
+    decoder = content["decoder"] or {}
+    steps = decoder.get("decoders", [decoder])
+    kinds = {step.get("type") for step in steps}
+    if "Metaspace" not in kinds:
+        return {}
+    spelled = [
+        {"type": "Replace", "pattern": {"String": step["replacement"]}, "content": " "}
+        if step["type"] == "Metaspace"
+        else step
+        for step in steps
+    ]
+    if "ByteFallback" in kinds:
+        content["decoder"] = {"type": "Sequence", "decoders": spelled}
+        return {}
+    content["decoder"] = {"type": "Sequence", "decoders": [*spelled, {"type": "ByteFallback"}]}
+    byte_pieces = (f"<0x{byte:02X}>" for byte in range(256))
+    return {piece: f"\ue000{secret}:{piece}" for piece in byte_pieces}
 
 
 def _leave_out(content: dict[str, Any]) -> None:
