@@ -140,6 +140,19 @@ def test_a_paused_request_holds_nothing_and_goes_on_where_it_was() -> None:
     assert subject.num_preemptions == 0
 
 
+def test_who_comes_back_hides_nobody_whom_enough_have_passed() -> None:
+    subject = scheduler(Adapters(), max_bypassed=1)
+    first = request(0, adapter="away")
+    for waiting in (first, request(1, adapter="away")):
+        subject.add(waiting)
+    subject.pause(first)
+    subject.add(request(2))
+    assert run(subject) == [(2, 3)]  # and so it has passed the one that waits
+    subject.resume(first)
+    subject.check()
+    assert subject.plan().urgent == "away"
+
+
 def test_a_request_paused_in_the_queue_does_not_start() -> None:
     subject = scheduler(max_running=1)
     subject.add(request(0))

@@ -23,6 +23,15 @@ class Bypass:
         for request in passed:
             request.num_bypassed += 1
 
+    def come_back(self, request: Request) -> None:
+        """Take in that `request`, which was away, waits again: who passed those behind it did it.
+
+        They came later. Else one of them could wait for ever behind it, whoever passes.
+        """
+        if not request.has_started:
+            passed = (other.num_bypassed for other in self._waiting.behind(request))
+            request.num_bypassed = max(request.num_bypassed, *passed, 0)
+
     def is_over(self, request: Request) -> bool:
         """Return whether no more may pass `request`, for they were enough."""
         return request.adapter is not None and request.num_bypassed >= self._most

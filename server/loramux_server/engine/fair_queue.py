@@ -47,6 +47,14 @@ class FairQueue:
             return list(self._lines.values())
         return [self._lines[tenant] for tenant in sorted(self._lines, key=self._served.__getitem__)]
 
+    def behind(self, request: Request) -> Iterator[Request]:
+        """Yield those who wait behind `request`, which waits as well, in its tenant's line."""
+        line = iter(self._lines[request.tenant])
+        for other in line:
+            if other is request:
+                break
+        yield from line
+
     def turns(self) -> Iterator[Request]:
         """Yield those who wait in the order in which they may start.
 

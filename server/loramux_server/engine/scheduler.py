@@ -100,6 +100,7 @@ class Scheduler:
             request.owes_prompt = True
             self._leases.want(request)
             self.waiting.come_back(request)
+            self._bypass.come_back(request)
 
     def plan(self, max_prompt_tokens: int | None = None) -> Plan:
         """Return what the next step computes; blocks and leases for it are taken.
