@@ -84,7 +84,8 @@ def test_forms_and_calls_that_are_demanded_come_after_what_is_thought(client: Cl
         ASKED, adapter="writer", tools=[WEATHER], tool_choice="required", **GREEDY
     )
     assert (demanded.reasoning, demanded.text) == (THOUGHT, "")
-    assert [call.kwargs["city"] for call in demanded.tool_calls] == ["Oslo"]
+    (call,) = demanded.tool_calls  # of which city it was not taught without words before it
+    assert call.kwargs["city"] in CITIES
     for seed in range(4):  # of the base, which was never taught
         free: dict[str, Any] = {"temperature": 1.5, "max_tokens": 250, "seed": seed}
         called = client.chat(
