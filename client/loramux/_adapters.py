@@ -90,7 +90,8 @@ class Adapters(Aliases):
         Args:
             name: What requests will call the adapter, `[tenant/]name`.
             uri: `hf://ORG/NAME[@REVISION][/PATH]`, or `s3://`, `gs://` or `az://` with bucket and
-                path: of a package, or of a folder that PEFT saved. The server has to allow it.
+                path: of a package, or of a folder that PEFT saved; or of an artifact that has
+                either, `oci://HOST/REPOSITORY[:TAG]`. The server has to allow it.
             must_not_exist: Refuse if the newest version of `name` has other content.
             ttl: How long the version stays; None means until it is deleted.
         """

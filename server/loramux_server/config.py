@@ -148,6 +148,13 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True):
             "s3://BUCKET/adapters; can be given several times. By default none."
         ),
     ] = ()
+    oci_allow: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Repositories of OCI registries that may be imported, such as "
+            "ghcr.io/ORG/*; can be given several times. By default none."
+        ),
+    ] = ()
     log_format: Annotated[
         str,
         Meta(

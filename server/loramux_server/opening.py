@@ -82,7 +82,7 @@ def sources_of(config: ServerConfig) -> Sources:
         ConfigError: A place is malformed, or needs what is not installed.
     """
     try:
-        return Sources(config.hub_allow, config.object_allow)
+        return Sources(config.hub_allow, config.object_allow, config.oci_allow)
     except InvalidArgumentError as error:
         raise ConfigError(f"--object-allow: {error}") from None
     except MissingExtraError as error:

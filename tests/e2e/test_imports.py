@@ -1,4 +1,4 @@
-"""Adapters that a real server fetches from an object store and from a hub."""
+"""Adapters that a real server fetches from an object store, a registry and a hub."""
 
 import json
 import subprocess
@@ -25,6 +25,7 @@ from tests.support.adapters import save_adapter
 from tests.support.gateway import RunningGateway
 from tests.support.hub import Hub, running_hub
 from tests.support.models import tiny_model
+from tests.support.registry import Registry, running_registry
 from tests.support.server import RunningServer
 
 moto_server = pytest.importorskip("moto.server")
@@ -102,14 +103,21 @@ def bucket(environment: pytest.MonkeyPatch, folder: Path, package: Path) -> Iter
 
 
 @pytest.fixture(scope="module")
+def artifacts() -> Iterator[Registry]:
+    with running_registry() as registry:
+        yield registry
+
+
+@pytest.fixture(scope="module")
 def server(
     tmp_path_factory: pytest.TempPathFactory, roomy_base: Path, hub: Hub, bucket: Any,
-    package: Path,
+    artifacts: Registry, package: Path,
 ) -> Iterator[RunningServer]:  # fmt: skip
     size = package.stat().st_size
     with RunningServer(
         tmp_path_factory.mktemp("server"), roomy_base, "--hub-allow", "acme/*",
         "--object-allow", "s3://adapters/team", "--object-allow", "s3://missing/",
+        "--oci-allow", f"{artifacts.host}/acme/*",
         "--max-upload", str(2 * size), "--max-tenant-bytes", str(5 * size // 2),
     ) as server:  # fmt: skip
         yield server
@@ -154,6 +162,21 @@ def test_the_command_line_imports(server: RunningServer) -> None:
     said = json.loads(done.stdout)
     assert (said["name"], said["source"]) == ("bot", "import")
     assert said["expires_at"] is not None
+
+
+def test_the_command_line_imports_an_artifact(
+    server: RunningServer, client: Client, artifacts: Registry, folder: Path
+) -> None:
+    digest = artifacts.put_folder("acme/trial", "v1", folder)
+    command = [sys.executable, "-m", "loramux.cli", "import", "--server", server.target]
+    named = f"oci://{artifacts.host}/acme/trial"
+    subprocess.run([*command, f"{named}:v1"], capture_output=True, timeout=60, check=True)
+    imported = client.adapters.get("trial")
+    assert imported.origin == f"{named}@{digest}"
+    assert client.adapters.upload("bot", folder).digest == imported.digest
+    other = named.replace("acme", "other")
+    done = subprocess.run([*command, other], capture_output=True, text=True, timeout=60)
+    assert done.returncode and "--oci-allow of the server does not have it" in done.stderr
 
 
 def test_a_gateway_has_them_imported(server: RunningServer, client: Client, tmp_path: Path) -> None:

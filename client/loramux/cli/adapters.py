@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -58,7 +59,7 @@ def import_adapter(
         str,
         typer.Argument(
             help="hf://ORG/NAME[@REVISION][/PATH], or s3://, gs:// or az:// with bucket and path, "
-            "of a package or a PEFT folder."
+            "of a package or a PEFT folder; or oci://HOST/REPOSITORY[:TAG], which has either."
         ),
     ],
     name: Annotated[
@@ -73,7 +74,7 @@ def import_adapter(
 ) -> None:
     """Let the server fetch an adapter from where it may and register it under a name."""
     stays = None if ttl is None else parse_duration(ttl)
-    last = uri.rstrip("/").rpartition("/")[2].partition("@")[0].removesuffix(".safetensors")
+    last = re.split("[@:]", uri.rstrip("/").rpartition("/")[2])[0].removesuffix(".safetensors")
     with Client(server) as client:
         adapter = client.adapters.import_from(
             name or last.lower(), uri, must_not_exist=must_not_exist, ttl=stays

@@ -107,7 +107,7 @@ class LoraAdapters:
             raise invalid(
                 "lora_path",
                 f"lora_path is {body.lora_path!r}, but this gateway reads no paths: start it with "
-                "--lora-path-root, or give a URI that begins with hf://, s3://, gs:// or az://",
+                "--lora-path-root, or give a URI that begins with hf://, s3://, gs://, az:// or oci://",
             )
         try:
             path = await asyncio.to_thread(self._root.find, body.lora_path)

@@ -40,7 +40,7 @@ class LoraRoot:
             raise invalid(
                 "lora_path",
                 f"lora_path is {path!r}; expected a path below --lora-path-root of the gateway, or "
-                "a URI that begins with hf://, s3://, gs:// or az://",
+                "a URI that begins with hf://, s3://, gs://, az:// or oci://",
             )
         try:
             found.stat()

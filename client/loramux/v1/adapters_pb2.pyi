@@ -239,7 +239,8 @@ class ImportAdapterRequest(_message.Message):
     uri: _builtins.str
     """uri is where it is: `hf://ORG/NAME[@REVISION][/PATH]` on the Hugging Face Hub, or `s3://`, `gs://`
     or `az://` with a bucket and a path. The path is that of a package, `….safetensors`, or of a
-    folder that PEFT saved. It has to be among those that the server allows.
+    folder that PEFT saved. Or `oci://HOST/REPOSITORY[:TAG]`, or `@sha256:…`, of an artifact that has
+    either. It has to be among those that the server allows.
     """
     must_not_exist: _builtins.bool
     """must_not_exist refuses what is other content than the newest version of the name."""

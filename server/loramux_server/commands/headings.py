@@ -14,6 +14,7 @@ HEADINGS = {
     ),
     "Where adapters come from": (
         "adapters", "adapters_interval", "adapter_templates", "hub_allow", "object_allow",
+        "oci_allow",
     ),
     "Uploads and what is stored": (
         "store", "catalog", "max_upload", "upload_idle_timeout", "min_upload_rate", "upload_expiry",

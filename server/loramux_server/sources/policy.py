@@ -9,6 +9,8 @@ from typing import Protocol
 from loramux.errors import PermissionDeniedError
 from loramux_server.sources.hub import HubFiles, parse_uri
 from loramux_server.sources.objects import Objects, check_uri
+from loramux_server.sources.oci import OciFiles
+from loramux_server.sources.oci import parse_uri as parse_oci_uri
 from loramux_server.sources.snapshot import Snapshot, not_a_uri
 
 
@@ -26,20 +28,33 @@ class MissingExtraError(Exception):
 class Sources:
     """What may be imported."""
 
-    def __init__(self, hub_allow: Sequence[str] = (), object_allow: Sequence[str] = ()) -> None:
-        """Allow repositories of the hub by pattern, and objects by the beginning of their URI.
+    def __init__(
+        self,
+        hub_allow: Sequence[str] = (),
+        object_allow: Sequence[str] = (),
+        oci_allow: Sequence[str] = (),
+    ) -> None:
+        """Allow repositories by pattern, and objects by the beginning of their URI.
+
+        Args:
+            hub_allow: Of the hub, as `ORG/NAME`.
+            object_allow: Of object stores.
+            oci_allow: Of registries, as `HOST/REPOSITORY`.
 
         Raises:
             InvalidArgumentError: A beginning is none that an object could have.
-            MissingExtraError: Objects are allowed, and obstore is not installed.
+            MissingExtraError: What is allowed needs a package that is not installed.
         """
         self._hub_allow = tuple(hub_allow)
+        self._oci_allow = tuple(pattern.removeprefix("oci://") for pattern in oci_allow)
         # With a name behind it, since a whole bucket may be allowed.
         self._object_allow = [
             check_uri(f"{prefix.rstrip('/')}/x").removesuffix("x") for prefix in object_allow
         ]
         if object_allow and not importlib.util.find_spec("obstore"):
             raise MissingExtraError("--object-allow needs obstore: pip install 'loramux[objects]'")
+        if oci_allow and not importlib.util.find_spec("requests"):
+            raise MissingExtraError("--oci-allow needs requests: pip install 'loramux[oci]'")
 
     def find(self, uri: str) -> Opening:
         """Return what opens `uri`; nothing is asked of its source before.
@@ -59,7 +74,13 @@ class Sources:
             if any(checked.startswith(prefix) for prefix in self._object_allow):
                 return partial(Objects, checked)
             raise _not_allowed(uri, "--object-allow")
-        raise not_a_uri(uri, "one that begins with hf://, s3://, gs:// or az://")
+        if separator and scheme == "oci":
+            named = parse_oci_uri(uri)
+            place = f"{named.host}/{named.repository}"
+            if any(fnmatchcase(place, pattern) for pattern in self._oci_allow):
+                return partial(OciFiles, named)
+            raise _not_allowed(uri, "--oci-allow")
+        raise not_a_uri(uri, "one that begins with hf://, s3://, gs://, az:// or oci://")
 
 
 def _not_allowed(uri: str, flag: str) -> PermissionDeniedError:

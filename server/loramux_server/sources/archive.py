@@ -1,0 +1,163 @@
+"""Files in a tar archive that comes in pieces, packed with gzip or not, read within bounds.
+
+tarfile itself reads a header of any length that an archive announces into memory; here one block is
+given to it at a time.
+"""
+
+import itertools
+import re
+import tarfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+_BLOCK = tarfile.BLOCKSIZE
+_PIECE_BYTES = 1 << 20
+_MAX_HEADER_BYTES = 64 << 10
+"""Of a long name, or of what else is said of one file."""
+_MAX_BYTES = 64 << 30
+"""Of an archive, unpacked."""
+_MAX_FILES = 10_000
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
+_RECORD = re.compile(rb"(\d+) ([^=]+)=")
+
+
+class ArchiveError(Exception):
+    """It is no archive that can be read here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A file of an archive."""
+
+    path: str
+    size: int
+    """In bytes."""
+    pieces: Iterator[bytes]
+    """What it has; gone when the next file is asked for."""
+
+
+def members(pieces: Iterator[bytes]) -> Iterator[Member]:
+    """Yield the files of an archive, and read it to its end.
+
+    Raises:
+        ArchiveError: It is none, or too large.
+    """
+    flow = _Flow(_unpacked(pieces))
+    path, size, count = "", -1, 0
+    while any(block := flow.exactly(_BLOCK)):
+        try:
+            info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        except tarfile.HeaderError as error:
+            raise ArchiveError(f"a header of the archive: {error}") from error
+        if (count := count + 1) > _MAX_FILES:
+            raise ArchiveError(f"the archive has more than {_MAX_FILES} entries")
+        if info.type in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE):
+            said = _header(flow, info)
+            if info.type == tarfile.XHDTYPE:
+                path, size = _records(said, path, size)
+            else:
+                path = said.rstrip(b"\0").decode(errors="surrogateescape")
+            continue
+        has_data = info.isreg() or info.type not in tarfile.SUPPORTED_TYPES
+        if info.type in (tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGLINK):
+            flow.skip(_padded(info.size))
+            continue
+        length = max(info.size, 0) if size < 0 else size
+        end = flow.at + (_padded(length) if has_data else 0)
+        if info.type in _PLAIN:
+            yield Member(path or info.name, length, flow.pieces(length))
+        flow.skip(end - flow.at)
+        path, size = "", -1
+    flow.skip_all()
+
+
+def _header(flow: "_Flow", info: tarfile.TarInfo) -> bytes:
+    if not 0 <= info.size <= _MAX_HEADER_BYTES:
+        raise ArchiveError(f"a header of the archive has {info.size} bytes")
+    return flow.exactly(_padded(info.size))[: info.size]
+
+
+def _records(said: bytes, path: str, size: int) -> tuple[str, int]:
+    """Return path and size as records of POSIX's format pax have them."""
+    while found := _RECORD.match(said):
+        length = int(found[1][:9])
+        value = said[found.end() : length].rstrip(b"\n")
+        if found[2] == b"path":
+            path = value.decode(errors="surrogateescape")
+        elif found[2] == b"size" and value.isdigit():
+            size = int(value[:18])
+        said = said[max(length, found.end()) :]
+    return path, size
+
+
+def _padded(size: int) -> int:
+    return -(-max(size, 0) // _BLOCK) * _BLOCK
+
+
+class _Flow:
+    """Bytes that come in pieces, and are wanted in others."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self.at = 0
+        """How many were read."""
+        self._pieces = pieces
+        self._left = memoryview(b"")
+
+    def pieces(self, size: int) -> Iterator[bytes]:
+        """Yield the next `size` bytes."""
+        while size > 0:
+            if not self._left:
+                self._left = memoryview(next(self._pieces, b""))
+            if not self._left:
+                raise ArchiveError("the archive ends in the midst of something")
+            piece, self._left = self._left[:size], self._left[size:]
+            size -= len(piece)
+            self.at += len(piece)
+            if self.at > _MAX_BYTES:
+                raise ArchiveError(f"the archive has more than {_MAX_BYTES} bytes")
+            yield bytes(piece)
+
+    def exactly(self, size: int) -> bytes:
+        """Return the next `size` bytes."""
+        return b"".join(self.pieces(size))
+
+    def skip(self, size: int) -> None:
+        """Pass over `size` bytes."""
+        for _ in self.pieces(size):
+            pass
+
+    def skip_all(self) -> None:
+        """Pass over all that still comes; it is padding."""
+        self._left = memoryview(b"")
+        for piece in self._pieces:
+            self.at += len(piece)
+            if self.at > _MAX_BYTES:
+                raise ArchiveError(f"the archive has more than {_MAX_BYTES} bytes")
+
+
+def _unpacked(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield what `pieces` are; gzip has several parts where it was written in parallel."""
+    first = next(pieces, b"")
+    if first.startswith(_ZSTD):
+        raise ArchiveError("the archive is packed with zstd; expected gzip, or none")
+    if not first.startswith(_GZIP):
+        yield first
+        yield from pieces
+        return
+    unpack = zlib.decompressobj(zlib.MAX_WBITS | 16)
+    for packed in itertools.chain((first,), pieces):
+        piece = packed.lstrip(b"\0") if unpack.eof else packed
+        while piece:
+            if unpack.eof:
+                unpack = zlib.decompressobj(zlib.MAX_WBITS | 16)
+            try:
+                came = unpack.decompress(piece, _PIECE_BYTES)
+            except zlib.error as error:
+                raise ArchiveError("the archive is no right gzip") from error
+            if came:
+                yield came
+            piece = unpack.unused_data.lstrip(b"\0") if unpack.eof else unpack.unconsumed_tail
+    if not unpack.eof:
+        raise ArchiveError("the archive ends before its gzip does")

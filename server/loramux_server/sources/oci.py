@@ -1,0 +1,172 @@
+"""Adapters in registries of OCI artifacts: `oci://HOST/REPOSITORY[:TAG]`, or `@sha256:…`.
+
+An artifact has the files of a PEFT folder, or one package, however they came there: each as a layer
+of its own, by name (`oras push`, ModelPack's raw layers), or in tar archives, so in whichever
+folder of an image (`docker build`, modelcars of KServe, ModelKits of KitOps).
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from loramux_server.sources.archive import ArchiveError, members
+from loramux_server.sources.snapshot import (
+    OPTIONAL,
+    PACKAGE_SUFFIX,
+    REQUIRED,
+    not_a_uri,
+    not_found,
+    not_readable,
+    unavailable,
+)
+
+_LABEL = r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
+_HOST = rf"{_LABEL}(?:\.{_LABEL})*(?::\d{{1,5}})?"
+_PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_URI = re.compile(
+    rf"oci://(?P<host>{_HOST})/(?P<repository>{_PART}(?:/{_PART})*)"
+    r"(?:@(?P<digest>sha256:[0-9a-f]{64})|:(?P<tag>[A-Za-z0-9_][A-Za-z0-9._-]{0,127}))?"
+)
+_TITLES = ("org.opencontainers.image.title", "org.cncf.model.filepath")
+"""Annotations that name the file that a layer is; the second, of ModelPack, an archive has, too."""
+_ARCHIVE = re.compile(r"[.+]tar(?P<packing>[.+](?:gzip|zstd))?$")
+"""Types of layers that are archives, but with a title and no packing: so ORAS calls files."""
+
+
+@dataclass(frozen=True, slots=True)
+class OciUri:
+    """What is named in a registry."""
+
+    host: str
+    """With its port, if it has one."""
+    repository: str
+    reference: str
+    """A tag or a digest."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a file is."""
+
+    layer: str
+    """Digest of the blob."""
+    path: str
+    """In the archive that the blob is; empty where it is the file itself."""
+    size: int
+
+
+def parse_uri(uri: str) -> OciUri:
+    """Return what `uri` names.
+
+    Raises:
+        InvalidArgumentError: It is no such URI.
+    """
+    found = _URI.fullmatch(uri)
+    if not found:
+        raise not_a_uri(uri, "oci://HOST/REPOSITORY, then :TAG or @sha256:DIGEST")
+    return OciUri(found["host"], found["repository"], found["digest"] or found["tag"] or "latest")
+
+
+class OciFiles:
+    """One package, or the files of a PEFT folder, in one artifact."""
+
+    def __init__(self, uri: OciUri) -> None:
+        """Look what an artifact has; of archives that takes reading them once.
+
+        Raises:
+            NotFoundError: It has no adapter, or is not there.
+            UnavailableError: The registry does not answer.
+        """
+        from loramux_server.sources.registry import Registry, layers_of
+
+        self._registry = Registry(uri.host, uri.repository)
+        at = "@" if ":" in uri.reference else ":"
+        self.origin = f"oci://{uri.host}/{uri.repository}{at}{uri.reference}"
+        with self._errors():
+            digest, manifest = self._registry.manifest(uri.reference)
+            self.origin = f"oci://{uri.host}/{uri.repository}@{digest}"
+            there: dict[str, _Place] = {}
+            for layer in layers_of(manifest):
+                there |= self._files(layer)
+        self._chosen = self._choose(there)
+        self.sizes: Mapping[str, int] = {name: place.size for name, place in self._chosen.items()}
+
+    def read(self, name: str) -> Iterator[bytes]:
+        """Yield the pieces of a file; see `Snapshot.read`."""
+        place = self._chosen[name]
+        with self._errors():
+            if not place.path:
+                yield from self._registry.blob(place.layer)
+                return
+            for member in members(self._registry.blob(place.layer)):
+                if member.path == place.path:
+                    yield from member.pieces
+
+    def _files(self, layer: Mapping[str, Any]) -> dict[str, _Place]:
+        """Return the files of a layer by their paths."""
+        from loramux_server.sources.registry import RegistryError, digest_in
+
+        digest, size = digest_in(layer), layer.get("size")
+        notes = layer.get("annotations")
+        notes = notes if isinstance(notes, dict) else {}
+        archive = _ARCHIVE.search(str(layer.get("mediaType")))
+        if archive and (archive["packing"] or _TITLES[0] not in notes):
+            return {
+                member.path: _Place(digest, member.path, member.size)
+                for member in members(self._registry.blob(digest))
+            }
+        if not isinstance(size, int) or size < 0:
+            raise RegistryError("a descriptor has no size")
+        for title in _TITLES:
+            if isinstance(path := notes.get(title), str):
+                return {path: _Place(digest, "", size)}
+        return {}  # a configuration, or what only its own program knows
+
+    def _choose(self, there: Mapping[str, _Place]) -> dict[str, _Place]:
+        """Return those files that make the adapter, by their names."""
+        paths = {path.removeprefix("./").lstrip("/"): place for path, place in there.items()}
+        config, tensors = REQUIRED
+        folders = [path.removesuffix(config) for path in paths if f"/{path}".endswith(f"/{config}")]
+        folders = [folder for folder in folders if folder + tensors in paths]
+        if len(folders) > 1:
+            raise not_found(self.origin, f"there is more than one adapter: in {_some(folders)}")
+        if folders:
+            (folder,) = folders
+            names = (*REQUIRED, *OPTIONAL)
+            return {name: paths[folder + name] for name in names if folder + name in paths}
+        packages = [path for path in paths if path.endswith(PACKAGE_SUFFIX)]
+        if len(packages) > 1:
+            raise not_found(self.origin, f"there is more than one package: {_some(packages)}")
+        if not packages:
+            raise not_found(self.origin, f"there is no {config} with {tensors}, and no package")
+        return {packages[0].rpartition("/")[2]: paths[packages[0]]}
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Turn errors of the registry into errors of ours, without their text."""
+        from requests import RequestException
+        from urllib3.exceptions import HTTPError
+
+        from loramux_server.sources.registry import RegistryError
+        from loramux_server.sources.registry_credentials import CredentialsError
+
+        try:
+            yield
+        except RegistryError as error:
+            if error.status in (401, 403):
+                raise not_readable(self.origin) from None
+            if error.status == 404:
+                raise not_found(self.origin, "there is no such artifact") from None
+            raise unavailable(self.origin, str(error)) from None
+        except CredentialsError as error:
+            raise unavailable(self.origin, f"credentials: {error}") from None
+        except ArchiveError as error:
+            raise not_found(self.origin, str(error)) from None
+        except (RequestException, HTTPError, OSError) as error:
+            raise unavailable(self.origin, type(error).__name__) from error
+
+
+def _some(paths: list[str]) -> str:
+    return ", ".join(path or "/" for path in sorted(paths)[:3])

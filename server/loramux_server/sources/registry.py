@@ -1,0 +1,225 @@
+"""Reading from registries of OCI artifacts, as far as that takes two requests: manifests and blobs.
+
+By the OCI distribution specification (https://github.com/opencontainers/distribution-spec) and, for
+tokens, Docker's (https://distribution.github.io/distribution/spec/auth/token/). Proxies and further
+authorities are those that requests finds in the environment. As for Docker, a registry on this
+machine is asked without TLS, and any other never is.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.cookiejar import DefaultCookiePolicy
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+from requests.auth import AuthBase
+from requests.utils import parse_dict_header
+
+from loramux_server.sources.registry_credentials import Credentials, credentials_for
+
+PIECE_BYTES = 1 << 20
+TIMEOUT = 30.0
+"""Seconds that the next bytes may take."""
+MAX_MANIFEST_BYTES = 4 << 20
+"""As large as the specification has registries take one."""
+_INDEXES = (
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+)
+_MANIFESTS = (
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.docker.distribution.manifest.v2+json",
+)
+_LOOPBACK = re.compile(r"(localhost|127(\.\d+){3})(:\d+)?")
+_HUB, _HUB_HOST = "docker.io", "registry-1.docker.io"
+
+
+class RegistryError(Exception):
+    """A registry does not give what was asked for."""
+
+    def __init__(self, why: str, status: int = 0) -> None:
+        super().__init__(why)
+        self.status = status
+        """Of HTTP; 0 if what came is not right."""
+
+
+class Registry:
+    """A repository of a registry. All methods block."""
+
+    def __init__(self, host: str, repository: str) -> None:
+        self._host, self._repository = host, repository
+        self._is_local = bool(_LOOPBACK.fullmatch(host))
+        scheme = "http" if self._is_local else "https"
+        self._url = f"{scheme}://{_HUB_HOST if host == _HUB else host}/v2/{repository}"
+        self._session = requests.Session()
+        # Some take whoever keeps a cookie for a browser.
+        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        self._access = _Access()
+
+    def manifest(self, reference: str) -> tuple[str, dict[str, Any]]:
+        """Return the digest and the content of the manifest of an artifact or image.
+
+        Of an index, which has one for each platform, the first is taken that is for one: an adapter
+        is the same on all.
+
+        Args:
+            reference: A tag or a digest.
+
+        Raises:
+            RegistryError: There is none, or it is not right.
+            requests.RequestException: The registry does not answer, or
+            urllib3.exceptions.HTTPError, in the midst of an answer.
+        """
+        accepted = ", ".join((*_MANIFESTS, *_INDEXES))
+        with self._get(f"/manifests/{reference}", Accept=accepted) as response:
+            data = _all_of(response, MAX_MANIFEST_BYTES)
+        digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        if ":" in reference and digest != reference:
+            raise RegistryError("the manifest does not have its digest")
+        manifest = _object(data, "the manifest")
+        if "manifests" not in manifest:
+            return digest, manifest
+        for entry in _objects(manifest, "manifests"):
+            platform = entry.get("platform")
+            if not isinstance(platform, dict) or platform.get("os") != "unknown":
+                inner = digest_in(entry)
+                _, manifest = self.manifest(inner)
+                if "manifests" in manifest:
+                    raise RegistryError("an index has another one in it")
+                return inner, manifest
+        raise RegistryError("the index has no manifest")
+
+    def blob(self, digest: str) -> Iterator[bytes]:
+        """Yield the pieces of a blob; that it has its digest is known when the last has come.
+
+        Raises:
+            RegistryError: There is none, or it has another digest.
+            requests.RequestException: The registry does not answer, or
+            urllib3.exceptions.HTTPError, in the midst of an answer.
+        """
+        found = hashlib.sha256()
+        with self._get(f"/blobs/{digest}") as response:
+            while piece := response.raw.read(PIECE_BYTES, decode_content=False):
+                found.update(piece)
+                yield piece
+        if digest != f"sha256:{found.hexdigest()}":
+            raise RegistryError("a blob does not have its digest")
+
+    @contextmanager
+    def _get(self, path: str, **headers: str) -> Iterator[requests.Response]:
+        """Ask for something below the repository, with a token if one is asked for."""
+        # Bytes as they are: what was packed on the way could grow beyond all bounds here.
+        headers["Accept-Encoding"] = "identity"
+        for is_last in (False, True):
+            with self._session.get(
+                self._url + path, headers=headers, auth=self._access, stream=True, timeout=TIMEOUT
+            ) as response:
+                if response.status_code == 401 and not is_last:
+                    self._ask_access(response.headers.get("WWW-Authenticate", ""))
+                    continue
+                if response.status_code != 200:
+                    raise RegistryError(
+                        f"the registry answers {response.status_code}", response.status_code
+                    )
+                yield response
+                return
+
+    def _ask_access(self, challenge: str) -> None:
+        """Get what a registry wants to see, by the challenge of its 401."""
+        kind, _, rest = challenge.partition(" ")
+        credentials = credentials_for(self._host, self._repository)
+        if kind.lower() == "basic" and credentials:
+            self._access.header = credentials.basic()
+        elif kind.lower() == "bearer":
+            asked = parse_dict_header(rest)  # type: ignore[no-untyped-call]
+            token = self._token(asked, credentials)
+            self._access.header = f"Bearer {token}"
+        else:
+            raise RegistryError("the registry asks for credentials", 401)
+
+    def _token(self, asked: Mapping[str, str | None], credentials: Credentials | None) -> str:
+        realm, service = asked.get("realm") or "", asked.get("service") or ""
+        if urlsplit(realm).scheme != "https" and not self._is_local:
+            raise RegistryError("the registry wants credentials sent without TLS", 401)
+        wanted = {"service": service, "scope": f"repository:{self._repository}:pull"}
+        access = _Access()
+        if credentials and credentials.is_refresh_token:
+            wanted |= {"grant_type": "refresh_token", "client_id": "loramux"}
+            wanted["refresh_token"] = credentials.secret
+            response = self._session.post(
+                realm, data=wanted, auth=access, stream=True, timeout=TIMEOUT
+            )
+        else:
+            access.header = credentials.basic() if credentials else ""
+            response = self._session.get(
+                realm, params=wanted, auth=access, stream=True, timeout=TIMEOUT
+            )
+        with response:
+            if response.status_code != 200:
+                status = response.status_code
+                raise RegistryError(f"the registry's tokens: {status}", status)
+            answer = _object(_all_of(response, PIECE_BYTES), "the token")
+        token = answer.get("token") or answer.get("access_token")
+        if not isinstance(token, str):
+            raise RegistryError("the registry gives no token")
+        return token
+
+
+def digest_in(descriptor: Mapping[str, Any]) -> str:
+    """Return the digest of what a descriptor describes.
+
+    Raises:
+        RegistryError: It has none that can be checked.
+    """
+    digest = descriptor.get("digest")
+    if not isinstance(digest, str) or not re.fullmatch("sha256:[0-9a-f]{64}", digest):
+        raise RegistryError("a descriptor has no digest of the form sha256:HEX")
+    return digest
+
+
+def layers_of(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the descriptors of what an artifact or image is made of, in order.
+
+    Raises:
+        RegistryError: It does not say.
+    """
+    return _objects(manifest, "layers")
+
+
+class _Access(AuthBase):
+    """What a registry wants to see of a caller; without it, requests looks into .netrc."""
+
+    header = ""
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        if self.header:
+            request.headers["Authorization"] = self.header
+        return request
+
+
+def _all_of(response: requests.Response, most: int) -> bytes:
+    data: bytes = response.raw.read(most + 1, decode_content=False)
+    if len(data) > most:
+        raise RegistryError(f"an answer has more than {most} bytes")
+    return data
+
+
+def _object(data: bytes, what: str) -> dict[str, Any]:
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise RegistryError(f"{what} is no JSON object")
+    return found
+
+
+def _objects(manifest: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    found = manifest.get(name)
+    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+        raise RegistryError(f"the manifest has no list of {name}")
+    return found

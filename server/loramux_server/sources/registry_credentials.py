@@ -1,0 +1,131 @@
+"""Credentials for registries, where docker, podman and Kubernetes put them.
+
+They are in the file that REGISTRY_AUTH_FILE names, or else in `config.json` of the folder that
+DOCKER_CONFIG names, which is `~/.docker` by default. What is said there of a helper is asked of the
+program `docker-credential-NAME` (https://docs.docker.com/reference/cli/docker/login/).
+"""
+
+import base64
+import binascii
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_REFRESH_TOKEN = "<token>"
+"""What docker calls the user where the secret is a token to get others with."""
+_HELPER_TIMEOUT = 30.0
+
+
+class CredentialsError(Exception):
+    """What should have credentials cannot be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What a registry knows somebody by."""
+
+    username: str
+    secret: str
+
+    @property
+    def is_refresh_token(self) -> bool:
+        """Whether the secret is a token to get others with."""
+        return self.username == _REFRESH_TOKEN
+
+    def basic(self) -> str:
+        """Return the header Authorization of HTTP's basic authentication."""
+        pair = f"{self.username}:{self.secret}".encode()
+        return f"Basic {base64.b64encode(pair).decode()}"
+
+
+def credentials_for(host: str, repository: str) -> Credentials | None:
+    """Return those for a repository, or for its registry; None if there are none.
+
+    Raises:
+        CredentialsError: The file is malformed, or a helper fails.
+    """
+    path = _path()
+    try:
+        config = json.loads(path.read_bytes())
+        known = {_plain(name): entry for name, entry in config.get("auths", {}).items()}
+        helpers = {_plain(name): helper for name, helper in config.get("credHelpers", {}).items()}
+        store = config.get("credsStore")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, AttributeError) as error:
+        raise CredentialsError(f"{path} is no configuration of docker's: {error}") from error
+    for name in _names(host, repository):
+        if helper := helpers.get(name):
+            return _asked(str(helper), host)
+        entry = known.get(name)
+        if isinstance(entry, dict) and (found := _written(entry, path)):
+            return found
+    return _asked(str(store), host) if store else None
+
+
+def _path() -> Path:
+    if named := os.environ.get("REGISTRY_AUTH_FILE"):
+        return Path(named)
+    return Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker") / "config.json"
+
+
+def _names(host: str, repository: str) -> Iterator[str]:
+    """Yield what an entry may be called, the narrowest first."""
+    parts = [host, *repository.split("/")]
+    for end in range(len(parts), 0, -1):
+        yield "/".join(parts[:end])
+    if host == "docker.io":
+        yield "index.docker.io"
+
+
+def _plain(name: str) -> str:
+    """Return the name of an entry without what older clients of docker put around it."""
+    return re.sub(r"^https?://|/(v[12]/?)?$", "", name)
+
+
+def _written(entry: dict[str, Any], path: Path) -> Credentials | None:
+    """Return what an entry itself has; one that is empty points to a helper."""
+    if token := entry.get("identitytoken"):
+        return Credentials(_REFRESH_TOKEN, str(token))
+    if auth := entry.get("auth"):
+        try:
+            username, separator, secret = base64.b64decode(str(auth)).decode().partition(":")
+        except (binascii.Error, UnicodeDecodeError):
+            separator = ""
+        if not separator:
+            raise CredentialsError(f"{path}: auth is not USER:SECRET in base64")
+        return Credentials(username, secret)
+    if "username" in entry and "password" in entry:
+        return Credentials(str(entry["username"]), str(entry["password"]))
+    return None
+
+
+def _asked(helper: str, host: str) -> Credentials | None:
+    """Return what a helper says of a registry; None if it knows nothing of it."""
+    program = f"docker-credential-{helper}"
+    if not re.fullmatch("[A-Za-z0-9_.-]+", helper):
+        raise CredentialsError(f"{helper!r} is no name of a helper")
+    try:
+        done = subprocess.run(
+            [program, "get"],
+            input=host.encode(),
+            capture_output=True,
+            timeout=_HELPER_TIMEOUT,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise CredentialsError(f"{program}: {type(error).__name__}") from error
+    if done.returncode:
+        if b"credentials not found" in done.stdout:
+            return None
+        raise CredentialsError(f"{program} ends with {done.returncode}")
+    try:
+        said = json.loads(done.stdout)
+        return Credentials(str(said["Username"]), str(said["Secret"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise CredentialsError(f"{program} says no credentials") from error
