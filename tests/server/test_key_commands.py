@@ -3,13 +3,15 @@
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from loramux.cli.app import run
 from loramux.cli.options import parse_duration
-from loramux_server.access.key import parse_key
+from loramux_server.access.key import key_digest, parse_key
+from loramux_server.access.server_secret import read_secret
 from loramux_server.store.catalog import Catalog
 from tests.support.command_line import Loramux, Result
 
@@ -59,6 +61,34 @@ def test_rotation_and_revocation_show_in_the_list(loramux: Loramux) -> None:
     assert [key["role"] for key in listed] == ["publisher"] * 2
     assert "expired" in (text := loramux("keys", "ls").output)
     assert "revoked" in text
+
+
+def test_a_key_of_another_server_is_taken_in(loramux: Loramux, tmp_path: Path) -> None:
+    text = loramux("keys", "create", "--tenant", "acme", "--role", "publisher").output
+    key = parse_key(text.strip())
+    assert key is not None
+    (tmp_path / "key").write_text(text)
+    other = ["--store", str(tmp_path / "other"), "--tenant", "acme", "--role"]
+    added = loramux("keys", "add", str(tmp_path / "key"), *other, "publisher")
+    assert (added.code, added.output) == (0, "") and key.text not in added.errors
+    again = loramux("keys", "add", str(tmp_path / "key"), *other, "publisher")
+    assert again.code == 0 and "was here already" in again.errors
+    for folder in ("store", "other"):
+        with closing(Catalog.in_folder(tmp_path / folder)) as catalog:
+            secret = read_secret(tmp_path / folder)
+            assert [each.digest for each in catalog.keys.all()] == [key_digest(key, secret).hex()]
+    refused = loramux("keys", "add", str(tmp_path / "key"), *other, "admin")
+    assert refused.code == 1
+    assert f"key '{key.id}' is here already, as publisher of tenant acme" in refused.errors
+    (tmp_path / "forged").write_text(text.strip()[:-3] + "abc")
+    refused = loramux("keys", "add", str(tmp_path / "forged"), *other, "publisher")
+    assert refused.code == 1 and "with another secret" in refused.errors
+    assert loramux("keys", "revoke", key.id, "--store", str(tmp_path / "other")).code == 0
+    refused = loramux("keys", "add", str(tmp_path / "key"), *other, "publisher")
+    assert refused.code == 1 and "was revoked, or has expired" in refused.errors
+    (tmp_path / "none").write_text("lmx_")
+    refused = loramux("keys", "add", str(tmp_path / "none"), *other, "publisher")
+    assert refused.code == 2 and "no key of the form" in refused.errors
 
 
 @pytest.mark.parametrize(

@@ -43,22 +43,58 @@ class KeyMaking:
             ValueError: `label` is too long, or not printable.
             ServerSecretError: The secret of the store cannot be used.
         """
+        key = new_key()
+        self.add(key, tenant=tenant, role=role, label=label, lifetime=lifetime)
+        return key
+
+    def add(
+        self,
+        key: Key,
+        *,
+        tenant: str,
+        role: Role,
+        label: str = "",
+        lifetime: datetime.timedelta | None = None,
+    ) -> bool:
+        """Take in `key`, which may come from another store, and return whether it is new here.
+
+        Args:
+            key: What is kept of it is a digest with the secret of this store.
+            tenant: Whose names its callers mean.
+            role: What they are trusted with.
+            label: What it is for.
+            lifetime: After this it opens nothing here; None means never.
+
+        Raises:
+            PackageError: `tenant` is no name.
+            ValueError: `label` is too long, or not printable.
+            LookupError: A key of this id is here already, and is another one, or not good for this.
+            ServerSecretError: The secret of the store cannot be used.
+        """
         check_name(tenant, "tenant name")
         if len(label) > MAX_LABEL or not label.isprintable():
             raise ValueError(f"label is {label!r}; expected {MAX_LABEL} printable characters")
-        key, now = new_key(), now_in_utc()
-        self._records.add(
-            KeyRecord(
-                id=key.id,
-                tenant=tenant,
-                role=role.value,
-                label=label,
-                digest=self._digest(key),
-                created_at=now,
-                expires_at=now + lifetime if lifetime else None,
-            )
+        now = now_in_utc()
+        record = KeyRecord(
+            id=key.id,
+            tenant=tenant,
+            role=role.value,
+            label=label,
+            digest=self._digest(key),
+            created_at=now,
+            expires_at=now + lifetime if lifetime else None,
         )
-        return key
+        if all(known.id != key.id for known in self._records.all()):
+            self._records.add(record)
+            return True
+        known = self._valid(key.id)
+        if (known.tenant, known.role) != (tenant, role.value):
+            raise LookupError(
+                f"key {key.id!r} is here already, as {known.role} of tenant {known.tenant}"
+            )
+        if known.digest != record.digest:
+            raise LookupError(f"key {key.id!r} is here already, with another secret")
+        return False
 
     def rotate(self, key_id: str, *, grace: datetime.timedelta) -> Key:
         """Make a key that may do what another one may, which is good for `grace` from now on.

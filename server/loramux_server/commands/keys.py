@@ -18,7 +18,7 @@ from rich.table import Table
 
 from loramux.cli.options import Json, parse_duration
 from loramux_server.access.caller import Role
-from loramux_server.access.key import Key
+from loramux_server.access.key import Key, parse_key
 from loramux_server.access.server_secret import ServerSecretError
 from loramux_server.commands.stores import (
     AuditLog,
@@ -42,24 +42,29 @@ app = typer.Typer(
 )
 
 KeyId = Annotated[str, typer.Argument(metavar="ID", help="The part of a key after lmx_.")]
+Tenant = Annotated[
+    str, typer.Option(help="Whose key it is: names without a tenant are of this one.")
+]
+RoleOption = Annotated[
+    Role,
+    typer.Option(
+        "--role",
+        help="viewer sees what there is; user generates, too; publisher uploads, deletes and "
+        "moves aliases, too; admin may do all of this for every tenant, and pin.",
+    ),
+]
+Label = Annotated[str, typer.Option(help="What the key is for.")]
+Expires = Annotated[
+    str | None, typer.Option(metavar="TIME", help="It is good for so long, such as 90d.")
+]
 
 
 @app.command("create")
 def create(
-    tenant: Annotated[
-        str, typer.Option(help="Whose key it is: names without a tenant are of this one.")
-    ] = DEFAULT_TENANT,
-    role: Annotated[
-        Role,
-        typer.Option(
-            help="viewer sees what there is; user generates, too; publisher uploads, deletes and "
-            "moves aliases, too; admin may do all of this for every tenant, and pin."
-        ),
-    ] = Role.USER,
-    label: Annotated[str, typer.Option(help="What the key is for.")] = "",
-    expires: Annotated[
-        str | None, typer.Option(metavar="TIME", help="It is good for so long, such as 90d.")
-    ] = None,
+    tenant: Tenant = DEFAULT_TENANT,
+    role: RoleOption = Role.USER,
+    label: Label = "",
+    expires: Expires = None,
     store: Store = None,
     url: CatalogUrl = None,
     audit_log: AuditLog = None,
@@ -74,6 +79,40 @@ def create(
             raise typer.BadParameter(str(error)) from None
         told["key"] = key.id
     _show(key, f"{role} of tenant {tenant}")
+
+
+@app.command("add")
+def add(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            exists=True,
+            dir_okay=False,
+            allow_dash=True,
+            help="Has the key as `create` printed it; - is standard input.",
+        ),
+    ],
+    tenant: Tenant = DEFAULT_TENANT,
+    role: RoleOption = Role.USER,
+    label: Label = "",
+    expires: Expires = None,
+    store: Store = None,
+    url: CatalogUrl = None,
+    audit_log: AuditLog = None,
+) -> None:
+    """Take in a key that was made for another server, so that it is good for several."""
+    text = sys.stdin.read() if str(file) == "-" else file.read_text()
+    if (key := parse_key(text.strip())) is None:
+        raise typer.BadParameter(f"{file} has no key of the form lmx_ID_SECRET")
+    lifetime = parse_duration(expires) if expires else None
+    act = written_down(audit_log, "key.add", tenant=tenant, role=str(role), key=key.id)
+    with _making(store, url) as making, act:
+        try:
+            is_new = making.add(key, tenant=tenant, role=role, label=label, lifetime=lifetime)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+    what = f"{role} of tenant {tenant}"
+    print(f"key {key.id}, {what}{'' if is_new else ', was here already'}", file=sys.stderr)
 
 
 @app.command("rotate")
