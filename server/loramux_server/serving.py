@@ -11,9 +11,9 @@ from loramux_server.server import Server
 
 
 async def serve_until_signal(config: ServerConfig) -> int:
-    """Serve until SIGTERM or SIGINT, or until the engine cannot be kept alive.
+    """Serve until SIGTERM, SIGINT or SIGHUP, or until the engine cannot be kept alive.
 
-    A second signal ends the process at once.
+    A second signal ends the process at once. SIGHUP is left ignored where it was, as by nohup.
 
     Returns:
         The exit code: 0, or 1 if the engine could not be kept alive.
@@ -27,7 +27,10 @@ async def serve_until_signal(config: ServerConfig) -> int:
             os._exit(1)
         stop.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    ends = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        ends.append(signal.SIGHUP)
+    for number in ends:
         loop.add_signal_handler(number, on_signal)
     stopping = asyncio.create_task(stop.wait())
     running = asyncio.create_task(_run(config))

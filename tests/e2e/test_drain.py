@@ -78,3 +78,29 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
             list(stream)
     assert process_of(server).wait(timeout=60) == 1
     assert eventually(lambda: not is_alive(engine))
+
+
+def test_the_end_of_a_terminal_is_nothing_to_a_server_started_with_nohup(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        server = FakeServer(tmp_path).start()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    with server.client() as client:
+        os.killpg(server.pid, signal.SIGHUP)
+        assert client.generate([5], max_tokens=3).token_ids
+    assert server.stop() == 0
+
+
+def test_without_nohup_it_lets_calls_finish(tmp_path: Path) -> None:
+    with (
+        FakeServer(tmp_path, "--drain-timeout", "600", step_seconds=0.01) as server,
+        server.client() as client,
+    ):
+        stream = client.stream([5], max_tokens=100)
+        tokens = list(next(stream).token_ids)
+        os.kill(server.pid, signal.SIGHUP)
+        for chunk in stream:
+            tokens += chunk.token_ids
+        assert len(tokens) == 100
+        assert process_of(server).wait(timeout=60) == 0

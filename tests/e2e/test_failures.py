@@ -486,13 +486,14 @@ def test_a_server_that_is_told_to_end_finishes_what_it_began(
     assert not is_alive(engine)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_the_whole_process_group_cuts_nothing_off(
-    server: RunningServer, client: Client
+    server: RunningServer, client: Client, number: signal.Signals
 ) -> None:
-    """As from a terminal, or from systemd."""
+    """As from a terminal, which may be closed as well, or from systemd."""
     alone = client.generate("hello", **GREEDY | {"max_tokens": 400}).token_ids
     with held(server.target, max_tokens=400) as stream, ThreadPoolExecutor(1) as pool:
-        ending = pool.submit(server.stop, whole_group=True)
+        ending = pool.submit(server.stop, number, whole_group=True)
         stream.read()
         assert ending.result() == 0
     assert tuple(stream.tokens[0]) == alone

@@ -48,7 +48,7 @@ async def test_a_signal_to_the_whole_process_group_does_not_end_it(renderer: Ren
     before = children()
     await renderer.render(request(SIMPLE))
     (pid,) = children() - before
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         os.kill(pid, number)
         assert await renderer.render(request(SIMPLE)) == WELL
     assert children() - before == {pid}

@@ -44,6 +44,7 @@ def main() -> None:
     sizes = sizes_of(config, free=NUM_BLOCKS)
     state = json.loads(Path(config.model).read_text())
     inbox = Inbox(connection)
+    inbox.is_awaited = True
     engine, *_ = fake_engine(
         num_blocks=NUM_BLOCKS, rows=8, max_running=sizes.max_running,
         max_batch_tokens=sizes.max_batch_tokens, max_waiting=config.max_waiting,

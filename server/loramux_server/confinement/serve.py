@@ -48,7 +48,7 @@ def serve(prepare: Callable[[bytes], Work | bytes]) -> None:
             nothing can be.
     """
     # They reach the whole process group, and who started this process says when it is over.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     connection = socket.socket(fileno=int(sys.argv[1]))
     setup = read_message(connection)

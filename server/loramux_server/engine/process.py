@@ -5,6 +5,7 @@ when the other end closes, the process ends.
 """
 
 import faulthandler
+import os
 import queue
 import signal
 import socket
@@ -46,6 +47,9 @@ class Inbox:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._queue: queue.SimpleQueue[ToEngine | None] = queue.SimpleQueue()
+        self.is_awaited = False
+        """Whether somebody takes what arrives. Before that the process ends when nothing more will
+        come: a model that is still loading would keep its memory from the next engine."""
         self.is_closed = False
         """Whether nothing more will come: the frontend is gone, or reading failed."""
         self.error: Exception | None = None
@@ -73,6 +77,8 @@ class Inbox:
         except Exception as error:  # for the thread that serves to raise
             self.error = error
         finally:
+            if not self.is_awaited:
+                os._exit(0)
             self.is_closed = True
             self.wake()
 
@@ -90,11 +96,12 @@ def serve(connection: socket.socket, config: EngineConfig) -> None:
 
 
 def _serve(connection: socket.socket, config: EngineConfig, team: Team | None) -> None:
-    model = load_model(config, team)
     inbox = Inbox(connection)
+    model = load_model(config, team)
     with loader_threads(device=model.device) as executor:
         engine, info = build_engine(model, config, executor, inbox.wake, team)
         return_once()
+        inbox.is_awaited = True
         write_message(connection, encode(Ready(info)))
         with last_words(connection), closing(engine):
             while not inbox.is_closed:
@@ -112,9 +119,9 @@ def set_threads(config: EngineConfig) -> None:
 
 def inherited_socket(name: str) -> socket.socket:
     """Return the socket whose number is the first argument; the log calls this process `name`."""
-    # Ctrl-C reaches the whole process group, and so does systemd's SIGTERM; the frontend decides
-    # when the engine ends.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    # Ctrl-C reaches the whole process group, and so does systemd's SIGTERM and the end of a
+    # terminal; the frontend decides when the engine ends.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     set_up_logging(name)
     return socket.socket(fileno=int(sys.argv[1]))

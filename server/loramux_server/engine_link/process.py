@@ -234,7 +234,8 @@ class EngineProcess:
                 engine, _ = await self._spawn()
             except EngineDiedError as error:
                 self._deaths.append(time.monotonic())
-                _log.error("%s", error)
+                if not self._is_stopping:
+                    _log.error("%s", error)
             except ConfigError as error:
                 _log.error("the engine cannot start again: %s", error)
                 return None
