@@ -1,7 +1,9 @@
 """A gateway with TLS and keys, before a slow engine, and callers that do not behave."""
 
 import json
+import shutil
 import socket
+import ssl
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -260,8 +262,9 @@ def test_nothing_is_opened_by_accident(
         (["--allowed-host", "http://x"], "without scheme"),
         (["--routing", "best"], "routing is 'best'"),
         (["--tls-cert", "nothing", "--tls-key", "nothing"], "No such file"),
+        (["--tls-cert", __file__, "--tls-key", __file__], f"--tls-cert {__file__}: it holds no"),
     ],
-    ids=["host", "allowed-host", "routing", "tls"],
+    ids=["host", "allowed-host", "routing", "no file", "no certificate"],
 )
 def test_a_setting_that_is_wrong_is_one_line_and_the_exit_code_of_such(
     monkeypatch: pytest.MonkeyPatch,
@@ -277,3 +280,28 @@ def test_a_setting_that_is_wrong_is_one_line_and_the_exit_code_of_such(
     assert said in told
     assert told.startswith("loramux: ")
     assert told.count("\n") == 1
+
+
+def test_a_certificate_is_read_again_while_it_runs(tmp_path: Path) -> None:
+    authority = Authority(tmp_path / "certificates")
+    first, second = authority.issue("first"), authority.issue("second")
+    used = [Path(shutil.copy(path, tmp_path / f"used{path.suffix}")) for path in first]
+    context = ssl.create_default_context(cafile=authority.path)
+    with RunningGateway(
+        tmp_path, "127.0.0.1:1", "--tls-cert", str(used[0]), "--tls-key", str(used[1]),
+        authority=authority.path,
+    ) as gateway:  # fmt: skip
+
+        def shown() -> str:
+            with (
+                socket.create_connection(gateway.address) as raw,
+                context.wrap_socket(raw, server_hostname="127.0.0.1") as connection,
+            ):
+                return ssl.DER_cert_to_PEM_cert(connection.getpeercert(binary_form=True) or b"")
+
+        assert shown() == first[0].read_text()
+        shutil.copy(second[0], used[0])
+        assert eventually(lambda: "not the key of the first" in gateway.log.read_text())
+        assert shown() == first[0].read_text()
+        shutil.copy(second[1], used[1])
+        assert eventually(lambda: shown() == second[0].read_text())

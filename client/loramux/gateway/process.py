@@ -4,6 +4,7 @@ import asyncio
 import resource
 import signal
 import socket
+import ssl
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from loramux.errors import FailedPreconditionError, InvalidArgumentError, Unauth
 from loramux.gateway.app import make_app
 from loramux.gateway.backend import Backend
 from loramux.gateway.caller import Caller
+from loramux.gateway.certificate import REFRESH_SECONDS, Certificate
 from loramux.gateway.connection import Connection, Limits
 from loramux.gateway.console import Console
 from loramux.gateway.hosts import checked
@@ -92,6 +94,7 @@ def run(settings: Settings) -> None:
     # What other machines can reach has names that nobody here knows.
     checks = bool(hosts) or _is_local(settings)
     console = Console() if settings.console else None
+    context, certificate = _tls(settings)
     with _listening(settings.host, settings.port) as listener:
         config = uvicorn.Config(
             make_app(open_backend, hosts if checks else None, console=console, lora_root=lora_root),
@@ -105,14 +108,15 @@ def run(settings: Settings) -> None:
             server_header=False,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=settings.drain_timeout,
-            ssl_certfile=settings.tls_cert,
-            ssl_keyfile=settings.tls_key,
+            callback_notify=certificate.refresh if certificate else None,
+            timeout_notify=REFRESH_SECONDS,
         )
         config.load()
+        config.ssl = context
         host, port = listener.getsockname()[:2]
         place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         # From here on connections wait in the socket until they are answered.
-        scheme = "https" if config.is_ssl else "http"
+        scheme = "https" if context else "http"
         print(f"{scheme}://{place}/v1 -> {', '.join(settings.targets)}", flush=True)
         if console:
             print(f"{scheme}://{place}/console", flush=True)
@@ -120,6 +124,22 @@ def run(settings: Settings) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _ended)
         _Server(config, console).run(sockets=[listener])
+
+
+def _tls(settings: Settings) -> tuple[ssl.SSLContext | None, Certificate | None]:
+    """Return what TLS is made with, if there is any, and what it shows.
+
+    Raises:
+        InvalidArgumentError: The files cannot be used; the message says which, and why.
+        OSError: One of them cannot be read.
+    """
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None, None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        return context, Certificate(settings.tls_cert, settings.tls_key, context)
+    except ValueError as error:
+        raise InvalidArgumentError(str(error)) from None
 
 
 def _listening(host: str, port: int) -> socket.socket:

@@ -12,18 +12,17 @@ from pathlib import Path
 
 import grpc
 
+from loramux._certificate_files import Stamps, check_certificates, load_pair, stamps
 from loramux_server.config import ConfigError, ServerConfig
 
 _log = logging.getLogger(__name__)
-
-_Stamps = tuple[tuple[int, int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
     """What the files held, and the state that they were in."""
 
-    stamps: _Stamps
+    stamps: Stamps
     configuration: grpc.ServerCertificateConfiguration
 
 
@@ -50,9 +49,9 @@ class ServerTls:
         try:
             self._loaded = self._load()
         except (OSError, ValueError) as error:
-            raise ConfigError(self._what_is_wrong(error)) from None
+            raise ConfigError(_what_is_wrong(error)) from None
         self._shown = self._loaded
-        self._refused: _Stamps | None = None
+        self._refused: Stamps | None = None
         """The last state of the files that could not be used."""
 
     @classmethod
@@ -78,14 +77,14 @@ class ServerTls:
 
     def refresh(self) -> None:
         """Take in files that changed; what cannot be used is left, and said once."""
+        found = self._stamps()
+        if found in (self._loaded.stamps, self._refused):
+            return
+        self._refused = found
         try:
-            stamps = self._stamps()
-            if stamps in (self._loaded.stamps, self._refused):
-                return
-            self._refused = stamps
             self._loaded = self._load()
         except (OSError, ValueError) as error:
-            _log.warning("the certificate in use stays: %s", self._what_is_wrong(error))
+            _log.warning("the certificate in use stays: %s", _what_is_wrong(error))
             return
         _log.info("the certificate was read again")
         self.on_change()
@@ -99,35 +98,21 @@ class ServerTls:
         return loaded.configuration
 
     def _load(self) -> _Loaded:
-        stamps = self._stamps()
-        check = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        check.load_cert_chain(self.certificate, self.key, password=_no_password)
+        begin = self._stamps()
+        load_pair(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), self.certificate, self.key)
         authorities = None
         if self.client_ca is not None:
-            authorities = self.client_ca.read_bytes()
-            check.load_verify_locations(cadata=authorities.decode("ascii"))
+            authorities = check_certificates("--tls-client-ca", self.client_ca)
         pair = (self.key.read_bytes(), self.certificate.read_bytes())
-        if self._stamps() != stamps:
-            raise ValueError("they change")
-        return _Loaded(stamps, grpc.ssl_server_certificate_configuration([pair], authorities))
+        if self._stamps() != begin:
+            raise ValueError("files of --tls-cert, --tls-key or --tls-client-ca change")
+        return _Loaded(begin, grpc.ssl_server_certificate_configuration([pair], authorities))
 
-    def _stamps(self) -> _Stamps:
-        paths = [self.certificate, self.key, *([self.client_ca] if self.client_ca else [])]
-        found = [path.stat() for path in paths]
-        return tuple((state.st_mtime_ns, state.st_ino, state.st_size) for state in found)
-
-    def _what_is_wrong(self, error: Exception) -> str:
-        if isinstance(error, ssl.SSLError):
-            why = error.reason.lower().replace("_", " ") if error.reason else "not PEM"
-        elif isinstance(error, OSError):
-            why = f"{error.filename or 'a file'}: {error.strerror}"
-        else:
-            why = str(error)
-        named = f"--tls-cert {self.certificate} and --tls-key {self.key}"
-        if self.client_ca:
-            named += f" and --tls-client-ca {self.client_ca}"
-        return f"{named} cannot be used: {why}"
+    def _stamps(self) -> Stamps:
+        return stamps(self.certificate, self.key, *([self.client_ca] if self.client_ca else []))
 
 
-def _no_password() -> str:
-    raise ValueError("the key is encrypted; a server has nobody to ask for the password")
+def _what_is_wrong(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return f"a certificate cannot be used: {error.filename}: {error.strerror}"
+    return f"a certificate cannot be used: {error}"
