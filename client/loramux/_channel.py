@@ -42,7 +42,7 @@ RETRY_RATIO = 0.1
 _OPTIONS: list[tuple[str, int]] = [
     # An answer with log-probabilities can be large; a request cannot.
     ("grpc.max_receive_message_length", 64 << 20),
-    # Seldom enough for the server, which takes one ping in 30 seconds.
+    # Seldom enough for the server and whatever proxy is before it.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     # The former has no effect of its own where this is a minute, as it is by default.

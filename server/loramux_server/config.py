@@ -226,8 +226,7 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True):
         float,
         Meta(
             gt=0,
-            description="Seconds without a byte after which a client with calls under way has to "
-            "give a sign of life.",
+            description="Seconds without a byte after which a client has to give a sign of life.",
         ),
     ] = 60.0
     max_connection_age: Annotated[

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -103,6 +104,21 @@ async def test_a_client_that_asks_for_signs_of_life_too_often_is_sent_away() -> 
 
     async with opened() as target:
         assert reason(await seen(talk)) == b"too_many_pings"
+
+
+async def test_a_client_without_calls_may_ask_now_and_then() -> None:
+    def talk() -> list[Frame]:
+        found: list[Frame] = []
+        with RawConnection(target) as connection:
+            frames = connection.frames()
+            for number in range(6):
+                time.sleep(0.1)
+                connection.send(PING, 0, 0, number.to_bytes(8))
+                found.append(next(frame for frame in frames if frame.kind in (PING, GOAWAY)))
+        return found
+
+    async with opened(min_ping_interval=0.05) as target:
+        assert [frame.kind for frame in await seen(talk)] == [PING] * 6
 
 
 async def test_our_client_does_not() -> None:
