@@ -2,8 +2,8 @@
 
 HEADINGS = {
     "Base model": (
-        "model", "dtype", "device", "kernels", "enforce_eager", "quantization", "deterministic",
-        "tensor_parallel", "threads", "max_context", "max_images",
+        "model", "revision", "dtype", "device", "kernels", "enforce_eager", "quantization",
+        "deterministic", "tensor_parallel", "threads", "max_context", "max_images",
     ),
     "Batches": (
         "max_running", "max_batch_tokens", "max_stall", "max_bypassed", "speculative_tokens",

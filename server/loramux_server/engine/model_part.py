@@ -49,6 +49,7 @@ def _load(config: EngineConfig, device: str, *, stays_on_host: bool = False) -> 
         unseeing = "none are served with tensor_parallel above 1"
     return load_base_model(
         config.model,
+        revision=config.revision,
         dtype=config.dtype,
         device=device,
         kernels=config.kernels,

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoTokenizer, ProcessorMixin
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING, processor_class_from_name
 
-from loramux_server.images.folder import folder_of
+from loramux_server.images.folder import folder_of, revision_of
 
 FILES = ("processor_config.json", "preprocessor_config.json")
 """One of which every base that sees images has."""
@@ -31,14 +31,14 @@ class NoProcessorError(Exception):
     """The folder has no processor for images that can be used; the message says why."""
 
 
-def load_processor(path: str) -> ProcessorMixin:
-    """Return the processor of the base model in folder or hub id `path`.
+def load_processor(path: str, revision: str | None = None) -> ProcessorMixin:
+    """Return the processor of the base model in folder or hub id `path`, of a `revision` of it.
 
     Raises:
         NoProcessorError: It has none, or one that cannot be used here.
     """
     try:
-        folder = folder_of(path)
+        folder = folder_of(revision_of(path, revision))
     except (OSError, ValueError) as error:
         raise NoProcessorError(
             f"the base model's processor cannot be had: {said(error)}"

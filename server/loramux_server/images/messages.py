@@ -57,6 +57,8 @@ class Setup(Struct, frozen=True):
     """Folder or hub id of the base model."""
     max_pixels: int
     """Pixels that an image may have."""
+    revision: str | None = None
+    """That of the hub id; None means what the hub has now."""
     cpu_seconds: float = 10.0
     """Processor time that one image may take."""
 

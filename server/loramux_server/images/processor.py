@@ -48,17 +48,18 @@ class ImageProcessor:
         """What stands for an image before it is prepared."""
 
     @classmethod
-    def load(cls, path: str, max_pixels: int) -> "ImageProcessor":
+    def load(cls, path: str, max_pixels: int, *, revision: str | None = None) -> "ImageProcessor":
         """Return the processor of the base model in folder or hub id `path`.
 
         Args:
             path: The folder or hub id.
             max_pixels: Pixels that an image may have.
+            revision: That of the hub id; None means what the hub has now.
 
         Raises:
             NoProcessorError: It has none, or one that cannot be used here.
         """
-        return cls(load_processor(path), max_pixels)
+        return cls(load_processor(path, revision), max_pixels)
 
     def prepare(self, data: bytes) -> PreparedImage:
         """Return what the base model takes of the image in a file.

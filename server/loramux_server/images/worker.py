@@ -56,7 +56,7 @@ def prepare(message: bytes) -> Work | bytes:
     torch.set_num_threads(1)  # others have the cores as well
     warnings.simplefilter("ignore")
     try:
-        processor = ImageProcessor.load(setup.path, setup.max_pixels)
+        processor = ImageProcessor.load(setup.path, setup.max_pixels, revision=setup.revision)
     except NoProcessorError as error:
         return encode(Unavailable(str(error)))
     _warm(processor)

@@ -21,6 +21,7 @@ from transformers import (
 from loramux_adapters.train.text_models import only_reads, writes_another
 from loramux_server.images.decoding import RefusedImageError
 from loramux_server.images.example import NUM_PIXELS, picture
+from loramux_server.images.folder import revision_of
 from loramux_server.images.loading import NoProcessorError
 from loramux_server.images.messages import PreparedImage
 from loramux_server.images.processor import ImageProcessor
@@ -54,8 +55,9 @@ _DTYPES = {
 
 
 def load_base_model(
-    path: str,
+    model: str,
     *,
+    revision: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
     kernels: str = "auto",
@@ -64,12 +66,13 @@ def load_base_model(
     sees: bool = False,
     unseeing: str = "",
 ) -> BaseModel:
-    """Load the base model in folder or hub id `path` and make it ready.
+    """Load the base model in folder or hub id `model` and make it ready.
 
     Nothing of the model's folder is executed: remote code is never trusted.
 
     Args:
-        path: The folder or hub id.
+        model: The folder or hub id.
+        revision: Branch, tag or commit of the hub id; None means what its branch main is now.
         dtype: Its number format; `auto` is the one that suits `device`, and the one it was saved in
             if it was quantised then, other than in MXFP4.
         device: Where it is to run.
@@ -85,7 +88,8 @@ def load_base_model(
     """
     target = _device(device)
     try:
-        _check_there(path)
+        _check_there(model)
+        path = revision_of(model, revision)
         method = saved_method(path)
         is_quantized = method is not None and method != MXFP4
         if method is not None and quantization is not Quantization.NONE:
@@ -123,17 +127,18 @@ def load_base_model(
     except torch.OutOfMemoryError:
         raise
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        raise UnservableModelError(f"cannot load a base model from {path!r}: {error}") from None
+        named = repr(model) if revision is None else f"revision {revision!r} of {model!r}"
+        raise UnservableModelError(f"cannot load a base model from {named}: {error}") from None
     if not stays_on_host:
         # Weights in the format that they were saved in have been pages of their file until here.
         module = module.to(target)
     if kind is not ModelKind.DECODER:
         heads = Heads.of(module, config, path) if kind is ModelKind.ENCODER else None
-        whole = prepare_whole(module, kind, name=_name(path), text=read_text_format(path))
+        whole = prepare_whole(module, kind, name=_name(model), text=read_text_format(path))
         return replace(whole, heads=heads)
     return prepare(
         module,
-        name=_name(path),
+        name=_name(model),
         text=read_text_format(path),
         example=example,
         blindness=blindness,

@@ -273,7 +273,8 @@ def _preparer(parts: Parts) -> Preparer | None:
     """Return what makes of images what the model takes of them; None where none are taken."""
     if not max_images(parts.model, parts.config):
         return None
-    return Preparer(Setup(parts.config.model, parts.config.max_image_pixels))
+    config = parts.config
+    return Preparer(Setup(config.model, config.max_image_pixels, config.revision))
 
 
 def _waiting_room(parts: Parts, lag: LoopLag) -> WaitingRoom:

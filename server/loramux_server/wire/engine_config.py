@@ -13,6 +13,13 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
     """What the engine needs to know before it starts. Sizes are in bytes, times in seconds."""
 
     model: Annotated[str, Meta(description="Folder or hub id of the base model.")]
+    revision: Annotated[
+        str | None,
+        Meta(
+            description="Branch, tag or commit of a hub id; by default what its branch main is "
+            "when the model is loaded.",
+        ),
+    ] = None
     dtype: Annotated[
         str,
         Meta(
