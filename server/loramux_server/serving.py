@@ -9,11 +9,16 @@ from loramux_server.config import ServerConfig
 from loramux_server.heap import keep_what_is_there, return_large_pieces
 from loramux_server.server import Server
 
+_SAME_SECONDS = 0.2
+"""Signals within so many seconds are one: what starts others, as `timeout` does, passes on a signal
+that the whole process group gets."""
+
 
 async def serve_until_signal(config: ServerConfig) -> int:
     """Serve until SIGTERM, SIGINT or SIGHUP, or until the engine cannot be kept alive.
 
-    A second signal ends the process at once. SIGHUP is left ignored where it was, as by nohup.
+    A second signal ends the process at once, unless it comes with the first. SIGHUP is left
+    ignored where it was, as by nohup.
 
     Returns:
         The exit code: 0, or 1 if the engine could not be kept alive.
@@ -22,10 +27,15 @@ async def serve_until_signal(config: ServerConfig) -> int:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
 
+    begin = 0.0
+
     def on_signal() -> None:
-        if stop.is_set():
+        nonlocal begin
+        if not stop.is_set():
+            begin = loop.time()
+            stop.set()
+        elif loop.time() - begin > _SAME_SECONDS:
             os._exit(1)
-        stop.set()
 
     ends = [signal.SIGTERM, signal.SIGINT]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -73,6 +74,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
         next(stream)
         os.kill(server.pid, signal.SIGTERM)
         assert eventually(lambda: is_refused(client))
+        time.sleep(0.3)
         os.kill(server.pid, signal.SIGTERM)
         with pytest.raises(UnavailableError):
             list(stream)
@@ -93,6 +95,7 @@ def test_the_end_of_a_terminal_is_nothing_to_a_server_started_with_nohup(tmp_pat
 
 
 def test_without_nohup_it_lets_calls_finish(tmp_path: Path) -> None:
+    """Also where a signal comes twice at once, as from `timeout`."""
     with (
         FakeServer(tmp_path, "--drain-timeout", "600", step_seconds=0.01) as server,
         server.client() as client,
@@ -100,6 +103,7 @@ def test_without_nohup_it_lets_calls_finish(tmp_path: Path) -> None:
         stream = client.stream([5], max_tokens=100)
         tokens = list(next(stream).token_ids)
         os.kill(server.pid, signal.SIGHUP)
+        os.kill(server.pid, signal.SIGTERM)
         for chunk in stream:
             tokens += chunk.token_ids
         assert len(tokens) == 100
