@@ -1,5 +1,6 @@
 """What the config of a server names, opened, or refused with what would be right."""
 
+import contextlib
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from loramux_server.config import ConfigError, ServerConfig
 from loramux_server.observe.audit import Audit, AuditFile
 from loramux_server.sources.policy import MissingExtraError, Sources
 from loramux_server.store.catalog import Catalog, CatalogUrlError
+from loramux_server.store.pairing import OtherStoreError, pair
 from loramux_server.store.places import stores_folder
 from loramux_server.store.quota import Quotas, StorageLimits
 from loramux_server.store.registry import Registry
@@ -27,15 +29,23 @@ def open_registry(folder: Path, config: ServerConfig) -> Registry:
     limits = StorageLimits(config.max_tenant_bytes, config.max_tenant_adapters)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return Registry(
-            folder, Quotas(lambda _: limits), catalog=partial(Catalog.at, config.catalog)
-        )
+        with contextlib.ExitStack() as on_error:
+            registry = Registry(
+                folder, Quotas(lambda _: limits), catalog=partial(Catalog.at, config.catalog)
+            )
+            on_error.callback(registry.close)
+            if config.catalog:
+                pair(registry.catalog, folder)
+            on_error.pop_all()
+        return registry
     except OSError as error:
         raise ConfigError(f"--store {folder}: {error.strerror}") from None
     except NewerFormatError as error:
         raise ConfigError(f"--store {folder}: {error}") from None
     except CatalogUrlError as error:
         raise ConfigError(str(error)) from None
+    except OtherStoreError as error:
+        raise ConfigError(f"--catalog: {error}") from None
     except sqlalchemy.exc.DatabaseError as error:
         raise ConfigError(f"--store {folder}: the catalog is damaged: {error.orig}") from None
 

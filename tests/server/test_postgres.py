@@ -12,6 +12,8 @@ import pytest
 import sqlalchemy
 
 from loramux.errors import UnavailableError
+from loramux_server.config import ConfigError, make_config
+from loramux_server.opening import open_registry
 from loramux_server.store.catalog import Catalog
 from loramux_server.store.registry import Registry
 from loramux_server.store.schema import FORMAT
@@ -132,6 +134,17 @@ def test_a_catalog_that_cannot_be_opened_is_one_clear_line(
     assert done.stderr.count("\n") == 1
     assert message in done.stderr.lower()
     assert "secret" not in done.stderr
+
+
+def test_a_catalog_is_kept_for_one_store(postgres: Postgres, tmp_path: Path) -> None:
+    config = make_config({"model": "", "catalog": postgres.make_database()})
+    for _ in range(2):
+        open_registry(tmp_path / "first", config).close()
+    for _ in range(2):  # and it lets go of what it opened
+        with pytest.raises(ConfigError, match="belongs to another store"):
+            open_registry(tmp_path / "second", config)
+    (tmp_path / "first").rename(tmp_path / "moved")
+    open_registry(tmp_path / "moved", config).close()
 
 
 def test_a_server_keeps_its_catalog_there(

@@ -4,6 +4,7 @@ SQLite by default: write-ahead log, synchronous=FULL, one writer. What a method 
 something has returned from survives a crash and a power cut.
 """
 
+import contextlib
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
@@ -211,6 +212,17 @@ class Catalog:
         """Return what was kept under `key` about the store as a whole."""
         with self._transactions.read() as connection:
             return connection.scalar(sa.select(store.c.value).where(store.c.key == key))
+
+    def first_note(self, key: str, value: str) -> str:
+        """Keep `value` under `key` unless something is there, and return what is there then."""
+        if (found := self.note(key)) is not None:
+            return found
+        insert = sa.insert(store).values(key=key, value=value)
+        with contextlib.suppress(sa.exc.IntegrityError):  # somebody else was first
+            self._change(lambda connection: connection.execute(insert), is_small=True)
+        found = self.note(key)
+        assert found is not None
+        return found
 
     def keep_note(self, key: str, value: str) -> None:
         """Keep `value` under `key`."""

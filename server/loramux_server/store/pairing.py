@@ -1,0 +1,47 @@
+"""Which store a catalog that is elsewhere belongs to.
+
+A catalog names packages, which are in the folder of one store; a server with another folder would
+answer for what it does not have, and give numbers that the other one gives as well.
+"""
+
+import os
+import secrets
+from pathlib import Path
+
+from loramux_server.store.catalog import Catalog
+from loramux_server.store.files import Files
+
+_FILE = "store-id"
+_NOTE = "store_id"
+
+
+class OtherStoreError(Exception):
+    """A catalog belongs to another store."""
+
+
+def pair(catalog: Catalog, folder: Path) -> None:
+    """Keep `catalog` for the store in `folder`, which nobody else has open.
+
+    Raises:
+        OtherStoreError: It is kept for another.
+        OSError: What tells the store from others cannot be read or written.
+    """
+    mine = _id_of(folder)
+    if catalog.first_note(_NOTE, mine) != mine:
+        raise OtherStoreError(
+            "the catalog there belongs to another store, which has its packages; give each server "
+            f"a database of its own, or that store in place of {folder}"
+        )
+
+
+def _id_of(folder: Path) -> str:
+    path = folder / _FILE
+    if not path.exists():
+        partial = folder / f"{_FILE}.part"
+        with partial.open("w") as file:
+            file.write(secrets.token_hex(16))
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        Files().sync_folder(folder)
+    return path.read_text()
