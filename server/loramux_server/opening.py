@@ -10,7 +10,7 @@ from loramux.errors import InvalidArgumentError
 from loramux_server.config import ConfigError, ServerConfig
 from loramux_server.observe.audit import Audit, AuditFile
 from loramux_server.sources.policy import MissingExtraError, Sources
-from loramux_server.store.catalog import Catalog, CatalogUrlError
+from loramux_server.store.catalog import Catalog, CatalogAwayError, CatalogUrlError
 from loramux_server.store.pairing import OtherStoreError, pair
 from loramux_server.store.places import stores_folder
 from loramux_server.store.quota import Quotas, StorageLimits
@@ -25,6 +25,7 @@ def open_registry(folder: Path, config: ServerConfig) -> Registry:
     Raises:
         ConfigError: It cannot be opened.
         StoreLockedError: Another server uses it.
+        CatalogAwayError: The database of --catalog does not answer.
     """
     limits = StorageLimits(config.max_tenant_bytes, config.max_tenant_adapters)
     try:
@@ -42,6 +43,8 @@ def open_registry(folder: Path, config: ServerConfig) -> Registry:
         raise ConfigError(f"--store {folder}: {error.strerror}") from None
     except NewerFormatError as error:
         raise ConfigError(f"--store {folder}: {error}") from None
+    except CatalogAwayError:
+        raise
     except CatalogUrlError as error:
         raise ConfigError(str(error)) from None
     except OtherStoreError as error:

@@ -125,6 +125,7 @@ class Server:
         Raises:
             ConfigError: Something in the config keeps the server from starting.
             StoreLockedError: Another server uses the store.
+            CatalogAwayError: The database of the catalog does not answer.
         """
         try:
             opened = self._open()

@@ -113,15 +113,16 @@ def test_a_database_of_an_earlier_format_gets_the_room_that_it_lacks(
 
 
 @pytest.mark.parametrize(
-    ("url", "message"),
+    ("url", "message", "code"),
     [
-        ("nonsense", "could not parse"),
-        ("nosuch://localhost/x", "loramux[postgres]"),
-        ("postgresql+psycopg://me:secret@127.0.0.1:1/x", "cannot be opened"),
+        ("nonsense", "could not parse", 78),
+        ("nosuch://localhost/x", "loramux[postgres]", 78),
+        # A service manager may start it again, when the database is there.
+        ("postgresql+psycopg://me:secret@127.0.0.1:1/x", "cannot be opened", 75),
     ],
 )
 def test_a_catalog_that_cannot_be_opened_is_one_clear_line(
-    tmp_path: Path, tiny_base: Path, url: str, message: str
+    tmp_path: Path, tiny_base: Path, url: str, message: str, code: int
 ) -> None:
     done = subprocess.run(
         [
@@ -130,7 +131,7 @@ def test_a_catalog_that_cannot_be_opened_is_one_clear_line(
         ],
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
-    assert done.returncode == 78
+    assert done.returncode == code
     assert done.stderr.count("\n") == 1
     assert message in done.stderr.lower()
     assert "secret" not in done.stderr

@@ -15,7 +15,7 @@ COMMAND = HeadedCommand
 EXIT_CONFIG = 78
 """EX_CONFIG of sysexits.h: something in the configuration is wrong."""
 EXIT_BUSY = 75
-"""EX_TEMPFAIL of sysexits.h: somebody else has the store."""
+"""EX_TEMPFAIL of sysexits.h: somebody else has the store, or its database is away."""
 
 
 @takes_config(ServerConfig, HEADINGS)
@@ -32,6 +32,7 @@ def run(settings: dict[str, object]) -> int:
 
     from loramux_server.serving import serve_until_signal
     from loramux_server.store.blobs import StoreLockedError
+    from loramux_server.store.catalog import CatalogAwayError
 
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -39,6 +40,6 @@ def run(settings: dict[str, object]) -> int:
     except ConfigError as error:
         print(f"loramux: {error}", file=sys.stderr)
         return EXIT_CONFIG
-    except StoreLockedError as error:
+    except (StoreLockedError, CatalogAwayError) as error:
         print(f"loramux: {error}", file=sys.stderr)
         return EXIT_BUSY

@@ -32,6 +32,10 @@ class CatalogUrlError(Exception):
     """A URL leads to no database that can be opened."""
 
 
+class CatalogAwayError(CatalogUrlError):
+    """A database does not answer, or lets nobody in; it may do so later."""
+
+
 _LISTS = ("target_modules", "invocation")
 """Columns that are kept as JSON."""
 
@@ -81,7 +85,8 @@ class Catalog:
         """Open the catalog at `url`, or the one in `folder` if there is none.
 
         Raises:
-            CatalogUrlError: There is no database, or no driver for it; the message says which.
+            CatalogAwayError: The database does not answer.
+            CatalogUrlError: It is no URL, or there is no driver for it; the message says which.
             NewerFormatError: A newer version of the server wrote it.
         """
         if url is None:
@@ -90,7 +95,7 @@ class Catalog:
             return cls(url)
         except sa.exc.OperationalError as error:
             (cause, *_) = str(error.orig).splitlines() or [""]
-            raise CatalogUrlError(f"--catalog cannot be opened: {cause}") from None
+            raise CatalogAwayError(f"--catalog cannot be opened: {cause}") from None
         except (sa.exc.ArgumentError, ImportError) as error:
             raise CatalogUrlError(
                 f"--catalog: {error}; it is a URL of SQLAlchemy, and for postgresql+psycopg:// "

@@ -43,9 +43,15 @@ def expire(registry: Registry) -> None:
 
 async def keep_expiring(registry: Registry, every: float) -> None:
     """Take away what stayed long enough, again and again, each `every` seconds."""
+    said = ""
     while True:
         await asyncio.sleep(every)
         try:
             await finished(asyncio.to_thread(expire, registry))
         except (OSError, sqlalchemy.exc.OperationalError) as error:
-            _log.warning("what expired is taken away later: %s", error)
+            why = str(error).partition("\n")[0]
+            if why != said:  # a database may be away for long
+                _log.warning("what expired is taken away later: %s", why)
+            said = why
+        else:
+            said = ""
