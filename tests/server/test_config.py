@@ -31,7 +31,8 @@ def test_flags_have_the_defaults_of_the_config() -> None:
 
 def test_every_field_has_a_flag() -> None:
     config = ServerConfig(
-        model="a", dtype="float16", device="cuda:1", kernels="torch", threads=3, max_context=99,
+        model="a", revision="l", dtype="float16", device="cuda:1", kernels="torch", threads=3,
+        max_context=99,
         max_running=5, max_batch_tokens=6, max_stall=0.75, max_waiting=7, block_size=8,
         speculative_tokens=24,
         kv_memory=9 << 20, adapter_memory=3 << 30, host_adapter_memory=5 << 10, max_bypassed=11,
