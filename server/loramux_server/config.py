@@ -38,6 +38,19 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True):
             "0 looks only at the start.",
         ),
     ] = 5.0
+    replica_of: Annotated[
+        str | None,
+        Meta(
+            description="HOST:PORT of the server whose adapters and aliases this one has, too; it "
+            "passes on what would change them."
+        ),
+    ] = None
+    replica_key: Annotated[
+        str | None, Meta(description="File with a key of an administrator of that server.")
+    ] = None
+    replica_ca: Annotated[
+        str | None, Meta(description="Authorities that sign its certificate, PEM.")
+    ] = None
     adapter_templates: Annotated[
         bool,
         Meta(

@@ -9,6 +9,7 @@ import sqlalchemy.exc
 from loramux.errors import InvalidArgumentError
 from loramux_server.config import ConfigError, ServerConfig
 from loramux_server.observe.audit import Audit, AuditFile
+from loramux_server.replica.primary import Primary
 from loramux_server.sources.policy import MissingExtraError, Sources
 from loramux_server.store.catalog import Catalog, CatalogAwayError, CatalogUrlError
 from loramux_server.store.pairing import OtherStoreError, pair
@@ -17,6 +18,8 @@ from loramux_server.store.quota import Quotas, StorageLimits
 from loramux_server.store.registry import Registry
 from loramux_server.store.schema import NewerFormatError
 from loramux_server.wire.model_info import ModelInfo
+
+_REPLICA = "is_replica"
 
 
 def open_registry(folder: Path, config: ServerConfig) -> Registry:
@@ -100,6 +103,47 @@ def sources_of(config: ServerConfig) -> Sources:
         raise ConfigError(f"--object-allow: {error}") from None
     except MissingExtraError as error:
         raise ConfigError(str(error)) from None
+
+
+def primary_of(config: ServerConfig) -> Primary | None:
+    """Return the server whose adapters this one is to have, if it is a replica.
+
+    Raises:
+        ConfigError: A setting does not go with that, or its file cannot be read.
+    """
+    if config.replica_of is None:
+        for name in ("replica_key", "replica_ca"):
+            if getattr(config, name):
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} is for --replica-of, which is not given"
+                )
+        return None
+    if config.adapters:
+        raise ConfigError("--adapters is for the primary: with --replica-of all comes from there")
+    try:
+        key = Path(config.replica_key).read_text().strip() if config.replica_key else ""
+        authorities = Path(config.replica_ca) if config.replica_ca else None
+        return Primary(config.replica_of, key=key, authorities=authorities)
+    except OSError as error:
+        raise ConfigError(f"--replica-of: {error.filename}: {error.strerror}") from None
+    except (InvalidArgumentError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--replica-of {config.replica_of}: {error}") from None
+
+
+def become(registry: Registry, *, is_replica: bool) -> None:
+    """Keep a store for a replica, or for a server whose adapters are its own.
+
+    Raises:
+        ConfigError: What is there would be taken away because the primary lacks it.
+    """
+    was_replica = bool(registry.catalog.note(_REPLICA))
+    if is_replica and not was_replica and len(registry):
+        raise ConfigError(
+            "--store has adapters that were brought to this server itself; --replica-of takes an "
+            "empty store, or one that has been a replica's since"
+        )
+    if is_replica != was_replica:
+        registry.catalog.keep_note(_REPLICA, "yes" if is_replica else "")
 
 
 def adapters_folder(config: ServerConfig) -> Path | None:

@@ -25,13 +25,18 @@ from loramux_server.observe.call_log import CallLog
 from loramux_server.observe.tracing import Tracing, tracing_to
 from loramux_server.opening import (
     adapters_folder,
+    become,
     claim,
     default_store,
     open_audit,
     open_registry,
+    primary_of,
     sources_of,
 )
 from loramux_server.ready_file import write_ready_file
+from loramux_server.replica.forwarding import Forwarding
+from loramux_server.replica.mirror import Mirror
+from loramux_server.replica.primary import Primary
 from loramux_server.services.adapters.expiry import expire, keep_expiring
 from loramux_server.services.build import Parts, Services, build_services
 from loramux_server.services.deadline import MAX_TIMEOUT
@@ -78,6 +83,8 @@ class _Opened:
     """None where it depends on the model which it is."""
     tracing: Tracing | None
     audit: Audit
+    primary: Primary | None
+    """Whose adapters are these, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +95,8 @@ class _Loaded:
     store: _Store
     directory: Directory
     services: Services
+    mirror: Mirror | None
+    """Keeps adapters what those of a primary are."""
 
 
 class Server:
@@ -150,6 +159,7 @@ class Server:
         check_exposure(config, knows_callers=True)
         tls = ServerTls.of(config)
         adapters = adapters_folder(config)
+        primary = primary_of(config)
         sources = sources_of(config)
         store = self._open_store(Path(config.store)) if config.store else None
         show_memory(self._metrics.memory, lambda: self.engine_pid)
@@ -165,7 +175,7 @@ class Server:
         audit = open_audit(config)
         self._exit.callback(audit.close)
         self._exit.enter_context(held_port(config.listen))
-        return _Opened(tls, adapters, sources, store, tracing, audit)
+        return _Opened(tls, adapters, sources, store, tracing, audit, primary)
 
     def _open_store(self, folder: Path) -> _Store:
         registry = open_registry(folder, self._config)
@@ -183,9 +193,11 @@ class Server:
         self._metrics.describe(model)
         store = opened.store or self._open_store(default_store(model))
         claim(store.registry, model)
+        become(store.registry, is_replica=opened.primary is not None)
         base = ServedBase.of(model, max_host_bytes=model.sizes.host_adapter_memory)
         directory = directory_of(opened.adapters, store.registry, base, opened.audit)
-        await look(directory, settles=False)
+        if opened.primary is None:
+            await look(directory, settles=False)
         services = build_services(
             Parts(
                 registry=store.registry,
@@ -200,7 +212,12 @@ class Server:
                 config=config,
             )
         )
-        return _Loaded(model, store, directory, services)
+        mirror = None
+        if opened.primary:
+            is_up = self._metrics.primary_up.labels(opened.primary.target)
+            mirror = Mirror(opened.primary, services.intake, is_up.set)
+            self._exit.push_async_callback(opened.primary.close)
+        return _Loaded(model, store, directory, services, mirror)
 
     async def _begin(self, opened: _Opened, loaded: _Loaded) -> None:
         """Let the services take in what happens, and end with the server."""
@@ -224,6 +241,9 @@ class Server:
         self._go_on(services.uploads.expire(EXPIRE_SECONDS))
         self._go_on(keep_expiring(registry, SWEEP_SECONDS))
         self._go_on(services.lag.watch())
+        if loaded.mirror:
+            await loaded.mirror.begin()
+            self._go_on(loaded.mirror.run())
         if opened.adapters and self._config.adapters_interval:
             self._go_on(watch(loaded.directory, self._config.adapters_interval))
 
@@ -235,7 +255,11 @@ class Server:
         self._exit.push_async_callback(listener.close)
         # Before that, so that nobody waits for who only watches.
         self._exit.callback(services.changes.close)
-        await listener.open(services.answering, opened.tls)
+        answering = services.answering
+        if opened.primary and loaded.mirror:
+            forwarding = Forwarding(opened.primary, loaded.mirror)
+            answering = [forwarding.over(service) for service in answering]
+        await listener.open(answering, opened.tls)
         self._is_serving = lambda: listener.is_serving
         self.grpc_address = listener.address
         if config.ready_file:

@@ -42,7 +42,7 @@ def test_every_field_has_a_flag() -> None:
         adapters_interval=7.5, upload_expiry=14.0, min_upload_rate=15, max_tenant_bytes=16,
         max_tenant_adapters=17, eviction="cost",
         max_tenant_share=0.5, hub_allow=("e/*", "f/g"), object_allow=("s3://h",),
-        oci_allow=("i/*",),
+        oci_allow=("i/*",), replica_of="j:1", replica_key="k", replica_ca="l",
         tls_cert="e", tls_key="f", tls_client_ca="g",
         tls_client_domain="h.i", insecure=True, catalog="sqlite://",
         adapter_templates=False, deterministic=True, enforce_eager=True,

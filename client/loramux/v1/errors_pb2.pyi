@@ -86,6 +86,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ERROR_REASON_PINS_FULL means that the adapter memory cannot hold all that is to be pinned."""
     ERROR_REASON_WATCH_TOO_SLOW: _ErrorReason.ValueType  # 29
     """ERROR_REASON_WATCH_TOO_SLOW means that changes came faster than the watcher took them."""
+    ERROR_REASON_IS_REPLICA: _ErrorReason.ValueType  # 100
+    """ERROR_REASON_IS_REPLICA means that a replica was asked by another one to change adapters: only
+    their primary does that.
+    """
     ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 30
     """ERROR_REASON_UNAUTHENTICATED means that the call brought no valid key."""
     ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 31
@@ -230,6 +234,10 @@ ERROR_REASON_PINS_FULL: ErrorReason.ValueType  # 28
 """ERROR_REASON_PINS_FULL means that the adapter memory cannot hold all that is to be pinned."""
 ERROR_REASON_WATCH_TOO_SLOW: ErrorReason.ValueType  # 29
 """ERROR_REASON_WATCH_TOO_SLOW means that changes came faster than the watcher took them."""
+ERROR_REASON_IS_REPLICA: ErrorReason.ValueType  # 100
+"""ERROR_REASON_IS_REPLICA means that a replica was asked by another one to change adapters: only
+their primary does that.
+"""
 ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 30
 """ERROR_REASON_UNAUTHENTICATED means that the call brought no valid key."""
 ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 31

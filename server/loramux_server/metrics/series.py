@@ -64,6 +64,10 @@ class Metrics:
             "loramux_quarantined", "Requests and adapters that are refused until somebody clears "
             "them.", registry=registry,
         )  # fmt: skip
+        self.primary_up = Gauge(
+            "loramux_primary_up", "1 while a replica has what its primary has.", ("target",),
+            registry=registry,
+        )  # fmt: skip
         self.tasks = Gauge(
             "loramux_loop_tasks", "Tasks of the frontend's event loop.", registry=registry
         )

@@ -65,6 +65,7 @@ class Services:
     """What answers calls, and what of it is told of the engine, the registry and of time."""
 
     answering: Sequence[Service]
+    intake: Intake
     uploads: UploadService
     seals: FoundSeals
     statuses: Statuses
@@ -206,6 +207,7 @@ def build_services(parts: Parts) -> Services:
             QuarantineService(parts.engine.quarantine, registry, parts.audit),
             ServerService(parts.model, parts.config, metrics.totals),
         ],
+        intake=intake,
         uploads=uploads,
         seals=FoundSeals(registry),
         statuses=shared.statuses,

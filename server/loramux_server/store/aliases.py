@@ -20,6 +20,9 @@ from loramux_server.store.writing import Writing
 if TYPE_CHECKING:
     from loramux_server.store.catalog import Catalog
 
+PRIMARY = "primary"
+"""Who moves an alias of a replica."""
+
 
 class Aliases:
     """The aliases of all adapters. Threads may share it; all that changes something may block."""
@@ -120,6 +123,21 @@ class Aliases:
                     field="alias",
                 )
             return self._move(reference, alias, now, after, by)
+
+    def mirror(self, reference: Reference, theirs: Mapping[str, Split]) -> None:
+        """Let the aliases of an adapter stand for what those of a primary do.
+
+        Of a version that is not here yet, the alias stays where it is.
+        """
+        adapter = (reference.tenant, reference.name)
+        with self._writing:
+            ours = self.of(adapter)
+            for alias in sorted(ours.keys() | theirs.keys()):
+                after = theirs.get(alias, Split())
+                with self._lock:
+                    lacks = [v for v in after.versions if self._names.version(adapter, v) is None]
+                if not lacks:
+                    self._move(reference, alias, ours.get(alias, Split()), after, PRIMARY)
 
     def history(
         self, reference: Reference, alias: str, *, before: int | None, limit: int

@@ -145,15 +145,17 @@ class Catalog:
         values = {column.name: getattr(record, column.name) for column in versions.columns}
         values |= {column: json.dumps(values[column]) for column in _LISTS}
         number = {"last_version": record.version}
+        is_later = names.c.last_version < record.version
 
         def add(connection: sa.Connection) -> None:
             _delete(connection, replaced)
             connection.execute(sa.insert(versions).values(values))
-            update = sa.update(names).where(_of(names, record.adapter)).values(number)
-            if not connection.execute(update).rowcount:
+            found = _of(names, record.adapter)
+            if connection.execute(sa.select(names).where(found)).first() is None:
                 connection.execute(
                     sa.insert(names).values(tenant=record.tenant, name=record.name, **number)
                 )
+            connection.execute(sa.update(names).where(found & is_later).values(number))
 
         self._change(add)
 

@@ -168,7 +168,10 @@ class Names:
     def _put(self, record: AdapterRecord) -> None:
         entry = self._entries.setdefault(record.adapter, _Entry())
         self._set_end(entry.versions.get(record.version), record)
+        is_late = record.version < max(entry.versions, default=0)
         entry.versions[record.version] = record
+        if is_late:  # as versions of a primary may come
+            entry.versions = dict(sorted(entry.versions.items()))
         self._by_digest[record.digest][record.key] = record
         self._last[record.adapter] = max(self._last.get(record.adapter, 0), record.version)
 

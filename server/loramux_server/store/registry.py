@@ -285,6 +285,27 @@ class Registry:
             gone = [record for record in due if not self.aliases.of_version(record)]
             return self._forget(gone) if gone else []
 
+    def mirror(self, record: AdapterRecord) -> None:
+        """Give published bytes the name and the very number that they have on a primary.
+
+        Other content that has the number here goes.
+        """
+        with self._writing:
+            if other := self._names.version(record.adapter, record.version):
+                self._forget([other])
+            self.catalog.add(record)
+            with self._lock:
+                self._names.add(record)
+                self.quotas.add(record)
+            self._writing.on_change(ADDED, record)
+
+    def forget(self, records: list[AdapterRecord]) -> None:
+        """Forget those of `records` that are still registered, as a primary did."""
+        with self._writing:
+            self._forget(
+                [r for r in records if self._names.version(r.adapter, r.version) is not None]
+            )
+
     def forget_directory(self, name: str) -> list[AdapterRecord]:
         """Forget an adapter whose files have left the directory, and return what went."""
         with self._writing:

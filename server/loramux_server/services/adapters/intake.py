@@ -11,6 +11,7 @@ from loramux.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
+from loramux.types import Adapter
 from loramux.v1 import adapters_pb2
 from loramux_adapters import PackageError
 from loramux_adapters.embedding import Pooling
@@ -23,7 +24,7 @@ from loramux_server.services.adapters.storage import finished
 from loramux_server.store.blobs import Staged
 from loramux_server.store.check import ServedBase, check_package
 from loramux_server.store.record import IMPORT, UPLOAD, AdapterRecord
-from loramux_server.store.reference import parse_name
+from loramux_server.store.reference import full_name, parse_name
 from loramux_server.store.registry import Registry
 from loramux_server.wire.ask import Ask
 from loramux_server.wire.messages import Scores, Token
@@ -135,6 +136,26 @@ class Intake:
         registered, is_new = await finished(registering)
         note(adapter=str(registered), digest=registered.digest)
         return registered, is_new
+
+    async def take_copy(self, staged: Staged, copied: Adapter) -> None:
+        """Make of what was staged the very version that a primary has, where it was tried out.
+
+        Raises:
+            InvalidArgumentError: It cannot be served here.
+        """
+        if staged.digest != copied.digest:
+            raise UnavailableError(f"{copied.reference} came with other bytes than it has")
+        name = full_name(copied.tenant, copied.name)
+        wanted = Registration(name=name, must_not_exist=False, ttl=None)
+        record = replace(
+            await finished(asyncio.to_thread(self._publish, wanted, staged)),
+            version=copied.version,
+            source=copied.source,
+            origin=copied.origin,
+            created_at=copied.created_at,
+            expires_at=copied.expires_at,
+        )
+        await finished(asyncio.to_thread(self.registry.mirror, record))
 
     async def load(self, record: AdapterRecord) -> None:
         """Return when the weights of a version are on the device and made a token, or scores.

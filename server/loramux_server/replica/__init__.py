@@ -1,0 +1,1 @@
+"""A server that has the adapters of another one, its primary."""

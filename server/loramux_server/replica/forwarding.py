@@ -1,0 +1,138 @@
+"""What changes adapters is for the primary to do: a replica passes such calls on."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+from loramux import _wire
+from loramux.errors import FailedPreconditionError, LoramuxError
+from loramux_server.replica.mirror import Mirror
+from loramux_server.replica.primary import Primary
+from loramux_server.store.reference import full_name
+from loramux_server.transport.rpc import Context, Service
+
+_log = logging.getLogger(__name__)
+
+METHODS = frozenset({
+    "loramux.v1.AdapterService.UploadAdapter",
+    "loramux.v1.AdapterService.ImportAdapter",
+    "loramux.v1.AdapterService.DeleteAdapter",
+    "loramux.v1.AdapterService.SetAdapterTtl",
+    "loramux.v1.UploadService.StartUpload",
+    "loramux.v1.UploadService.SendChunks",
+    "loramux.v1.UploadService.FinishUpload",
+    "loramux.v1.AliasService.SetAlias",
+    "loramux.v1.AliasService.DeleteAlias",
+    "loramux.v1.AliasService.RollBackAlias",
+    # Who moved what is known there.
+    "loramux.v1.AliasService.ListAliasMoves",
+})  # fmt: skip
+"""What goes to the primary."""
+_SHOWN = ("authorization", "traceparent", "tracestate")
+"""Metadata of a call that goes along."""
+_HOP = "loramux-forwarded"
+"""Metadata that says that a replica made a call."""
+PATIENCE = 10.0
+"""Seconds that an answer waits until what it says is so here, too."""
+
+
+class Forwarding:
+    """Passes calls on, with the caller's own key, and takes in what they changed."""
+
+    def __init__(self, primary: Primary, mirror: Mirror) -> None:
+        self._primary = primary
+        self._mirror = mirror
+
+    def over(self, service: Service) -> Service:
+        """Return `service` with those methods passed on that change adapters."""
+        if any(method.full_name in METHODS for method in service.descriptor.methods):
+            return _Forwarded(service, self._behaviour)
+        return service
+
+    def _behaviour(self, method: MethodDescriptor) -> Callable[[Any, Context], Awaitable[Message]]:
+        path = f"/{method.containing_service.full_name}/{method.name}"
+        coding: Any = {
+            "request_serializer": GetMessageClass(method.input_type).SerializeToString,
+            "response_deserializer": GetMessageClass(method.output_type).FromString,
+        }
+        channel = self._primary.plain
+        make = channel.stream_unary if method.client_streaming else channel.unary_unary
+        call = make(path, **coding)
+
+        async def forward(request: Any, context: Context) -> Message:  # noqa: ANN401
+            sent = _Requests(request) if method.client_streaming else None
+            message: Any = request if sent is None else aiter(sent)
+            metadata = context.invocation_metadata() or ()
+            if any(name == _HOP for name, _ in metadata):
+                raise FailedPreconditionError(
+                    f"this server is a replica of {self._primary.target}: name that one in "
+                    "--replica-of",
+                    reason="IS_REPLICA",
+                )
+            shown = [*filter(self._goes_along, metadata), (_HOP, "1")]
+            try:
+                with _wire.raising():
+                    response: Message = await call(
+                        message, metadata=shown, timeout=context.time_remaining()
+                    )
+            except (LoramuxError, asyncio.CancelledError):
+                if sent and sent.error:  # what the caller sent was no message
+                    raise sent.error from None
+                raise
+            await self._take_in(request, response)
+            return response
+
+        return forward
+
+    def _goes_along(self, pair: tuple[str, str | bytes]) -> bool:
+        return pair[0] in _SHOWN and (pair[0] != "authorization" or self._primary.shows_keys)
+
+    async def _take_in(self, request: Message, response: Message) -> None:
+        """Wait until what the primary answered is so here; if it takes long, go on."""
+        adapter = getattr(response, "adapter", None)
+        if adapter is not None and adapter.name:
+            name = full_name(adapter.tenant, adapter.name)
+        else:
+            name = getattr(request, "name", "").partition("@")[0].partition(":")[0]
+        if not name:
+            return
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await self._mirror.refresh(name)
+        except (LoramuxError, TimeoutError) as error:
+            _log.warning("%s is taken in later: %s", name, error)
+
+
+class _Forwarded:
+    """A service of which the primary answers some methods."""
+
+    def __init__(
+        self, service: Service, behaviour: Callable[[MethodDescriptor], Callable[..., Any]]
+    ) -> None:
+        self.descriptor: ServiceDescriptor = service.descriptor
+        for method in service.descriptor.methods:
+            passes = method.full_name in METHODS
+            setattr(
+                self, method.name, behaviour(method) if passes else getattr(service, method.name)
+            )
+
+
+class _Requests:
+    """The requests of a stream, with the error that ended them."""
+
+    def __init__(self, requests: AsyncIterator[Message]) -> None:
+        self._requests = requests
+        self.error: LoramuxError | None = None
+
+    async def __aiter__(self) -> AsyncIterator[Message]:
+        try:
+            async for request in self._requests:
+                yield request
+        except LoramuxError as error:
+            self.error = error
+            raise

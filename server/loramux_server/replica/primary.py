@@ -1,0 +1,118 @@
+"""What a replica asks of its primary, as an administrator of it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+
+from loramux import _adapter_wire as wire
+from loramux import _wire
+from loramux._access import open_aio_channel
+from loramux._aio_adapters import AsyncAdapters
+from loramux.types import Adapter
+from loramux.v1 import adapters_pb2
+from loramux.v1.adapters_pb2_grpc import AdapterServiceStub
+from loramux_server.store.alias import Split
+from loramux_server.store.blobs import Staged
+from loramux_server.store.reference import DEFAULT_TENANT, full_name
+
+TIMEOUT = 60.0
+"""Seconds that an answer may take."""
+FETCH_TIMEOUT = 3600.0
+"""Seconds that a package may take."""
+
+
+class Primary:
+    """The server whose adapters a replica has. Lives on the event loop."""
+
+    def __init__(self, target: str, *, key: str, authorities: Path | None) -> None:
+        """Connect to `target` when something is asked of it.
+
+        Args:
+            target: Its HOST:PORT.
+            key: A key of its administrator; empty if it has no keys.
+            authorities: Who signs its certificate; None if it speaks no TLS.
+
+        Raises:
+            InvalidArgumentError: The key cannot be one, or would be sent where others can read it.
+            OSError: The file of authorities cannot be read.
+        """
+
+        def channel(key: str, *, forwards: bool) -> grpc.aio.Channel:
+            return open_aio_channel(
+                target, key=key, tls=authorities, credentials=None, retries=False,
+                tracer_provider=None, forwards=forwards,
+            )  # fmt: skip
+
+        self.target = target
+        self.shows_keys = bool(key)
+        """Whether it wants to know who calls."""
+        self.plain = channel("", forwards=bool(key))
+        """What shows it no key, for calls of others."""
+        self._channel = channel(key, forwards=False)
+        self._adapters = AsyncAdapters(self._channel, TIMEOUT)
+        self._packages = AdapterServiceStub(self._channel)
+
+    async def versions(self, name: str = "") -> dict[str, list[Adapter]]:
+        """Return all versions, oldest first, of one adapter or of all, by full name.
+
+        Raises:
+            LoramuxError: It does not answer, or not this caller.
+        """
+        tenant, _, bare = name.rpartition("/")
+        request = wire.list_request(
+            "", all_versions=True, tenant=tenant or (DEFAULT_TENANT if name else ""),
+            name_prefix=bare, source="", tier="",
+        )  # fmt: skip
+        found: dict[str, list[Adapter]] = {}
+        with _wire.raising():
+            while True:
+                page = await self._packages.ListAdapters(request, timeout=TIMEOUT)
+                for adapter in map(wire.adapter, page.adapters):
+                    if name and adapter.name != bare:  # the name itself comes before longer ones
+                        return found
+                    versions = found.setdefault(full_name(adapter.tenant, adapter.name), [])
+                    versions.insert(0, adapter)  # newest first
+                request.page_token = page.next_page_token
+                if not request.page_token:
+                    return found
+
+    async def aliases(self, name: str) -> dict[str, Split]:
+        """Return what each alias of an adapter stands for.
+
+        Raises:
+            LoramuxError: It does not answer, or has no such adapter any more.
+        """
+        found = await self._adapters.aliases(name)
+        return {alias: Split.of(weights) for alias, weights in found.items()}
+
+    async def fetch(self, adapter: Adapter, staged: Staged) -> None:
+        """Write the package of a version to `staged`.
+
+        Raises:
+            LoramuxError: It does not answer, or has the version no more.
+        """
+        name = full_name(adapter.tenant, adapter.name)
+        request = adapters_pb2.DownloadAdapterRequest(
+            name=f"{name}:{adapter.version}@{adapter.digest}"
+        )
+        with _wire.raising():
+            async for response in self._packages.DownloadAdapter(request, timeout=FETCH_TIMEOUT):
+                if response.chunk:
+                    await asyncio.to_thread(staged.write, response.chunk)
+
+    async def changes(self) -> AsyncIterator[str]:
+        """Yield the full names of adapters with which something happened, as it happens.
+
+        Raises:
+            LoramuxError: It does not answer any more.
+        """
+        async for change in self._adapters.watch():
+            if change.kind != "moved":
+                yield full_name(change.adapter.tenant, change.adapter.name)
+
+    async def close(self) -> None:
+        """End all that is under way."""
+        await self._channel.close(None)
+        await self.plain.close(None)

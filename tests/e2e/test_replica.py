@@ -1,0 +1,224 @@
+"""A server that has the adapters of another one."""
+
+import datetime
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from loramux import Client
+from loramux.errors import (
+    LoramuxError,
+    NotFoundError,
+    PermissionDeniedError,
+    UnavailableError,
+)
+from loramux_server.access.caller import Role
+from loramux_server.access.key import parse_key
+from loramux_server.config import ConfigError
+from loramux_server.opening import become
+from loramux_server.store.registry import Registry
+from tests.support.access import Keys
+from tests.support.adapters import save_adapter
+from tests.support.models import tiny_model
+from tests.support.packages import publish, small_package
+from tests.support.polling import eventually
+from tests.support.server import RunningServer
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """PEFT folders."""
+    model, parent = tiny_model("llama", vocab_size=259), tmp_path_factory.mktemp("peft")
+    return [
+        save_adapter(model, parent / str(seed), seed=seed, r=4, target_modules="all-linear")
+        for seed in range(3)
+    ]
+
+
+@pytest.fixture(scope="module")
+def primary(tmp_path_factory: pytest.TempPathFactory, roomy_base: Path) -> Iterator[RunningServer]:
+    folder = tmp_path_factory.mktemp("primary")
+    keys = Keys(folder / "store")
+    key = keys.make("public", Role.ADMIN)
+    (folder / "admin.key").write_text(key.text)
+    (folder / "acme.key").write_text(keys.make("acme", Role.PUBLISHER).text)
+    keys.close()
+    with RunningServer(folder, roomy_base) as server:
+        server.stay_at_address()
+        yield server
+
+
+@pytest.fixture(scope="module")
+def replica(
+    tmp_path_factory: pytest.TempPathFactory, roomy_base: Path, primary: RunningServer
+) -> Iterator[RunningServer]:
+    """It knows the same keys."""
+    folder = tmp_path_factory.mktemp("replica")
+    keys = Keys(folder / "store")
+    for name, tenant, role in (("admin", "public", Role.ADMIN), ("acme", "acme", Role.PUBLISHER)):
+        key = parse_key(key_of(primary, name))
+        assert key is not None
+        keys.making.add(key, tenant=tenant, role=role)
+    keys.close()
+    file = primary.log.parent / "admin.key"
+    with RunningServer(
+        folder, roomy_base, "--replica-of", primary.target, "--replica-key", str(file)
+    ) as server:
+        yield server
+
+
+def key_of(primary: RunningServer, name: str) -> str:
+    return (primary.log.parent / f"{name}.key").read_text()
+
+
+@pytest.fixture
+def there(primary: RunningServer) -> Iterator[Client]:
+    """An administrator of the primary."""
+    with primary.client(key=key_of(primary, "admin")) as client:
+        yield client
+        for adapter in client.adapters.list():
+            client.adapters.delete(adapter.reference.rpartition(":")[0])
+
+
+@pytest.fixture
+def here(primary: RunningServer, replica: RunningServer) -> Iterator[Client]:
+    """An administrator of the replica."""
+    with replica.client(key=key_of(primary, "admin")) as client:
+        yield client
+
+
+def state(client: Client) -> list[object]:
+    """Everything that a replica has in common with its primary."""
+    found = client.adapters.list(all_versions=True)
+    names = sorted({a.reference.rpartition(":")[0] for a in found})
+    return [found, {name: client.adapters.aliases(name) for name in names}]
+
+
+def same(here: Client, there: Client) -> bool:
+    return eventually(lambda: state(here) == state(there), 20)
+
+
+def test_what_happens_at_the_primary_happens_here(
+    here: Client, there: Client, folders: list[Path]
+) -> None:
+    for folder in folders:
+        there.adapters.upload("bot", folder)
+    there.adapters.upload("acme/bot", folders[0], ttl=datetime.timedelta(hours=1))
+    there.adapters.set_alias("bot", "stable", version=1)
+    there.adapters.set_alias("bot", "trial", weights={1: 9, 3: 1})
+    assert same(here, there)
+    greedy = {"max_tokens": 8, "temperature": 0}
+    for reference in ("bot:1", "bot:stable", "bot", "acme/bot"):
+        mine = here.generate("hello", adapter=reference, **greedy)  # type: ignore[arg-type]
+        its = there.generate("hello", adapter=reference, **greedy)  # type: ignore[arg-type]
+        assert (mine.token_ids, mine.adapter) == (its.token_ids, its.adapter)
+    there.adapters.delete_alias("bot", "trial")
+    there.adapters.delete("bot:2")
+    there.adapters.set_ttl("acme/bot", None)
+    assert same(here, there)
+    there.adapters.delete("bot")
+    assert same(here, there)
+    with pytest.raises(NotFoundError):
+        here.generate("hello", adapter="bot", max_tokens=1)
+
+
+def test_who_changes_something_here_changes_it_at_the_primary(
+    here: Client, there: Client, primary: RunningServer, replica: RunningServer, folders: list[Path]
+) -> None:
+    with replica.client(key=key_of(primary, "acme")) as acme:
+        first = acme.adapters.upload("cat", folders[0])
+        assert acme.generate("hello", adapter="cat", max_tokens=1).adapter is not None  # at once
+        second = acme.adapters.upload("cat", folders[1])
+        assert [each.version for each in (first, second)] == [1, 2]
+        assert second.reference == "cat:2"
+        assert acme.adapters.set_alias("cat", "stable", version=1) == {1: 1}
+        assert acme.generate("hello", adapter="cat:stable", max_tokens=1).adapter.version == 1  # type: ignore[union-attr]
+        acme.adapters.set_alias("cat", "stable", version=2)
+        assert acme.adapters.roll_back("cat", "stable") == {1: 1}
+        assert len(acme.adapters.alias_moves("cat", "stable")) == 3
+        assert state(here) == state(there)
+        acme.adapters.delete("cat:2")
+        assert [a.version for a in acme.adapters.list(all_versions=True)] == [1]
+        assert state(here) == state(there)
+        assert acme.adapters.upload("cat", folders[2]).version == 3
+        with pytest.raises(PermissionDeniedError):
+            acme.adapters.upload("public/cat", folders[2])
+
+
+def test_what_the_primary_refuses_is_refused_here_in_its_words(
+    here: Client, there: Client, folders: list[Path], tmp_path: Path
+) -> None:
+    def refusal(client: Client, act: Callable[[Client], object]) -> tuple[object, ...]:
+        with pytest.raises(LoramuxError) as caught:
+            act(client)
+        error = caught.value
+        return type(error), error.reason, error.field, str(error)
+
+    there.adapters.upload("bot", folders[0])
+    (tmp_path / "bad.safetensors").write_bytes(b"\x08" + bytes(7) + b"{}      ")
+    acts: list[Callable[[Client], object]] = [
+        lambda client: client.adapters.set_alias("bot", "stable", version=7),
+        lambda client: client.adapters.set_alias("bot", "latest", version=1),
+        lambda client: client.adapters.delete("nothing"),
+        lambda client: client.adapters.upload("bad", tmp_path / "bad.safetensors"),
+        lambda client: client.adapters.import_from("bot", "s3://bucket/bot"),
+        lambda client: client.adapters.upload("bot", folders[1], must_not_exist=True),
+    ]
+    for act in acts:
+        assert refusal(here, act) == refusal(there, act)
+
+
+def test_it_serves_while_the_primary_is_away_and_catches_up(
+    here: Client, there: Client, primary: RunningServer, replica: RunningServer, folders: list[Path]
+) -> None:
+    for name in ("one", "two"):
+        there.adapters.upload(name, folders[0])
+    assert same(here, there)
+    up = f'loramux_primary_up{{target="{primary.target}"}}'
+    assert replica.metrics()[up] == 1
+    primary.kill()
+    assert here.generate("hello", adapter="one", max_tokens=1).adapter is not None
+    with pytest.raises(UnavailableError):
+        here.adapters.delete("one")
+    assert eventually(lambda: replica.metrics()[up] == 0)
+    primary.start()
+    # Something that no change is told of: the replica is away.
+    replica.stop()
+    there.adapters.delete("one")
+    there.adapters.upload("two", folders[1])
+    replica.start()
+    with replica.client(key=key_of(primary, "admin")) as again:
+        assert [a.reference for a in again.adapters.list(all_versions=True)] == ["two:2", "two:1"]
+        assert state(again) == state(there)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--replica-key", "x"], "--replica-key is for --replica-of, which is not given"),
+        (["--replica-of", "127.0.0.1:1", "--adapters", "."], "--adapters is for the primary"),
+        (["--replica-of", "127.0.0.1:1", "--replica-key", "none"], "none: No such file"),
+        (["--replica-of", "db.example:1", "--replica-key", "KEY"], "db.example:1 in plaintext"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_named(
+    tmp_path: Path, roomy_base: Path, primary: RunningServer, arguments: list[str], says: str
+) -> None:
+    named = [a.replace("KEY", str(primary.log.parent / "admin.key")) for a in arguments]
+    with pytest.raises(AssertionError, match=says):
+        RunningServer(tmp_path, roomy_base, *named).start()
+
+
+def test_a_store_with_adapters_of_its_own_is_not_emptied(tmp_path: Path) -> None:
+    with closing(Registry(tmp_path)) as registry:
+        become(registry, is_replica=True)
+        publish(registry, "copied", small_package(0))
+        become(registry, is_replica=True)  # after a restart
+        become(registry, is_replica=False)  # in place of a primary that is lost
+        publish(registry, "mine", small_package(1))
+        with pytest.raises(
+            ConfigError, match="has adapters that were brought to this server itself"
+        ):
+            become(registry, is_replica=True)
