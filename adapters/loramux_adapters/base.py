@@ -16,6 +16,7 @@ from loramux_adapters.experts import (
     names_of_parameter,
     names_together,
 )
+from loramux_adapters.known_layers import features_like
 from loramux_adapters.token_shape import TokenShape, token_shape
 
 CONFIG_FILE = "config.json"
@@ -113,9 +114,11 @@ class BaseFolder:
         return found
 
     def features_of(self, module: str) -> tuple[int, int] | None:
-        """Return (in_features, out_features) of the layer `module`; None if there is none."""
-        layer = self.layer(module)
-        return layer.features if layer else None
+        """Return (in_features, out_features) of the layer `module`; see `features_like`."""
+        if layer := self.layer(module):
+            return layer.features
+        layers = ((name, self.layer(name)) for name in self.layer_names())
+        return features_like(module, {name: layer.features for name, layer in layers if layer})
 
     def layer_names(self) -> list[str]:
         """Return the names of the layers, as the folder has them."""

@@ -58,19 +58,23 @@ have the names that transformers gives them for that task: `transformer.layers` 
 | `QUESTION_ANS` | finds answers in texts by a head, `qa_outputs`, or `classifier` (ModernBERT) |
 | `FEATURE_EXTRACTION` | embeds texts |
 
-What continues text embeds as well, unless it brings virtual tokens or waits for invocation tokens;
-virtual tokens embed on encoders alone. FEATURE_EXTRACTION continues none, since no layer of logits
-was there when it was trained. A head is trained whole: of a decoder one linear layer, of an encoder
-what transformers' class for the task has behind its base model, such as `classifier.dense` and
-`classifier.out_proj` of RoBERTa or `pre_classifier` and `classifier` of DistilBERT. LoRA, DoRA,
-biases and `modules_to_save` of a pooler, and of other layers there that were saved with the base
-(`head` of ModernBERT), are honoured. Layers that were not began as random numbers, and PEFT saves
-them where `modules_to_save` has them: DeBERTa's `pooler` has to be named there. An adapter without
-them is refused, which names them, and so are other heads, and IA³ behind the layers.
+What continues text embeds as well, unless it waits for invocation tokens, or brings virtual tokens
+to a decoder; those that were trained to embed (FEATURE_EXTRACTION) do. FEATURE_EXTRACTION continues
+no text, since no layer of logits was there when it was trained. A head is trained whole, beside
+LoHa, LoKr and VeRA, too: of a decoder one linear layer, of an encoder what transformers' class for
+the task has behind its base model, such as `classifier.dense` and `classifier.out_proj` of RoBERTa
+or `pre_classifier` and `classifier` of DistilBERT. LoRA, DoRA, biases and `modules_to_save` of a
+pooler, and of other layers there that were saved with the base (`head` of ModernBERT), are
+honoured. What was trained to embed, with `all-linear` say, may change a pooler, of which vectors
+are not made, as with PEFT. Layers that were not saved with the base began as random numbers, and
+PEFT saves them where `modules_to_save` has them: DeBERTa's `pooler` has to be named there. An
+adapter without them is refused, which names them, and so are other heads, and IA³ behind the
+layers.
 
 Heads, and `modules_to_save` but embeddings, are honoured beside virtual tokens, too. As with PEFT,
 embeddings before a text are a part of it to what pools, vectors included: of BERT the first of them
-is what its pooler takes. Labels and answers are told of the text's own tokens. Keys and values
+is what its pooler takes, and of a decoder, where it is the same for every text, it is refused
+(`pooling` first). Labels and answers are told of the text's own tokens. Keys and values
 before a text are served where PEFT has its head read what is behind them: BERT, RoBERTa, ELECTRA
 and decoders; not DistilBERT, DeBERTa or ModernBERT, which take none, nor BigBird, with whose head
 PEFT fails.

@@ -1,6 +1,6 @@
 """The layers of a base model, as much as packing an adapter has to know of them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 
@@ -12,3 +12,29 @@ class KnownLayers(Protocol):
 
     def layer_names(self) -> Iterable[str]:
         """Return the names of its layers."""
+
+
+def features_like(module: str, layers: Mapping[str, tuple[int, int]]) -> tuple[int, int] | None:
+    """Return (in_features, out_features) of the layer that an adapter calls `module`.
+
+    Classes for other tasks have other names before that of the layers: `bert.encoder.layer.0.…` and
+    `transformer.layers.0.…` are `encoder.layer.0.…` and `model.layers.0.…` elsewhere.
+
+    Args:
+        module: Its name in the class that the adapter was trained on.
+        layers: Name of each layer of a base -> its widths.
+
+    Returns:
+        Those of the one whose name ends as much like it as any; None if there is none, or they are
+        more than one and have other widths.
+    """
+    if module in layers:
+        return layers[module]
+    parts = module.split(".")
+    numbers = [place for place, part in enumerate(parts) if part.isdecimal()]
+    for start in range(numbers[0] if numbers else min(2, len(parts))):
+        end = ".".join(parts[start:])
+        found = {features for name, features in layers.items() if f".{name}".endswith(f".{end}")}
+        if found:
+            return found.pop() if len(found) == 1 else None
+    return None

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from loramux_adapters.added_tokens import added_tokens_of
+from loramux_adapters.contents import Contents
 from loramux_adapters.digests import UNKNOWN_DIGEST, check_digests, tensor_digests
 from loramux_adapters.errors import PackageError
-from loramux_adapters.fields import text
-from loramux_adapters.head import Task
 from loramux_adapters.kinds import kind_of
 from loramux_adapters.labels import labels_beside
 from loramux_adapters.manifest import MANIFEST_KEY, manifest_text
@@ -46,25 +45,38 @@ def pack(source: Path, output: Output, *, notes: Mapping[str, object | None] | N
     """
     config = read_config(source)
     kind_of(config).check(config)  # before the tensors: the clearer message comes first
-    # What has a head makes no vectors, whatever lies beside it.
-    has_head = text(config, "task_type") in set(Task)
-    noted = read_notes(source, notes, but=("embedding",) if has_head else ())
     with open_tensors(source) as file:
         header = read_tensor_header(file, os.fstat(file.fileno()).st_size, limits=FOLDER)
         read = tensor_reader(file, header.data_start)
         tensors = unstacked(header.tensors)
+        _, contents = check_contents(config, tensors)
+        noted = notes_beside(source, contents, notes)
         if "tensors" in noted:
             form = stored(config, tensors, noted)
             digests = cast(dict[str, object], noted["tensors"])
             check_digests(digests, form.tensors, form.reader(read))
-        _, contents = check_contents(config, tensors)
-        given = {**noted, **(notes or {})}
-        if "added_tokens" not in given and (added := added_tokens_of(source, contents)):
-            noted = {**noted, "added_tokens": added}
-        if "classification" not in given and contents.head and contents.head.task.classifies:
-            told = labels_beside(source)
-            noted = {**noted, "classification": told} if told else noted
         write_package(config, tensors, read, output, notes=noted)
+
+
+def notes_beside(
+    source: Path, contents: Contents, notes: Mapping[str, object | None] | None
+) -> Mapping[str, object]:
+    """Return the notes of an adapter in the folder `source` that does `contents`.
+
+    They are those of `read_notes`, the tokens that it brings and the labels of its head.
+
+    Raises:
+        PackageError: They are malformed.
+    """
+    # What has a head makes no vectors, whatever lies beside it.
+    noted = read_notes(source, notes, but=("embedding",) if contents.head else ())
+    given = {**noted, **(notes or {})}
+    if "added_tokens" not in given and (added := added_tokens_of(source, contents)):
+        noted = {**noted, "added_tokens": added}
+    if "classification" not in given and contents.head and contents.head.task.classifies:
+        told = labels_beside(source)
+        noted = {**noted, "classification": told} if told else noted
+    return noted
 
 
 def write_package(
@@ -74,16 +86,19 @@ def write_package(
     output: Output,
     *,
     notes: Mapping[str, object],
+    source: Path | None = None,
 ) -> None:
     """Write a package of `tensors`, none of them stacks, whose bytes `read` yields, to `output`.
 
-    With any notes, the digests of the tensors are noted, too: they say what the notes are of.
+    With any notes, the digests of the tensors are noted, too: they say what the notes are of. Those
+    in the folder `source`, if one is given, come beside `notes`.
 
     Raises:
         PackageError: Config and tensors are not an adapter that can be served, or too many even in
             stacks.
     """
     _, contents = check_contents(peft_config, tensors)
+    notes = notes_beside(source, contents, notes) if source else notes
     check_use(contents, notes)
     form = stored(peft_config, tensors, notes)
     read = form.reader(read)

@@ -62,12 +62,13 @@ def saved_edit(
 def saved_tensors(
     tensors: Mapping[str, TensorInfo], saved: tuple[str, ...]
 ) -> dict[str, TensorInfo]:
-    """Return those of `tensors` that are of modules in `saved`, trained whole."""
-    return {
-        name: tensor
-        for name, tensor in tensors.items()
-        if saved and is_inside(path_of(name).rpartition(".")[0], saved)
-    }
+    """Return those of `tensors` that are of modules in `saved`, trained whole, or of embeddings."""
+    return {name: tensor for name, tensor in tensors.items() if _is_whole(path_of(name), saved)}
+
+
+def _is_whole(path: str, saved: tuple[str, ...]) -> bool:
+    module, _, parameter = path.rpartition(".")
+    return is_inside(module, saved) or bool(module and parameter == "weight" and is_outer(module))
 
 
 def without_repeats(

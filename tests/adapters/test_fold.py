@@ -27,6 +27,9 @@ CONFIGS: dict[str, PeftConfig] = {
     "lokr, w2 whole": LoKrConfig(r=8, alpha=4, target_modules=ALL),
     "lokr, w2 in two": LoKrConfig(r=2, alpha=4, target_modules=ALL, alpha_pattern={"v_proj": 7}),
     "lokr, both in two": LoKrConfig(r=1, alpha=2, target_modules=ALL, decompose_both=True),
+    "lokr, and modules whole": LoKrConfig(
+        r=2, target_modules=["q_proj"], modules_to_save=["norm", "lm_head"]
+    ),
     "vera": VeraConfig(r=6, target_modules=["q_proj", "k_proj", "down_proj"]),
 }
 
@@ -121,13 +124,13 @@ def refusal(source: Path, base: BaseFolder | None = None) -> str:
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("loha", {"modules_to_save": ["lm_head"]}, "'modules_to_save' = ['lm_head'] is refused"),
+        ("loha", {"bias": "all"}, "'bias' = 'all' is refused"),
         ("loha", {"r": 4, "rank_pattern": {}}, "do not have rank 4 and one width each"),
         ("lokr, w2 whole", {"target_modules": ["q_proj"]}, "does not target it"),
         ("lokr, w2 whole", {"target_modules": "(.)\\1"}, "a group again (\\1) is not served"),
         ("loha", {"target_modules": "(?!.*q_proj).*"}, "does not target it"),
         ("loha", {"alpha": -1}, "lora_alpha is -1"),
-        ("vera", {"bias": "all"}, "'bias' = 'all' is refused"),
+        ("vera", {"bias": "ours"}, "bias is 'ours', not one of"),
     ],
 )
 def test_a_config_that_is_not_served_is_named(
@@ -162,7 +165,7 @@ def test_vera_says_what_it_needs(tmp_path: Path, base: BaseFolder) -> None:
     source = save(tmp_path / "a", CONFIGS["vera"])
     for given in (None, replace(base, tensors={})):
         assert refusal(source, given).endswith(
-            "give the base model with --base; its checkpoint has to have a layer of that name"
+            "with `loramux pack --base`; its checkpoint has to have a layer of that name"
         )
     with quiet_peft():
         without = VeraConfig(r=4, target_modules=["q_proj"], save_projection=False)

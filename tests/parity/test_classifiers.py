@@ -9,10 +9,12 @@ import pytest
 import torch
 from peft import IA3Config, LNTuningConfig, LoraConfig, PeftConfig
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import GPT2LMHeadModel, PreTrainedModel
 
 from loramux_adapters.head import Task
+from loramux_server.store.check import ServedBase
 from loramux_server.wire.adapter_source import AdapterSource
+from tests.parity.table import folded
 from tests.parity.test_peft import Case, check, target_modules
 from tests.parity.test_saved import norms
 from tests.support.adapters import expected, pack_source, save_adapter, save_tuned, with_adapter
@@ -49,19 +51,22 @@ def configs(task: Task, names: list[str], norms: list[str]) -> dict[str, PeftCon
     }
 
 
-def texts(model: PreTrainedModel, folder: Path, *, every: bool) -> list[Text]:
+def texts(model: PreTrainedModel, folder: Path, served: ServedBase, *, every: bool) -> list[Text]:
     """Return two texts for each task, and for each method or LoRA alone."""
     rng = random.Random(1)
     found = []
     for task in tasks_of(model):
         base = classifier(model, task, num_labels=3 if task is Task.SEQUENCE else 5)
-        methods = configs(task, target_modules(model)[0], norms(model))
+        names = target_modules(model)[0]
+        methods = configs(task, names, norms(model))
+        if not isinstance(model, GPT2LMHeadModel):  # PEFT folds none into its layers
+            methods |= folded.configs(names, str(task))
         for seed, (name, config) in enumerate(methods.items()):
             if not every and name != "lora":
                 continue
             saved = folder / f"{task} {name}"
             wrapped = save_tuned(base, config, saved, seed=seed)
-            source = pack_source(saved, folder / f"{task}-{seed}.pkg")
+            source = pack_source(saved, folder / f"{task}-{seed}.pkg", base=served)
             for length in (rng.choice([1, 4, 9]), rng.randint(10, 30)):
                 prompt = [rng.randrange(3, VOCAB) for _ in range(length)]
                 logits = expected_logits(wrapped, prompt)
@@ -101,12 +106,13 @@ def check_logits(harness: Harness, request_id: int, text: Text) -> None:
 def test_texts_and_prompts_in_one_batch_equal_peft_alone(architecture: str, tmp_path: Path) -> None:
     model = tiny_model(architecture)
     prompts = cases(model, tmp_path)
-    classified = texts(model, tmp_path, every=architecture in EVERY_METHOD)
     # Prompts run in chunks, and adapters come and go.
     harness = Harness(
         copy.deepcopy(model), kernels="cpu", rows=256, num_blocks=40, max_batch_tokens=24,
         max_running=8, host_adapter_memory=1 << 20,
     )  # fmt: skip
+    served = ServedBase.of(harness.info, max_host_bytes=1 << 30)
+    classified = texts(model, tmp_path, served, every=architecture in EVERY_METHOD)
     asked: dict[int, Text] = {}
     order: list[Text | Case] = [*prompts, *classified]
     random.Random(2).shuffle(order)

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import VeraConfig
 
 from loramux_adapters.head import Task
 from loramux_server.models.loading import load_base_model
 from loramux_server.store.check import ServedBase, check_package
+from tests.parity.table import folded
 from tests.support.adapters import pack_source
-from tests.support.encoder_heads import TEXT, config_for, expected, save_encoder, save_headed
+from tests.support.encoder_heads import TEXT, config_for, logits_of, save_encoder, save_headed
 from tests.support.engine import Harness
 
 
@@ -21,17 +23,23 @@ def test_heads_of_one_batch_equal_peft_alone(name: str, tmp_path: Path) -> None:
     wanted: dict[int, torch.Tensor] = {}
     sources = []
     for task in Task:
-        adapter, package = tmp_path / str(task), tmp_path / f"{task}.safetensors"
         linear = task is Task.SEQUENCE and name in ("bert", "modernbert-mean")
-        more = {"target_modules": "all-linear"} if linear else {}
-        logits = expected(save_headed(folder, task, config_for(name, task, **more), adapter))[1]
-        source = pack_source(adapter, package)
-        with package.open("rb") as file:
-            assert check_package(file, package.stat().st_size, served).task == task
-        sources.append(source)
-        wanted[harness.submit(TEXT, source)] = logits
-        for length in (1, 3, 5):
-            harness.submit(TEXT[:length], source)
+        lora = config_for(name, task, **({"target_modules": "all-linear"} if linear else {}))
+        others = folded.configs(lora.target_modules or (), str(task))
+        others["biases"] = VeraConfig(
+            task_type=str(task), r=2, bias="all", target_modules=lora.target_modules
+        )
+        for method, config in {"lora": lora, **others}.items():
+            config.modules_to_save = lora.modules_to_save
+            adapter, package = (tmp_path / f"{task} {method}{end}" for end in ("", ".safetensors"))
+            logits = logits_of(save_headed(folder, task, config, adapter))
+            source = pack_source(adapter, package, base=served)
+            with package.open("rb") as file:
+                assert check_package(file, package.stat().st_size, served).task == task
+            sources.append(source)
+            wanted[harness.submit(TEXT, source)] = logits
+            for length in (1, 3, 5):
+                harness.submit(TEXT[:length], source)
     harness.run()
     assert not harness.failures
     assert max(report.batch.adapters for report in harness.reports if report.batch) > 1

@@ -8,13 +8,17 @@ import msgspec
 import pytest
 import torch
 from peft import LoraConfig
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForMaskedLM, LongformerConfig
 
-from loramux_adapters import PackageError
+from loramux_adapters import PackageError, open_package
+from loramux_adapters.base import read_base
 from loramux_adapters.behind import check_head
 from loramux_adapters.head import FEATURES, LABELS, HeadShape, Task
+from loramux_adapters.weights.verify import verify
 from loramux_server.lora.edits import Edits, num_edit_bytes
 from loramux_server.models.heads import Heads
+from tests.support.adapters import save_tuned
 from tests.support.embedders import save_embedder
 from tests.support.encoder_heads import (
     CONFIGS,
@@ -69,6 +73,30 @@ BEHIND: dict[str, tuple[str, Task, dict[str, Any]]] = {
     "of its own": ("modernbert-mean", Task.SEQUENCE, {"modules_to_save": ["head"]}),
     "biases of two layers": ("roberta", Task.SEQUENCE, {"bias": "all"}),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("options", [{"use_dora": True}, {"bias": "all"}], ids=str)
+@pytest.mark.parametrize("name", ["bert", "albert"])
+def test_verify_knows_no_pooler_of_a_base_that_fills_in_words(
+    tmp_path: Path, name: str, options: dict[str, Any]
+) -> None:
+    folder = save_encoder(name, tmp_path / "base", AutoModelForMaskedLM)
+    config = LoraConfig(task_type=FEATURES, r=2, target_modules="all-linear", **options)
+    save_tuned(AutoModel.from_pretrained(str(folder)), config, tmp_path / "a", seed=1)
+    with open_package(tmp_path / "a") as (file, package):
+        assert any("pooler" in module for module in package.contents.changed_modules)
+        assert verify(file, package, base=read_base(folder))[-1].check == "base"
+    weights = tmp_path / "a" / "adapter_model.safetensors"
+    settings = tmp_path / "a" / "adapter_config.json"
+    save_file(
+        {k.replace("pooler", "poller"): each for k, each in load_file(weights).items()}, weights
+    )
+    settings.write_text(settings.read_text().replace("pooler", "poller"))
+    with (
+        open_package(tmp_path / "a") as (file, package),
+        pytest.raises(PackageError, match="poller"),
+    ):
+        verify(file, package, base=read_base(folder))
 
 
 @pytest.mark.parametrize("case", list(BEHIND))

@@ -11,8 +11,9 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
+from loramux_adapters import sources
+from loramux_adapters.known_layers import KnownLayers
 from loramux_adapters.package import digest_of, read_package
-from loramux_adapters.packing import pack
 from loramux_server.lora.edits import num_edit_bytes
 from loramux_server.store.check import num_bytes
 from loramux_server.wire.adapter_source import AdapterSource
@@ -48,10 +49,12 @@ def save_tuned(model: PreTrainedModel, config: PeftConfig, folder: Path, *, seed
         return PeftModel.from_pretrained(copy.deepcopy(model), str(folder)).eval()
 
 
-def pack_source(folder: Path, output: Path, vocab_size: int = 0) -> AdapterSource:
+def pack_source(
+    folder: Path, output: Path, vocab_size: int = 0, base: KnownLayers | None = None
+) -> AdapterSource:
     """Pack the PEFT folder and return what the engine is told about the package."""
     with output.open("w+b") as file:
-        pack(folder, file)
+        sources.pack_source(folder, file, base=base)
     return source_of(output, vocab_size)
 
 

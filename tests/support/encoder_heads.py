@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel
 from safetensors.torch import load_file
 from transformers import (
     AlbertConfig,
@@ -109,7 +109,7 @@ def for_task(base: Path, task: Task) -> PreTrainedModel:
     return model.eval()
 
 
-def save_headed(base: Path, task: Task, config: LoraConfig, folder: Path) -> PeftModel:
+def save_headed(base: Path, task: Task, config: PeftConfig, folder: Path) -> PeftModel:
     """Save a random adapter for a task on the encoder in `base`, and return it as PEFT loads it."""
     return save_tuned(for_task(base, task), config, folder, seed=6)
 
@@ -128,14 +128,18 @@ def config_for(name: str, task: Task, **more: Any) -> LoraConfig:
 @torch.inference_mode()
 def expected(model: PeftModel) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the last hidden states of `TEXT` with an adapter, [T, K], and its logits."""
-    tokens = torch.tensor([TEXT])
-    output = model(input_ids=tokens)
-    if hasattr(output, "start_logits"):
-        logits = torch.stack([output.start_logits[0], output.end_logits[0]], dim=-1)
-    else:
-        logits = output.logits if output.logits.dim() == 2 else output.logits[0]
     merged = copy.deepcopy(model).merge_and_unload().base_model
-    return merged(input_ids=tokens).last_hidden_state[0], logits
+    return merged(input_ids=torch.tensor([TEXT])).last_hidden_state[0], logits_of(model)
+
+
+@torch.inference_mode()
+def logits_of(model: PeftModel) -> torch.Tensor:
+    """Return the logits of `TEXT` with an adapter, of the text as a whole or of each token."""
+    output = model(input_ids=torch.tensor([TEXT]))
+    if hasattr(output, "start_logits"):
+        return torch.stack([output.start_logits[0], output.end_logits[0]], dim=-1)
+    logits: torch.Tensor = output.logits
+    return logits if logits.dim() == 2 else logits[0]
 
 
 def package_of(folder: Path, heads: Heads) -> Package:

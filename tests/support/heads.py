@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import (
+    LoHaConfig,
+    LoKrConfig,
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    VeraConfig,
+)
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
@@ -33,6 +42,12 @@ HEADS = {
     "finder": (Task.SPANS, 2),
 }
 """Adapter -> its task, and how many outputs it has."""
+METHODS: dict[str, type[PeftConfig]] = {
+    "topics": LoHaConfig, "tags": LoKrConfig, "grade": VeraConfig, "finder": LoHaConfig,
+}  # fmt: skip
+"""Those that are no LoRA when PEFT saves them."""
+VIRTUAL: dict[str, type[PeftConfig]] = {"asked": PromptTuningConfig, "keyed": PrefixTuningConfig}
+"""Those that embed behind virtual tokens."""
 EMBEDDERS = {"vectors": "FEATURE_EXTRACTION", "writer": "CAUSAL_LM"}
 """The same of adapters without a head, whose hidden states are asked for."""
 
@@ -63,9 +78,8 @@ def serving_heads(folder: Path, server_folder: Path) -> Iterator[Served]:
     base = AutoModelForCausalLM.from_pretrained(DEMO / "base", dtype=torch.float32).eval()
     adapters = {}
     for seed, (name, (task, num_labels)) in enumerate(HEADS.items()):
-        config = LoraConfig(
-            task_type=str(task), r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"]
-        )
+        common: Any = {"task_type": str(task), "r": 4, "target_modules": ["q_proj", "down_proj"]}
+        config = METHODS[name](**common) if name in METHODS else LoraConfig(**common, lora_alpha=8)
         model = classifier(base, task, num_labels)
         adapters[name] = save_tuned(model, config, folder / name, seed=seed)
     for name, kind in EMBEDDERS.items():
@@ -74,6 +88,9 @@ def serving_heads(folder: Path, server_folder: Path) -> Iterator[Served]:
             model, folder / name, seed=9, task_type=kind, r=4,
             target_modules=["q_proj", "down_proj"],
         )  # fmt: skip
+    for name, virtual in VIRTUAL.items():
+        config = virtual(task_type="FEATURE_EXTRACTION", num_virtual_tokens=3)
+        adapters[name] = save_tuned(bare(base), config, folder / name, seed=4)
     write_sentence_files(folder / "vectors", "mean", normalizes=False)
     for name, labels in LABELS.items():
         config = {"id2label": dict(enumerate(labels))}

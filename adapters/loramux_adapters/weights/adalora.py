@@ -16,7 +16,7 @@ from loramux_adapters.fields import PREFIX, Fields, refuse_unserved
 from loramux_adapters.packing import Output
 from loramux_adapters.peft_config import FIELDS as LORA_FIELDS
 from loramux_adapters.peft_config import MAX_RANK, check_config
-from loramux_adapters.peft_folder import open_tensors, read_config, read_notes
+from loramux_adapters.peft_folder import open_tensors, read_config
 from loramux_adapters.saved import saved_names, saved_tensors
 from loramux_adapters.tensorfile import TensorInfo, read_header, tensor_reader
 from loramux_adapters.weights.dtypes import Array, decoded
@@ -90,7 +90,7 @@ def pack_adalora(
             raise PackageError(f"{source}: every rank is masked; the adapter changes nothing")
         dtype = dtypes.pop() if len(dtypes) == 1 else "F32"
         write_updates(
-            config, updates, dtype, output, notes=read_notes(source, notes), saved=(saved, read)
+            config, updates, dtype, output, notes=notes or {}, source=source, saved=(saved, read)
         )
 
 

@@ -16,10 +16,11 @@ import numpy as np
 from loramux_adapters.errors import PackageError, shown
 from loramux_adapters.fields import Fields, refuse_unserved, split_name
 from loramux_adapters.known_layers import KnownLayers
-from loramux_adapters.lora_config import LoraConfig
+from loramux_adapters.lora_config import Bias, LoraConfig
 from loramux_adapters.packing import Output
 from loramux_adapters.peft_config import MAX_RANK, check_config
-from loramux_adapters.peft_folder import open_tensors, read_config, read_notes
+from loramux_adapters.peft_folder import open_tensors, read_config
+from loramux_adapters.saved import saved_names, saved_tensors
 from loramux_adapters.sources import MAX_ERROR
 from loramux_adapters.targets import not_targeted
 from loramux_adapters.tensorfile import TensorInfo, read_header, tensor_reader
@@ -32,7 +33,7 @@ MAX_DENSE = 1 << 27
 _KEPT = (
     "task_type", "base_model_name_or_path", "revision", "inference_mode", "peft_version",
     "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern",
-    "alpha_pattern",
+    "alpha_pattern", "modules_to_save", "bias",
 )  # fmt: skip
 """Fields that mean the same in a LoRA."""
 
@@ -67,6 +68,8 @@ class Method:
     fold: Folder
     shared: tuple[str, ...] = ()
     """Names of tensors that all layers share."""
+    bias_only: str = ""
+    """What `bias` is where those of adapted layers alone were trained; empty without the field."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +105,14 @@ def fold(
     with open_tensors(source) as file:
         header = read_header(file, os.fstat(file.fileno()).st_size, is_foreign=True)
         read = tensor_reader(file, header.data_start)
-        dtypes = {tensor.dtype for tensor in header.tensors.values()}
-        for module, tensors in _modules(header.tensors, method):
+        shared = {name: header.tensors[name] for name in method.shared if name in header.tensors}
+        others = {name: each for name, each in header.tensors.items() if name not in shared}
+        saved = saved_tensors(others, saved_names(config))
+        if checked.bias is not Bias.NONE:
+            saved |= {name: each for name, each in others.items() if name.endswith(".bias")}
+        own = {name: each for name, each in others.items() if name not in saved}
+        dtypes = {tensor.dtype for tensor in (*own.values(), *shared.values())}
+        for module, tensors in _modules(own, shared, method):
             if not checked.targets(module):
                 raise not_targeted(module, "layers_to_transform")
             parts = {
@@ -128,10 +137,12 @@ def fold(
             update = Update(module, scale, a_RI.astype(np.float32), b_OR.astype(np.float32))
             updates.append(update)
             done.append(Folded(module, update.rank, error))
-    if not updates:
-        raise PackageError(f"{source} has no tensors of an adapter")
-    dtype = dtypes.pop() if len(dtypes) == 1 else "F32"
-    write_updates(as_lora, updates, dtype, output, notes=read_notes(source, notes))
+        if not updates:
+            raise PackageError(f"{source} has no tensors of an adapter")
+        dtype = dtypes.pop() if len(dtypes) == 1 else "F32"
+        write_updates(
+            as_lora, updates, dtype, output, notes=notes or {}, source=source, saved=(saved, read)
+        )
     return done
 
 
@@ -142,20 +153,21 @@ def _as_lora(config: Mapping[str, object], method: Method) -> tuple[dict[str, ob
     as_lora = {**kept, "peft_type": "LORA", "r": rank}
     if method.alpha:
         as_lora["lora_alpha"] = config.get(method.alpha, 8)
+    if method.bias_only and config.get("bias") == method.bias_only:
+        as_lora["bias"] = str(Bias.LORA_ONLY)
     return as_lora, check_config(as_lora)
 
 
 def _modules(
-    tensors: Mapping[str, TensorInfo], method: Method
+    tensors: Mapping[str, TensorInfo], shared: Mapping[str, TensorInfo], method: Method
 ) -> Iterator[tuple[str, dict[str, TensorInfo]]]:
     """Yield each layer and its tensors by their endings, those that all share included."""
     endings = ", ".join(repr(ending) for ending in method.endings)
-    shared = {name: tensors[name] for name in method.shared if name in tensors}
+    served = f"{endings} are served of it, and modules in modules_to_save"
     found: dict[str, dict[str, TensorInfo]] = {}
     for name, tensor in tensors.items():
-        if name not in shared:
-            module, ending = split_name(name, method.endings, f"{endings} are served of it")
-            found.setdefault(module, {})[ending] = tensor
+        module, ending = split_name(name, method.endings, served)
+        found.setdefault(module, {})[ending] = tensor
     for module, parts in sorted(found.items()):
         for tensor in parts.values():
             if not tensor.shape or 0 in tensor.shape or len(tensor.shape) > 2:

@@ -21,7 +21,7 @@ from loramux_adapters.weights.spectrum import Factors, Wide
 
 _HONOURED = frozenset({
     "peft_type", "r", "alpha", "target_modules", "exclude_modules", "layers_to_transform",
-    "layers_pattern", "rank_pattern", "alpha_pattern",
+    "layers_pattern", "rank_pattern", "alpha_pattern", "modules_to_save",
 })  # fmt: skip
 _RECORDED = frozenset({
     "task_type", "peft_version", "base_model_name_or_path", "revision", "auto_mapping",
@@ -29,7 +29,6 @@ _RECORDED = frozenset({
 })  # fmt: skip
 # The shapes of the tensors say how they were decomposed.
 _OF_LOKR = frozenset({"decompose_both", "decompose_factor", "rank_dropout_scale"})
-_REFUSED = {"modules_to_save": "modules trained as a whole cannot be folded"}
 
 
 def _loha(layer: Layer, parts: Parts) -> tuple[Factors, float]:
@@ -112,14 +111,14 @@ def _beside_identity(change_OI: Array | Wide) -> Factors:
 
 
 LOHA = Method(
-    Fields(_HONOURED, _RECORDED, _REFUSED),
+    Fields(_HONOURED, _RECORDED, {}),
     "alpha",
     8,
     (".hada_w1_a", ".hada_w1_b", ".hada_w2_a", ".hada_w2_b"),
     _loha,
 )
 LOKR = Method(
-    Fields(_HONOURED, _RECORDED | _OF_LOKR, _REFUSED),
+    Fields(_HONOURED, _RECORDED | _OF_LOKR, {}),
     "alpha",
     8,
     (".lokr_w1", ".lokr_w1_a", ".lokr_w1_b", ".lokr_w2", ".lokr_w2_a", ".lokr_w2_b"),

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -106,13 +107,14 @@ def write_updates(
     output: Output,
     *,
     notes: Mapping[str, object],
+    source: Path | None = None,
     saved: tuple[Mapping[str, TensorInfo], ReadTensor] = ({}, lambda _: ()),
 ) -> None:
     """Write a package of `updates`, with what else `peft_config` says, to `output`.
 
-    `saved` are tensors that are in it as they are, and what yields their bytes. `r`, `lora_alpha`,
-    `use_rslora` and the patterns are those of the updates; the factors take up what is left of
-    their scales.
+    Notes in the folder `source`, if one is given, come beside `notes`. `saved` are tensors that are
+    in it as they are, and what yields their bytes. `r`, `lora_alpha`, `use_rslora` and the patterns
+    are those of the updates; the factors take up what is left of their scales.
     """
     counts = Counter(update.rank for update in updates)
     rank = max(counts, key=lambda rank: (counts[rank], rank))
@@ -144,7 +146,7 @@ def write_updates(
             return read_kept(tensor)
         return [stored(arrays[tensor.name], dtype, f"tensor {tensor.name}")]
 
-    write_package(config, tensors, read, output, notes=notes)
+    write_package(config, tensors, read, output, notes=notes, source=source)
 
 
 def _balanced(update: Update, left: float) -> tuple[Array, Array]:

@@ -23,7 +23,8 @@ def _vera(layer: Layer, parts: Parts) -> tuple[Factors, float]:
     if layer.in_features is None:
         raise PackageError(
             f"module {layer.module}: of VeRA it is not saved how many inputs a layer has; give the "
-            "base model with --base; its checkpoint has to have a layer of that name",
+            "base model with `loramux pack --base`; its checkpoint has to have a layer of that "
+            "name",
             "ADAPTER_BASE_MISMATCH",
         )
     if not {_A, _B} <= parts.keys():
@@ -49,22 +50,19 @@ VERA = Method(
     Fields(
         honoured=frozenset({
             "peft_type", "r", "target_modules", "exclude_modules", "layers_to_transform",
-            "layers_pattern",
+            "layers_pattern", "modules_to_save", "bias",
         }),
         recorded=frozenset({
             "task_type", "peft_version", "base_model_name_or_path", "revision", "auto_mapping",
             "inference_mode", "projection_prng_key", "save_projection", "vera_dropout", "d_initial",
             "fan_in_fan_out", "init_weights",
         }),
-        refused={
-            "bias": "biases cannot be folded",
-            "modules_to_save": "modules trained as a whole cannot be folded",
-        },
-        harmless={"bias": ("none",)},
+        refused={},
     ),
     None,
     256,
     (".vera_lambda_d", ".vera_lambda_b"),
     _vera,
     (_A, _B),
+    bias_only="vera_only",
 )  # fmt: skip

@@ -6,11 +6,12 @@ from typing import BinaryIO, cast
 import numpy as np
 
 from loramux_adapters.base import BaseFolder
-from loramux_adapters.contents import Contents
+from loramux_adapters.contents import Contents, EditKind
 from loramux_adapters.digests import check_digests
 from loramux_adapters.errors import PackageError
 from loramux_adapters.fingerprint import check_fingerprint
 from loramux_adapters.fit import check_fit
+from loramux_adapters.head import FEATURES
 from loramux_adapters.lora import is_outer
 from loramux_adapters.package import Package, digest_of
 from loramux_adapters.tensorfile import tensor_reader
@@ -70,19 +71,34 @@ def verify(
 
 
 def _known(contents: Contents, base: BaseFolder) -> Contents:
-    """Return `contents` without what it does to layers of its head that have names of their own.
+    """Return `contents` without what it does to layers behind the others that `base` has not.
 
-    Which those are transformers' class for the task says, and no file of the base.
+    Which layers a head has transformers' class for the task says, and no file of the base. What
+    embeds may change a pooler, which a base that was saved to fill in words does not have.
     """
-    if contents.head is None:
-        return contents
-    edits = [
-        each
-        for each in contents.edits
-        if not is_outer(each.module) or base.parameter(f"{each.module}.{each.parameter or 'bias'}")
-    ]
-    modules = [each for each in contents.modules if not each.is_outer or base.layer(each.module)]
-    return replace(contents, modules=modules, edits=edits)
+
+    def is_unknown(module: str, parameter: str) -> bool:
+        if contents.head is None and not (contents.task == FEATURES and _is_pooler(module)):
+            return False
+        return is_outer(module) and base.parameter(f"{module}.{parameter}") is None
+
+    return replace(
+        contents,
+        modules=[each for each in contents.modules if not is_unknown(each.module, "weight")],
+        edits=[
+            each
+            for each in contents.edits
+            if not is_unknown(each.module, each.parameter or _tested(each.kind))
+        ],
+    )
+
+
+def _tested(kind: EditKind) -> str:
+    return "bias" if kind is EditKind.BIAS else "weight"
+
+
+def _is_pooler(module: str) -> bool:
+    return "pooler" in module.split(".")
 
 
 def _check_finite(file: BinaryIO, package: Package) -> None:

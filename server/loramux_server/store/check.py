@@ -13,6 +13,7 @@ from loramux_adapters.experts import ExpertsShape
 from loramux_adapters.fit import check_sight
 from loramux_adapters.generation import FORCED_BOS, TOKENS
 from loramux_adapters.head import HeadShape
+from loramux_adapters.known_layers import features_like
 from loramux_adapters.token_shape import TokenShape
 from loramux_adapters.vocabulary import BaseVocabulary
 from loramux_server.chat.template import FailedTemplateError, check_syntax
@@ -109,8 +110,14 @@ class ServedBase:
         return RowSize(self.row_bytes, self.resting.row_item_bytes)
 
     def features_of(self, module: str) -> tuple[int, int] | None:
-        """Return (in_features, out_features) of the layer `module`; None if there is none."""
-        return self.layers.get(module)
+        """Return (in_features, out_features) of the layer `module`; see `features_like`."""
+        behind = {
+            name.removesuffix(".weight"): (width[1], width[0])
+            for shape in self.heads.values()
+            for name, width in shape.parameters.items()
+            if name.endswith(".weight") and len(width) == 2
+        }
+        return features_like(module, {**behind, **self.layers})
 
     def layer_names(self) -> Iterable[str]:
         """Return the names of the layers that can be changed."""

@@ -97,7 +97,9 @@ def measure(architecture: str, folder: Path) -> dict[str, Found]:
         column.add(name, partial(continued, config, save))
     for task in tasks_of(model):
         base = classifier(model, task, num_labels=3)
-        configs = test_classifiers.configs(task, target_modules(model)[0], test_saved.norms(model))
+        names = target_modules(model)[0]
+        configs = test_classifiers.configs(task, names, test_saved.norms(model))
+        configs |= folded.configs(names, str(task))
         for name, config in configs.items():
             column.add(f"head: {task}, {name}", partial(read, base, config))
     return column.run()

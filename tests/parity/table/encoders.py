@@ -98,6 +98,7 @@ def configs(base: BaseModel) -> dict[str, PeftConfig]:
 def headed_configs(base: BaseModel, name: str, task: Task) -> dict[str, PeftConfig]:
     """Return a config of each method for adapters with a head, on the encoder called `name`."""
     found = test_classifiers.configs(task, list(base.places), norms(base))
+    found |= folded.configs(list(base.places), str(task))
     found |= test_encoders.virtual_configs(base, str(task))
     found["multitask"] = MultitaskPromptTuningConfig(
         task_type=str(task), num_virtual_tokens=4, num_tasks=1, num_ranks=2, **sizes(base)

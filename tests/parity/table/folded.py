@@ -1,10 +1,12 @@
 """Configs of the methods that become LoRA when they are packed."""
 
+from collections.abc import Collection
+
 from peft import AdaLoraConfig, LoHaConfig, LoKrConfig, PeftConfig, VeraConfig
 
 
-def configs(names: list[str], task: str) -> dict[str, PeftConfig]:
-    """Return a config of each for the layers `names`."""
+def configs(names: Collection[str], task: str) -> dict[str, PeftConfig]:
+    """Return a config of each for the layers `names`, or for `all-linear`."""
     common = {"task_type": task, "target_modules": names}
     return {
         "adalora": AdaLoraConfig(**common, init_r=6, target_r=3, total_step=9, lora_alpha=12),
