@@ -17,7 +17,7 @@ from loramux.errors import FailedPreconditionError, InvalidArgumentError, Loramu
 from loramux.v1 import embedding_pb2
 from loramux.v1.embedding_pb2_grpc import EmbeddingServiceStub
 from tests.support.embedders import vector_of
-from tests.support.heads import Served, run
+from tests.support.heads import VIRTUAL, Served, run
 
 TOLERANCE = 1e-4
 TEXTS = ["cat ->", "A naïve 🙂 abandons everything but its own good humour", "x"]
@@ -64,6 +64,25 @@ def test_vectors_are_those_of_peft_beside_other_work(
     assert answers[0].vector == answers[0].vectors[0]
     count = f'loramux_requests_total{{adapter="{name or "base"}",outcome="ok"}}'
     assert served_heads.server.metrics()[count] - before.get(count, 0) == len(poolings)
+
+
+@pytest.mark.parametrize("name", VIRTUAL)
+@torch.inference_mode()
+def test_vectors_are_made_behind_virtual_tokens(
+    served_heads: Served, client: Client, name: str
+) -> None:
+    ids = torch.tensor([served_heads.tokenizer(TEXTS[1]).input_ids])
+    states = served_heads.adapters[name](input_ids=ids).last_hidden_state[0]
+    for pooling in ("last", "mean", *(["first"] if name == "keyed" else [])):
+        for _ in range(2):  # what stands before a text is kept
+            found = client.embed(TEXTS[1], adapter=name, pooling=pooling, normalize=False)
+            check(found.vector, vector_of(states, pooling, normalize=False).tolist())
+    if name == "asked":
+        with pytest.raises(
+            FailedPreconditionError, match="the first is the same for all"
+        ) as caught:
+            client.embed("a", adapter=name, pooling="first")
+        assert (caught.value.reason, caught.value.field) == ("INVALID_FIELD", "pooling")
 
 
 def test_vectors_are_cut_and_then_normalized_as_asked(served_heads: Served, client: Client) -> None:

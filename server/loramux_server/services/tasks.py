@@ -91,8 +91,8 @@ def check_answers(record: AdapterRecord, model: ModelInfo, field: str) -> None:
 def check_embeds(record: AdapterRecord, model: ModelInfo, field: str) -> None:
     """Demand that an adapter, named by the request field `field`, can embed texts.
 
-    One that continues text can, by the states of which it would choose a token. Virtual tokens
-    are before what an encoder reads, and of no text that a decoder embeds.
+    One that continues text can, by the states of which it would choose a token, but not where it
+    brings virtual tokens: those were trained for what is written behind them.
 
     Raises:
         FailedPreconditionError: It cannot.
@@ -100,7 +100,8 @@ def check_embeds(record: AdapterRecord, model: ModelInfo, field: str) -> None:
     if record.task not in ("", FEATURES):
         lacks = "has a head, for which its hidden states were trained"
         raise _mismatch(record, record.task, field, lacks)
-    if (record.virtual_tokens and not model.is_encoder) or record.invocation:
+    has_virtual = record.virtual_tokens and not (model.is_encoder or record.task == FEATURES)
+    if has_virtual or record.invocation:
         what = "virtual tokens" if record.virtual_tokens else "invocation tokens"
         raise FailedPreconditionError(
             f"{field} is {record}, which has {what}: it is not served to embed texts",

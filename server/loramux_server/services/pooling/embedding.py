@@ -11,6 +11,7 @@ from loramux_adapters.embedding import Pooling, embedding_of
 from loramux_server.field_errors import invalid
 from loramux_server.services.gen_ai import EMBED
 from loramux_server.services.limits import check_names
+from loramux_server.services.pooling.call import Reading
 from loramux_server.services.pooling.input_limits import check_inputs, check_lengths
 from loramux_server.services.pooling.readings import Readings, told_of
 from loramux_server.services.tasks import check_embeds
@@ -47,6 +48,7 @@ class EmbeddingService:
             check_lengths(lengths, self._readings.model, reading.num_virtual)
             pooling = asked.pooling
             if pooling is Pooling.FIRST and self._readings.model.kind is ModelKind.DECODER:
+                _check_first(reading)
                 # What comes after a token changes nothing of it, and is not read.
                 texts = [Text(text.tokens[:1], text.places[:1]) for text in texts]
                 pooling = Pooling.LAST
@@ -62,6 +64,21 @@ class EmbeddingService:
             response.usage.prompt_tokens = sum(len(text.tokens) for text in texts)
             response.usage.cached_tokens = reading.observer.cached_tokens(is_shared=False)
             return response
+
+
+def _check_first(reading: Reading) -> None:
+    """Demand that what a decoder makes of the first token depends on the text.
+
+    Raises:
+        FailedPreconditionError: It is that of an embedding that stands before all texts.
+    """
+    if reading.num_virtual and not (reading.source and reading.source.has_cache):
+        raise FailedPreconditionError(
+            f"pooling is 'first', and {reading.adapter} puts embeddings before a text, of which "
+            "the first is the same for all; 'last' and 'mean' depend on the text",
+            reason="INVALID_FIELD",
+            field="pooling",
+        )
 
 
 @dataclass(frozen=True, slots=True)
