@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -27,7 +27,7 @@ def write(path: Path, lines: list[dict[str, Any]]) -> Path:
 def listed(row: Row) -> list[int]:
     tokens = row["input_ids"]
     assert isinstance(tokens, list)
-    return tokens
+    return cast(list[int], tokens)
 
 
 def train(loramux: Loramux, base: Path, *more: str) -> dict[str, Any]:

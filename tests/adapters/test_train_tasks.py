@@ -35,6 +35,14 @@ ASKED = [
     {"question": "Who?", "context": f"{name} left.", "answer": name} for name in ("Ann", "Bob")
 ] * 4
 WRITTEN = [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}]
+SEVERAL = [
+    {"text": "hot", "labels": ["warm"]}, {"text": "none", "labels": []},
+    {"text": "cold day", "labels": ["cold", "day"]}, {"text": "day", "labels": ["day"]},
+] * 4  # fmt: skip
+SCORED = [
+    {"text": text, "pair": "b", "score": score}
+    for text, score in (("hot", 3), ("cold", -0.75), ("mild", 1.25), ("warm", 2.2))
+] * 4
 PAIRS = [{"text": "a", "pair": "b", "label": "X"}, {"text": "c", "pair": "d", "label": "Y"}] * 2
 
 
@@ -95,6 +103,46 @@ def test_a_head_is_trained_with_what_the_base_lacks_and_its_labels_are_noted(
     assert loramux("verify", first["path"], "--base", str(bert)).code == 0
 
 
+@pytest.mark.parametrize("method", ["lora", "prefix"])
+@pytest.mark.parametrize(
+    ("lines", "problem", "names"),
+    [
+        (SEVERAL, ProblemType.MULTI_LABEL, ("cold", "day", "warm")),
+        (SCORED, ProblemType.REGRESSION, ("score",)),
+    ],
+)
+def test_several_labels_and_numbers_are_learned(
+    loramux: Loramux, bert: Path, lines: list[dict[str, Any]], problem: ProblemType,
+    names: tuple[str, ...], method: str,
+) -> None:  # fmt: skip
+    done = train(loramux, bert, lines, "--method", method, "--epochs", "8")
+    losses = [point["loss"] for point in done["training"]]
+    assert sum(losses[-6:]) < sum(losses[:6]) * 0.9
+    assert len(done["accuracy"]) == (0 if problem is ProblemType.REGRESSION else 9)
+    with open_package(Path(done["path"])) as (_, package):
+        assert package.head is not None
+        assert package.labels is not None
+        assert (package.labels.names, package.labels.problem) == (names, problem)
+        assert package.head.num_labels == len(names)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"text": "a", "score": "3"}, "score is '3', not a number"),
+        ({"text": "a", "score": True}, "score is True, not a number"),
+        ({"text": "a", "labels": ["x", "x"]}, "labels is ['x', 'x'], which has one of them twice"),
+        ({"text": "a", "labels": "x"}, "labels is 'x'; a line is"),
+    ],
+)
+def test_a_line_of_several_labels_or_a_number_is_checked(
+    tmp_path: Path, line: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(PackageError) as caught:
+        read_examples(write(tmp_path / "data", [line]))
+    assert f"data, line 1: {message}" in str(caught.value)
+
+
 def test_a_base_with_a_head_of_its_own_gets_another(
     loramux: Loramux, bert: Path, tmp_path: Path
 ) -> None:
@@ -127,13 +175,14 @@ def test_layers_that_a_class_calls_otherwise_have_the_weights_of_the_base(tiny_b
             WRITTEN, [],
             "data.jsonl has lines of prompt and completion, to generate, and the base (bert) is an "
             "encoder, which reads texts and writes none: give it lines of text and label, or text, "
-            "pair and label, or tokens and tags, or question, context and answer",
+            "pair and label, or text and labels, or text, pair and labels, or text and score, or "
+            "text, pair and score, or tokens and tags, or question, context and answer",
         ),
         (LABELLED, ["--task", "generate"], "has lines of text and label, to generate, and the bas"),
         (
             TAGGED, ["--task", "classify"],
             "task is 'classify', and data.jsonl has lines of tokens and tags, which are to tag; to "
-            "classify is learned of text and label or text, pair and label",
+            "classify is learned of text and label or text, pair and label or text and labels or",
         ),
         (LABELLED, ["--task", "SEQ_CLS"], "task 'SEQ_CLS' is not known; known are generate, class"),
         (LABELLED[::2], [], "data.jsonl has no label but 'warm'; there have to be two or more"),
@@ -141,6 +190,8 @@ def test_layers_that_a_class_calls_otherwise_have_the_weights_of_the_base(tiny_b
             [{"text": "a" * 99, "label": "b"}, {"text": "b", "label": "c"}], [],
             f"data.jsonl, line 1 has 101 tokens; there is room for {LENGTH}: shorten it",
         ),
+        (SEVERAL[1:2], [], "data.jsonl has no label in any line"),
+        (SCORED, ["--task", "generate"], "has lines of text, pair and score, which are"),
         (
             [{"text": "x", "label": "b" * 257}, {"text": "b", "label": "c"}], [],
             "not 1 to 256 characters",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import cast
 
 from loramux_adapters.errors import PackageError, shown
+from loramux_adapters.labels import ProblemType
 from loramux_adapters.strict_json import parse_object
 
 MAX_LINE_BYTES = 1 << 20
@@ -19,14 +20,30 @@ class Form(enum.StrEnum):
     PROMPTS = "prompt and completion"
     LABELLED = "text and label"
     PAIRS = "text, pair and label"
+    SEVERAL = "text and labels"
+    PAIRS_SEVERAL = "text, pair and labels"
+    SCORED = "text and score"
+    PAIRS_SCORED = "text, pair and score"
     TAGGED = "tokens and tags"
     QUESTIONS = "question, context and answer"
+
+    @property
+    def problem(self) -> ProblemType:
+        """What is learned of a text as a whole."""
+        if self in (Form.SEVERAL, Form.PAIRS_SEVERAL):
+            return ProblemType.MULTI_LABEL
+        is_number = self in (Form.SCORED, Form.PAIRS_SCORED)
+        return ProblemType.REGRESSION if is_number else ProblemType.SINGLE_LABEL
 
 
 FORMS: Mapping[frozenset[str], Form] = {
     frozenset({"prompt", "completion"}): Form.PROMPTS,
     frozenset({"text", "label"}): Form.LABELLED,
     frozenset({"text", "pair", "label"}): Form.PAIRS,
+    frozenset({"text", "labels"}): Form.SEVERAL,
+    frozenset({"text", "pair", "labels"}): Form.PAIRS_SEVERAL,
+    frozenset({"text", "score"}): Form.SCORED,
+    frozenset({"text", "pair", "score"}): Form.PAIRS_SCORED,
     frozenset({"tokens", "tags"}): Form.TAGGED,
     frozenset({"question", "context", "answer"}): Form.QUESTIONS,
 }
@@ -34,7 +51,8 @@ FORMS: Mapping[frozenset[str], Form] = {
 
 _WANTED = (
     'a line is {"prompt": "…", "completion": "…"}, {"text": "…", "label": "…"}, {"text": "…", '
-    '"pair": "…", "label": "…"}, {"tokens": ["…"], "tags": ["…"]} or {"question": "…", "context": '
+    '"pair": "…", "label": "…"}, either of these with "labels": ["…"] or "score": 0.5 in place of '
+    'the label, {"tokens": ["…"], "tags": ["…"]} or {"question": "…", "context": '
     '"…", "answer": "…"}, with texts that are not empty'
 )
 
@@ -51,10 +69,11 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """A text, or two, and the label of it."""
+    """A text, or two, and what is learned of it as a whole."""
 
     text: str
-    label: str
+    label: str | tuple[str, ...] | float
+    """Its label, those that it has of several, or a number."""
     line: int
     pair: str | None = None
     """The second text, if there are two."""
@@ -123,8 +142,8 @@ def read_examples(path: Path) -> Examples:
             form = own
             example = _example(found, number, where)
             examples.append(example)
-            if isinstance(example, Labelled):
-                labels.add(example.label)
+            if isinstance(example, Labelled) and not isinstance(example.label, float):
+                labels.update([example.label] if isinstance(example.label, str) else example.label)
             elif isinstance(example, Tagged):
                 labels.update(example.tags)
     if form is None:
@@ -148,7 +167,9 @@ def _fields(line: bytes, where: str) -> tuple[Form, dict[str, object]]:
     if form is None:
         raise _fault(f"{where} has {_listed(found)}; {_WANTED}")
     for key, value in found.items():
-        may_be = key in ("tokens", "tags", "start") or (key == "answer" and value == "")
+        may_be = key in ("tokens", "tags", "start", "labels", "score") or (
+            key == "answer" and value == ""
+        )
         if not may_be and not _is_text(value):
             raise _fault(f"{where}: {key} is {shown(value)}; {_WANTED}")
     return form, found
@@ -168,8 +189,23 @@ def _example(
         end = begin + len(texts["answer"])
         return Question(texts["question"], texts["context"], begin, end, line)
     if "text" in found:
-        return Labelled(texts["text"], texts["label"], line, texts.get("pair"))
+        return Labelled(texts["text"], _label(found, where), line, texts.get("pair"))
     return Example(texts["prompt"], texts["completion"], line)
+
+
+def _label(found: Mapping[str, object], where: str) -> str | tuple[str, ...] | float:
+    """Return what is learned of a text as a whole."""
+    if "score" in found:
+        score = found["score"]
+        if isinstance(score, bool) or not isinstance(score, int | float):
+            raise _fault(f"{where}: score is {shown(score)}, not a number")
+        return float(score)
+    if "labels" not in found:
+        return cast(str, found["label"])
+    labels = _texts(found["labels"], f"{where}: labels") if found["labels"] != [] else ()
+    if len(set(labels)) < len(labels):
+        raise _fault(f"{where}: labels is {shown(list(labels))}, which has one of them twice")
+    return labels
 
 
 def _begin(context: str, answer: str, found: Mapping[str, object], where: str) -> int:

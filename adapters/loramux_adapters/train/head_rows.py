@@ -1,13 +1,13 @@
 """Examples for heads as tokens: what is read, and the labels, tags or places that are learned."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from loramux_adapters.errors import PackageError, shown
 from loramux_adapters.train.examples import Examples, Labelled, Question, Tagged
-from loramux_adapters.train.rows import IGNORED, Row, check_length
+from loramux_adapters.train.rows import IGNORED, Row, Value, check_length
 
 _CONTEXT = 1
 """Which of two texts that are read together the context of a question is."""
@@ -35,7 +35,7 @@ class HeadRows:
         for example in examples.examples:
             where = examples.where(example)
             if isinstance(example, Labelled):
-                row = self._labelled(example, numbers[example.label])
+                row = self._labelled(example, _target(example.label, numbers))
             elif isinstance(example, Tagged):
                 row = self._tagged(example, [numbers[tag] for tag in example.tags])
             else:
@@ -46,7 +46,7 @@ class HeadRows:
             rows.append(row)
         return rows
 
-    def _labelled(self, example: Labelled, label: int) -> Row:
+    def _labelled(self, example: Labelled, label: Value) -> Row:
         encoded = self.tokenizer(example.text, example.pair, add_special_tokens=True)
         row: Row = {"input_ids": encoded["input_ids"], "labels": label}
         if self.tells_types and example.pair is not None:
@@ -99,6 +99,13 @@ class HeadRows:
                 "ADAPTER_BASE_MISMATCH",
             )
         return self.tokenizer(*texts, add_special_tokens=True, return_offsets_mapping=True)
+
+
+def _target(label: str | tuple[str, ...] | float, numbers: Mapping[str, int]) -> Value:
+    """Return what is learned: a label's number, for each label whether it holds, or a number."""
+    if isinstance(label, float):
+        return label
+    return numbers[label] if isinstance(label, str) else [float(each in label) for each in numbers]
 
 
 def _inside(places: Iterable[tuple[int, int]], begin: int, end: int) -> Iterator[int]:

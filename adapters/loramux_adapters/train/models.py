@@ -88,8 +88,12 @@ class Trained:
 
 
 def load_model(
-    base: Path, config: PreTrainedConfig, task: Task | None, num_labels: int
-) -> Trained:  # fmt: skip
+    base: Path,
+    config: PreTrainedConfig,
+    task: Task | None,
+    num_labels: int,
+    problem: ProblemType = ProblemType.SINGLE_LABEL,
+) -> Trained:
     """Return the model in the folder `base`, float32, with a head for a task if there is one.
 
     What the base was saved without is random, and part of the head.
@@ -106,7 +110,7 @@ def load_model(
         raise _unserved(f"transformers has no class with a head for {task} of {config.model_type}")
     outputs = {
         "num_labels": 2 if task is Task.SPANS else num_labels,
-        "problem_type": str(ProblemType.SINGLE_LABEL),
+        "problem_type": str(problem),
     }
     model, told = kind.from_pretrained(
         base, **options, **outputs, ignore_mismatched_sizes=True, output_loading_info=True

@@ -13,8 +13,9 @@ from loramux_adapters.train.examples import Example, Examples, Labelled
 IGNORED = -100
 """The label of a token that is read and not learned."""
 
-Row = dict[str, list[int] | int]
-"""What a model is given of one example: a number for each of its tokens, or one of the whole."""
+Value = list[int] | list[float] | int | float
+Row = dict[str, Value]
+"""What a model is given of one example: a number for each of its tokens, or of the whole."""
 
 
 def rows_of(
@@ -67,7 +68,7 @@ def written_rows(
     rows: list[Row] = []
     for example in examples.examples:
         if isinstance(example, Labelled):
-            example = Example(example.text, example.label, example.line)
+            example = Example(example.text, str(example.label), example.line)
         assert isinstance(example, Example)
         where = examples.where(example)
         read = tokens_of(tokenizer, example.prompt)
@@ -113,7 +114,7 @@ class Collator:
         told = [{**row, "attention_mask": [1] * _length(row["input_ids"])} for row in rows]
         return {name: self._together(name, [row[name] for row in told]) for name in told[0]}
 
-    def _together(self, name: str, values: Sequence[list[int] | int]) -> torch.Tensor:
+    def _together(self, name: str, values: Sequence[Value]) -> torch.Tensor:
         fill = {"input_ids": self.pad_id, "labels": IGNORED}.get(name, 0)
         longest = max(map(_length, values))
         return torch.tensor([
@@ -122,7 +123,7 @@ class Collator:
         ])  # fmt: skip
 
 
-def _length(value: list[int] | int) -> int:
+def _length(value: Value) -> int:
     return len(value) if isinstance(value, list) else 0
 
 

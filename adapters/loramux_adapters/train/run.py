@@ -64,7 +64,8 @@ def train(plan: Plan, output: Output, progress: Progress = lambda *_: None) -> C
         _check_names(examples, task)
         tokenizer = AutoTokenizer.from_pretrained(plan.base, local_files_only=True)
         set_seed(plan.seed)
-        trained = load_model(plan.base, model_config, task, len(examples.labels))
+        problem = examples.form.problem
+        trained = load_model(plan.base, model_config, task, len(_outputs(examples)), problem)
         _check_targets(trained.model, plan.shape.targets)
         config = peft_config(plan.shape, steps, trained.learner)
         rows = _rows(examples, tokenizer, trained, task, config)
@@ -86,13 +87,15 @@ def _check_names(examples: Examples, task: Task | None) -> None:
     """Demand that there are labels to tell apart, and that a package can name them."""
     if task is None or not task.classifies:
         return
-    if len(examples.labels) < 2:
+    if examples.form.problem is ProblemType.MULTI_LABEL and not examples.labels:
+        raise PackageError(f"{examples.path} has no label in any line", "INVALID_FIELD")
+    if examples.form.problem is ProblemType.SINGLE_LABEL and len(examples.labels) < 2:
         raise PackageError(
             f"{examples.path} has no label but {shown(examples.labels[0])}; there have to be two "
             "or more to tell apart",
             "INVALID_FIELD",
         )
-    check_labels({"labels": list(examples.labels)}, str(examples.path))
+    check_labels({"labels": list(_outputs(examples))}, str(examples.path))
 
 
 def _rows(
@@ -217,11 +220,18 @@ def _named(examples: Examples, task: Task | None) -> dict[str, object]:
 
     Answers have none.
     """
-    if not examples.labels:
+    names = _outputs(examples)
+    if not names:
         return {}
     if task is None:
-        return {"labels": list(examples.labels)}
-    return {"classification": Labels(examples.labels, ProblemType.SINGLE_LABEL).note}
+        return {"labels": list(names)}
+    return {"classification": Labels(names, examples.form.problem).note}
+
+
+def _outputs(examples: Examples) -> tuple[str, ...]:
+    """Return what the outputs of a head are called; a number is a score."""
+    is_number = examples.form.problem is ProblemType.REGRESSION
+    return ("score",) if is_number else examples.labels
 
 
 def _notes(plan: Plan, examples: Examples, learned: list[Row], curve: Curve) -> dict[str, object]:

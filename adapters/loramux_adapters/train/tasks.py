@@ -20,6 +20,10 @@ _FITTING: Mapping[Form, tuple[str, ...]] = {
     Form.PROMPTS: ("generate",),
     Form.LABELLED: ("generate", "classify"),
     Form.PAIRS: ("classify",),
+    Form.SEVERAL: ("classify",),
+    Form.PAIRS_SEVERAL: ("classify",),
+    Form.SCORED: ("classify",),
+    Form.PAIRS_SCORED: ("classify",),
     Form.TAGGED: ("tag",),
     Form.QUESTIONS: ("answer",),
 }

@@ -11,6 +11,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from loramux_adapters.errors import PackageError
 from loramux_adapters.head import Task
+from loramux_adapters.labels import ProblemType
 from loramux_adapters.train.curve import Curve, Progress, Recorder
 from loramux_adapters.train.plan import Plan
 from loramux_adapters.train.rows import IGNORED, Collator, Row
@@ -48,6 +49,7 @@ def fit(
         PackageError: The loss is not finite.
     """
     curve = Curve()
+    is_number = model.config.problem_type == ProblemType.REGRESSION
     trainer = _LossOnly(
         model=model,
         args=_arguments(plan, folder, evaluates=bool(kept), task=task, alone=alone),
@@ -55,7 +57,7 @@ def fit(
         eval_dataset=kept or None,
         data_collator=collator,
         callbacks=[Recorder(curve, progress)],
-        compute_metrics=_accuracy if task else None,
+        compute_metrics=_accuracy if task and not is_number else None,
         preprocess_logits_for_metrics=_chosen,
     )
     trainer.remove_callback(PrinterCallback)
@@ -91,10 +93,13 @@ class _LossOnly(Trainer):  # type: ignore[misc]
 
 
 def _chosen(logits: Sequence[torch.Tensor] | torch.Tensor, labels: object) -> Any:  # noqa: ANN401
-    """Return which label, tag or place each of the outputs speaks for."""
+    """Return which label, tag or place, or which of several labels, the outputs speak for."""
     if isinstance(labels, tuple):  # begins and ends
         return tuple(each.argmax(-1) for each in logits[: len(labels)])
-    return (logits if isinstance(logits, torch.Tensor) else logits[0]).argmax(-1)
+    first = logits if isinstance(logits, torch.Tensor) else logits[0]
+    if isinstance(labels, torch.Tensor) and labels.is_floating_point():  # each label for itself
+        return (first > 0).float()
+    return first.argmax(-1)
 
 
 def _accuracy(found: Any) -> dict[str, float]:  # noqa: ANN401

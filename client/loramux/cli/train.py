@@ -28,7 +28,8 @@ def train(
         Path,
         typer.Option(
             help='JSON lines: {"prompt": …, "completion": …}, {"text": …, "label": …}, {"text": …, '
-            '"pair": …, "label": …}, {"tokens": […], "tags": […]}, or {"question": …, '
+            '"pair": …, "label": …}, with "labels": […] or "score": 0.5 in place of the label for '
+            'several or a number, {"tokens": […], "tags": […]}, or {"question": …, '
             '"context": …, "answer": …}, where "start" may say at which character the answer is.'
         ),
     ],

@@ -21,6 +21,7 @@ from loramux_server.lora.slab import GroupShape, vectors
 from loramux_server.models import decoder_model
 from loramux_server.models.encoders.whole_model import let_read_at_once
 from loramux_server.models.loading import load_base_model
+from loramux_server.store.check import ServedBase
 from loramux_server.wire.weight_format import WeightFormat
 from tests.parity.test_activated import cases as activated_cases
 from tests.parity.test_classifiers import check_logits, texts
@@ -143,8 +144,9 @@ def test_an_adapter_begins_in_the_middle_of_a_chunk(device: torch.device, tmp_pa
 
 def test_texts_are_classified_beside_prompts(device: torch.device, tmp_path: Path) -> None:
     model = tiny_model("llama")
-    classified = texts(model, tmp_path, every=False)
     harness = harness_of(model, device, rows=64, num_blocks=60, max_batch_tokens=20)
+    served = ServedBase.of(harness.info, max_host_bytes=1 << 30)
+    classified = texts(model, tmp_path, served, every=False)
     harness.submit([5, 6], max_tokens=4)
     asked = {harness.submit(text.prompt, text.source): text for text in classified}
     one = [harness.submit(text.prompt[:1], text.source) for text in classified[::2]]
