@@ -88,6 +88,31 @@ def test_pairs_are_labelled(trained_on: str, request: pytest.FixtureRequest) -> 
     check_labels(trainer, "pairs", model, (TEXT, "the city"))
 
 
+@pytest.mark.parametrize("trained_on", ["bert", "llama"])
+@pytest.mark.parametrize(
+    ("name", "learned"),
+    [
+        ("score", [{"score": 0.5}, {"score": -2}]),
+        ("several", [{"labels": ["x", "y"]}, {"labels": []}]),
+    ],
+)
+def test_numbers_and_several_labels_are_told_as_they_were_learned(
+    trained_on: str, name: str, learned: list[dict[str, Any]], request: pytest.FixtureRequest
+) -> None:
+    trainer: Trainer = request.getfixturevalue(trained_on)
+    lines = [{"text": f"{word} left", **each} for word in ("Ann", "Bob") for each in learned]
+    names = ["score"] if name == "score" else ["x", "y"]
+    folder = trainer.push(name, lines)
+    model = trainer.tuned(AutoModelForSequenceClassification, folder, num_labels=len(names))
+    ids = trainer.tokenizer(TEXT, return_tensors="pt").input_ids
+    with torch.inference_mode():
+        logits = model(input_ids=ids).logits[0]
+    wanted = (logits if name == "score" else logits.sigmoid()).tolist()
+    (result,) = trainer.client.classify([TEXT], adapter=name).results
+    told = {each.label: each.score for each in result.labels}
+    assert told == pytest.approx(dict(zip(names, wanted, strict=True)), abs=1e-4)
+
+
 @pytest.mark.parametrize("method", ["rslora", "prompt"])
 def test_a_decoder_labels_texts_where_that_is_its_task(llama: Trainer, method: str) -> None:
     name = f"mood-{method}"

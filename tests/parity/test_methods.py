@@ -175,3 +175,37 @@ def _check(harness: Harness, requests: list[Case]) -> None:
     harness.run()
     for request_id, case in enumerate(requests):
         check(harness, request_id, case, TOLERANCE)
+
+
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_starts_that_change_the_base_are_served_as_peft_converts_them(
+    use_rslora: bool, tmp_path: Path
+) -> None:
+    model = tiny_model("llama")
+    prompt = [5, 9, 23, 42, 7]
+    requests = []
+    for start in ("pissa", "olora"):
+        config = LoraConfig(
+            task_type="CAUSAL_LM", r=3, lora_alpha=6, init_lora_weights=start,
+            target_modules=["q_proj", "down_proj"],
+            rank_pattern={} if use_rslora else {"down_proj": 2},  # PEFT converts not both
+            use_rslora=use_rslora,
+        )  # fmt: skip
+        torch.manual_seed(1)
+        with quiet_peft():
+            wrapped = get_peft_model(copy.deepcopy(model), config)
+            wrapped.peft_config["default"].init_lora_weights = True
+            wrapped.save_pretrained(str(tmp_path / "start"))
+            wrapped.peft_config["default"].init_lora_weights = start
+            with torch.no_grad():
+                for weight in wrapped.parameters():
+                    if weight.requires_grad:
+                        weight.add_(torch.randn_like(weight) * 0.2)
+            wanted = expected(wrapped.eval(), prompt, 5)
+            wrapped.save_pretrained(
+                str(tmp_path / start),
+                path_initial_model_for_weight_conversion=str(tmp_path / "start"),
+            )
+        source = pack_source(tmp_path / start, tmp_path / f"{start}.safetensors")
+        requests.append(Case(prompt, source, wanted))
+    _check(Harness(copy.deepcopy(model), kernels="cpu", rows=256, num_blocks=60), requests)
