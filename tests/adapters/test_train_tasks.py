@@ -19,6 +19,7 @@ from tests.adapters.test_train import LABELLED, write
 from tests.support.command_line import Loramux
 from tests.support.encoder_tokenizers import byte_level, unigram, wordpiece
 from tests.support.pieces import save_marian
+from tests.support.trained import SCORED, SEVERAL
 from tests.support.whole_models import LENGTH, save_whole
 from tests.support.writers import (
     END,
@@ -35,14 +36,6 @@ ASKED = [
     {"question": "Who?", "context": f"{name} left.", "answer": name} for name in ("Ann", "Bob")
 ] * 4
 WRITTEN = [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}]
-SEVERAL = [
-    {"text": "hot", "labels": ["warm"]}, {"text": "none", "labels": []},
-    {"text": "cold day", "labels": ["cold", "day"]}, {"text": "day", "labels": ["day"]},
-] * 4  # fmt: skip
-SCORED = [
-    {"text": text, "pair": "b", "score": score}
-    for text, score in (("hot", 3), ("cold", -0.75), ("mild", 1.25), ("warm", 2.2))
-] * 4
 PAIRS = [{"text": "a", "pair": "b", "label": "X"}, {"text": "c", "pair": "d", "label": "Y"}] * 2
 
 
@@ -101,46 +94,6 @@ def test_a_head_is_trained_with_what_the_base_lacks_and_its_labels_are_noted(
     assert notes["evaluation"]["eval_accuracy_before"] == first["accuracy"][0]
     assert notes["evaluation"]["eval_accuracy"] == first["accuracy"][-1]
     assert loramux("verify", first["path"], "--base", str(bert)).code == 0
-
-
-@pytest.mark.parametrize("method", ["lora", "prefix"])
-@pytest.mark.parametrize(
-    ("lines", "problem", "names"),
-    [
-        (SEVERAL, ProblemType.MULTI_LABEL, ("cold", "day", "warm")),
-        (SCORED, ProblemType.REGRESSION, ("score",)),
-    ],
-)
-def test_several_labels_and_numbers_are_learned(
-    loramux: Loramux, bert: Path, lines: list[dict[str, Any]], problem: ProblemType,
-    names: tuple[str, ...], method: str,
-) -> None:  # fmt: skip
-    done = train(loramux, bert, lines, "--method", method, "--epochs", "8")
-    losses = [point["loss"] for point in done["training"]]
-    assert sum(losses[-6:]) < sum(losses[:6]) * 0.9
-    assert len(done["accuracy"]) == (0 if problem is ProblemType.REGRESSION else 9)
-    with open_package(Path(done["path"])) as (_, package):
-        assert package.head is not None
-        assert package.labels is not None
-        assert (package.labels.names, package.labels.problem) == (names, problem)
-        assert package.head.num_labels == len(names)
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ({"text": "a", "score": "3"}, "score is '3', not a number"),
-        ({"text": "a", "score": True}, "score is True, not a number"),
-        ({"text": "a", "labels": ["x", "x"]}, "labels is ['x', 'x'], which has one of them twice"),
-        ({"text": "a", "labels": "x"}, "labels is 'x'; a line is"),
-    ],
-)
-def test_a_line_of_several_labels_or_a_number_is_checked(
-    tmp_path: Path, line: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(PackageError) as caught:
-        read_examples(write(tmp_path / "data", [line]))
-    assert f"data, line 1: {message}" in str(caught.value)
 
 
 def test_a_base_with_a_head_of_its_own_gets_another(

@@ -16,6 +16,15 @@ from loramux_adapters.train.run import train
 from loramux_adapters.unpack import unpack
 from tests.support.adapters import quiet_peft
 
+SEVERAL: list[dict[str, Any]] = [
+    {"text": "hot", "labels": ["warm", "day"]}, {"text": "none", "labels": []},
+    {"text": "cold day", "labels": ["cold", "day"]}, {"text": "day", "labels": ["day"]},
+] * 4  # fmt: skip
+SCORED: list[dict[str, Any]] = [
+    {"text": text, "pair": "b", "score": score}
+    for text, score in (("hot", 3), ("cold", 2.25), ("mild", 2.5), ("warm", 2.75))
+] * 4
+
 
 @dataclass
 class Trainer:

@@ -83,10 +83,10 @@ def train(
 
     To generate, the loss is that of completions and the end token after them. A line of text and
     label teaches a decoder to write: the prompt is `TEXT ->`, the completion ` LABEL`, and it is
-    called so; a model that writes another text is called with TEXT. To classify texts or pairs (by
-    one label, by several or by a number), tag words or answer questions, which is all that an encoder is for, a head is trained with the
-    adapter, and the package names its labels. The package notes the SHA-256 of the data, the
-    arguments, the losses and the share of right labels.
+    called so; a model that writes another text is called with TEXT. To classify texts or pairs, by
+    one label, several or a number, tag words or answer questions, which is all that an encoder is
+    for, a head is trained with the adapter, and the package names its labels. The package notes the
+    SHA-256 of the data, the arguments, the losses and the share of right labels.
     """
     with needs("peft", "accelerate", "transformers", "torch", "numpy", extra="train", what="train"):
         from loramux_adapters.train.methods import Shape
