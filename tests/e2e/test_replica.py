@@ -1,23 +1,38 @@
 """A server that has the adapters of another one."""
 
+import asyncio
 import datetime
-from collections.abc import Callable, Iterator
+import errno
+import hashlib
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from loramux import Client
+from loramux import _adapter_wire as wire
 from loramux.errors import (
     LoramuxError,
     NotFoundError,
     PermissionDeniedError,
+    ResourceExhaustedError,
     UnavailableError,
 )
+from loramux.types import Adapter
+from loramux.v1 import adapters_pb2
+from loramux_adapters import read_package
 from loramux_server.access.caller import Role
 from loramux_server.access.key import parse_key
 from loramux_server.config import ConfigError
 from loramux_server.opening import become
+from loramux_server.replica import mirror as mirror_module
+from loramux_server.replica.mirror import Mirror
+from loramux_server.replica.primary import Primary
+from loramux_server.store.alias import Split
+from loramux_server.store.blobs import Staged
 from loramux_server.store.registry import Registry
 from tests.support.access import Keys
 from tests.support.adapters import save_adapter
@@ -44,6 +59,7 @@ def primary(tmp_path_factory: pytest.TempPathFactory, roomy_base: Path) -> Itera
     key = keys.make("public", Role.ADMIN)
     (folder / "admin.key").write_text(key.text)
     (folder / "acme.key").write_text(keys.make("acme", Role.PUBLISHER).text)
+    (folder / "acme-admin.key").write_text(keys.make("acme", Role.ADMIN).text)
     keys.close()
     with RunningServer(folder, roomy_base) as server:
         server.stay_at_address()
@@ -147,6 +163,52 @@ def test_who_changes_something_here_changes_it_at_the_primary(
             acme.adapters.upload("public/cat", folders[2])
 
 
+def test_a_name_may_say_its_tenant_though_it_need_not(
+    here: Client, there: Client, folders: list[Path]
+) -> None:
+    for folder in folders[:2]:
+        here.adapters.upload("public/dog", folder)
+    here.adapters.set_alias("public/dog", "stable", version=2)
+    digests = [adapter.digest for adapter in here.adapters.list(all_versions=True)]
+    for act in (
+        lambda: here.adapters.delete_alias("public/dog", "stable"),
+        lambda: here.adapters.alias_moves("public/dog", "stable"),
+        lambda: here.adapters.delete("public/dog:1"),
+    ):
+        act()
+        assert state(here) == state(there)
+    assert [adapter.digest for adapter in here.adapters.list(all_versions=True)] == digests[:1]
+
+
+async def test_the_key_of_a_replica_is_of_an_administrator_of_any_tenant(
+    there: Client, primary: RunningServer, folders: list[Path], tmp_path: Path
+) -> None:
+    there.adapters.upload("owl", folders[0])
+    there.adapters.upload("acme/owl", folders[1])
+    there.adapters.set_alias("owl", "stable", version=1)
+    for name in ("acme-admin", "admin"):
+        asked = Primary(primary.target, key=key_of(primary, name), authorities=None)
+        with closing(Registry(tmp_path / name)) as registry:
+            await asked.demand_all()
+            (first,), (second,) = (await asked.versions()).values()
+            assert (await asked.versions("owl")) == {"owl": [second]}
+            assert (await asked.versions("acme/owl")) == {"acme/owl": [first]}
+            assert (await asked.aliases("owl"), await asked.aliases("acme/owl")) == (
+                {"stable": Split.of({1: 1})},
+                {},
+            )
+            for adapter in (first, second):
+                staged = registry.stage()
+                await asked.fetch(adapter, staged)
+                assert staged.digest == adapter.digest
+                registry.discard(staged)
+        await asked.close()
+    asked = Primary(primary.target, key=key_of(primary, "acme"), authorities=None)
+    with pytest.raises(PermissionDeniedError, match="--replica-key is none of an administrator"):
+        await asked.demand_all()
+    await asked.close()
+
+
 def test_what_the_primary_refuses_is_refused_here_in_its_words(
     here: Client, there: Client, folders: list[Path], tmp_path: Path
 ) -> None:
@@ -192,6 +254,143 @@ def test_it_serves_while_the_primary_is_away_and_catches_up(
     with replica.client(key=key_of(primary, "admin")) as again:
         assert [a.reference for a in again.adapters.list(all_versions=True)] == ["two:2", "two:1"]
         assert state(again) == state(there)
+
+
+class Told:
+    """A primary of which a test says what it has."""
+
+    target = "told:1"
+
+    def __init__(self) -> None:
+        self.packages: dict[str, bytes] = {}
+        """By digest."""
+        self.adapters: dict[str, list[Adapter]] = {}
+        self.splits: dict[str, Split] = {}
+        self.before_fetch: Callable[[Adapter], object] = lambda adapter: None
+
+    def have(self, name: str, number: int, **fields: Any) -> None:
+        data = small_package(number)
+        digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        versions = self.adapters.setdefault(name, [])
+        versions.append(
+            replace(
+                wire.adapter(adapters_pb2.Adapter(
+                    name=name, tenant="public", digest=digest, version=len(versions) + 1,
+                    source=adapters_pb2.ADAPTER_SOURCE_UPLOAD,
+                )),
+                **fields,
+            )
+        )  # fmt: skip
+        self.packages[digest] = data
+
+    async def demand_all(self) -> None:
+        pass
+
+    async def versions(self, name: str = "") -> dict[str, list[Adapter]]:
+        return {known: all for known, all in self.adapters.items() if name in ("", known)}
+
+    async def aliases(self, name: str) -> dict[str, Split]:
+        return self.splits
+
+    async def fetch(self, adapter: Adapter, staged: Staged) -> None:
+        self.before_fetch(adapter)
+        staged.write(self.packages[adapter.digest])
+
+    async def changes(self) -> AsyncIterator[str]:
+        await asyncio.Event().wait()
+        yield ""
+
+
+class Untested:
+    """Takes in what fits no base."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.registry = registry
+
+    async def take_copy(self, staged: Staged, copied: Adapter) -> None:
+        package = read_package(staged.file, staged.size)
+        record = self.registry.publish(copied.name, staged, package)
+        self.registry.mirror(replace(record, version=copied.version, expires_at=copied.expires_at))
+
+
+@pytest.fixture
+def told() -> Told:
+    return Told()
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    with closing(Registry(tmp_path / "mirrored")) as registry:
+        yield registry
+
+
+@pytest.fixture
+def states() -> "asyncio.Queue[bool]":
+    return asyncio.Queue()
+
+
+@pytest.fixture
+def mirror(told: Told, registry: Registry, states: asyncio.Queue[bool]) -> Mirror:
+    return Mirror(told, Untested(registry), states.put_nowait)  # type: ignore[arg-type]
+
+
+async def test_what_an_alias_keeps_beyond_its_end_is_copied(
+    told: Told, registry: Registry, mirror: Mirror
+) -> None:
+    past = datetime.datetime.now(datetime.UTC) - datetime.timedelta(hours=1)
+    told.have("bot", 0, expires_at=past, aliases=("stable",))
+    told.have("bot", 1, aliases=("stable",))
+    told.have("bot", 2, expires_at=past)
+    told.splits = {"stable": Split.of({1: 1, 2: 1})}
+    told.before_fetch = lambda _: registry.expire(datetime.datetime.now(datetime.UTC))
+    await mirror.catch_up()
+    registry.expire(datetime.datetime.now(datetime.UTC))
+    assert [(r.version, r.expires_at) for r in registry.versions("bot")] == [(1, past), (2, None)]
+    assert registry.aliases.of(("public", "bot")) == told.splits
+
+
+async def test_a_primary_that_lost_its_store_takes_nothing_away_and_is_told_of(
+    told: Told, registry: Registry, mirror: Mirror, states: asyncio.Queue[bool]
+) -> None:
+    told.have("bot", 0)
+    await mirror.begin()
+    told.adapters.clear()
+    following = asyncio.create_task(mirror.run())
+    assert not await states.get()
+    following.cancel()
+    assert registry.names() == ["bot"]
+
+
+async def test_a_store_that_is_full_ends_neither_start_nor_following(
+    told: Told, registry: Registry, mirror: Mirror, states: asyncio.Queue[bool],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def full(adapter: Adapter) -> None:
+        if adapter.name == "large":
+            raise OSError(errno.ENOSPC, "no space")
+
+    told.have("bot", 0)
+    told.have("large", 1)
+    told.before_fetch = full
+    await mirror.begin()
+    assert registry.names() == ["bot"]
+    with pytest.raises(ResourceExhaustedError, match="the store is full"):
+        await mirror.refresh("large")
+    # Nor does what nobody expects.
+    monkeypatch.setattr(mirror_module, "_FIRST_PAUSE", 0.01)
+    asked, told.versions = told.versions, _broken  # type: ignore[method-assign]
+    following = asyncio.create_task(mirror.run())
+    assert not await states.get()
+    told.versions = asked  # type: ignore[method-assign]
+    told.before_fetch = lambda _: None
+    while not await states.get():
+        pass
+    following.cancel()
+    assert registry.names() == ["bot", "large"]
+
+
+async def _broken(name: str = "") -> dict[str, list[Adapter]]:
+    raise ValueError("nobody thought of that")
 
 
 @pytest.mark.parametrize(

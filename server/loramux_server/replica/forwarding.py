@@ -11,9 +11,9 @@ from google.protobuf.message_factory import GetMessageClass
 
 from loramux import _wire
 from loramux.errors import FailedPreconditionError, LoramuxError
-from loramux_server.replica.mirror import Mirror
+from loramux_server.replica.mirror import TROUBLES, Mirror
 from loramux_server.replica.primary import Primary
-from loramux_server.store.reference import full_name
+from loramux_server.store.reference import full_name, parse_reference
 from loramux_server.transport.rpc import Context, Service
 
 _log = logging.getLogger(__name__)
@@ -97,14 +97,17 @@ class Forwarding:
         adapter = getattr(response, "adapter", None)
         if adapter is not None and adapter.name:
             name = full_name(adapter.tenant, adapter.name)
+        elif named := getattr(request, "name", ""):
+            reference = parse_reference(named, "name")
+            name = full_name(reference.tenant, reference.name)
         else:
-            name = getattr(request, "name", "").partition("@")[0].partition(":")[0]
-        if not name:
             return
         try:
             async with asyncio.timeout(PATIENCE):
                 await self._mirror.refresh(name)
-        except (LoramuxError, TimeoutError) as error:
+        except TimeoutError:
+            _log.warning("%s is taken in later: that takes more than %g s", name, PATIENCE)
+        except TROUBLES as error:
             _log.warning("%s is taken in later: %s", name, error)
 
 

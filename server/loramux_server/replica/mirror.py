@@ -1,11 +1,13 @@
 """Keeps the adapters of a replica what those of its primary are."""
 
 import asyncio
+import datetime
 import logging
 import random
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 import sqlalchemy.exc
 
@@ -23,6 +25,8 @@ CATCH_UP_SECONDS = 60.0
 """How often everything is compared, for what no change told of."""
 MAX_AT_ONCE = 4
 """Adapters that are brought to the same state at once."""
+TROUBLES = (LoramuxError, OSError, sqlalchemy.exc.DatabaseError)
+"""Of a primary or a store; they may pass."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0
 
 
@@ -41,7 +45,8 @@ class Mirror:
         Args:
             primary: Has what is to be here.
             intake: Checks and stores what comes.
-            on_state: Told whether all was as it is there when it was last asked.
+            on_state: Told whether all was as it is there when it was last asked. It is not where
+                the primary has lost its store.
         """
         self._primary = primary
         self._intake = intake
@@ -65,7 +70,7 @@ class Mirror:
         while True:
             try:
                 await self.catch_up()
-            except LoramuxError as error:
+            except TROUBLES as error:
                 kept, why = len(self._registry), str(error)
                 if why != said:
                     said = why
@@ -78,19 +83,22 @@ class Mirror:
                     continue
             return
 
-    async def catch_up(self) -> None:
-        """Bring all adapters to the state that they have there.
+    async def catch_up(self) -> bool:
+        """Bring all adapters to the state that they have there; return False if it has none left.
 
         Raises:
-            LoramuxError: The primary does not answer, or something cannot be stored.
+            LoramuxError: The primary does not answer, or not to an administrator, or something
+                cannot be stored.
         """
+        await self._primary.demand_all()
         theirs = await self._primary.versions()
         ours = set(self._registry.names())
         if ours and not theirs:
             _log.warning("the primary %s has no adapters: nothing goes here", self._primary.target)
-            return
+            return False
         names = [name for name in theirs.keys() | ours if self._differs(name, theirs.get(name, []))]
         await self._refresh_all(names)
+        return True
 
     async def refresh(self, name: str) -> None:
         """Bring one adapter to the state that it has there.
@@ -100,6 +108,7 @@ class Mirror:
         """
         async with self._turns[hash(name) % len(self._turns)], self._at_once:
             versions = (await self._primary.versions(name)).get(name, [])
+            await self._set_ends(name, versions)
             for adapter in versions:
                 await self._take(name, adapter)
             with suppress(NotFoundError):
@@ -109,6 +118,8 @@ class Mirror:
                 )
                 with storage_errors():
                     await finished(mirrored)
+            # Now that the aliases keep those here whose time is over, and that stay for them.
+            await self._set_ends(name, versions)
             left = {(adapter.version, adapter.digest) for adapter in versions}
             gone = [r for r in self._registry.versions(name) if (r.version, r.digest) not in left]
             if gone:
@@ -124,11 +135,14 @@ class Mirror:
                     if said:
                         _log.info("the primary %s answers again", self._primary.target)
                     pause, said = _FIRST_PAUSE, ""
-            except (LoramuxError, OSError, sqlalchemy.exc.DatabaseError) as error:
+            except Exception as error:
                 self._on_state(False)
                 if str(error) != said:
                     said = str(error)
-                    _log.warning("the primary %s is asked again: %s", self._primary.target, said)
+                    _log.warning(
+                        "the primary %s is asked again: %s", self._primary.target, said,
+                        exc_info=not isinstance(error, TROUBLES),
+                    )  # fmt: skip
             await asyncio.sleep(pause * random.uniform(0.5, 1))
             pause = min(2 * pause, _LONGEST_PAUSE)
 
@@ -144,8 +158,7 @@ class Mirror:
         clock = asyncio.get_running_loop().time
         try:
             while True:
-                await self.catch_up()
-                self._on_state(True)
+                self._on_state(await self.catch_up())
                 yield
                 until = clock() + CATCH_UP_SECONDS
                 while clock() < until:
@@ -159,6 +172,8 @@ class Mirror:
                         watching.result()
         finally:
             await ended(watching)
+            if not watching.cancelled():
+                watching.exception()  # what came first says why
 
     async def _watch(self) -> None:
         """Note what changes there, until the primary ends that."""
@@ -188,24 +203,20 @@ class Mirror:
         ] != [(a.version, a.digest, a.expires_at) for a in theirs]
 
     async def _take(self, name: str, adapter: Adapter) -> None:
-        """Bring one version, unless it is here."""
+        """Bring one version, unless it is here, for good as yet."""
         known = {r.version: r for r in self._registry.versions(name)}.get(adapter.version)
         if known and known.digest == adapter.digest:
-            if known.expires_at != adapter.expires_at:
-                changing = asyncio.to_thread(
-                    self._registry.change, str(known),
-                    lambda found: replace(found, expires_at=adapter.expires_at),
-                )  # fmt: skip
-                with storage_errors():
-                    await finished(changing)
             return
+        if adapter.expires_at and not adapter.aliases and adapter.expires_at <= _now():
+            return  # it is about to go there, and would go here at once
         if adapter.digest in self._refused:
             return
-        staged = self._registry.stage()
+        with storage_errors():
+            staged = self._registry.stage()
         try:
-            await self._primary.fetch(adapter, staged)
             with storage_errors():
-                await self._intake.take_copy(staged, adapter)
+                await self._primary.fetch(adapter, staged)
+                await self._intake.take_copy(staged, replace(adapter, expires_at=None))
         except NotFoundError:
             pass  # it went meanwhile
         except InvalidArgumentError as error:
@@ -213,3 +224,20 @@ class Mirror:
             _log.warning("%s of the primary is left out: %s", adapter.reference, error)
         finally:
             await finished(asyncio.to_thread(self._registry.discard, staged))
+
+    async def _set_ends(self, name: str, theirs: list[Adapter]) -> None:
+        """Let the versions of an adapter that are here end when they do there."""
+        ours = {(r.version, r.digest): r for r in self._registry.versions(name)}
+        for adapter in theirs:
+            known = ours.get((adapter.version, adapter.digest))
+            if known and known.expires_at != adapter.expires_at:
+                changing = asyncio.to_thread(
+                    self._registry.change, str(known),
+                    partial(replace, expires_at=adapter.expires_at),
+                )  # fmt: skip
+                with storage_errors(), suppress(NotFoundError):
+                    await finished(changing)
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)

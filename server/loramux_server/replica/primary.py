@@ -10,9 +10,11 @@ from loramux import _adapter_wire as wire
 from loramux import _wire
 from loramux._access import open_aio_channel
 from loramux._aio_adapters import AsyncAdapters
+from loramux.errors import PermissionDeniedError
 from loramux.types import Adapter
-from loramux.v1 import adapters_pb2
+from loramux.v1 import adapters_pb2, quarantine_pb2
 from loramux.v1.adapters_pb2_grpc import AdapterServiceStub
+from loramux.v1.quarantine_pb2_grpc import QuarantineServiceStub
 from loramux_server.store.alias import Split
 from loramux_server.store.blobs import Staged
 from loramux_server.store.reference import DEFAULT_TENANT, full_name
@@ -53,6 +55,24 @@ class Primary:
         self._channel = channel(key, forwards=False)
         self._adapters = AsyncAdapters(self._channel, TIMEOUT)
         self._packages = AdapterServiceStub(self._channel)
+        self._quarantine = QuarantineServiceStub(self._channel)
+
+    async def demand_all(self) -> None:
+        """Demand that it shows all adapters: others than administrators see those of few tenants.
+
+        Raises:
+            PermissionDeniedError: It does not.
+            LoramuxError: It does not answer, or not this caller.
+        """
+        request = quarantine_pb2.ListQuarantinedRequest()
+        try:
+            with _wire.raising():
+                await self._quarantine.ListQuarantined(request, timeout=TIMEOUT)
+        except PermissionDeniedError:
+            raise PermissionDeniedError(
+                "--replica-key is none of an administrator, who alone sees all adapters",
+                reason="PERMISSION_DENIED",
+            ) from None
 
     async def versions(self, name: str = "") -> dict[str, list[Adapter]]:
         """Return all versions, oldest first, of one adapter or of all, by full name.
@@ -60,10 +80,9 @@ class Primary:
         Raises:
             LoramuxError: It does not answer, or not this caller.
         """
-        tenant, _, bare = name.rpartition("/")
+        tenant, _, bare = _with_tenant(name).rpartition("/")
         request = wire.list_request(
-            "", all_versions=True, tenant=tenant or (DEFAULT_TENANT if name else ""),
-            name_prefix=bare, source="", tier="",
+            "", all_versions=True, tenant=tenant, name_prefix=bare, source="", tier="",
         )  # fmt: skip
         found: dict[str, list[Adapter]] = {}
         with _wire.raising():
@@ -84,7 +103,7 @@ class Primary:
         Raises:
             LoramuxError: It does not answer, or has no such adapter any more.
         """
-        found = await self._adapters.aliases(name)
+        found = await self._adapters.aliases(_with_tenant(name))
         return {alias: Split.of(weights) for alias, weights in found.items()}
 
     async def fetch(self, adapter: Adapter, staged: Staged) -> None:
@@ -93,9 +112,8 @@ class Primary:
         Raises:
             LoramuxError: It does not answer, or has the version no more.
         """
-        name = full_name(adapter.tenant, adapter.name)
         request = adapters_pb2.DownloadAdapterRequest(
-            name=f"{name}:{adapter.version}@{adapter.digest}"
+            name=f"{adapter.tenant}/{adapter.name}:{adapter.version}@{adapter.digest}"
         )
         with _wire.raising():
             async for response in self._packages.DownloadAdapter(request, timeout=FETCH_TIMEOUT):
@@ -116,3 +134,8 @@ class Primary:
         """End all that is under way."""
         await self._channel.close(None)
         await self.plain.close(None)
+
+
+def _with_tenant(name: str) -> str:
+    """Return a full name as it means the same whatever the tenant of the caller."""
+    return f"{DEFAULT_TENANT}/{name}" if name and "/" not in name else name
