@@ -79,7 +79,7 @@ class OneSource(Sources):
         self._snapshot = snapshot
 
     def find(self, uri: str) -> Opening:
-        return lambda: self._snapshot
+        return lambda is_cancelled: self._snapshot
 
 
 class Engine:

@@ -4,15 +4,22 @@ import base64
 import gzip
 import io
 import json
+import socketserver
 import stat
 import tarfile
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
 import pytest
+from requests.exceptions import InvalidSchema
 
 from loramux.errors import (
+    CancelledError,
     FailedPreconditionError,
     InvalidArgumentError,
     LoramuxError,
@@ -24,7 +31,9 @@ from loramux_server.sources import archive as archives
 from loramux_server.sources.archive import ArchiveError, members
 from loramux_server.sources.oci import OciFiles, OciUri, parse_uri
 from loramux_server.sources.policy import Sources
+from loramux_server.sources.registry import Registry as Asked
 from loramux_server.sources.registry_credentials import credentials_for
+from tests.support.http_answers import answering
 from tests.support.registry import (
     LAYER,
     SECRET,
@@ -208,9 +217,9 @@ def test_what_is_wrong_is_named(registry: Registry, folder: Path, docker: Path) 
     registry.put("acme/many", "latest", [many])
     errors: dict[str, tuple[type[LoramuxError], str]] = {
         "acme/none": (NotFoundError, "there is no such artifact"),
-        "acme/two": (NotFoundError, "more than one package: a.safetensors, b.safetensors"),
+        "acme/two": (NotFoundError, "more than one package: 'a.safetensors', 'b.saf"),
         "acme/nothing": (NotFoundError, "there is no adapter_config.json with"),
-        "acme/many": (NotFoundError, "more than one adapter: in in/, in/one/, in/two/"),
+        "acme/many": (NotFoundError, "more than one adapter: in 'in/', 'in/one/', 'in/two/'"),
         "acme/zstd": (NotFoundError, "packed with zstd; expected gzip"),
         "acme/unnamed": (UnavailableError, "no digest of the form sha256:HEX"),
         "acme/odd": (UnavailableError, "the manifest is no JSON object"),
@@ -239,6 +248,88 @@ def test_other_bytes_than_were_named_are_refused(registry: Registry) -> None:
     registry.manifests["acme/forged", digest] += b" "
     with pytest.raises(UnavailableError, match="the manifest does not have its digest"):
         opened(registry, f"acme/forged@{digest}")
+
+
+def test_names_from_elsewhere_may_stand_in_messages(registry: Registry) -> None:
+    layers = [registry.layer(b"", **{TITLE: f"{x}{'x' * 999}.safetensors"}) for x in "\ud800\n"]
+    registry.put("acme/odd-names", "latest", layers)
+    with pytest.raises(NotFoundError, match="more than one package") as caught:
+        opened(registry, "acme/odd-names")
+    said = str(caught.value).encode()
+    assert len(said) < 500 and b"\n" not in said
+
+
+def test_of_a_path_that_an_archive_has_twice_the_last_counts(
+    registry: Registry, folder: Path
+) -> None:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as packed:
+        for name in ("README.md", "adapter_config.json"):
+            packed.add(folder / name, "in/adapter_config.json")
+        packed.add(folder / "adapter_model.safetensors", "in/adapter_model.safetensors")
+    registry.put("acme/twice", "latest", [registry.layer(file.getvalue())])
+    assert has(opened(registry, "acme/twice"), folder)
+
+
+def test_what_a_registry_sends_us_to_is_shown_nothing(
+    docker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str | None]] = []
+    places = {"other": "", "challenge": ""}
+
+    def other(path: str, headers: Message) -> tuple[int, dict[str, str], bytes]:
+        asked.append((path, headers.get("Authorization")))
+        return 401, {"WWW-Authenticate": f'Bearer realm="{places["other"]}/token"'}, b""
+
+    def first(path: str, headers: Message) -> tuple[int, dict[str, str], bytes]:
+        if headers.get("Authorization"):
+            if path.endswith("/round"):
+                return 302, {"Location": path}, b""
+            bomb = {"Content-Encoding": "gzip"}  # which nobody is to unpack
+            return 302, {"Location": f"{places['other']}/it", **bomb}, b"no gzip"
+        return 401, {"WWW-Authenticate": places["challenge"]}, b""
+
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login somebody password p")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with answering(first) as address, answering(other) as places["other"]:
+        host = address.removeprefix("http://")
+        docker.write_text(json.dumps({"auths": {host: {"username": "u", "password": "p"}}}))
+        places["challenge"] = "Basic"
+        with pytest.raises(FailedPreconditionError):
+            OciFiles(OciUri(host, "a", "b"))
+        assert asked == [("/it", None)]
+        with pytest.raises(UnavailableError, match="from place to place"):
+            OciFiles(OciUri(host, "a", "round"))
+        for odd in ('Bearer realm="https://["', "Bearer realm", 'Bearer realm="ftp://x/"'):
+            places["challenge"] = odd
+            with pytest.raises((UnavailableError, FailedPreconditionError)):
+                OciFiles(OciUri(host, "a", "b"))
+    with pytest.raises(InvalidSchema):  # wherever a registry elsewhere would send us
+        Asked("r.io", "a")._session.get("http://127.0.0.1:9/")
+
+
+def test_a_caller_who_gives_up_ends_also_what_comes_slowly(
+    registry: Registry, folder: Path
+) -> None:
+    registry.put("acme/image", "slow", [registry.layer(archive(folder, "in"), f"{LAYER}+gzip")])
+    with pytest.raises(CancelledError):
+        OciFiles(parse_uri(f"oci://{registry.host}/acme/image:slow"), lambda: True)
+    has_begun = threading.Event()
+
+    class Drips(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+            with suppress(OSError):
+                while True:
+                    self.wfile.write(b"{")
+                    has_begun.set()
+                    time.sleep(0.05)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Drips) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,)).start()
+        with pytest.raises(CancelledError):
+            OciFiles(OciUri(f"127.0.0.1:{server.server_address[1]}", "a", "b"), has_begun.is_set)
+        server.shutdown()
 
 
 def listed(data: bytes, piece: int = 1000) -> dict[str, bytes]:

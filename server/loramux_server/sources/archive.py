@@ -81,14 +81,15 @@ def _header(flow: "_Flow", info: tarfile.TarInfo) -> bytes:
 
 def _records(said: bytes, path: str, size: int) -> tuple[str, int]:
     """Return path and size as records of POSIX's format pax have them."""
-    while found := _RECORD.match(said):
-        length = int(found[1][:9])
-        value = said[found.end() : length].rstrip(b"\n")
+    at = 0
+    while found := _RECORD.match(said, at):
+        end = at + int(found[1][:9])
+        value = said[found.end() : end].rstrip(b"\n")
         if found[2] == b"path":
             path = value.decode(errors="surrogateescape")
         elif found[2] == b"size" and value.isdigit():
             size = int(value[:18])
-        said = said[max(length, found.end()) :]
+        at = max(end, found.end())
     return path, size
 
 

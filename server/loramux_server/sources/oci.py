@@ -6,11 +6,12 @@ folder of an image (`docker build`, modelcars of KServe, ModelKits of KitOps).
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from loramux_adapters.errors import shown
 from loramux_server.sources.archive import ArchiveError, members
 from loramux_server.sources.snapshot import (
     OPTIONAL,
@@ -52,8 +53,8 @@ class _Place:
 
     layer: str
     """Digest of the blob."""
-    path: str
-    """In the archive that the blob is; empty where it is the file itself."""
+    number: int
+    """Of the file in the archive that the blob is, from 0; -1 where it is the file itself."""
     size: int
 
 
@@ -72,16 +73,21 @@ def parse_uri(uri: str) -> OciUri:
 class OciFiles:
     """One package, or the files of a PEFT folder, in one artifact."""
 
-    def __init__(self, uri: OciUri) -> None:
+    def __init__(self, uri: OciUri, is_cancelled: Callable[[], bool] = lambda: False) -> None:
         """Look what an artifact has; of archives that takes reading them once.
 
+        Args:
+            uri: Which one.
+            is_cancelled: Whether the caller gave up.
+
         Raises:
+            CancelledError: The caller gave up.
             NotFoundError: It has no adapter, or is not there.
             UnavailableError: The registry does not answer.
         """
         from loramux_server.sources.registry import Registry, layers_of
 
-        self._registry = Registry(uri.host, uri.repository)
+        self._registry = Registry(uri.host, uri.repository, is_cancelled)
         at = "@" if ":" in uri.reference else ":"
         self.origin = f"oci://{uri.host}/{uri.repository}{at}{uri.reference}"
         with self._errors():
@@ -97,11 +103,11 @@ class OciFiles:
         """Yield the pieces of a file; see `Snapshot.read`."""
         place = self._chosen[name]
         with self._errors():
-            if not place.path:
+            if place.number < 0:
                 yield from self._registry.blob(place.layer)
                 return
-            for member in members(self._registry.blob(place.layer)):
-                if member.path == place.path:
+            for number, member in enumerate(members(self._registry.blob(place.layer))):
+                if number == place.number:
                     yield from member.pieces
 
     def _files(self, layer: Mapping[str, Any]) -> dict[str, _Place]:
@@ -114,14 +120,14 @@ class OciFiles:
         archive = _ARCHIVE.search(str(layer.get("mediaType")))
         if archive and (archive["packing"] or _TITLES[0] not in notes):
             return {
-                member.path: _Place(digest, member.path, member.size)
-                for member in members(self._registry.blob(digest))
+                member.path: _Place(digest, number, member.size)  # the last of a path counts
+                for number, member in enumerate(members(self._registry.blob(digest)))
             }
         if not isinstance(size, int) or size < 0:
             raise RegistryError("a descriptor has no size")
         for title in _TITLES:
             if isinstance(path := notes.get(title), str):
-                return {path: _Place(digest, "", size)}
+                return {path: _Place(digest, -1, size)}
         return {}  # a configuration, or what only its own program knows
 
     def _choose(self, there: Mapping[str, _Place]) -> dict[str, _Place]:
@@ -164,9 +170,9 @@ class OciFiles:
             raise unavailable(self.origin, f"credentials: {error}") from None
         except ArchiveError as error:
             raise not_found(self.origin, str(error)) from None
-        except (RequestException, HTTPError, OSError) as error:
+        except (RequestException, HTTPError, OSError, ValueError) as error:  # of odd URLs, say
             raise unavailable(self.origin, type(error).__name__) from error
 
 
 def _some(paths: list[str]) -> str:
-    return ", ".join(path or "/" for path in sorted(paths)[:3])
+    return ", ".join(shown(path or "/") for path in sorted(paths)[:3])

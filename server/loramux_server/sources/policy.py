@@ -1,7 +1,7 @@
 """From where adapters may be imported: nowhere, unless the operator says so."""
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Protocol
@@ -17,8 +17,8 @@ from loramux_server.sources.snapshot import Snapshot, not_a_uri
 class Opening(Protocol):
     """Looks what is at a URI that is allowed. Blocks."""
 
-    def __call__(self) -> Snapshot:
-        """Return what is there now."""
+    def __call__(self, is_cancelled: Callable[[], bool]) -> Snapshot:
+        """Return what is there now; where that may take long, ask whether the caller gave up."""
 
 
 class MissingExtraError(Exception):
@@ -67,12 +67,12 @@ class Sources:
         if separator and scheme == "hf":
             parsed = parse_uri(uri)
             if any(fnmatchcase(parsed.repo, pattern) for pattern in self._hub_allow):
-                return partial(HubFiles, parsed)
+                return lambda is_cancelled: HubFiles(parsed)
             raise _not_allowed(uri, "--hub-allow")
         if separator and scheme in ("s3", "gs", "az"):
             checked = check_uri(uri)
             if any(checked.startswith(prefix) for prefix in self._object_allow):
-                return partial(Objects, checked)
+                return lambda is_cancelled: Objects(checked)
             raise _not_allowed(uri, "--object-allow")
         if separator and scheme == "oci":
             named = parse_oci_uri(uri)

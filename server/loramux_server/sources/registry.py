@@ -9,21 +9,23 @@ machine is asked without TLS, and any other never is.
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import requests
 from requests.auth import AuthBase
 from requests.utils import parse_dict_header
 
+from loramux.errors import CancelledError
 from loramux_server.sources.registry_credentials import Credentials, credentials_for
 
 PIECE_BYTES = 1 << 20
 TIMEOUT = 30.0
 """Seconds that the next bytes may take."""
+MAX_REDIRECTS = 10
 MAX_MANIFEST_BYTES = 4 << 20
 """As large as the specification has registries take one."""
 _INDEXES = (
@@ -50,12 +52,18 @@ class RegistryError(Exception):
 class Registry:
     """A repository of a registry. All methods block."""
 
-    def __init__(self, host: str, repository: str) -> None:
+    def __init__(
+        self, host: str, repository: str, is_cancelled: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Ask nothing yet; what is read ends with a CancelledError once `is_cancelled`."""
         self._host, self._repository = host, repository
         self._is_local = bool(_LOOPBACK.fullmatch(host))
         scheme = "http" if self._is_local else "https"
         self._url = f"{scheme}://{_HUB_HOST if host == _HUB else host}/v2/{repository}"
+        self._is_cancelled = is_cancelled
         self._session = requests.Session()
+        if not self._is_local:  # wherever it sends us
+            del self._session.adapters["http://"]
         # Some take whoever keeps a cookie for a browser.
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         self._access = _Access()
@@ -76,7 +84,7 @@ class Registry:
         """
         accepted = ", ".join((*_MANIFESTS, *_INDEXES))
         with self._get(f"/manifests/{reference}", Accept=accepted) as response:
-            data = _all_of(response, MAX_MANIFEST_BYTES)
+            data = self._all_of(response, MAX_MANIFEST_BYTES)
         digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
         if ":" in reference and digest != reference:
             raise RegistryError("the manifest does not have its digest")
@@ -103,7 +111,7 @@ class Registry:
         """
         found = hashlib.sha256()
         with self._get(f"/blobs/{digest}") as response:
-            while piece := response.raw.read(PIECE_BYTES, decode_content=False):
+            for piece in self._pieces(response):
                 found.update(piece)
                 yield piece
         if digest != f"sha256:{found.hexdigest()}":
@@ -115,10 +123,15 @@ class Registry:
         # Bytes as they are: what was packed on the way could grow beyond all bounds here.
         headers["Accept-Encoding"] = "identity"
         for is_last in (False, True):
-            with self._session.get(
-                self._url + path, headers=headers, auth=self._access, stream=True, timeout=TIMEOUT
-            ) as response:
-                if response.status_code == 401 and not is_last:
+            url = self._url + path
+            response = self._answer(url, self._access, headers=headers)
+            with response:
+                # Another place that it sends us to gets none of its credentials.
+                if (
+                    response.status_code == 401
+                    and not is_last
+                    and _place(response.url) == _place(url)
+                ):
                     self._ask_access(response.headers.get("WWW-Authenticate", ""))
                     continue
                 if response.status_code != 200:
@@ -151,22 +164,60 @@ class Registry:
             wanted |= {"grant_type": "refresh_token", "client_id": "loramux"}
             wanted["refresh_token"] = credentials.secret
             response = self._session.post(
-                realm, data=wanted, auth=access, stream=True, timeout=TIMEOUT
-            )
+                realm, data=wanted, auth=access, stream=True, timeout=TIMEOUT,
+                allow_redirects=False,
+            )  # fmt: skip
         else:
             access.header = credentials.basic() if credentials else ""
-            response = self._session.get(
-                realm, params=wanted, auth=access, stream=True, timeout=TIMEOUT
-            )
+            response = self._answer(realm, access, params=wanted)
         with response:
             if response.status_code != 200:
                 status = response.status_code
                 raise RegistryError(f"the registry's tokens: {status}", status)
-            answer = _object(_all_of(response, PIECE_BYTES), "the token")
+            answer = _object(self._all_of(response, PIECE_BYTES), "the token")
         token = answer.get("token") or answer.get("access_token")
         if not isinstance(token, str):
             raise RegistryError("the registry gives no token")
         return token
+
+    def _answer(
+        self,
+        url: str,
+        access: "_Access",
+        *,
+        headers: Mapping[str, str] | None = None,
+        params: Mapping[str, str] | None = None,
+    ) -> requests.Response:
+        """Return the answer of `url`, or of where it sends us, which is not shown `access`.
+
+        requests would read whole what comes beside the address of another place.
+        """
+        begin = _place(url)
+        for _ in range(MAX_REDIRECTS + 1):
+            response = self._session.get(
+                url, headers=headers, params=params, stream=True, timeout=TIMEOUT,
+                auth=access if _place(url) == begin else _Access(), allow_redirects=False,
+            )  # fmt: skip
+            if not response.is_redirect:
+                return response
+            response.close()
+            url, params = urljoin(response.url, response.headers["Location"]), None
+        raise RegistryError("the registry sends from place to place")
+
+    def _all_of(self, response: requests.Response, most: int) -> bytes:
+        data = bytearray()
+        for piece in self._pieces(response):
+            data += piece
+            if len(data) > most:
+                raise RegistryError(f"an answer has more than {most} bytes")
+        return bytes(data)
+
+    def _pieces(self, response: requests.Response) -> Iterator[bytes]:
+        """Yield bytes as they come, not as they fill a piece, so that waiting ends soon."""
+        while piece := response.raw.read1(PIECE_BYTES, decode_content=False):
+            if self._is_cancelled():
+                raise CancelledError("the caller gave up")
+            yield piece
 
 
 def digest_in(descriptor: Mapping[str, Any]) -> str:
@@ -201,13 +252,6 @@ class _Access(AuthBase):
         return request
 
 
-def _all_of(response: requests.Response, most: int) -> bytes:
-    data: bytes = response.raw.read(most + 1, decode_content=False)
-    if len(data) > most:
-        raise RegistryError(f"an answer has more than {most} bytes")
-    return data
-
-
 def _object(data: bytes, what: str) -> dict[str, Any]:
     try:
         found = json.loads(data)
@@ -223,3 +267,9 @@ def _objects(manifest: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
         raise RegistryError(f"the manifest has no list of {name}")
     return found
+
+
+def _place(url: str) -> tuple[str, str]:
+    """Return what of `url` says who answers, and whether others can read that."""
+    parts = urlsplit(url)
+    return parts.scheme, parts.netloc

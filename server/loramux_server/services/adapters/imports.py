@@ -79,7 +79,7 @@ class Imports:
         Raises:
             InvalidArgumentError: It is too large, or no PEFT folder.
         """
-        snapshot = opening()
+        snapshot = opening(is_cancelled)
         size = sum(snapshot.sizes.values())
         self._check_size(size)
         # What it will be called is not known yet.
