@@ -19,6 +19,8 @@ from loramux_server.store.alias import Split
 from loramux_server.store.blobs import Staged
 from loramux_server.store.reference import DEFAULT_TENANT, full_name
 
+READY_TIMEOUT = 10.0
+"""Seconds that the first answer may take: a server that starts waits for it."""
 TIMEOUT = 60.0
 """Seconds that an answer may take."""
 FETCH_TIMEOUT = 3600.0
@@ -67,7 +69,7 @@ class Primary:
         request = quarantine_pb2.ListQuarantinedRequest()
         try:
             with _wire.raising():
-                await self._quarantine.ListQuarantined(request, timeout=TIMEOUT)
+                await self._quarantine.ListQuarantined(request, timeout=READY_TIMEOUT)
         except PermissionDeniedError:
             raise PermissionDeniedError(
                 "--replica-key is none of an administrator, who alone sees all adapters",
