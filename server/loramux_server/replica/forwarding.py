@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from loramux import _wire
-from loramux.errors import FailedPreconditionError, LoramuxError
+from loramux.errors import FailedPreconditionError, LoramuxError, UnavailableError
 from loramux_server.replica.mirror import TROUBLES, Mirror
 from loramux_server.replica.primary import Primary
 from loramux_server.store.reference import full_name, parse_reference
@@ -80,9 +80,13 @@ class Forwarding:
                     response: Message = await call(
                         message, metadata=shown, timeout=context.time_remaining()
                     )
-            except (LoramuxError, asyncio.CancelledError):
+            except (LoramuxError, asyncio.CancelledError) as error:
                 if sent and sent.error:  # what the caller sent was no message
                     raise sent.error from None
+                if isinstance(error, UnavailableError) and not error.reason:  # gRPC's own
+                    raise UnavailableError(
+                        f"the primary {self._primary.target} does not answer: {error}"
+                    ) from None
                 raise
             await self._take_in(request, response)
             return response
