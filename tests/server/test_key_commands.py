@@ -1,5 +1,6 @@
 """`loramux keys` and `loramux tenants`: what they print, refuse and keep."""
 
+import io
 import json
 import sys
 from collections.abc import Iterator
@@ -89,6 +90,23 @@ def test_a_key_of_another_server_is_taken_in(loramux: Loramux, tmp_path: Path) -
     (tmp_path / "none").write_text("lmx_")
     refused = loramux("keys", "add", str(tmp_path / "none"), *other, "publisher")
     assert refused.code == 2 and "no key of the form" in refused.errors
+
+
+def test_a_key_is_taken_from_standard_input(
+    loramux: Loramux, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = loramux("keys", "create").output
+    other = ["--store", str(tmp_path / "other")]
+    for data, code, says in (
+        (text.encode(), 0, "user of tenant public"),
+        (text.encode(), 0, "was here already, and has the label and the end that it had"),
+        (b"\xff\xfe", 2, "- has no key of the form"),
+    ):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+        done = loramux("keys", "add", "-", *other, "--expires", "1d")
+        assert done.code == code and says in " ".join(done.errors.split())
+    gone = loramux("keys", "add", str(tmp_path / "gone"), *other)
+    assert gone.code == 2 and "No such file" in gone.errors
 
 
 @pytest.mark.parametrize(

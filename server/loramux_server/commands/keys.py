@@ -86,9 +86,6 @@ def add(
     file: Annotated[
         Path,
         typer.Argument(
-            exists=True,
-            dir_okay=False,
-            allow_dash=True,
             help="Has the key as `create` printed it; - is standard input.",
         ),
     ],
@@ -101,8 +98,12 @@ def add(
     audit_log: AuditLog = None,
 ) -> None:
     """Take in a key that was made for another server, so that it is good for several."""
-    text = sys.stdin.read() if str(file) == "-" else file.read_text()
-    if (key := parse_key(text.strip())) is None:
+    is_input = str(file) == "-"
+    try:
+        text = sys.stdin.buffer.read() if is_input else file.read_bytes()
+    except OSError as error:
+        raise typer.BadParameter(f"{file}: {error.strerror}") from None
+    if (key := parse_key(text.decode(errors="replace").strip())) is None:
         raise typer.BadParameter(f"{file} has no key of the form lmx_ID_SECRET")
     lifetime = parse_duration(expires) if expires else None
     act = written_down(audit_log, "key.add", tenant=tenant, role=str(role), key=key.id)
@@ -112,7 +113,8 @@ def add(
         except ValueError as error:
             raise typer.BadParameter(str(error)) from None
     what = f"{role} of tenant {tenant}"
-    print(f"key {key.id}, {what}{'' if is_new else ', was here already'}", file=sys.stderr)
+    said = "" if is_new else ", was here already, and has the label and the end that it had"
+    print(f"key {key.id}, {what}{said}", file=sys.stderr)
 
 
 @app.command("rotate")
