@@ -30,6 +30,8 @@ class ServerInfo:
     max_image_pixels: int = 0
     max_request_bytes: int = 0
     """Most bytes of a message to the server."""
+    lineage: str = ""
+    """Whose adapters it has: replicas have that of their primary."""
     kind: str = "decoder"
     """What the base model makes of a text: a `decoder` goes on with it, an `encoder` reads it and
     continues none, a `seq2seq` reads it and writes another."""

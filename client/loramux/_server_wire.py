@@ -34,6 +34,7 @@ def server_info(message: server_pb2.GetServerInfoResponse) -> ServerInfo:
         max_image_bytes=message.max_image_bytes,
         max_image_pixels=message.max_image_pixels,
         max_request_bytes=message.max_request_bytes,
+        lineage=message.lineage,
         kind=_KINDS.get(base.kind, "unknown"),
         source_length=base.source_length,
     )

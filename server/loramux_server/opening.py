@@ -142,6 +142,8 @@ def become(registry: Registry, *, is_replica: bool) -> None:
             "--store has adapters that were brought to this server itself; --replica-of takes an "
             "empty store, or one that has been a replica's since"
         )
+    if not is_replica:
+        registry.lineage.begin()
     if is_replica != was_replica:
         registry.catalog.keep_note(_REPLICA, "yes" if is_replica else "")
 

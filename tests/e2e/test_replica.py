@@ -15,6 +15,7 @@ import pytest
 from loramux import Client
 from loramux import _adapter_wire as wire
 from loramux.errors import (
+    FailedPreconditionError,
     LoramuxError,
     NotFoundError,
     PermissionDeniedError,
@@ -254,6 +255,7 @@ def test_it_serves_while_the_primary_is_away_and_catches_up(
     with replica.client(key=key_of(primary, "admin")) as again:
         assert [a.reference for a in again.adapters.list(all_versions=True)] == ["two:2", "two:1"]
         assert state(again) == state(there)
+        assert again.info().lineage == there.info().lineage != ""
 
 
 class Told:
@@ -266,6 +268,7 @@ class Told:
         """By digest."""
         self.adapters: dict[str, list[Adapter]] = {}
         self.splits: dict[str, Split] = {}
+        self.mark = "first"
         self.before_fetch: Callable[[Adapter], object] = lambda adapter: None
 
     def have(self, name: str, number: int, **fields: Any) -> None:
@@ -285,6 +288,9 @@ class Told:
 
     async def demand_all(self) -> None:
         pass
+
+    async def lineage(self) -> str:
+        return self.mark
 
     async def versions(self, name: str = "") -> dict[str, list[Adapter]]:
         return {known: all for known, all in self.adapters.items() if name in ("", known)}
@@ -349,16 +355,29 @@ async def test_what_an_alias_keeps_beyond_its_end_is_copied(
     assert registry.aliases.of(("public", "bot")) == told.splits
 
 
-async def test_a_primary_that_lost_its_store_takes_nothing_away_and_is_told_of(
+async def test_of_a_primary_that_lost_its_store_nothing_comes_and_goes(
     told: Told, registry: Registry, mirror: Mirror, states: asyncio.Queue[bool]
 ) -> None:
     told.have("bot", 0)
     await mirror.begin()
     told.adapters.clear()
+    told.mark = "another"
+    told.have("bot", 1)
+    told.have("cat", 1)
     following = asyncio.create_task(mirror.run())
     assert not await states.get()
     following.cancel()
-    assert registry.names() == ["bot"]
+    for act in (mirror.catch_up(), mirror.refresh("bot"), mirror.demand_same()):
+        with pytest.raises(FailedPreconditionError, match="has lost its store") as caught:
+            await act
+        assert caught.value.reason == "OTHER_LINEAGE"
+    assert [(r.name, r.digest) for r in registry.records(all_versions=True)] == [
+        ("bot", f"sha256:{hashlib.sha256(small_package(0)).hexdigest()}")
+    ]
+    told.mark = "first"  # another replica that has become the primary
+    told.adapters.clear()
+    await mirror.catch_up()
+    assert registry.names() == []  # all of it was deleted there
 
 
 async def test_a_store_that_is_full_ends_neither_start_nor_following(

@@ -90,6 +90,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ERROR_REASON_IS_REPLICA means that a replica was asked by another one to change adapters: only
     their primary does that.
     """
+    ERROR_REASON_OTHER_LINEAGE: _ErrorReason.ValueType  # 101
+    """ERROR_REASON_OTHER_LINEAGE means that the primary of a replica has other adapters than those that
+    were copied from it: it has lost its store, or is another server.
+    """
     ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 30
     """ERROR_REASON_UNAUTHENTICATED means that the call brought no valid key."""
     ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 31
@@ -237,6 +241,10 @@ ERROR_REASON_WATCH_TOO_SLOW: ErrorReason.ValueType  # 29
 ERROR_REASON_IS_REPLICA: ErrorReason.ValueType  # 100
 """ERROR_REASON_IS_REPLICA means that a replica was asked by another one to change adapters: only
 their primary does that.
+"""
+ERROR_REASON_OTHER_LINEAGE: ErrorReason.ValueType  # 101
+"""ERROR_REASON_OTHER_LINEAGE means that the primary of a replica has other adapters than those that
+were copied from it: it has lost its store, or is another server.
 """
 ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 30
 """ERROR_REASON_UNAUTHENTICATED means that the call brought no valid key."""

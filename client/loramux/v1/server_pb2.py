@@ -24,27 +24,27 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17loramux/v1/server.proto\x12\nloramux.v1\"\x16\n\x14GetServerInfoRequest\"\xed\x01\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12)\n\nbase_model\x18\x02 \x01(\x0b\x32\x15.loramux.v1.BaseModel\x12\x1c\n\x14max_running_requests\x18\x03 \x01(\x05\x12\x18\n\x10max_upload_bytes\x18\x04 \x01(\x03\x12\x12\n\nmax_images\x18\x05 \x01(\x05\x12\x17\n\x0fmax_image_bytes\x18\x06 \x01(\x03\x12\x18\n\x10max_image_pixels\x18\x07 \x01(\x03\x12\x19\n\x11max_request_bytes\x18\x08 \x01(\x03\"\x16\n\x14GetServerLoadRequest\"\xc4\x03\n\x15GetServerLoadResponse\x12\x16\n\x0euptime_seconds\x18\x01 \x01(\x01\x12\x18\n\x10running_requests\x18\x02 \x01(\x05\x12\x18\n\x10waiting_requests\x18\x03 \x01(\x05\x12\x11\n\tkv_blocks\x18\x04 \x01(\x03\x12\x16\n\x0ekv_blocks_used\x18\x05 \x01(\x03\x12$\n\x06\x64\x65vice\x18\x06 \x01(\x0b\x32\x14.loramux.v1.TierLoad\x12\"\n\x04host\x18\x07 \x01(\x0b\x32\x14.loramux.v1.TierLoad\x12\x10\n\x08requests\x18\x08 \x01(\x03\x12\x15\n\rprompt_tokens\x18\t \x01(\x03\x12\x18\n\x10generated_tokens\x18\n \x01(\x03\x12\x14\n\x0c\x66irst_tokens\x18\x0b \x01(\x03\x12\x1b\n\x13\x66irst_token_seconds\x18\x0c \x01(\x01\x12\x0c\n\x04gaps\x18\r \x01(\x03\x12\x13\n\x0bgap_seconds\x18\x0e \x01(\x01\x12\r\n\x05steps\x18\x0f \x01(\x03\x12\x14\n\x0cstep_seconds\x18\x10 \x01(\x01\x12\x15\n\rstep_requests\x18\x11 \x01(\x03\x12\x15\n\rstep_adapters\x18\x12 \x01(\x03\"\x85\x01\n\x08TierLoad\x12\x10\n\x08\x61\x64\x61pters\x18\x01 \x01(\x05\x12\r\n\x05\x62ytes\x18\x02 \x01(\x03\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x03 \x01(\x03\x12\x0c\n\x04hits\x18\x04 \x01(\x03\x12\x0e\n\x06misses\x18\x05 \x01(\x03\x12\x11\n\tevictions\x18\x06 \x01(\x03\x12\x0f\n\x07reloads\x18\x07 \x01(\x03\"\x99\x02\n\tBaseModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x06 \x01(\x05\x12\x12\n\nvocab_size\x18\x07 \x01(\x05\x12\x15\n\rhas_tokenizer\x18\x08 \x01(\x08\x12\x16\n\x0enum_parameters\x18\t \x01(\x03\x12\x19\n\x11has_chat_template\x18\n \x01(\x08\x12\'\n\x04kind\x18\x0b \x01(\x0e\x32\x19.loramux.v1.BaseModelKind\x12\x15\n\rsource_length\x18\x0c \x01(\x05*\x87\x01\n\rBaseModelKind\x12\x1f\n\x1b\x42\x41SE_MODEL_KIND_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x42\x41SE_MODEL_KIND_DECODER\x10\x01\x12\x1b\n\x17\x42\x41SE_MODEL_KIND_ENCODER\x10\x02\x12\x1b\n\x17\x42\x41SE_MODEL_KIND_SEQ2SEQ\x10\x03\x32\xbb\x01\n\rServerService\x12T\n\rGetServerInfo\x12 .loramux.v1.GetServerInfoRequest\x1a!.loramux.v1.GetServerInfoResponse\x12T\n\rGetServerLoad\x12 .loramux.v1.GetServerLoadRequest\x1a!.loramux.v1.GetServerLoadResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17loramux/v1/server.proto\x12\nloramux.v1\"\x16\n\x14GetServerInfoRequest\"\xfe\x01\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12)\n\nbase_model\x18\x02 \x01(\x0b\x32\x15.loramux.v1.BaseModel\x12\x1c\n\x14max_running_requests\x18\x03 \x01(\x05\x12\x18\n\x10max_upload_bytes\x18\x04 \x01(\x03\x12\x12\n\nmax_images\x18\x05 \x01(\x05\x12\x17\n\x0fmax_image_bytes\x18\x06 \x01(\x03\x12\x18\n\x10max_image_pixels\x18\x07 \x01(\x03\x12\x19\n\x11max_request_bytes\x18\x08 \x01(\x03\x12\x0f\n\x07lineage\x18\t \x01(\t\"\x16\n\x14GetServerLoadRequest\"\xc4\x03\n\x15GetServerLoadResponse\x12\x16\n\x0euptime_seconds\x18\x01 \x01(\x01\x12\x18\n\x10running_requests\x18\x02 \x01(\x05\x12\x18\n\x10waiting_requests\x18\x03 \x01(\x05\x12\x11\n\tkv_blocks\x18\x04 \x01(\x03\x12\x16\n\x0ekv_blocks_used\x18\x05 \x01(\x03\x12$\n\x06\x64\x65vice\x18\x06 \x01(\x0b\x32\x14.loramux.v1.TierLoad\x12\"\n\x04host\x18\x07 \x01(\x0b\x32\x14.loramux.v1.TierLoad\x12\x10\n\x08requests\x18\x08 \x01(\x03\x12\x15\n\rprompt_tokens\x18\t \x01(\x03\x12\x18\n\x10generated_tokens\x18\n \x01(\x03\x12\x14\n\x0c\x66irst_tokens\x18\x0b \x01(\x03\x12\x1b\n\x13\x66irst_token_seconds\x18\x0c \x01(\x01\x12\x0c\n\x04gaps\x18\r \x01(\x03\x12\x13\n\x0bgap_seconds\x18\x0e \x01(\x01\x12\r\n\x05steps\x18\x0f \x01(\x03\x12\x14\n\x0cstep_seconds\x18\x10 \x01(\x01\x12\x15\n\rstep_requests\x18\x11 \x01(\x03\x12\x15\n\rstep_adapters\x18\x12 \x01(\x03\"\x85\x01\n\x08TierLoad\x12\x10\n\x08\x61\x64\x61pters\x18\x01 \x01(\x05\x12\r\n\x05\x62ytes\x18\x02 \x01(\x03\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x03 \x01(\x03\x12\x0c\n\x04hits\x18\x04 \x01(\x03\x12\x0e\n\x06misses\x18\x05 \x01(\x03\x12\x11\n\tevictions\x18\x06 \x01(\x03\x12\x0f\n\x07reloads\x18\x07 \x01(\x03\"\x99\x02\n\tBaseModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x06 \x01(\x05\x12\x12\n\nvocab_size\x18\x07 \x01(\x05\x12\x15\n\rhas_tokenizer\x18\x08 \x01(\x08\x12\x16\n\x0enum_parameters\x18\t \x01(\x03\x12\x19\n\x11has_chat_template\x18\n \x01(\x08\x12\'\n\x04kind\x18\x0b \x01(\x0e\x32\x19.loramux.v1.BaseModelKind\x12\x15\n\rsource_length\x18\x0c \x01(\x05*\x87\x01\n\rBaseModelKind\x12\x1f\n\x1b\x42\x41SE_MODEL_KIND_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x42\x41SE_MODEL_KIND_DECODER\x10\x01\x12\x1b\n\x17\x42\x41SE_MODEL_KIND_ENCODER\x10\x02\x12\x1b\n\x17\x42\x41SE_MODEL_KIND_SEQ2SEQ\x10\x03\x32\xbb\x01\n\rServerService\x12T\n\rGetServerInfo\x12 .loramux.v1.GetServerInfoRequest\x1a!.loramux.v1.GetServerInfoResponse\x12T\n\rGetServerLoad\x12 .loramux.v1.GetServerLoadRequest\x1a!.loramux.v1.GetServerLoadResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'loramux.v1.server_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_BASEMODELKIND']._serialized_start=1203
-  _globals['_BASEMODELKIND']._serialized_end=1338
+  _globals['_BASEMODELKIND']._serialized_start=1220
+  _globals['_BASEMODELKIND']._serialized_end=1355
   _globals['_GETSERVERINFOREQUEST']._serialized_start=39
   _globals['_GETSERVERINFOREQUEST']._serialized_end=61
   _globals['_GETSERVERINFORESPONSE']._serialized_start=64
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=301
-  _globals['_GETSERVERLOADREQUEST']._serialized_start=303
-  _globals['_GETSERVERLOADREQUEST']._serialized_end=325
-  _globals['_GETSERVERLOADRESPONSE']._serialized_start=328
-  _globals['_GETSERVERLOADRESPONSE']._serialized_end=780
-  _globals['_TIERLOAD']._serialized_start=783
-  _globals['_TIERLOAD']._serialized_end=916
-  _globals['_BASEMODEL']._serialized_start=919
-  _globals['_BASEMODEL']._serialized_end=1200
-  _globals['_SERVERSERVICE']._serialized_start=1341
-  _globals['_SERVERSERVICE']._serialized_end=1528
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=318
+  _globals['_GETSERVERLOADREQUEST']._serialized_start=320
+  _globals['_GETSERVERLOADREQUEST']._serialized_end=342
+  _globals['_GETSERVERLOADRESPONSE']._serialized_start=345
+  _globals['_GETSERVERLOADRESPONSE']._serialized_end=797
+  _globals['_TIERLOAD']._serialized_start=800
+  _globals['_TIERLOAD']._serialized_end=933
+  _globals['_BASEMODEL']._serialized_start=936
+  _globals['_BASEMODEL']._serialized_end=1217
+  _globals['_SERVERSERVICE']._serialized_start=1358
+  _globals['_SERVERSERVICE']._serialized_end=1545
 # @@protoc_insertion_point(module_scope)

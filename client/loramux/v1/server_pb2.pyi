@@ -80,6 +80,7 @@ class GetServerInfoResponse(_message.Message):
     MAX_IMAGE_BYTES_FIELD_NUMBER: _builtins.int
     MAX_IMAGE_PIXELS_FIELD_NUMBER: _builtins.int
     MAX_REQUEST_BYTES_FIELD_NUMBER: _builtins.int
+    LINEAGE_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """version is the version of the server."""
     max_running_requests: _builtins.int
@@ -94,6 +95,10 @@ class GetServerInfoResponse(_message.Message):
     """max_image_pixels is the most pixels that one of them may have."""
     max_request_bytes: _builtins.int
     """max_request_bytes is the most bytes of a message to the server."""
+    lineage: _builtins.str
+    """lineage says whose adapters the server has: a replica takes over what its primary says, and keeps
+    it where it becomes a primary itself. Empty where a replica has had nothing yet.
+    """
     @_builtins.property
     def base_model(self) -> Global___BaseModel:
         """base_model is the base model that is served."""
@@ -109,10 +114,11 @@ class GetServerInfoResponse(_message.Message):
         max_image_bytes: _builtins.int = ...,
         max_image_pixels: _builtins.int = ...,
         max_request_bytes: _builtins.int = ...,
+        lineage: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "max_images", b"max_images", "max_request_bytes", b"max_request_bytes", "max_running_requests", b"max_running_requests", "max_upload_bytes", b"max_upload_bytes", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "lineage", b"lineage", "max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "max_images", b"max_images", "max_request_bytes", b"max_request_bytes", "max_running_requests", b"max_running_requests", "max_upload_bytes", b"max_upload_bytes", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

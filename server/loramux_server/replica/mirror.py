@@ -11,7 +11,13 @@ from functools import partial
 
 import sqlalchemy.exc
 
-from loramux.errors import InvalidArgumentError, LoramuxError, NotFoundError, UnavailableError
+from loramux.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    LoramuxError,
+    NotFoundError,
+    UnavailableError,
+)
 from loramux.types import Adapter
 from loramux_server.replica.primary import Primary
 from loramux_server.services.adapters.intake import Intake
@@ -33,8 +39,8 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0
 class Mirror:
     """Brings versions, aliases and ends of time from a primary. Lives on the event loop.
 
-    What the primary takes away goes here, too. A primary that has nothing at all is taken for one
-    that has lost its store: nothing goes then until it has something again.
+    What the primary takes away goes here, too. Of one that has lost its store nothing comes and
+    goes: it has another lineage then.
     """
 
     def __init__(
@@ -45,8 +51,7 @@ class Mirror:
         Args:
             primary: Has what is to be here.
             intake: Checks and stores what comes.
-            on_state: Told whether all was as it is there when it was last asked. It is not where
-                the primary has lost its store.
+            on_state: Told whether all was as it is there when it was last asked.
         """
         self._primary = primary
         self._intake = intake
@@ -83,22 +88,37 @@ class Mirror:
                     continue
             return
 
-    async def catch_up(self) -> bool:
-        """Bring all adapters to the state that they have there; return False if it has none left.
+    async def demand_same(self) -> None:
+        """Demand that the primary goes on with what was copied from it.
+
+        Raises:
+            FailedPreconditionError: It has adapters of another lineage.
+            LoramuxError: It does not answer.
+        """
+        theirs, ours = await self._primary.lineage(), self._registry.lineage
+        if not ours.id and theirs:
+            with storage_errors():
+                await finished(asyncio.to_thread(ours.take, theirs))
+        elif ours.id and theirs != ours.id:
+            raise FailedPreconditionError(
+                f"the primary {self._primary.target} has lost its store, or is another server: its "
+                "adapters are not those that were copied from it, which stay here as they are",
+                reason="OTHER_LINEAGE",
+            )
+
+    async def catch_up(self) -> None:
+        """Bring all adapters to the state that they have there.
 
         Raises:
             LoramuxError: The primary does not answer, or not to an administrator, or something
                 cannot be stored.
         """
         await self._primary.demand_all()
+        await self.demand_same()
         theirs = await self._primary.versions()
         ours = set(self._registry.names())
-        if ours and not theirs:
-            _log.warning("the primary %s has no adapters: nothing goes here", self._primary.target)
-            return False
         names = [name for name in theirs.keys() | ours if self._differs(name, theirs.get(name, []))]
         await self._refresh_all(names)
-        return True
 
     async def refresh(self, name: str) -> None:
         """Bring one adapter to the state that it has there.
@@ -107,6 +127,7 @@ class Mirror:
             LoramuxError: The primary does not answer, or something cannot be stored.
         """
         async with self._turns[hash(name) % len(self._turns)], self._at_once:
+            await self.demand_same()
             versions = (await self._primary.versions(name)).get(name, [])
             await self._set_ends(name, versions)
             for adapter in versions:
@@ -158,7 +179,8 @@ class Mirror:
         clock = asyncio.get_running_loop().time
         try:
             while True:
-                self._on_state(await self.catch_up())
+                await self.catch_up()
+                self._on_state(True)
                 yield
                 until = clock() + CATCH_UP_SECONDS
                 while clock() < until:

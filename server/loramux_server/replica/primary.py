@@ -10,11 +10,12 @@ from loramux import _adapter_wire as wire
 from loramux import _wire
 from loramux._access import open_aio_channel
 from loramux._aio_adapters import AsyncAdapters
-from loramux.errors import PermissionDeniedError
+from loramux.errors import DeadlineExceededError, PermissionDeniedError, UnavailableError
 from loramux.types import Adapter
-from loramux.v1 import adapters_pb2, quarantine_pb2
+from loramux.v1 import adapters_pb2, quarantine_pb2, server_pb2
 from loramux.v1.adapters_pb2_grpc import AdapterServiceStub
 from loramux.v1.quarantine_pb2_grpc import QuarantineServiceStub
+from loramux.v1.server_pb2_grpc import ServerServiceStub
 from loramux_server.store.alias import Split
 from loramux_server.store.blobs import Staged
 from loramux_server.store.reference import DEFAULT_TENANT, full_name
@@ -58,6 +59,7 @@ class Primary:
         self._adapters = AsyncAdapters(self._channel, TIMEOUT)
         self._packages = AdapterServiceStub(self._channel)
         self._quarantine = QuarantineServiceStub(self._channel)
+        self._server = ServerServiceStub(self._channel)
 
     async def demand_all(self) -> None:
         """Demand that it shows all adapters: others than administrators see those of few tenants.
@@ -75,6 +77,20 @@ class Primary:
                 "--replica-key is none of an administrator, who alone sees all adapters",
                 reason="PERMISSION_DENIED",
             ) from None
+
+    async def lineage(self) -> str:
+        """Return whose adapters it has; see `Lineage`.
+
+        Raises:
+            LoramuxError: It does not answer, or not this caller.
+        """
+        request = server_pb2.GetServerInfoRequest()
+        try:
+            with _wire.raising():
+                answer = await self._server.GetServerInfo(request, timeout=READY_TIMEOUT)
+        except DeadlineExceededError:
+            raise UnavailableError(f"no answer within {READY_TIMEOUT:g} s") from None
+        return answer.lineage
 
     async def versions(self, name: str = "") -> dict[str, list[Adapter]]:
         """Return all versions, oldest first, of one adapter or of all, by full name.

@@ -205,7 +205,7 @@ def build_services(parts: Parts) -> Services:
             ResidencyService(intake=intake, pins=pins, descriptions=descriptions),
             AliasService(registry),
             QuarantineService(parts.engine.quarantine, registry, parts.audit),
-            ServerService(parts.model, parts.config, metrics.totals),
+            ServerService(parts.model, parts.config, metrics.totals, lambda: registry.lineage.id),
         ],
         intake=intake,
         uploads=uploads,

@@ -1,6 +1,7 @@
 """ServerService: what this server is."""
 
 import time
+from collections.abc import Callable
 
 from loramux import __version__
 from loramux.v1 import server_pb2
@@ -25,10 +26,17 @@ class ServerService:
 
     descriptor = server_pb2.DESCRIPTOR.services_by_name["ServerService"]
 
-    def __init__(self, model: ModelInfo, config: ServerConfig, totals: Totals) -> None:
+    def __init__(
+        self,
+        model: ModelInfo,
+        config: ServerConfig,
+        totals: Totals,
+        lineage: Callable[[], str] = lambda: "",
+    ) -> None:
         self._num_blocks = model.num_blocks
         self._sizes = model.sizes
         self._totals = totals
+        self._lineage = lineage
         self._begin = time.monotonic()
         self._response = server_pb2.GetServerInfoResponse(
             version=__version__,
@@ -58,6 +66,7 @@ class ServerService:
         self, request: server_pb2.GetServerInfoRequest, context: Context
     ) -> server_pb2.GetServerInfoResponse:
         """Describe the server and its base model."""
+        self._response.lineage = self._lineage()
         return self._response
 
     async def GetServerLoad(

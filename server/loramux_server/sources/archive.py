@@ -140,7 +140,9 @@ class _Flow:
 
 def _unpacked(pieces: Iterator[bytes]) -> Iterator[bytes]:
     """Yield what `pieces` are; gzip has several parts where it was written in parallel."""
-    first = next(pieces, b"")
+    first = b""
+    while len(first) < len(_ZSTD) and (piece := next(pieces, b"")):
+        first += piece
     if first.startswith(_ZSTD):
         raise ArchiveError("the archive is packed with zstd; expected gzip, or none")
     if not first.startswith(_GZIP):

@@ -21,6 +21,7 @@ from loramux_server.store.aliases import Aliases
 from loramux_server.store.blobs import Blobs, Staged
 from loramux_server.store.files import Files
 from loramux_server.store.leases import Leases
+from loramux_server.store.lineage import Lineage
 from loramux_server.store.names import Names
 from loramux_server.store.quota import Quotas
 from loramux_server.store.record import AdapterRecord, source_of
@@ -67,6 +68,7 @@ class Registry:
             self.catalog = opened.enter_context(closing((catalog or Catalog.in_folder)(folder)))
             self._names = Names()
             self._names.read(*self.catalog.contents())
+            self.lineage = Lineage(self.catalog)
             self.blobs.recover(self._names.digests())
             self.blobs.reserve = self.catalog.reserve
             if self.blobs.reserve and not self.blobs.reserve.start():
