@@ -243,7 +243,7 @@ def test_it_serves_while_the_primary_is_away_and_catches_up(
     assert replica.metrics()[up] == 1
     primary.kill()
     assert here.generate("hello", adapter="one", max_tokens=1).adapter is not None
-    with pytest.raises(UnavailableError, match=f"the primary {primary.target} does not answer"):
+    with pytest.raises(UnavailableError, match=r"^the primary does not answer$"):
         here.adapters.delete("one")
     assert eventually(lambda: replica.metrics()[up] == 0)
     primary.start()

@@ -70,8 +70,7 @@ class Forwarding:
             metadata = context.invocation_metadata() or ()
             if any(name == _HOP for name, _ in metadata):
                 raise FailedPreconditionError(
-                    f"this server is a replica of {self._primary.target}: name that one in "
-                    "--replica-of",
+                    "this server is a replica itself: changes are for its primary",
                     reason="IS_REPLICA",
                 )
             shown = [*filter(self._goes_along, metadata), (_HOP, "1")]
@@ -84,10 +83,9 @@ class Forwarding:
             except (LoramuxError, asyncio.CancelledError) as error:
                 if sent and sent.error:  # what the caller sent was no message
                     raise sent.error from None
-                if isinstance(error, UnavailableError) and not error.reason:  # gRPC's own
-                    raise UnavailableError(
-                        f"the primary {self._primary.target} does not answer: {error}"
-                    ) from None
+                if isinstance(error, UnavailableError) and not error.reason:
+                    # gRPC's own, with an address in it that is nobody's business.
+                    raise UnavailableError("the primary does not answer") from None
                 raise
             await self._take_in(request, response)
             return response

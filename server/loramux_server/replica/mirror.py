@@ -101,8 +101,8 @@ class Mirror:
                 await finished(asyncio.to_thread(ours.take, theirs))
         elif ours.id and theirs != ours.id:
             raise FailedPreconditionError(
-                f"the primary {self._primary.target} has lost its store, or is another server: its "
-                "adapters are not those that were copied from it, which stay here as they are",
+                "the primary has lost its store, or is another server: its adapters are not those "
+                "that were copied from it, which stay here as they are",
                 reason="OTHER_LINEAGE",
             )
 
