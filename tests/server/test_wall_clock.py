@@ -68,6 +68,7 @@ ASK_THE_WALL_CLOCK = {
     "observe/json_lines.py",
     "observe/telemetry.py",  # spans carry dates
     "engine_link/quarantine.py",  # since when something is refused
+    "replica/mirror.py",  # what ends at the primary
     "services/adapters/expiry.py",  # the end of a version
     "statuses.py",  # when an adapter was last used
     "store/aliases.py",

@@ -8,8 +8,10 @@ Where torch came with another runtime the loops run on the calling thread.
 """
 
 import ctypes
+import fcntl
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ import numpy as np
 import torch
 from numba import types
 from numba.extending import intrinsic
+from platformdirs import user_cache_path
 
 FASTMATH = {"reassoc", "contract", "nsz", "arcp", "afn"}
 """Sums in any order; but what is not finite stays so, because the sampler looks for it."""
@@ -120,7 +123,26 @@ def _compile(function: Callable[[Any], None], job: np.dtype[Any]) -> Any:
     # numba looks for changes in the function's own file only; the kernels share others.
     function.__qualname__ += f"-{_version()}"
     signature = types.void(types.CPointer(numba.from_dtype(job)))
-    return numba.cfunc(signature, nopython=True, cache=True, fastmath=FASTMATH)(function)
+    with _alone():
+        return numba.cfunc(signature, nopython=True, cache=True, fastmath=FASTMATH)(function)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Keep other processes from compiling while the block runs, where that can be had.
+
+    Of two that compile one function at once, for other types, numba's cache gives the code of both
+    the name of one file, and whoever comes next may find the other's there.
+    """
+    try:
+        path = user_cache_path("loramux", ensure_exists=True) / "compiling.lock"
+        file = path.open("a")
+    except OSError:
+        yield
+        return
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @cache
