@@ -111,6 +111,8 @@ class ServedBase:
 
     def features_of(self, module: str) -> tuple[int, int] | None:
         """Return (in_features, out_features) of the layer `module`; see `features_like`."""
+        if module in self.layers:  # mostly
+            return self.layers[module]
         behind = {
             name.removesuffix(".weight"): (width[1], width[0])
             for shape in self.heads.values()
