@@ -74,6 +74,10 @@ def main(
         fixture = peers.Fixture(folder, base, folder / "adapters", names, max(levels))
         contenders: dict[str, peers.Contender] = {"loramux": ours(fixture)}
         if vllm:
+            if not peers.find_tcmalloc():
+                typer.echo(
+                    "tcmalloc is not installed; with adapters vLLM is slower for it", err=True
+                )
             contenders["vLLM, LoRA off"] = peers.vllm(vllm, fixture, lora=False)
             contenders["vLLM"] = peers.vllm(vllm, fixture, lora=True)
         if llama and llama_source:
@@ -101,6 +105,7 @@ def main(
             "ranks": RANKS,
             "output_tokens": tokens,
             "results": results,
+            "tcmalloc": peers.find_tcmalloc(),
             "machine": machine.describe(),
         }
         output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
