@@ -1,4 +1,4 @@
-"""What becomes of every method and every field of PEFT, as Markdown.
+"""How every method and every field of PEFT is treated, as Markdown.
 
 `python -m loramux_adapters.field_table` prints it; `docs/peft-fields.md` is that.
 """
@@ -13,78 +13,90 @@ from loramux_adapters.weights.sources import FIELDS_OF_FOLDED
 _HEAD = """\
 # What is served of PEFT
 
-Every method of PEFT 0.21, and every field of its `adapter_config.json`. *Honoured* fields decide
-what is computed; *recorded* ones do not change the result of what was saved, and are kept; others
-are refused with this reason, unless they are switched off. `merge_weights` is one of PEFT 0.1 and
-0.2. A test holds the table against PEFT's config classes, so that a field of a later version cannot
-slip past. `BOTTLENECK` is what a package calls the bottleneck adapters of the `adapters` library
-(Houlsby, Pfeiffer, parallel); `task_type` and `head_activation` are of a prediction head beside
-them.
+This page covers every method of PEFT 0.21, and every field of its `adapter_config.json`.
+
+- *Honoured* fields decide what is computed.
+- *Recorded* fields are kept; they do not change the result of what was saved.
+- All others are refused with the reason given here, unless they are switched off.
+
+A test compares the tables with PEFT's config classes, so no field of a later version goes
+unnoticed. `merge_weights` is from PEFT 0.1 and 0.2. `BOTTLENECK` is a package's name for the bottleneck
+adapters of the `adapters` library (Houlsby, Pfeiffer, parallel); its `task_type` and
+`head_activation` describe a prediction head saved with them.
 """
 
 _NAMES = f"""\
 ## Names of modules
 
-In `target_modules`, `exclude_modules` and `feedforward_modules` a list holds names, whole or the
-last parts of them, and a string other than `all-linear` is a regular expression for the whole
-name, as Unsloth, ms-swift and LLaMA-Factory write them. Keys of `rank_pattern` and `alpha_pattern`
-are expressions for the last parts, of which the first that matches counts, and so are names in
-`layers_pattern`. A key, or a name there, with no sign but dots is a name, and its dots are dots.
-All are asked with the names that modules have in the adapter's own file.
+- `target_modules`, `exclude_modules`, `feedforward_modules`: a list holds module names, whole or
+  their last parts. A string other than `all-linear` is a regular expression for the whole name, as
+  Unsloth, ms-swift and LLaMA-Factory write it.
+- `rank_pattern`, `alpha_pattern`: keys are expressions for the last parts of a name; the first match
+  counts.
+- `layers_pattern`: expressions for the last parts of a name.
+- Other lists, `modules_to_save` and `target_parameters` hold no expressions.
 
-Expressions are those of Python's `re`, lookarounds and `(?i)`, `(?s)` and `(?x)` included, but are
-not tried by it: it can take time that doubles with each character. Here each part of one is tried
-at each place of a name once at most. Refused are groups that are read again (`\\1`), `(?(1)…)`,
-`(?>…)`, `a++` and the other flags; beside `(?i)`, letters beyond ASCII; more than {MAX_LENGTH:,}
-characters, {MAX_LEVELS} parentheses inside each other, or {MAX_PARTS:,} parts with all that is
-repeated by number; and what takes more than {MAX_STEPS:,} steps for the modules of an adapter,
-about a second. The names of 2,000 modules take 300,000 with Unsloth's expression. In
-`layers_pattern` a choice needs parentheses around it, and no repeated part may be empty. Lists
-hold no expressions, and neither do `modules_to_save` and `target_parameters`.
+A pattern key, or a name in `layers_pattern`, whose only special characters are dots is a plain
+name. All are matched against the module names in the adapter's own file.
+
+Expressions use the syntax of Python's `re`, including lookarounds and `(?i)`, `(?s)` and `(?x)`.
+They do not run on `re`, which can take exponential time: here, each part of an expression is tried
+at most once at each position of a name. Refused are:
+
+- backreferences (`\\1`), `(?(1)…)`, `(?>…)`, `a++` and other flags
+- letters beyond ASCII together with `(?i)`
+- more than {MAX_LENGTH:,} characters, {MAX_LEVELS} nested parentheses, or {MAX_PARTS:,} parts with
+  counted repetitions expanded
+- more than {MAX_STEPS:,} steps for the modules of an adapter, about a second (Unsloth's expression
+  takes 300,000 for 2,000 modules)
+- in `layers_pattern`, alternatives without parentheses around them, and repeated parts that may be
+  empty
 """
 
 _TASKS = """\
 ## Tasks
 
-What the adapter was trained for, `task_type` of PEFT, decides which calls it answers. Layers may
-have the names that transformers gives them for that task: `transformer.layers` of
-`LlamaForQuestionAnswering` are `model.layers` of the base, and so are `layers` of `AutoModel`.
+PEFT's `task_type`, what the adapter was trained for, decides which calls it answers. Layers may
+have the names of transformers' class for that task: `transformer.layers` of
+`LlamaForQuestionAnswering` and `layers` of `AutoModel` are `model.layers` of the base.
 
 | `task_type` | |
 | --- | --- |
-| `CAUSAL_LM`, or none | continues text |
-| `SEQ_CLS` | labels texts by a head, `score` or `classifier` |
-| `TOKEN_CLS` | labels each token by a head, `score` or `classifier` |
-| `QUESTION_ANS` | finds answers in texts by a head, `qa_outputs`, or `classifier` (ModernBERT) |
+| `CAUSAL_LM`, or none | generates text |
+| `SEQ_CLS` | classifies texts with a head, `score` or `classifier` |
+| `TOKEN_CLS` | classifies each token with a head, `score` or `classifier` |
+| `QUESTION_ANS` | finds answers in texts with a head, `qa_outputs`, or `classifier` (ModernBERT) |
 | `FEATURE_EXTRACTION` | embeds texts |
 
-What continues text embeds as well, unless it waits for invocation tokens, or brings virtual tokens
-to a decoder; those that were trained to embed (FEATURE_EXTRACTION) do. FEATURE_EXTRACTION continues
-no text, since no layer of logits was there when it was trained. A head is trained whole, beside
-LoHa, LoKr and VeRA, too: of a decoder one linear layer, of an encoder what transformers' class for
-the task has behind its base model, such as `classifier.dense` and `classifier.out_proj` of RoBERTa
-or `pre_classifier` and `classifier` of DistilBERT. LoRA, DoRA, biases and `modules_to_save` of a
-pooler, and of other layers there that were saved with the base (`head` of ModernBERT), are
-honoured. What was trained to embed, with `all-linear` say, may change a pooler, of which vectors
-are not made, as with PEFT. Layers that were not saved with the base began as random numbers, and
-PEFT saves them where `modules_to_save` has them: DeBERTa's `pooler` has to be named there. An
-adapter without them is refused, which names them, and so are other heads, and IA³ behind the
-layers.
+**Embedding.** Adapters that generate text embed as well, except aLoRA, and except virtual tokens on
+a decoder that were not trained to embed (FEATURE_EXTRACTION). FEATURE_EXTRACTION generates no text,
+since it was trained without an output layer. Such an adapter may change a pooler (`all-linear`
+does), but as with PEFT, vectors are not made from it.
 
-Heads, and `modules_to_save` but embeddings, are honoured beside virtual tokens, too. As with PEFT,
-embeddings before a text are a part of it to what pools, vectors included: of BERT the first of them
-is what its pooler takes, and of a decoder, where it is the same for every text, it is refused
-(`pooling` first). Labels and answers are told of the text's own tokens. Keys and values
-before a text are served where PEFT has its head read what is behind them: BERT, RoBERTa, ELECTRA
-and decoders; not DistilBERT, DeBERTa or ModernBERT, which take none, nor BigBird, with whose head
-PEFT fails.
+**Heads** are trained in full, also with LoHa, LoKr and VeRA: on a decoder one linear layer, on an
+encoder what transformers' class for the task has after its base model, such as `classifier.dense`
+and `classifier.out_proj` of RoBERTa or `pre_classifier` and `classifier` of DistilBERT. LoRA, DoRA,
+biases and `modules_to_save` of a pooler, and of other layers there that were saved with the base
+(`head` of ModernBERT), are honoured. Layers that were not saved with the base started from random
+numbers; PEFT saves them if `modules_to_save` names them, as it must name DeBERTa's `pooler`.
+Without them the adapter is refused, and the error names them. Other heads are refused, and so is
+IA³ after the base's layers.
 
-Bottlenecks of the `adapters` library stand in Llama, Mistral, Qwen, GPT-2, BERT, RoBERTa, XLM-R,
-ELECTRA, DeBERTa, DistilBERT, ALBERT, T5, BART and mBART, and whatever has layers of the same parts.
-A prediction head that was saved beside them is honoured on encoders: of transformers' class for a
-task, and of kind `classification`, `multilabel_classification`, `tagging` or `question_answering`
-of the library's own classes, but for one that reads the pooler (`use_pooler`). Heads beside LoRA of
-the library are refused.
+**Virtual tokens** work with heads, and with `modules_to_save` except embeddings. As with PEFT:
+
+- Virtual embeddings are pooled like the text, also for vectors. BERT's pooler reads the first of
+  them. On a decoder the first is the same for every text, so `pooling` first is refused.
+- Labels and answers refer to the text's own tokens.
+- Prefix tuning with a head is served where PEFT's head reads what follows the prefix: BERT,
+  RoBERTa, ELECTRA and decoders. DistilBERT, DeBERTa and ModernBERT take no prefix, and PEFT's head
+  of BigBird fails.
+
+**Bottlenecks** of the `adapters` library work on Llama, Mistral, Qwen, GPT-2, BERT, RoBERTa, XLM-R,
+ELECTRA, DeBERTa, DistilBERT, ALBERT, T5, BART and mBART, and any model whose layers have the same
+parts. On encoders, a prediction head saved with them is honoured if it is of transformers' class
+for a task, or of kind `classification`, `multilabel_classification`, `tagging` or
+`question_answering` of the library's own classes; one that reads the pooler (`use_pooler`) is
+refused. Heads with LoRA of the library are refused.
 """
 
 
