@@ -20,8 +20,8 @@ This page covers every method of PEFT 0.21, and every field of its `adapter_conf
 - All others are refused with the reason given here, unless they are switched off.
 
 A test compares the tables with PEFT's config classes, so no field of a later version goes
-unnoticed. `merge_weights` is from PEFT 0.1 and 0.2. `BOTTLENECK` is a package's name for the bottleneck
-adapters of the `adapters` library (Houlsby, Pfeiffer, parallel); its `task_type` and
+unnoticed. `merge_weights` is from PEFT 0.1 and 0.2. `BOTTLENECK` is a package's name for the
+bottleneck adapters of the `adapters` library (Houlsby, Pfeiffer, parallel); its `task_type` and
 `head_activation` describe a prediction head saved with them.
 """
 
@@ -31,8 +31,8 @@ _NAMES = f"""\
 - `target_modules`, `exclude_modules`, `feedforward_modules`: a list holds module names, whole or
   their last parts. A string other than `all-linear` is a regular expression for the whole name, as
   Unsloth, ms-swift and LLaMA-Factory write it.
-- `rank_pattern`, `alpha_pattern`: keys are expressions for the last parts of a name; the first match
-  counts.
+- `rank_pattern`, `alpha_pattern`: keys are expressions for the last parts of a name; the first
+  match counts.
 - `layers_pattern`: expressions for the last parts of a name.
 - Other lists, `modules_to_save` and `target_parameters` hold no expressions.
 

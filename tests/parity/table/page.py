@@ -12,11 +12,11 @@ from tests.parity.table.column import Cell, Found, Refusal
 _WIDTH = 100
 _BEGIN = """# How far each method is from PEFT
 
-All adapters of a column in one mixed batch, against PEFT with each alone, on tiny models with
-seeded weights in float32. An empty cell is what PEFT itself does not do, or what changes nothing
-with it. AdaLoRA, LoHa, LoKr and VeRA become LoRA when they are packed.
-`python -m tests.parity.table --output docs/parity.md` makes this page, and with `--part` one table
-of it.
+Each column is one mixed batch of all adapters, compared with PEFT running each adapter alone, on
+tiny models with seeded float32 weights. A cell is empty if PEFT itself does not support the method
+there, or if it changes nothing. AdaLoRA, LoHa, LoKr and VeRA are converted to LoRA when packed.
+`python -m tests.parity.table --output docs/parity.md` generates this page; with `--part`, only one
+of its tables.
 """
 _HEAD = "\n## "
 Columns = Mapping[str, Mapping[str, Found]]
@@ -33,19 +33,19 @@ class Part:
     architectures: tuple[str, ...]
     measure: Callable[[str, Path], dict[str, Found]]
     compares_merged: bool = False
-    refused: str = "Refused when it is packed or uploaded:"
+    refused: str = "Refused at packing or upload:"
     """What is refused, and why; the server's own words for it follow."""
 
 
 PARTS = {
     "decoders": Part(
         "Models that continue a text",
-        "Against PEFT with that adapter alone / against the model that `merge_and_unload` makes: "
+        "Difference to PEFT with that adapter alone / to the model that `merge_and_unload` makes: "
         f"the largest difference of a log-probability over {decoders.NUM_TOKENS} greedy tokens and "
-        "the whole vocabulary. - is what PEFT does not merge, † where its merged model is not what "
-        "it computed before: with tied weights it adds to both. Of adapters with a head it is the "
-        "largest difference of an output's logit, over two texts or all of their tokens. Norms are "
-        "those outside of recurrent layers: what is inside of these is served for layers alone.",
+        "the whole vocabulary; for adapters with a head, of an output logit over two texts or all "
+        "of their tokens. - means that PEFT does not merge the method; † that PEFT's merged model "
+        "differs from its unmerged one, because with tied weights it adds to both. Norms are those "
+        "outside of recurrent layers; inside of these, only linear layers can be adapted.",
         "greedy tokens and likeliest labels",
         decoders.ARCHITECTURES,
         decoders.measure,
@@ -53,31 +53,31 @@ PARTS = {
     ),
     "encoders": Part(
         "Models that read a text",
-        "The largest difference of a number of a vector, pooled by the mean, the first and the "
-        "last token, over two texts; of adapters with a head, of an output's logit, over two "
-        "texts or all of their tokens.",
+        "The largest difference of a vector's element, pooled by the mean, the first and the last "
+        "token, over two texts; for adapters with a head, of an output logit over two texts or all "
+        "of their tokens.",
         "likeliest labels",
         encoders.ARCHITECTURES,
         encoders.measure,
-        refused="VeRA saves no sizes of layers: they are looked up in the base's checkpoint, where "
-        "NomicBERT's have other names. It is refused when it is packed or uploaded:",
+        refused="VeRA saves no layer sizes. They are read from the base's checkpoint, but "
+        "NomicBERT's layers have other names there. Refused at packing or upload:",
     ),
     "writers": Part(
         "Models that write a text to another",
         f"The largest difference of a log-probability over {writers.NUM_TOKENS} greedy tokens and "
-        "the whole vocabulary, over two texts. What puts embeddings before a text is compared with "
-        "`generate` of PEFT, which puts them before what is read alone.",
+        "the whole vocabulary, over two texts. Methods with virtual embeddings are compared with "
+        "PEFT's `generate`, which puts them before the source only.",
         "greedy tokens",
         writers.ARCHITECTURES,
         writers.measure,
-        refused="Served are changes of linear layers and norms. Those of embeddings, of tokens and "
-        "of the layer of logits are not, and are refused when they are packed or uploaded:",
+        refused="Changes to linear layers and norms are served. Changes to embeddings, tokens and "
+        "the output layer are refused at packing or upload:",
     ),
     "library": Part(
         "Bottlenecks of the adapters library",
-        "Against what the library (1.3) computes with the adapter alone, which is kept in files: "
-        "the largest difference of a log-probability of the next token over the whole vocabulary, "
-        "of a number of a vector, or of a logit of its prediction heads.",
+        "Difference to the library (1.3) with the adapter alone, whose results are stored in "
+        "files: the largest difference of a log-probability of the next token over the whole "
+        "vocabulary, of a vector's element, or of a logit of its prediction heads.",
         "likeliest tokens and labels",
         library.ARCHITECTURES,
         library.measure,
