@@ -11,7 +11,7 @@ from loramux_adapters.pattern_code import MAX_LENGTH, MAX_LEVELS, MAX_PARTS, MAX
 from loramux_adapters.weights.sources import FIELDS_OF_FOLDED
 
 _HEAD = """\
-# What is served of PEFT
+# PEFT methods and fields
 
 This page covers every method of PEFT 0.21, and every field of its `adapter_config.json`.
 

@@ -10,7 +10,7 @@ from tests.parity.table import decoders, encoders, library, writers
 from tests.parity.table.column import Cell, Found, Refusal
 
 _WIDTH = 100
-_BEGIN = """# How far each method is from PEFT
+_BEGIN = """# Parity with PEFT
 
 Each column is one mixed batch of all adapters, compared with PEFT running each adapter alone, on
 tiny models with seeded float32 weights. A cell is empty if PEFT itself does not support the method
@@ -39,7 +39,7 @@ class Part:
 
 PARTS = {
     "decoders": Part(
-        "Models that continue a text",
+        "Decoders",
         "Difference to PEFT with that adapter alone / to the model that `merge_and_unload` makes: "
         f"the largest difference of a log-probability over {decoders.NUM_TOKENS} greedy tokens and "
         "the whole vocabulary; for adapters with a head, of an output logit over two texts or all "
@@ -52,7 +52,7 @@ PARTS = {
         compares_merged=True,
     ),
     "encoders": Part(
-        "Models that read a text",
+        "Encoders",
         "The largest difference of a vector's element, pooled by the mean, the first and the last "
         "token, over two texts; for adapters with a head, of an output logit over two texts or all "
         "of their tokens.",
@@ -63,7 +63,7 @@ PARTS = {
         "NomicBERT's layers have other names there. Refused at packing or upload:",
     ),
     "writers": Part(
-        "Models that write a text to another",
+        "Encoder-decoders",
         f"The largest difference of a log-probability over {writers.NUM_TOKENS} greedy tokens and "
         "the whole vocabulary, over two texts. Methods with virtual embeddings are compared with "
         "PEFT's `generate`, which puts them before the source only.",
