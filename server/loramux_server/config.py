@@ -111,6 +111,13 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True):
             "as long as there is no key. Only where a proxy or the network keeps others out."
         ),
     ] = False
+    access: Annotated[
+        str | None,
+        Meta(
+            description="TOML file that lists keys and tenants beside those of the store; reread "
+            "when it changes."
+        ),
+    ] = None
     ready_file: Annotated[
         str | None,
         Meta(description="File that receives the addresses, as JSON, once requests are answered."),

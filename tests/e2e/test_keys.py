@@ -41,6 +41,8 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "store"
         self.keys = Keys(self.folder)
+        self.access = folder / "access.toml"
+        self.access.touch()
         self.target = ""
 
     def client(self, key: Key | str) -> Client:
@@ -61,6 +63,8 @@ class Store:
                 client.info()
             except UnauthenticatedError:
                 return False
+            except PermissionDeniedError:  # its tenant is disabled
+                return True
         return True
 
 
@@ -69,7 +73,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, roomy_base: Path) -> Iterato
     folder = tmp_path_factory.mktemp("server")
     store = Store(folder)
     store.keys.make("acme", Role.USER)
-    with RunningServer(folder, roomy_base) as server:
+    with RunningServer(folder, roomy_base, "--access", str(store.access)) as server:
         store.target = server.target
         yield store
     store.keys.close()
@@ -90,6 +94,39 @@ def test_a_key_is_made_shown_once_and_revoked_while_the_server_runs(store: Store
     assert text.split("_")[1] == made["id"]
     store.loramux("keys", "revoke", made["id"])
     assert eventually(lambda: not store.is_known(text))
+
+
+def test_keys_and_tenants_of_a_file_count_while_they_are_listed(store: Store) -> None:
+    create = ("keys", "create", "--access", str(store.access), "--tenant", "listed")
+    text = store.loramux(*create, "--label", 'the "first"', "--expires", "1h")
+    assert eventually(lambda: store.is_known(text))
+    with_one = store.access.read_text()
+    assert text not in with_one
+    assert store.loramux("keys", "ls").count("listed") == 0
+    with store.client(text) as client:
+        stream = client.stream("a", **LONG)
+        next(stream)
+        # A file that is wrong changes nothing.
+        store.access.write_text(with_one + "[tenants.listed]\nweigth = 2\n")
+        other = store.keys.make("acme", Role.USER)
+        assert eventually(lambda: store.is_known(other))
+        store.access.write_text(with_one + "[tenants.listed]\nrequests_per_second = 0.01\n")
+
+        def is_limited() -> bool:
+            try:
+                client.generate("a", max_tokens=1)
+            except ResourceExhaustedError as error:
+                return error.reason == "QUOTA_EXCEEDED"
+            return False
+
+        assert eventually(is_limited)
+        store.access.write_text(with_one + "[tenants.listed]\ndisabled = true\n")
+        with pytest.raises(PermissionDeniedError, match="'listed' is disabled"):
+            for _ in stream:
+                pass
+        store.access.write_text("")
+        assert eventually(lambda: not store.is_known(text))
+        assert store.is_known(other)
 
 
 def test_streams_of_a_revoked_key_end_and_others_go_on(store: Store) -> None:

@@ -34,7 +34,7 @@ class Setup:
     def __init__(self, **policy: Any) -> None:
         self.clock = ManualClock()
         self.policies = KeptPolicies(Policy(tenant="acme", **policy))
-        self.quotas = Quotas(self.policies, self.clock)
+        self.quotas = Quotas(self.policies, clock=self.clock)
 
     def request(self, tenant: str = "acme") -> ResourceExhaustedError | None:
         """Have a request that ends at once; return why it was refused, if it was."""

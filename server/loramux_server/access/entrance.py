@@ -6,6 +6,7 @@ from pathlib import Path
 
 import sqlalchemy.exc
 
+from loramux_server.access.access_file import AccessFile
 from loramux_server.access.authenticator import Authenticator
 from loramux_server.access.certificates import Certificates
 from loramux_server.access.exposure import check_exposure
@@ -35,8 +36,11 @@ class Entrance:
             ConfigError: They cannot be checked, or others could come in without one.
         """
         try:
-            self._ring = KeyRing(catalog.keys, folder)
-        except ServerSecretError as error:
+            self._file = AccessFile(Path(config.access) if config.access else None)
+            self._ring = KeyRing(catalog.keys, folder, self._file)
+        except OSError as error:
+            raise ConfigError(f"--access {config.access}: {error.strerror}") from None
+        except (ServerSecretError, ValueError) as error:
             raise ConfigError(str(error)) from None
         domain = config.tls_client_domain
         certificates = Certificates(domain) if domain else None
@@ -44,8 +48,8 @@ class Entrance:
         if config.insecure and self._ring.is_empty and certificates is None:
             _log.warning("--insecure without keys: whoever reaches the server is its administrator")
         self._said = ""
-        self.quotas = Quotas(catalog.policies)
-        self._tenants = Tenants(catalog.disabled_tenants)
+        self.quotas = Quotas(catalog.policies, self._file)
+        self._tenants = Tenants(catalog.disabled_tenants, self._file)
         self.gate = Gate(Authenticator(self._ring, self._tenants, certificates))
 
     async def watch(self, tls: ServerTls | None) -> None:
@@ -59,22 +63,21 @@ class Entrance:
             self.gate.shut_out()
 
     def _refresh(self, tls: ServerTls | None) -> None:
-        try:
-            self._ring.refresh()
-            self.quotas.refresh()
-            self._tenants.refresh()
-        except Exception as error:  # whatever it is, keys must be looked at again
-            self._say(_cause(error))
-        else:
-            self._said = ""
+        causes = list[str]()
+        for source in (self._file, self._ring, self.quotas, self._tenants):
+            try:
+                source.refresh()
+            except Exception as error:  # whatever it is, the others must be looked at, and it again
+                causes.append(_cause(error))
+        self._say("; ".join(dict.fromkeys(causes)))
         if tls is not None:
             tls.refresh()
 
     def _say(self, cause: str) -> None:
         """Log why keys could not be looked at, once as long as it is the same."""
-        if cause != self._said:
+        if cause and cause != self._said:
             _log.warning("keys, policies and tenants stay as they were: %s", cause)
-            self._said = cause
+        self._said = cause
 
 
 def _cause(error: Exception) -> str:

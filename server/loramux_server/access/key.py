@@ -1,5 +1,6 @@
 """API keys as text: `lmx_<id>_<secret>`. The secret is shown once and kept nowhere."""
 
+import hashlib
 import hmac
 import re
 import secrets
@@ -23,6 +24,11 @@ class Key:
     id: str
     """Names the key where the secret must not appear."""
     text: str
+
+    @property
+    def sha256(self) -> str:
+        """The hexadecimal SHA-256 of its text, by which files list it."""
+        return hashlib.sha256(self.text.encode("ascii")).hexdigest()
 
     def __repr__(self) -> str:
         return f"Key({self.id!r})"  # so that no log can hold more

@@ -14,6 +14,31 @@ from loramux_server.store.moments import now_in_utc
 MAX_LABEL = 128
 
 
+def new_record(
+    key_id: str,
+    digest: str,
+    *,
+    tenant: str,
+    role: Role,
+    label: str = "",
+    lifetime: datetime.timedelta | None = None,
+) -> KeyRecord:
+    """Return what is kept of a key that is made now.
+
+    Raises:
+        PackageError: `tenant` is no name.
+        ValueError: `label` is too long, or not printable.
+    """
+    check_name(tenant, "tenant name")
+    if len(label) > MAX_LABEL or not label.isprintable():
+        raise ValueError(f"label is {label!r}; expected {MAX_LABEL} printable characters")
+    now = now_in_utc()
+    return KeyRecord(
+        id=key_id, tenant=tenant, role=role.value, label=label, digest=digest, created_at=now,
+        expires_at=now + lifetime if lifetime else None,
+    )  # fmt: skip
+
+
 class KeyMaking:
     """Makes, replaces and revokes the keys of one store."""
 
@@ -71,19 +96,8 @@ class KeyMaking:
             LookupError: A key of this id is here already, and is another one, or not good for this.
             ServerSecretError: The secret of the store cannot be used.
         """
-        check_name(tenant, "tenant name")
-        if len(label) > MAX_LABEL or not label.isprintable():
-            raise ValueError(f"label is {label!r}; expected {MAX_LABEL} printable characters")
-        now = now_in_utc()
-        record = KeyRecord(
-            id=key.id,
-            tenant=tenant,
-            role=role.value,
-            label=label,
-            digest=self._digest(key),
-            created_at=now,
-            expires_at=now + lifetime if lifetime else None,
-        )
+        record = new_record(key.id, "", tenant=tenant, role=role, label=label, lifetime=lifetime)
+        record = replace(record, digest=self._digest(key))
         if all(known.id != key.id for known in self._records.all()):
             self._records.add(record)
             return True

@@ -1,4 +1,4 @@
-"""The keys that open the server: those of the catalog, in memory.
+"""The keys that open the server: those of the catalog and of a file, in memory.
 
 Looked at again several times a second, because `loramux keys` changes them from another process.
 """
@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from loramux_server.access.access_file import AccessFile
 from loramux_server.access.caller import Caller, Role
 from loramux_server.access.key import key_digest, parse_key
 from loramux_server.access.server_secret import read_secret
@@ -35,47 +36,57 @@ class KeyRing:
         self,
         records: KeyRecords,
         folder: Path,
+        file: AccessFile | None = None,
         now: Callable[[], datetime.datetime] = now_in_utc,
     ) -> None:
         """Read the keys of the store in `folder`.
+
+        Args:
+            records: Those of the catalog.
+            folder: Has the secret that their digests are made with.
+            file: Lists others; one whose id is in both counts as the file says.
+            now: The wall clock.
 
         Raises:
             ServerSecretError: There are keys, and they cannot be checked.
         """
         self._records = records
         self._folder = folder
+        self._file = file or AccessFile(None)
         self._now = now
         self._known = self._read()
 
     @property
     def is_empty(self) -> bool:
-        """Whether no key was ever made; one that was revoked counts."""
-        return not self._known.records
+        """Whether no key was ever made, one that was revoked included, and no file lists keys."""
+        return not (self._known.records or self._file.is_given)
 
     def has_valid_key(self) -> bool:
         """Return whether there is a key that opens anything."""
         now = self._now()
-        return any(record.is_valid(now) for record in self._known.records.values())
+        records = (*self._known.records.values(), *self._file.listed.keys.values())
+        return any(record.is_valid(now) for record in records)
 
     def find(self, text: str) -> Caller | None:
         """Return who shows the key `text`, or None if it opens nothing.
 
         Whether the id is unknown or the secret is wrong, the same is done.
         """
-        known = self._known
+        known, listed = self._known, self._file.listed.keys
         key = parse_key(text)
         if key is None:
             return None
-        record = known.records.get(key.id)
-        expected = record.digest if record else _NOBODY
-        is_right = hmac.compare_digest(key_digest(key, known.secret), bytes.fromhex(expected))
+        stored, in_file = known.records.get(key.id), listed.get(key.id)
+        is_stored = _are_same(key_digest(key, known.secret), stored)
+        is_in_file = _are_same(bytes.fromhex(key.sha256), in_file)
+        record, is_right = (in_file, is_in_file) if in_file else (stored, is_stored)
         if not (record and is_right and record.is_valid(self._now())):
             return None
         return Caller(record.tenant, Role(record.role), record.id)
 
     def is_valid(self, key_id: str) -> bool:
         """Return whether a key that was good still is."""
-        record = self._known.records.get(key_id)
+        record = self._file.listed.keys.get(key_id) or self._known.records.get(key_id)
         return record is not None and record.is_valid(self._now())
 
     def refresh(self) -> None:
@@ -94,3 +105,8 @@ class KeyRing:
         records = {record.id: record for record in self._records.all()}
         is_needed = any(record.revoked_at is None for record in records.values())
         return _Known(revision, records, read_secret(self._folder) if is_needed else b"")
+
+
+def _are_same(digest: bytes, record: KeyRecord | None) -> bool:
+    """Compare in constant time, whether there is a record or not."""
+    return hmac.compare_digest(digest, bytes.fromhex(record.digest if record else _NOBODY))

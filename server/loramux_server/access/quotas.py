@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from loramux.errors import FailedPreconditionError, ResourceExhaustedError
+from loramux_server.access.access_file import AccessFile
 from loramux_server.access.token_bucket import TokenBucket
 from loramux_server.store.policies import Policies
 from loramux_server.store.policy import Policy
@@ -37,14 +38,21 @@ class _Use:
 class Quotas:
     """Counts what tenants use that have a policy. Lives on the event loop, but for `refresh`."""
 
-    def __init__(self, policies: Policies, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        policies: Policies,
+        file: AccessFile | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Read the policies.
 
         Args:
             policies: Those of the catalog.
+            file: Has others, which take their place.
             clock: Seconds that never go back, whatever is done to the wall clock.
         """
         self._policies = policies
+        self._file = file or AccessFile(None)
         self._clock = clock
         self._revision = policies.revision()
         self._known = {policy.tenant: policy for policy in policies.all()}
@@ -59,7 +67,7 @@ class Quotas:
 
     def policy(self, tenant: str) -> Policy:
         """Return what a tenant may use."""
-        return self._known.get(tenant) or Policy(tenant=tenant)
+        return self._policy(tenant) or Policy(tenant=tenant)
 
     @contextmanager
     def request(self, tenant: str, together: int = 1) -> Iterator[None]:
@@ -126,7 +134,7 @@ class Quotas:
 
     def _use(self, tenant: str) -> _Use | None:
         """Return what `tenant` uses, or None if nobody counts that."""
-        policy = self._known.get(tenant)
+        policy = self._policy(tenant)
         if policy is None:
             self._uses.pop(tenant, None)
             return None
@@ -138,6 +146,9 @@ class Quotas:
             use.policy = policy
             self._make_buckets(use)
         return use
+
+    def _policy(self, tenant: str) -> Policy | None:
+        return self._file.listed.policies.get(tenant) or self._known.get(tenant)
 
     def _make_buckets(self, use: _Use) -> None:
         now = self._clock()

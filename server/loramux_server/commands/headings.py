@@ -22,7 +22,7 @@ HEADINGS = {
     ),
     "Network and access": (
         "listen", "metrics", "tls_cert", "tls_key", "tls_client_ca", "tls_client_domain",
-        "insecure", "ready_file", "keepalive", "max_connection_age",
+        "insecure", "access", "ready_file", "keepalive", "max_connection_age",
     ),
     "Limits of requests": (
         "max_waiting", "max_waiting_tokens", "max_waiting_bytes", "max_image_bytes",

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from loramux.cli.options import Json, parse_duration
 from loramux_server.access.caller import Role
-from loramux_server.access.key import Key, parse_key
+from loramux_server.access.key import Key, new_key, parse_key
 from loramux_server.access.server_secret import ServerSecretError
 from loramux_server.commands.stores import (
     AuditLog,
@@ -58,6 +58,14 @@ Expires = Annotated[
     str | None, typer.Option(metavar="TIME", help="It is good for so long, such as 90d.")
 ]
 
+AccessFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="List the key in this file, for `loramux serve --access FILE`, in place of the store.",
+    ),
+]
+
 
 @app.command("create")
 def create(
@@ -65,19 +73,32 @@ def create(
     role: RoleOption = Role.USER,
     label: Label = "",
     expires: Expires = None,
+    access: AccessFile = None,
     store: Store = None,
     url: CatalogUrl = None,
     audit_log: AuditLog = None,
 ) -> None:
     """Make a key and print it; it cannot be shown again."""
+    from loramux_server.access.access_file import append_key
+    from loramux_server.access.key_making import new_record
+
     lifetime = parse_duration(expires) if expires else None
     act = written_down(audit_log, "key.create", tenant=tenant, role=str(role))
-    with _making(store, url) as making, act as told:
-        try:
-            key = making.make(tenant=tenant, role=role, label=label, lifetime=lifetime)
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from None
-        told["key"] = key.id
+    try:
+        if access:
+            with act as told:
+                key = new_key()
+                record = new_record(
+                    key.id, key.sha256, tenant=tenant, role=role, label=label, lifetime=lifetime
+                )
+                append_key(access, record)
+                told["key"] = key.id
+        else:
+            with _making(store, url) as making, act as told:
+                key = making.make(tenant=tenant, role=role, label=label, lifetime=lifetime)
+                told["key"] = key.id
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
     _show(key, f"{role} of tenant {tenant}")
 
 

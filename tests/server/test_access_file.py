@@ -1,0 +1,123 @@
+"""Keys and tenants that a file lists."""
+
+import datetime
+from pathlib import Path
+
+import pytest
+
+from loramux_server.access.access_file import AccessFile, append_key, read_access
+from loramux_server.access.caller import Caller, Role
+from loramux_server.access.entrance import Entrance
+from loramux_server.access.key import Key, new_key
+from loramux_server.access.key_making import new_record
+from loramux_server.access.key_ring import KeyRing
+from loramux_server.config import ConfigError, make_config
+from loramux_server.store.policy import Policy
+from tests.support.access import Keys
+
+HASH = "0" * 64
+KEY = f'id = "abcdefghijkl"\nsha256 = "{HASH}"\n'
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "access.toml"
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Keys:
+    return Keys(tmp_path / "store")
+
+
+def listed(path: Path, tenant: str, role: Role, label: str = "") -> Key:
+    key = new_key()
+    hour = datetime.timedelta(hours=1)
+    append_key(
+        path,
+        new_record(key.id, key.sha256, tenant=tenant, role=role, label=label, lifetime=hour),
+    )
+    return key
+
+
+def test_what_is_appended_is_read_and_all_else_stays(path: Path) -> None:
+    path.write_text("# Ours.\n[tenants.acme]\ntokens_per_minute = 9\nrequests_per_second = 0.5")
+    labels = ("", 'a "b" \\ é')
+    made = [listed(path, "acme", Role.PUBLISHER, label) for label in labels]
+    access = read_access(path)
+    assert path.read_text().startswith("# Ours.\n[tenants.acme]\n")
+    assert [record.id for record in access.keys.values()] == [key.id for key in made]
+    assert [record.label for record in access.keys.values()] == list(labels)
+    assert all(record.expires_at for record in access.keys.values())
+    policy = Policy(tenant="acme", tokens_per_minute=9, requests_per_second=0.5)
+    assert access.policies == {"acme": policy}
+    assert access.disabled == frozenset()
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("content", "said"), [
+    ("keys = 1", r"Expected `array`, got `int` - at `\$\.keys`"),
+    ("[[keys]]\nid = 'abc'\nsha256 = ''", r"\$\.keys\[0\]\.id"),
+    (f"[[keys]]\n{KEY}role = 'boss'", "boss"),
+    (f"[[keys]]\n{KEY}key = 'lmx_'", "unknown field `key`"),
+    (f"[[keys]]\n{KEY}expires = 2030-01-01T00:00:00", "timezone"),
+    (f"[[keys]]\n{KEY}tenant = 'A B'", "tenant of key abcdefghijkl .*A B"),
+    (f"[[keys]]\n{KEY}[[keys]]\n{KEY}", "abcdefghijkl is listed twice"),
+    ("[tenants.acme]\nweight = 0", r"weight"),
+    ("[tenants.acme]\ntokens_per_minute = '9'", "Expected `int.*tokens_per_minute"),
+    ("[tenants.'A B']", "tenant name .*A B"),
+    ("[tenants.public]\ndisabled = true", "public is shared"),
+    ("[tenants", "end of a table"),
+])  # fmt: skip
+def test_what_is_wrong_is_told_with_its_place(path: Path, content: str, said: str) -> None:
+    path.write_text(content)
+    with pytest.raises(ValueError, match=f"--access {path}: .*{said}"):
+        AccessFile(path)
+
+
+def test_a_key_in_both_counts_as_the_file_says(path: Path, keys: Keys) -> None:
+    both, stored = keys.make("acme", Role.ADMIN), keys.make("acme", Role.USER)
+    append_key(path, new_record(both.id, both.sha256, tenant="other", role=Role.VIEWER))
+    file = AccessFile(path)
+    ring = KeyRing(keys.catalog.keys, path.parent / "store", file)
+    assert ring.find(both.text) == Caller("other", Role.VIEWER, both.id)
+    assert ring.find(stored.text) == Caller("acme", Role.USER, stored.id)
+    assert ring.find(keys.with_another_secret(both).text) is None
+    keys.making.revoke(both.id)
+    ring.refresh()
+    assert ring.is_valid(both.id)
+    path.write_text("")
+    file.refresh()
+    assert not ring.is_valid(both.id)
+    assert ring.find(both.text) is None
+    keys.close()
+
+
+def test_a_file_without_keys_opens_the_server_to_nobody(path: Path, keys: Keys) -> None:
+    key = listed(path, "acme", Role.ADMIN)
+    file = AccessFile(path)
+    ring = KeyRing(keys.catalog.keys, path.parent / "store", file)
+    assert ring.has_valid_key()
+    for content in ("", None):  # emptied, and gone
+        path.unlink() if content is None else path.write_text(content)
+        if content is None:
+            with pytest.raises(FileNotFoundError):
+                file.refresh()
+        else:
+            file.refresh()
+        assert not ring.is_empty
+        assert ring.find(key.text) is None
+    keys.close()
+
+
+def test_a_server_does_not_start_with_a_file_that_is_wrong(path: Path, keys: Keys) -> None:
+    config = make_config({"model": "", "access": str(path)})
+    with pytest.raises(ConfigError, match=f"--access {path}: No such file"):
+        Entrance(keys.catalog, path.parent / "store", config)
+    path.write_text("kyes = []")
+    with pytest.raises(ConfigError, match="unknown field `kyes`"):
+        Entrance(keys.catalog, path.parent / "store", config)
+    path.write_text("")
+    outside = make_config({"model": "", "access": str(path), "listen": "0.0.0.0:1"})
+    with pytest.raises(ConfigError, match=r"or list some by --access"):
+        Entrance(keys.catalog, path.parent / "store", outside)
+    keys.close()
