@@ -1,6 +1,8 @@
 """What the config of a server names, opened, or refused with what would be right."""
 
 import contextlib
+import logging
+import socket
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +20,8 @@ from loramux_server.store.quota import Quotas, StorageLimits
 from loramux_server.store.registry import Registry
 from loramux_server.store.schema import NewerFormatError
 from loramux_server.wire.model_info import ModelInfo
+
+_log = logging.getLogger(__name__)
 
 _REPLICA = "is_replica"
 
@@ -108,6 +112,8 @@ def sources_of(config: ServerConfig) -> Sources:
 def primary_of(config: ServerConfig) -> Primary | None:
     """Return the server whose adapters this one is to have, if it is a replica.
 
+    None as well if --replica-of names this server: pods of a StatefulSet have the same options.
+
     Raises:
         ConfigError: A setting does not go with that, or its file cannot be read.
     """
@@ -117,6 +123,9 @@ def primary_of(config: ServerConfig) -> Primary | None:
                 raise ConfigError(
                     f"--{name.replace('_', '-')} is for --replica-of, which is not given"
                 )
+        return None
+    if is_itself(config.replica_of, config.listen):
+        _log.info("--replica-of %s is this server: it is the primary", config.replica_of)
         return None
     if config.adapters:
         raise ConfigError("--adapters is for the primary: with --replica-of all comes from there")
@@ -128,6 +137,19 @@ def primary_of(config: ServerConfig) -> Primary | None:
         raise ConfigError(f"--replica-of: {error.filename}: {error.strerror}") from None
     except (InvalidArgumentError, UnicodeDecodeError) as error:
         raise ConfigError(f"--replica-of {config.replica_of}: {error}") from None
+
+
+def is_itself(target: str, listen: str) -> bool:
+    """Return whether `target` is the server of this machine that listens on `listen`.
+
+    Args:
+        target: HOST:PORT, where HOST or its first label is the name of a machine. Names are
+            compared, not addresses: that of a pod that starts is not known yet.
+        listen: HOST:PORT that the server listens on.
+    """
+    host, _, port = target.rpartition(":")
+    ours = socket.gethostname().lower()
+    return port == listen.rpartition(":")[2] and ours in (host.lower(), host.lower().split(".")[0])
 
 
 def become(registry: Registry, *, is_replica: bool) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import datetime
 import errno
 import hashlib
+import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -27,8 +28,8 @@ from loramux.v1 import adapters_pb2
 from loramux_adapters import read_package
 from loramux_server.access.caller import Role
 from loramux_server.access.key import parse_key
-from loramux_server.config import ConfigError
-from loramux_server.opening import become
+from loramux_server.config import ConfigError, make_config
+from loramux_server.opening import become, primary_of
 from loramux_server.replica import mirror as mirror_module
 from loramux_server.replica.mirror import Mirror
 from loramux_server.replica.primary import Primary
@@ -433,6 +434,17 @@ def test_settings_that_do_not_go_together_are_named(
     named = [a.replace("KEY", str(primary.log.parent / "admin.key")) for a in arguments]
     with pytest.raises(AssertionError, match=says):
         RunningServer(tmp_path, roomy_base, *named).start()
+
+
+def test_a_server_that_is_named_itself_is_the_primary(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "loramux-0")
+    for target, is_primary in (
+        ("loramux-0.loramux-servers:50051", True), ("LORAMUX-0:50051", True),
+        ("loramux-0:50052", False), ("loramux-1.loramux-servers:50051", False),
+        ("loramux-01:50051", False), ("x.loramux-0:50051", False),
+    ):  # fmt: skip
+        settings: dict[str, object] = {"model": "", "listen": "0.0.0.0:50051", "replica_of": target}
+        assert (primary_of(make_config(settings)) is None) == is_primary, target
 
 
 def test_a_store_with_adapters_of_its_own_is_not_emptied(tmp_path: Path) -> None:
