@@ -29,6 +29,7 @@ if typing.TYPE_CHECKING:
         RequestOptions,
         SamplingOptions,
         ServerInfo,
+        Tokens,
         ToolCall,
         Usage,
     )
@@ -54,6 +55,7 @@ __all__ = [
     "RequestOptions",
     "SamplingOptions",
     "ServerInfo",
+    "Tokens",
     "ToolCall",
     "Usage",
     "__version__",

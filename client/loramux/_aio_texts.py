@@ -1,24 +1,34 @@
 """What the asynchronous client does with texts that are read and not continued, with `await`."""
 
 from collections.abc import Sequence
+from typing import Unpack
 
 import grpc
 
-from loramux import _answer_wire, _classification_wire, _embedding_wire, _wire
+from loramux import _answer_wire, _classification_wire, _embedding_wire, _token_wire, _wire
 from loramux._classification_wire import Classified, Text
-from loramux.types import Classification, Embedding, QuestionAnswering
+from loramux.types import (
+    Classification,
+    Embedding,
+    Message,
+    QuestionAnswering,
+    RequestOptions,
+    Tokens,
+)
 from loramux.v1.classification_pb2_grpc import ClassificationServiceStub
 from loramux.v1.embedding_pb2_grpc import EmbeddingServiceStub
 from loramux.v1.question_answering_pb2_grpc import QuestionAnsweringServiceStub
+from loramux.v1.tokenization_pb2_grpc import TokenizationServiceStub
 
 
 class AsyncTexts:
-    """Labels texts, finds answers in them, and makes vectors of them."""
+    """Labels texts, finds answers in them, and makes vectors and tokens of them."""
 
     def __init__(self, channel: grpc.aio.Channel, timeout: float) -> None:
         self._classification = ClassificationServiceStub(channel)
         self._answers = QuestionAnsweringServiceStub(channel)
         self._embedding = EmbeddingServiceStub(channel)
+        self._tokenization = TokenizationServiceStub(channel)
         self._timeout = timeout
 
     async def classify(
@@ -129,3 +139,39 @@ class AsyncTexts:
                     request, timeout=self._timeout if timeout is None else timeout
                 )
             )
+
+    async def tokenize(
+        self,
+        prompt: str | Sequence[int] | None = None,
+        *,
+        messages: Sequence[Message] | None = None,
+        adapter: str | None = None,
+        pieces: bool = False,
+        timeout: float | None = None,  # noqa: ASYNC109 - it goes along with the call
+        **options: Unpack[RequestOptions],
+    ) -> Tokens:
+        """Return the tokens that `generate` would read; see `Client.tokenize`."""
+        request = _wire.generate_request(prompt, messages, adapter, **options)
+        with _wire.raising():
+            return _token_wire.tokens(
+                await self._tokenization.Tokenize(
+                    _token_wire.tokenize_request(request, pieces),
+                    timeout=self._timeout if timeout is None else timeout,
+                )
+            )
+
+    async def detokenize(
+        self,
+        token_ids: Sequence[int],
+        *,
+        adapter: str | None = None,
+        skip_special_tokens: bool = False,
+        timeout: float | None = None,  # noqa: ASYNC109 - it goes along with the call
+    ) -> str:
+        """Return the text of tokens; see `Client.detokenize`."""
+        request = _token_wire.detokenize_request(token_ids, adapter, skip_special_tokens)
+        with _wire.raising():
+            response = await self._tokenization.Detokenize(
+                request, timeout=self._timeout if timeout is None else timeout
+            )
+            return response.text

@@ -1,24 +1,34 @@
 """What the blocking client does with texts that are read and not continued."""
 
 from collections.abc import Sequence
+from typing import Unpack
 
 import grpc
 
-from loramux import _answer_wire, _classification_wire, _embedding_wire, _wire
+from loramux import _answer_wire, _classification_wire, _embedding_wire, _token_wire, _wire
 from loramux._classification_wire import Classified, Text
-from loramux.types import Classification, Embedding, QuestionAnswering
+from loramux.types import (
+    Classification,
+    Embedding,
+    Message,
+    QuestionAnswering,
+    RequestOptions,
+    Tokens,
+)
 from loramux.v1.classification_pb2_grpc import ClassificationServiceStub
 from loramux.v1.embedding_pb2_grpc import EmbeddingServiceStub
 from loramux.v1.question_answering_pb2_grpc import QuestionAnsweringServiceStub
+from loramux.v1.tokenization_pb2_grpc import TokenizationServiceStub
 
 
 class Texts:
-    """Labels texts, finds answers in them, and makes vectors of them."""
+    """Labels texts, finds answers in them, and makes vectors and tokens of them."""
 
     def __init__(self, channel: grpc.Channel, timeout: float) -> None:
         self._classification = ClassificationServiceStub(channel)
         self._answers = QuestionAnsweringServiceStub(channel)
         self._embedding = EmbeddingServiceStub(channel)
+        self._tokenization = TokenizationServiceStub(channel)
         self._timeout = timeout
 
     def classify(
@@ -179,3 +189,56 @@ class Texts:
                     request, timeout=self._timeout if timeout is None else timeout
                 )
             )
+
+    def tokenize(
+        self,
+        prompt: str | Sequence[int] | None = None,
+        *,
+        messages: Sequence[Message] | None = None,
+        adapter: str | None = None,
+        pieces: bool = False,
+        timeout: float | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> Tokens:
+        """Return the tokens that `generate` would read, without running the model.
+
+        Args:
+            prompt: Text, or token ids of the base model.
+            messages: A conversation instead, rendered by the chat template.
+            adapter: Reference to the adapter, whose template and tokens count; None for the base.
+            pieces: Return the bytes of each token, too.
+            timeout: Seconds that the call may take.
+            options: Those of `generate`; of them what becomes part of the prompt counts, such as
+                `tools`.
+        """
+        request = _wire.generate_request(prompt, messages, adapter, **options)
+        with _wire.raising():
+            return _token_wire.tokens(
+                self._tokenization.Tokenize(
+                    _token_wire.tokenize_request(request, pieces),
+                    timeout=self._timeout if timeout is None else timeout,
+                )
+            )
+
+    def detokenize(
+        self,
+        token_ids: Sequence[int],
+        *,
+        adapter: str | None = None,
+        skip_special_tokens: bool = False,
+        timeout: float | None = None,
+    ) -> str:
+        """Return the text of tokens.
+
+        Args:
+            token_ids: At most as many as the context has.
+            adapter: Reference to the adapter whose own tokens may be among them.
+            skip_special_tokens: Leave out control tokens such as `</s>`, which otherwise appear by
+                name.
+            timeout: Seconds that the call may take.
+        """
+        request = _token_wire.detokenize_request(token_ids, adapter, skip_special_tokens)
+        with _wire.raising():
+            return self._tokenization.Detokenize(
+                request, timeout=self._timeout if timeout is None else timeout
+            ).text

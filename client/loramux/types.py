@@ -11,6 +11,7 @@ from loramux._classification_types import Classification, LabelScore, TextLabels
 from loramux._embedding_types import Embedding
 from loramux._image import Image
 from loramux._server_types import QuarantineEntry, ServerInfo, ServerLoad, TierLoad
+from loramux._token_types import Tokens
 from loramux._tool_types import ContentPart, Message, ToolCall, ToolOptions
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "Timing",
     "TokenLabels",
     "TokenLogprob",
+    "Tokens",
     "ToolCall",
     "ToolOptions",
     "Usage",

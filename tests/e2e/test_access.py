@@ -23,6 +23,7 @@ from loramux.v1 import (
     question_answering_pb2,
     residency_pb2,
     server_pb2,
+    tokenization_pb2,
     uploads_pb2,
 )
 from loramux_server.access.caller import Role
@@ -102,6 +103,14 @@ METHODS: dict[str, Method] = {
     f"/{V1}.GenerationService/Generate": Method(USER, "see", generation),
     f"/{V1}.GenerationService/StreamGenerate": Method(
         USER, "see", generation, streams=(False, True)
+    ),
+    f"/{V1}.TokenizationService/Tokenize": Method(
+        USER, "see",
+        lambda name: tokenization_pb2.TokenizeRequest(request=generation(name)),
+    ),
+    f"/{V1}.TokenizationService/Detokenize": Method(
+        USER, "see",
+        lambda name: tokenization_pb2.DetokenizeRequest(adapter=name, token_ids=[5]),
     ),
     f"/{V1}.ClassificationService/Classify": Method(
         USER, "see",

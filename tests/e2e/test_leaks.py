@@ -21,6 +21,7 @@ from loramux.v1 import (
     quarantine_pb2,
     question_answering_pb2,
     residency_pb2,
+    tokenization_pb2,
     uploads_pb2,
 )
 from loramux_server.access.caller import Role
@@ -156,6 +157,9 @@ def others(package: bytes, other: bytes) -> Iterator[tuple[str, str, list[Any], 
     for adapter in ("", "public/small", WORD):
         text = embedding_pb2.EmbedInput(text=PROMPT)
         embed = embedding_pb2.EmbedRequest(adapter=adapter, inputs=[text])
+        written = generation_pb2.GenerateRequest(adapter=adapter, prompt=PROMPT)
+        tokens = tokenization_pb2.TokenizeRequest(request=written)
+        yield f"tokenize by {adapter}", f"{V1}.TokenizationService/Tokenize", [tokens], UNARY
         yield f"embed by {adapter}", f"{V1}.EmbeddingService/Embed", [embed], UNARY
         pair = question_answering_pb2.QuestionInput(question=PROMPT, context=PROMPT)
         ask = question_answering_pb2.AnswerRequest(adapter=adapter, inputs=[pair])

@@ -85,6 +85,10 @@ def test_an_adapter_has_tokens_that_others_lack(tiny_server: RunningServer, tmp_
             bias = {261: 100.0}
             assert ask(prompt, adapter="grown", logit_bias=bias) == [261] * 6
             text = "a<call>b<of>"
+            ids = tuple(tokenizer(text).input_ids)
+            assert client.tokenize(text, adapter="grown").ids == ids
+            assert len(client.tokenize(text)) > len(ids)
+            assert client.detokenize(ids, adapter="grown", skip_special_tokens=True) == text
             answer = client.generate(
                 text, adapter="grown", temperature=0, max_tokens=2, logit_bias={259: 100.0}
             )

@@ -46,6 +46,10 @@ _MIX = ("adapters[].adapter",)
 RULES = {
     "loramux.v1.GenerationService.Generate": Rule(_GENERATE, "adapter", _SEE, _MIX),
     "loramux.v1.GenerationService.StreamGenerate": Rule(_GENERATE, "adapter", _SEE, _MIX),
+    "loramux.v1.TokenizationService.Tokenize": Rule(
+        _GENERATE, "request.adapter", _SEE, ("request.adapters[].adapter",)
+    ),
+    "loramux.v1.TokenizationService.Detokenize": Rule(_GENERATE, "adapter", _SEE),
     "loramux.v1.ClassificationService.Classify": Rule(_GENERATE, "adapter", _SEE),
     "loramux.v1.QuestionAnsweringService.Answer": Rule(_GENERATE, "adapter", _SEE),
     "loramux.v1.EmbeddingService.Embed": Rule(_GENERATE, "adapter", _SEE),

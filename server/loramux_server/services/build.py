@@ -37,6 +37,7 @@ from loramux_server.services.prompts import Prompts
 from loramux_server.services.quarantine import QuarantineService
 from loramux_server.services.request_spans import RequestSpans
 from loramux_server.services.server import ServerService
+from loramux_server.services.tokenization import TokenizationService
 from loramux_server.sources.policy import Sources
 from loramux_server.statuses import Statuses
 from loramux_server.store.alias import Move
@@ -246,7 +247,15 @@ def _generating(parts: Parts, shared: _Shared) -> list[Service]:
         metrics=parts.metrics,
         is_ready=parts.is_ready,
     )
-    return [generation, open_inference]
+    tokenization = TokenizationService(
+        generation=generation,
+        prompts=shared.prompts,
+        instructions=shared.instructions,
+        registry=parts.registry,
+        model=parts.model,
+        default_timeout=parts.config.default_timeout,
+    )
+    return [generation, open_inference, tokenization]
 
 
 def _reading(parts: Parts, shared: _Shared) -> list[Service]:

@@ -135,10 +135,10 @@ class TextTokenizer:
         """Return what `token` is in UTF-8, which may be a part of a character."""
         return b"" if token in self._beyond.tokens else self._bytes.of(token)
 
-    def text_of(self, tokens: Sequence[int]) -> str:
-        """Return the text of `tokens`, in which control tokens have their names."""
+    def text_of(self, tokens: Sequence[int], *, skip_special: bool = False) -> str:
+        """Return the text of `tokens`, in which control tokens have names or are left out."""
         known = [token for token in tokens if token not in self._beyond.tokens]
-        return str(self._control.decode(known, skip_special_tokens=False))
+        return str(self._control.decode(known, skip_special_tokens=skip_special))
 
     def decoder(
         self,

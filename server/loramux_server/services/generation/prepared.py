@@ -1,11 +1,14 @@
 """What template and tokenizer make of a request, before anything of it is in the engine."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from loramux_server.images.messages import PlacedImage
 from loramux_server.reasoning.thinking import Thinking
+from loramux_server.services.choice import Choice
 from loramux_server.services.generation.tool_use import ToolUse
 from loramux_server.text.tokenizer import TextTokenizer
+from loramux_server.waiting_room.place import Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,3 +47,16 @@ class Prepared:
     def num_image_tokens(self) -> int:
         """How many of the tokens stand for images."""
         return sum(image.length for image in self.images)
+
+
+@dataclass(frozen=True, slots=True)
+class Entered:
+    """A request that was let in, with its adapters resolved and its prompt made."""
+
+    request_id: str
+    adapters: Choice
+    prepared: Prepared
+    defaults: Mapping[str, object]
+    """What its adapter's package says of sampling."""
+    place: Place
+    """What it takes of the waiting room."""

@@ -18,17 +18,17 @@ from loramux_server.services.generation.call import GenerationCall
 from loramux_server.services.generation.conversation import conversation
 from loramux_server.services.generation.decoder_prompt import begun, check_decoder_prompt
 from loramux_server.services.generation.images import ImageLimits, Prompt, check_images
-from loramux_server.services.generation.options import Options, options_of
+from loramux_server.services.generation.options import options_of
 from loramux_server.services.generation.output import join
 from loramux_server.services.generation.prediction import check_predicted, check_prediction
-from loramux_server.services.generation.prepared import Prepared
+from loramux_server.services.generation.prepared import Entered, Prepared
 from loramux_server.services.generation.running_calls import RunningCalls
 from loramux_server.services.limits import check_fields, check_own_tokens, check_tokens
 from loramux_server.services.prompts import Prompts
 from loramux_server.services.request_spans import RequestSpans
 from loramux_server.services.tasks import check_writes
 from loramux_server.statuses import Statuses
-from loramux_server.store.instructions import NONE, Instructions
+from loramux_server.store.instructions import NONE, Instruction, Instructions
 from loramux_server.store.registry import Registry
 from loramux_server.transport.rpc import Context
 from loramux_server.waiting_room.place import Place
@@ -132,43 +132,66 @@ class GenerationService:
         if request.sampling.HasField("max_tokens"):
             most = request.sampling.max_tokens
         tenant = caller().tenant
+        with self._calls.observed() as observer:
+            async with self.entered(request, most, deadline) as entered:
+                adapters, prepared = entered.adapters, entered.prepared
+                options = options_of(
+                    request, prepared, model=self._model, adapters=adapters,
+                    defaults=entered.defaults,
+                )  # fmt: skip
+                num_asked, form = prepared.num_asked, options.form
+                with self._quotas.tokens(tenant, num_asked + options.most_tokens) as reserved:
+                    observer.resolved(adapters.label, num_asked, form.kind if form else None)
+                    yield GenerationCall(
+                        request_id=entered.request_id,
+                        tenant=tenant,
+                        operation=operation_of(request),
+                        adapters=adapters,
+                        prepared=prepared,
+                        options=options,
+                        observer=observer,
+                        place=entered.place,
+                        reserved=reserved,
+                    )
+
+    @asynccontextmanager
+    async def entered(
+        self, request: generation_pb2.GenerateRequest, most: int, deadline: Deadline
+    ) -> AsyncIterator[Entered]:
+        """Check `request`, resolve its adapters and make its prompt; hold them in the block.
+
+        Args:
+            request: The request.
+            most: Tokens that a completion may have.
+            deadline: When the call ends.
+
+        Raises:
+            LoramuxError: A field is wrong, an adapter is not there, or there is no place.
+        """
         with (
-            self._calls.observed() as observer,
             self._calls.placed(request, most, deadline) as place,
             self._admitted(request) as request_id,
             chosen(request, self._registry, self._statuses) as adapters,
         ):
             if adapters.source:
                 note(digest=adapters.source.digest)
-            prepared, options = await self._prepared(request, adapters, place, deadline)
-            num_asked, form = prepared.num_asked, options.form
-            with self._quotas.tokens(tenant, num_asked + options.most_tokens) as reserved:
-                observer.resolved(adapters.label, num_asked, form.kind if form else None)
-                yield GenerationCall(
-                    request_id=request_id,
-                    tenant=tenant,
-                    operation=operation_of(request),
-                    adapters=adapters,
-                    prepared=prepared,
-                    options=options,
-                    observer=observer,
-                    place=place,
-                    reserved=reserved,
-                )
+            told = await self._instructions.of(adapters.leading) if adapters.leading else NONE
+            prepared = await self._prepared(request, adapters, told, place, deadline)
+            yield Entered(request_id, adapters, prepared, told.generation, place)
 
     async def _prepared(
         self,
         request: generation_pb2.GenerateRequest,
         adapters: Choice,
+        told: Instruction,
         place: Place,
         deadline: Deadline,
-    ) -> tuple[Prepared, Options]:
-        """Return what template and tokenizer make of `request`, and how its completions are made.
+    ) -> Prepared:
+        """Return what template and tokenizer make of `request`, whose adapter says `told`.
 
         What its images take counts at `place`.
         """
         talk = await conversation(request, self._model)
-        told = await self._instructions.of(adapters.leading) if adapters.leading else NONE
         async with deadline.ending():
             tokens = await self._prompts.tokens(request, talk, told)
         tool_use = await self._prompts.tool_use(request, talk, told)
@@ -185,7 +208,7 @@ class GenerationService:
         if talk.num_images:
             prompt = await self._with_images(request, tokens, place, deadline)
             check_tokens("messages", prompt.tokens, vocab_size)
-        prepared = Prepared(
+        return Prepared(
             prompt=[*prompt.tokens, *begins],
             num_source=len(prompt.tokens) if begins else 0,
             images=prompt.images,
@@ -194,9 +217,6 @@ class GenerationService:
             tool_use=tool_use,
             thinking=thinking,
             end_token=end_token,
-        )
-        return prepared, options_of(
-            request, prepared, model=self._model, adapters=adapters, defaults=told.generation
         )
 
     async def _with_images(
