@@ -6,6 +6,7 @@ same in two looks, and while they are read, and they have to be a whole package.
 
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from loramux_server.store.writing import ADDED, REMOVED
 
 _log = logging.getLogger(__name__)
 
+MAX_AT_ONCE = 4
+"""Entries that are read, checked and stored at once."""
 _AROUND = "{0} is an adapter itself, and left out: to serve it, name the folder around it, {1}"
 
 
@@ -69,20 +72,35 @@ class Directory:
             OSError: The directory cannot be read.
         """
         seen: dict[str, str] = {}
+        entries: list[tuple[Path, str, str]] = []
         for name, path in self._entries().items():
-            if is_cancelled():
-                return len(self._registered)
             try:
                 seen[name] = stamp = _stamp(path)
-                is_done = stamp in (self._registered.get(name), self._refused.get(name))
-                if is_done or (settles and self._seen.get(name) != stamp):
-                    continue
+            except OSError as error:
+                if name in self._seen:
+                    seen[name] = self._seen[name]  # that it is gone is not known
+                self._leave_out(path, error)
+                continue
+            is_done = stamp in (self._registered.get(name), self._refused.get(name))
+            if not is_done and (not settles or self._seen.get(name) == stamp):
+                entries.append((path, name, stamp))
+
+        def take(entry: tuple[Path, str, str]) -> None:
+            path, name, stamp = entry
+            if is_cancelled():
+                return
+            try:
                 check_adapter_name(name)
                 self._import(path, name, stamp)
             except (PackageError, OSError) as error:
-                if isinstance(error, OSError) and name in self._seen:
-                    seen[name] = self._seen[name]  # that it is gone is not known
-                self._say(path.name, f"{path.name} is left out: {error}")
+                self._leave_out(path, error)
+
+        if entries:
+            with ThreadPoolExecutor(MAX_AT_ONCE, thread_name_prefix="directory") as pool:
+                for _ in pool.map(take, entries):
+                    pass  # what is no error of an adapter is raised
+        if is_cancelled():
+            return len(self._registered)
         # What is replaced by hand is away for a moment.
         gone = self._registered.keys() - seen.keys()
         for name in gone - self._seen.keys() if settles else gone:
@@ -139,6 +157,9 @@ class Directory:
         self._registered[name] = stamp
         if is_new:
             self._on_change(ADDED, served)
+
+    def _leave_out(self, path: Path, error: Exception) -> None:
+        self._say(path.name, f"{path.name} is left out: {error}")
 
     def _say(self, entry: str, message: str) -> None:
         """Log `message` unless it was the last about this entry."""
