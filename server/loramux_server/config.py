@@ -1,4 +1,4 @@
-"""Everything that can be set about a server. Frozen; the command-line flags are these fields."""
+"""All settings of a server. Frozen; the flags of `loramux serve` are made from these fields."""
 
 import re
 from typing import Annotated
@@ -28,87 +28,94 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True):
 
     adapters: Annotated[
         str | None,
-        Meta(description="Directory of PEFT folders and packages, each named after its file."),
+        Meta(
+            description="Directory to serve adapters from: PEFT folders and packages, each "
+            "named after its file or folder."
+        ),
     ] = None
     adapters_interval: Annotated[
         float,
         Meta(
             ge=0,
-            description="Seconds between looks at --adapters for what is new, changed or gone; "
-            "0 looks only at the start.",
+            description="Seconds between scans of --adapters for new, changed and removed "
+            "adapters; 0 scans at startup only.",
         ),
     ] = 5.0
     replica_of: Annotated[
         str | None,
         Meta(
-            description="HOST:PORT of the server whose adapters and aliases this one has, too; it "
-            "passes on what would change them."
+            description="Run as a replica of the server at HOST:PORT: mirror its adapters and "
+            "aliases, and forward changes to it."
         ),
     ] = None
     replica_key: Annotated[
-        str | None, Meta(description="File with a key of an administrator of that server.")
+        str | None,
+        Meta(description="File with an admin API key of the primary (see --replica-of)."),
     ] = None
     replica_ca: Annotated[
-        str | None, Meta(description="Authorities that sign its certificate, PEM.")
+        str | None,
+        Meta(description="PEM file of CA certificates to verify the primary's certificate with."),
     ] = None
     adapter_templates: Annotated[
         bool,
         Meta(
-            description="Render conversations by the chat template of an adapter's package, where "
-            "it has one; otherwise they are refused for such an adapter."
+            description="Format chats with the chat template in an adapter's package, where it "
+            "has one; --no-adapter-templates refuses chats with such an adapter."
         ),
     ] = True
     store: Annotated[
         str | None,
         Meta(
-            description="Directory for uploaded adapters; by default one for each base model "
-            "below the user's data directory."
+            description="Directory for uploaded adapters; default: one per base model in the "
+            "user's data directory."
         ),
     ] = None
     catalog: Annotated[
         str | None,
         Meta(
-            description="SQLAlchemy URL of the database for names and versions, such as "
-            "postgresql+psycopg://user@host/name; by default SQLite in the store."
+            description="SQLAlchemy URL of the database for adapter names and versions, such "
+            "as postgresql+psycopg://user@host/name; default: SQLite in --store."
         ),
     ] = None
-    listen: Annotated[str, Meta(description="HOST:PORT for gRPC; port 0 takes a free one.")] = (
-        "127.0.0.1:50051"
-    )
+    listen: Annotated[
+        str, Meta(description="HOST:PORT to serve gRPC on; port 0 picks a free one.")
+    ] = "127.0.0.1:50051"
     metrics: Annotated[
         str,
         Meta(
-            description="HOST:PORT for Prometheus; port 0 takes a free one. Where other machines "
-            "can reach it, it speaks HTTPS, to clients with a certificate of --tls-client-ca."
+            description="HOST:PORT to serve Prometheus metrics on; port 0 picks a free one. "
+            "Where other machines can reach it, it is HTTPS and requires a client "
+            "certificate signed by --tls-client-ca."
         ),
     ] = "127.0.0.1:9400"
     tls_cert: Annotated[
         str | None,
-        Meta(description="PEM file of the server's certificate chain; reread when it changes."),
+        Meta(description="PEM file of the server's certificate chain; reloaded when it changes."),
     ] = None
     tls_key: Annotated[
         str | None,
-        Meta(description="PEM file of its private key; reread when it changes."),
+        Meta(description="PEM file of the private key for --tls-cert; reloaded when it changes."),
     ] = None
     tls_client_ca: Annotated[
         str | None,
         Meta(
-            description="PEM file of authorities, one of which has to have signed the certificate "
-            "of every client."
+            description="Require client certificates (mTLS): PEM file of the CA certificates, "
+            "one of which must have signed them."
         ),
     ] = None
     tls_client_domain: Annotated[
         str | None,
         Meta(
-            description="Domain whose client certificates stand for keys: they name the caller as "
-            "spiffe://DOMAIN/tenant/TENANT/role/ROLE.",
+            description="Accept client certificates in place of API keys: SPIFFE trust domain. "
+            "The caller is spiffe://DOMAIN/tenant/TENANT/role/ROLE.",
         ),
     ] = None
     insecure: Annotated[
         bool,
         Meta(
-            description="Dangerous: lets other machines connect without TLS, and as administrators "
-            "as long as there is no key. Only where a proxy or the network keeps others out."
+            description="Dangerous: let other machines connect without TLS, and with admin "
+            "rights as long as no API key exists. Only where a proxy or the network keeps "
+            "others out."
         ),
     ] = False
     access: Annotated[
@@ -120,25 +127,28 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True):
     ] = None
     ready_file: Annotated[
         str | None,
-        Meta(description="File that receives the addresses, as JSON, once requests are answered."),
+        Meta(
+            description="File to write the server's addresses to, as JSON, once it serves requests."
+        ),
     ] = None
     max_upload: Annotated[
         int,
         Meta(
             ge=1,
-            description="Largest package that an upload may bring.",
+            description="Maximum size of an uploaded package.",
             extra_json_schema={"format": "bytes"},
         ),
     ] = 1 << 30
     upload_idle_timeout: Annotated[
-        float, Meta(gt=0, description="Longest wait in seconds for the next piece of an upload.")
+        float,
+        Meta(gt=0, description="End an upload stream that sends nothing for this many seconds."),
     ] = 30.0
     min_upload_rate: Annotated[
         int,
         Meta(
             ge=0,
-            description="Bytes per second that an upload has to bring, over each "
-            "--upload-idle-timeout; 0 means any.",
+            description="Minimum rate of an upload in bytes per second, averaged over "
+            "--upload-idle-timeout; 0 means no minimum.",
             extra_json_schema={"format": "bytes"},
         ),
     ] = 16 << 10
@@ -146,79 +156,86 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True):
         int,
         Meta(
             ge=0,
-            description="Most bytes of packages that one tenant may store, those on their way "
-            "included; 0 means any.",
+            description="Storage quota of each tenant: bytes of packages, uploads in progress "
+            "included; 0 means no quota.",
             extra_json_schema={"format": "bytes"},
         ),
     ] = 0
     max_tenant_adapters: Annotated[
-        int, Meta(ge=0, description="Most adapters that one tenant may store; 0 means any.")
+        int,
+        Meta(
+            ge=0,
+            description="Maximum number of adapters that a tenant may store; 0 means no limit.",
+        ),
     ] = 0
     hub_allow: Annotated[
         tuple[str, ...],
         Meta(
-            description="Repositories of the Hugging Face Hub that may be imported, such as "
-            "ORG/NAME or ORG/*; can be given several times. By default none."
+            description="Hugging Face Hub repositories to allow imports from, such as ORG/NAME "
+            "or ORG/*; repeatable. Default: none."
         ),
     ] = ()
     object_allow: Annotated[
         tuple[str, ...],
         Meta(
-            description="Beginnings of URIs of s3://, gs:// or az:// that may be imported, such as "
-            "s3://BUCKET/adapters; can be given several times. By default none."
+            description="URI prefixes of object storage (s3://, gs:// or az://) to allow "
+            "imports from, such as s3://BUCKET/adapters; repeatable. Default: none."
         ),
     ] = ()
     oci_allow: Annotated[
         tuple[str, ...],
         Meta(
-            description="Repositories of OCI registries that may be imported, such as "
-            "ghcr.io/ORG/*; can be given several times. By default none."
+            description="OCI repositories to allow imports from, such as ghcr.io/ORG/*; "
+            "repeatable. Default: none."
         ),
     ] = ()
     log_format: Annotated[
         str,
         Meta(
             pattern="^(text|json)$",
-            description="How the log is written: text, or json, where each call has a line, too.",
+            description="Log format: text, or json, which also logs a line for each call.",
         ),
     ] = "text"
     audit_log: Annotated[
         str | None,
         Meta(
-            description="File that gets a line of JSON for each act that changes something: who, "
-            "what, when, and what came of it. It is written before the caller is answered."
+            description="Append a JSON line to this file for every operation that changes "
+            "something: who, what, when, and the outcome. It is written before the caller "
+            "gets a reply."
         ),
     ] = None
     tracing_endpoint: Annotated[
         str | None,
         Meta(
-            description="URL of an OpenTelemetry collector that gets traces, such as "
-            "http://127.0.0.1:4317; the OTEL_… variables say the rest. By default there are none.",
+            description="Export traces to the OpenTelemetry collector at this URL, such as "
+            "http://127.0.0.1:4317; the OTEL_… variables configure the rest. Default: no "
+            "tracing.",
         ),
     ] = None
     upload_expiry: Annotated[
         float,
         Meta(
-            gt=0, description="Seconds after which an upload is deleted that nobody goes on with."
+            gt=0,
+            description="Delete an unfinished upload after this many seconds without activity.",
         ),
     ] = 86400.0
     default_timeout: Annotated[
-        float, Meta(gt=0, description="Seconds for a call that has no deadline.")
+        float, Meta(gt=0, description="Deadline in seconds of calls that come without one.")
     ] = 600.0
     max_waiting_tokens: Annotated[
         int,
         Meta(
             ge=1,
-            description="Most prompt tokens of requests in the queue, all together; a prompt that "
-            "is longer waits alone.",
+            description="Queue limit in prompt tokens of all requests; a longer prompt may "
+            "wait alone.",
         ),
     ] = 1 << 18
     max_waiting_bytes: Annotated[
         int,
         Meta(
             ge=1,
-            description="Most bytes of requests in the queue, as they came, and of their images as "
-            "the model takes them.",
+            description="Queue limit in bytes of all requests, as received, and of their "
+            "images, as preprocessed for the model.",
             extra_json_schema={"format": "bytes"},
         ),
     ] = 256 << 20
@@ -226,35 +243,41 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True):
         int,
         Meta(
             ge=1,
-            description="Largest file of an image. A request may bring as many bytes as three of "
-            "the largest, and 4M for all else.",
+            description="Maximum size of an image file. The size limit of a request follows "
+            "from it: three such images and 4M for all else.",
             extra_json_schema={"format": "bytes"},
         ),
     ] = 8 << 20
     max_image_pixels: Annotated[
-        int, Meta(ge=1, description="Most pixels of an image, before the model's own limit.")
+        int,
+        Meta(
+            ge=1,
+            description="Maximum number of pixels of an image; checked before the model's own "
+            "limit.",
+        ),
     ] = 1 << 24
     max_lag: Annotated[
         float,
         Meta(
             ge=0,
-            description="Most seconds by which the frontend may run late, three looks in a row; "
-            "while it is later than that, requests are refused. 0 means no limit.",
+            description="Overload protection: refuse requests while the frontend's event loop "
+            "lags by more than this many seconds in three checks in a row. 0 means no limit.",
         ),
     ] = 1.0
     keepalive: Annotated[
         float,
         Meta(
             gt=0,
-            description="Seconds without a byte after which a client has to give a sign of life.",
+            description="Seconds without traffic after which the server sends a client a "
+            "keepalive ping, which it must answer.",
         ),
     ] = 60.0
     max_connection_age: Annotated[
         float,
         Meta(
             ge=0,
-            description="Seconds after which a client has to connect again, so that clients spread "
-            "over all servers behind a name; its calls under way go on. 0 means never.",
+            description="Seconds after which a client must reconnect, so that clients spread "
+            "over all servers behind a DNS name; calls in progress continue. 0 means never.",
         ),
     ] = 1800.0
     stream_interval: Annotated[
@@ -262,43 +285,49 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True):
         Meta(
             ge=1,
             le=256,
-            description="Tokens of a completion that are sent together; the first goes at once.",
+            description="Tokens to send in one message of a stream; the first token is sent at "
+            "once.",
         ),
     ] = 1
     reader_timeout: Annotated[
         float,
         Meta(
             gt=0,
-            description="Longest wait in seconds for the reader of a stream to take what was sent "
-            "to it; then the stream ends.",
+            description="End a stream if its client does not read what was sent for this many "
+            "seconds.",
         ),
     ] = 10.0
     watchdog: Annotated[
         float,
         Meta(
             ge=0,
-            description="Seconds without a sign of life after which the engine is replaced; more "
-            "where its steps have been slow. 0 means never.",
+            description="Restart the engine after this many seconds without a heartbeat, or "
+            "more if its steps have been slow. 0 means never.",
         ),
     ] = 30.0
     quarantine_deaths: Annotated[
         int,
         Meta(
             ge=0,
-            description="A request or adapter that so many deaths of the engine in a row had under "
-            "way is refused until an operator clears it; 0 means never.",
+            description="Quarantine a request or adapter that was in flight in this many "
+            "engine failures in a row: it is refused until an operator clears it. 0 means "
+            "never.",
         ),
     ] = 2
     probe_interval: Annotated[
         float,
         Meta(
             ge=0,
-            description="Seconds without work after which a token is made to see whether the "
-            "engine still can, which is what health checks tell; 0 means never.",
+            description="Probe an engine that has been idle for this many seconds by "
+            "generating a token; health checks report the result. 0 means never.",
         ),
     ] = 5.0
     drain_timeout: Annotated[
-        float, Meta(ge=0, description="Seconds that requests get to finish after SIGTERM.")
+        float,
+        Meta(
+            ge=0,
+            description="Drain period after SIGTERM: seconds for requests in progress to finish.",
+        ),
     ] = 45.0
 
     @property

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.help_text import cut_off
+
 NEEDS = "needs the server: pip install 'loramux[server]'"
 SERVER_ALONE = (
     "PIL", "blake3", "greenlet", "huggingface_hub", "jinja2", "llguidance", "msgspec", "numba",
@@ -47,6 +49,7 @@ def test_without_the_server_its_commands_say_what_to_install() -> None:
     assert done.stderr == f"loramux: serve {NEEDS}\n"
     told = run(["-c", WITHOUT], "--help").stdout
     assert told.count("Needs loramux[server]: ") == 4
+    assert cut_off(told) == []
 
 
 @pytest.mark.parametrize(

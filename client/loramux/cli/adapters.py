@@ -28,13 +28,19 @@ from loramux.types import Adapter
 
 def push(
     source: Annotated[
-        str, typer.Argument(help="Package, or what `pack` takes: a folder, a file, hf://ORG/NAME.")
+        str,
+        typer.Argument(
+            help="Package to upload, or what `pack` accepts: a folder, a file or hf://ORG/NAME."
+        ),
     ],
     name: Annotated[
-        str | None, typer.Option("--name", "-n", help="Name; that of the path if left out.")
+        str | None,
+        typer.Option(
+            "--name", "-n", help="Name to register it under; default: that of the file or folder."
+        ),
     ] = None,
     must_not_exist: Annotated[
-        bool, typer.Option("--must-not-exist", help="Refuse to replace other content.")
+        bool, typer.Option("--must-not-exist", help="Fail if the name already has other content.")
     ] = False,
     ttl: TTL = None,
     server: Server = DEFAULT_SERVER,
@@ -58,21 +64,24 @@ def import_adapter(
     uri: Annotated[
         str,
         typer.Argument(
-            help="hf://ORG/NAME[@REVISION][/PATH], or s3://, gs:// or az:// with bucket and path, "
-            "of a package or a PEFT folder; or oci://HOST/REPOSITORY[:TAG], which has either."
+            help="Where a package or PEFT folder is: hf://ORG/NAME[@REVISION][/PATH], "
+            "s3://, gs:// or az:// with bucket and path, or oci://HOST/REPOSITORY[:TAG]."
         ),
     ],
     name: Annotated[
-        str | None, typer.Option("--name", "-n", help="Name; the last part of the URI if left out.")
+        str | None,
+        typer.Option(
+            "--name", "-n", help="Name to register it under; default: the last part of the URI."
+        ),
     ] = None,
     must_not_exist: Annotated[
-        bool, typer.Option("--must-not-exist", help="Refuse to replace other content.")
+        bool, typer.Option("--must-not-exist", help="Fail if the name already has other content.")
     ] = False,
     ttl: TTL = None,
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:
-    """Let the server fetch an adapter from where it may and register it under a name."""
+    """Let the server fetch an adapter from a URI and register it."""
     stays = None if ttl is None else parse_duration(ttl)
     last = re.split("[@:]", uri.rstrip("/").rpartition("/")[2])[0].removesuffix(".safetensors")
     with Client(server) as client:
@@ -86,7 +95,7 @@ def pull(
     reference: Reference,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="File to write; NAME.safetensors if left out."),
+        typer.Option("--output", "-o", help="File to write; default: NAME.safetensors."),
     ] = None,
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
@@ -103,15 +112,19 @@ def pull(
 
 def ls(
     all_versions: Annotated[
-        bool, typer.Option("--all-versions", "-a", help="Every version, not only the newest.")
+        bool, typer.Option("--all-versions", "-a", help="List every version, not only the newest.")
     ] = False,
     usage: Annotated[
-        bool, typer.Option("--usage", "-u", help="How they are used, instead of what they are.")
+        bool, typer.Option("--usage", "-u", help="Show usage instead of properties.")
     ] = False,
-    tenant: Annotated[str, typer.Option(help="Only adapters of this tenant.")] = "",
-    prefix: Annotated[str, typer.Option(help="Only names that begin so.")] = "",
-    source: Annotated[str, typer.Option(help="Only those from upload, directory or import.")] = "",
-    tier: Annotated[str, typer.Option(help="Only those on stored, host or device.")] = "",
+    tenant: Annotated[str, typer.Option(help="List only adapters of this tenant.")] = "",
+    prefix: Annotated[str, typer.Option(help="List only names with this prefix.")] = "",
+    source: Annotated[
+        str, typer.Option(help="List only adapters that came from: upload, directory or import.")
+    ] = "",
+    tier: Annotated[
+        str, typer.Option(help="List only adapters in this tier: stored, host or device.")
+    ] = "",
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:
@@ -132,14 +145,17 @@ def ls(
 
 def rm(
     references: Annotated[
-        list[str], typer.Argument(help="Adapters to take away, or versions, as NAME:VERSION.")
+        list[str], typer.Argument(help="Adapters to delete; NAME:VERSION deletes one version.")
     ],
     wait: Annotated[
-        bool, typer.Option("--wait", help="Until no call uses it any more and its memory is free.")
+        bool,
+        typer.Option(
+            "--wait", help="Return only when no call uses it any more and its memory is free."
+        ),
     ] = False,
     server: Server = DEFAULT_SERVER,
 ) -> None:
-    """Take adapters away; requests that use one already finish with it."""
+    """Delete adapters or versions; requests that use them finish."""
     with Client(server) as client:
         for reference in references:
             client.adapters.delete(reference, wait=wait)
@@ -148,12 +164,15 @@ def rm(
 def ttl(
     reference: Reference,
     time: Annotated[
-        str, typer.Argument(help="Such as 90s, 30m, 12h or 7d; `none` means for good.")
+        str,
+        typer.Argument(
+            help="Time to live from now on, such as 90s, 30m, 12h or 7d; `none` for no expiry."
+        ),
     ],
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:
-    """Let a version stay for some time from now on; it is taken away as by `rm` then."""
+    """Set when a version expires; it is then deleted as by `rm`."""
     stays = None if time == "none" else parse_duration(time)
     with Client(server) as client:
         adapter = client.adapters.set_ttl(reference, stays)

@@ -13,17 +13,18 @@ from loramux.cli.options import DEFAULT_SERVER, Json, Server
 from loramux.client import Client
 
 app = typer.Typer(
-    help="Move tags such as `stable` from version to version.",
+    help="Manage aliases: tags such as `stable` that point to versions.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 
-Name = Annotated[str, typer.Argument(help="Adapter, [TENANT/]NAME.")]
-Alias = Annotated[str, typer.Argument(help="Tag, such as stable.")]
+Name = Annotated[str, typer.Argument(help="Adapter as [TENANT/]NAME.")]
+Alias = Annotated[str, typer.Argument(help="Alias, such as stable.")]
 Expected = Annotated[
     str | None,
     typer.Option(
-        help="Only if it stands for this now: VERSION, VERSION=WEIGHT,…, or none for a new one."
+        help="Compare and set: fail unless the alias points to this now: VERSION, "
+        "VERSION=WEIGHT,…, or none if it does not exist."
     ),
 ]
 
@@ -33,13 +34,16 @@ def set_alias(
     name: Name,
     alias: Alias,
     versions: Annotated[
-        list[str], typer.Argument(help="VERSION, or several as VERSION=WEIGHT, such as 3=95 4=5.")
+        list[str],
+        typer.Argument(
+            help="VERSION, or several to split traffic over as VERSION=WEIGHT, such as 3=95 4=5."
+        ),
     ],
     expected: Expected = None,
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:
-    """Let an alias stand for a version, or for several by weight."""
+    """Point an alias to a version, or to several by weight."""
     with Client(server) as client:
         weights = client.adapters.set_alias(
             name, alias, weights=_weights(versions), expected=_expected(expected), by=_user()
@@ -51,7 +55,7 @@ def set_alias(
 def delete_alias(
     name: Name, alias: Alias, expected: Expected = None, server: Server = DEFAULT_SERVER
 ) -> None:
-    """Take an alias away; the versions stay."""
+    """Delete an alias; its versions stay."""
     with Client(server) as client:
         client.adapters.delete_alias(name, alias, expected=_expected(expected), by=_user())
 
@@ -60,7 +64,7 @@ def delete_alias(
 def roll_back(
     name: Name, alias: Alias, server: Server = DEFAULT_SERVER, as_json: Json = False
 ) -> None:
-    """Let an alias stand for what it stood for before its last move."""
+    """Undo the last move of an alias."""
     with Client(server) as client:
         weights = client.adapters.roll_back(name, alias, by=_user())
     _show(name, alias, weights, as_json)
@@ -82,11 +86,13 @@ def ls(name: Name, server: Server = DEFAULT_SERVER, as_json: Json = False) -> No
 def log(
     name: Name,
     alias: Alias,
-    limit: Annotated[int, typer.Option("--limit", "-n", help="Most moves to show.")] = 20,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", help="Maximum number of moves to show.")
+    ] = 20,
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:
-    """Show who moved an alias when, the newest move first."""
+    """Show who moved an alias and when, newest first."""
     with Client(server) as client:
         moves = client.adapters.alias_moves(name, alias, limit=limit)
     if as_json:

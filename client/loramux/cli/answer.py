@@ -13,40 +13,58 @@ from loramux.client import Client
 
 
 def answer(
-    question: Annotated[str, typer.Argument(help="The question.")],
+    question: Annotated[str, typer.Argument(help="Question to answer.")],
     context: Annotated[
-        str, typer.Argument(help="The text that has the answer; - reads it from stdin.")
+        str, typer.Argument(help="Text to find the answer in; - reads it from stdin.")
     ],
     adapter: Annotated[
-        str, typer.Option("--adapter", "-a", help="Adapter that answers, NAME or NAME:TAG.")
+        str, typer.Option("--adapter", "-a", help="Question-answering adapter, NAME or NAME:TAG.")
     ],
-    top_k: Annotated[int, typer.Option(help="How many answers.")] = 1,
-    max_answer_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 15,
+    top_k: Annotated[int, typer.Option(help="Number of answers to return.")] = 1,
+    max_answer_tokens: Annotated[
+        int, typer.Option(help="Maximum number of tokens in an answer.")
+    ] = 15,
     impossible: Annotated[
-        bool, typer.Option("--impossible", help='Let "no answer" be one; its line has no text.')
+        bool,
+        typer.Option("--impossible", help='Allow "no answer" as an answer; its line has no text.'),
     ] = False,
     to_tokens: Annotated[
-        bool, typer.Option("--to-tokens", help="Let an answer begin and end within words.")
+        bool,
+        typer.Option(
+            "--to-tokens",
+            help="Let answers begin and end at tokens, also inside words; default: at words.",
+        ),
     ] = False,
     context_first: Annotated[
-        bool, typer.Option("--context-first", help="Put the context before the question.")
+        bool,
+        typer.Option(
+            "--context-first", help="Put the context before the question in the model's input."
+        ),
     ] = False,
     token_types: Annotated[
         bool,
-        typer.Option("--token-types", help="Tell the model which tokens are of the second text."),
+        typer.Option(
+            "--token-types", help="Pass token type ids that mark the second text to the model."
+        ),
     ] = False,
     max_window_tokens: Annotated[
         int | None,
-        typer.Option(help="Most tokens of question and context; a longer one is read in parts."),
+        typer.Option(
+            help="Maximum number of tokens in a window of question and context; a "
+            "longer context is split into windows."
+        ),
     ] = None,
     window_overlap_tokens: Annotated[
-        int | None, typer.Option(help="Tokens that a part has in common with the one before it.")
+        int | None, typer.Option(help="Tokens that consecutive windows share.")
     ] = None,
     routing_key: RoutingKey = "",
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:
-    """Find the answer to a question in a text: score, place and text of each answer."""
+    """Find the answer to a question in a text.
+
+    Prints the score, position and text of each answer.
+    """
     if context == "-":
         context = sys.stdin.read()
     with Client(server) as client:

@@ -34,21 +34,23 @@ from loramux.cli import (
     train,
     transforms,
 )
+from loramux.cli.headings import HeadedGroup
 from loramux.errors import LoramuxError
 from loramux_adapters import PackageError
 
 KeyFile = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help=f"File of the key to show, in place of {KEY_VARIABLE}."),
+    typer.Option(metavar="FILE", help=f"File with the API key to send; default: {KEY_VARIABLE}."),
 ]
 Ca = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE", help=f"PEM file of the server's authority, in place of {CA_VARIABLE}."
+        metavar="FILE",
+        help=f"PEM file of the CA that signed the server's certificate; default: {CA_VARIABLE}.",
     ),
 ]
 Plaintext = Annotated[
-    bool, typer.Option("--plaintext", help="Let a key go to another machine without TLS.")
+    bool, typer.Option("--plaintext", help="Allow sending the key to another machine without TLS.")
 ]
 
 _WEIGHT_COMMANDS = frozenset({"pack", "inspect", "verify", "lint", "convert", "diff", "merge"})
@@ -58,6 +60,7 @@ _OF_THE_SERVER = frozenset({"loramux_server", "msgspec", "platformdirs", "promet
 
 app = typer.Typer(
     name="loramux",
+    cls=HeadedGroup,
     help="Serve one base model with many LoRA adapters, and call it.",
     no_args_is_help=True,
     add_completion=False,
@@ -67,9 +70,9 @@ app = typer.Typer(
 
 
 def _server_command(name: str, summary: str) -> None:
-    """Add a command of the server, or several below one name.
+    """Add a command of the server, or a group of them.
 
-    Where the server is not installed, it says what to install.
+    Where the server is not installed, the command says what to install, and `summary` is its help.
     """
     try:
         module = importlib.import_module(f"loramux_server.commands.{name}")
@@ -131,10 +134,10 @@ def _options(
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
-_server_command("serve", "Serve a base model and its adapters over gRPC.")
-_server_command("demo", "Start a server with the embedded model and show what it does.")
-_server_command("keys", "Make, list, rotate and revoke the keys of a server.")
-_server_command("tenants", "Set and show what tenants may use of a server.")
+_server_command("serve", "Serve a base model and adapters.")
+_server_command("demo", "Run the embedded model.")
+_server_command("keys", "Manage the API keys of a server.")
+_server_command("tenants", "Manage the limits of tenants.")
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
 app.command("classify")(classify.classify)

@@ -18,30 +18,37 @@ from loramux.client import DEFAULT_TIMEOUT
 
 def batch(
     requests: Annotated[
-        Path, typer.Argument(help="File with a request of OpenAI's batches on each line.")
+        Path,
+        typer.Argument(help="JSON lines in the format of OpenAI's Batch API, one request each."),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="File for the answers.")
+        Path, typer.Option("--output", "-o", metavar="FILE", help="File to write the responses to.")
     ],
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Go on with FILE: what it answers well is not asked again."),
+        typer.Option(
+            "--resume",
+            help="Continue FILE: requests that it has a successful response for are not "
+            "sent again.",
+        ),
     ] = False,
     concurrency: Annotated[
-        int, typer.Option("--concurrency", "-c", min=1, help="Requests under way at once.")
+        int, typer.Option("--concurrency", "-c", min=1, help="Requests in flight at once.")
     ] = 32,
     patience: Annotated[
         float,
-        typer.Option(
-            min=0, help="Seconds for which a request is tried again where the server has no room."
-        ),
+        typer.Option(min=0, help="Seconds to retry a request while the server is overloaded."),
     ] = 600.0,
     timeout: Annotated[
-        float, typer.Option(min=0.001, max=86_400, help="Seconds for one that does not say.")
+        float,
+        typer.Option(min=0.001, max=86_400, help="Timeout in seconds of requests that set none."),
     ] = DEFAULT_TIMEOUT,
     server: Server = DEFAULT_SERVER,
 ) -> None:
-    """Answer a file of requests for OpenAI's API, each for the adapter that it names."""
+    """Run a file of OpenAI API requests against a server.
+
+    Each request goes to the adapter that its `model` names.
+    """
     with needs(
         "starlette", "msgspec", "grpc_health", extra="gateway", what="batch"
     ):  # what the gateway answers with

@@ -17,25 +17,31 @@ from loramux.cli.options import DEFAULT_SERVER, Json, Server
 
 
 def bench(
-    requests: Annotated[int, typer.Option("--requests", "-n", help="Requests to send.")] = 64,
+    requests: Annotated[
+        int, typer.Option("--requests", "-n", help="Number of requests to send.")
+    ] = 64,
     concurrency: Annotated[
-        int, typer.Option("--concurrency", "-c", help="Closed loop: requests under way at once.")
+        int, typer.Option("--concurrency", "-c", help="Closed loop: requests in flight at once.")
     ] = 8,
     rate: Annotated[
-        float | None, typer.Option(help="Open loop: requests sent in a second, on average.")
+        float | None, typer.Option(help="Open loop: requests per second, on average.")
     ] = None,
     popularity: Annotated[
-        str, typer.Option(help=f"How requests spread over adapters: {', '.join(POPULARITIES)}.")
+        str,
+        typer.Option(help=f"Distribution of requests over adapters: {', '.join(POPULARITIES)}."),
     ] = "distinct",
     adapters: Annotated[
-        str | None, typer.Option(help="Names, with commas; all that the server has if left out.")
+        str | None,
+        typer.Option(help="Comma-separated adapters to use; default: all on the server."),
     ] = None,
     prompt: Annotated[
-        str, typer.Option(help="Prompt tokens: N, LOW:HIGH or lognormal:MEDIAN:SIGMA.")
+        str, typer.Option(help="Prompt length in tokens: N, LOW:HIGH or lognormal:MEDIAN:SIGMA.")
     ] = "32:256",
-    output: Annotated[str, typer.Option(help="Output tokens, in the same form.")] = "64",
-    seed: Annotated[int, typer.Option(help="Seeds prompts, lengths and choices.")] = 0,
-    warmup: Annotated[int, typer.Option(help="Requests to send first that do not count.")] = 2,
+    output: Annotated[str, typer.Option(help="Output length in tokens, in the same form.")] = "64",
+    seed: Annotated[
+        int, typer.Option(help="Random seed of prompts, lengths and choices of adapters.")
+    ] = 0,
+    warmup: Annotated[int, typer.Option(help="Warm-up requests, sent first and not counted.")] = 2,
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:

@@ -34,8 +34,8 @@ from loramux.errors import InvalidArgumentError
 from loramux.types import ContentPart, Image, Message, SamplingOptions
 
 _HELP = (
-    "/image FILE shows an image with what you say next, /clear forgets the conversation, "
-    "/exit or Ctrl-D ends it, Ctrl-C ends an answer"
+    "/image FILE attaches an image to your next message, /clear starts over, /exit or Ctrl-D "
+    "quits, Ctrl-C stops the reply"
 )
 
 
@@ -101,16 +101,16 @@ def chat(
             metavar="FILE",
             exists=True,
             dir_okay=False,
-            help="Image that goes before the first message; can be given several times. Later "
-            "ones are shown with /image FILE.",
+            help="Image to put before the first message; repeatable. Attach later ones "
+            "with /image FILE.",
         ),
     ] = None,
     adapter: AdapterOption = None,
     scale: Scale = None,
     combination: CombinationOption = None,
-    system: Annotated[str, typer.Option(help="System message that begins the conversation.")] = "",
+    system: Annotated[str, typer.Option(help="System message.")] = "",
     once: Annotated[
-        bool, typer.Option("--once", help="Print the answer to one message, and end.")
+        bool, typer.Option("--once", help="Print the reply to one message and exit.")
     ] = False,
     routing_key: RoutingKey = "",
     max_tokens: MaxTokens = None,
@@ -125,7 +125,10 @@ def chat(
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:
-    """Talk with the base model or an adapter, by its chat template; --json is for --once."""
+    """Chat with the base model or an adapter.
+
+    --json prints the reply to one message, as --once does.
+    """
     sampling = sampling_options(
         max_tokens=max_tokens,
         temperature=temperature,

@@ -13,20 +13,25 @@ from loramux_adapters import open_package
 
 
 def verify(
-    path: Annotated[Path, typer.Argument(help="Package, or PEFT folder.")],
+    path: Annotated[Path, typer.Argument(help="Package or PEFT folder.")],
     digest: Annotated[
-        str | None, typer.Option(metavar="sha256:HEX", help="The identity that it should have.")
+        str | None, typer.Option(metavar="sha256:HEX", help="Digest that the package must have.")
     ] = None,
     base: Annotated[
         Path | None,
-        typer.Option(help="Folder of the base model that it should fit; weights are not read."),
+        typer.Option(
+            help="Folder of the base model to check the adapter against; its weights are not read."
+        ),
     ] = None,
     key: Annotated[
-        Path | None, typer.Option("--key", "-k", help="Public key that it should be signed with.")
+        Path | None, typer.Option("--key", "-k", help="Public key to verify the signature with.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check that a package is whole: structure, digests, no NaN or infinity, base, signature."""
+    """Check the integrity of a package, its base and signature.
+
+    Reads every tensor: structure, digests, and no NaN or infinity.
+    """
     from loramux_adapters.base import read_base
     from loramux_adapters.weights.verify import verify as checked
 
@@ -50,18 +55,19 @@ def verify(
 
 
 def lint(
-    path: Annotated[Path, typer.Argument(help="Package, or PEFT folder.")],
+    path: Annotated[Path, typer.Argument(help="Package or PEFT folder.")],
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 1 for warnings and notes, too.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Look for likely mistakes: dead layers, NaN, odd scales and norms, wasted ranks and bytes.
+    """Find likely mistakes in an adapter.
 
-    Exits with 1 if there is an error, and with --strict if there is any finding. A finding has one
-    of these codes: not-finite, dead-adapter (errors); dead-module, scale-high, scale-low,
-    rank-without-rslora, norm-outlier, base-unknown (warnings); mixed-dtypes, rank-unused,
-    wide-dtype (notes).
+    Looks for dead layers, NaN, unusual scales and norms, and wasted ranks and bytes.
+
+    Exits with 1 if there is an error, or with --strict any finding. The codes of findings are
+    not-finite, dead-adapter (errors); dead-module, scale-high, scale-low, rank-without-rslora,
+    norm-outlier, base-unknown (warnings); mixed-dtypes, rank-unused, wide-dtype (notes).
     """
     from loramux_adapters.weights.lint import lint as linted
 

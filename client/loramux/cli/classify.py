@@ -17,28 +17,32 @@ from loramux.errors import InvalidArgumentError
 
 def classify(
     texts: Annotated[
-        list[str], typer.Argument(help="Texts to classify; - reads one a line from stdin.")
+        list[str], typer.Argument(help="Texts to classify; - reads one per line from stdin.")
     ],
     adapter: Annotated[
-        str, typer.Option("--adapter", "-a", help="Adapter that classifies, NAME or NAME:TAG.")
+        str, typer.Option("--adapter", "-a", help="Classification adapter, NAME or NAME:TAG.")
     ],
     pair: Annotated[
         list[str] | None,
         typer.Option(
-            help="Second text, read together with the first; repeatable: one for each text, one "
-            "for all of them, or several for one.",
+            help="Second text of a pair; repeatable: one for each text, one for all of "
+            "them, or several for one text.",
         ),
     ] = None,
     top_k: Annotated[
         int | None,
-        typer.Option(help="Labels of each text or token; all of a text, one of a token if absent."),
+        typer.Option(
+            help="Number of labels per text or token; default: all of a text, one of a token."
+        ),
     ] = None,
-    logits: Annotated[bool, typer.Option("--logits", help="Add logits to --json.")] = False,
+    logits: Annotated[
+        bool, typer.Option("--logits", help="Include logits in the output of --json.")
+    ] = False,
     routing_key: RoutingKey = "",
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:
-    """Label texts, or pairs of them, or each of their tokens."""
+    """Classify texts, pairs of texts, or the tokens of texts."""
     if texts == ["-"]:
         texts = [line.rstrip("\n") for line in sys.stdin]
     given: Sequence[str | tuple[str, str]] = paired(texts, pair) if pair else texts

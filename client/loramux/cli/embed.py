@@ -20,41 +20,47 @@ AT_ONCE = 64
 
 def embed(
     texts: Annotated[
-        list[str], typer.Argument(help="Texts to embed; - reads one a line from stdin.")
+        list[str], typer.Argument(help="Texts to embed; - reads one per line from stdin.")
     ],
     adapter: Annotated[
         str | None,
         typer.Option(
-            "--adapter", "-a", help="Adapter, NAME or NAME:TAG; the base model if absent."
+            "--adapter", "-a", help="Adapter, NAME or NAME:TAG; default: the base model alone."
         ),
     ] = None,
     pooling: Annotated[
         str | None,
-        typer.Option(help="last, mean or first; by default what adapter or base model say."),
+        typer.Option(
+            help="Pooling: last, mean or first; default: as the adapter or base model specifies."
+        ),
     ] = None,
     normalize: Annotated[
         bool | None,
         typer.Option(
             "--normalize/--no-normalize",
-            help="Make the length of each vector 1; by default what these say, or yes.",
+            help="Normalize each vector to length 1; default: as the adapter or base "
+            "model specifies, or else yes.",
         ),
     ] = None,
     dimensions: Annotated[
-        int | None, typer.Option(help="Keep so many of the first numbers of each vector.")
+        int | None, typer.Option(help="Truncate each vector to this many dimensions.")
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
             "--output",
             "-o",
-            help="File to write: an array of numpy if it ends with .npy, else JSON lines as those "
-            "on stdout.",
+            help="File to write: a NumPy array if its name ends with .npy, else JSON "
+            "lines as on stdout.",
         ),
     ] = None,
     routing_key: RoutingKey = "",
     server: Server = DEFAULT_SERVER,
 ) -> None:
-    """Make vectors of texts: a line of JSON for each, an array of numbers."""
+    """Embed texts as vectors.
+
+    Prints one JSON array per text.
+    """
     if texts == ["-"]:
         texts = [line.rstrip("\n") for line in sys.stdin]
 

@@ -21,69 +21,81 @@ def gateway(
         typer.Option(
             envvar="LORAMUX_SERVER",
             metavar="HOST:PORT",
-            help="The server to call; may be repeated, for servers that serve the same. "
-            "dns:///HOST:PORT for a name that stands for several.",
+            help="Server to call; repeatable, for several servers with the same "
+            "adapters. dns:///HOST:PORT stands for all addresses of a DNS name.",
         ),
     ] = [DEFAULT_SERVER],  # noqa: B006 - it is not changed
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Its port; 0 takes a free one.")] = (
-        8000
-    ),
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")
+    ] = (8000),
     tls_cert: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="PEM file of the gateway's certificate.")
+        Path | None,
+        typer.Option(metavar="FILE", help="PEM file of the gateway's certificate, to serve HTTPS."),
     ] = None,
     tls_key: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="PEM file of its private key.")
+        Path | None,
+        typer.Option(metavar="FILE", help="PEM file of the private key for --tls-cert."),
     ] = None,
     insecure: Annotated[
         bool,
-        typer.Option("--insecure", help="Listen where others can reach it, without TLS or keys."),
+        typer.Option(
+            "--insecure", help="Listen on an address other machines can reach without TLS or keys."
+        ),
     ] = False,
     allowed_host: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="A name by which callers reach it, beside localhost, as behind a proxy; "
-            "may be repeated.",
+            help="Accept this Host header besides localhost, such as the name of a "
+            "proxy in front; repeatable.",
         ),
     ] = None,
     console: Annotated[
         bool,
         typer.Option(
             "--console",
-            help="Serve a page for people at /console, which manages adapters, too.",
+            help="Serve the web console at /console, which can also manage adapters.",
         ),
     ] = False,
     lora_path_root: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Let callers who may upload name adapters below this folder of the gateway's "
-            "machine by path, in vLLM's /v1/load_lora_adapter; by default they name URIs alone.",
+            help="Let callers with upload permission load adapters by path from below "
+            "this folder on the gateway's machine with vLLM's /v1/load_lora_adapter; "
+            "default: URIs only.",
         ),
     ] = None,
     retries: Annotated[
-        bool, typer.Option(help="Ask again where the server was away before it began to answer.")
+        bool,
+        typer.Option(
+            help="Retry requests if the server was unavailable before it began to answer."
+        ),
     ] = True,
     routing: Annotated[
         str,
         typer.Option(
             metavar="HOW",
-            help="How requests spread over several servers: adapter, those for one adapter to the "
-            "same server as long as it has no more than its part; or round_robin, in turn.",
+            help="Load balancing over several servers: adapter (affinity: requests for "
+            "one adapter go to the same server unless that has more than its share) or "
+            "round_robin.",
         ),
     ] = "adapter",
     timeout: Annotated[
         float,
-        typer.Option(min=0.001, max=86_400, help="Seconds for a request that does not say."),
+        typer.Option(min=0.001, max=86_400, help="Timeout in seconds of requests that set none."),
     ] = DEFAULT_TIMEOUT,
     drain_timeout: Annotated[
-        int, typer.Option(min=0, help="Seconds for requests under way when it is told to end.")
+        int,
+        typer.Option(
+            min=0, help="Drain period after SIGTERM: seconds for requests in progress to finish."
+        ),
     ] = 30,
 ) -> None:
-    """Answer OpenAI's HTTP API, in front of a running server.
+    """Serve an OpenAI-compatible HTTP API in front of a server.
 
-    Callers bring their keys, as they do to the server; the gateway has none of its own.
+    Callers authenticate with their own API keys of the server; the gateway has none.
     """
     with needs(
         "starlette", "uvicorn", "uvloop", "httptools", "msgspec", "grpc_health",

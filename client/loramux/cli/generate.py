@@ -35,9 +35,7 @@ from loramux.types import GenerationOptions
 
 
 def generate(
-    prompt: Annotated[
-        str, typer.Argument(help="Text to continue, or to be read; - reads it from stdin.")
-    ],
+    prompt: Annotated[str, typer.Argument(help="Prompt text; - reads it from stdin.")],
     adapter: AdapterOption = None,
     scale: Scale = None,
     combination: CombinationOption = None,
@@ -59,7 +57,10 @@ def generate(
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:
-    """Continue a prompt, or write another text to it, and print the text as it comes."""
+    """Generate text from a prompt and print it as it streams.
+
+    A decoder continues the prompt; an encoder-decoder writes a new text from it.
+    """
     if prompt == "-":
         prompt = sys.stdin.read()
     sampling = sampling_options(

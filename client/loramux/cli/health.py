@@ -18,14 +18,16 @@ def health(
         str,
         typer.Option(
             metavar="NAME",
-            help="A service, such as loramux.v1.GenerationService; without it, the whole server.",
+            help="gRPC service to check, such as loramux.v1.GenerationService; default: "
+            "the whole server.",
         ),
     ] = "",
-    timeout: Annotated[
-        float, typer.Option(min=0.001, max=3600, help="Seconds to wait for the answer.")
-    ] = 5.0,
+    timeout: Annotated[float, typer.Option(min=0.001, max=3600, help="Timeout in seconds.")] = 5.0,
 ) -> None:
-    """Ask whether a server answers requests: exit code 0 if it does, else 1. Needs no key."""
+    """Check whether a server is ready to serve requests.
+
+    Exits with 0 if it is, else with 1. Needs no API key.
+    """
     request = health_pb2.HealthCheckRequest(service=service)
     channel = open_channel(
         server, key="", tls=None, credentials=None, retries=False, tracer_provider=None

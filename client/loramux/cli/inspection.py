@@ -21,20 +21,21 @@ _BAR = 24
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(help="Package, or PEFT folder.")],
+    path: Annotated[Path, typer.Argument(help="Package or PEFT folder.")],
     modules: Annotated[
         bool,
-        typer.Option("--modules", "-m", help="Each layer, with how much of its rank it uses."),
+        typer.Option("--modules", "-m", help="List each layer with its effective rank."),
     ] = False,
     plot: Annotated[
-        Path | None, typer.Option(help="Draw the effective rank of each layer to this PNG.")
+        Path | None, typer.Option(help="Plot the effective rank of each layer to this PNG file.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show what an adapter holds: layers, ranks, scales, norms, base and notes.
+    """Show the contents of an adapter: layers, ranks, norms, notes.
 
-    The norm is that of scale * B A. `used` is the effective rank: over how many directions the
-    update spreads (the exponential of the entropy of its squared singular values).
+    Also its scales and base model. `norm` is the Frobenius norm of scale * B A. `used` is the
+    effective rank, over how many directions the update spreads: the exponential of the entropy of
+    its squared singular values.
     """
     from loramux_adapters.weights.measure import measure
 

@@ -15,43 +15,54 @@ from loramux_adapters import open_package, read_package
 from loramux_adapters.package import digest_of
 
 METHODS = (
-    "cat, svd, linear, ties, dare_linear, dare_ties or magnitude_prune, the last four also with "
-    "_svd; as in PEFT"
+    "Merge method, as in PEFT: cat, svd, linear, ties, dare_linear, dare_ties or magnitude_prune; "
+    "the last four also with the suffix _svd."
 )
 
 
 def merge(
-    sources: Annotated[list[Path], typer.Argument(help="Packages, or PEFT folders.")],
+    sources: Annotated[list[Path], typer.Argument(help="Packages or PEFT folders.")],
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", help="Package to write; with --into-base a new folder."),
+        typer.Option(
+            "--output", "-o", help="Package to write; with --into-base, a new model folder."
+        ),
     ],
     method: Annotated[str, typer.Option("--method", help=METHODS)] = "cat",
     weights: Annotated[
-        str | None, typer.Option(help="A number for each adapter, with commas; 1 if left out.")
+        str | None, typer.Option(help="Comma-separated weights, one per adapter; default: 1 each.")
     ] = None,
     rank: Annotated[
-        int | None, typer.Option(help="svd: rank of the result; the largest if left out.")
+        int | None,
+        typer.Option(help="svd: rank of the result; default: the largest of the adapters."),
     ] = None,
     density: Annotated[
-        float | None, typer.Option(help="ties, dare and magnitude_prune: share of what stays.")
+        float | None,
+        typer.Option(help="ties, dare and magnitude_prune: fraction of values to keep."),
     ] = None,
     sign: Annotated[
-        str, typer.Option(help="ties: majority by the total of values, or by frequency.")
+        str, typer.Option(help="ties: sign election by total of values, or by frequency.")
     ] = "total",
-    seed: Annotated[int, typer.Option(help="dare: seeds what is dropped.")] = 0,
+    seed: Annotated[int, typer.Option(help="dare: random seed of the values to drop.")] = 0,
     dtype: Annotated[
-        str | None, typer.Option(help="float32, float16 or bfloat16; as they are if left out.")
+        str | None,
+        typer.Option(
+            help="Data type of the result: float32, float16 or bfloat16; default: as they are."
+        ),
     ] = None,
     into_base: Annotated[
         Path | None,
-        typer.Option(help="Folder of the base model: write that model with the adapters added."),
+        typer.Option(
+            help="Folder of the base model: write that model with the adapters merged "
+            "into its weights."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Make one adapter of several, or a model of a base and its adapters.
+    """Merge adapters into one, or into their base model.
 
-    cat adds the updates exactly, at the sum of their ranks; svd is the nearest of a lower rank.
+    cat sums the updates exactly, at the sum of their ranks; svd is the best approximation of that
+    at a lower rank.
     """
     from loramux_adapters.base import read_base
     from loramux_adapters.weights.combine import Sign

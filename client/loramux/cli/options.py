@@ -11,12 +11,15 @@ import typer
 Server = Annotated[
     str,
     typer.Option(
-        "--server", "-s", envvar="LORAMUX_SERVER", metavar="HOST:PORT", help="The server to call."
+        "--server", "-s", envvar="LORAMUX_SERVER", metavar="HOST:PORT", help="Server to call."
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Reference = Annotated[
-    str, typer.Argument(help="Adapter, [TENANT/]NAME[:TAG][@DIGEST]; the newest without a tag.")
+    str,
+    typer.Argument(
+        help="Adapter as [TENANT/]NAME[:TAG][@DIGEST]; without a tag, its newest version."
+    ),
 ]
 
 TTL = Annotated[
@@ -24,7 +27,7 @@ TTL = Annotated[
     typer.Option(
         "--ttl",
         metavar="TIME",
-        help="How long it stays, such as 90s, 30m, 12h or 7d; else for good.",
+        help="Time to live, such as 90s, 30m, 12h or 7d; default: no expiry.",
     ),
 ]
 

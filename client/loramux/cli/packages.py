@@ -24,64 +24,64 @@ def pack(
     source: Annotated[
         str,
         typer.Argument(
-            help="Folder that PEFT or the adapters library saved, a kohya-style LoRA file, or "
-            "hf://ORG/NAME; notes from a loramux.json, if there is one."
+            help="Folder saved by PEFT or the adapters library, a kohya-style LoRA "
+            "file, or hf://ORG/NAME; notes come from its loramux.json, if any."
         ),
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="File to write; SOURCE.safetensors if left out."),
+        typer.Option("--output", "-o", help="Package to write; default: SOURCE.safetensors."),
     ] = None,
     base: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of the base model; its fingerprint is noted for `verify`. VeRA needs it, "
-            "and kohya-style names can."
+            help="Folder of the base model; its fingerprint is recorded for `verify`. "
+            "Required for VeRA, and for some kohya-style names."
         ),
     ] = None,
     chat_template: Annotated[
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Chat template of the adapter; by default that of the folder's "
-            "chat_template.jinja or tokenizer_config.json; none for none.",
+            help="Chat template of the adapter; default: the folder's "
+            "chat_template.jinja or tokenizer_config.json; `none` for none.",
         ),
     ] = None,
     generation_config: Annotated[
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Where its generation defaults come from; by default the folder's "
-            "generation_config.json; none for nowhere.",
+            help="File with generation defaults; default: the folder's "
+            "generation_config.json; `none` for none.",
         ),
     ] = None,
     default: Annotated[
         list[str] | None,
         typer.Option(
             metavar="FIELD=VALUE",
-            help="A generation default, such as temperature=0.2 or stop=END; repeatable.",
+            help="Generation default, such as temperature=0.2 or stop=END; repeatable.",
         ),
     ] = None,
     labels: Annotated[
         str | None,
         typer.Option(
             metavar="A,B,C",
-            help="Names of the labels of an adapter that classifies, in order; by default id2label "
+            help="Label names of a classification adapter, in order; default: id2label "
             "of the folder's config.json, or LABEL_0, LABEL_1, …",
         ),
     ] = None,
     problem_type: Annotated[
         ProblemType | None,
         typer.Option(
-            help="How its scores come of logits; by default what config.json says, or regression "
-            "for one label and softmax for several."
+            help="How scores are computed from logits; default: as config.json says, or "
+            "regression for one label and softmax for several."
         ),
     ] = None,
     pooling: Annotated[
         Pooling | None,
         typer.Option(
-            help="How it makes one vector of a text; by default what the folder's 1_Pooling says, "
-            "or last."
+            help="Pooling of an embedding adapter; default: as the folder's 1_Pooling "
+            "says, or last."
         ),
     ] = None,
     max_error: Annotated[
@@ -89,16 +89,17 @@ def pack(
         typer.Option(
             min=0.0,
             max=1.0,
-            help="Share of a layer's change that may be lost where LoHa or LoKr have a rank that "
-            "is too high for LoRA.",
+            help="LoHa and LoKr: maximum fraction of a layer's update to lose if its "
+            "rank is too high for LoRA.",
         ),
     ] = 0.01,
     as_json: Json = False,
 ) -> None:
-    """Make one file of an adapter; equal input gives equal bytes.
+    """Pack an adapter into one file, reproducibly.
 
-    AdaLoRA, LoHa, LoKr and VeRA are folded to LoRA that adds the same. Where that takes a rank
-    above 512, the nearest of rank 512 is taken and what it lacks is told.
+    Equal input gives equal bytes. AdaLoRA, LoHa, LoKr and VeRA are converted to LoRA with the same
+    update. Where that takes a rank above 512, the best approximation of rank 512 is used and its
+    error is printed.
     """
     model = read_base(base) if base else None
     notes: dict[str, object] = {"base": fingerprint(model)} if model else {}
@@ -123,16 +124,19 @@ def pack(
 
 
 def unpack(
-    source: Annotated[Path, typer.Argument(help="Package.")],
+    source: Annotated[Path, typer.Argument(help="Package to unpack.")],
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="Folder to make; SOURCE without its ending if left out."
+            "--output", "-o", help="Folder to create; default: SOURCE without its suffix."
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Make the folder that PEFT loads of a package; to pack it gives the package again."""
+    """Unpack a package into a folder that PEFT loads.
+
+    Packing the folder again gives the same package.
+    """
     target = output or Path(source.stem)
     with open_package(source) as (file, package), whole_folder(target) as folder:
         write_folder(file, package, folder)

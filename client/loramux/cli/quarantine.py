@@ -11,7 +11,7 @@ from loramux.cli.tables import show
 from loramux.client import Client
 
 app = typer.Typer(
-    help="See what a server does not run any more, and let it run again.",
+    help="List and clear quarantined requests and adapters.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -19,7 +19,10 @@ app = typer.Typer(
 
 @app.command("ls")
 def ls(server: Server = DEFAULT_SERVER, as_json: Json = False) -> None:
-    """List requests and adapters that are refused: the engine died with them, or they overflow."""
+    """List quarantined requests and adapters.
+
+    They are refused, since the engine failed with them in flight or their weights overflow.
+    """
     with Client(server) as client:
         entries = client.quarantined()
     if as_json:
@@ -39,9 +42,9 @@ def ls(server: Server = DEFAULT_SERVER, as_json: Json = False) -> None:
 
 @app.command("clear")
 def clear(
-    key: Annotated[str, typer.Argument(help="A key that ls shows, or a reference.")],
+    key: Annotated[str, typer.Argument(help="Key shown by `ls`, or a reference to an adapter.")],
     server: Server = DEFAULT_SERVER,
 ) -> None:
-    """Let a request or adapter run again."""
+    """Release a request or adapter from quarantine."""
     with Client(server) as client:
         client.clear_quarantined(key)

@@ -13,32 +13,36 @@ from loramux.types import Adapter
 
 
 def pin(reference: Reference, server: Server = DEFAULT_SERVER, as_json: Json = False) -> None:
-    """Keep a version on the device, also after a restart; end when it is there."""
+    """Pin a version to the device; return when it is loaded.
+
+    It stays there, also after a restart.
+    """
     with Client(server) as client:
         _show(client.adapters.pin(reference), as_json)
 
 
 def unpin(reference: Reference, server: Server = DEFAULT_SERVER, as_json: Json = False) -> None:
-    """Let a version go again when others need its room."""
+    """Unpin a version, so that it may be evicted again."""
     with Client(server) as client:
         _show(client.adapters.unpin(reference), as_json)
 
 
 def prefetch(reference: Reference, server: Server = DEFAULT_SERVER, as_json: Json = False) -> None:
-    """Bring a version to the device; end when it is there."""
+    """Load a version to the device; return when it is loaded."""
     with Client(server) as client:
         _show(client.adapters.prefetch(reference), as_json)
 
 
 def watch(
-    name: Annotated[str, typer.Argument(help="Adapter, [TENANT/]NAME; all if left out.")] = "",
+    name: Annotated[str, typer.Argument(help="Adapter as [TENANT/]NAME; default: all.")] = "",
     existing: Annotated[
-        bool, typer.Option("--existing", help="Begin with what is registered already.")
+        bool,
+        typer.Option("--existing", help="Begin with the adapters that are registered already."),
     ] = False,
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:
-    """Print changes of adapters as they happen, until Ctrl-C."""
+    """Print changes to adapters as they happen, until Ctrl-C."""
     with Client(server) as client, contextlib.suppress(KeyboardInterrupt):
         for change in client.adapters.watch(name, include_existing=existing):
             adapter = change.adapter

@@ -13,53 +13,68 @@ AdapterOption = Annotated[
     typer.Option(
         "--adapter",
         "-a",
-        help="Adapter, NAME or NAME:TAG; the base model if left out. Several, NAME=WEIGHT or "
-        "NAME:0.5, are mixed.",
+        help="Adapter, NAME or NAME:TAG; default: the base model alone. Several, as "
+        "NAME=WEIGHT or NAME:0.5, are mixed.",
     ),
 ]
 Scale = Annotated[
-    float | None, typer.Option(help="Multiplies what the adapter changes; 0 changes nothing.")
+    float | None, typer.Option(help="Scale the adapter's update by this factor; 0 disables it.")
 ]
 CombinationOption = Annotated[
     str | None,
-    typer.Option("--combination", help="How adapters are mixed: cat (default) or linear."),
+    typer.Option("--combination", help="How to mix adapters: cat (default) or linear."),
 ]
 RoutingKey = Annotated[
-    str, typer.Option(help="Equal keys get the same version of an alias that is split.")
+    str,
+    typer.Option(
+        help="Requests with the same key get the same version of an alias that splits traffic."
+    ),
 ]
-MaxTokens = Annotated[int | None, typer.Option(help="Most tokens to make.")]
-Temperature = Annotated[float | None, typer.Option(help="0 takes the likeliest token.")]
-TopP = Annotated[float | None, typer.Option(help="Keep this much probability.")]
-TopK = Annotated[int | None, typer.Option(help="Keep so many tokens.")]
-Beams = Annotated[
-    int | None, typer.Option("--beams", help="Beams of a beam search, from which the best comes.")
+MaxTokens = Annotated[int | None, typer.Option(help="Maximum number of tokens to generate.")]
+Temperature = Annotated[
+    float | None, typer.Option(help="Sampling temperature; 0 is greedy decoding.")
 ]
+TopP = Annotated[
+    float | None,
+    typer.Option(
+        help="Nucleus sampling: sample from the likeliest tokens with this total probability."
+    ),
+]
+TopK = Annotated[int | None, typer.Option(help="Sample from this many likeliest tokens.")]
+Beams = Annotated[int | None, typer.Option("--beams", help="Beam search with this many beams.")]
 LengthPenalty = Annotated[
-    float | None, typer.Option(help="With --beams: above 0 it favours long texts; 1 if left out.")
+    float | None,
+    typer.Option(
+        help="With --beams: exponent of the length in scores; above 0 favours long "
+        "texts. Default: 1."
+    ),
 ]
 EarlyStopping = Annotated[
     bool | None,
-    typer.Option("--early-stopping", help="With --beams: end with so many texts that have ended."),
+    typer.Option(
+        "--early-stopping", help="With --beams: stop as soon as that many candidates are finished."
+    ),
 ]
 DecoderPrompt = Annotated[
     str | None,
-    typer.Option(help="What the text begins with, where the base model writes another."),
+    typer.Option(help="Text that the output begins with, for encoder-decoder models."),
 ]
 ParseSpecial = Annotated[
     bool,
-    typer.Option("--parse-special-tokens", help="Let text such as </s> be a control token."),
+    typer.Option("--parse-special-tokens", help="Parse text such as </s> as special tokens."),
 ]
-Seed = Annotated[int | None, typer.Option(help="Makes sampling reproducible.")]
-Stop = Annotated[list[str] | None, typer.Option(help="Stop string; repeatable.")]
+Seed = Annotated[int | None, typer.Option(help="Random seed, for reproducible sampling.")]
+Stop = Annotated[list[str] | None, typer.Option(help="Stop generating at this string; repeatable.")]
 JsonSchema = Annotated[
     str | None,
-    typer.Option(help="File with a JSON schema that the text meets, or the schema itself."),
+    typer.Option(help="JSON schema that the output must match: a file or the schema itself."),
 ]
 Regex = Annotated[
-    str | None, typer.Option(help="Regular expression that matches the text as a whole.")
+    str | None, typer.Option(help="Regular expression that the whole output must match.")
 ]
 Choice = Annotated[
-    list[str] | None, typer.Option(help="Text that is to come, of several; repeatable.")
+    list[str] | None,
+    typer.Option(help="Restrict the output to this text, or one of several; repeatable."),
 ]
 
 

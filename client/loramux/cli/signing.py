@@ -14,26 +14,33 @@ from loramux_adapters.package import digest_of
 
 def sign(
     source: Annotated[
-        Path | None, typer.Argument(help="Package, or PEFT folder; none with --new-key.")
+        Path | None, typer.Argument(help="Package or PEFT folder to sign; none with --new-key.")
     ] = None,
     key: Annotated[
-        Path | None, typer.Option("--key", "-k", help="Private key, a PEM file.")
+        Path | None, typer.Option("--key", "-k", help="PEM file of the private key.")
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="Package to write; SOURCE, or of a folder SOURCE.safetensors."
+            "--output",
+            "-o",
+            help="Package to write; default: SOURCE, or SOURCE.safetensors for a folder.",
         ),
     ] = None,
     new_key: Annotated[
         Path | None,
-        typer.Option("--new-key", help="Make a private key here, and the public one as .pub."),
+        typer.Option(
+            "--new-key",
+            help="Generate a key pair instead: the private key in this file, the public "
+            "key beside it as .pub.",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Sign a package with Ed25519; the signature lies in its manifest, so its digest changes.
+    """Sign a package with an Ed25519 key.
 
-    `loramux verify --key KEY.pub` checks it.
+    The signature is part of its manifest, so its digest changes. Check it with
+    `loramux verify --key KEY.pub`.
     """
     with needs("cryptography", extra="sign", what="sign"):
         from loramux_adapters import signing

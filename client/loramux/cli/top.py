@@ -37,16 +37,21 @@ class View:
 
 def top(
     interval: Annotated[
-        float, typer.Option("--interval", "-i", min=0.1, help="Seconds between looks.")
+        float, typer.Option("--interval", "-i", min=0.1, help="Refresh interval in seconds.")
     ] = 1.0,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Most adapters to show.")] = 20,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", min=1, help="Maximum number of adapters to show.")
+    ] = 20,
     once: Annotated[
-        bool, typer.Option("--once", help="Look for one interval, print it and end.")
+        bool, typer.Option("--once", help="Print one sample, taken over one interval, and exit.")
     ] = False,
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:
-    """Show adapters, memory, batch and latency of a running server, until Ctrl-C."""
+    """Show live load, latency, memory and adapters of a server.
+
+    Runs until Ctrl-C.
+    """
     if as_json and not once:
         raise typer.BadParameter("--json prints one look: give --once, too")
     console = Console()

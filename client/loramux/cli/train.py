@@ -22,71 +22,85 @@ DEMO_NAME = "loramux-demo"
 def train(
     base: Annotated[
         str,
-        typer.Option(help=f"Folder of the base model and its tokenizer, or {DEMO}: the embedded."),
+        typer.Option(
+            help=f"Folder of the base model and its tokenizer, or {DEMO} for the embedded model."
+        ),
     ],
     data: Annotated[
         Path,
         typer.Option(
-            help='JSON lines: {"prompt": …, "completion": …}, {"text": …, "label": …}, {"text": …, '
-            '"pair": …, "label": …}, with "labels": […] or "score": 0.5 in place of the label for '
-            'several or a number, {"tokens": […], "tags": […]}, or {"question": …, '
-            '"context": …, "answer": …}, where "start" may say at which character the answer is.'
+            help='Training data, JSON lines: {"prompt": …, "completion": …}, {"text": '
+            '…, "label": …}, {"text": …, "pair": …, "label": …}, with "labels": […] or '
+            '"score": 0.5 in place of "label" for multi-label classification or regression, '
+            '{"tokens": […], "tags": […]}, or {"question": …, "context": …, "answer": …}, '
+            'where "start" may give the character at which the answer begins.'
         ),
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Package to write; DATA.safetensors if left out."),
+        typer.Option("--output", "-o", help="Package to write; default: DATA.safetensors."),
     ] = None,
     task: Annotated[
         str | None,
         typer.Option(
-            help="generate, classify, tag or answer: what the lines and the base are for if left "
-            "out. Text and label teach a decoder to write the label, unless this is classify."
+            help="Task: generate, classify, tag or answer; default: as the data and the "
+            "base suggest. Text and label train a decoder to write the label, unless this is "
+            "classify."
         ),
     ] = None,
     method: Annotated[
         str,
         typer.Option(
-            help="lora, rslora, dora, adalora (packed as plain LoRA), ia3, prompt or prefix."
+            help="Method: lora, rslora, dora, adalora (packed as plain LoRA), ia3, "
+            "prompt or prefix."
         ),
     ] = "lora",
     rank: Annotated[
         int,
         typer.Option(
             min=1,
-            help="Rank; with adalora, of the layers on average; with prompt and prefix, how many "
-            "virtual tokens.",
+            help="Rank; with adalora, the average over layers; with prompt and prefix, "
+            "the number of virtual tokens.",
         ),
     ] = 8,
     alpha: Annotated[
-        float | None, typer.Option(help="Scale times rank; twice the rank if left out.")
+        float | None, typer.Option(help="LoRA alpha (scale times rank); default: twice the rank.")
     ] = None,
     targets: Annotated[
-        str, typer.Option(help="Layers, with commas, as q_proj,v_proj; all linear if left out.")
+        str,
+        typer.Option(
+            help="Comma-separated target modules, such as q_proj,v_proj; default: all "
+            "linear layers."
+        ),
     ] = "",
-    epochs: Annotated[int, typer.Option(help="Times that all examples are read.")] = 3,
-    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-3,
-    batch_size: Annotated[int, typer.Option(help="Examples in a step.")] = 16,
-    seed: Annotated[int, typer.Option(help="Seeds weights, order and what is kept.")] = 0,
+    epochs: Annotated[int, typer.Option(help="Number of epochs.")] = 3,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    batch_size: Annotated[int, typer.Option(help="Batch size in examples.")] = 16,
+    seed: Annotated[
+        int,
+        typer.Option(
+            help="Random seed of the weights, the order of examples and the evaluation split."
+        ),
+    ] = 0,
     eval_share: Annotated[
-        float, typer.Option(help="Share of the examples kept for evaluation; 0 for none.")
+        float, typer.Option(help="Fraction of the examples to hold out for evaluation; 0 for none.")
     ] = 0.1,
     threads: Annotated[
-        int | None, typer.Option(help="Threads of the processor; torch's choice if left out.")
+        int | None, typer.Option(help="CPU threads; default: chosen by torch.")
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(metavar="PNG", help="Draw the losses to this file.")
+        Path | None, typer.Option(metavar="PNG", help="Plot the losses to this PNG file.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Train an adapter with PEFT and transformers' Trainer, in float32, and pack it.
+    """Train an adapter with PEFT and pack it.
 
-    To generate, the loss is that of completions and the end token after them. A line of text and
-    label teaches a decoder to write: the prompt is `TEXT ->`, the completion ` LABEL`, and it is
-    called so; a model that writes another text is called with TEXT. To classify texts or pairs, by
-    one label, several or a number, tag words or answer questions, which is all that an encoder is
-    for, a head is trained with the adapter, and the package names its labels. The package notes the
-    SHA-256 of the data, the arguments, the losses and the share of right labels.
+    Uses transformers' Trainer, in float32. For generation, the loss covers the completion and the
+    end token after it. A line of text and label trains a decoder with the prompt `TEXT ->` and the
+    completion ` LABEL`, so prompt it like that; an encoder-decoder gets TEXT alone. To classify
+    texts or pairs (single label, multi-label or regression), tag words or answer questions, the
+    only tasks of an encoder, a head is trained with the adapter, and the package names its labels.
+    The package records the SHA-256 of the data, the arguments, the losses and the accuracy.
     """
     with needs("peft", "accelerate", "transformers", "torch", "numpy", extra="train", what="train"):
         from loramux_adapters.train.methods import Shape

@@ -15,24 +15,30 @@ from loramux_adapters.package import digest_of
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="Package, or PEFT folder.")],
+    source: Annotated[Path, typer.Argument(help="Package or PEFT folder.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Package to write.")],
     dtype: Annotated[
-        str | None, typer.Option(help="float32, float16 or bfloat16; as it is if left out.")
+        str | None,
+        typer.Option(
+            help="Data type of the result: float32, float16 or bfloat16; default: unchanged."
+        ),
     ] = None,
     rank: Annotated[
-        int | None, typer.Option(help="Largest rank; the largest singular values stay.")
+        int | None, typer.Option(help="Maximum rank; the largest singular values are kept.")
     ] = None,
     energy: Annotated[
         float | None,
-        typer.Option(help="Instead: the least rank of each layer that keeps this share, as 0.99."),
+        typer.Option(
+            help="In place of --rank: for each layer, the lowest rank that keeps this "
+            "fraction of the energy, such as 0.99."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Change the dtype of an adapter or lower its ranks, and say what is lost in each layer.
+    """Change the dtype of an adapter or reduce its ranks.
 
-    `energy` is the share of the squared singular values that is kept, `error` the norm of what
-    changed over the norm of the update, as written.
+    Prints the loss of each layer: `energy` is the fraction of the squared singular values that is
+    kept, `error` the norm of the change relative to that of the update, as written.
     """
     from loramux_adapters.weights.convert import convert as converted
 
@@ -59,13 +65,14 @@ def convert(
 
 
 def diff(
-    first: Annotated[Path, typer.Argument(help="Package, or PEFT folder.")],
-    second: Annotated[Path, typer.Argument(help="Another.")],
+    first: Annotated[Path, typer.Argument(help="Package or PEFT folder.")],
+    second: Annotated[Path, typer.Argument(help="Package or PEFT folder to compare with.")],
     as_json: Json = False,
 ) -> None:
-    """Show which layers of two adapters differ, how far, and the cosine between their updates.
+    """Compare two adapters layer by layer.
 
-    `distance` is the norm of the difference of the updates, whatever their ranks.
+    `cosine` is that between their updates, `distance` the norm of their difference,
+    whatever the ranks.
     """
     from loramux_adapters.weights.diff import diff as compared
 

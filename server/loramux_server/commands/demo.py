@@ -37,10 +37,10 @@ class Example:
 
 def demo(
     keep: Annotated[
-        bool, typer.Option("--keep", help="Go on serving afterwards, until Ctrl-C.")
+        bool, typer.Option("--keep", help="Keep serving afterwards, until Ctrl-C.")
     ] = False,
 ) -> None:
-    """Start a server with the embedded model, send it one mixed batch and show what it did."""
+    """Run a server with the embedded model and show a mixed batch."""
     console = Console()
     examples = held_out_examples(EXAMPLES_EACH)
     with tempfile.TemporaryDirectory(prefix="loramux-demo-") as folder:
@@ -155,7 +155,7 @@ def _metrics_table(target: str) -> Table:
 
 def _wait(console: Console, addresses: dict[str, str]) -> None:
     target = addresses["grpc"]
-    console.print("Still serving; Ctrl-C ends it. From another terminal:\n")
+    console.print("Still serving; stop it with Ctrl-C. From another terminal:\n")
     for line in (
         f"loramux generate 'abandon ->' --adapter reverse --server {target}",
         f"loramux ls --server {target}",

@@ -34,7 +34,7 @@ def show_size(size: int) -> str:
 
 
 class HeadedCommand(TyperCommand):
-    """A command whose help has its options under the headings that they were given."""
+    """A command whose help groups its options under headings, the `rich_help_panel` of each."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401
         """Write all options."""

@@ -1,22 +1,22 @@
-"""Under which headings `loramux serve --help` has its options."""
+"""The headings under which `loramux serve --help` groups its options."""
 
 HEADINGS = {
     "Base model": (
         "model", "revision", "dtype", "device", "kernels", "enforce_eager", "quantization",
         "deterministic", "tensor_parallel", "threads", "max_context", "max_images",
     ),
-    "Batches": (
+    "Batching": (
         "max_running", "max_batch_tokens", "max_stall", "max_bypassed", "speculative_tokens",
     ),
     "Memory": (
         "kv_memory", "block_size", "prefix_cache", "adapter_memory", "host_adapter_memory",
         "adapter_dtype", "eviction", "max_tenant_share",
     ),
-    "Where adapters come from": (
+    "Adapter sources": (
         "adapters", "adapters_interval", "adapter_templates", "hub_allow", "object_allow",
         "oci_allow", "replica_of", "replica_key", "replica_ca",
     ),
-    "Uploads and what is stored": (
+    "Uploads and storage": (
         "store", "catalog", "max_upload", "upload_idle_timeout", "min_upload_rate", "upload_expiry",
         "max_tenant_bytes", "max_tenant_adapters",
     ),
@@ -24,11 +24,11 @@ HEADINGS = {
         "listen", "metrics", "tls_cert", "tls_key", "tls_client_ca", "tls_client_domain",
         "insecure", "access", "ready_file", "keepalive", "max_connection_age",
     ),
-    "Limits of requests": (
+    "Request limits": (
         "max_waiting", "max_waiting_tokens", "max_waiting_bytes", "max_image_bytes",
         "max_image_pixels", "max_lag", "default_timeout", "reader_timeout", "stream_interval",
     ),
-    "Health and end": ("watchdog", "quarantine_deaths", "probe_interval", "drain_timeout"),
-    "Log and traces": ("log_format", "audit_log", "tracing_endpoint"),
+    "Health and shutdown": ("watchdog", "quarantine_deaths", "probe_interval", "drain_timeout"),
+    "Logging and tracing": ("log_format", "audit_log", "tracing_endpoint"),
 }  # fmt: skip
 """Heading -> fields of `ServerConfig`, all of them, in the order of the help."""

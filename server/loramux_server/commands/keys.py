@@ -36,26 +36,31 @@ if TYPE_CHECKING:
     from loramux_server.store.key_records import KeyRecord
 
 app = typer.Typer(
-    help="Make, list, rotate and revoke the keys of a server.",
+    help="Create, list, rotate and revoke the API keys of a server.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 
-KeyId = Annotated[str, typer.Argument(metavar="ID", help="The part of a key after lmx_.")]
+KeyId = Annotated[
+    str,
+    typer.Argument(metavar="ID", help="Id of the key, as in lmx_ID_SECRET."),
+]
 Tenant = Annotated[
-    str, typer.Option(help="Whose key it is: names without a tenant are of this one.")
+    str, typer.Option(help="Tenant of the key; names without a tenant refer to this one.")
 ]
 RoleOption = Annotated[
     Role,
     typer.Option(
         "--role",
-        help="viewer sees what there is; user generates, too; publisher uploads, deletes and "
-        "moves aliases, too; admin may do all of this for every tenant, and pin.",
+        help="Permissions: viewer lists and describes; user also generates; "
+        "publisher also uploads, deletes and moves aliases; admin may do all of this for "
+        "every tenant, and pin.",
     ),
 ]
-Label = Annotated[str, typer.Option(help="What the key is for.")]
+Label = Annotated[str, typer.Option(help="Note on what the key is for.")]
 Expires = Annotated[
-    str | None, typer.Option(metavar="TIME", help="It is good for so long, such as 90d.")
+    str | None,
+    typer.Option(metavar="TIME", help="Lifetime of the key, such as 90d; default: no expiry."),
 ]
 
 AccessFile = Annotated[
@@ -78,7 +83,7 @@ def create(
     url: CatalogUrl = None,
     audit_log: AuditLog = None,
 ) -> None:
-    """Make a key and print it; it cannot be shown again."""
+    """Create a key and print it; it is not shown again."""
     from loramux_server.access.access_file import append_key
     from loramux_server.access.key_making import new_record
 
@@ -107,7 +112,7 @@ def add(
     file: Annotated[
         Path,
         typer.Argument(
-            help="Has the key as `create` printed it; - is standard input.",
+            help="File with a key as printed by `create`; - is standard input.",
         ),
     ],
     tenant: Tenant = DEFAULT_TENANT,
@@ -118,7 +123,7 @@ def add(
     url: CatalogUrl = None,
     audit_log: AuditLog = None,
 ) -> None:
-    """Take in a key that was made for another server, so that it is good for several."""
+    """Add a key created for another server, to share it."""
     is_input = str(file) == "-"
     try:
         text = sys.stdin.buffer.read() if is_input else file.read_bytes()
@@ -142,13 +147,13 @@ def add(
 def rotate(
     key_id: KeyId,
     grace: Annotated[
-        str, typer.Option(metavar="TIME", help="The old key stays good for so long.")
+        str, typer.Option(metavar="TIME", help="Grace period during which the old key stays valid.")
     ] = "24h",
     store: Store = None,
     url: CatalogUrl = None,
     audit_log: AuditLog = None,
 ) -> None:
-    """Make a key that takes the place of another, and print it."""
+    """Replace a key by a new one and print that."""
     act = written_down(audit_log, "key.rotate", key=key_id, grace=grace)
     with _making(store, url) as making, act as told:
         key = making.rotate(key_id, grace=parse_duration(grace))
@@ -160,14 +165,17 @@ def rotate(
 def revoke(
     key_id: KeyId, store: Store = None, url: CatalogUrl = None, audit_log: AuditLog = None
 ) -> None:
-    """Let a key open nothing any more; a running server ends its calls within a second."""
+    """Revoke a key.
+
+    A running server ends its calls within a second.
+    """
     with _making(store, url) as making, written_down(audit_log, "key.revoke", key=key_id):
         making.revoke(key_id)
 
 
 @app.command("ls")
 def ls(store: Store = None, url: CatalogUrl = None, as_json: Json = False) -> None:
-    """List all keys that were ever made, never the keys themselves."""
+    """List all keys ever created, without their secrets."""
     with open_catalog(found_store(store), url) as catalog:
         records = catalog.keys.all()
     if as_json:

@@ -19,7 +19,7 @@ Store = Annotated[
     typer.Option(
         envvar="LORAMUX_STORE",
         metavar="DIR",
-        help="The server's --store; left out, the one in the user's data directory.",
+        help="The server's --store; default: the one in the user's data directory.",
     ),
 ]
 
@@ -39,7 +39,7 @@ AuditLog = Annotated[
         "--audit-log",
         envvar="LORAMUX_AUDIT_LOG",
         metavar="FILE",
-        help="The server's --audit-log, which tells of this, too.",
+        help="The server's --audit-log, to record this operation in, too.",
     ),
 ]
 

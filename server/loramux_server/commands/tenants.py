@@ -30,12 +30,12 @@ from loramux_server.store.policy import Policy
 from loramux_server.store.reference import DEFAULT_TENANT
 
 app = typer.Typer(
-    help="Set and show what tenants may use of a server, and disable them.",
+    help="Set limits of tenants, list them, disable and enable tenants.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 
-Tenant = Annotated[str, typer.Argument(help="The tenant.")]
+Tenant = Annotated[str, typer.Argument(help="Name of the tenant.")]
 _ANY = "any"
 
 
@@ -43,24 +43,29 @@ _ANY = "any"
 def set_policy(
     tenant: Tenant,
     requests_per_second: Annotated[
-        str | None, typer.Option(metavar="NUMBER|any", help="Requests that may begin in a second.")
+        str | None, typer.Option(metavar="NUMBER|any", help="Rate limit: requests per second.")
     ] = None,
     tokens_per_minute: Annotated[
         str | None,
-        typer.Option(metavar="NUMBER|any", help="Tokens of prompts and completions in a minute."),
+        typer.Option(
+            metavar="NUMBER|any", help="Rate limit: prompt and completion tokens per minute."
+        ),
     ] = None,
     concurrent: Annotated[
-        str | None, typer.Option(metavar="NUMBER|any", help="Requests under way at once.")
+        str | None,
+        typer.Option(metavar="NUMBER|any", help="Maximum number of concurrent requests."),
     ] = None,
     weight: Annotated[
         int | None,
-        typer.Option(min=1, max=10_000, help="Its part of a busy server, beside those of others."),
+        typer.Option(
+            min=1, max=10_000, help="Fair-share weight on a busy server, relative to other tenants."
+        ),
     ] = None,
     store: Store = None,
     url: CatalogUrl = None,
     audit_log: AuditLog = None,
 ) -> None:
-    """Set limits of a tenant; those that are not given stay as they are."""
+    """Set limits of a tenant; options not given stay unchanged."""
     check_name(tenant, "tenant name")
     given: dict[str, object] = {}
     if requests_per_second is not None:
@@ -84,7 +89,7 @@ def clear(
     url: CatalogUrl = None,
     audit_log: AuditLog = None,
 ) -> None:
-    """Let a tenant use what it wants."""
+    """Remove all limits of a tenant."""
     act = written_down(audit_log, "tenant.clear", tenant=tenant)
     with open_catalog(found_store(store), url) as catalog, act:
         if not catalog.policies.remove(tenant):
@@ -99,9 +104,10 @@ def disable(
     url: CatalogUrl = None,
     audit_log: AuditLog = None,
 ) -> None:
-    """Refuse all calls of a tenant; a running server ends those under way within a second.
+    """Disable a tenant: refuse all its calls.
 
-    Its keys, limits and adapters stay as they are.
+    A running server ends calls in progress within a second. Its keys, limits and adapters
+    stay as they are.
     """
     check_name(tenant, "tenant name")
     if tenant == DEFAULT_TENANT:
@@ -128,7 +134,7 @@ def enable(
     url: CatalogUrl = None,
     audit_log: AuditLog = None,
 ) -> None:
-    """Let a tenant that was disabled call again, with the keys that it has."""
+    """Enable a disabled tenant again; its keys are unchanged."""
     act = written_down(audit_log, "tenant.enable", tenant=tenant)
     with open_catalog(found_store(store), url) as catalog, act:
         if not catalog.disabled_tenants.remove(tenant):

@@ -12,63 +12,65 @@ _AUTO = {"zero": "auto"}
 class EngineConfig(Struct, frozen=True, kw_only=True):
     """What the engine needs to know before it starts. Sizes are in bytes, times in seconds."""
 
-    model: Annotated[str, Meta(description="Folder or hub id of the base model.")]
+    model: Annotated[
+        str, Meta(description="Base model to serve: a local folder or a Hugging Face Hub id.")
+    ]
     revision: Annotated[
         str | None,
         Meta(
-            description="Branch, tag or commit of a hub id; by default what its branch main is "
-            "when the model is loaded.",
+            description="Branch, tag or commit of a Hub model; default: the head of main when "
+            "the model is loaded.",
         ),
     ] = None
     dtype: Annotated[
         str,
         Meta(
             pattern="^(auto|float32|bfloat16|float16)$",
-            description="Number format of the base: auto, float32, bfloat16 or float16. "
-            "auto means float32 on a CPU and the saved format on a GPU.",
+            description="Data type of the base model: auto, float32, bfloat16 or float16. auto "
+            "means float32 on a CPU and the checkpoint's dtype on a GPU.",
         ),
     ] = "auto"
-    device: Annotated[str, Meta(description="Where the model runs: auto, cpu, cuda or cuda:N.")] = (
-        "auto"
-    )
+    device: Annotated[
+        str, Meta(description="Device to run the model on: auto, cpu, cuda or cuda:N.")
+    ] = "auto"
     kernels: Annotated[
         str,
         Meta(
             pattern="^(auto|torch|cpu|triton)$",
-            description="Kernels: torch (plain definitions), cpu (compiled), triton (for a GPU), "
-            "or auto.",
+            description="Kernels to use: torch (reference), cpu (compiled), triton (GPU), or auto.",
         ),
     ] = "auto"
     quantization: Annotated[
         str,
         Meta(
             pattern="^(none|bfloat16|int8|fp8)$",
-            description="Rounds the weights of the base, never those of adapters: none; bfloat16 "
-            "or int8 by the kernels of a CPU; int8 or fp8 on a GPU or with --kernels torch, by "
-            "torchao (pip install 'loramux[quantized]').",
+            description="Quantize the weights of the base model, never those of adapters: "
+            "none; bfloat16 or int8 with the CPU kernels; int8 or fp8 on a GPU or with "
+            "--kernels torch, by torchao (pip install 'loramux[quantized]').",
         ),
     ] = "none"
     deterministic: Annotated[
         bool,
         Meta(
-            description="Tokens and log-probabilities that are the same to the last bit whatever "
-            "else is in the batch; on a CPU, in one process. Refused where it cannot be had.",
+            description="Make tokens and log-probabilities batch-invariant: bit-identical "
+            "whatever else is in the batch. For a CPU and one process; refused where it "
+            "cannot be guaranteed.",
         ),
     ] = False
     tensor_parallel: Annotated[
         int,
         Meta(
             ge=1,
-            description="Processes that hold the base together, each a part of every layer: "
-            "one for each GPU, or all on the CPU.",
+            description="Tensor parallelism: number of processes to shard every layer over, "
+            "one per GPU, or all on the CPU.",
         ),
     ] = 1
     threads: Annotated[
         int,
         Meta(
             ge=0,
-            description="CPU threads of the engine, all of its processes together; auto means one "
-            "for each core that it may use by its affinity and the limits of its container.",
+            description="CPU threads of the engine, for all its processes together; auto means "
+            "one for each core that its CPU affinity and container limits allow.",
             extra_json_schema=_AUTO,
         ),
     ] = 0
@@ -76,15 +78,16 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
         int,
         Meta(
             ge=0,
-            description="Most tokens of prompt and completion; 0 means the model's own, and more "
-            "than that there are not.",
+            description="Maximum context length in tokens, prompt and completion together; 0 "
+            "means the model's own, which is also the upper limit.",
         ),
     ] = 0
     max_running: Annotated[
         int,
         Meta(
             ge=0,
-            description="Most requests in one batch; auto means 64 on a CPU and 256 on a GPU.",
+            description="Maximum number of requests in a batch; auto means 64 on a CPU and 256 "
+            "on a GPU.",
             extra_json_schema=_AUTO,
         ),
     ] = 0
@@ -92,8 +95,9 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
         int,
         Meta(
             ge=0,
-            description="Most tokens in one batch; longer prompts run in chunks, what an encoder "
-            "reads is one chunk, however long. auto means 512 on a CPU and 2048 on a GPU.",
+            description="Token budget of a batch. Longer prompts are prefilled in chunks; the "
+            "input of an encoder is never split, however long. auto means 512 on a CPU and "
+            "2048 on a GPU.",
             extra_json_schema=_AUTO,
         ),
     ] = 0
@@ -101,46 +105,49 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
         float,
         Meta(
             ge=0,
-            description="Longest wait in seconds for a stream's next token because of others' "
-            "prompts: their chunks shrink for it, but not below 64 tokens. 0 means no limit.",
+            description="Limit in seconds for how long the prefill of other requests may delay "
+            "a stream's next token: their chunks shrink to meet it, but not below 64 tokens. "
+            "0 means no limit.",
         ),
     ] = 0.5
     speculative_tokens: Annotated[
         int,
         Meta(
             ge=-1,
-            description="Most tokens of a request that are drafted, from what it or its adapter "
-            "wrote before, and checked in one step. They never change what is chosen, and a full "
-            "batch has fewer. 0 drafts nothing; -1 means 16 on a CPU and 0 on a GPU.",
+            description="Speculative decoding: maximum number of draft tokens per request and "
+            "step, taken from the request's own text and its adapter's earlier outputs. "
+            "Drafts never change which tokens are chosen, and a full batch gets fewer. 0 "
+            "turns it off; -1 means 16 on a CPU and 0 on a GPU.",
         ),
     ] = -1
-    max_waiting: Annotated[int, Meta(ge=1, description="Most requests in the queue.")] = 1024
-    block_size: Annotated[int, Meta(ge=1, description="Tokens in one KV block.")] = 16
+    max_waiting: Annotated[int, Meta(ge=1, description="Queue limit in number of requests.")] = 1024
+    block_size: Annotated[int, Meta(ge=1, description="Tokens per block of the KV cache.")] = 16
     kv_memory: Annotated[
         int,
         Meta(
             ge=0,
-            description="Memory for KV blocks, of each process; auto means enough for "
-            "--max-running contexts, up to a quarter of what is free in this container or machine, "
-            "or to what steps and adapters leave of a GPU. What recurrent layers know of requests "
-            "lies there, too, in half of it at most.",
+            description="Memory for the KV cache, in each process; auto means enough for "
+            "--max-running full contexts, up to a quarter of the free memory of the "
+            "container or machine, or, on a GPU, up to what steps and adapters leave. "
+            "Recurrent layers keep their states there, too, in half of it at most.",
             extra_json_schema={"format": "bytes", **_AUTO},
         ),
     ] = 0
     prefix_cache: Annotated[
         bool,
         Meta(
-            description="Share KV blocks of equal beginnings under the same adapter, or what is "
-            "known of a text that an encoder has read."
+            description="Prefix caching: share KV blocks between prompts with the same prefix "
+            "and adapter; for encoders, reuse the outputs for a text that was encoded "
+            "before."
         ),
     ] = True
     adapter_memory: Annotated[
         int,
         Meta(
             ge=0,
-            description="Memory for adapters beside the base model, on its device, of each "
-            "process; auto means 1G on a CPU, or an eighth of what is free where that is less, and "
-            "on a GPU a quarter of what the base and steps leave.",
+            description="Memory for adapters on the device of the base model, in each process; "
+            "auto means 1G on a CPU, or an eighth of the free memory if that is less, and on "
+            "a GPU a quarter of what the base and steps leave.",
             extra_json_schema={"format": "bytes", **_AUTO},
         ),
     ] = 0
@@ -148,9 +155,9 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
         int,
         Meta(
             ge=0,
-            description="Memory for adapters packed on the host; auto means 4G beside a CPU and "
-            "64G beside a GPU, or a quarter of what is free in this container or machine where "
-            "that is less.",
+            description="Memory for the cache of packed adapters on the host; auto means 4G "
+            "with a CPU and 64G with a GPU, or a quarter of the free memory of the container "
+            "or machine if that is less.",
             extra_json_schema={"format": "bytes", **_AUTO},
         ),
     ] = 0
@@ -158,16 +165,16 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
         str,
         Meta(
             pattern="^(auto|bfloat16|float16)$",
-            description="How adapters rest in memory: auto (as they were saved), or rounded to "
-            "bfloat16 or float16, which halves what those of float32 take and cost.",
+            description="Data type of adapters in memory: auto (as saved), or bfloat16 or "
+            "float16 (rounded), which halves the memory and cost of float32 adapters.",
         ),
     ] = "auto"
     eviction: Annotated[
         str,
         Meta(
             pattern="^(lru|cost)$",
-            description="Which adapters leave memory first: lru (those not used for longest) or "
-            "cost (those that cost least to bring back: load time x popularity, by size).",
+            description="Eviction policy of the adapter caches: lru (least recently used "
+            "first) or cost (cheapest to reload first: load time x popularity, by size).",
         ),
     ] = "lru"
     max_tenant_share: Annotated[
@@ -175,32 +182,29 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
         Meta(
             gt=0,
             le=1,
-            description="Part of --adapter-memory beyond which a tenant's adapters give way to "
-            "others first, and its loads take the place of its own; 1 means no limit.",
+            description="Share of --adapter-memory above which a tenant's adapters are evicted "
+            "before those of others, and its loads evict its own adapters. 1 means no limit.",
         ),
     ] = 1.0
     max_bypassed: Annotated[
         int,
         Meta(
             ge=0,
-            description="How many later requests may start before one whose adapter is not "
-            "loaded yet; then the batch drains until it fits.",
+            description="Number of later requests that may start before one whose adapter is "
+            "not loaded yet; after that the batch drains until the adapter fits.",
         ),
     ] = 256
 
     enforce_eager: Annotated[
         bool,
-        Meta(
-            description="Run every step on a GPU operation by operation, and record no CUDA "
-            "graphs: slower, and for finding out what is wrong."
-        ),
+        Meta(description="Run GPU steps eagerly, without CUDA graphs: slower, for debugging."),
     ] = False
     max_images: Annotated[
         int,
         Meta(
             ge=0,
-            description="Most images of a request, for a base that sees; 0 takes none, and what "
-            "sees is not kept in memory.",
+            description="Maximum number of images in a request, for vision-language models; 0 "
+            "accepts none, and the vision encoder is not kept in memory.",
         ),
     ] = 8
 
