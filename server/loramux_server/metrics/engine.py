@@ -18,73 +18,83 @@ class EngineMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         tier = ("tier",)
         self.running = Gauge(
-            "loramux_requests_running", "Requests in the batch.", registry=registry
+            "loramux_requests_running", "Requests in the running batch.", registry=registry
         )
         self.waiting = Gauge(
-            "loramux_requests_waiting", "Requests in the queue.", registry=registry
+            "loramux_requests_waiting", "Requests waiting in the queue.", registry=registry
         )
         self.paused = Gauge(
-            "loramux_requests_paused", "Requests whose readers are behind.", registry=registry
+            "loramux_requests_paused",
+            "Streams paused because their client reads too slowly.",
+            registry=registry,
         )
         self.batch_size = Histogram(
-            "loramux_batch_requests", "Requests in one step.", buckets=_SIZES, registry=registry
+            "loramux_batch_requests", "Requests per engine step.", buckets=_SIZES, registry=registry
         )
         self.batch_adapters = Histogram(
-            "loramux_batch_adapters", "Distinct adapters in one step.",
+            "loramux_batch_adapters", "Distinct adapters per engine step.",
             buckets=(0, *_SIZES), registry=registry,
         )  # fmt: skip
         self.batch_tokens = Histogram(
-            "loramux_batch_tokens", "Tokens in one step.", buckets=_TOKENS, registry=registry
+            "loramux_batch_tokens", "Tokens per engine step.", buckets=_TOKENS, registry=registry
         )
         self.step = Histogram(
-            "loramux_step_seconds", "Time of one step.", buckets=STEP, registry=registry
+            "loramux_step_seconds", "Duration of an engine step.", buckets=STEP, registry=registry
         )
         self.blocks_used = Gauge(
-            "loramux_kv_blocks_used", "KV blocks that requests hold.", registry=registry
+            "loramux_kv_blocks_used", "KV cache blocks held by requests.", registry=registry
         )
-        self.blocks_total = Gauge("loramux_kv_blocks", "KV blocks.", registry=registry)
+        self.blocks_total = Gauge(
+            "loramux_kv_blocks", "KV cache blocks in total.", registry=registry
+        )
         self.blocks_ratio = Gauge(
-            "loramux_kv_cache_usage_ratio", "Part of the KV blocks that requests hold, 0 to 1.",
+            "loramux_kv_cache_usage_ratio",
+            "Fraction of the KV cache blocks held by requests, 0 to 1.",
             registry=registry,
         )  # fmt: skip
         self.states_used = Gauge(
             "loramux_recurrent_states_used",
-            "States of recurrent layers that requests hold.",
+            "States of recurrent layers held by requests.",
             registry=registry,
         )
         self.states_total = Gauge(
-            "loramux_recurrent_states", "States of recurrent layers.", registry=registry
+            "loramux_recurrent_states", "States of recurrent layers in total.", registry=registry
         )
         self.prefix_tokens = Counter(
-            "loramux_prefix_cache_tokens", "Tokens looked up in the prefix cache.",
+            "loramux_prefix_cache_tokens", "Prompt tokens looked up in the prefix cache.",
             registry=registry,
         )  # fmt: skip
         self.prefix_hits = Counter(
-            "loramux_prefix_cache_hit_tokens", "Those of them that were there.",
+            "loramux_prefix_cache_hit_tokens", "Prompt tokens found in the prefix cache.",
             registry=registry,
         )  # fmt: skip
         self.draft_tokens = Counter(
-            "loramux_draft_tokens", "Tokens that were drafted and checked.", registry=registry
+            "loramux_draft_tokens",
+            "Draft tokens verified (speculative decoding).",
+            registry=registry,
         )
         self.draft_accepted = Counter(
-            "loramux_draft_accepted_tokens", "Those of them that held.", registry=registry
+            "loramux_draft_accepted_tokens",
+            "Draft tokens accepted (speculative decoding).",
+            registry=registry,
         )
         self.preemptions = Counter(
-            "loramux_preemptions", "Requests that had to start over for want of KV blocks.",
+            "loramux_preemptions", "Requests preempted and restarted for lack of KV cache blocks.",
             registry=registry,
         )  # fmt: skip
         self.resident = Gauge(
-            "loramux_adapters_resident", "Adapters that a tier holds.", tier, registry=registry
+            "loramux_adapters_resident", "Adapters held by a tier.", tier, registry=registry
         )
         self.resident_bytes = Gauge(
             "loramux_adapter_bytes",
-            "Bytes of adapters that a tier holds, on the device in each process.",
+            "Bytes of adapters held by a tier; on the device, in each process.",
             tier,
             registry=registry,
         )
         self.memory_bytes = Gauge(
             "loramux_adapter_memory_bytes",
-            "Bytes that a tier has for adapters, on the device in each process.",
+            "Capacity of a tier for adapters in bytes; on the device, in each "
+            "process.",
             tier, registry=registry,
         )  # fmt: skip
         self.hits = Counter(
@@ -96,19 +106,19 @@ class EngineMetrics:
             tier, registry=registry,
         )  # fmt: skip
         self.evictions = Counter(
-            "loramux_adapter_evictions", "Adapters that a tier let go.", tier, registry=registry
+            "loramux_adapter_evictions", "Adapters evicted from a tier.", tier, registry=registry
         )
         self.reloads = Counter(
             "loramux_adapter_reloads",
-            "Loads of adapters that the tier had let go within the last minute.",
+            "Loads of adapters that the tier had evicted within the last minute.",
             tier, registry=registry,
         )  # fmt: skip
         self.load = Histogram(
-            "loramux_adapter_load_seconds", "Time to bring an adapter to a tier.",
+            "loramux_adapter_load_seconds", "Time to load an adapter into a tier.",
             tier, buckets=LATENCY, registry=registry,
         )  # fmt: skip
         self.compile = Histogram(
-            "loramux_form_compile_seconds", "Time to compile the form of a structured output.",
+            "loramux_form_compile_seconds", "Time to compile the grammar of a structured output.",
             buckets=STEP, registry=registry,
         )  # fmt: skip
         self._device = TierSeries(self, "device")

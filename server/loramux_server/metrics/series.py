@@ -27,7 +27,10 @@ class Metrics:
         registry = self.registry
         adapter = ("adapter",)
         self.requests = Counter(
-            "loramux_requests", "Requests that ended.", ("adapter", "outcome"), registry=registry
+            "loramux_requests",
+            "Requests finished, by outcome.",
+            ("adapter", "outcome"),
+            registry=registry,
         )
         self.prompt_tokens = Counter(
             "loramux_prompt_tokens", "Prompt tokens.", adapter, registry=registry
@@ -35,66 +38,71 @@ class Metrics:
         self.tokens = TokenMetrics(STEP)
         registry.register(self.tokens)
         self.queue = Histogram(
-            "loramux_queue_seconds", "Time from arrival to the first run.",
+            "loramux_queue_seconds", "Time from arrival of a request to its first step.",
             buckets=LATENCY, registry=registry,
         )  # fmt: skip
         self.first_token = Histogram(
-            "loramux_time_to_first_token_seconds", "Time from arrival to the first token.",
+            "loramux_time_to_first_token_seconds",
+            "Time from arrival of a request to its first token.",
             adapter, buckets=LATENCY, registry=registry,
         )  # fmt: skip
         self.duration = Histogram(
-            "loramux_request_seconds", "Time from arrival to the end.",
+            "loramux_request_seconds", "Time from arrival of a request to its end.",
             adapter, buckets=LATENCY, registry=registry,
         )  # fmt: skip
         self.structured = Counter(
-            "loramux_structured_requests", "Requests whose text had to have a form, by its kind.",
+            "loramux_structured_requests",
+            "Requests with structured output, by kind of constraint.",
             ("kind",), registry=registry,
         )  # fmt: skip
         self.uploads = Counter(
-            "loramux_uploads", "Uploads that ended.", ("outcome",), registry=registry
+            "loramux_uploads", "Uploads finished, by outcome.", ("outcome",), registry=registry
         )
         self.registered = Gauge(
-            "loramux_adapters_registered", "Adapters that requests can name.", registry=registry
+            "loramux_adapters_registered", "Adapters registered.", registry=registry
         )
         self.leases = Gauge(
-            "loramux_adapter_leases", "Requests and uploads that keep bytes of adapters.",
+            "loramux_adapter_leases", "Leases that requests and uploads hold on stored adapters.",
             registry=registry,
         )  # fmt: skip
         self.quarantined = Gauge(
-            "loramux_quarantined", "Requests and adapters that are refused until somebody clears "
+            "loramux_quarantined",
+            "Requests and adapters in quarantine: refused until an operator clears "
             "them.", registry=registry,
         )  # fmt: skip
         self.primary_up = Gauge(
-            "loramux_primary_up", "1 while a replica has what its primary has.", ("target",),
+            "loramux_primary_up",
+            "1 while a replica is in sync with its primary, else 0.", ("target",),
             registry=registry,
         )  # fmt: skip
         self.tasks = Gauge(
-            "loramux_loop_tasks", "Tasks of the frontend's event loop.", registry=registry
+            "loramux_loop_tasks", "asyncio tasks on the frontend's event loop.", registry=registry
         )
         self.memory = Gauge(
             "loramux_resident_memory_bytes",
-            "Memory that processes hold: the frontend, and the engine, its followers not counted.",
+            "Resident memory of the frontend and engine processes, without "
+            "tensor-parallel followers.",
             ("process",), registry=registry,
         )  # fmt: skip
         self.spans = Counter(
             "loramux_spans",
-            "Spans of traces, by what became of them: exported, failed or dropped, because too "
-            "many waited.",
+            "Trace spans by outcome: exported, failed, or dropped because the "
+            "queue was full.",
             ("outcome",), registry=registry,
         )  # fmt: skip
         self.room = RoomMetrics(registry)
         self.lost_readers = Counter(
-            "loramux_streams_unread", "Streams that ended because they were not read.",
+            "loramux_streams_unread", "Streams ended because their client did not read them.",
             registry=registry,
         )  # fmt: skip
         self.engine_up = Gauge(
-            "loramux_engine_up", "1 while the engine answers.", registry=registry
+            "loramux_engine_up", "1 while the engine is up, else 0.", registry=registry
         )
         self.engine_starts = Counter(
-            "loramux_engine_starts", "Times that the engine was started.", registry=registry
+            "loramux_engine_starts", "Engine starts, the first included.", registry=registry
         )
         self._info = Gauge(
-            "loramux_info", "The server and its base model.",
+            "loramux_info", "Version of the server and its base model; always 1.",
             ("version", "base_model", "architecture", "dtype", "device"), registry=registry,
         )  # fmt: skip
         self.labels = AdapterLabels(MAX_ADAPTER_LABELS, self._end_series)
@@ -167,9 +175,10 @@ class RoomMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.shed = Counter(
             "loramux_requests_shed",
-            "Requests refused because of overload, by what there was too much of: requests, "
-            "tokens, bytes, memory, time, lag, or a share of the queue; late: those that waited "
-            "until they could not be finished any more.",
+            "Requests refused because of overload, by cause: requests, tokens or "
+            "bytes (queue limits); memory or time (the deadline could not be met); share (a "
+            "tenant's share of the queue); lag (event loop lag); late (the deadline became "
+            "unreachable while waiting).",
             ("cause",), registry=registry,
         )  # fmt: skip
         self.tokens = Gauge(
@@ -180,5 +189,7 @@ class RoomMetrics:
             "loramux_waiting_bytes", "Bytes of requests that have not started.", registry=registry
         )
         self.lag = Gauge(
-            "loramux_loop_lag_seconds", "How late the frontend is at present.", registry=registry
+            "loramux_loop_lag_seconds",
+            "Current lag of the frontend's event loop.",
+            registry=registry,
         )

@@ -68,7 +68,7 @@ class TokenMetrics(Collector):
         return (
             CounterMetricFamily("loramux_generated_tokens", "Tokens generated.", labels=labels),
             HistogramMetricFamily(
-                "loramux_inter_token_seconds", "Time between tokens of a completion.",
+                "loramux_inter_token_seconds", "Time between consecutive tokens of a completion.",
                 labels=labels,
             ),
         )  # fmt: skip

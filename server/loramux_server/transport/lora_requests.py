@@ -56,8 +56,8 @@ class LoraRequests(Collector):
     def _metric(self) -> GaugeMetricFamily:
         return GaugeMetricFamily(
             "loramux_lora_requests_info",
-            "When this was told, in seconds since 1970: the most adapters of one batch, the "
-            "adapters that the device holds, and those that requests wait for, by their names.",
+            "Unix time of this sample. Labels: the maximum number of adapters in a batch, and the "
+            "names of adapters on the device and of those that requests wait for.",
             labels=["max_lora", "running_lora_adapters", "waiting_lora_adapters"],
         )
 
