@@ -31,35 +31,39 @@ class _AdapterChangeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Adapter
     ADAPTER_CHANGE_UNSPECIFIED: _AdapterChange.ValueType  # 0
     """ADAPTER_CHANGE_UNSPECIFIED is never sent."""
     ADAPTER_CHANGE_EXISTING: _AdapterChange.ValueType  # 1
-    """ADAPTER_CHANGE_EXISTING means that it was there when the watch began."""
+    """ADAPTER_CHANGE_EXISTING means that it was registered before the watch started."""
     ADAPTER_CHANGE_REGISTERED: _AdapterChange.ValueType  # 2
     """ADAPTER_CHANGE_REGISTERED means that it is new."""
     ADAPTER_CHANGE_UPDATED: _AdapterChange.ValueType  # 3
-    """ADAPTER_CHANGE_UPDATED means that an alias came or went, that it was pinned or unpinned, or
-    that it stays for another time.
+    """ADAPTER_CHANGE_UPDATED means that an alias was set or removed, that it was pinned or unpinned,
+    or that its time to live changed.
     """
     ADAPTER_CHANGE_MOVED: _AdapterChange.ValueType  # 4
-    """ADAPTER_CHANGE_MOVED means that its weights came to another tier, began to load, or failed to."""
+    """ADAPTER_CHANGE_MOVED means that its weights moved to another tier, or that a load started or
+    failed.
+    """
     ADAPTER_CHANGE_DELETED: _AdapterChange.ValueType  # 5
-    """ADAPTER_CHANGE_DELETED means that it was taken away, or that its time was over."""
+    """ADAPTER_CHANGE_DELETED means that it was deleted or expired."""
 
 class AdapterChange(_AdapterChange, metaclass=_AdapterChangeEnumTypeWrapper):
-    """AdapterChange says what happened to a version."""
+    """AdapterChange is a kind of change to a version."""
 
 ADAPTER_CHANGE_UNSPECIFIED: AdapterChange.ValueType  # 0
 """ADAPTER_CHANGE_UNSPECIFIED is never sent."""
 ADAPTER_CHANGE_EXISTING: AdapterChange.ValueType  # 1
-"""ADAPTER_CHANGE_EXISTING means that it was there when the watch began."""
+"""ADAPTER_CHANGE_EXISTING means that it was registered before the watch started."""
 ADAPTER_CHANGE_REGISTERED: AdapterChange.ValueType  # 2
 """ADAPTER_CHANGE_REGISTERED means that it is new."""
 ADAPTER_CHANGE_UPDATED: AdapterChange.ValueType  # 3
-"""ADAPTER_CHANGE_UPDATED means that an alias came or went, that it was pinned or unpinned, or
-that it stays for another time.
+"""ADAPTER_CHANGE_UPDATED means that an alias was set or removed, that it was pinned or unpinned,
+or that its time to live changed.
 """
 ADAPTER_CHANGE_MOVED: AdapterChange.ValueType  # 4
-"""ADAPTER_CHANGE_MOVED means that its weights came to another tier, began to load, or failed to."""
+"""ADAPTER_CHANGE_MOVED means that its weights moved to another tier, or that a load started or
+failed.
+"""
 ADAPTER_CHANGE_DELETED: AdapterChange.ValueType  # 5
-"""ADAPTER_CHANGE_DELETED means that it was taken away, or that its time was over."""
+"""ADAPTER_CHANGE_DELETED means that it was deleted or expired."""
 Global___AdapterChange: _TypeAlias = AdapterChange  # noqa: Y015
 
 class _AdapterSource:
@@ -73,7 +77,7 @@ class _AdapterSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Adapter
     ADAPTER_SOURCE_UPLOAD: _AdapterSource.ValueType  # 1
     """ADAPTER_SOURCE_UPLOAD means UploadAdapter."""
     ADAPTER_SOURCE_DIRECTORY: _AdapterSource.ValueType  # 2
-    """ADAPTER_SOURCE_DIRECTORY means the directory given with `--adapters`; read-only."""
+    """ADAPTER_SOURCE_DIRECTORY means the directory of `--adapters`; read-only."""
     ADAPTER_SOURCE_IMPORT: _AdapterSource.ValueType  # 3
     """ADAPTER_SOURCE_IMPORT means ImportAdapter."""
 
@@ -85,7 +89,7 @@ ADAPTER_SOURCE_UNSPECIFIED: AdapterSource.ValueType  # 0
 ADAPTER_SOURCE_UPLOAD: AdapterSource.ValueType  # 1
 """ADAPTER_SOURCE_UPLOAD means UploadAdapter."""
 ADAPTER_SOURCE_DIRECTORY: AdapterSource.ValueType  # 2
-"""ADAPTER_SOURCE_DIRECTORY means the directory given with `--adapters`; read-only."""
+"""ADAPTER_SOURCE_DIRECTORY means the directory of `--adapters`; read-only."""
 ADAPTER_SOURCE_IMPORT: AdapterSource.ValueType  # 3
 """ADAPTER_SOURCE_IMPORT means ImportAdapter."""
 Global___AdapterSource: _TypeAlias = AdapterSource  # noqa: Y015
@@ -103,10 +107,10 @@ class _AdapterTierEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AdapterTi
     ADAPTER_TIER_HOST: _AdapterTier.ValueType  # 2
     """ADAPTER_TIER_HOST means packed in host memory."""
     ADAPTER_TIER_DEVICE: _AdapterTier.ValueType  # 3
-    """ADAPTER_TIER_DEVICE means beside the base model, ready to run."""
+    """ADAPTER_TIER_DEVICE means on the device of the base model, ready to run."""
 
 class AdapterTier(_AdapterTier, metaclass=_AdapterTierEnumTypeWrapper):
-    """AdapterTier is a place that can hold the weights of an adapter."""
+    """AdapterTier is a storage tier for the weights of an adapter."""
 
 ADAPTER_TIER_UNSPECIFIED: AdapterTier.ValueType  # 0
 """ADAPTER_TIER_UNSPECIFIED is never sent."""
@@ -115,19 +119,19 @@ ADAPTER_TIER_STORED: AdapterTier.ValueType  # 1
 ADAPTER_TIER_HOST: AdapterTier.ValueType  # 2
 """ADAPTER_TIER_HOST means packed in host memory."""
 ADAPTER_TIER_DEVICE: AdapterTier.ValueType  # 3
-"""ADAPTER_TIER_DEVICE means beside the base model, ready to run."""
+"""ADAPTER_TIER_DEVICE means on the device of the base model, ready to run."""
 Global___AdapterTier: _TypeAlias = AdapterTier  # noqa: Y015
 
 @_typing.final
 class UploadAdapterRequest(_message.Message):
-    """UploadAdapterRequest is the header of an upload or the next piece of its bytes."""
+    """UploadAdapterRequest is the header of an upload or the next chunk of its bytes."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
     chunk: _builtins.bytes
-    """chunk is the next piece of the package: 64 KiB to 1 MiB, the last one may be smaller."""
+    """chunk is the next part of the package: 64 KiB to 1 MiB; the last one may be smaller."""
     @_builtins.property
     def header(self) -> Global___UploadHeader:
         """header declares what will be sent."""
@@ -160,21 +164,21 @@ class UploadHeader(_message.Message):
     MUST_NOT_EXIST_FIELD_NUMBER: _builtins.int
     TTL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """name is what the adapter will be called, `[tenant/]name`: lower-case letters and digits, with
-    `-`, `_` or `.` between them, 63 characters at most each.
+    """name is the name to register the adapter under, `[tenant/]name`: each part up to 63 lower-case
+    letters and digits, with `-`, `_` or `.` between them.
     """
     size_bytes: _builtins.int
     """size_bytes is the exact size of the package."""
     sha256: _builtins.str
     """sha256 is the hexadecimal SHA-256 of the package."""
     must_not_exist: _builtins.bool
-    """must_not_exist refuses the upload where the name has other content as its newest version. By
-    default the new content is the next version.
+    """must_not_exist makes the upload fail if the newest version of the name has other content. By
+    default the new content becomes the next version.
     """
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
-        """ttl is how long the version stays from when it is registered, 1 s to 3,650 days; absent means
-        until it is deleted. Content that is registered already stays as long as this says, too.
+        """ttl is the time to live of the version, counted from its registration, 1 s to 3,650 days;
+        absent means until it is deleted. It also applies if the content is registered already.
         """
 
     def __init__(
@@ -205,10 +209,10 @@ class UploadAdapterResponse(_message.Message):
     ADAPTER_FIELD_NUMBER: _builtins.int
     ALREADY_EXISTED_FIELD_NUMBER: _builtins.int
     already_existed: _builtins.bool
-    """already_existed is true where this very content is the newest version of the name already."""
+    """already_existed is true if the newest version of the name had exactly this content already."""
     @_builtins.property
     def adapter(self) -> Global___Adapter:
-        """adapter is the adapter as it is now registered."""
+        """adapter is the registered adapter."""
 
     def __init__(
         self,
@@ -235,18 +239,18 @@ class ImportAdapterRequest(_message.Message):
     MUST_NOT_EXIST_FIELD_NUMBER: _builtins.int
     TTL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """name is what the adapter will be called, `[tenant/]name`, as in UploadHeader."""
+    """name is the name to register the adapter under, `[tenant/]name`, as in UploadHeader."""
     uri: _builtins.str
-    """uri is where it is: `hf://ORG/NAME[@REVISION][/PATH]` on the Hugging Face Hub, or `s3://`, `gs://`
-    or `az://` with a bucket and a path. The path is that of a package, `….safetensors`, or of a
-    folder that PEFT saved. Or `oci://HOST/REPOSITORY[:TAG]`, or `@sha256:…`, of an artifact that has
-    either. It has to be among those that the server allows.
+    """uri is the location: `hf://ORG/NAME[@REVISION][/PATH]` on the Hugging Face Hub, or `s3://`,
+    `gs://` or `az://` with a bucket and a path. The path is that of a package, `….safetensors`, or
+    of a folder saved by PEFT. Or `oci://HOST/REPOSITORY[:TAG]`, or with `@sha256:…`, of an
+    artifact that holds either. The server must allow imports from it.
     """
     must_not_exist: _builtins.bool
-    """must_not_exist refuses what is other content than the newest version of the name."""
+    """must_not_exist makes the import fail if the newest version of the name has other content."""
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
-        """ttl is how long the version stays, as in UploadHeader."""
+        """ttl is the time to live of the version, as in UploadHeader."""
 
     def __init__(
         self,
@@ -275,10 +279,10 @@ class ImportAdapterResponse(_message.Message):
     ADAPTER_FIELD_NUMBER: _builtins.int
     ALREADY_EXISTED_FIELD_NUMBER: _builtins.int
     already_existed: _builtins.bool
-    """already_existed is true where this content is the newest version of the name already."""
+    """already_existed is true if the newest version of the name had this content already."""
     @_builtins.property
     def adapter(self) -> Global___Adapter:
-        """adapter is the adapter as it is now registered."""
+        """adapter is the registered adapter."""
 
     def __init__(
         self,
@@ -302,8 +306,8 @@ class GetAdapterRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """name is a reference to the adapter. Where an alias stands for several versions, it is the one
-    with the largest weight.
+    """name is a reference to the adapter. If an alias splits traffic over several versions, the one
+    with the largest weight is described.
     """
     def __init__(
         self,
@@ -328,7 +332,7 @@ class GetAdapterResponse(_message.Message):
     ALIASES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def adapter(self) -> Global___Adapter:
-        """adapter is the version that the reference stands for."""
+        """adapter is the version that the reference resolves to."""
 
     @_builtins.property
     def aliases(self) -> _containers.RepeatedCompositeFieldContainer[_aliases_pb2.Alias]:
@@ -362,19 +366,21 @@ class ListAdaptersRequest(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     TIER_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """page_size is the most adapters to return; 0 means 100, and 1,000 is the most."""
+    """page_size is the maximum number of adapters to return; 0 means 100, and at most 1,000 are
+    allowed.
+    """
     page_token: _builtins.str
-    """page_token is the next_page_token of the page before; empty for the first page."""
+    """page_token is the next_page_token of the previous page; empty for the first page."""
     all_versions: _builtins.bool
-    """all_versions lists every version, the newest first, instead of the newest one of each name."""
+    """all_versions lists every version, newest first, instead of only the newest one of each name."""
     tenant: _builtins.str
-    """tenant lists adapters of this tenant only; empty lists those of all."""
+    """tenant restricts the list to adapters of this tenant; empty means all tenants."""
     name_prefix: _builtins.str
-    """name_prefix lists adapters only whose names begin so."""
+    """name_prefix restricts the list to names with this prefix."""
     source: Global___AdapterSource.ValueType
-    """source lists adapters only that came from there."""
+    """source restricts the list to adapters from this source."""
     tier: Global___AdapterTier.ValueType
-    """tier lists adapters only whose weights are there."""
+    """tier restricts the list to adapters whose weights are in this tier."""
     def __init__(
         self,
         *,
@@ -403,10 +409,10 @@ class ListAdaptersResponse(_message.Message):
     ADAPTERS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """next_page_token asks for the page after this one; empty on the last page."""
+    """next_page_token requests the next page; empty on the last page."""
     @_builtins.property
     def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Adapter]:
-        """adapters are in the order of tenants and names."""
+        """adapters are sorted by tenant and name."""
 
     def __init__(
         self,
@@ -424,20 +430,20 @@ Global___ListAdaptersResponse: _TypeAlias = ListAdaptersResponse  # noqa: Y015
 
 @_typing.final
 class DeleteAdapterRequest(_message.Message):
-    """DeleteAdapterRequest names the adapter to take away."""
+    """DeleteAdapterRequest names the adapter or version to delete."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
     WAIT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """name is a reference: without tag and digest, to the whole adapter with all versions and
-    aliases; else to one version, for which no alias may stand.
+    """name is a reference: without tag and digest, to the whole adapter with all its versions and
+    aliases; otherwise to one version, which no alias may point to.
     """
     wait: _builtins.bool
-    """wait answers only when no call uses any more what was taken away, and its memory is free again
-    in every tier, unless another version has the same content. It is gone for others at once all
-    the same.
+    """wait delays the answer until no call uses what was deleted any more and its memory is free in
+    every tier, unless another version has the same content. Other callers cannot see it from the
+    start.
     """
     def __init__(
         self,
@@ -455,7 +461,7 @@ Global___DeleteAdapterRequest: _TypeAlias = DeleteAdapterRequest  # noqa: Y015
 
 @_typing.final
 class SetAdapterTtlRequest(_message.Message):
-    """SetAdapterTtlRequest says how long a version stays."""
+    """SetAdapterTtlRequest sets the time to live of a version."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -465,9 +471,9 @@ class SetAdapterTtlRequest(_message.Message):
     """name is a reference to the version."""
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
-        """ttl is how long it stays from now on, 1 s to 3,650 days; absent means until it is deleted. When
-        it is over, the version is taken away as by DeleteAdapter; as long as an alias stands for it,
-        that waits.
+        """ttl is the time to live counted from now, 1 s to 3,650 days; absent means until it is deleted.
+        When it expires, the version is deleted as by DeleteAdapter; while an alias points to it, the
+        deletion is postponed.
         """
 
     def __init__(
@@ -495,7 +501,7 @@ class SetAdapterTtlResponse(_message.Message):
     ADAPTER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def adapter(self) -> Global___Adapter:
-        """adapter is the version as it is now."""
+        """adapter is the updated version."""
 
     def __init__(
         self,
@@ -512,7 +518,7 @@ Global___SetAdapterTtlResponse: _TypeAlias = SetAdapterTtlResponse  # noqa: Y015
 
 @_typing.final
 class DownloadAdapterRequest(_message.Message):
-    """DownloadAdapterRequest names the version to send."""
+    """DownloadAdapterRequest names the version to download."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -521,7 +527,7 @@ class DownloadAdapterRequest(_message.Message):
     name: _builtins.str
     """name is a reference to the version."""
     offset: _builtins.int
-    """offset is where in the package to begin."""
+    """offset is the byte of the package to start from."""
     def __init__(
         self,
         *,
@@ -538,17 +544,17 @@ Global___DownloadAdapterRequest: _TypeAlias = DownloadAdapterRequest  # noqa: Y0
 
 @_typing.final
 class DownloadAdapterResponse(_message.Message):
-    """DownloadAdapterResponse is the next piece of a package."""
+    """DownloadAdapterResponse is the next part of a package."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ADAPTER_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
     chunk: _builtins.bytes
-    """chunk is the next piece; empty in the first message."""
+    """chunk is the next part; empty in the first message."""
     @_builtins.property
     def adapter(self) -> Global___Adapter:
-        """adapter describes what is sent; set in the first message."""
+        """adapter describes the version; set in the first message."""
 
     def __init__(
         self,
@@ -568,7 +574,7 @@ Global___DownloadAdapterResponse: _TypeAlias = DownloadAdapterResponse  # noqa: 
 
 @_typing.final
 class WatchAdaptersRequest(_message.Message):
-    """WatchAdaptersRequest says what to tell of."""
+    """WatchAdaptersRequest says what to watch."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -577,7 +583,9 @@ class WatchAdaptersRequest(_message.Message):
     name: _builtins.str
     """name is the adapter to watch, `[tenant/]name`; empty watches all."""
     include_existing: _builtins.bool
-    """include_existing begins with what is registered already: so nothing is missed in between."""
+    """include_existing starts the stream with the adapters that are registered already, so that no
+    change is missed in between.
+    """
     def __init__(
         self,
         *,
@@ -604,7 +612,7 @@ class WatchAdaptersResponse(_message.Message):
     """change says what happened."""
     @_builtins.property
     def adapter(self) -> Global___Adapter:
-        """adapter is the version as it is after that, or as it last was."""
+        """adapter is the version after the change, or its last state if it was deleted."""
 
     def __init__(
         self,
@@ -622,7 +630,7 @@ Global___WatchAdaptersResponse: _TypeAlias = WatchAdaptersResponse  # noqa: Y015
 
 @_typing.final
 class DeleteAdapterResponse(_message.Message):
-    """DeleteAdapterResponse is empty: the adapter is gone."""
+    """DeleteAdapterResponse is empty."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -673,40 +681,42 @@ class Adapter(_message.Message):
     rank: _builtins.int
     """rank is the largest rank of any module."""
     base_model: _builtins.str
-    """base_model is the base that the adapter's config names; it is recorded, never followed."""
+    """base_model is the base model named in the adapter's config; it is recorded, but not used."""
     source: Global___AdapterSource.ValueType
     """source says where the adapter came from."""
     tier: Global___AdapterTier.ValueType
-    """tier is the fastest place that holds the weights now."""
+    """tier is the fastest tier that holds the weights now."""
     tenant: _builtins.str
-    """tenant is whose it is; what `public` has is for all to use."""
+    """tenant is the owner; adapters of `public` may be used by every tenant."""
     version: _builtins.int
-    """version is its number, from 1."""
+    """version is the version number, from 1."""
     is_pinned: _builtins.bool
-    """is_pinned is true where it is to stay on the device."""
+    """is_pinned is true if the version is pinned to the device."""
     method: _builtins.str
-    """method is what trained the adapter, as PEFT calls that, in lower case: `lora` or `ia3`, say."""
+    """method is the method the adapter was trained with, by PEFT's name in lower case, such as `lora`
+    or `ia3`.
+    """
     origin: _builtins.str
-    """origin is the URI that it was imported from, with the commit where the source has any; empty
-    where it was not imported.
+    """origin is the URI that it was imported from, with the commit if the source has one; empty if it
+    was not imported.
     """
     reference: _builtins.str
-    """reference is what the caller has to say to mean exactly this version: the shortest reference,
+    """reference is the shortest reference with which the caller addresses exactly this version,
     without the tenant if it is the caller's own.
     """
     virtual_tokens: _builtins.int
-    """virtual_tokens is how many positions of the context it takes before every prompt, as prompt and
-    prefix tuning do; usage does not count them.
+    """virtual_tokens is the number of context positions that prompt or prefix tuning puts before
+    every prompt; usage does not count them.
     """
     task: _builtins.str
-    """task is what the adapter was trained for, as PEFT calls that: `SEQ_CLS` to classify texts,
-    `TOKEN_CLS` tokens, `QUESTION_ANS` to find answers, `FEATURE_EXTRACTION` to embed texts, which is
-    all that one without a head does where the base model is an encoder; empty where it continues
-    text.
+    """task is the PEFT task type the adapter was trained for: `SEQ_CLS` to classify texts,
+    `TOKEN_CLS` to classify tokens, `QUESTION_ANS` to find answers, `FEATURE_EXTRACTION` to embed
+    texts, which is also the task of adapters without a head on an encoder; empty for text
+    generation.
     """
     @_builtins.property
     def target_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """target_modules are the last parts of the names of the modules that the adapter changes."""
+        """target_modules are the last parts of the names of the modules that the adapter modifies."""
 
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
@@ -714,20 +724,20 @@ class Adapter(_message.Message):
 
     @_builtins.property
     def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """aliases are those that stand for this version, alone or beside others."""
+        """aliases are those that point to this version, alone or among others."""
 
     @_builtins.property
     def status(self) -> Global___AdapterStatus:
-        """status says what goes on with it."""
+        """status is the runtime status of the version."""
 
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp:
-        """expires_at is when it is taken away; absent where nothing but a call does that."""
+        """expires_at is when the version is deleted automatically; absent if it does not expire."""
 
     @_builtins.property
     def invocation_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """invocation_token_ids are the tokens from whose last place in a prompt on an activated LoRA does
-        something; empty where an adapter does from the beginning.
+        """invocation_token_ids are the invocation tokens of an activated LoRA (aLoRA), which applies from
+        their last occurrence in a prompt on; empty for adapters that apply from the start.
         """
 
     def __init__(
@@ -767,8 +777,8 @@ Global___Adapter: _TypeAlias = Adapter  # noqa: Y015
 
 @_typing.final
 class AdapterStatus(_message.Message):
-    """AdapterStatus says what goes on with a version. Counts are since the server started, and of all
-    versions with this content together, except for the calls under way.
+    """AdapterStatus is the runtime status of a version. Counters start with the server and cover all
+    versions with the same content, except for calls, which is of this version.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -782,22 +792,22 @@ class AdapterStatus(_message.Message):
     LOADS_FIELD_NUMBER: _builtins.int
     LAST_USED_AT_FIELD_NUMBER: _builtins.int
     is_loading: _builtins.bool
-    """is_loading is true while the weights are on their way to the host or the device."""
+    """is_loading is true while the weights are being loaded to the host or the device."""
     load_failure: _builtins.str
-    """load_failure says why the last load failed; empty where it did not."""
+    """load_failure is why the last load failed; empty if it did not."""
     memory_bytes: _builtins.int
-    """memory_bytes is what the weights take in a memory tier."""
+    """memory_bytes is the size of the weights in a memory tier."""
     calls: _builtins.int
-    """calls is how many calls use the version now."""
+    """calls is the number of calls that use the version now."""
     requests: _builtins.int
     """requests counts the requests that resolved to it."""
     hits: _builtins.int
-    """hits counts those of them that found it on the device."""
+    """hits counts the requests of these that found it on the device."""
     loads: _builtins.int
-    """loads counts how often its weights were brought to the device."""
+    """loads counts how often its weights were loaded to the device."""
     @_builtins.property
     def last_used_at(self) -> _timestamp_pb2.Timestamp:
-        """last_used_at is when a request last began or ended; absent where none did."""
+        """last_used_at is when a request last started or finished; absent if none did."""
 
     def __init__(
         self,

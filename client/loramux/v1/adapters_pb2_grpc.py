@@ -26,13 +26,13 @@ if _version_not_supported:
 
 
 class AdapterServiceStub(object):
-    """AdapterService stores adapters, names them and takes them away.
+    """AdapterService stores, lists, watches and deletes adapters.
 
-    Adapters are named by references in the form of container images:
-    `[tenant/]name[:tag][@sha256:digest]`. The tag is the number of a version or an alias; no tag
-    means the newest version, as `latest` does. Versions never change, and their numbers are never
-    given twice. Without a tenant it is the caller's own, which is `public` where a server has
-    no keys. What tenant `public` has is for all to use.
+    Adapters are addressed by references in the form of those of container images:
+    `[tenant/]name[:tag][@sha256:digest]`. The tag is a version number or an alias; without a tag, or
+    with the tag `latest`, the newest version is meant. Versions are immutable, and their numbers are
+    never reused. The tenant defaults to the caller's own, which is `public` on a server without
+    keys. Adapters of tenant `public` may be used by every tenant.
     """
 
     def __init__(self, channel):
@@ -84,26 +84,26 @@ class AdapterServiceStub(object):
 
 
 class AdapterServiceServicer(object):
-    """AdapterService stores adapters, names them and takes them away.
+    """AdapterService stores, lists, watches and deletes adapters.
 
-    Adapters are named by references in the form of container images:
-    `[tenant/]name[:tag][@sha256:digest]`. The tag is the number of a version or an alias; no tag
-    means the newest version, as `latest` does. Versions never change, and their numbers are never
-    given twice. Without a tenant it is the caller's own, which is `public` where a server has
-    no keys. What tenant `public` has is for all to use.
+    Adapters are addressed by references in the form of those of container images:
+    `[tenant/]name[:tag][@sha256:digest]`. The tag is a version number or an alias; without a tag, or
+    with the tag `latest`, the newest version is meant. Versions are immutable, and their numbers are
+    never reused. The tenant defaults to the caller's own, which is `public` on a server without
+    keys. Adapters of tenant `public` may be used by every tenant.
     """
 
     def UploadAdapter(self, request_iterator, context):
-        """UploadAdapter stores a package under a name. The first message is the header, the others carry
-        the bytes in order. The adapter is visible when, and only if, the call returns OK.
+        """UploadAdapter stores a package under a name. The first message is the header; the others carry
+        the bytes in order. The adapter becomes visible if, and only if, the call returns OK.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ImportAdapter(self, request, context):
-        """ImportAdapter fetches a package or a PEFT folder from where the server may, and stores it as an
-        upload is stored.
+        """ImportAdapter fetches a package or a PEFT folder from a source that the server allows, and
+        stores it like an upload.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -117,35 +117,36 @@ class AdapterServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListAdapters(self, request, context):
-        """ListAdapters describes adapters in the order of their names, a page at a time.
+        """ListAdapters describes adapters in pages, in the order of their names.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteAdapter(self, request, context):
-        """DeleteAdapter takes an adapter away at once; requests that use it already finish with it.
+        """DeleteAdapter deletes an adapter or a version at once; requests that use it already finish with
+        it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetAdapterTtl(self, request, context):
-        """SetAdapterTtl says how long a version stays, from now on.
+        """SetAdapterTtl sets the time to live of a version, counted from now.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DownloadAdapter(self, request, context):
-        """DownloadAdapter sends the package of a version as it was uploaded.
+        """DownloadAdapter streams the package of a version as it was uploaded.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchAdapters(self, request, context):
-        """WatchAdapters tells of every change from now on, until the caller ends it.
+        """WatchAdapters streams all changes to adapters from now on, until the caller cancels it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -203,13 +204,13 @@ def add_AdapterServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AdapterService(object):
-    """AdapterService stores adapters, names them and takes them away.
+    """AdapterService stores, lists, watches and deletes adapters.
 
-    Adapters are named by references in the form of container images:
-    `[tenant/]name[:tag][@sha256:digest]`. The tag is the number of a version or an alias; no tag
-    means the newest version, as `latest` does. Versions never change, and their numbers are never
-    given twice. Without a tenant it is the caller's own, which is `public` where a server has
-    no keys. What tenant `public` has is for all to use.
+    Adapters are addressed by references in the form of those of container images:
+    `[tenant/]name[:tag][@sha256:digest]`. The tag is a version number or an alias; without a tag, or
+    with the tag `latest`, the newest version is meant. Versions are immutable, and their numbers are
+    never reused. The tenant defaults to the caller's own, which is `public` on a server without
+    keys. Adapters of tenant `public` may be used by every tenant.
     """
 
     @staticmethod

@@ -27,13 +27,13 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AdapterServiceStub:
-    """AdapterService stores adapters, names them and takes them away.
+    """AdapterService stores, lists, watches and deletes adapters.
 
-    Adapters are named by references in the form of container images:
-    `[tenant/]name[:tag][@sha256:digest]`. The tag is the number of a version or an alias; no tag
-    means the newest version, as `latest` does. Versions never change, and their numbers are never
-    given twice. Without a tenant it is the caller's own, which is `public` where a server has
-    no keys. What tenant `public` has is for all to use.
+    Adapters are addressed by references in the form of those of container images:
+    `[tenant/]name[:tag][@sha256:digest]`. The tag is a version number or an alias; without a tag, or
+    with the tag `latest`, the newest version is meant. Versions are immutable, and their numbers are
+    never reused. The tenant defaults to the caller's own, which is `public` on a server without
+    keys. Adapters of tenant `public` may be used by every tenant.
     """
 
     @_typing.overload
@@ -41,67 +41,71 @@ class AdapterServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AdapterServiceAsyncStub: ...
     UploadAdapter: _grpc.StreamUnaryMultiCallable[_adapters_pb2.UploadAdapterRequest, _adapters_pb2.UploadAdapterResponse]
-    """UploadAdapter stores a package under a name. The first message is the header, the others carry
-    the bytes in order. The adapter is visible when, and only if, the call returns OK.
+    """UploadAdapter stores a package under a name. The first message is the header; the others carry
+    the bytes in order. The adapter becomes visible if, and only if, the call returns OK.
     """
     ImportAdapter: _grpc.UnaryUnaryMultiCallable[_adapters_pb2.ImportAdapterRequest, _adapters_pb2.ImportAdapterResponse]
-    """ImportAdapter fetches a package or a PEFT folder from where the server may, and stores it as an
-    upload is stored.
+    """ImportAdapter fetches a package or a PEFT folder from a source that the server allows, and
+    stores it like an upload.
     """
     GetAdapter: _grpc.UnaryUnaryMultiCallable[_adapters_pb2.GetAdapterRequest, _adapters_pb2.GetAdapterResponse]
     """GetAdapter describes one adapter."""
     ListAdapters: _grpc.UnaryUnaryMultiCallable[_adapters_pb2.ListAdaptersRequest, _adapters_pb2.ListAdaptersResponse]
-    """ListAdapters describes adapters in the order of their names, a page at a time."""
+    """ListAdapters describes adapters in pages, in the order of their names."""
     DeleteAdapter: _grpc.UnaryUnaryMultiCallable[_adapters_pb2.DeleteAdapterRequest, _adapters_pb2.DeleteAdapterResponse]
-    """DeleteAdapter takes an adapter away at once; requests that use it already finish with it."""
+    """DeleteAdapter deletes an adapter or a version at once; requests that use it already finish with
+    it.
+    """
     SetAdapterTtl: _grpc.UnaryUnaryMultiCallable[_adapters_pb2.SetAdapterTtlRequest, _adapters_pb2.SetAdapterTtlResponse]
-    """SetAdapterTtl says how long a version stays, from now on."""
+    """SetAdapterTtl sets the time to live of a version, counted from now."""
     DownloadAdapter: _grpc.UnaryStreamMultiCallable[_adapters_pb2.DownloadAdapterRequest, _adapters_pb2.DownloadAdapterResponse]
-    """DownloadAdapter sends the package of a version as it was uploaded."""
+    """DownloadAdapter streams the package of a version as it was uploaded."""
     WatchAdapters: _grpc.UnaryStreamMultiCallable[_adapters_pb2.WatchAdaptersRequest, _adapters_pb2.WatchAdaptersResponse]
-    """WatchAdapters tells of every change from now on, until the caller ends it."""
+    """WatchAdapters streams all changes to adapters from now on, until the caller cancels it."""
 
 @_typing.type_check_only
 class AdapterServiceAsyncStub(AdapterServiceStub):
-    """AdapterService stores adapters, names them and takes them away.
+    """AdapterService stores, lists, watches and deletes adapters.
 
-    Adapters are named by references in the form of container images:
-    `[tenant/]name[:tag][@sha256:digest]`. The tag is the number of a version or an alias; no tag
-    means the newest version, as `latest` does. Versions never change, and their numbers are never
-    given twice. Without a tenant it is the caller's own, which is `public` where a server has
-    no keys. What tenant `public` has is for all to use.
+    Adapters are addressed by references in the form of those of container images:
+    `[tenant/]name[:tag][@sha256:digest]`. The tag is a version number or an alias; without a tag, or
+    with the tag `latest`, the newest version is meant. Versions are immutable, and their numbers are
+    never reused. The tenant defaults to the caller's own, which is `public` on a server without
+    keys. Adapters of tenant `public` may be used by every tenant.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     UploadAdapter: _aio.StreamUnaryMultiCallable[_adapters_pb2.UploadAdapterRequest, _adapters_pb2.UploadAdapterResponse]  # type: ignore[assignment]
-    """UploadAdapter stores a package under a name. The first message is the header, the others carry
-    the bytes in order. The adapter is visible when, and only if, the call returns OK.
+    """UploadAdapter stores a package under a name. The first message is the header; the others carry
+    the bytes in order. The adapter becomes visible if, and only if, the call returns OK.
     """
     ImportAdapter: _aio.UnaryUnaryMultiCallable[_adapters_pb2.ImportAdapterRequest, _adapters_pb2.ImportAdapterResponse]  # type: ignore[assignment]
-    """ImportAdapter fetches a package or a PEFT folder from where the server may, and stores it as an
-    upload is stored.
+    """ImportAdapter fetches a package or a PEFT folder from a source that the server allows, and
+    stores it like an upload.
     """
     GetAdapter: _aio.UnaryUnaryMultiCallable[_adapters_pb2.GetAdapterRequest, _adapters_pb2.GetAdapterResponse]  # type: ignore[assignment]
     """GetAdapter describes one adapter."""
     ListAdapters: _aio.UnaryUnaryMultiCallable[_adapters_pb2.ListAdaptersRequest, _adapters_pb2.ListAdaptersResponse]  # type: ignore[assignment]
-    """ListAdapters describes adapters in the order of their names, a page at a time."""
+    """ListAdapters describes adapters in pages, in the order of their names."""
     DeleteAdapter: _aio.UnaryUnaryMultiCallable[_adapters_pb2.DeleteAdapterRequest, _adapters_pb2.DeleteAdapterResponse]  # type: ignore[assignment]
-    """DeleteAdapter takes an adapter away at once; requests that use it already finish with it."""
+    """DeleteAdapter deletes an adapter or a version at once; requests that use it already finish with
+    it.
+    """
     SetAdapterTtl: _aio.UnaryUnaryMultiCallable[_adapters_pb2.SetAdapterTtlRequest, _adapters_pb2.SetAdapterTtlResponse]  # type: ignore[assignment]
-    """SetAdapterTtl says how long a version stays, from now on."""
+    """SetAdapterTtl sets the time to live of a version, counted from now."""
     DownloadAdapter: _aio.UnaryStreamMultiCallable[_adapters_pb2.DownloadAdapterRequest, _adapters_pb2.DownloadAdapterResponse]  # type: ignore[assignment]
-    """DownloadAdapter sends the package of a version as it was uploaded."""
+    """DownloadAdapter streams the package of a version as it was uploaded."""
     WatchAdapters: _aio.UnaryStreamMultiCallable[_adapters_pb2.WatchAdaptersRequest, _adapters_pb2.WatchAdaptersResponse]  # type: ignore[assignment]
-    """WatchAdapters tells of every change from now on, until the caller ends it."""
+    """WatchAdapters streams all changes to adapters from now on, until the caller cancels it."""
 
 class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
-    """AdapterService stores adapters, names them and takes them away.
+    """AdapterService stores, lists, watches and deletes adapters.
 
-    Adapters are named by references in the form of container images:
-    `[tenant/]name[:tag][@sha256:digest]`. The tag is the number of a version or an alias; no tag
-    means the newest version, as `latest` does. Versions never change, and their numbers are never
-    given twice. Without a tenant it is the caller's own, which is `public` where a server has
-    no keys. What tenant `public` has is for all to use.
+    Adapters are addressed by references in the form of those of container images:
+    `[tenant/]name[:tag][@sha256:digest]`. The tag is a version number or an alias; without a tag, or
+    with the tag `latest`, the newest version is meant. Versions are immutable, and their numbers are
+    never reused. The tenant defaults to the caller's own, which is `public` on a server without
+    keys. Adapters of tenant `public` may be used by every tenant.
     """
 
     @_abc_1.abstractmethod
@@ -110,8 +114,8 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_adapters_pb2.UploadAdapterRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_adapters_pb2.UploadAdapterResponse, _abc.Awaitable[_adapters_pb2.UploadAdapterResponse]]:
-        """UploadAdapter stores a package under a name. The first message is the header, the others carry
-        the bytes in order. The adapter is visible when, and only if, the call returns OK.
+        """UploadAdapter stores a package under a name. The first message is the header; the others carry
+        the bytes in order. The adapter becomes visible if, and only if, the call returns OK.
         """
 
     @_abc_1.abstractmethod
@@ -120,8 +124,8 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _adapters_pb2.ImportAdapterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_adapters_pb2.ImportAdapterResponse, _abc.Awaitable[_adapters_pb2.ImportAdapterResponse]]:
-        """ImportAdapter fetches a package or a PEFT folder from where the server may, and stores it as an
-        upload is stored.
+        """ImportAdapter fetches a package or a PEFT folder from a source that the server allows, and
+        stores it like an upload.
         """
 
     @_abc_1.abstractmethod
@@ -138,7 +142,7 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _adapters_pb2.ListAdaptersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_adapters_pb2.ListAdaptersResponse, _abc.Awaitable[_adapters_pb2.ListAdaptersResponse]]:
-        """ListAdapters describes adapters in the order of their names, a page at a time."""
+        """ListAdapters describes adapters in pages, in the order of their names."""
 
     @_abc_1.abstractmethod
     def DeleteAdapter(
@@ -146,7 +150,9 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _adapters_pb2.DeleteAdapterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_adapters_pb2.DeleteAdapterResponse, _abc.Awaitable[_adapters_pb2.DeleteAdapterResponse]]:
-        """DeleteAdapter takes an adapter away at once; requests that use it already finish with it."""
+        """DeleteAdapter deletes an adapter or a version at once; requests that use it already finish with
+        it.
+        """
 
     @_abc_1.abstractmethod
     def SetAdapterTtl(
@@ -154,7 +160,7 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _adapters_pb2.SetAdapterTtlRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_adapters_pb2.SetAdapterTtlResponse, _abc.Awaitable[_adapters_pb2.SetAdapterTtlResponse]]:
-        """SetAdapterTtl says how long a version stays, from now on."""
+        """SetAdapterTtl sets the time to live of a version, counted from now."""
 
     @_abc_1.abstractmethod
     def DownloadAdapter(
@@ -162,7 +168,7 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _adapters_pb2.DownloadAdapterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_adapters_pb2.DownloadAdapterResponse], _abc.AsyncIterator[_adapters_pb2.DownloadAdapterResponse]]:
-        """DownloadAdapter sends the package of a version as it was uploaded."""
+        """DownloadAdapter streams the package of a version as it was uploaded."""
 
     @_abc_1.abstractmethod
     def WatchAdapters(
@@ -170,6 +176,6 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _adapters_pb2.WatchAdaptersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_adapters_pb2.WatchAdaptersResponse], _abc.AsyncIterator[_adapters_pb2.WatchAdaptersResponse]]:
-        """WatchAdapters tells of every change from now on, until the caller ends it."""
+        """WatchAdapters streams all changes to adapters from now on, until the caller cancels it."""
 
 def add_AdapterServiceServicer_to_server(servicer: AdapterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

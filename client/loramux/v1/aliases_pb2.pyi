@@ -21,17 +21,17 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Alias(_message.Message):
-    """Alias is a tag that moves."""
+    """Alias is a tag that can be moved."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ALIAS_FIELD_NUMBER: _builtins.int
     SPLIT_FIELD_NUMBER: _builtins.int
     alias: _builtins.str
-    """alias is the tag: built like a name, and neither a number nor `latest`."""
+    """alias is the tag: the same form as a name, but neither a number nor `latest`."""
     @_builtins.property
     def split(self) -> Global___Split:
-        """split says which versions it stands for."""
+        """split says which versions it points to."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ Global___Alias: _TypeAlias = Alias  # noqa: Y015
 
 @_typing.final
 class Split(_message.Message):
-    """Split says which versions an alias stands for."""
+    """Split says which versions an alias points to."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -76,8 +76,8 @@ class Split(_message.Message):
     WEIGHTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def weights(self) -> _containers.ScalarMap[_builtins.int, _builtins.int]:
-        """weights holds by version how much of the traffic it gets, 1 to 10,000 each, for at most 16
-        versions. Which version a request gets follows from its routing_key.
+        """weights maps versions to their weights, 1 to 10,000 each, for at most 16 versions. A request is
+        assigned a version by its routing_key.
         """
 
     def __init__(
@@ -95,7 +95,7 @@ Global___Split: _TypeAlias = Split  # noqa: Y015
 
 @_typing.final
 class SetAliasRequest(_message.Message):
-    """SetAliasRequest names an alias and what it is to stand for."""
+    """SetAliasRequest names an alias and its new target."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -109,17 +109,17 @@ class SetAliasRequest(_message.Message):
     alias: _builtins.str
     """alias is the tag to move."""
     moved_by: _builtins.str
-    """moved_by says who moves it, for the history; the id of the key is put behind it. Where
-    there is neither, it is the address of the caller.
+    """moved_by is who moves it, for the history; the id of the caller's key is appended. Without
+    either, the address of the caller is recorded.
     """
     @_builtins.property
     def split(self) -> Global___Split:
-        """split is what it is to stand for."""
+        """split is the new target."""
 
     @_builtins.property
     def expected(self) -> Global___Split:
-        """expected makes the call fail with ABORTED where the alias stands for something else; without
-        weights, where it is there at all. Absent means that it may stand for anything.
+        """expected makes this a compare-and-set: the call fails with ABORTED if the alias points to
+        something else or, without weights, if it exists at all. Absent means no check.
         """
 
     def __init__(
@@ -143,14 +143,14 @@ Global___SetAliasRequest: _TypeAlias = SetAliasRequest  # noqa: Y015
 
 @_typing.final
 class SetAliasResponse(_message.Message):
-    """SetAliasResponse says what the alias stands for."""
+    """SetAliasResponse says what the alias points to."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ALIAS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def alias(self) -> Global___Alias:
-        """alias is the alias as it is now."""
+        """alias is the updated alias."""
 
     def __init__(
         self,
@@ -167,7 +167,7 @@ Global___SetAliasResponse: _TypeAlias = SetAliasResponse  # noqa: Y015
 
 @_typing.final
 class DeleteAliasRequest(_message.Message):
-    """DeleteAliasRequest names the alias to take away."""
+    """DeleteAliasRequest names the alias to delete."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -180,12 +180,12 @@ class DeleteAliasRequest(_message.Message):
     alias: _builtins.str
     """alias is the tag."""
     moved_by: _builtins.str
-    """moved_by says who does it, for the history; the id of the key is put behind it. Where
-    there is neither, it is the address of the caller.
+    """moved_by is who deletes it, for the history; the id of the caller's key is appended. Without
+    either, the address of the caller is recorded.
     """
     @_builtins.property
     def expected(self) -> Global___Split:
-        """expected makes the call fail with ABORTED where the alias stands for something else."""
+        """expected makes the call fail with ABORTED if the alias points to something else."""
 
     def __init__(
         self,
@@ -207,7 +207,7 @@ Global___DeleteAliasRequest: _TypeAlias = DeleteAliasRequest  # noqa: Y015
 
 @_typing.final
 class DeleteAliasResponse(_message.Message):
-    """DeleteAliasResponse is empty: the alias is gone."""
+    """DeleteAliasResponse is empty."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -224,7 +224,7 @@ Global___DeleteAliasResponse: _TypeAlias = DeleteAliasResponse  # noqa: Y015
 
 @_typing.final
 class RollBackAliasRequest(_message.Message):
-    """RollBackAliasRequest names the alias whose last move is to be undone."""
+    """RollBackAliasRequest names the alias whose last move to undo."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -236,8 +236,8 @@ class RollBackAliasRequest(_message.Message):
     alias: _builtins.str
     """alias is the tag."""
     moved_by: _builtins.str
-    """moved_by says who does it, for the history; the id of the key is put behind it. Where
-    there is neither, it is the address of the caller.
+    """moved_by is who rolls it back, for the history; the id of the caller's key is appended. Without
+    either, the address of the caller is recorded.
     """
     def __init__(
         self,
@@ -256,14 +256,14 @@ Global___RollBackAliasRequest: _TypeAlias = RollBackAliasRequest  # noqa: Y015
 
 @_typing.final
 class RollBackAliasResponse(_message.Message):
-    """RollBackAliasResponse says what the alias stands for."""
+    """RollBackAliasResponse says what the alias points to."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ALIAS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def alias(self) -> Global___Alias:
-        """alias is the alias as it is now."""
+        """alias is the updated alias."""
 
     def __init__(
         self,
@@ -293,9 +293,9 @@ class ListAliasMovesRequest(_message.Message):
     alias: _builtins.str
     """alias is the tag."""
     page_size: _builtins.int
-    """page_size is the most moves to return; 0 means 100, and 1,000 is the most."""
+    """page_size is the maximum number of moves to return; 0 means 100, and at most 1,000 are allowed."""
     page_token: _builtins.str
-    """page_token is the next_page_token of the page before; empty for the first page."""
+    """page_token is the next_page_token of the previous page; empty for the first page."""
     def __init__(
         self,
         *,
@@ -321,10 +321,10 @@ class ListAliasMovesResponse(_message.Message):
     MOVES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """next_page_token asks for the page after this one; empty on the last page."""
+    """next_page_token requests the next page; empty on the last page."""
     @_builtins.property
     def moves(self) -> _containers.RepeatedCompositeFieldContainer[Global___AliasMove]:
-        """moves are the newest first."""
+        """moves are sorted newest first."""
 
     def __init__(
         self,
@@ -351,18 +351,18 @@ class AliasMove(_message.Message):
     MOVED_AT_FIELD_NUMBER: _builtins.int
     MOVED_BY_FIELD_NUMBER: _builtins.int
     moved_by: _builtins.str
-    """moved_by is who, as they said, and the id of their key, or their address."""
+    """moved_by is who moved it: the name they gave and the id of their key, or their address."""
     @_builtins.property
     def before(self) -> Global___Split:
-        """before is what it stood for; without weights where it was new."""
+        """before is the previous target; without weights if the alias was new."""
 
     @_builtins.property
     def after(self) -> Global___Split:
-        """after is what it stood for then; without weights where it was taken away."""
+        """after is the new target; without weights if the alias was deleted."""
 
     @_builtins.property
     def moved_at(self) -> _timestamp_pb2.Timestamp:
-        """moved_at is when."""
+        """moved_at is the time of the move."""
 
     def __init__(
         self,

@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class AliasServiceStub(object):
-    """AliasService moves aliases: tags such as `stable` that stand for one version of an adapter, or
-    for several by weight.
+    """AliasService manages aliases: tags such as `stable` that point to one version of an adapter, or
+    to several by weight.
     """
 
     def __init__(self, channel):
@@ -59,34 +59,34 @@ class AliasServiceStub(object):
 
 
 class AliasServiceServicer(object):
-    """AliasService moves aliases: tags such as `stable` that stand for one version of an adapter, or
-    for several by weight.
+    """AliasService manages aliases: tags such as `stable` that point to one version of an adapter, or
+    to several by weight.
     """
 
     def SetAlias(self, request, context):
-        """SetAlias lets an alias stand for other versions. Requests that resolved it keep what they have.
+        """SetAlias points an alias to other versions. Requests that have resolved it keep their version.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteAlias(self, request, context):
-        """DeleteAlias takes an alias away; the versions stay.
+        """DeleteAlias deletes an alias; the versions stay.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RollBackAlias(self, request, context):
-        """RollBackAlias lets an alias stand for what it stood for before its last move. It is a move
-        itself: the next one undoes it.
+        """RollBackAlias points an alias to where it pointed before its last move. That is a move itself:
+        the next rollback undoes it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListAliasMoves(self, request, context):
-        """ListAliasMoves tells how an alias came to stand for what it does, the newest move first.
+        """ListAliasMoves lists the history of an alias, newest move first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -124,8 +124,8 @@ def add_AliasServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AliasService(object):
-    """AliasService moves aliases: tags such as `stable` that stand for one version of an adapter, or
-    for several by weight.
+    """AliasService manages aliases: tags such as `stable` that point to one version of an adapter, or
+    to several by weight.
     """
 
     @staticmethod

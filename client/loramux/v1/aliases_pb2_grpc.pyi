@@ -27,8 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AliasServiceStub:
-    """AliasService moves aliases: tags such as `stable` that stand for one version of an adapter, or
-    for several by weight.
+    """AliasService manages aliases: tags such as `stable` that point to one version of an adapter, or
+    to several by weight.
     """
 
     @_typing.overload
@@ -36,37 +36,37 @@ class AliasServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AliasServiceAsyncStub: ...
     SetAlias: _grpc.UnaryUnaryMultiCallable[_aliases_pb2.SetAliasRequest, _aliases_pb2.SetAliasResponse]
-    """SetAlias lets an alias stand for other versions. Requests that resolved it keep what they have."""
+    """SetAlias points an alias to other versions. Requests that have resolved it keep their version."""
     DeleteAlias: _grpc.UnaryUnaryMultiCallable[_aliases_pb2.DeleteAliasRequest, _aliases_pb2.DeleteAliasResponse]
-    """DeleteAlias takes an alias away; the versions stay."""
+    """DeleteAlias deletes an alias; the versions stay."""
     RollBackAlias: _grpc.UnaryUnaryMultiCallable[_aliases_pb2.RollBackAliasRequest, _aliases_pb2.RollBackAliasResponse]
-    """RollBackAlias lets an alias stand for what it stood for before its last move. It is a move
-    itself: the next one undoes it.
+    """RollBackAlias points an alias to where it pointed before its last move. That is a move itself:
+    the next rollback undoes it.
     """
     ListAliasMoves: _grpc.UnaryUnaryMultiCallable[_aliases_pb2.ListAliasMovesRequest, _aliases_pb2.ListAliasMovesResponse]
-    """ListAliasMoves tells how an alias came to stand for what it does, the newest move first."""
+    """ListAliasMoves lists the history of an alias, newest move first."""
 
 @_typing.type_check_only
 class AliasServiceAsyncStub(AliasServiceStub):
-    """AliasService moves aliases: tags such as `stable` that stand for one version of an adapter, or
-    for several by weight.
+    """AliasService manages aliases: tags such as `stable` that point to one version of an adapter, or
+    to several by weight.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     SetAlias: _aio.UnaryUnaryMultiCallable[_aliases_pb2.SetAliasRequest, _aliases_pb2.SetAliasResponse]  # type: ignore[assignment]
-    """SetAlias lets an alias stand for other versions. Requests that resolved it keep what they have."""
+    """SetAlias points an alias to other versions. Requests that have resolved it keep their version."""
     DeleteAlias: _aio.UnaryUnaryMultiCallable[_aliases_pb2.DeleteAliasRequest, _aliases_pb2.DeleteAliasResponse]  # type: ignore[assignment]
-    """DeleteAlias takes an alias away; the versions stay."""
+    """DeleteAlias deletes an alias; the versions stay."""
     RollBackAlias: _aio.UnaryUnaryMultiCallable[_aliases_pb2.RollBackAliasRequest, _aliases_pb2.RollBackAliasResponse]  # type: ignore[assignment]
-    """RollBackAlias lets an alias stand for what it stood for before its last move. It is a move
-    itself: the next one undoes it.
+    """RollBackAlias points an alias to where it pointed before its last move. That is a move itself:
+    the next rollback undoes it.
     """
     ListAliasMoves: _aio.UnaryUnaryMultiCallable[_aliases_pb2.ListAliasMovesRequest, _aliases_pb2.ListAliasMovesResponse]  # type: ignore[assignment]
-    """ListAliasMoves tells how an alias came to stand for what it does, the newest move first."""
+    """ListAliasMoves lists the history of an alias, newest move first."""
 
 class AliasServiceServicer(metaclass=_abc_1.ABCMeta):
-    """AliasService moves aliases: tags such as `stable` that stand for one version of an adapter, or
-    for several by weight.
+    """AliasService manages aliases: tags such as `stable` that point to one version of an adapter, or
+    to several by weight.
     """
 
     @_abc_1.abstractmethod
@@ -75,7 +75,7 @@ class AliasServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _aliases_pb2.SetAliasRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_aliases_pb2.SetAliasResponse, _abc.Awaitable[_aliases_pb2.SetAliasResponse]]:
-        """SetAlias lets an alias stand for other versions. Requests that resolved it keep what they have."""
+        """SetAlias points an alias to other versions. Requests that have resolved it keep their version."""
 
     @_abc_1.abstractmethod
     def DeleteAlias(
@@ -83,7 +83,7 @@ class AliasServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _aliases_pb2.DeleteAliasRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_aliases_pb2.DeleteAliasResponse, _abc.Awaitable[_aliases_pb2.DeleteAliasResponse]]:
-        """DeleteAlias takes an alias away; the versions stay."""
+        """DeleteAlias deletes an alias; the versions stay."""
 
     @_abc_1.abstractmethod
     def RollBackAlias(
@@ -91,8 +91,8 @@ class AliasServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _aliases_pb2.RollBackAliasRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_aliases_pb2.RollBackAliasResponse, _abc.Awaitable[_aliases_pb2.RollBackAliasResponse]]:
-        """RollBackAlias lets an alias stand for what it stood for before its last move. It is a move
-        itself: the next one undoes it.
+        """RollBackAlias points an alias to where it pointed before its last move. That is a move itself:
+        the next rollback undoes it.
         """
 
     @_abc_1.abstractmethod
@@ -101,6 +101,6 @@ class AliasServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _aliases_pb2.ListAliasMovesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_aliases_pb2.ListAliasMovesResponse, _abc.Awaitable[_aliases_pb2.ListAliasMovesResponse]]:
-        """ListAliasMoves tells how an alias came to stand for what it does, the newest move first."""
+        """ListAliasMoves lists the history of an alias, newest move first."""
 
 def add_AliasServiceServicer_to_server(servicer: AliasServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class ClassificationServiceStub(object):
-    """ClassificationService labels texts, or each of their tokens, with adapters that were trained for
-    that, beside those that continue prompts.
+    """ClassificationService classifies texts, or each of their tokens, with adapters trained for that,
+    in the same batches as generation.
     """
 
     def __init__(self, channel):
@@ -44,12 +44,12 @@ class ClassificationServiceStub(object):
 
 
 class ClassificationServiceServicer(object):
-    """ClassificationService labels texts, or each of their tokens, with adapters that were trained for
-    that, beside those that continue prompts.
+    """ClassificationService classifies texts, or each of their tokens, with adapters trained for that,
+    in the same batches as generation.
     """
 
     def Classify(self, request, context):
-        """Classify answers once, when every input is classified.
+        """Classify answers once all inputs are classified.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -72,8 +72,8 @@ def add_ClassificationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ClassificationService(object):
-    """ClassificationService labels texts, or each of their tokens, with adapters that were trained for
-    that, beside those that continue prompts.
+    """ClassificationService classifies texts, or each of their tokens, with adapters trained for that,
+    in the same batches as generation.
     """
 
     @staticmethod

@@ -27,8 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ClassificationServiceStub:
-    """ClassificationService labels texts, or each of their tokens, with adapters that were trained for
-    that, beside those that continue prompts.
+    """ClassificationService classifies texts, or each of their tokens, with adapters trained for that,
+    in the same batches as generation.
     """
 
     @_typing.overload
@@ -36,21 +36,21 @@ class ClassificationServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ClassificationServiceAsyncStub: ...
     Classify: _grpc.UnaryUnaryMultiCallable[_classification_pb2.ClassifyRequest, _classification_pb2.ClassifyResponse]
-    """Classify answers once, when every input is classified."""
+    """Classify answers once all inputs are classified."""
 
 @_typing.type_check_only
 class ClassificationServiceAsyncStub(ClassificationServiceStub):
-    """ClassificationService labels texts, or each of their tokens, with adapters that were trained for
-    that, beside those that continue prompts.
+    """ClassificationService classifies texts, or each of their tokens, with adapters trained for that,
+    in the same batches as generation.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Classify: _aio.UnaryUnaryMultiCallable[_classification_pb2.ClassifyRequest, _classification_pb2.ClassifyResponse]  # type: ignore[assignment]
-    """Classify answers once, when every input is classified."""
+    """Classify answers once all inputs are classified."""
 
 class ClassificationServiceServicer(metaclass=_abc_1.ABCMeta):
-    """ClassificationService labels texts, or each of their tokens, with adapters that were trained for
-    that, beside those that continue prompts.
+    """ClassificationService classifies texts, or each of their tokens, with adapters trained for that,
+    in the same batches as generation.
     """
 
     @_abc_1.abstractmethod
@@ -59,6 +59,6 @@ class ClassificationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _classification_pb2.ClassifyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_classification_pb2.ClassifyResponse, _abc.Awaitable[_classification_pb2.ClassifyResponse]]:
-        """Classify answers once, when every input is classified."""
+        """Classify answers once all inputs are classified."""
 
 def add_ClassificationServiceServicer_to_server(servicer: ClassificationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class EmbeddingServiceStub(object):
-    """EmbeddingService makes vectors of texts: of the last hidden states, after the final norm, that the
-    base model gives, with an adapter or alone.
+    """EmbeddingService embeds texts: vectors are pooled from the last hidden states, after the final
+    norm, of the base model alone or with an adapter.
     """
 
     def __init__(self, channel):
@@ -44,12 +44,12 @@ class EmbeddingServiceStub(object):
 
 
 class EmbeddingServiceServicer(object):
-    """EmbeddingService makes vectors of texts: of the last hidden states, after the final norm, that the
-    base model gives, with an adapter or alone.
+    """EmbeddingService embeds texts: vectors are pooled from the last hidden states, after the final
+    norm, of the base model alone or with an adapter.
     """
 
     def Embed(self, request, context):
-        """Embed answers once, when every input has its vector.
+        """Embed answers once all inputs are embedded.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -72,8 +72,8 @@ def add_EmbeddingServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class EmbeddingService(object):
-    """EmbeddingService makes vectors of texts: of the last hidden states, after the final norm, that the
-    base model gives, with an adapter or alone.
+    """EmbeddingService embeds texts: vectors are pooled from the last hidden states, after the final
+    norm, of the base model alone or with an adapter.
     """
 
     @staticmethod

@@ -27,8 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class EmbeddingServiceStub:
-    """EmbeddingService makes vectors of texts: of the last hidden states, after the final norm, that the
-    base model gives, with an adapter or alone.
+    """EmbeddingService embeds texts: vectors are pooled from the last hidden states, after the final
+    norm, of the base model alone or with an adapter.
     """
 
     @_typing.overload
@@ -36,21 +36,21 @@ class EmbeddingServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> EmbeddingServiceAsyncStub: ...
     Embed: _grpc.UnaryUnaryMultiCallable[_embedding_pb2.EmbedRequest, _embedding_pb2.EmbedResponse]
-    """Embed answers once, when every input has its vector."""
+    """Embed answers once all inputs are embedded."""
 
 @_typing.type_check_only
 class EmbeddingServiceAsyncStub(EmbeddingServiceStub):
-    """EmbeddingService makes vectors of texts: of the last hidden states, after the final norm, that the
-    base model gives, with an adapter or alone.
+    """EmbeddingService embeds texts: vectors are pooled from the last hidden states, after the final
+    norm, of the base model alone or with an adapter.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Embed: _aio.UnaryUnaryMultiCallable[_embedding_pb2.EmbedRequest, _embedding_pb2.EmbedResponse]  # type: ignore[assignment]
-    """Embed answers once, when every input has its vector."""
+    """Embed answers once all inputs are embedded."""
 
 class EmbeddingServiceServicer(metaclass=_abc_1.ABCMeta):
-    """EmbeddingService makes vectors of texts: of the last hidden states, after the final norm, that the
-    base model gives, with an adapter or alone.
+    """EmbeddingService embeds texts: vectors are pooled from the last hidden states, after the final
+    norm, of the base model alone or with an adapter.
     """
 
     @_abc_1.abstractmethod
@@ -59,6 +59,6 @@ class EmbeddingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _embedding_pb2.EmbedRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_embedding_pb2.EmbedResponse, _abc.Awaitable[_embedding_pb2.EmbedResponse]]:
-        """Embed answers once, when every input has its vector."""
+        """Embed answers once all inputs are embedded."""
 
 def add_EmbeddingServiceServicer_to_server(servicer: EmbeddingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

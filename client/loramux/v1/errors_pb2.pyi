@@ -25,11 +25,11 @@ class _ErrorReason:
 class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReason.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     ERROR_REASON_UNSPECIFIED: _ErrorReason.ValueType  # 0
-    """ERROR_REASON_UNSPECIFIED means that the status was made by the transport, not by the server."""
+    """ERROR_REASON_UNSPECIFIED means that the status comes from the transport, not from the server."""
     ERROR_REASON_MALFORMED_REQUEST: _ErrorReason.ValueType  # 1
-    """ERROR_REASON_MALFORMED_REQUEST means that the bytes are no message of the expected type."""
+    """ERROR_REASON_MALFORMED_REQUEST means that the bytes cannot be parsed as the expected message."""
     ERROR_REASON_INVALID_FIELD: _ErrorReason.ValueType  # 2
-    """ERROR_REASON_INVALID_FIELD means that a field is outside what is allowed."""
+    """ERROR_REASON_INVALID_FIELD means that a field has a value that is not allowed."""
     ERROR_REASON_CONTEXT_LENGTH_EXCEEDED: _ErrorReason.ValueType  # 3
     """ERROR_REASON_CONTEXT_LENGTH_EXCEEDED means that prompt and output do not fit the context."""
     ERROR_REASON_ADAPTER_NOT_FOUND: _ErrorReason.ValueType  # 4
@@ -37,27 +37,29 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_ADAPTER_EXISTS: _ErrorReason.ValueType  # 5
     """ERROR_REASON_ADAPTER_EXISTS means that the name is taken and may not be replaced."""
     ERROR_REASON_INVALID_ADAPTER_FILE: _ErrorReason.ValueType  # 6
-    """ERROR_REASON_INVALID_ADAPTER_FILE means that the tensor file breaks the safetensors format."""
+    """ERROR_REASON_INVALID_ADAPTER_FILE means that the tensor file violates the safetensors format."""
     ERROR_REASON_INVALID_ADAPTER_CONFIG: _ErrorReason.ValueType  # 7
     """ERROR_REASON_INVALID_ADAPTER_CONFIG means that a PEFT config field is malformed."""
     ERROR_REASON_UNSUPPORTED_ADAPTER_FEATURE: _ErrorReason.ValueType  # 8
-    """ERROR_REASON_UNSUPPORTED_ADAPTER_FEATURE means that a PEFT config asks for what is not served."""
+    """ERROR_REASON_UNSUPPORTED_ADAPTER_FEATURE means that a PEFT config uses an unsupported feature."""
     ERROR_REASON_ADAPTER_BASE_MISMATCH: _ErrorReason.ValueType  # 9
     """ERROR_REASON_ADAPTER_BASE_MISMATCH means that the adapter does not fit the served base model."""
     ERROR_REASON_ADAPTER_TOO_LARGE: _ErrorReason.ValueType  # 10
     """ERROR_REASON_ADAPTER_TOO_LARGE means that the adapter can never fit the adapter memory."""
     ERROR_REASON_ADAPTER_NOT_FINITE: _ErrorReason.ValueType  # 11
-    """ERROR_REASON_ADAPTER_NOT_FINITE means that weights or logits hold NaN or infinity."""
+    """ERROR_REASON_ADAPTER_NOT_FINITE means that weights or logits contain NaN or infinity."""
     ERROR_REASON_ADAPTER_DAMAGED: _ErrorReason.ValueType  # 12
-    """ERROR_REASON_ADAPTER_DAMAGED means that the stored bytes are no longer those uploaded."""
+    """ERROR_REASON_ADAPTER_DAMAGED means that the stored package is corrupt: its bytes are not those
+    uploaded.
+    """
     ERROR_REASON_UPLOAD_PROTOCOL: _ErrorReason.ValueType  # 13
-    """ERROR_REASON_UPLOAD_PROTOCOL means that upload messages came in the wrong order or size."""
+    """ERROR_REASON_UPLOAD_PROTOCOL means that upload messages have the wrong order or size."""
     ERROR_REASON_DIGEST_MISMATCH: _ErrorReason.ValueType  # 14
-    """ERROR_REASON_DIGEST_MISMATCH means that the bytes received are not those declared."""
+    """ERROR_REASON_DIGEST_MISMATCH means that the bytes received do not match the declared digest."""
     ERROR_REASON_STORE_FULL: _ErrorReason.ValueType  # 15
     """ERROR_REASON_STORE_FULL means that the store has no room for the adapter."""
     ERROR_REASON_STORE_UNAVAILABLE: _ErrorReason.ValueType  # 16
-    """ERROR_REASON_STORE_UNAVAILABLE means that the store cannot write at present."""
+    """ERROR_REASON_STORE_UNAVAILABLE means that the store cannot be written at present."""
     ERROR_REASON_QUEUE_FULL: _ErrorReason.ValueType  # 17
     """ERROR_REASON_QUEUE_FULL means that too many requests, prompt tokens or bytes are waiting."""
     ERROR_REASON_ENGINE_UNAVAILABLE: _ErrorReason.ValueType  # 18
@@ -65,123 +67,133 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 19
     """ERROR_REASON_DEADLINE_EXCEEDED means that the deadline passed before the work was done."""
     ERROR_REASON_REQUEST_EXISTS: _ErrorReason.ValueType  # 20
-    """ERROR_REASON_REQUEST_EXISTS means that a live request has the same id."""
+    """ERROR_REASON_REQUEST_EXISTS means that a request in progress has the same id."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 21
-    """ERROR_REASON_INTERNAL means a defect of the server; the message carries an incident id."""
+    """ERROR_REASON_INTERNAL means a bug in the server; the message carries an incident id."""
     ERROR_REASON_ADAPTER_READ_ONLY: _ErrorReason.ValueType  # 22
-    """ERROR_REASON_ADAPTER_READ_ONLY means that a directory, not an upload, provides the adapter."""
+    """ERROR_REASON_ADAPTER_READ_ONLY means that the adapter comes from a directory, not from an
+    upload.
+    """
     ERROR_REASON_ALIAS_MOVED: _ErrorReason.ValueType  # 23
-    """ERROR_REASON_ALIAS_MOVED means that an alias does not stand for what was expected."""
+    """ERROR_REASON_ALIAS_MOVED means that an alias does not point to what was expected."""
     ERROR_REASON_ALIAS_NOT_MOVABLE: _ErrorReason.ValueType  # 24
-    """ERROR_REASON_ALIAS_NOT_MOVABLE means that an alias cannot go back: there is nothing before its
-    last move, or that was deleted.
+    """ERROR_REASON_ALIAS_NOT_MOVABLE means that an alias cannot be rolled back: it has no earlier
+    target, or that was deleted.
     """
     ERROR_REASON_VERSION_IN_USE: _ErrorReason.ValueType  # 25
-    """ERROR_REASON_VERSION_IN_USE means that an alias stands for the version."""
+    """ERROR_REASON_VERSION_IN_USE means that an alias points to the version."""
     ERROR_REASON_UPLOAD_NOT_FOUND: _ErrorReason.ValueType  # 26
-    """ERROR_REASON_UPLOAD_NOT_FOUND means that no upload has this id: it is finished, failed or old."""
+    """ERROR_REASON_UPLOAD_NOT_FOUND means that no upload has this id: it is finished, failed or
+    expired.
+    """
     ERROR_REASON_TOO_MANY_UPLOADS: _ErrorReason.ValueType  # 27
-    """ERROR_REASON_TOO_MANY_UPLOADS means that too many uploads are under way."""
+    """ERROR_REASON_TOO_MANY_UPLOADS means that too many uploads are in progress."""
     ERROR_REASON_PINS_FULL: _ErrorReason.ValueType  # 28
-    """ERROR_REASON_PINS_FULL means that the adapter memory cannot hold all that is to be pinned."""
+    """ERROR_REASON_PINS_FULL means that the adapter memory cannot hold all pinned adapters."""
     ERROR_REASON_WATCH_TOO_SLOW: _ErrorReason.ValueType  # 29
-    """ERROR_REASON_WATCH_TOO_SLOW means that changes came faster than the watcher took them."""
+    """ERROR_REASON_WATCH_TOO_SLOW means that the watcher reads changes more slowly than they occur."""
     ERROR_REASON_IS_REPLICA: _ErrorReason.ValueType  # 100
-    """ERROR_REASON_IS_REPLICA means that a replica was asked by another one to change adapters: only
-    their primary does that.
+    """ERROR_REASON_IS_REPLICA means that one replica asked another to change adapters, which only
+    their primary does.
     """
     ERROR_REASON_OTHER_LINEAGE: _ErrorReason.ValueType  # 101
-    """ERROR_REASON_OTHER_LINEAGE means that the primary of a replica has other adapters than those that
+    """ERROR_REASON_OTHER_LINEAGE means that the primary of a replica does not have the adapters that
     were copied from it: it has lost its store, or is another server.
     """
     ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 30
-    """ERROR_REASON_UNAUTHENTICATED means that the call brought no valid key."""
+    """ERROR_REASON_UNAUTHENTICATED means that the call has no valid key."""
     ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 31
-    """ERROR_REASON_PERMISSION_DENIED means that the caller is known, and may not do this."""
+    """ERROR_REASON_PERMISSION_DENIED means that the caller is authenticated but not permitted to do
+    this.
+    """
     ERROR_REASON_QUOTA_EXCEEDED: _ErrorReason.ValueType  # 32
-    """ERROR_REASON_QUOTA_EXCEEDED means that the tenant has used what its policy grants; with
-    FAILED_PRECONDITION, that one request has more prompts than the policy ever grants at once.
+    """ERROR_REASON_QUOTA_EXCEEDED means that the tenant has exceeded its quota; with
+    FAILED_PRECONDITION, that a single request has more prompts than the quota ever allows at once.
     """
     ERROR_REASON_TENANT_DISABLED: _ErrorReason.ValueType  # 33
-    """ERROR_REASON_TENANT_DISABLED means that the caller is known, and that nobody of its tenant may
-    call at present.
+    """ERROR_REASON_TENANT_DISABLED means that the caller is authenticated, but its tenant is
+    disabled.
     """
     ERROR_REASON_CHAT_TEMPLATE_MISSING: _ErrorReason.ValueType  # 40
     """ERROR_REASON_CHAT_TEMPLATE_MISSING means that neither the adapter nor the base model has a chat
     template that the server may run.
     """
     ERROR_REASON_CHAT_TEMPLATE_FAILED: _ErrorReason.ValueType  # 41
-    """ERROR_REASON_CHAT_TEMPLATE_FAILED means that the chat template refused the messages, or failed."""
+    """ERROR_REASON_CHAT_TEMPLATE_FAILED means that the chat template rejected the messages or failed."""
     ERROR_REASON_NOT_QUARANTINED: _ErrorReason.ValueType  # 42
-    """ERROR_REASON_NOT_QUARANTINED means that what is to be cleared is not in quarantine."""
+    """ERROR_REASON_NOT_QUARANTINED means that the request or adapter to clear is not in quarantine."""
     ERROR_REASON_DEADLINE_UNREACHABLE: _ErrorReason.ValueType  # 43
-    """ERROR_REASON_DEADLINE_UNREACHABLE means that too much waits already to finish in time."""
+    """ERROR_REASON_DEADLINE_UNREACHABLE means that the queue is too long to meet the deadline."""
     ERROR_REASON_ADAPTER_QUARANTINED: _ErrorReason.ValueType  # 44
-    """ERROR_REASON_ADAPTER_QUARANTINED means that the adapter is not run any more until an operator
-    clears it: the engine died again and again with it, or its logits were never finite.
+    """ERROR_REASON_ADAPTER_QUARANTINED means that the adapter is refused until an operator clears it:
+    the engine failed repeatedly with it in flight, or its logits were never finite.
     """
     ERROR_REASON_REQUEST_QUARANTINED: _ErrorReason.ValueType  # 45
-    """ERROR_REASON_REQUEST_QUARANTINED means that the engine died again and again with this very
-    request, and that it is not run any more until an operator clears it.
+    """ERROR_REASON_REQUEST_QUARANTINED means that the engine failed repeatedly with exactly this
+    request in flight, and that it is refused until an operator clears it.
     """
     ERROR_REASON_STORAGE_QUOTA_EXCEEDED: _ErrorReason.ValueType  # 50
-    """ERROR_REASON_STORAGE_QUOTA_EXCEEDED means that the tenant stores as much as it may."""
+    """ERROR_REASON_STORAGE_QUOTA_EXCEEDED means that the tenant has reached its storage quota."""
     ERROR_REASON_UPLOAD_TOO_SLOW: _ErrorReason.ValueType  # 51
-    """ERROR_REASON_UPLOAD_TOO_SLOW means that the bytes of an upload came too slowly."""
+    """ERROR_REASON_UPLOAD_TOO_SLOW means that an upload is below the minimum rate."""
     ERROR_REASON_SOURCE_NOT_ALLOWED: _ErrorReason.ValueType  # 52
-    """ERROR_REASON_SOURCE_NOT_ALLOWED means that the server does not import from there."""
+    """ERROR_REASON_SOURCE_NOT_ALLOWED means that the server does not allow imports from this source."""
     ERROR_REASON_SOURCE_NOT_FOUND: _ErrorReason.ValueType  # 53
-    """ERROR_REASON_SOURCE_NOT_FOUND means that there is no adapter to import."""
+    """ERROR_REASON_SOURCE_NOT_FOUND means that there is no adapter at the source."""
     ERROR_REASON_SOURCE_NOT_READABLE: _ErrorReason.ValueType  # 54
-    """ERROR_REASON_SOURCE_NOT_READABLE means that the source refuses this server."""
+    """ERROR_REASON_SOURCE_NOT_READABLE means that the source denies access to this server."""
     ERROR_REASON_SOURCE_CHANGED: _ErrorReason.ValueType  # 55
-    """ERROR_REASON_SOURCE_CHANGED means that what is imported changed while it was read."""
+    """ERROR_REASON_SOURCE_CHANGED means that the source changed while it was read."""
     ERROR_REASON_SOURCE_UNAVAILABLE: _ErrorReason.ValueType  # 56
-    """ERROR_REASON_SOURCE_UNAVAILABLE means that the source does not answer at present."""
+    """ERROR_REASON_SOURCE_UNAVAILABLE means that the source does not respond at present."""
     ERROR_REASON_ADAPTER_NOT_MIXABLE: _ErrorReason.ValueType  # 60
-    """ERROR_REASON_ADAPTER_NOT_MIXABLE means that the adapters cannot be mixed or scaled as asked."""
+    """ERROR_REASON_ADAPTER_NOT_MIXABLE means that the adapters cannot be mixed or scaled as
+    requested.
+    """
     ERROR_REASON_MEMORY_UNREACHABLE: _ErrorReason.ValueType  # 61
-    """ERROR_REASON_MEMORY_UNREACHABLE means that KV memory would become free after the deadline."""
+    """ERROR_REASON_MEMORY_UNREACHABLE means that KV cache memory would become free only after the
+    deadline.
+    """
     ERROR_REASON_SERVER_BUSY: _ErrorReason.ValueType  # 62
-    """ERROR_REASON_SERVER_BUSY means that the server is behind with everything at present."""
+    """ERROR_REASON_SERVER_BUSY means that the server is overloaded: its event loop lags."""
     ERROR_REASON_ENGINE_OUT_OF_MEMORY: _ErrorReason.ValueType  # 63
-    """ERROR_REASON_ENGINE_OUT_OF_MEMORY means that memory ran out in the engine; the next try may do."""
+    """ERROR_REASON_ENGINE_OUT_OF_MEMORY means that the engine ran out of memory; a retry may succeed."""
     ERROR_REASON_READER_TOO_SLOW: _ErrorReason.ValueType  # 64
-    """ERROR_REASON_READER_TOO_SLOW means that a stream was not read for too long."""
+    """ERROR_REASON_READER_TOO_SLOW means that the client did not read its stream for too long."""
     ERROR_REASON_ADAPTER_TASK_MISMATCH: _ErrorReason.ValueType  # 70
-    """ERROR_REASON_ADAPTER_TASK_MISMATCH means that the adapter was trained for another task than it is
-    asked for: it classifies and does not continue text, or the other way round.
+    """ERROR_REASON_ADAPTER_TASK_MISMATCH means that the adapter was trained for another task than the
+    one requested: it classifies and does not generate text, or vice versa.
     """
     ERROR_REASON_BASE_CONTINUES_NO_TEXT: _ErrorReason.ValueType  # 71
-    """ERROR_REASON_BASE_CONTINUES_NO_TEXT means that the base model is an encoder, which reads texts and
-    continues none.
+    """ERROR_REASON_BASE_CONTINUES_NO_TEXT means that the base model is an encoder, which does not
+    generate text.
     """
     ERROR_REASON_BASE_ONLY_WRITES: _ErrorReason.ValueType  # 72
-    """ERROR_REASON_BASE_ONLY_WRITES means that the base model has an encoder and a decoder, with which
-    texts are written, and not labelled or embedded.
+    """ERROR_REASON_BASE_ONLY_WRITES means that the base model is an encoder-decoder, which generates
+    text and does not classify or embed it.
     """
     ERROR_REASON_STRUCTURED_OUTPUT_FAILED: _ErrorReason.ValueType  # 80
-    """ERROR_REASON_STRUCTURED_OUTPUT_FAILED means that no token could be found that keeps the text on
-    its way to the form that was asked for: the form took more than it may, or leads nowhere.
+    """ERROR_REASON_STRUCTURED_OUTPUT_FAILED means that no token keeps the text within the requested
+    structured output: the form exceeds its limits, or has a dead end.
     """
     ERROR_REASON_IMAGES_NOT_SERVED: _ErrorReason.ValueType  # 90
-    """ERROR_REASON_IMAGES_NOT_SERVED means that a request has images, and that the base model sees none,
-    the server takes none, or the chat template puts other ones than these into the prompt.
+    """ERROR_REASON_IMAGES_NOT_SERVED means that a request has images, but the base model takes none,
+    the server accepts none, or the chat template puts different ones into the prompt.
     """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the stable, machine-readable cause of a failed call.
 
-    Every status that the server makes carries one, as `google.rpc.ErrorInfo.reason` (without the
+    Every status generated by the server carries one, as `google.rpc.ErrorInfo.reason` (without the
     `ERROR_REASON_` prefix) and in the ErrorDetail of the `loramux-error-bin` trailing metadata.
     """
 
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
-"""ERROR_REASON_UNSPECIFIED means that the status was made by the transport, not by the server."""
+"""ERROR_REASON_UNSPECIFIED means that the status comes from the transport, not from the server."""
 ERROR_REASON_MALFORMED_REQUEST: ErrorReason.ValueType  # 1
-"""ERROR_REASON_MALFORMED_REQUEST means that the bytes are no message of the expected type."""
+"""ERROR_REASON_MALFORMED_REQUEST means that the bytes cannot be parsed as the expected message."""
 ERROR_REASON_INVALID_FIELD: ErrorReason.ValueType  # 2
-"""ERROR_REASON_INVALID_FIELD means that a field is outside what is allowed."""
+"""ERROR_REASON_INVALID_FIELD means that a field has a value that is not allowed."""
 ERROR_REASON_CONTEXT_LENGTH_EXCEEDED: ErrorReason.ValueType  # 3
 """ERROR_REASON_CONTEXT_LENGTH_EXCEEDED means that prompt and output do not fit the context."""
 ERROR_REASON_ADAPTER_NOT_FOUND: ErrorReason.ValueType  # 4
@@ -189,27 +201,29 @@ ERROR_REASON_ADAPTER_NOT_FOUND: ErrorReason.ValueType  # 4
 ERROR_REASON_ADAPTER_EXISTS: ErrorReason.ValueType  # 5
 """ERROR_REASON_ADAPTER_EXISTS means that the name is taken and may not be replaced."""
 ERROR_REASON_INVALID_ADAPTER_FILE: ErrorReason.ValueType  # 6
-"""ERROR_REASON_INVALID_ADAPTER_FILE means that the tensor file breaks the safetensors format."""
+"""ERROR_REASON_INVALID_ADAPTER_FILE means that the tensor file violates the safetensors format."""
 ERROR_REASON_INVALID_ADAPTER_CONFIG: ErrorReason.ValueType  # 7
 """ERROR_REASON_INVALID_ADAPTER_CONFIG means that a PEFT config field is malformed."""
 ERROR_REASON_UNSUPPORTED_ADAPTER_FEATURE: ErrorReason.ValueType  # 8
-"""ERROR_REASON_UNSUPPORTED_ADAPTER_FEATURE means that a PEFT config asks for what is not served."""
+"""ERROR_REASON_UNSUPPORTED_ADAPTER_FEATURE means that a PEFT config uses an unsupported feature."""
 ERROR_REASON_ADAPTER_BASE_MISMATCH: ErrorReason.ValueType  # 9
 """ERROR_REASON_ADAPTER_BASE_MISMATCH means that the adapter does not fit the served base model."""
 ERROR_REASON_ADAPTER_TOO_LARGE: ErrorReason.ValueType  # 10
 """ERROR_REASON_ADAPTER_TOO_LARGE means that the adapter can never fit the adapter memory."""
 ERROR_REASON_ADAPTER_NOT_FINITE: ErrorReason.ValueType  # 11
-"""ERROR_REASON_ADAPTER_NOT_FINITE means that weights or logits hold NaN or infinity."""
+"""ERROR_REASON_ADAPTER_NOT_FINITE means that weights or logits contain NaN or infinity."""
 ERROR_REASON_ADAPTER_DAMAGED: ErrorReason.ValueType  # 12
-"""ERROR_REASON_ADAPTER_DAMAGED means that the stored bytes are no longer those uploaded."""
+"""ERROR_REASON_ADAPTER_DAMAGED means that the stored package is corrupt: its bytes are not those
+uploaded.
+"""
 ERROR_REASON_UPLOAD_PROTOCOL: ErrorReason.ValueType  # 13
-"""ERROR_REASON_UPLOAD_PROTOCOL means that upload messages came in the wrong order or size."""
+"""ERROR_REASON_UPLOAD_PROTOCOL means that upload messages have the wrong order or size."""
 ERROR_REASON_DIGEST_MISMATCH: ErrorReason.ValueType  # 14
-"""ERROR_REASON_DIGEST_MISMATCH means that the bytes received are not those declared."""
+"""ERROR_REASON_DIGEST_MISMATCH means that the bytes received do not match the declared digest."""
 ERROR_REASON_STORE_FULL: ErrorReason.ValueType  # 15
 """ERROR_REASON_STORE_FULL means that the store has no room for the adapter."""
 ERROR_REASON_STORE_UNAVAILABLE: ErrorReason.ValueType  # 16
-"""ERROR_REASON_STORE_UNAVAILABLE means that the store cannot write at present."""
+"""ERROR_REASON_STORE_UNAVAILABLE means that the store cannot be written at present."""
 ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 17
 """ERROR_REASON_QUEUE_FULL means that too many requests, prompt tokens or bytes are waiting."""
 ERROR_REASON_ENGINE_UNAVAILABLE: ErrorReason.ValueType  # 18
@@ -217,115 +231,125 @@ ERROR_REASON_ENGINE_UNAVAILABLE: ErrorReason.ValueType  # 18
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 19
 """ERROR_REASON_DEADLINE_EXCEEDED means that the deadline passed before the work was done."""
 ERROR_REASON_REQUEST_EXISTS: ErrorReason.ValueType  # 20
-"""ERROR_REASON_REQUEST_EXISTS means that a live request has the same id."""
+"""ERROR_REASON_REQUEST_EXISTS means that a request in progress has the same id."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 21
-"""ERROR_REASON_INTERNAL means a defect of the server; the message carries an incident id."""
+"""ERROR_REASON_INTERNAL means a bug in the server; the message carries an incident id."""
 ERROR_REASON_ADAPTER_READ_ONLY: ErrorReason.ValueType  # 22
-"""ERROR_REASON_ADAPTER_READ_ONLY means that a directory, not an upload, provides the adapter."""
+"""ERROR_REASON_ADAPTER_READ_ONLY means that the adapter comes from a directory, not from an
+upload.
+"""
 ERROR_REASON_ALIAS_MOVED: ErrorReason.ValueType  # 23
-"""ERROR_REASON_ALIAS_MOVED means that an alias does not stand for what was expected."""
+"""ERROR_REASON_ALIAS_MOVED means that an alias does not point to what was expected."""
 ERROR_REASON_ALIAS_NOT_MOVABLE: ErrorReason.ValueType  # 24
-"""ERROR_REASON_ALIAS_NOT_MOVABLE means that an alias cannot go back: there is nothing before its
-last move, or that was deleted.
+"""ERROR_REASON_ALIAS_NOT_MOVABLE means that an alias cannot be rolled back: it has no earlier
+target, or that was deleted.
 """
 ERROR_REASON_VERSION_IN_USE: ErrorReason.ValueType  # 25
-"""ERROR_REASON_VERSION_IN_USE means that an alias stands for the version."""
+"""ERROR_REASON_VERSION_IN_USE means that an alias points to the version."""
 ERROR_REASON_UPLOAD_NOT_FOUND: ErrorReason.ValueType  # 26
-"""ERROR_REASON_UPLOAD_NOT_FOUND means that no upload has this id: it is finished, failed or old."""
+"""ERROR_REASON_UPLOAD_NOT_FOUND means that no upload has this id: it is finished, failed or
+expired.
+"""
 ERROR_REASON_TOO_MANY_UPLOADS: ErrorReason.ValueType  # 27
-"""ERROR_REASON_TOO_MANY_UPLOADS means that too many uploads are under way."""
+"""ERROR_REASON_TOO_MANY_UPLOADS means that too many uploads are in progress."""
 ERROR_REASON_PINS_FULL: ErrorReason.ValueType  # 28
-"""ERROR_REASON_PINS_FULL means that the adapter memory cannot hold all that is to be pinned."""
+"""ERROR_REASON_PINS_FULL means that the adapter memory cannot hold all pinned adapters."""
 ERROR_REASON_WATCH_TOO_SLOW: ErrorReason.ValueType  # 29
-"""ERROR_REASON_WATCH_TOO_SLOW means that changes came faster than the watcher took them."""
+"""ERROR_REASON_WATCH_TOO_SLOW means that the watcher reads changes more slowly than they occur."""
 ERROR_REASON_IS_REPLICA: ErrorReason.ValueType  # 100
-"""ERROR_REASON_IS_REPLICA means that a replica was asked by another one to change adapters: only
-their primary does that.
+"""ERROR_REASON_IS_REPLICA means that one replica asked another to change adapters, which only
+their primary does.
 """
 ERROR_REASON_OTHER_LINEAGE: ErrorReason.ValueType  # 101
-"""ERROR_REASON_OTHER_LINEAGE means that the primary of a replica has other adapters than those that
+"""ERROR_REASON_OTHER_LINEAGE means that the primary of a replica does not have the adapters that
 were copied from it: it has lost its store, or is another server.
 """
 ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 30
-"""ERROR_REASON_UNAUTHENTICATED means that the call brought no valid key."""
+"""ERROR_REASON_UNAUTHENTICATED means that the call has no valid key."""
 ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 31
-"""ERROR_REASON_PERMISSION_DENIED means that the caller is known, and may not do this."""
+"""ERROR_REASON_PERMISSION_DENIED means that the caller is authenticated but not permitted to do
+this.
+"""
 ERROR_REASON_QUOTA_EXCEEDED: ErrorReason.ValueType  # 32
-"""ERROR_REASON_QUOTA_EXCEEDED means that the tenant has used what its policy grants; with
-FAILED_PRECONDITION, that one request has more prompts than the policy ever grants at once.
+"""ERROR_REASON_QUOTA_EXCEEDED means that the tenant has exceeded its quota; with
+FAILED_PRECONDITION, that a single request has more prompts than the quota ever allows at once.
 """
 ERROR_REASON_TENANT_DISABLED: ErrorReason.ValueType  # 33
-"""ERROR_REASON_TENANT_DISABLED means that the caller is known, and that nobody of its tenant may
-call at present.
+"""ERROR_REASON_TENANT_DISABLED means that the caller is authenticated, but its tenant is
+disabled.
 """
 ERROR_REASON_CHAT_TEMPLATE_MISSING: ErrorReason.ValueType  # 40
 """ERROR_REASON_CHAT_TEMPLATE_MISSING means that neither the adapter nor the base model has a chat
 template that the server may run.
 """
 ERROR_REASON_CHAT_TEMPLATE_FAILED: ErrorReason.ValueType  # 41
-"""ERROR_REASON_CHAT_TEMPLATE_FAILED means that the chat template refused the messages, or failed."""
+"""ERROR_REASON_CHAT_TEMPLATE_FAILED means that the chat template rejected the messages or failed."""
 ERROR_REASON_NOT_QUARANTINED: ErrorReason.ValueType  # 42
-"""ERROR_REASON_NOT_QUARANTINED means that what is to be cleared is not in quarantine."""
+"""ERROR_REASON_NOT_QUARANTINED means that the request or adapter to clear is not in quarantine."""
 ERROR_REASON_DEADLINE_UNREACHABLE: ErrorReason.ValueType  # 43
-"""ERROR_REASON_DEADLINE_UNREACHABLE means that too much waits already to finish in time."""
+"""ERROR_REASON_DEADLINE_UNREACHABLE means that the queue is too long to meet the deadline."""
 ERROR_REASON_ADAPTER_QUARANTINED: ErrorReason.ValueType  # 44
-"""ERROR_REASON_ADAPTER_QUARANTINED means that the adapter is not run any more until an operator
-clears it: the engine died again and again with it, or its logits were never finite.
+"""ERROR_REASON_ADAPTER_QUARANTINED means that the adapter is refused until an operator clears it:
+the engine failed repeatedly with it in flight, or its logits were never finite.
 """
 ERROR_REASON_REQUEST_QUARANTINED: ErrorReason.ValueType  # 45
-"""ERROR_REASON_REQUEST_QUARANTINED means that the engine died again and again with this very
-request, and that it is not run any more until an operator clears it.
+"""ERROR_REASON_REQUEST_QUARANTINED means that the engine failed repeatedly with exactly this
+request in flight, and that it is refused until an operator clears it.
 """
 ERROR_REASON_STORAGE_QUOTA_EXCEEDED: ErrorReason.ValueType  # 50
-"""ERROR_REASON_STORAGE_QUOTA_EXCEEDED means that the tenant stores as much as it may."""
+"""ERROR_REASON_STORAGE_QUOTA_EXCEEDED means that the tenant has reached its storage quota."""
 ERROR_REASON_UPLOAD_TOO_SLOW: ErrorReason.ValueType  # 51
-"""ERROR_REASON_UPLOAD_TOO_SLOW means that the bytes of an upload came too slowly."""
+"""ERROR_REASON_UPLOAD_TOO_SLOW means that an upload is below the minimum rate."""
 ERROR_REASON_SOURCE_NOT_ALLOWED: ErrorReason.ValueType  # 52
-"""ERROR_REASON_SOURCE_NOT_ALLOWED means that the server does not import from there."""
+"""ERROR_REASON_SOURCE_NOT_ALLOWED means that the server does not allow imports from this source."""
 ERROR_REASON_SOURCE_NOT_FOUND: ErrorReason.ValueType  # 53
-"""ERROR_REASON_SOURCE_NOT_FOUND means that there is no adapter to import."""
+"""ERROR_REASON_SOURCE_NOT_FOUND means that there is no adapter at the source."""
 ERROR_REASON_SOURCE_NOT_READABLE: ErrorReason.ValueType  # 54
-"""ERROR_REASON_SOURCE_NOT_READABLE means that the source refuses this server."""
+"""ERROR_REASON_SOURCE_NOT_READABLE means that the source denies access to this server."""
 ERROR_REASON_SOURCE_CHANGED: ErrorReason.ValueType  # 55
-"""ERROR_REASON_SOURCE_CHANGED means that what is imported changed while it was read."""
+"""ERROR_REASON_SOURCE_CHANGED means that the source changed while it was read."""
 ERROR_REASON_SOURCE_UNAVAILABLE: ErrorReason.ValueType  # 56
-"""ERROR_REASON_SOURCE_UNAVAILABLE means that the source does not answer at present."""
+"""ERROR_REASON_SOURCE_UNAVAILABLE means that the source does not respond at present."""
 ERROR_REASON_ADAPTER_NOT_MIXABLE: ErrorReason.ValueType  # 60
-"""ERROR_REASON_ADAPTER_NOT_MIXABLE means that the adapters cannot be mixed or scaled as asked."""
+"""ERROR_REASON_ADAPTER_NOT_MIXABLE means that the adapters cannot be mixed or scaled as
+requested.
+"""
 ERROR_REASON_MEMORY_UNREACHABLE: ErrorReason.ValueType  # 61
-"""ERROR_REASON_MEMORY_UNREACHABLE means that KV memory would become free after the deadline."""
+"""ERROR_REASON_MEMORY_UNREACHABLE means that KV cache memory would become free only after the
+deadline.
+"""
 ERROR_REASON_SERVER_BUSY: ErrorReason.ValueType  # 62
-"""ERROR_REASON_SERVER_BUSY means that the server is behind with everything at present."""
+"""ERROR_REASON_SERVER_BUSY means that the server is overloaded: its event loop lags."""
 ERROR_REASON_ENGINE_OUT_OF_MEMORY: ErrorReason.ValueType  # 63
-"""ERROR_REASON_ENGINE_OUT_OF_MEMORY means that memory ran out in the engine; the next try may do."""
+"""ERROR_REASON_ENGINE_OUT_OF_MEMORY means that the engine ran out of memory; a retry may succeed."""
 ERROR_REASON_READER_TOO_SLOW: ErrorReason.ValueType  # 64
-"""ERROR_REASON_READER_TOO_SLOW means that a stream was not read for too long."""
+"""ERROR_REASON_READER_TOO_SLOW means that the client did not read its stream for too long."""
 ERROR_REASON_ADAPTER_TASK_MISMATCH: ErrorReason.ValueType  # 70
-"""ERROR_REASON_ADAPTER_TASK_MISMATCH means that the adapter was trained for another task than it is
-asked for: it classifies and does not continue text, or the other way round.
+"""ERROR_REASON_ADAPTER_TASK_MISMATCH means that the adapter was trained for another task than the
+one requested: it classifies and does not generate text, or vice versa.
 """
 ERROR_REASON_BASE_CONTINUES_NO_TEXT: ErrorReason.ValueType  # 71
-"""ERROR_REASON_BASE_CONTINUES_NO_TEXT means that the base model is an encoder, which reads texts and
-continues none.
+"""ERROR_REASON_BASE_CONTINUES_NO_TEXT means that the base model is an encoder, which does not
+generate text.
 """
 ERROR_REASON_BASE_ONLY_WRITES: ErrorReason.ValueType  # 72
-"""ERROR_REASON_BASE_ONLY_WRITES means that the base model has an encoder and a decoder, with which
-texts are written, and not labelled or embedded.
+"""ERROR_REASON_BASE_ONLY_WRITES means that the base model is an encoder-decoder, which generates
+text and does not classify or embed it.
 """
 ERROR_REASON_STRUCTURED_OUTPUT_FAILED: ErrorReason.ValueType  # 80
-"""ERROR_REASON_STRUCTURED_OUTPUT_FAILED means that no token could be found that keeps the text on
-its way to the form that was asked for: the form took more than it may, or leads nowhere.
+"""ERROR_REASON_STRUCTURED_OUTPUT_FAILED means that no token keeps the text within the requested
+structured output: the form exceeds its limits, or has a dead end.
 """
 ERROR_REASON_IMAGES_NOT_SERVED: ErrorReason.ValueType  # 90
-"""ERROR_REASON_IMAGES_NOT_SERVED means that a request has images, and that the base model sees none,
-the server takes none, or the chat template puts other ones than these into the prompt.
+"""ERROR_REASON_IMAGES_NOT_SERVED means that a request has images, but the base model takes none,
+the server accepts none, or the chat template puts different ones into the prompt.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final
 class ErrorDetail(_message.Message):
     """ErrorDetail accompanies a failed call in the `loramux-error-bin` trailing metadata, for clients
-    that do not carry the `google.rpc` messages.
+    without the `google.rpc` messages.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -337,12 +361,12 @@ class ErrorDetail(_message.Message):
     reason: Global___ErrorReason.ValueType
     """reason is the stable cause."""
     field: _builtins.str
-    """field is the path of the offending request field, empty where no single field is at fault."""
+    """field is the path of the invalid request field; empty if no single field is at fault."""
     quota: _builtins.str
-    """quota says whose quota is exceeded, such as `tenant:acme`; empty where it is not about one."""
+    """quota is the subject whose quota is exceeded, such as `tenant:acme`; empty if no quota is."""
     @_builtins.property
     def retry_delay(self) -> _duration_pb2.Duration:
-        """retry_delay is how long to wait before trying again; absent where that would not help."""
+        """retry_delay is how long to wait before a retry; absent if a retry would not help."""
 
     def __init__(
         self,

@@ -30,10 +30,10 @@ class _ToolModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ToolMode.Val
     TOOL_MODE_AUTO: _ToolMode.ValueType  # 1
     """TOOL_MODE_AUTO lets the model decide."""
     TOOL_MODE_NONE: _ToolMode.ValueType  # 2
-    """TOOL_MODE_NONE is as if there were no tools: the model is not told of them."""
+    """TOOL_MODE_NONE disables tools: they are not part of the prompt."""
     TOOL_MODE_REQUIRED: _ToolMode.ValueType  # 3
-    """TOOL_MODE_REQUIRED has the answer be calls and nothing else. Tokens are chosen so that each call
-    is of one of the tools, and its arguments meet the tool's schema.
+    """TOOL_MODE_REQUIRED constrains the output to calls only: each calls one of the tools, with
+    arguments that match the tool's schema.
     """
 
 class ToolMode(_ToolMode, metaclass=_ToolModeEnumTypeWrapper):
@@ -44,10 +44,10 @@ TOOL_MODE_UNSPECIFIED: ToolMode.ValueType  # 0
 TOOL_MODE_AUTO: ToolMode.ValueType  # 1
 """TOOL_MODE_AUTO lets the model decide."""
 TOOL_MODE_NONE: ToolMode.ValueType  # 2
-"""TOOL_MODE_NONE is as if there were no tools: the model is not told of them."""
+"""TOOL_MODE_NONE disables tools: they are not part of the prompt."""
 TOOL_MODE_REQUIRED: ToolMode.ValueType  # 3
-"""TOOL_MODE_REQUIRED has the answer be calls and nothing else. Tokens are chosen so that each call
-is of one of the tools, and its arguments meet the tool's schema.
+"""TOOL_MODE_REQUIRED constrains the output to calls only: each calls one of the tools, with
+arguments that match the tool's schema.
 """
 Global___ToolMode: _TypeAlias = ToolMode  # noqa: Y015
 
@@ -60,22 +60,22 @@ class _CombinationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Combinati
     COMBINATION_UNSPECIFIED: _Combination.ValueType  # 0
     """COMBINATION_UNSPECIFIED means COMBINATION_CAT."""
     COMBINATION_CAT: _Combination.ValueType  # 1
-    """COMBINATION_CAT adds up the changes of all adapters, each times its weight. Their ranks add up."""
+    """COMBINATION_CAT sums the updates of all adapters, each times its weight. Their ranks add up."""
     COMBINATION_LINEAR: _Combination.ValueType  # 2
-    """COMBINATION_LINEAR adds up the factors of all adapters, each times the root of its weight. They
-    need equal ranks, which is that of the mix; the result is not the sum of their changes.
+    """COMBINATION_LINEAR sums the factors A and B of all adapters, each times the square root of its
+    weight. Their ranks must be equal and stay so; the result is not the sum of their updates.
     """
 
 class Combination(_Combination, metaclass=_CombinationEnumTypeWrapper):
-    """Combination says how adapters are mixed, as `add_weighted_adapter` of PEFT defines it."""
+    """Combination says how adapters are mixed, as defined by `add_weighted_adapter` of PEFT."""
 
 COMBINATION_UNSPECIFIED: Combination.ValueType  # 0
 """COMBINATION_UNSPECIFIED means COMBINATION_CAT."""
 COMBINATION_CAT: Combination.ValueType  # 1
-"""COMBINATION_CAT adds up the changes of all adapters, each times its weight. Their ranks add up."""
+"""COMBINATION_CAT sums the updates of all adapters, each times its weight. Their ranks add up."""
 COMBINATION_LINEAR: Combination.ValueType  # 2
-"""COMBINATION_LINEAR adds up the factors of all adapters, each times the root of its weight. They
-need equal ranks, which is that of the mix; the result is not the sum of their changes.
+"""COMBINATION_LINEAR sums the factors A and B of all adapters, each times the square root of its
+weight. Their ranks must be equal and stay so; the result is not the sum of their updates.
 """
 Global___Combination: _TypeAlias = Combination  # noqa: Y015
 
@@ -86,30 +86,34 @@ class _FinishReason:
 class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishReason.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     FINISH_REASON_UNSPECIFIED: _FinishReason.ValueType  # 0
-    """FINISH_REASON_UNSPECIFIED means that the completion goes on."""
+    """FINISH_REASON_UNSPECIFIED means that the completion continues."""
     FINISH_REASON_STOP: _FinishReason.ValueType  # 1
-    """FINISH_REASON_STOP means that the model ended it or that a stop string or token came."""
+    """FINISH_REASON_STOP means an end token, a stop string or a stop token."""
     FINISH_REASON_LENGTH: _FinishReason.ValueType  # 2
-    """FINISH_REASON_LENGTH means that max_tokens or the context was reached."""
+    """FINISH_REASON_LENGTH means that max_tokens or the context length was reached."""
     FINISH_REASON_TOOL_CALLS: _FinishReason.ValueType  # 3
-    """FINISH_REASON_TOOL_CALLS means what FINISH_REASON_STOP does, where the completion has tool_calls."""
+    """FINISH_REASON_TOOL_CALLS means the same as FINISH_REASON_STOP, for a completion with
+    tool_calls.
+    """
 
 class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
     """FinishReason says why a completion ended."""
 
 FINISH_REASON_UNSPECIFIED: FinishReason.ValueType  # 0
-"""FINISH_REASON_UNSPECIFIED means that the completion goes on."""
+"""FINISH_REASON_UNSPECIFIED means that the completion continues."""
 FINISH_REASON_STOP: FinishReason.ValueType  # 1
-"""FINISH_REASON_STOP means that the model ended it or that a stop string or token came."""
+"""FINISH_REASON_STOP means an end token, a stop string or a stop token."""
 FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
-"""FINISH_REASON_LENGTH means that max_tokens or the context was reached."""
+"""FINISH_REASON_LENGTH means that max_tokens or the context length was reached."""
 FINISH_REASON_TOOL_CALLS: FinishReason.ValueType  # 3
-"""FINISH_REASON_TOOL_CALLS means what FINISH_REASON_STOP does, where the completion has tool_calls."""
+"""FINISH_REASON_TOOL_CALLS means the same as FINISH_REASON_STOP, for a completion with
+tool_calls.
+"""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
 @_typing.final
 class GenerateRequest(_message.Message):
-    """GenerateRequest is one prompt, the adapter to continue it with, and how to choose tokens."""
+    """GenerateRequest is a prompt, the adapter to use, and the sampling parameters."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -137,99 +141,104 @@ class GenerateRequest(_message.Message):
     DECODER_PROMPT_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     adapter: _builtins.str
     """adapter is a reference to the adapter, `[tenant/]name[:tag][@sha256:digest]`; empty means the
-    base model alone. It is resolved once: the request keeps that version to its end.
+    base model alone. It is resolved once: the request keeps that version until it ends.
     """
     prompt: _builtins.str
-    """prompt is the text to continue; where the base model has an encoder and a decoder, the text that
-    is read, to which another is written. Set one of prompt, prompt_token_ids and messages.
+    """prompt is the text to continue; for an encoder-decoder, the text that the encoder reads. Set
+    one of prompt, prompt_token_ids and messages.
     """
     request_id: _builtins.str
-    """request_id names the request in replies and logs; made by the server where empty."""
+    """request_id identifies the request in responses and logs; generated by the server if empty."""
     parse_special_tokens: _builtins.bool
-    """parse_special_tokens makes text such as `</s>` in the prompt, in the decoder_prompt and in the
-    prediction a control token. By default it is plain text, so that a user's text cannot pose as
-    control tokens.
+    """parse_special_tokens parses text such as `</s>` in the prompt, the decoder_prompt and the
+    prediction as special tokens. By default it is plain text, so that user text cannot inject
+    special tokens.
     """
     add_special_tokens: _builtins.bool
-    """add_special_tokens lets the tokenizer add its own tokens to a text prompt, such as `<s>` before
-    it, or `</s>` behind what an encoder reads; true where absent.
+    """add_special_tokens lets the tokenizer add its special tokens to a text prompt, such as `<s>`
+    before it, or `</s>` after the input of an encoder; true if absent.
     """
     routing_key: _builtins.str
-    """routing_key chooses the version where an alias stands for several: equal keys, such as the id
-    of a user, get the same one while its weights stay. Where empty, chance decides.
+    """routing_key selects the version if the alias splits traffic: equal keys, such as user ids, get
+    the same version as long as the weights stay the same. If empty, it is random.
     """
     add_generation_prompt: _builtins.bool
-    """add_generation_prompt ends the prompt of messages with what begins an answer; true where absent."""
+    """add_generation_prompt ends the formatted messages with the start of an assistant turn; true if
+    absent.
+    """
     combination: Global___Combination.ValueType
     """combination says how adapters are mixed."""
     scale: _builtins.float
-    """scale multiplies what adapter changes, from -10 to 10; 0 leaves the base model as it is. Absent
+    """scale multiplies the update of adapter, -10 to 10; 0 leaves the base model unchanged. Absent
     means 1.
     """
     parallel_tool_calls: _builtins.bool
-    """parallel_tool_calls lets an answer have more than one call; true where absent."""
+    """parallel_tool_calls allows several calls in one response; true if absent."""
     chat_template_kwargs: _builtins.str
     """chat_template_kwargs are variables for the chat template, as a JSON object, such as
-    `{"enable_thinking": false}`. Of strings in it none becomes a control token.
+    `{"enable_thinking": false}`. Special tokens in its strings are not parsed.
     """
     separate_reasoning: _builtins.bool
-    """separate_reasoning takes what the model thinks before its answer to messages out of the text,
-    where the chat template tells how it is marked; true where absent. A text that has a form has it
-    after what is thought; where that is not taken out, and with a grammar, nothing is thought then.
+    """separate_reasoning moves the reasoning before the answer to messages from text to reasoning, if
+    the chat template tells how it is marked; true if absent. Structured output applies to the text
+    after the reasoning; with a grammar, or if reasoning is not separated, the model is kept from
+    reasoning.
     """
     prediction: _builtins.str
-    """prediction is the text that every completion will be, for the most part, such as a file of which
-    some lines are to be changed. It decides when tokens come, never which: they come sooner where
-    it is right, if the server drafts tokens. It has at most 256 KiB, and no more tokens than the
-    context, and counts as none of the request's tokens. It is not used where the text has a form.
-    Set at most one of prediction and prediction_token_ids.
+    """prediction is the expected output (as in predicted outputs), such as a file of which some lines
+    are to be changed. It is used for speculative decoding only, if the server has it enabled: it
+    can make tokens arrive sooner, but never changes them. At most 256 KiB, and no more tokens than
+    the context; its tokens are not counted in usage. Ignored with structured output. Set at most
+    one of prediction and prediction_token_ids.
     """
     decoder_prompt: _builtins.str
-    """decoder_prompt is what the text begins with that is written, such as the name of a language; it is
-    no part of the completions. It is for base models with an encoder and a decoder alone. It comes
-    after the token with which the decoder begins, which is not repeated where it is the first one,
-    and takes the place of the token that is the first one otherwise (forced_bos_token_id of
-    transformers). Set at most one of decoder_prompt and decoder_prompt_token_ids.
+    """decoder_prompt is text for the decoder to start with, such as a language code, for
+    encoder-decoders only; it is not part of the completions. It follows the decoder's start token,
+    which is not repeated if the text starts with it, and replaces the token that is forced at the
+    first position otherwise (forced_bos_token_id of transformers). Set at most one of
+    decoder_prompt and decoder_prompt_token_ids.
     """
     @_builtins.property
     def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """prompt_token_ids is the prompt as token ids of the base model, taken as they are."""
+        """prompt_token_ids is the prompt as token ids of the base model, used as they are."""
 
     @_builtins.property
     def sampling(self) -> Global___SamplingParams:
-        """sampling says how tokens are chosen and when to stop."""
+        """sampling holds the sampling parameters and stop conditions."""
 
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
-        """messages is a conversation to continue: the chat template of the adapter, or else of the base
-        model, makes a prompt of it. What the template writes may be control tokens, and what the
-        contents hold is plain text, or images.
+        """messages is a conversation to continue, which the chat template of the adapter, or else of the
+        base model, formats as a prompt. Special tokens are parsed in the template's own text only;
+        contents are plain text, or images.
         """
 
     @_builtins.property
     def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___WeightedAdapter]:
-        """adapters is a weighted mix of up to 4 adapters to continue the prompt with, in place of adapter.
-        Each is resolved once, as adapter is. Only adapters that are low-rank changes can be mixed. The
-        one that weighs most gives the chat template and the defaults of sampling.
+        """adapters is a weighted mix of up to 4 adapters, in place of adapter. Each is resolved once,
+        like adapter. Only adapters that are low-rank updates can be mixed. The one with the largest
+        weight provides the chat template and the sampling defaults.
         """
 
     @_builtins.property
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tool]:
-        """tools are functions of the caller that the model may call, at most 128. They go with messages,
-        and the chat template has to know of tools: how it writes a call is how calls are read.
+        """tools are functions that the model may call, at most 128. They require messages and a chat
+        template that supports tools: calls are parsed in the format in which it writes them.
         """
 
     @_builtins.property
     def tool_choice(self) -> Global___ToolChoice:
-        """tool_choice says whether tools are called; absent means that the model decides."""
+        """tool_choice says whether and which tools are called; absent means that the model decides."""
 
     @_builtins.property
     def prediction_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """prediction_token_ids is the prediction as token ids of the base model, taken as they are."""
+        """prediction_token_ids is the prediction as token ids of the base model, used as they are."""
 
     @_builtins.property
     def decoder_prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """decoder_prompt_token_ids is the same as token ids of the base model, taken as they are."""
+        """decoder_prompt_token_ids is the decoder_prompt as token ids of the base model, used as they
+        are.
+        """
 
     def __init__(
         self,
@@ -299,10 +308,10 @@ class Tool(_message.Message):
     description: _builtins.str
     """description tells the model what the function does."""
     parameters: _builtins.str
-    """parameters is a JSON schema of an object, as text; absent where the function takes nothing."""
+    """parameters is a JSON schema of an object, as text; absent if the function takes no arguments."""
     strict: _builtins.bool
-    """strict keeps the arguments of calls to parameters where the model decides, too: tokens are chosen
-    so that they meet it. Where calls are demanded, all do.
+    """strict constrains the arguments of calls to parameters also if the model decides whether to
+    call. If calls are required, all arguments are constrained.
     """
     def __init__(
         self,
@@ -329,16 +338,16 @@ Global___Tool: _TypeAlias = Tool  # noqa: Y015
 
 @_typing.final
 class ToolChoice(_message.Message):
-    """ToolChoice says whether tools are called."""
+    """ToolChoice says whether and which tools are called."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MODE_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     mode: Global___ToolMode.ValueType
-    """mode leaves it to the model which tool is called."""
+    """mode leaves the choice of the tool to the model."""
     name: _builtins.str
-    """name is the tool that is called, whatever the model would do."""
+    """name is the tool that must be called."""
     def __init__(
         self,
         *,
@@ -357,7 +366,7 @@ Global___ToolChoice: _TypeAlias = ToolChoice  # noqa: Y015
 
 @_typing.final
 class ToolCall(_message.Message):
-    """ToolCall is a call of a tool that the model asks for."""
+    """ToolCall is a tool call made by the model."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -365,11 +374,11 @@ class ToolCall(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     ARGUMENTS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """id names the call, so that a message with the result can refer to it. It is the model's own, or
-    else 9 letters and digits.
+    """id identifies the call, so that the message with its result can refer to it. It is the model's
+    own, or else 9 letters and digits.
     """
     name: _builtins.str
-    """name is the tool's. Where the model decides, it may be none of the request."""
+    """name is the name of the tool. If the model decides, it may be one that is not in the request."""
     arguments: _builtins.str
     """arguments is a JSON object, as text."""
     def __init__(
@@ -398,7 +407,7 @@ class WeightedAdapter(_message.Message):
     adapter: _builtins.str
     """adapter is a reference to the adapter, `[tenant/]name[:tag][@sha256:digest]`."""
     weight: _builtins.float
-    """weight multiplies what the adapter changes, from -10 to 10; absent means 1."""
+    """weight multiplies the update of the adapter, -10 to 10; absent means 1."""
     def __init__(
         self,
         *,
@@ -429,23 +438,25 @@ class ChatMessage(_message.Message):
     REASONING_FIELD_NUMBER: _builtins.int
     PARTS_FIELD_NUMBER: _builtins.int
     role: _builtins.str
-    """role says whose turn it is: system, developer, user, assistant or tool."""
+    """role is the author: system, developer, user, assistant or tool."""
     content: _builtins.str
-    """content is what was said; for a tool, what came of the call. Set at most one of content and parts."""
+    """content is the text of the message; for a tool, the result of the call. Set at most one of
+    content and parts.
+    """
     tool_call_id: _builtins.str
-    """tool_call_id says of which call a tool's message is the result."""
+    """tool_call_id is the id of the call whose result a tool message is."""
     name: _builtins.str
-    """name is that of the tool whose message this is, for templates that tell it."""
+    """name is the name of the tool whose message this is, for templates that use it."""
     reasoning: _builtins.str
-    """reasoning is what an assistant thought before it said so; many templates leave it out."""
+    """reasoning is an assistant's reasoning before its answer; many templates omit it."""
     @_builtins.property
     def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCall]:
-        """tool_calls are the calls that an assistant asked for."""
+        """tool_calls are the calls made by an assistant."""
 
     @_builtins.property
     def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___ContentPart]:
-        """parts are what was said where it is more than a text: texts and images, in the order in which they
-        stand. Texts without an image are put together as they are.
+        """parts is the content as a list of texts and images, in order. Texts without an image between
+        them are concatenated.
         """
 
     def __init__(
@@ -469,7 +480,7 @@ Global___ChatMessage: _TypeAlias = ChatMessage  # noqa: Y015
 
 @_typing.final
 class ContentPart(_message.Message):
-    """ContentPart is a part of what was said."""
+    """ContentPart is a part of the content of a message."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -479,9 +490,9 @@ class ContentPart(_message.Message):
     """text is a text."""
     @_builtins.property
     def image(self) -> Global___Image:
-        """image is an image, which a base model has to see, and a chat template to put into the prompt. An
-        assistant's message has none. GetServerInfo says how many there may be in a request. The tokens
-        that stand for an image are tokens of the prompt.
+        """image is an image, for vision-language models whose chat template supports images. Assistant
+        messages have none. GetServerInfo returns the maximum number in a request. The tokens that
+        represent an image count as prompt tokens.
         """
 
     def __init__(
@@ -508,8 +519,8 @@ class Image(_message.Message):
 
     DATA_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
-    """data is the bytes of a PNG, JPEG, WebP or GIF file; of several pictures in it the first one counts.
-    GetServerInfo says how many bytes and pixels there may be.
+    """data is the content of a PNG, JPEG, WebP or GIF file; of several frames the first one is used.
+    GetServerInfo returns the maximum number of bytes and pixels.
     """
     def __init__(
         self,
@@ -527,8 +538,8 @@ Global___Image: _TypeAlias = Image  # noqa: Y015
 @_typing.final
 class SamplingParams(_message.Message):
     """SamplingParams says how tokens are chosen and when a completion ends. An absent field has the
-    default that the adapter's package gives it, or else the one named with it, which is why most are
-    optional. The defaults of stop and stop_token_ids take their place where they are empty.
+    default of the adapter's package, or else the one given here, which is why most are optional. The
+    package's defaults of stop and stop_token_ids apply if those are empty.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -577,69 +588,71 @@ class SamplingParams(_message.Message):
     LENGTH_PENALTY_FIELD_NUMBER: _builtins.int
     EARLY_STOPPING_FIELD_NUMBER: _builtins.int
     max_tokens: _builtins.int
-    """max_tokens is the most tokens of a completion; absent means 256, or what the context leaves. Where
-    the base model has an encoder and a decoder, the decoder_prompt takes room of what is written, and
-    the prompt does not. With prompt_logprobs it may be 0: no token is made then, and n is 1.
+    """max_tokens is the maximum number of tokens of a completion; absent means 256, or what is left
+    of the context. For an encoder-decoder, the decoder_prompt takes room of the output, and the
+    prompt does not. With prompt_logprobs it may be 0: no token is generated, and n is 1.
     """
     min_tokens: _builtins.int
-    """min_tokens is how many tokens come before an end or stop token may; absent means 0."""
+    """min_tokens is the number of tokens before which no end or stop token may come; absent means 0."""
     temperature: _builtins.float
-    """temperature divides the logits; 0 means the likeliest token always; absent means 1."""
+    """temperature divides the logits; 0 means greedy decoding; absent means 1."""
     top_k: _builtins.int
-    """top_k keeps the k likeliest tokens; 0, -1 or absent keeps all."""
+    """top_k samples from the k likeliest tokens; 0, -1 or absent means all."""
     top_p: _builtins.float
-    """top_p keeps the likeliest tokens that together reach this probability; absent means 1."""
+    """top_p samples from the smallest set of likeliest tokens that reach this total probability;
+    absent means 1.
+    """
     min_p: _builtins.float
-    """min_p drops tokens less likely than this fraction of the likeliest one; absent means 0."""
+    """min_p excludes tokens less likely than this fraction of the likeliest one; absent means 0."""
     repetition_penalty: _builtins.float
-    """repetition_penalty divides the positive and multiplies the negative logits of tokens that the
-    prompt or the completion holds already; absent means 1. What an encoder reads does not count.
+    """repetition_penalty divides the positive and multiplies the negative logits of tokens that occur
+    in the prompt or the completion; absent means 1. The input of an encoder does not count.
     """
     presence_penalty: _builtins.float
-    """presence_penalty is subtracted once from tokens that the completion holds; absent means 0."""
+    """presence_penalty is subtracted once from the logits of tokens that occur in the completion;
+    absent means 0.
+    """
     frequency_penalty: _builtins.float
-    """frequency_penalty is subtracted from a token for each time the completion holds it; absent
-    means 0.
+    """frequency_penalty is subtracted from the logit of a token once for each occurrence in the
+    completion; absent means 0.
     """
     seed: _builtins.int
-    """seed makes a sampled completion reproducible whatever else the batch holds; absent means a
-    random one.
-    """
+    """seed makes sampling reproducible, whatever else is in the batch; absent means a random one."""
     ignore_eos: _builtins.bool
-    """ignore_eos goes on after the model's own end tokens."""
+    """ignore_eos continues after the model's own end tokens."""
     include_stop: _builtins.bool
-    """include_stop keeps the stop string that was found in the text; it is cut off by default."""
+    """include_stop keeps the matched stop string in the text; by default it is cut off."""
     n: _builtins.int
-    """n is how many completions to make of the prompt; absent means 1. With a seed, completion i
-    uses seed + i.
+    """n is the number of completions of the prompt; absent means 1. With a seed, completion i uses
+    seed + i.
     """
     logprobs: _builtins.int
-    """logprobs is how many of the likeliest tokens to report at each position beside the chosen one,
-    from the model's own distribution before any penalty or temperature; absent means none.
+    """logprobs is the number of likeliest tokens to report at each position in addition to the chosen
+    one, from the model's own distribution before any penalty or temperature; absent means no
+    log-probabilities.
     """
     skip_special_tokens: _builtins.bool
-    """skip_special_tokens leaves control tokens out of the text; true where absent."""
+    """skip_special_tokens omits special tokens from the text; true if absent."""
     prompt_logprobs: _builtins.int
-    """prompt_logprobs is how many of the likeliest tokens to report at each position of the prompt
-    beside the actual one, which is all that 0 reports; absent means none. Such a request takes
-    nothing of its prompt from the prefix cache, since what is there has no log-probabilities.
+    """prompt_logprobs is the number of likeliest tokens to report at each position of the prompt in
+    addition to the actual one, which alone is reported for 0; absent means none. Such a request
+    does not read the prefix cache, which holds no log-probabilities.
     """
     num_beams: _builtins.int
-    """num_beams is how many beams a beam search keeps, 1 to 10; 1 or absent means none. At each position
-    the likeliest of their continuations go on, and the n best completions are the answer, n at most
-    num_beams, the best first, each with its beam_score: as `generate` of transformers finds them
-    without sampling. A stream has each in one piece, at the end. Nothing is drawn: temperature,
-    top_k, top_p and min_p do not go with it, nor do penalties, logit_bias, logprobs, stop, forms,
-    tools and predictions. Each beam counts as a completion of max_tokens.
+    """num_beams is the number of beams of a beam search, 1 to 10; 1 or absent means none. The n best
+    completions are returned, n at most num_beams, best first, each with its beam_score, as by
+    `generate` of transformers without sampling. A stream has each in one piece, at the end. Not
+    compatible with temperature, top_k, top_p, min_p, penalties, logit_bias, logprobs, stop,
+    structured output, tools and predictions. Each beam counts as a completion of max_tokens.
     """
     length_penalty: _builtins.float
-    """length_penalty is the power of its length by which the log-probability of a completion is divided
-    for its score, from -10 to 10: above 0 it favours long ones, below 0 short ones; absent means 1.
-    It goes with num_beams, and so does early_stopping.
+    """length_penalty is the exponent of the length by which the log-probability of a completion is
+    divided to get its score, -10 to 10: above 0 it favours long completions, below 0 short ones;
+    absent means 1. Like early_stopping, it requires num_beams.
     """
     early_stopping: _builtins.bool
-    """early_stopping ends the search when num_beams completions have ended; without it the search goes
-    on for as long as the best beam, at its present length, has a score above the worst of those.
+    """early_stopping ends the search as soon as num_beams completions are finished; without it the
+    search continues while the best beam, at its present length, scores above the worst of those.
     """
     @_builtins.property
     def logit_bias(self) -> _containers.ScalarMap[_builtins.int, _builtins.float]:
@@ -647,15 +660,17 @@ class SamplingParams(_message.Message):
 
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """stop ends a completion where one of these strings appears, also across tokens."""
+        """stop ends a completion when one of these strings appears, also across tokens."""
 
     @_builtins.property
     def stop_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """stop_token_ids ends a completion after one of these tokens, beside the model's own end tokens."""
+        """stop_token_ids ends a completion after one of these tokens, in addition to the model's own end
+        tokens.
+        """
 
     @_builtins.property
     def structured_output(self) -> Global___StructuredOutput:
-        """structured_output says which form the text of every completion has; absent means any."""
+        """structured_output constrains the text of every completion; absent means no constraint."""
 
     def __init__(
         self,
@@ -761,11 +776,11 @@ Global___SamplingParams: _TypeAlias = SamplingParams  # noqa: Y015
 
 @_typing.final
 class StructuredOutput(_message.Message):
-    """StructuredOutput says which form a text has. At each position only tokens are chosen that keep the
-    text on its way to that form; where it is complete and nothing may follow, the end token is chosen.
-    A completion that max_tokens, the context or a stop string or token ends may be cut off in the
-    middle. The adapter's own defaults of min_tokens, stop and stop_token_ids do not count beside it,
-    and min_tokens and ignore_eos cannot be set. All texts of a form have at most 64 KiB together.
+    """StructuredOutput constrains the form of a text. At each position only tokens are allowed that
+    keep the text on its way to the form; when it is complete and nothing may follow, the end token
+    is chosen. A completion that ends by max_tokens, the context or a stop string or token may be
+    incomplete. The adapter's own defaults of min_tokens, stop and stop_token_ids are ignored, and
+    min_tokens and ignore_eos cannot be set. All texts of a form have at most 64 KiB together.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -776,22 +791,20 @@ class StructuredOutput(_message.Message):
     CHOICE_FIELD_NUMBER: _builtins.int
     GRAMMAR_FIELD_NUMBER: _builtins.int
     json_schema: _builtins.str
-    """json_schema is a JSON schema, as text, of which the text is an instance. Keywords that cannot
-    be kept, such as `uniqueItems`, are refused by name, and nothing is fetched for a `$ref`.
+    """json_schema is a JSON schema, as text, that the text must match. Keywords that cannot be
+    enforced, such as `uniqueItems`, are refused by name, and no `$ref` is fetched.
     """
     json_object: _builtins.bool
     """json_object is true for any JSON object."""
     regex: _builtins.str
-    """regex is a regular expression that matches the text as a whole, without look-around and
+    """regex is a regular expression that must match the whole text, without look-around and
     back-references.
     """
     grammar: _builtins.str
-    """grammar is a context-free grammar in the variant of Lark that llguidance takes; its first rule
-    is `start`.
-    """
+    """grammar is a context-free grammar in llguidance's variant of Lark; its first rule is `start`."""
     @_builtins.property
     def choice(self) -> Global___Choice:
-        """choice is a list of texts, of which the text is one."""
+        """choice is a list of texts, one of which the text must be."""
 
     def __init__(
         self,
@@ -838,7 +851,7 @@ Global___Choice: _TypeAlias = Choice  # noqa: Y015
 
 @_typing.final
 class GenerateResponse(_message.Message):
-    """GenerateResponse holds the finished completions of one request."""
+    """GenerateResponse holds the completions of a request."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -851,10 +864,10 @@ class GenerateResponse(_message.Message):
     ADAPTERS_FIELD_NUMBER: _builtins.int
     PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """request_id is the id of the request, the caller's own if there was one."""
+    """request_id is the id of the request, that of the caller if one was given."""
     @_builtins.property
     def completions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Completion]:
-        """completions holds one entry for each of n, in order of index."""
+        """completions holds n entries, in the order of index."""
 
     @_builtins.property
     def adapter(self) -> Global___AdapterIdentity:
@@ -866,11 +879,13 @@ class GenerateResponse(_message.Message):
 
     @_builtins.property
     def timing(self) -> Global___Timing:
-        """timing says where the time went."""
+        """timing breaks down the latency."""
 
     @_builtins.property
     def sampling(self) -> Global___SamplingParams:
-        """sampling is what was used: the fields of the request, and defaults where it had none."""
+        """sampling holds the parameters that were used: the fields of the request, and defaults for the
+        rest.
+        """
 
     @_builtins.property
     def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___AdapterIdentity]:
@@ -878,8 +893,8 @@ class GenerateResponse(_message.Message):
 
     @_builtins.property
     def prompt_logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___PositionLogprobs]:
-        """prompt_logprobs has an entry for each token of the prompt where they were asked for; chosen is the
-        prompt's own token. Nothing comes before the first one: its entry has no logprob, rank and top.
+        """prompt_logprobs has an entry for each token of the prompt if requested; chosen is the token of
+        the prompt. The entry of the first token has no logprob, rank and top.
         """
 
     def __init__(
@@ -906,7 +921,7 @@ Global___GenerateResponse: _TypeAlias = GenerateResponse  # noqa: Y015
 
 @_typing.final
 class StreamGenerateResponse(_message.Message):
-    """StreamGenerateResponse is the next piece of one completion."""
+    """StreamGenerateResponse is the next part of a completion."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -928,8 +943,8 @@ class StreamGenerateResponse(_message.Message):
 
     @_builtins.property
     def delta(self) -> Global___Completion:
-        """delta holds the text and tokens that are new; its finish_reason is set in the last piece of
-        each completion.
+        """delta holds the new text and tokens; its finish_reason is set in the last part of each
+        completion.
         """
 
     @_builtins.property
@@ -938,11 +953,11 @@ class StreamGenerateResponse(_message.Message):
 
     @_builtins.property
     def timing(self) -> Global___Timing:
-        """timing says where the time went; set in the last message."""
+        """timing breaks down the latency; set in the last message."""
 
     @_builtins.property
     def sampling(self) -> Global___SamplingParams:
-        """sampling is what is used; set in the first message."""
+        """sampling holds the parameters in use; set in the first message."""
 
     @_builtins.property
     def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___AdapterIdentity]:
@@ -989,7 +1004,7 @@ Global___StreamGenerateResponse: _TypeAlias = StreamGenerateResponse  # noqa: Y0
 
 @_typing.final
 class Completion(_message.Message):
-    """Completion is what the model wrote, or the next piece of it."""
+    """Completion is the output of the model, or the next part of it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1006,32 +1021,34 @@ class Completion(_message.Message):
     index: _builtins.int
     """index says which of the n completions this is, from 0."""
     text: _builtins.str
-    """text is the decoded text. A character whose bytes span tokens comes when it is whole."""
+    """text is the decoded text. A character whose bytes span several tokens is sent when it is
+    complete.
+    """
     finish_reason: Global___FinishReason.ValueType
     """finish_reason says why the completion ended."""
     stop_string: _builtins.str
-    """stop_string is the stop string that was found, where one ended the completion."""
+    """stop_string is the stop string that ended the completion, if one did."""
     stop_token_id: _builtins.int
-    """stop_token_id is the token that ended the completion, where one did."""
+    """stop_token_id is the token that ended the completion, if one did."""
     reasoning: _builtins.str
-    """reasoning is what the model thought before its answer. It is no part of text."""
+    """reasoning is the model's reasoning before its answer. It is not part of text."""
     beam_score: _builtins.float
-    """beam_score is the sum of the log-probabilities of token_ids, divided by their number to the power
-    of length_penalty; set where num_beams is 2 or more. A decoder_prompt of one token, or what stands
-    in its place, counts there as one of them, with a log-probability of 0.
+    """beam_score is the sum of the log-probabilities of token_ids, divided by their number to the
+    power of length_penalty; set if num_beams is 2 or more. A decoder_prompt of one token, or the
+    token in its place, counts as one of them, with a log-probability of 0.
     """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """token_ids are the tokens, the end token included."""
+        """token_ids are the tokens, including the end token."""
 
     @_builtins.property
     def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___PositionLogprobs]:
-        """logprobs has an entry for each of token_ids where logprobs were asked for."""
+        """logprobs has an entry for each of token_ids if requested."""
 
     @_builtins.property
     def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCall]:
-        """tool_calls are the calls that the model asks for. They are no part of text, and each comes when
-        it is whole.
+        """tool_calls are the calls made by the model. They are not part of text, and each is sent when it
+        is complete.
         """
 
     def __init__(
@@ -1077,10 +1094,10 @@ class PositionLogprobs(_message.Message):
     TOP_FIELD_NUMBER: _builtins.int
     RANK_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
-    """rank is the place of chosen among all tokens, 1 for the likeliest; told of prompts alone."""
+    """rank is the rank of chosen among all tokens, 1 for the likeliest; set for prompts only."""
     @_builtins.property
     def chosen(self) -> Global___TokenLogprob:
-        """chosen is the token that was chosen, or that the prompt has there."""
+        """chosen is the token that was chosen, or the token of the prompt."""
 
     @_builtins.property
     def top(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
@@ -1117,7 +1134,7 @@ class TokenLogprob(_message.Message):
     token of a prompt.
     """
     utf8: _builtins.bytes
-    """utf8 is its text, which may be a part of a character; empty where the model has no tokenizer."""
+    """utf8 is its text, which may be an incomplete character; empty if the model has no tokenizer."""
     def __init__(
         self,
         *,
@@ -1137,7 +1154,7 @@ Global___TokenLogprob: _TypeAlias = TokenLogprob  # noqa: Y015
 
 @_typing.final
 class AdapterIdentity(_message.Message):
-    """AdapterIdentity names exactly which adapter answered."""
+    """AdapterIdentity identifies exactly the adapter that was used."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1150,9 +1167,9 @@ class AdapterIdentity(_message.Message):
     digest: _builtins.str
     """digest is `sha256:` and the hexadecimal SHA-256 of the package that was used."""
     tenant: _builtins.str
-    """tenant is whose adapter it is."""
+    """tenant is the owner of the adapter."""
     version: _builtins.int
-    """version is the number of the version."""
+    """version is the version number."""
     def __init__(
         self,
         *,
@@ -1179,17 +1196,17 @@ class Usage(_message.Message):
     COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
     CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
-    """prompt_tokens is the length of the prompt in tokens, those that stand for images among them. What
-    a decoder behind an encoder begins with does not count.
+    """prompt_tokens is the length of the prompt in tokens, including those that represent images. The
+    decoder prompt of an encoder-decoder does not count.
     """
     completion_tokens: _builtins.int
-    """completion_tokens is the number of tokens made, over all completions; in a beam search those of
-    all beams, also of beams that are no completion.
+    """completion_tokens is the number of generated tokens, over all completions; in a beam search of
+    all beams, including those that are not returned.
     """
     cached_tokens: _builtins.int
-    """cached_tokens is how many of prompt_tokens nothing was computed for, since their keys and values
-    were in the prefix cache when the request first ran; of several completions the one counts that
-    found the fewest.
+    """cached_tokens is how many of prompt_tokens were found in the prefix cache when the request
+    first ran, so that nothing was computed for them; of several completions the one with the
+    fewest counts.
     """
     def __init__(
         self,
@@ -1208,7 +1225,7 @@ Global___Usage: _TypeAlias = Usage  # noqa: Y015
 
 @_typing.final
 class Timing(_message.Message):
-    """Timing says where the time of a request went, in seconds on the server's clock."""
+    """Timing breaks down the latency of a request, in seconds on the server's clock."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1216,7 +1233,7 @@ class Timing(_message.Message):
     TIME_TO_FIRST_TOKEN_SECONDS_FIELD_NUMBER: _builtins.int
     TOTAL_SECONDS_FIELD_NUMBER: _builtins.int
     queue_seconds: _builtins.float
-    """queue_seconds is the time from arrival until the request first ran."""
+    """queue_seconds is the time from arrival until the first step of the request."""
     time_to_first_token_seconds: _builtins.float
     """time_to_first_token_seconds is the time from arrival to the first token."""
     total_seconds: _builtins.float

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class GenerationServiceStub(object):
-    """GenerationService continues prompts with the base model or with an adapter on it.
+    """GenerationService generates text with the base model, alone or with an adapter.
     """
 
     def __init__(self, channel):
@@ -48,18 +48,18 @@ class GenerationServiceStub(object):
 
 
 class GenerationServiceServicer(object):
-    """GenerationService continues prompts with the base model or with an adapter on it.
+    """GenerationService generates text with the base model, alone or with an adapter.
     """
 
     def Generate(self, request, context):
-        """Generate answers once, when every completion is finished.
+        """Generate answers once all completions are finished.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StreamGenerate(self, request, context):
-        """StreamGenerate answers with pieces of the completions as they are made.
+        """StreamGenerate streams the completions as they are generated.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -87,7 +87,7 @@ def add_GenerationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GenerationService(object):
-    """GenerationService continues prompts with the base model or with an adapter on it.
+    """GenerationService generates text with the base model, alone or with an adapter.
     """
 
     @staticmethod

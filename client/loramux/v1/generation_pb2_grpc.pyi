@@ -27,29 +27,29 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class GenerationServiceStub:
-    """GenerationService continues prompts with the base model or with an adapter on it."""
+    """GenerationService generates text with the base model, alone or with an adapter."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> GenerationServiceAsyncStub: ...
     Generate: _grpc.UnaryUnaryMultiCallable[_generation_pb2.GenerateRequest, _generation_pb2.GenerateResponse]
-    """Generate answers once, when every completion is finished."""
+    """Generate answers once all completions are finished."""
     StreamGenerate: _grpc.UnaryStreamMultiCallable[_generation_pb2.GenerateRequest, _generation_pb2.StreamGenerateResponse]
-    """StreamGenerate answers with pieces of the completions as they are made."""
+    """StreamGenerate streams the completions as they are generated."""
 
 @_typing.type_check_only
 class GenerationServiceAsyncStub(GenerationServiceStub):
-    """GenerationService continues prompts with the base model or with an adapter on it."""
+    """GenerationService generates text with the base model, alone or with an adapter."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryUnaryMultiCallable[_generation_pb2.GenerateRequest, _generation_pb2.GenerateResponse]  # type: ignore[assignment]
-    """Generate answers once, when every completion is finished."""
+    """Generate answers once all completions are finished."""
     StreamGenerate: _aio.UnaryStreamMultiCallable[_generation_pb2.GenerateRequest, _generation_pb2.StreamGenerateResponse]  # type: ignore[assignment]
-    """StreamGenerate answers with pieces of the completions as they are made."""
+    """StreamGenerate streams the completions as they are generated."""
 
 class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
-    """GenerationService continues prompts with the base model or with an adapter on it."""
+    """GenerationService generates text with the base model, alone or with an adapter."""
 
     @_abc_1.abstractmethod
     def Generate(
@@ -57,7 +57,7 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _generation_pb2.GenerateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_generation_pb2.GenerateResponse, _abc.Awaitable[_generation_pb2.GenerateResponse]]:
-        """Generate answers once, when every completion is finished."""
+        """Generate answers once all completions are finished."""
 
     @_abc_1.abstractmethod
     def StreamGenerate(
@@ -65,6 +65,6 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _generation_pb2.GenerateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_generation_pb2.StreamGenerateResponse], _abc.AsyncIterator[_generation_pb2.StreamGenerateResponse]]:
-        """StreamGenerate answers with pieces of the completions as they are made."""
+        """StreamGenerate streams the completions as they are generated."""
 
 def add_GenerationServiceServicer_to_server(servicer: GenerationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

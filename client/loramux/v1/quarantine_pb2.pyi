@@ -38,14 +38,14 @@ Global___ListQuarantinedRequest: _TypeAlias = ListQuarantinedRequest  # noqa: Y0
 
 @_typing.final
 class ListQuarantinedResponse(_message.Message):
-    """ListQuarantinedResponse lists what is refused; a server keeps a bounded number."""
+    """ListQuarantinedResponse lists what is in quarantine; a server keeps a bounded number."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ENTRIES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___QuarantineEntry]:
-        """entries holds one entry for each request and adapter, the oldest first."""
+        """entries holds one entry for each request and adapter, oldest first."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ Global___ListQuarantinedResponse: _TypeAlias = ListQuarantinedResponse  # noqa: 
 
 @_typing.final
 class QuarantineEntry(_message.Message):
-    """QuarantineEntry is a request or adapter that is refused."""
+    """QuarantineEntry is a request or adapter in quarantine."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -76,11 +76,11 @@ class QuarantineEntry(_message.Message):
     """cause says what happened."""
     @_builtins.property
     def adapters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """adapters are the versions that have this digest, `tenant/name:version`."""
+        """adapters are the versions with this digest, `tenant/name:version`."""
 
     @_builtins.property
     def since(self) -> _timestamp_pb2.Timestamp:
-        """since is when it began to be refused."""
+        """since is when it was quarantined."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ Global___QuarantineEntry: _TypeAlias = QuarantineEntry  # noqa: Y015
 
 @_typing.final
 class ClearQuarantinedRequest(_message.Message):
-    """ClearQuarantinedRequest says what is to run again."""
+    """ClearQuarantinedRequest names what to release."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

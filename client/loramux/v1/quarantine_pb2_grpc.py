@@ -26,9 +26,9 @@ if _version_not_supported:
 
 
 class QuarantineServiceStub(object):
-    """QuarantineService tells of requests and adapters that are not run any more, and lets them run
-    again. A server begins to refuse what was under way in several deaths of its engine in a row, and
-    an adapter whose logits were not finite several times; it does so until somebody clears it.
+    """QuarantineService lists and clears requests and adapters in quarantine. A server quarantines what
+    was in flight in several consecutive failures of its engine, and adapters whose logits were not
+    finite several times; it refuses them until an operator clears them.
     """
 
     def __init__(self, channel):
@@ -50,20 +50,20 @@ class QuarantineServiceStub(object):
 
 
 class QuarantineServiceServicer(object):
-    """QuarantineService tells of requests and adapters that are not run any more, and lets them run
-    again. A server begins to refuse what was under way in several deaths of its engine in a row, and
-    an adapter whose logits were not finite several times; it does so until somebody clears it.
+    """QuarantineService lists and clears requests and adapters in quarantine. A server quarantines what
+    was in flight in several consecutive failures of its engine, and adapters whose logits were not
+    finite several times; it refuses them until an operator clears them.
     """
 
     def ListQuarantined(self, request, context):
-        """ListQuarantined lists what is refused, the oldest first.
+        """ListQuarantined lists requests and adapters in quarantine, oldest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ClearQuarantined(self, request, context):
-        """ClearQuarantined lets something run again.
+        """ClearQuarantined releases a request or adapter.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -91,9 +91,9 @@ def add_QuarantineServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class QuarantineService(object):
-    """QuarantineService tells of requests and adapters that are not run any more, and lets them run
-    again. A server begins to refuse what was under way in several deaths of its engine in a row, and
-    an adapter whose logits were not finite several times; it does so until somebody clears it.
+    """QuarantineService lists and clears requests and adapters in quarantine. A server quarantines what
+    was in flight in several consecutive failures of its engine, and adapters whose logits were not
+    finite several times; it refuses them until an operator clears them.
     """
 
     @staticmethod

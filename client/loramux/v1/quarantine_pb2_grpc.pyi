@@ -27,9 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class QuarantineServiceStub:
-    """QuarantineService tells of requests and adapters that are not run any more, and lets them run
-    again. A server begins to refuse what was under way in several deaths of its engine in a row, and
-    an adapter whose logits were not finite several times; it does so until somebody clears it.
+    """QuarantineService lists and clears requests and adapters in quarantine. A server quarantines what
+    was in flight in several consecutive failures of its engine, and adapters whose logits were not
+    finite several times; it refuses them until an operator clears them.
     """
 
     @_typing.overload
@@ -37,27 +37,27 @@ class QuarantineServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> QuarantineServiceAsyncStub: ...
     ListQuarantined: _grpc.UnaryUnaryMultiCallable[_quarantine_pb2.ListQuarantinedRequest, _quarantine_pb2.ListQuarantinedResponse]
-    """ListQuarantined lists what is refused, the oldest first."""
+    """ListQuarantined lists requests and adapters in quarantine, oldest first."""
     ClearQuarantined: _grpc.UnaryUnaryMultiCallable[_quarantine_pb2.ClearQuarantinedRequest, _quarantine_pb2.ClearQuarantinedResponse]
-    """ClearQuarantined lets something run again."""
+    """ClearQuarantined releases a request or adapter."""
 
 @_typing.type_check_only
 class QuarantineServiceAsyncStub(QuarantineServiceStub):
-    """QuarantineService tells of requests and adapters that are not run any more, and lets them run
-    again. A server begins to refuse what was under way in several deaths of its engine in a row, and
-    an adapter whose logits were not finite several times; it does so until somebody clears it.
+    """QuarantineService lists and clears requests and adapters in quarantine. A server quarantines what
+    was in flight in several consecutive failures of its engine, and adapters whose logits were not
+    finite several times; it refuses them until an operator clears them.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListQuarantined: _aio.UnaryUnaryMultiCallable[_quarantine_pb2.ListQuarantinedRequest, _quarantine_pb2.ListQuarantinedResponse]  # type: ignore[assignment]
-    """ListQuarantined lists what is refused, the oldest first."""
+    """ListQuarantined lists requests and adapters in quarantine, oldest first."""
     ClearQuarantined: _aio.UnaryUnaryMultiCallable[_quarantine_pb2.ClearQuarantinedRequest, _quarantine_pb2.ClearQuarantinedResponse]  # type: ignore[assignment]
-    """ClearQuarantined lets something run again."""
+    """ClearQuarantined releases a request or adapter."""
 
 class QuarantineServiceServicer(metaclass=_abc_1.ABCMeta):
-    """QuarantineService tells of requests and adapters that are not run any more, and lets them run
-    again. A server begins to refuse what was under way in several deaths of its engine in a row, and
-    an adapter whose logits were not finite several times; it does so until somebody clears it.
+    """QuarantineService lists and clears requests and adapters in quarantine. A server quarantines what
+    was in flight in several consecutive failures of its engine, and adapters whose logits were not
+    finite several times; it refuses them until an operator clears them.
     """
 
     @_abc_1.abstractmethod
@@ -66,7 +66,7 @@ class QuarantineServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _quarantine_pb2.ListQuarantinedRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_quarantine_pb2.ListQuarantinedResponse, _abc.Awaitable[_quarantine_pb2.ListQuarantinedResponse]]:
-        """ListQuarantined lists what is refused, the oldest first."""
+        """ListQuarantined lists requests and adapters in quarantine, oldest first."""
 
     @_abc_1.abstractmethod
     def ClearQuarantined(
@@ -74,6 +74,6 @@ class QuarantineServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _quarantine_pb2.ClearQuarantinedRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_quarantine_pb2.ClearQuarantinedResponse, _abc.Awaitable[_quarantine_pb2.ClearQuarantinedResponse]]:
-        """ClearQuarantined lets something run again."""
+        """ClearQuarantined releases a request or adapter."""
 
 def add_QuarantineServiceServicer_to_server(servicer: QuarantineServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

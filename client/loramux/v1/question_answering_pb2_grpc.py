@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class QuestionAnsweringServiceStub(object):
-    """QuestionAnsweringService finds the answers to questions in texts, with adapters that were trained
-    for that (task QUESTION_ANS), beside those that continue prompts.
+    """QuestionAnsweringService finds answers to questions in texts (extractive question answering),
+    with adapters trained for that (task QUESTION_ANS), in the same batches as generation.
     """
 
     def __init__(self, channel):
@@ -44,12 +44,12 @@ class QuestionAnsweringServiceStub(object):
 
 
 class QuestionAnsweringServiceServicer(object):
-    """QuestionAnsweringService finds the answers to questions in texts, with adapters that were trained
-    for that (task QUESTION_ANS), beside those that continue prompts.
+    """QuestionAnsweringService finds answers to questions in texts (extractive question answering),
+    with adapters trained for that (task QUESTION_ANS), in the same batches as generation.
     """
 
     def Answer(self, request, context):
-        """Answer answers once, when every question is answered.
+        """Answer answers once all questions are answered.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -72,8 +72,8 @@ def add_QuestionAnsweringServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class QuestionAnsweringService(object):
-    """QuestionAnsweringService finds the answers to questions in texts, with adapters that were trained
-    for that (task QUESTION_ANS), beside those that continue prompts.
+    """QuestionAnsweringService finds answers to questions in texts (extractive question answering),
+    with adapters trained for that (task QUESTION_ANS), in the same batches as generation.
     """
 
     @staticmethod

@@ -27,8 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class QuestionAnsweringServiceStub:
-    """QuestionAnsweringService finds the answers to questions in texts, with adapters that were trained
-    for that (task QUESTION_ANS), beside those that continue prompts.
+    """QuestionAnsweringService finds answers to questions in texts (extractive question answering),
+    with adapters trained for that (task QUESTION_ANS), in the same batches as generation.
     """
 
     @_typing.overload
@@ -36,21 +36,21 @@ class QuestionAnsweringServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> QuestionAnsweringServiceAsyncStub: ...
     Answer: _grpc.UnaryUnaryMultiCallable[_question_answering_pb2.AnswerRequest, _question_answering_pb2.AnswerResponse]
-    """Answer answers once, when every question is answered."""
+    """Answer answers once all questions are answered."""
 
 @_typing.type_check_only
 class QuestionAnsweringServiceAsyncStub(QuestionAnsweringServiceStub):
-    """QuestionAnsweringService finds the answers to questions in texts, with adapters that were trained
-    for that (task QUESTION_ANS), beside those that continue prompts.
+    """QuestionAnsweringService finds answers to questions in texts (extractive question answering),
+    with adapters trained for that (task QUESTION_ANS), in the same batches as generation.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Answer: _aio.UnaryUnaryMultiCallable[_question_answering_pb2.AnswerRequest, _question_answering_pb2.AnswerResponse]  # type: ignore[assignment]
-    """Answer answers once, when every question is answered."""
+    """Answer answers once all questions are answered."""
 
 class QuestionAnsweringServiceServicer(metaclass=_abc_1.ABCMeta):
-    """QuestionAnsweringService finds the answers to questions in texts, with adapters that were trained
-    for that (task QUESTION_ANS), beside those that continue prompts.
+    """QuestionAnsweringService finds answers to questions in texts (extractive question answering),
+    with adapters trained for that (task QUESTION_ANS), in the same batches as generation.
     """
 
     @_abc_1.abstractmethod
@@ -59,6 +59,6 @@ class QuestionAnsweringServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _question_answering_pb2.AnswerRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_question_answering_pb2.AnswerResponse, _abc.Awaitable[_question_answering_pb2.AnswerResponse]]:
-        """Answer answers once, when every question is answered."""
+        """Answer answers once all questions are answered."""
 
 def add_QuestionAnsweringServiceServicer_to_server(servicer: QuestionAnsweringServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -19,13 +19,13 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class PinAdapterRequest(_message.Message):
-    """PinAdapterRequest names the version to keep."""
+    """PinAdapterRequest names the version to pin."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """name is a reference to the version; it stays pinned when tags move on."""
+    """name is a reference to the version; it stays pinned when tags move to another."""
     def __init__(
         self,
         *,
@@ -41,7 +41,7 @@ Global___PinAdapterRequest: _TypeAlias = PinAdapterRequest  # noqa: Y015
 
 @_typing.final
 class PinAdapterResponse(_message.Message):
-    """PinAdapterResponse describes what is pinned."""
+    """PinAdapterResponse describes the pinned version."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -65,7 +65,7 @@ Global___PinAdapterResponse: _TypeAlias = PinAdapterResponse  # noqa: Y015
 
 @_typing.final
 class UnpinAdapterRequest(_message.Message):
-    """UnpinAdapterRequest names the version that need not stay."""
+    """UnpinAdapterRequest names the version to unpin."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -87,7 +87,7 @@ Global___UnpinAdapterRequest: _TypeAlias = UnpinAdapterRequest  # noqa: Y015
 
 @_typing.final
 class UnpinAdapterResponse(_message.Message):
-    """UnpinAdapterResponse describes what is no longer pinned."""
+    """UnpinAdapterResponse describes the unpinned version."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -133,7 +133,7 @@ Global___PrefetchAdapterRequest: _TypeAlias = PrefetchAdapterRequest  # noqa: Y0
 
 @_typing.final
 class PrefetchAdapterResponse(_message.Message):
-    """PrefetchAdapterResponse describes what was loaded."""
+    """PrefetchAdapterResponse describes the loaded version."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ResidencyServiceStub(object):
-    """ResidencyService steers where the weights of adapters are.
+    """ResidencyService controls which adapters are loaded on the device.
     """
 
     def __init__(self, channel):
@@ -53,26 +53,26 @@ class ResidencyServiceStub(object):
 
 
 class ResidencyServiceServicer(object):
-    """ResidencyService steers where the weights of adapters are.
+    """ResidencyService controls which adapters are loaded on the device.
     """
 
     def PinAdapter(self, request, context):
-        """PinAdapter keeps a version on the device, also after a restart, and answers when it is there.
-        It gives way only where a request could never have room beside what is pinned.
+        """PinAdapter keeps a version on the device, also after a restart, and answers when it is loaded.
+        It is evicted only if a request could otherwise never fit beside the pinned adapters.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UnpinAdapter(self, request, context):
-        """UnpinAdapter lets a version go again when others need the room.
+        """UnpinAdapter allows a version to be evicted again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PrefetchAdapter(self, request, context):
-        """PrefetchAdapter brings a version to the device and answers when it is there.
+        """PrefetchAdapter loads a version to the device and answers when it is loaded.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -105,7 +105,7 @@ def add_ResidencyServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ResidencyService(object):
-    """ResidencyService steers where the weights of adapters are.
+    """ResidencyService controls which adapters are loaded on the device.
     """
 
     @staticmethod

@@ -27,37 +27,37 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ResidencyServiceStub:
-    """ResidencyService steers where the weights of adapters are."""
+    """ResidencyService controls which adapters are loaded on the device."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ResidencyServiceAsyncStub: ...
     PinAdapter: _grpc.UnaryUnaryMultiCallable[_residency_pb2.PinAdapterRequest, _residency_pb2.PinAdapterResponse]
-    """PinAdapter keeps a version on the device, also after a restart, and answers when it is there.
-    It gives way only where a request could never have room beside what is pinned.
+    """PinAdapter keeps a version on the device, also after a restart, and answers when it is loaded.
+    It is evicted only if a request could otherwise never fit beside the pinned adapters.
     """
     UnpinAdapter: _grpc.UnaryUnaryMultiCallable[_residency_pb2.UnpinAdapterRequest, _residency_pb2.UnpinAdapterResponse]
-    """UnpinAdapter lets a version go again when others need the room."""
+    """UnpinAdapter allows a version to be evicted again."""
     PrefetchAdapter: _grpc.UnaryUnaryMultiCallable[_residency_pb2.PrefetchAdapterRequest, _residency_pb2.PrefetchAdapterResponse]
-    """PrefetchAdapter brings a version to the device and answers when it is there."""
+    """PrefetchAdapter loads a version to the device and answers when it is loaded."""
 
 @_typing.type_check_only
 class ResidencyServiceAsyncStub(ResidencyServiceStub):
-    """ResidencyService steers where the weights of adapters are."""
+    """ResidencyService controls which adapters are loaded on the device."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     PinAdapter: _aio.UnaryUnaryMultiCallable[_residency_pb2.PinAdapterRequest, _residency_pb2.PinAdapterResponse]  # type: ignore[assignment]
-    """PinAdapter keeps a version on the device, also after a restart, and answers when it is there.
-    It gives way only where a request could never have room beside what is pinned.
+    """PinAdapter keeps a version on the device, also after a restart, and answers when it is loaded.
+    It is evicted only if a request could otherwise never fit beside the pinned adapters.
     """
     UnpinAdapter: _aio.UnaryUnaryMultiCallable[_residency_pb2.UnpinAdapterRequest, _residency_pb2.UnpinAdapterResponse]  # type: ignore[assignment]
-    """UnpinAdapter lets a version go again when others need the room."""
+    """UnpinAdapter allows a version to be evicted again."""
     PrefetchAdapter: _aio.UnaryUnaryMultiCallable[_residency_pb2.PrefetchAdapterRequest, _residency_pb2.PrefetchAdapterResponse]  # type: ignore[assignment]
-    """PrefetchAdapter brings a version to the device and answers when it is there."""
+    """PrefetchAdapter loads a version to the device and answers when it is loaded."""
 
 class ResidencyServiceServicer(metaclass=_abc_1.ABCMeta):
-    """ResidencyService steers where the weights of adapters are."""
+    """ResidencyService controls which adapters are loaded on the device."""
 
     @_abc_1.abstractmethod
     def PinAdapter(
@@ -65,8 +65,8 @@ class ResidencyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _residency_pb2.PinAdapterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_residency_pb2.PinAdapterResponse, _abc.Awaitable[_residency_pb2.PinAdapterResponse]]:
-        """PinAdapter keeps a version on the device, also after a restart, and answers when it is there.
-        It gives way only where a request could never have room beside what is pinned.
+        """PinAdapter keeps a version on the device, also after a restart, and answers when it is loaded.
+        It is evicted only if a request could otherwise never fit beside the pinned adapters.
         """
 
     @_abc_1.abstractmethod
@@ -75,7 +75,7 @@ class ResidencyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _residency_pb2.UnpinAdapterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_residency_pb2.UnpinAdapterResponse, _abc.Awaitable[_residency_pb2.UnpinAdapterResponse]]:
-        """UnpinAdapter lets a version go again when others need the room."""
+        """UnpinAdapter allows a version to be evicted again."""
 
     @_abc_1.abstractmethod
     def PrefetchAdapter(
@@ -83,6 +83,6 @@ class ResidencyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _residency_pb2.PrefetchAdapterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_residency_pb2.PrefetchAdapterResponse, _abc.Awaitable[_residency_pb2.PrefetchAdapterResponse]]:
-        """PrefetchAdapter brings a version to the device and answers when it is there."""
+        """PrefetchAdapter loads a version to the device and answers when it is loaded."""
 
 def add_ResidencyServiceServicer_to_server(servicer: ResidencyServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -24,29 +24,33 @@ class _BaseModelKind:
 class _BaseModelKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BaseModelKind.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     BASE_MODEL_KIND_UNSPECIFIED: _BaseModelKind.ValueType  # 0
-    """BASE_MODEL_KIND_UNSPECIFIED comes from servers that do not tell: theirs are decoders."""
+    """BASE_MODEL_KIND_UNSPECIFIED comes from old servers that do not report it: theirs are decoders."""
     BASE_MODEL_KIND_DECODER: _BaseModelKind.ValueType  # 1
-    """BASE_MODEL_KIND_DECODER goes on with it, and can be asked for all there is."""
+    """BASE_MODEL_KIND_DECODER continues a prompt, and supports every kind of request."""
     BASE_MODEL_KIND_ENCODER: _BaseModelKind.ValueType  # 2
-    """BASE_MODEL_KIND_ENCODER reads it, as BERT does, and continues none: texts are classified and
-    embedded, and questions about them are answered.
+    """BASE_MODEL_KIND_ENCODER reads a text, as BERT does, and generates none: it classifies and
+    embeds texts, and answers questions about them.
     """
     BASE_MODEL_KIND_SEQ2SEQ: _BaseModelKind.ValueType  # 3
-    """BASE_MODEL_KIND_SEQ2SEQ reads it so, and writes another, as T5 does."""
+    """BASE_MODEL_KIND_SEQ2SEQ is an encoder-decoder: it reads a text and generates another, as T5
+    does.
+    """
 
 class BaseModelKind(_BaseModelKind, metaclass=_BaseModelKindEnumTypeWrapper):
-    """BaseModelKind says what a base model makes of a text."""
+    """BaseModelKind is a kind of base model."""
 
 BASE_MODEL_KIND_UNSPECIFIED: BaseModelKind.ValueType  # 0
-"""BASE_MODEL_KIND_UNSPECIFIED comes from servers that do not tell: theirs are decoders."""
+"""BASE_MODEL_KIND_UNSPECIFIED comes from old servers that do not report it: theirs are decoders."""
 BASE_MODEL_KIND_DECODER: BaseModelKind.ValueType  # 1
-"""BASE_MODEL_KIND_DECODER goes on with it, and can be asked for all there is."""
+"""BASE_MODEL_KIND_DECODER continues a prompt, and supports every kind of request."""
 BASE_MODEL_KIND_ENCODER: BaseModelKind.ValueType  # 2
-"""BASE_MODEL_KIND_ENCODER reads it, as BERT does, and continues none: texts are classified and
-embedded, and questions about them are answered.
+"""BASE_MODEL_KIND_ENCODER reads a text, as BERT does, and generates none: it classifies and
+embeds texts, and answers questions about them.
 """
 BASE_MODEL_KIND_SEQ2SEQ: BaseModelKind.ValueType  # 3
-"""BASE_MODEL_KIND_SEQ2SEQ reads it so, and writes another, as T5 does."""
+"""BASE_MODEL_KIND_SEQ2SEQ is an encoder-decoder: it reads a text and generates another, as T5
+does.
+"""
 Global___BaseModelKind: _TypeAlias = BaseModelKind  # noqa: Y015
 
 @_typing.final
@@ -84,20 +88,21 @@ class GetServerInfoResponse(_message.Message):
     version: _builtins.str
     """version is the version of the server."""
     max_running_requests: _builtins.int
-    """max_running_requests is the most requests that one batch holds."""
+    """max_running_requests is the maximum number of requests in a batch."""
     max_upload_bytes: _builtins.int
-    """max_upload_bytes is the largest package that an upload may bring."""
+    """max_upload_bytes is the maximum size of an uploaded package."""
     max_images: _builtins.int
-    """max_images is the most images of a request; 0 means that none are taken."""
+    """max_images is the maximum number of images in a request; 0 means that none are accepted."""
     max_image_bytes: _builtins.int
-    """max_image_bytes is the most bytes that one of them may have."""
+    """max_image_bytes is the maximum size of an image file."""
     max_image_pixels: _builtins.int
-    """max_image_pixels is the most pixels that one of them may have."""
+    """max_image_pixels is the maximum number of pixels of an image."""
     max_request_bytes: _builtins.int
-    """max_request_bytes is the most bytes of a message to the server."""
+    """max_request_bytes is the maximum size of a message to the server."""
     lineage: _builtins.str
-    """lineage says whose adapters the server has: a replica takes over what its primary says, and keeps
-    it where it becomes a primary itself. Empty where a replica has had nothing yet.
+    """lineage identifies the set of adapters that the server has: a replica takes it over from its
+    primary, and keeps it if it becomes a primary itself. Empty on a replica that has not synced
+    yet.
     """
     @_builtins.property
     def base_model(self) -> Global___BaseModel:
@@ -143,8 +148,9 @@ Global___GetServerLoadRequest: _TypeAlias = GetServerLoadRequest  # noqa: Y015
 
 @_typing.final
 class GetServerLoadResponse(_message.Message):
-    """GetServerLoadResponse says what goes on. Whoever asks twice has what happened in between: a rate is
-    a difference of counts over a difference of uptimes, a mean one of seconds over one of counts.
+    """GetServerLoadResponse is the load of the server. Rates and means come from two samples: a rate is
+    a difference of counts divided by the difference of uptimes, a mean the difference of seconds
+    divided by that of counts.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -168,44 +174,46 @@ class GetServerLoadResponse(_message.Message):
     STEP_REQUESTS_FIELD_NUMBER: _builtins.int
     STEP_ADAPTERS_FIELD_NUMBER: _builtins.int
     uptime_seconds: _builtins.float
-    """uptime_seconds is how long the server answers requests."""
+    """uptime_seconds is how long the server has been serving requests."""
     running_requests: _builtins.int
-    """running_requests is how many are in the batch now."""
+    """running_requests is the number of requests in the batch now."""
     waiting_requests: _builtins.int
-    """waiting_requests is how many are in the queue now."""
+    """waiting_requests is the number of requests in the queue now."""
     kv_blocks: _builtins.int
-    """kv_blocks is how many KV blocks there are."""
+    """kv_blocks is the number of KV cache blocks in total."""
     kv_blocks_used: _builtins.int
-    """kv_blocks_used is how many of them requests hold."""
+    """kv_blocks_used is the number of KV cache blocks held by requests."""
     requests: _builtins.int
-    """requests counts those that ended."""
+    """requests counts finished requests."""
     prompt_tokens: _builtins.int
-    """prompt_tokens counts the tokens of prompts."""
+    """prompt_tokens counts prompt tokens."""
     generated_tokens: _builtins.int
-    """generated_tokens counts the tokens that were made."""
+    """generated_tokens counts generated tokens."""
     first_tokens: _builtins.int
-    """first_tokens counts requests that had a first token."""
+    """first_tokens counts requests that got a first token."""
     first_token_seconds: _builtins.float
-    """first_token_seconds is how long these waited for it, added up."""
+    """first_token_seconds is the sum of their times to first token."""
     gaps: _builtins.int
-    """gaps counts the times between two tokens of a completion."""
+    """gaps counts intervals between two consecutive tokens of a completion."""
     gap_seconds: _builtins.float
-    """gap_seconds is how long these were, added up."""
+    """gap_seconds is the sum of these intervals."""
     steps: _builtins.int
-    """steps counts batches."""
+    """steps counts engine steps (batches)."""
     step_seconds: _builtins.float
-    """step_seconds is how long these took, added up."""
+    """step_seconds is the sum of their durations."""
     step_requests: _builtins.int
-    """step_requests is how many requests were in each, added up."""
+    """step_requests is the sum over steps of the requests in each."""
     step_adapters: _builtins.int
-    """step_adapters is how many distinct adapters were in each, added up."""
+    """step_adapters is the sum over steps of the distinct adapters in each."""
     @_builtins.property
     def device(self) -> Global___TierLoad:
-        """device is the tier beside the base model; bytes are those of each process that holds a part."""
+        """device is the tier on the device of the base model; its bytes are per process that holds a
+        shard.
+        """
 
     @_builtins.property
     def host(self) -> Global___TierLoad:
-        """host is the tier in the memory of the host."""
+        """host is the tier in host memory."""
 
     def __init__(
         self,
@@ -239,7 +247,7 @@ Global___GetServerLoadResponse: _TypeAlias = GetServerLoadResponse  # noqa: Y015
 
 @_typing.final
 class TierLoad(_message.Message):
-    """TierLoad says what a tier holds, and counts since the engine started."""
+    """TierLoad is the content of a tier, with counters since the engine started."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -251,19 +259,19 @@ class TierLoad(_message.Message):
     EVICTIONS_FIELD_NUMBER: _builtins.int
     RELOADS_FIELD_NUMBER: _builtins.int
     adapters: _builtins.int
-    """adapters is how many it holds."""
+    """adapters is the number of adapters that it holds."""
     bytes: _builtins.int
-    """bytes is what these take."""
+    """bytes is their size."""
     capacity_bytes: _builtins.int
-    """capacity_bytes is what it has room for."""
+    """capacity_bytes is the capacity of the tier."""
     hits: _builtins.int
     """hits counts requests that found their adapter in it."""
     misses: _builtins.int
     """misses counts requests that did not."""
     evictions: _builtins.int
-    """evictions counts adapters that it let go."""
+    """evictions counts adapters evicted from it."""
     reloads: _builtins.int
-    """reloads counts loads of adapters that it had let go within the last minute."""
+    """reloads counts loads of adapters that it had evicted within the last minute."""
     def __init__(
         self,
         *,
@@ -302,32 +310,32 @@ class BaseModel(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     SOURCE_LENGTH_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """name is the folder or hub id that the server was started with, its last part only."""
+    """name is the last part of the folder or Hub id that the server was started with."""
     architecture: _builtins.str
     """architecture is the model class, such as `LlamaForCausalLM`."""
     fingerprint: _builtins.str
-    """fingerprint is `sha256:` and a digest over architecture, tokenizer, and of each weight its
-    shape and a sample of its values.
+    """fingerprint is `sha256:` and a digest over the architecture, the tokenizer, and the shape and a
+    sample of the values of each weight.
     """
     dtype: _builtins.str
-    """dtype is the number format of the weights, such as `float32`."""
+    """dtype is the data type of the weights, such as `float32`."""
     device: _builtins.str
     """device is where the model runs, such as `cpu` or `cuda`."""
     context_length: _builtins.int
-    """context_length is the most tokens that prompt and completion may have together."""
+    """context_length is the maximum number of tokens of prompt and completion together."""
     vocab_size: _builtins.int
     """vocab_size is the number of token ids; valid ids are 0 to vocab_size - 1."""
     has_tokenizer: _builtins.bool
-    """has_tokenizer is false where only token ids are accepted as prompts."""
+    """has_tokenizer is false if prompts must be given as token ids."""
     num_parameters: _builtins.int
-    """num_parameters is the number of weights."""
+    """num_parameters is the number of parameters."""
     has_chat_template: _builtins.bool
-    """has_chat_template says whether messages can be continued without an adapter that has its own."""
+    """has_chat_template says whether chats work without an adapter that has its own template."""
     kind: Global___BaseModelKind.ValueType
-    """kind says what it makes of a text."""
+    """kind is the kind of model."""
     source_length: _builtins.int
-    """source_length is how many tokens of context_length are for what is read, where another text is
-    written, which has the others; else 0.
+    """source_length is how many tokens of context_length are for the input of an encoder-decoder; the
+    others are for its output. Otherwise 0.
     """
     def __init__(
         self,

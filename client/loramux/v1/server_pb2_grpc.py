@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ServerServiceStub(object):
-    """ServerService tells what this server is.
+    """ServerService describes the server and its load.
     """
 
     def __init__(self, channel):
@@ -48,18 +48,18 @@ class ServerServiceStub(object):
 
 
 class ServerServiceServicer(object):
-    """ServerService tells what this server is.
+    """ServerService describes the server and its load.
     """
 
     def GetServerInfo(self, request, context):
-        """GetServerInfo describes the server and the base model that it serves.
+        """GetServerInfo describes the server and its base model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetServerLoad(self, request, context):
-        """GetServerLoad tells what the server holds now and what it did since it started.
+        """GetServerLoad returns the current load and counters since the start.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -87,7 +87,7 @@ def add_ServerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ServerService(object):
-    """ServerService tells what this server is.
+    """ServerService describes the server and its load.
     """
 
     @staticmethod

@@ -27,29 +27,29 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ServerServiceStub:
-    """ServerService tells what this server is."""
+    """ServerService describes the server and its load."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ServerServiceAsyncStub: ...
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_server_pb2.GetServerInfoRequest, _server_pb2.GetServerInfoResponse]
-    """GetServerInfo describes the server and the base model that it serves."""
+    """GetServerInfo describes the server and its base model."""
     GetServerLoad: _grpc.UnaryUnaryMultiCallable[_server_pb2.GetServerLoadRequest, _server_pb2.GetServerLoadResponse]
-    """GetServerLoad tells what the server holds now and what it did since it started."""
+    """GetServerLoad returns the current load and counters since the start."""
 
 @_typing.type_check_only
 class ServerServiceAsyncStub(ServerServiceStub):
-    """ServerService tells what this server is."""
+    """ServerService describes the server and its load."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_server_pb2.GetServerInfoRequest, _server_pb2.GetServerInfoResponse]  # type: ignore[assignment]
-    """GetServerInfo describes the server and the base model that it serves."""
+    """GetServerInfo describes the server and its base model."""
     GetServerLoad: _aio.UnaryUnaryMultiCallable[_server_pb2.GetServerLoadRequest, _server_pb2.GetServerLoadResponse]  # type: ignore[assignment]
-    """GetServerLoad tells what the server holds now and what it did since it started."""
+    """GetServerLoad returns the current load and counters since the start."""
 
 class ServerServiceServicer(metaclass=_abc_1.ABCMeta):
-    """ServerService tells what this server is."""
+    """ServerService describes the server and its load."""
 
     @_abc_1.abstractmethod
     def GetServerInfo(
@@ -57,7 +57,7 @@ class ServerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _server_pb2.GetServerInfoRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_server_pb2.GetServerInfoResponse, _abc.Awaitable[_server_pb2.GetServerInfoResponse]]:
-        """GetServerInfo describes the server and the base model that it serves."""
+        """GetServerInfo describes the server and its base model."""
 
     @_abc_1.abstractmethod
     def GetServerLoad(
@@ -65,6 +65,6 @@ class ServerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _server_pb2.GetServerLoadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_server_pb2.GetServerLoadResponse, _abc.Awaitable[_server_pb2.GetServerLoadResponse]]:
-        """GetServerLoad tells what the server holds now and what it did since it started."""
+        """GetServerLoad returns the current load and counters since the start."""
 
 def add_ServerServiceServicer_to_server(servicer: ServerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -26,7 +26,7 @@ class StartUploadRequest(_message.Message):
     HEADER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def header(self) -> _adapters_pb2.UploadHeader:
-        """header is what UploadAdapter takes, too."""
+        """header is the same as for UploadAdapter."""
 
     def __init__(
         self,
@@ -52,14 +52,14 @@ class StartUploadResponse(_message.Message):
     ADAPTER_FIELD_NUMBER: _builtins.int
     ALREADY_EXISTED_FIELD_NUMBER: _builtins.int
     upload_id: _builtins.str
-    """upload_id names the upload in the calls that follow."""
+    """upload_id identifies the upload in the following calls."""
     committed_bytes: _builtins.int
-    """committed_bytes is how much of the package is here; the next chunk begins there."""
+    """committed_bytes is how much of the package the server has; the next chunk starts there."""
     already_existed: _builtins.bool
-    """already_existed is true where this content is the newest version of the name already."""
+    """already_existed is true if the newest version of the name had this content already."""
     @_builtins.property
     def adapter(self) -> _adapters_pb2.Adapter:
-        """adapter is set where nothing is missing: it is registered."""
+        """adapter is set if nothing is missing: it is registered."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ Global___StartUploadResponse: _TypeAlias = StartUploadResponse  # noqa: Y015
 
 @_typing.final
 class SendChunksRequest(_message.Message):
-    """SendChunksRequest is the next piece of a package."""
+    """SendChunksRequest is the next part of a package."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -89,10 +89,10 @@ class SendChunksRequest(_message.Message):
     OFFSET_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
     upload_id: _builtins.str
-    """upload_id is that of StartUpload; all messages of a stream have the same."""
+    """upload_id is that of StartUpload, the same in all messages of a stream."""
     offset: _builtins.int
-    """offset is where in the package the chunk begins: at committed_bytes, or before, and then what
-    is here already is passed over.
+    """offset is where in the package the chunk starts: at committed_bytes, or before it; bytes that
+    the server has already are skipped.
     """
     chunk: _builtins.bytes
     """chunk has 64 KiB to 1 MiB; the last one of the package may be smaller."""
@@ -113,13 +113,13 @@ Global___SendChunksRequest: _TypeAlias = SendChunksRequest  # noqa: Y015
 
 @_typing.final
 class SendChunksResponse(_message.Message):
-    """SendChunksResponse says how far the upload came."""
+    """SendChunksResponse reports the progress of the upload."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     COMMITTED_BYTES_FIELD_NUMBER: _builtins.int
     committed_bytes: _builtins.int
-    """committed_bytes is how much of the package is here."""
+    """committed_bytes is how much of the package the server has."""
     def __init__(
         self,
         *,
@@ -135,7 +135,7 @@ Global___SendChunksResponse: _TypeAlias = SendChunksResponse  # noqa: Y015
 
 @_typing.final
 class FinishUploadRequest(_message.Message):
-    """FinishUploadRequest names the upload that is complete."""
+    """FinishUploadRequest names the complete upload."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -164,10 +164,10 @@ class FinishUploadResponse(_message.Message):
     ADAPTER_FIELD_NUMBER: _builtins.int
     ALREADY_EXISTED_FIELD_NUMBER: _builtins.int
     already_existed: _builtins.bool
-    """already_existed is true where this content is the newest version of the name already."""
+    """already_existed is true if the newest version of the name had this content already."""
     @_builtins.property
     def adapter(self) -> _adapters_pb2.Adapter:
-        """adapter is the adapter as it is now registered."""
+        """adapter is the registered adapter."""
 
     def __init__(
         self,

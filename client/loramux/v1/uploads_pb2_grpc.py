@@ -26,9 +26,9 @@ if _version_not_supported:
 
 
 class UploadServiceStub(object):
-    """UploadService takes packages that may come in several attempts. StartUpload says from where,
-    SendChunks brings bytes, FinishUpload registers; after a lost connection or a restart of the
-    server, begin with StartUpload again.
+    """UploadService takes resumable uploads. StartUpload returns the offset to continue from,
+    SendChunks sends bytes, FinishUpload registers the adapter; after a lost connection or a restart
+    of the server, call StartUpload again.
     """
 
     def __init__(self, channel):
@@ -55,29 +55,29 @@ class UploadServiceStub(object):
 
 
 class UploadServiceServicer(object):
-    """UploadService takes packages that may come in several attempts. StartUpload says from where,
-    SendChunks brings bytes, FinishUpload registers; after a lost connection or a restart of the
-    server, begin with StartUpload again.
+    """UploadService takes resumable uploads. StartUpload returns the offset to continue from,
+    SendChunks sends bytes, FinishUpload registers the adapter; after a lost connection or a restart
+    of the server, call StartUpload again.
     """
 
     def StartUpload(self, request, context):
-        """StartUpload begins an upload, or finds one with an equal header and says how far it came. Where
-        the tenant has this content already, it is registered at once and no byte is needed.
+        """StartUpload begins an upload, or finds one with an equal header and returns its progress. If
+        the tenant has this content already, it is registered at once and no bytes are needed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SendChunks(self, request_iterator, context):
-        """SendChunks brings bytes. What came before the stream broke is kept.
+        """SendChunks sends bytes. Those received before a stream breaks are kept.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def FinishUpload(self, request, context):
-        """FinishUpload checks what came and registers it. The adapter is visible when, and only if, it
-        returns OK; a second call answers as the first one.
+        """FinishUpload verifies the bytes and registers the adapter. It becomes visible if, and only if,
+        the call returns OK; a second call gives the same answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -110,9 +110,9 @@ def add_UploadServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class UploadService(object):
-    """UploadService takes packages that may come in several attempts. StartUpload says from where,
-    SendChunks brings bytes, FinishUpload registers; after a lost connection or a restart of the
-    server, begin with StartUpload again.
+    """UploadService takes resumable uploads. StartUpload returns the offset to continue from,
+    SendChunks sends bytes, FinishUpload registers the adapter; after a lost connection or a restart
+    of the server, call StartUpload again.
     """
 
     @staticmethod

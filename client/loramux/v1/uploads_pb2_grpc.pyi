@@ -27,9 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class UploadServiceStub:
-    """UploadService takes packages that may come in several attempts. StartUpload says from where,
-    SendChunks brings bytes, FinishUpload registers; after a lost connection or a restart of the
-    server, begin with StartUpload again.
+    """UploadService takes resumable uploads. StartUpload returns the offset to continue from,
+    SendChunks sends bytes, FinishUpload registers the adapter; after a lost connection or a restart
+    of the server, call StartUpload again.
     """
 
     @_typing.overload
@@ -37,39 +37,39 @@ class UploadServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> UploadServiceAsyncStub: ...
     StartUpload: _grpc.UnaryUnaryMultiCallable[_uploads_pb2.StartUploadRequest, _uploads_pb2.StartUploadResponse]
-    """StartUpload begins an upload, or finds one with an equal header and says how far it came. Where
-    the tenant has this content already, it is registered at once and no byte is needed.
+    """StartUpload begins an upload, or finds one with an equal header and returns its progress. If
+    the tenant has this content already, it is registered at once and no bytes are needed.
     """
     SendChunks: _grpc.StreamUnaryMultiCallable[_uploads_pb2.SendChunksRequest, _uploads_pb2.SendChunksResponse]
-    """SendChunks brings bytes. What came before the stream broke is kept."""
+    """SendChunks sends bytes. Those received before a stream breaks are kept."""
     FinishUpload: _grpc.UnaryUnaryMultiCallable[_uploads_pb2.FinishUploadRequest, _uploads_pb2.FinishUploadResponse]
-    """FinishUpload checks what came and registers it. The adapter is visible when, and only if, it
-    returns OK; a second call answers as the first one.
+    """FinishUpload verifies the bytes and registers the adapter. It becomes visible if, and only if,
+    the call returns OK; a second call gives the same answer.
     """
 
 @_typing.type_check_only
 class UploadServiceAsyncStub(UploadServiceStub):
-    """UploadService takes packages that may come in several attempts. StartUpload says from where,
-    SendChunks brings bytes, FinishUpload registers; after a lost connection or a restart of the
-    server, begin with StartUpload again.
+    """UploadService takes resumable uploads. StartUpload returns the offset to continue from,
+    SendChunks sends bytes, FinishUpload registers the adapter; after a lost connection or a restart
+    of the server, call StartUpload again.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     StartUpload: _aio.UnaryUnaryMultiCallable[_uploads_pb2.StartUploadRequest, _uploads_pb2.StartUploadResponse]  # type: ignore[assignment]
-    """StartUpload begins an upload, or finds one with an equal header and says how far it came. Where
-    the tenant has this content already, it is registered at once and no byte is needed.
+    """StartUpload begins an upload, or finds one with an equal header and returns its progress. If
+    the tenant has this content already, it is registered at once and no bytes are needed.
     """
     SendChunks: _aio.StreamUnaryMultiCallable[_uploads_pb2.SendChunksRequest, _uploads_pb2.SendChunksResponse]  # type: ignore[assignment]
-    """SendChunks brings bytes. What came before the stream broke is kept."""
+    """SendChunks sends bytes. Those received before a stream breaks are kept."""
     FinishUpload: _aio.UnaryUnaryMultiCallable[_uploads_pb2.FinishUploadRequest, _uploads_pb2.FinishUploadResponse]  # type: ignore[assignment]
-    """FinishUpload checks what came and registers it. The adapter is visible when, and only if, it
-    returns OK; a second call answers as the first one.
+    """FinishUpload verifies the bytes and registers the adapter. It becomes visible if, and only if,
+    the call returns OK; a second call gives the same answer.
     """
 
 class UploadServiceServicer(metaclass=_abc_1.ABCMeta):
-    """UploadService takes packages that may come in several attempts. StartUpload says from where,
-    SendChunks brings bytes, FinishUpload registers; after a lost connection or a restart of the
-    server, begin with StartUpload again.
+    """UploadService takes resumable uploads. StartUpload returns the offset to continue from,
+    SendChunks sends bytes, FinishUpload registers the adapter; after a lost connection or a restart
+    of the server, call StartUpload again.
     """
 
     @_abc_1.abstractmethod
@@ -78,8 +78,8 @@ class UploadServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _uploads_pb2.StartUploadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_uploads_pb2.StartUploadResponse, _abc.Awaitable[_uploads_pb2.StartUploadResponse]]:
-        """StartUpload begins an upload, or finds one with an equal header and says how far it came. Where
-        the tenant has this content already, it is registered at once and no byte is needed.
+        """StartUpload begins an upload, or finds one with an equal header and returns its progress. If
+        the tenant has this content already, it is registered at once and no bytes are needed.
         """
 
     @_abc_1.abstractmethod
@@ -88,7 +88,7 @@ class UploadServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_uploads_pb2.SendChunksRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_uploads_pb2.SendChunksResponse, _abc.Awaitable[_uploads_pb2.SendChunksResponse]]:
-        """SendChunks brings bytes. What came before the stream broke is kept."""
+        """SendChunks sends bytes. Those received before a stream breaks are kept."""
 
     @_abc_1.abstractmethod
     def FinishUpload(
@@ -96,8 +96,8 @@ class UploadServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _uploads_pb2.FinishUploadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_uploads_pb2.FinishUploadResponse, _abc.Awaitable[_uploads_pb2.FinishUploadResponse]]:
-        """FinishUpload checks what came and registers it. The adapter is visible when, and only if, it
-        returns OK; a second call answers as the first one.
+        """FinishUpload verifies the bytes and registers the adapter. It becomes visible if, and only if,
+        the call returns OK; a second call gives the same answer.
         """
 
 def add_UploadServiceServicer_to_server(servicer: UploadServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
