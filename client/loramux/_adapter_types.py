@@ -1,4 +1,4 @@
-"""The values that say what an adapter is and was; public in `loramux.types`."""
+"""Types that describe adapters and their history; public in `loramux.types`."""
 
 import datetime
 from dataclasses import dataclass, field
@@ -6,17 +6,17 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class AdapterStatus:
-    """What goes on with a version; counts are since the server started.
+    """Runtime status of a version, with counters since the server started.
 
-    They are of all versions with the same content together, except for `calls`.
+    They cover all versions with the same content, except for `calls`.
     """
 
     is_loading: bool
-    """Whether the weights are on their way to the host or the device."""
+    """Whether the weights are being loaded to the host or the device."""
     load_failure: str
     """Why the last load failed; empty if it did not."""
     memory_bytes: int
-    """What the weights take in a memory tier."""
+    """Size of the weights in a memory tier."""
     calls: int
     """Calls that use the version now."""
     requests: int
@@ -35,52 +35,54 @@ class Adapter:
     name: str
     tenant: str
     version: int
-    """Its number, from 1; none is given twice."""
+    """Version number, from 1; never reused."""
     digest: str
     size_bytes: int
     rank: int
-    """The largest rank of any module; 0 where there is no low-rank change."""
+    """The largest rank of any module; 0 if there is no low-rank update."""
     method: str
-    """What trained it, as PEFT calls that, in lower case: `lora` or `ia3`, say."""
+    """Method it was trained with, by PEFT's name in lower case, such as `lora` or `ia3`."""
     invocation_token_ids: tuple[int, ...]
-    """Tokens from whose last place in a prompt on it does something; empty where it always does."""
+    """Invocation tokens of an activated LoRA (aLoRA), which applies from their last occurrence in a
+    prompt on; empty for adapters that apply from the start."""
     virtual_tokens: int
-    """Positions of the context that it takes before every prompt; usage does not count them."""
+    """Context positions that prompt or prefix tuning puts before every prompt; usage does not count
+    them."""
     task: str
-    """What it was trained for: `SEQ_CLS` to classify texts, `TOKEN_CLS` tokens, `QUESTION_ANS` to
-    find answers, `FEATURE_EXTRACTION` to embed texts, as all do without a head where
-    the base model is an encoder; empty if it continues text."""
+    """PEFT task type: `SEQ_CLS` to classify texts, `TOKEN_CLS` tokens, `QUESTION_ANS` to find
+    answers, `FEATURE_EXTRACTION` to embed texts, also for adapters without a head on an encoder;
+    empty for text generation."""
     target_modules: tuple[str, ...]
     base_model: str
-    """The base that the adapter's config names."""
+    """The base model named in the adapter's config."""
     source: str
     """`upload`, `directory` or `import`."""
     origin: str
-    """URI that it was imported from; empty where it was not."""
+    """URI that it was imported from; empty if it was not imported."""
     created_at: datetime.datetime
     """In UTC."""
     tier: str = field(compare=False)
-    """The fastest place that holds the weights now: `stored`, `host` or `device`."""
+    """The fastest tier that holds the weights now: `stored`, `host` or `device`."""
     aliases: tuple[str, ...]
-    """Those that stand for this version, alone or beside others."""
+    """Aliases that point to this version, alone or among others."""
     is_pinned: bool
-    """Whether it is to stay on the device."""
+    """Whether it is pinned to the device."""
     expires_at: datetime.datetime | None
-    """When it is taken away, in UTC; None if only a call does that."""
+    """When it is deleted automatically, in UTC; None if it does not expire."""
     status: AdapterStatus = field(compare=False)
-    """What goes on with it; two values of one version are equal whatever that is."""
+    """Runtime status; not part of the comparison of two versions."""
     reference: str = field(compare=False)
-    """What this client has to say to mean exactly this version: the shortest reference."""
+    """The shortest reference with which this client addresses exactly this version."""
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterChange:
-    """Something that happened to a version."""
+    """A change to a version."""
 
     kind: str
     """`existing`, `registered`, `updated`, `moved` or `deleted`."""
     adapter: Adapter
-    """As it is after that, or as it last was."""
+    """The version after the change, or its last state if it was deleted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +90,9 @@ class AliasMove:
     """One change of an alias."""
 
     before: dict[int, int]
-    """Weight by version; empty where the alias was new."""
+    """Weight by version; empty if the alias was new."""
     after: dict[int, int]
-    """Weight by version; empty where the alias was taken away."""
+    """Weight by version; empty if the alias was deleted."""
     moved_at: datetime.datetime
     """In UTC."""
     moved_by: str

@@ -1,4 +1,4 @@
-"""What the blocking client does with adapters."""
+"""Calls of the blocking client for adapters."""
 
 import datetime
 import time
@@ -22,10 +22,10 @@ from loramux.v1.uploads_pb2_grpc import UploadServiceStub
 
 
 class Adapters(Aliases):
-    """The adapters that are registered with a server.
+    """The adapters registered with a server.
 
-    They are named by references, `[tenant/]name[:tag][@sha256:digest]`: the tag is a version or an
-    alias, and without one the newest version is meant.
+    They are addressed by references, `[tenant/]name[:tag][@sha256:digest]`: the tag is a version or
+    an alias; without one the newest version is meant.
     """
 
     def __init__(self, channel: grpc.Channel, timeout: float) -> None:
@@ -44,20 +44,20 @@ class Adapters(Aliases):
         progress: Progress | None = None,
         timeout: float | None = None,
     ) -> Adapter:
-        """Register the PEFT folder or package at `path` as the next version of `name`.
+        """Upload the PEFT folder or package at `path` as the next version of `name`.
 
-        Content that is the newest version already gets no second number, and content that the
-        tenant has at all is not sent again. A broken connection or a restart of the server is
-        waited for, and the upload goes on where it was.
+        If the newest version has the same content, no new version is created; content that the
+        tenant has in any version is not sent again. After a lost connection or a restart of the
+        server the upload is resumed.
 
         Args:
-            name: What requests will call the adapter, `[tenant/]name`.
-            path: A folder that PEFT's `save_pretrained` wrote, or a package.
-            must_not_exist: Refuse if the newest version of `name` has other content.
-            ttl: How long the version stays from when it is registered; None means until it is
-                deleted, also for content that is there and was to expire.
-            progress: Called with (bytes sent, bytes in all); an interruption can set it back.
-            timeout: Seconds that the call may take.
+            name: Name to register the adapter under, `[tenant/]name`.
+            path: A folder written by PEFT's `save_pretrained`, or a package.
+            must_not_exist: Fail if the newest version of `name` has other content.
+            ttl: Time to live of the version, counted from its registration; None means no expiry,
+                also for existing content that had one.
+            progress: Called with (bytes sent, bytes in total); an interruption can set it back.
+            timeout: Timeout of the call in seconds.
         """
         seconds = self._timeout if timeout is None else timeout
         opening = open_upload(
@@ -88,12 +88,12 @@ class Adapters(Aliases):
         """Let the server fetch an adapter and register it as the next version of `name`.
 
         Args:
-            name: What requests will call the adapter, `[tenant/]name`.
+            name: Name to register the adapter under, `[tenant/]name`.
             uri: `hf://ORG/NAME[@REVISION][/PATH]`, or `s3://`, `gs://` or `az://` with bucket and
-                path: of a package, or of a folder that PEFT saved; or of an artifact that has
-                either, `oci://HOST/REPOSITORY[:TAG]`. The server has to allow it.
-            must_not_exist: Refuse if the newest version of `name` has other content.
-            ttl: How long the version stays; None means until it is deleted.
+                path, of a package or of a folder saved by PEFT; or `oci://HOST/REPOSITORY[:TAG]` of
+                an artifact that holds either. The server must allow imports from it.
+            must_not_exist: Fail if the newest version of `name` has other content.
+            ttl: Time to live of the version; None means no expiry.
         """
         request = wire.import_request(name, uri, must_not_exist=must_not_exist, ttl=ttl)
         with _wire.raising():
@@ -101,7 +101,7 @@ class Adapters(Aliases):
             return wire.adapter(response.adapter)
 
     def get(self, reference: str) -> Adapter:
-        """Return the version that `reference` stands for; of several, the one of most weight."""
+        """Return the version `reference` resolves to; of several, that of the largest weight."""
         with _wire.raising():
             response = self._service.GetAdapter(
                 adapters_pb2.GetAdapterRequest(name=reference), timeout=self._timeout
@@ -109,13 +109,13 @@ class Adapters(Aliases):
             return wire.adapter(response.adapter)
 
     def delete(self, reference: str, *, wait: bool = False) -> None:
-        """Take an adapter away, or one version if `reference` says which.
+        """Delete an adapter, or one version if `reference` names one.
 
         Requests that use it already finish with it.
 
         Args:
             reference: `[tenant/]name` for all versions and aliases, or one version.
-            wait: Return only when no call uses any more what was taken away and its memory is free.
+            wait: Return only when no call uses it any more and its memory is free.
         """
         with _wire.raising():
             self._service.DeleteAdapter(
@@ -123,10 +123,10 @@ class Adapters(Aliases):
             )
 
     def set_ttl(self, reference: str, ttl: datetime.timedelta | None) -> Adapter:
-        """Let a version stay for `ttl` from now on, or for good if that is None, and return it.
+        """Set the time to live of a version, counted from now, and return it; None means no expiry.
 
-        When its time is over it is taken away as by `delete`; as long as an alias stands for it,
-        that waits.
+        When it expires it is deleted as by `delete`; while an alias points to it, the deletion is
+        postponed.
         """
         with _wire.raising():
             response = self._service.SetAdapterTtl(
@@ -137,7 +137,7 @@ class Adapters(Aliases):
     def download(
         self, reference: str, path: str | Path, *, progress: Progress | None = None
     ) -> Adapter:
-        """Write the package of a version to the file `path`, whole or not at all, and return it."""
+        """Download the package of a version to `path`, whole or not at all; return the version."""
         request = adapters_pb2.DownloadAdapterRequest(name=reference)
         with open_download(path, progress) as download, _wire.raising():
             for response in self._service.DownloadAdapter(request, timeout=self._timeout):
@@ -145,7 +145,7 @@ class Adapters(Aliases):
             return download.finish()
 
     def pin(self, reference: str) -> Adapter:
-        """Keep a version on the device, also after a restart; return when it is there."""
+        """Pin a version to the device, also after a restart; return when it is loaded."""
         with _wire.raising():
             response = self._residency.PinAdapter(
                 residency_pb2.PinAdapterRequest(name=reference), timeout=self._timeout
@@ -153,7 +153,7 @@ class Adapters(Aliases):
             return wire.adapter(response.adapter)
 
     def unpin(self, reference: str) -> Adapter:
-        """Let a version go again when others need its room."""
+        """Unpin a version, so that it may be evicted again."""
         with _wire.raising():
             response = self._residency.UnpinAdapter(
                 residency_pb2.UnpinAdapterRequest(name=reference), timeout=self._timeout
@@ -161,7 +161,7 @@ class Adapters(Aliases):
             return wire.adapter(response.adapter)
 
     def prefetch(self, reference: str) -> Adapter:
-        """Bring a version to the device; return when it is there."""
+        """Load a version to the device; return when it is loaded."""
         with _wire.raising():
             response = self._residency.PrefetchAdapter(
                 residency_pb2.PrefetchAdapterRequest(name=reference), timeout=self._timeout
@@ -173,7 +173,7 @@ class Adapters(Aliases):
     ) -> Iterator[AdapterChange]:
         """Yield changes of one adapter, or of all, as they happen; closing the iterator ends it.
 
-        With `include_existing`, what is registered comes first, so that nothing is missed between.
+        With `include_existing`, the registered adapters come first, so that no change is missed.
         """
         request = adapters_pb2.WatchAdaptersRequest(name=name, include_existing=include_existing)
         call = self._service.WatchAdapters(request, timeout=timeout)
@@ -185,7 +185,7 @@ class Adapters(Aliases):
             call.cancel()
 
     def _attempt(self, uploads: UploadServiceStub, upload: Upload) -> Adapter:
-        """Send what the server does not have, and let it register the whole."""
+        """Send the missing bytes and finish the upload."""
         started = uploads.StartUpload(upload.start_request(), timeout=upload.remaining)
         is_missing = upload.started(started)
         if started.HasField("adapter"):
@@ -207,14 +207,14 @@ class Adapters(Aliases):
         source: str = "",
         tier: str = "",
     ) -> list[Adapter]:
-        """Return adapters in the order of their names, each with its newest version.
+        """Return the newest version of each adapter, in the order of their names.
 
         Args:
-            all_versions: Every version, the newest first.
-            tenant: Only those of this tenant.
-            name_prefix: Only those whose names begin so.
-            source: Only those from there: `upload`, `directory` or `import`.
-            tier: Only those whose weights are there: `stored`, `host` or `device`.
+            all_versions: Return every version, newest first.
+            tenant: Only adapters of this tenant.
+            name_prefix: Only names with this prefix.
+            source: Only adapters from this source: `upload`, `directory` or `import`.
+            tier: Only adapters whose weights are in this tier: `stored`, `host` or `device`.
         """
         found: list[Adapter] = []
         token = ""

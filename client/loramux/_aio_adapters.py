@@ -1,4 +1,4 @@
-"""What the asynchronous client does with adapters: the names of the blocking one, with `await`."""
+"""Calls of the asynchronous client for adapters: the same methods, with `await`."""
 
 import asyncio
 import contextlib
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 
 class AsyncAdapters(AsyncAliases):
-    """The adapters that are registered with a server.
+    """The adapters registered with a server.
 
-    They are named by references, `[tenant/]name[:tag][@sha256:digest]`: the tag is a version or an
-    alias, and without one the newest version is meant.
+    They are addressed by references, `[tenant/]name[:tag][@sha256:digest]`: the tag is a version or
+    an alias; without one the newest version is meant.
     """
 
     def __init__(self, channel: grpc.aio.Channel, timeout: float) -> None:
@@ -49,7 +49,7 @@ class AsyncAdapters(AsyncAliases):
         progress: Progress | None = None,
         timeout: float | None = None,  # noqa: ASYNC109 - it goes along with the call
     ) -> Adapter:
-        """Register the PEFT folder or package at `path` under `name`; see `Adapters.upload`."""
+        """Upload the PEFT folder or package at `path` under `name`; see `Adapters.upload`."""
         seconds = self._timeout if timeout is None else timeout
         opening = open_upload(
             name,
@@ -78,14 +78,14 @@ class AsyncAdapters(AsyncAliases):
         must_not_exist: bool = False,
         ttl: datetime.timedelta | None = None,
     ) -> Adapter:
-        """Let the server fetch an adapter; see `Adapters.import_from`."""
+        """Let the server fetch and register an adapter; see `Adapters.import_from`."""
         request = wire.import_request(name, uri, must_not_exist=must_not_exist, ttl=ttl)
         with _wire.raising():
             response = await self._service.ImportAdapter(request, timeout=self._timeout)
             return wire.adapter(response.adapter)
 
     async def get(self, reference: str) -> Adapter:
-        """Return the version that `reference` stands for; of several, the one of most weight."""
+        """Return the version `reference` resolves to; of several, that of the largest weight."""
         with _wire.raising():
             response = await self._service.GetAdapter(
                 adapters_pb2.GetAdapterRequest(name=reference), timeout=self._timeout
@@ -93,9 +93,9 @@ class AsyncAdapters(AsyncAliases):
             return wire.adapter(response.adapter)
 
     async def delete(self, reference: str, *, wait: bool = False) -> None:
-        """Take an adapter away, or one version if `reference` says which.
+        """Delete an adapter, or one version if `reference` names one.
 
-        See `Adapters.delete`.
+        Requests that use it already finish with it. See `Adapters.delete`.
         """
         with _wire.raising():
             await self._service.DeleteAdapter(
@@ -103,7 +103,7 @@ class AsyncAdapters(AsyncAliases):
             )
 
     async def set_ttl(self, reference: str, ttl: datetime.timedelta | None) -> Adapter:
-        """Let a version stay for `ttl` from now on, or for good; see `Adapters.set_ttl`."""
+        """Set the time to live of a version, counted from now; see `Adapters.set_ttl`."""
         with _wire.raising():
             response = await self._service.SetAdapterTtl(
                 wire.ttl_request(reference, ttl), timeout=self._timeout
@@ -113,7 +113,7 @@ class AsyncAdapters(AsyncAliases):
     async def download(
         self, reference: str, path: str | Path, *, progress: Progress | None = None
     ) -> Adapter:
-        """Write the package of a version to the file `path`, whole or not at all, and return it."""
+        """Download the package of a version to `path`, whole or not at all; return the version."""
         request = adapters_pb2.DownloadAdapterRequest(name=reference)
         with open_download(path, progress) as download, _wire.raising():
             async for response in self._service.DownloadAdapter(request, timeout=self._timeout):
@@ -121,7 +121,7 @@ class AsyncAdapters(AsyncAliases):
             return download.finish()
 
     async def pin(self, reference: str) -> Adapter:
-        """Keep a version on the device, also after a restart; return when it is there."""
+        """Pin a version to the device, also after a restart; return when it is loaded."""
         with _wire.raising():
             response = await self._residency.PinAdapter(
                 residency_pb2.PinAdapterRequest(name=reference), timeout=self._timeout
@@ -129,7 +129,7 @@ class AsyncAdapters(AsyncAliases):
             return wire.adapter(response.adapter)
 
     async def unpin(self, reference: str) -> Adapter:
-        """Let a version go again when others need its room."""
+        """Unpin a version, so that it may be evicted again."""
         with _wire.raising():
             response = await self._residency.UnpinAdapter(
                 residency_pb2.UnpinAdapterRequest(name=reference), timeout=self._timeout
@@ -137,7 +137,7 @@ class AsyncAdapters(AsyncAliases):
             return wire.adapter(response.adapter)
 
     async def prefetch(self, reference: str) -> Adapter:
-        """Bring a version to the device; return when it is there."""
+        """Load a version to the device; return when it is loaded."""
         with _wire.raising():
             response = await self._residency.PrefetchAdapter(
                 residency_pb2.PrefetchAdapterRequest(name=reference), timeout=self._timeout
@@ -153,7 +153,7 @@ class AsyncAdapters(AsyncAliases):
     ) -> AsyncIterator[AdapterChange]:
         """Yield changes of one adapter, or of all, as they happen; closing the iterator ends it.
 
-        With `include_existing`, what is registered comes first, so that nothing is missed between.
+        With `include_existing`, the registered adapters come first, so that no change is missed.
         """
         request = adapters_pb2.WatchAdaptersRequest(name=name, include_existing=include_existing)
         call = self._service.WatchAdapters(request, timeout=timeout)
@@ -165,7 +165,7 @@ class AsyncAdapters(AsyncAliases):
             call.cancel()
 
     async def _attempt(self, uploads: "UploadServiceAsyncStub", upload: Upload) -> Adapter:
-        """Send what the server does not have, and let it register the whole."""
+        """Send the missing bytes and finish the upload."""
         started = await uploads.StartUpload(upload.start_request(), timeout=upload.remaining)
         is_missing = upload.started(started)
         if started.HasField("adapter"):

@@ -1,4 +1,4 @@
-"""What the asynchronous client does with aliases: the names of the blocking one, with `await`."""
+"""Calls of the asynchronous client for aliases: the same methods, with `await`."""
 
 import grpc
 
@@ -11,7 +11,7 @@ from loramux.v1.aliases_pb2_grpc import AliasServiceStub
 
 
 class AsyncAliases:
-    """The tags of adapters that move from version to version."""
+    """Aliases of adapters: tags that move from version to version."""
 
     def __init__(self, channel: grpc.aio.Channel, timeout: float) -> None:
         self._adapters = AdapterServiceStub(channel)
@@ -19,7 +19,7 @@ class AsyncAliases:
         self._timeout = timeout
 
     async def aliases(self, name: str) -> dict[str, dict[int, int]]:
-        """Return what each alias of an adapter stands for: weight by version."""
+        """Return the target of each alias of an adapter: weight by version."""
         with _wire.raising():
             response = await self._adapters.GetAdapter(
                 adapters_pb2.GetAdapterRequest(name=name), timeout=self._timeout
@@ -36,10 +36,7 @@ class AsyncAliases:
         expected: int | wire.Weights | None = None,
         by: str = "",
     ) -> dict[int, int]:
-        """Let `alias` stand for one version, or for several by weight, and return that.
-
-        See `Adapters.set_alias`.
-        """
+        """Point `alias` to one version, or to several by weight; see `Aliases.set_alias`."""
         request = wire.set_alias_request(name, alias, version, weights, expected, by)
         with _wire.raising():
             response = await self._aliases.SetAlias(request, timeout=self._timeout)
@@ -48,7 +45,7 @@ class AsyncAliases:
     async def delete_alias(
         self, name: str, alias: str, *, expected: int | wire.Weights | None = None, by: str = ""
     ) -> None:
-        """Take an alias away; the versions stay. See `set_alias`."""
+        """Delete an alias; its versions stay. See `set_alias`."""
         request = aliases_pb2.DeleteAliasRequest(
             name=name, alias=alias, expected=wire.expected_split(expected), moved_by=by
         )
@@ -56,14 +53,14 @@ class AsyncAliases:
             await self._aliases.DeleteAlias(request, timeout=self._timeout)
 
     async def roll_back(self, name: str, alias: str, *, by: str = "") -> dict[int, int]:
-        """Let `alias` stand for what it stood for before its last move, and return that."""
+        """Undo the last move of `alias` and return its target."""
         request = aliases_pb2.RollBackAliasRequest(name=name, alias=alias, moved_by=by)
         with _wire.raising():
             response = await self._aliases.RollBackAlias(request, timeout=self._timeout)
             return wire.weights(response.alias.split)
 
     async def alias_moves(self, name: str, alias: str, *, limit: int = 100) -> list[AliasMove]:
-        """Return the last moves of an alias, the newest first."""
+        """Return the last moves of an alias, newest first."""
         found: list[AliasMove] = []
         token = ""
         with _wire.raising():

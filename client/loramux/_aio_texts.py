@@ -1,4 +1,4 @@
-"""What the asynchronous client does with texts that are read and not continued, with `await`."""
+"""Calls of the asynchronous client that read texts and generate none, with `await`."""
 
 from collections.abc import Sequence
 from typing import Unpack
@@ -22,7 +22,7 @@ from loramux.v1.tokenization_pb2_grpc import TokenizationServiceStub
 
 
 class AsyncTexts:
-    """Labels texts, finds answers in them, and makes vectors and tokens of them."""
+    """Classifies, embeds and tokenizes texts, and answers questions about them."""
 
     def __init__(self, channel: grpc.aio.Channel, timeout: float) -> None:
         self._classification = ClassificationServiceStub(channel)
@@ -44,7 +44,7 @@ class AsyncTexts:
         parse_special_tokens: bool = False,
         add_special_tokens: bool = True,
     ) -> Classification:
-        """Return what an adapter makes of each of `texts`; see `Client.classify`."""
+        """Classify `texts`; see `Client.classify`."""
         request = _classification_wire.classify_request(
             texts,
             adapter,
@@ -82,7 +82,7 @@ class AsyncTexts:
         add_special_tokens: bool = True,
         token_types: bool = False,
     ) -> QuestionAnswering:
-        """Return where in `context` the answers are; see `Client.answer`."""
+        """Find the answers in `context`; see `Client.answer`."""
         request = _answer_wire.answer_request(
             question,
             context,
@@ -121,7 +121,7 @@ class AsyncTexts:
         parse_special_tokens: bool = False,
         add_special_tokens: bool = True,
     ) -> Embedding:
-        """Return the vector of each of `texts`; see `Client.embed`."""
+        """Embed `texts` as vectors; see `Client.embed`."""
         request = _embedding_wire.embed_request(
             texts,
             adapter,

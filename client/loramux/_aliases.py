@@ -1,4 +1,4 @@
-"""What the blocking client does with aliases."""
+"""Calls of the blocking client for aliases."""
 
 import grpc
 
@@ -11,7 +11,7 @@ from loramux.v1.aliases_pb2_grpc import AliasServiceStub
 
 
 class Aliases:
-    """The tags of adapters that move from version to version."""
+    """Aliases of adapters: tags that move from version to version."""
 
     def __init__(self, channel: grpc.Channel, timeout: float) -> None:
         self._adapters = AdapterServiceStub(channel)
@@ -19,7 +19,7 @@ class Aliases:
         self._timeout = timeout
 
     def aliases(self, name: str) -> dict[str, dict[int, int]]:
-        """Return what each alias of an adapter stands for: weight by version."""
+        """Return the target of each alias of an adapter: weight by version."""
         with _wire.raising():
             response = self._adapters.GetAdapter(
                 adapters_pb2.GetAdapterRequest(name=name), timeout=self._timeout
@@ -36,17 +36,17 @@ class Aliases:
         expected: int | wire.Weights | None = None,
         by: str = "",
     ) -> dict[int, int]:
-        """Let `alias` stand for one version, or for several by weight, and return that.
+        """Point `alias` to one version, or to several by weight, and return that.
 
-        Requests that resolved the alias before keep what they have.
+        Requests that have resolved the alias keep their version.
 
         Args:
             name: The adapter, `[tenant/]name`.
-            alias: The tag that moves.
-            version: What it is to stand for.
-            weights: Or these versions, each with its share of the routing keys.
-            expected: Raise an AbortedError unless the alias stands for this version, or for these;
-                for nothing yet, if empty.
+            alias: The tag to move.
+            version: The new target.
+            weights: Or several versions, each with its share of the traffic.
+            expected: Compare and set: raise an AbortedError unless the alias points to this
+                version, or to these; if empty, unless it does not exist.
             by: Who moves it, for the history; by default the address of this client.
         """
         request = wire.set_alias_request(name, alias, version, weights, expected, by)
@@ -57,7 +57,7 @@ class Aliases:
     def delete_alias(
         self, name: str, alias: str, *, expected: int | wire.Weights | None = None, by: str = ""
     ) -> None:
-        """Take an alias away; the versions stay. See `set_alias`."""
+        """Delete an alias; its versions stay. See `set_alias`."""
         request = aliases_pb2.DeleteAliasRequest(
             name=name, alias=alias, expected=wire.expected_split(expected), moved_by=by
         )
@@ -65,14 +65,14 @@ class Aliases:
             self._aliases.DeleteAlias(request, timeout=self._timeout)
 
     def roll_back(self, name: str, alias: str, *, by: str = "") -> dict[int, int]:
-        """Let `alias` stand for what it stood for before its last move, and return that."""
+        """Undo the last move of `alias` and return its target."""
         request = aliases_pb2.RollBackAliasRequest(name=name, alias=alias, moved_by=by)
         with _wire.raising():
             response = self._aliases.RollBackAlias(request, timeout=self._timeout)
             return wire.weights(response.alias.split)
 
     def alias_moves(self, name: str, alias: str, *, limit: int = 100) -> list[AliasMove]:
-        """Return the last moves of an alias, the newest first."""
+        """Return the last moves of an alias, newest first."""
         found: list[AliasMove] = []
         token = ""
         with _wire.raising():

@@ -1,4 +1,4 @@
-"""What comes of asking for answers in texts."""
+"""Results of question answering."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -9,18 +9,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A part of a context."""
+    """A span of a context."""
 
     score: float
-    """How likely it is, from 0 to 1; above that only where windows have it in common."""
+    """Probability, 0 to 1; it can exceed 1 only if several windows contain the answer."""
     begin: int
     """Position of its first character in the context, in code points as `str` counts."""
     end: int
     """Position after its last character."""
     text: str
-    """What stands there."""
+    """Text of the span."""
     is_impossible: bool
-    """Whether this is "no answer": its text is empty then."""
+    """Whether this is "no answer"; its text is then empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,22 +30,22 @@ class Answers:
     answers: tuple[Answer, ...]
     """Highest score first."""
     num_windows: int
-    """In how many windows the context was read."""
+    """Number of windows that the context was split into."""
 
     @property
     def text(self) -> str:
-        """The text of the best answer; empty where there is none."""
+        """The text of the best answer; empty if there is none."""
         return self.answers[0].text if self.answers else ""
 
     @property
     def score(self) -> float:
-        """Its score; 0 where there is none."""
+        """Its score; 0 if there is none."""
         return self.answers[0].score if self.answers else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class QuestionAnswering:
-    """The answer to one request. The best answer to its first question is at hand directly."""
+    """The result of a request. The best answer to its first question is available directly."""
 
     request_id: str
     adapter: "AdapterIdentity"

@@ -19,11 +19,10 @@ from loramux._routing.names import Addresses, Name, named
 from loramux.errors import InvalidArgumentError
 
 Targets = str | Sequence[str]
-"""`HOST:PORT` of a server, or of several that serve the same; `dns:///HOST:PORT` for a name that
-stands for several, which is looked up again now and then, and when a connection ends."""
+"""`HOST:PORT` of a server, or of several with the same adapters; `dns:///HOST:PORT` for a DNS name
+with several addresses, which is resolved again periodically and when a connection ends."""
 Routing = Literal["adapter", "round_robin"]
-"""How calls spread over several servers: those for one adapter go to the same server, or all
-take turns."""
+"""Load balancing over several servers: affinity by adapter, or round robin."""
 
 MAX_PORT = 65_535
 MAX_ATTEMPTS = 5

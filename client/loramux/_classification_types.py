@@ -1,4 +1,4 @@
-"""What comes of classifying texts."""
+"""Results of classification."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -9,12 +9,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LabelScore:
-    """A label and how far it holds."""
+    """A label and its score."""
 
     index: int
     label: str
     score: float
-    """A probability, or the number itself in a regression."""
+    """A probability, or for regression the value itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +23,14 @@ class TokenLabels:
 
     token_id: int
     begin: int | None
-    """Position of its first character in the text, in code points as `str` counts; None where it is
-    of no text."""
+    """Position of its first character in the text, in code points as `str` counts; None if it is
+    not part of the text."""
     end: int | None
     """Position after its last character."""
     labels: tuple[LabelScore, ...]
     """Highest score first."""
     logits: tuple[float, ...]
-    """Of all labels in order of their index, where they were asked for."""
+    """Of all labels, in the order of their indices, if requested."""
 
     @property
     def label(self) -> str:
@@ -45,14 +45,14 @@ class TokenLabels:
 
 @dataclass(frozen=True, slots=True)
 class TextLabels:
-    """The labels of one text, or of each of its tokens, whichever the adapter was trained for."""
+    """The labels of one text, or of each of its tokens, depending on the adapter's task."""
 
     labels: tuple[LabelScore, ...]
-    """Of the text, highest score first; empty where tokens are labelled."""
+    """Labels of the text, highest score first; empty for token classification."""
     logits: tuple[float, ...]
-    """Of all labels in order of their index, where they were asked for."""
+    """Of all labels, in the order of their indices, if requested."""
     tokens: tuple[TokenLabels, ...]
-    """Empty where the text is labelled."""
+    """Empty for text classification."""
 
     @property
     def label(self) -> str:
@@ -67,15 +67,15 @@ class TextLabels:
 
 @dataclass(frozen=True, slots=True)
 class Classification:
-    """The answer to one request. The label of its first text is at hand directly."""
+    """The result of a request. The label of its first text is available directly."""
 
     request_id: str
     adapter: "AdapterIdentity"
     problem_type: str
-    """How scores come of logits: `single_label` (softmax), `multi_label` (sigmoid) or `regression`
-    (as they are)."""
+    """How scores are computed from logits: `single_label` (softmax), `multi_label` (sigmoid) or
+    `regression` (unchanged)."""
     labels: tuple[str, ...]
-    """Names of all labels, in order of their index."""
+    """Names of all labels, in the order of their indices."""
     results: tuple[TextLabels, ...]
     """One for each text, in order."""
     usage: "Usage"

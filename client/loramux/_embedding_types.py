@@ -1,4 +1,4 @@
-"""What comes of embedding texts."""
+"""Results of embedding."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Embedding:
-    """The answer to one request. The vector of its first text is at hand directly."""
+    """The result of a request. The vector of its first text is available directly."""
 
     request_id: str
     adapter: "AdapterIdentity | None"
@@ -18,13 +18,13 @@ class Embedding:
     vectors: "tuple[Sequence[float], ...]"
     """One for each text, in order."""
     pooling: str
-    """How the hidden states of a text became one: `last`, `mean` or `first`."""
+    """How hidden states were pooled: `last`, `mean` or `first`."""
     is_normalized: bool
-    """Whether vectors have length 1."""
+    """Whether the vectors have length 1."""
     usage: "Usage"
     timing: "Timing"
 
     @property
     def vector(self) -> Sequence[float]:
-        """That of the first text."""
+        """The vector of the first text."""
         return self.vectors[0]

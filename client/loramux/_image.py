@@ -23,7 +23,7 @@ class Image:
     """
 
     data: bytes
-    """The bytes of the file. Only the server looks at what they are."""
+    """The content of the file, which only the server decodes."""
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Self:
@@ -39,7 +39,7 @@ class Image:
         """Return the image in `url`, `data:image/png;base64,…`, or with jpeg, webp or gif.
 
         Raises:
-            ValueError: It holds none. Nothing is fetched from any other URL.
+            ValueError: It is not such a data URL. Nothing is fetched from any other URL.
         """
         head, comma, text = url.partition(",")
         kind = head[:_SHOWN].lower().removesuffix(_BASE64).removeprefix("data:image/")
@@ -59,5 +59,5 @@ class Image:
             raise ValueError(f"holds no base64 after {head!r}: {error}") from None
 
     def __repr__(self) -> str:
-        """Say how large it is, and not what it is."""
+        """Show the size, not the content."""
         return f"Image({len(self.data)} bytes)"

@@ -1,4 +1,4 @@
-"""The values that say what a server is and does; public in `loramux.types`."""
+"""Types that describe a server and its load; public in `loramux.types`."""
 
 import datetime
 from dataclasses import dataclass
@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """What a server is and serves."""
+    """A server and its base model."""
 
     version: str
     base_model: str
     architecture: str
     fingerprint: str
-    """A digest over architecture, tokenizer, shapes, and a sample of the values of each weight."""
+    """Digest over the architecture, the tokenizer, and the shape and a sample of the values of each
+    weight."""
     dtype: str
     device: str
     context_length: int
@@ -20,29 +21,29 @@ class ServerInfo:
     has_tokenizer: bool
     num_parameters: int
     has_chat_template: bool
-    """Whether messages can be continued without an adapter that has a template of its own."""
+    """Whether chats work without an adapter that has its own template."""
     max_running_requests: int
     max_upload_bytes: int
     max_images: int = 0
-    """Most images of a request; 0 means that none are taken."""
+    """Maximum number of images in a request; 0 means that none are accepted."""
     max_image_bytes: int = 0
-    """Of the file of one."""
+    """Maximum size of an image file."""
     max_image_pixels: int = 0
     max_request_bytes: int = 0
-    """Most bytes of a message to the server."""
+    """Maximum size of a message to the server."""
     lineage: str = ""
-    """Whose adapters it has: replicas have that of their primary."""
+    """Identifies the set of adapters; replicas have that of their primary."""
     kind: str = "decoder"
-    """What the base model makes of a text: a `decoder` goes on with it, an `encoder` reads it and
-    continues none, a `seq2seq` reads it and writes another."""
+    """Kind of base model: a `decoder` continues a text, an `encoder` only reads it, a `seq2seq`
+    (encoder-decoder) reads it and generates another."""
     source_length: int = 0
-    """How many tokens of `context_length` are for what is read, where another text is written, for
-    which the others are; else 0."""
+    """For an encoder-decoder, how many tokens of `context_length` are for its input; the others are
+    for its output. Otherwise 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class TierLoad:
-    """What a tier holds; counts are since the engine started."""
+    """Content of a tier, with counters since the engine started."""
 
     adapters: int
     bytes: int
@@ -52,14 +53,14 @@ class TierLoad:
     misses: int
     evictions: int
     reloads: int
-    """Loads of adapters that it had let go within the last minute."""
+    """Loads of adapters that it had evicted within the last minute."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerLoad:
-    """What a server holds now and what it did since it started; times are sums in seconds.
+    """Load of a server, with counters since it started; times are sums in seconds.
 
-    The difference of two of them says what happened in between.
+    Rates come from the difference of two samples.
     """
 
     uptime_seconds: float
@@ -70,30 +71,30 @@ class ServerLoad:
     device: TierLoad
     host: TierLoad
     requests: int
-    """That ended."""
+    """Finished requests."""
     prompt_tokens: int
     generated_tokens: int
     first_tokens: int
     first_token_seconds: float
     gaps: int
-    """Times between two tokens of a completion."""
+    """Intervals between two consecutive tokens of a completion."""
     gap_seconds: float
     steps: int
     step_seconds: float
     step_requests: int
-    """Requests in each step, added up."""
+    """Sum over steps of the requests in each."""
     step_adapters: int
-    """Distinct adapters in each step, added up."""
+    """Sum over steps of the distinct adapters in each."""
 
 
 @dataclass(frozen=True, slots=True)
 class QuarantineEntry:
-    """A request or adapter that a server does not run any more."""
+    """A request or adapter in quarantine."""
 
     key: str
     """The digest of an adapter, or `request:` and a digest of the request."""
     adapters: tuple[str, ...]
-    """The versions that have this digest."""
+    """The versions with this digest."""
     cause: str
     """What happened."""
     since: datetime.datetime

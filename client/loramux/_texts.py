@@ -1,4 +1,4 @@
-"""What the blocking client does with texts that are read and not continued."""
+"""Calls of the blocking client that read texts and generate none."""
 
 from collections.abc import Sequence
 from typing import Unpack
@@ -22,7 +22,7 @@ from loramux.v1.tokenization_pb2_grpc import TokenizationServiceStub
 
 
 class Texts:
-    """Labels texts, finds answers in them, and makes vectors and tokens of them."""
+    """Classifies, embeds and tokenizes texts, and answers questions about them."""
 
     def __init__(self, channel: grpc.Channel, timeout: float) -> None:
         self._classification = ClassificationServiceStub(channel)
@@ -44,20 +44,20 @@ class Texts:
         parse_special_tokens: bool = False,
         add_special_tokens: bool = True,
     ) -> Classification:
-        """Return what an adapter that was trained to classify makes of each of `texts`.
+        """Classify `texts` with an adapter trained for that.
 
         Args:
             texts: One text, or several, each of which may be token ids of the base model, or a pair
-                of texts that are read together: `[("a premise", "a hypothesis"), …]`.
-            adapter: Reference to the adapter, as `generate` takes it.
-            top_k: How many labels come with each text or token; None means all of a text and one of
-                a token.
-            logits: Add the logits of all labels.
-            timeout: Seconds that the call may take.
-            request_id: Names the request in replies and logs.
-            routing_key: Chooses the version where an alias stands for several.
-            parse_special_tokens: Let text such as `</s>` be a control token.
-            add_special_tokens: Let the tokenizer add its own tokens to each text or pair.
+                of texts: `[("a premise", "a hypothesis"), …]`.
+            adapter: Reference to the adapter, as for `generate`.
+            top_k: Number of labels to return for each text or token; None means all of a text and
+                one of a token.
+            logits: Include the logits of all labels.
+            timeout: Timeout of the call in seconds.
+            request_id: Identifies the request in responses and logs.
+            routing_key: Selects the version if the alias splits traffic.
+            parse_special_tokens: Parse text such as `</s>` as special tokens.
+            add_special_tokens: Let the tokenizer add its special tokens to each text or pair.
         """
         request = _classification_wire.classify_request(
             texts,
@@ -96,29 +96,29 @@ class Texts:
         add_special_tokens: bool = True,
         token_types: bool = False,
     ) -> QuestionAnswering:
-        """Return where in `context` the answers to `question` are, by an adapter trained for that.
+        """Find the answers to `question` in `context`, with an adapter trained for that.
 
         Args:
             question: One question, or several.
-            context: The text in which the answer is: one for all questions, or one for each.
-            adapter: Reference to the adapter, as `generate` takes it.
-            top_k: How many answers come with each question, from 1 to 100.
-            max_answer_tokens: The most tokens that an answer has, from 1 to 512.
-            handle_impossible_answer: Let "no answer" be one.
-            align_to_words: Let answers begin and end where words do.
-            context_first: Put the context before the question, as transformers does where
+            context: The text that contains the answer: one for all questions, or one for each.
+            adapter: Reference to the adapter, as for `generate`.
+            top_k: Number of answers to return for each question, 1 to 100.
+            max_answer_tokens: Maximum length of an answer in tokens, 1 to 512.
+            handle_impossible_answer: Allow "no answer".
+            align_to_words: Let answers start and end at word boundaries.
+            context_first: Put the context before the question, as transformers does if
                 `padding_side` of the tokenizer is "left".
-            max_window_tokens: How many tokens question and context have together at most; a longer
-                context is read in several windows. None refuses one that the model has no room for.
-            window_overlap_tokens: Tokens of the context that a window has in common with the one
-                before it; None means 128, or half of `max_window_tokens` if that is less.
-            timeout: Seconds that the call may take.
-            request_id: Names the request in replies and logs.
-            routing_key: Chooses the version where an alias stands for several.
-            parse_special_tokens: Let text such as `</s>` be a control token.
-            add_special_tokens: Put the tokenizer's own tokens before and between the texts.
-            token_types: Tell the model which tokens are of the second text. Adapters know of it if
-                they were trained by transformers' `add_adapter`; models of PEFT do not pass it on.
+            max_window_tokens: Maximum length of question and context together; a longer context is
+                split into windows. None refuses one that does not fit the model's context.
+            window_overlap_tokens: Tokens of the context that consecutive windows share; None means
+                128, or half of `max_window_tokens` if that is less.
+            timeout: Timeout of the call in seconds.
+            request_id: Identifies the request in responses and logs.
+            routing_key: Selects the version if the alias splits traffic.
+            parse_special_tokens: Parse text such as `</s>` as special tokens.
+            add_special_tokens: Put the tokenizer's special tokens before and between the texts.
+            token_types: Pass token type ids that mark the second text. Adapters trained with
+                transformers' `add_adapter` know them; PEFT's models do not pass them on.
         """
         request = _answer_wire.answer_request(
             question,
@@ -156,21 +156,23 @@ class Texts:
         parse_special_tokens: bool = False,
         add_special_tokens: bool = True,
     ) -> Embedding:
-        """Return the vector of each of `texts`, made of the model's last hidden states.
+        """Embed `texts` as vectors pooled from the model's last hidden states.
 
         Args:
-            texts: One text, or up to 64; token ids of the base model can stand for each of several.
-            adapter: Reference to the adapter, as `generate` takes it; None for the base model.
-            pooling: How the states of a text become one: `last`, `mean` or `first`; None means what
-                the adapter's package says, or else the folder of the base model, or else `last`, or
-                `mean` where that has an encoder.
-            normalize: Make the length of each vector 1; None means what these say, or else True.
-            dimensions: Keep so many of the first numbers of each vector; None means all.
-            timeout: Seconds that the call may take.
-            request_id: Names the request in replies and logs.
-            routing_key: Chooses the version where an alias stands for several.
-            parse_special_tokens: Let text such as `</s>` be a control token.
-            add_special_tokens: Let the tokenizer add its own tokens to each text.
+            texts: One text, or up to 64; token ids of the base model are accepted for each of
+                several.
+            adapter: Reference to the adapter, as for `generate`; None for the base model.
+            pooling: How hidden states are pooled: `last`, `mean` or `first`; None takes it from the
+                adapter's package, or else from the folder of the base model, or else `last`, or
+                `mean` if that has an encoder.
+            normalize: Scale each vector to length 1; None takes it from the same places, or else
+                True.
+            dimensions: Truncate each vector to this many numbers; None means all.
+            timeout: Timeout of the call in seconds.
+            request_id: Identifies the request in responses and logs.
+            routing_key: Selects the version if the alias splits traffic.
+            parse_special_tokens: Parse text such as `</s>` as special tokens.
+            add_special_tokens: Let the tokenizer add its special tokens to each text.
         """
         request = _embedding_wire.embed_request(
             texts,

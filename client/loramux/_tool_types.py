@@ -1,4 +1,4 @@
-"""Messages of conversations, tools, and calls of them."""
+"""Messages, tools and tool calls."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,12 +10,12 @@ from loramux._image import Image
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call of a tool that the model asks for; the caller runs it."""
+    """A tool call made by the model; the caller runs it."""
 
     id: str
-    """What a message with the result says as its `tool_call_id`."""
+    """Id that a message with the result gives as its `tool_call_id`."""
     name: str
-    """The tool's; where the model decides, perhaps none of those that there are."""
+    """Name of the tool; if the model decides, possibly one that does not exist."""
     arguments: str
     """A JSON object, as text."""
 
@@ -26,8 +26,8 @@ class ToolCall:
 
 
 ContentPart: TypeAlias = str | Image | bytes | Mapping[str, Any]
-"""A text, or an image, which may be the bytes of its file; OpenAI's `{"type": "text", "text": …}`
-and `{"type": "image_url", "image_url": {"url": "data:image/png;base64,…"}}` will do."""
+"""A text, or an image as `Image` or bytes; OpenAI's `{"type": "text", "text": …}` and `{"type":
+"image_url", "image_url": {"url": "data:image/png;base64,…"}}` are accepted, too."""
 
 
 class Message(TypedDict):
@@ -36,30 +36,31 @@ class Message(TypedDict):
     role: str
     """`system`, `developer`, `user`, `assistant` or `tool`."""
     content: str | Sequence[ContentPart]
-    """What was said: a text, or texts and images in the order in which they stand."""
+    """The content: a text, or texts and images in order."""
     tool_calls: NotRequired[Sequence[ToolCall | Mapping[str, Any]]]
-    """What an assistant asked for; OpenAI's `{"id": …, "function": {…}}` will do."""
+    """Tool calls of an assistant; OpenAI's `{"id": …, "function": {…}}` is accepted, too."""
     tool_call_id: NotRequired[str]
-    """Of which call a tool's message is the result."""
+    """For a tool, the id of the call whose result this is."""
     name: NotRequired[str]
-    """That of the tool, for templates that tell it."""
+    """For a tool, its name, for templates that use it."""
     reasoning: NotRequired[str]
-    """What an assistant thought before; many templates leave it out."""
+    """An assistant's reasoning before its answer; many templates omit it."""
 
 
 class ToolOptions(TypedDict, total=False):
-    """What goes with messages."""
+    """Options that require messages."""
 
     tools: Sequence[Mapping[str, Any]]
-    """Functions that the model may call: `{"name": …, "description": …, "parameters": {…}}`, the
-    last a JSON schema, which `"strict": True` keeps arguments to where the model decides, too;
-    OpenAI's `{"type": "function", "function": {…}}` will do."""
+    """Functions that the model may call: `{"name": …, "description": …, "parameters": {…}}`, with
+    parameters a JSON schema; `"strict": True` constrains arguments to it also if the model decides
+    whether to call. OpenAI's `{"type": "function", "function": {…}}` is accepted, too."""
     tool_choice: str | Mapping[str, Any]
-    """`auto`, which lets the model decide, `none`, `required`, or the name of the tool to call;
-    OpenAI's `{"type": "function", "function": {"name": …}}` will do."""
+    """`auto` (the model decides), `none`, `required`, or the name of the tool to call; OpenAI's
+    `{"type": "function", "function": {"name": …}}` is accepted, too."""
     parallel_tool_calls: bool
-    """Whether an answer may have more than one call."""
+    """Whether a response may have several calls."""
     chat_template_kwargs: Mapping[str, Any]
     """Variables for the chat template, such as `{"enable_thinking": False}`."""
     separate_reasoning: bool
-    """Whether what the model thinks before its answer is told apart; it is, if this is left out."""
+    """Whether the model's reasoning before its answer is separated from the text; True if
+    omitted."""

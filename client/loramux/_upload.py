@@ -31,7 +31,7 @@ MIN_DELAY = 0.1
 MAX_DELAY = 5.0
 
 Progress = Callable[[int, int], None]
-"""Called with (bytes sent, bytes in all), which after an interruption may be less than before."""
+"""Called with (bytes sent, bytes in total); after an interruption the former may decrease."""
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""The asynchronous client: the names of the blocking one, with `await`."""
+"""The asynchronous client: the same methods as the blocking one, with `await`."""
 
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
@@ -35,7 +35,7 @@ __all__ = ["AsyncClient"]
 class AsyncClient(AsyncTexts):
     """A connection to a loramux server, for use in one event loop.
 
-    Every call raises a `loramux.errors.LoramuxError` when it fails.
+    Every call raises a `loramux.errors.LoramuxError` on failure.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class AsyncClient(AsyncTexts):
 
     @classmethod
     def _over(cls, channel: grpc.aio.Channel, timeout: float) -> Self:
-        """Return a client that makes its calls over a channel of somebody else's."""
+        """Return a client that uses a channel owned by the caller."""
         client = cls.__new__(cls)
         client._use(channel, timeout)
         return client
@@ -78,7 +78,7 @@ class AsyncClient(AsyncTexts):
         self._server = ServerServiceStub(self._channel)
         self._quarantine = QuarantineServiceStub(self._channel)
         self.adapters = AsyncAdapters(self._channel, timeout)
-        """The adapters that are registered with the server."""
+        """The adapters registered with the server."""
 
     async def generate(
         self,
@@ -89,7 +89,7 @@ class AsyncClient(AsyncTexts):
         timeout: float | None = None,  # noqa: ASYNC109 - it goes along with the call
         **options: Unpack[RequestOptions],
     ) -> Generation:
-        """Return the whole answer to `prompt`; see `Client.generate`."""
+        """Return the complete output for `prompt`; see `Client.generate`."""
         request = _wire.generate_request(prompt, messages, adapter, **options)
         with _wire.raising():
             return _wire.generation(
@@ -107,7 +107,7 @@ class AsyncClient(AsyncTexts):
         timeout: float | None = None,  # noqa: ASYNC109 - it goes along with the call
         **options: Unpack[RequestOptions],
     ) -> AsyncIterator[Chunk]:
-        """Yield the answer to `prompt` piece by piece; see `Client.stream`."""
+        """Yield the output for `prompt` as it is generated; see `Client.stream`."""
         request = _wire.generate_request(prompt, messages, adapter, **options)
         call = self._generation.StreamGenerate(
             request, timeout=self._timeout if timeout is None else timeout
@@ -136,7 +136,7 @@ class AsyncClient(AsyncTexts):
         )
 
     async def info(self) -> ServerInfo:
-        """Return what the server is and serves."""
+        """Return information about the server and its base model."""
         with _wire.raising():
             return _server_wire.server_info(
                 await self._server.GetServerInfo(
@@ -145,7 +145,7 @@ class AsyncClient(AsyncTexts):
             )
 
     async def load(self) -> ServerLoad:
-        """Return what the server holds now and what it did since it started."""
+        """Return the current load of the server and its counters since the start."""
         with _wire.raising():
             return _server_wire.server_load(
                 await self._server.GetServerLoad(
@@ -154,7 +154,7 @@ class AsyncClient(AsyncTexts):
             )
 
     async def quarantined(self) -> list[QuarantineEntry]:
-        """Return the requests and adapters that the server does not run any more."""
+        """Return the requests and adapters in quarantine."""
         with _wire.raising():
             response = await self._quarantine.ListQuarantined(
                 quarantine_pb2.ListQuarantinedRequest(), timeout=self._timeout
@@ -162,14 +162,14 @@ class AsyncClient(AsyncTexts):
             return [_server_wire.quarantine_entry(entry) for entry in response.entries]
 
     async def clear_quarantined(self, key: str) -> None:
-        """Let a request or adapter run again: a key of `quarantined`, or a reference."""
+        """Release a request or adapter from quarantine: a key of `quarantined`, or a reference."""
         with _wire.raising():
             await self._quarantine.ClearQuarantined(
                 quarantine_pb2.ClearQuarantinedRequest(key=key), timeout=self._timeout
             )
 
     async def close(self) -> None:
-        """Close the connection; calls under way are cancelled."""
+        """Close the connection; calls in progress are cancelled."""
         await self._channel.close()
 
     async def __aenter__(self) -> Self:

@@ -34,9 +34,10 @@ DEFAULT_TIMEOUT = 600.0
 
 
 class Client(Texts):
-    """A connection to a loramux server. Threads may share it; close it or use it in a `with`.
+    """A connection to a loramux server.
 
-    Every call raises a `loramux.errors.LoramuxError` when it fails.
+    It is thread-safe; close it or use it in a `with`. Every call raises a
+    `loramux.errors.LoramuxError` on failure.
     """
 
     def __init__(
@@ -54,27 +55,31 @@ class Client(Texts):
         """Connect to `target` when the first call is made.
 
         Args:
-            target: `HOST:PORT` of the server, or a list of several that serve the same, among which
-                who cannot serve is left out. `dns:///HOST:PORT` is all for which the name stands.
-            timeout: Seconds that a call may take, unless it says otherwise.
-            key: API key, `lmx_…`; None takes the one in LORAMUX_API_KEY, if there is one.
-            tls: True to trust the authorities of the system, a path for those of a PEM file, False
-                 for plaintext; None takes the path in LORAMUX_CA, or else plaintext, in which a key
-                 goes to this machine alone.
-            credentials: In place of `tls`, what `grpc.ssl_channel_credentials` returns, such as
-                 with a certificate of the client.
-            retries: Make calls that change nothing again where the server was away before it began
-                to answer; with patience, and not so often that it would add much to its load.
-            routing: How calls spread over several servers. "adapter": those for one adapter go to
-                one server as long as that has no more than its part of the calls, and calls of the
-                base model to whoever has the fewest. "round_robin": all take turns.
-            tracer_provider: OpenTelemetry's, which gets a span of each call; None takes the global
-                one where the program has loaded OpenTelemetry, and makes no spans elsewhere.
+            target: `HOST:PORT` of the server, or a list of servers with the same adapters, of which
+                those that cannot serve are skipped. `dns:///HOST:PORT` stands for all addresses of
+                a DNS name.
+            timeout: Default timeout of a call in seconds.
+            key: API key, `lmx_…`; None reads LORAMUX_API_KEY, if set.
+            tls: True to verify the server with the system's CA certificates, a path to use those of
+                a PEM file, False for plaintext. None takes the path in LORAMUX_CA, or else
+                plaintext, over which a key is sent to this machine only.
+            credentials: Channel credentials in place of `tls`, as returned by
+                `grpc.ssl_channel_credentials`, such as with a client certificate.
+            retries: Retry calls that change nothing, such as `generate`, if the server was
+                unavailable before it began to answer, with backoff and a budget that limits the
+                added load.
+            routing: Load balancing over several servers. "adapter" (affinity): calls for one
+                adapter go to the same server unless that has more than its share of the calls;
+                calls of the base model go to the server with the fewest. "round_robin": servers
+                take turns.
+            tracer_provider: OpenTelemetry tracer provider that gets a span of each call; None uses
+                the global one if the program has loaded OpenTelemetry, otherwise there are no
+                spans.
 
         Raises:
-            InvalidArgumentError: The key cannot be one, or would go in plaintext to another
-                machine; `target` names several, and one of them cannot be found; or there is no
-                such `routing`.
+            InvalidArgumentError: The key is malformed, or would be sent to another machine in
+                plaintext; `target` lists several servers and one cannot be resolved; or `routing`
+                is unknown.
             OSError: The file that `tls` names cannot be read.
         """
         self._channel = open_channel(
@@ -91,7 +96,7 @@ class Client(Texts):
         self._server = ServerServiceStub(self._channel)
         self._quarantine = QuarantineServiceStub(self._channel)
         self.adapters = Adapters(self._channel, timeout)
-        """The adapters that are registered with the server."""
+        """The adapters registered with the server."""
 
     def generate(
         self,
@@ -102,19 +107,19 @@ class Client(Texts):
         timeout: float | None = None,
         **options: Unpack[RequestOptions],
     ) -> Generation:
-        """Return the whole answer to `prompt`.
+        """Return the complete output for `prompt`.
 
         Args:
             prompt: Text, or token ids of the base model.
-            messages: A conversation instead, of which the chat template of the adapter, or else of
-                the base model, makes the prompt.
+            messages: A conversation instead, which the chat template of the adapter, or else of the
+                base model, formats as a prompt.
             adapter: Reference to the adapter, `[tenant/]name[:tag][@sha256:digest]`, where the tag
                 is a version or an alias; None for the base model alone.
-            timeout: Seconds that the call may take.
-            options: Those of `loramux.RequestOptions`: a mix of adapters in place of one, or how
-                much that one changes; what becomes of the prompt; how tokens are chosen and when to
-                stop; what is predicted of them; what the text begins with, where the base model
-                writes another; and with messages, tools.
+            timeout: Timeout of the call in seconds.
+            options: Those of `loramux.RequestOptions`: a mix of adapters in place of one, or a
+                scale; how the prompt is tokenized; sampling parameters and stop conditions;
+                structured output; a prediction; the decoder prompt of an encoder-decoder; and, with
+                messages, tools.
         """
         request = _wire.generate_request(prompt, messages, adapter, **options)
         with _wire.raising():
@@ -133,7 +138,7 @@ class Client(Texts):
         timeout: float | None = None,
         **options: Unpack[RequestOptions],
     ) -> Iterator[Chunk]:
-        """Yield the answer to `prompt` piece by piece; closing the iterator cancels the request.
+        """Yield the output for `prompt` as it is generated; closing the iterator cancels it.
 
         The arguments are those of `generate`.
         """
@@ -165,21 +170,21 @@ class Client(Texts):
         )
 
     def info(self) -> ServerInfo:
-        """Return what the server is and serves."""
+        """Return information about the server and its base model."""
         with _wire.raising():
             return _server_wire.server_info(
                 self._server.GetServerInfo(server_pb2.GetServerInfoRequest(), timeout=self._timeout)
             )
 
     def load(self) -> ServerLoad:
-        """Return what the server holds now and what it did since it started."""
+        """Return the current load of the server and its counters since the start."""
         with _wire.raising():
             return _server_wire.server_load(
                 self._server.GetServerLoad(server_pb2.GetServerLoadRequest(), timeout=self._timeout)
             )
 
     def quarantined(self) -> list[QuarantineEntry]:
-        """Return the requests and adapters that the server does not run any more."""
+        """Return the requests and adapters in quarantine."""
         with _wire.raising():
             response = self._quarantine.ListQuarantined(
                 quarantine_pb2.ListQuarantinedRequest(), timeout=self._timeout
@@ -187,14 +192,14 @@ class Client(Texts):
             return [_server_wire.quarantine_entry(entry) for entry in response.entries]
 
     def clear_quarantined(self, key: str) -> None:
-        """Let a request or adapter run again: a key of `quarantined`, or a reference."""
+        """Release a request or adapter from quarantine: a key of `quarantined`, or a reference."""
         with _wire.raising():
             self._quarantine.ClearQuarantined(
                 quarantine_pb2.ClearQuarantinedRequest(key=key), timeout=self._timeout
             )
 
     def close(self) -> None:
-        """Close the connection; calls under way are cancelled."""
+        """Close the connection; calls in progress are cancelled."""
         self._channel.close()
 
     def __enter__(self) -> Self:

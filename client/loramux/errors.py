@@ -1,21 +1,21 @@
-"""Everything that can go wrong in a call: the server raises these, the client raises them again.
+"""Errors of calls: the server raises these, and the client raises the same ones again.
 
 LoramuxError                     gRPC status
-├─ InvalidArgumentError          INVALID_ARGUMENT     the request can never succeed as it is
+├─ InvalidArgumentError          INVALID_ARGUMENT     the request is invalid
 ├─ NotFoundError                 NOT_FOUND            no such adapter
 ├─ AlreadyExistsError            ALREADY_EXISTS       the name or id is taken
-├─ FailedPreconditionError       FAILED_PRECONDITION  right request, wrong state of the server
+├─ FailedPreconditionError       FAILED_PRECONDITION  valid request, wrong state of the server
 ├─ AbortedError                  ABORTED              lost a race; read again, then retry
-├─ OutOfRangeError               OUT_OF_RANGE         past the end of what there is
+├─ OutOfRangeError               OUT_OF_RANGE         past the end of the valid range
 ├─ ResourceExhaustedError        RESOURCE_EXHAUSTED   queue, quota or disk is full
-├─ DeadlineExceededError         DEADLINE_EXCEEDED    time ran out
-├─ CancelledError                CANCELLED            the caller gave up
-├─ UnavailableError              UNAVAILABLE          the server or its engine is away; retry
-├─ DataLossError                 DATA_LOSS            stored bytes are damaged
-├─ UnauthenticatedError          UNAUTHENTICATED      the caller is not known
-├─ PermissionDeniedError         PERMISSION_DENIED    the caller is known and may not
-├─ UnimplementedError            UNIMPLEMENTED        the server does not have this call
-└─ InternalError                 INTERNAL, UNKNOWN    a defect; the message has an incident id
+├─ DeadlineExceededError         DEADLINE_EXCEEDED    the timeout expired
+├─ CancelledError                CANCELLED            the caller cancelled the call
+├─ UnavailableError              UNAVAILABLE          the server or its engine is unavailable; retry
+├─ DataLossError                 DATA_LOSS            stored data is corrupt
+├─ UnauthenticatedError          UNAUTHENTICATED      the caller is not authenticated
+├─ PermissionDeniedError         PERMISSION_DENIED    the caller is not permitted to do this
+├─ UnimplementedError            UNIMPLEMENTED        the server does not implement this call
+└─ InternalError                 INTERNAL, UNKNOWN    a bug; the message has an incident id
 """
 
 from typing import TYPE_CHECKING
@@ -44,7 +44,7 @@ __all__ = [
 
 
 class _Code:
-    """The gRPC status of a class; gRPC is loaded when somebody asks for it."""
+    """The gRPC status of a class; gRPC is imported on first use."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -61,10 +61,10 @@ class LoramuxError(Exception):
     Attributes:
         code: The gRPC status.
         reason: The stable cause, a name of `loramux.v1.ErrorReason` without its prefix, or its
-            number where this client does not know it; empty where the transport made the status.
-        field: The request field at fault; empty where no single one is.
-        retry_delay: Seconds to wait before trying again; None where that would not help.
-        quota: Whose quota is exceeded, such as `tenant:acme`; empty where it is not about one.
+            number if this client does not know it; empty if the transport generated the status.
+        field: The invalid request field; empty if no single field is at fault.
+        retry_delay: Seconds to wait before a retry; None if a retry would not help.
+        quota: The subject whose quota is exceeded, such as `tenant:acme`; empty if no quota is.
     """
 
     code = _Code("UNKNOWN")
@@ -86,13 +86,13 @@ class LoramuxError(Exception):
 
 
 class InvalidArgumentError(LoramuxError, ValueError):
-    """The request can never succeed as it is."""
+    """The request is invalid and would fail again."""
 
     code = _Code("INVALID_ARGUMENT")
 
 
 class NotFoundError(LoramuxError, LookupError):
-    """What the request names does not exist."""
+    """Something that the request refers to does not exist."""
 
     code = _Code("NOT_FOUND")
 
@@ -104,19 +104,19 @@ class AlreadyExistsError(LoramuxError):
 
 
 class FailedPreconditionError(LoramuxError):
-    """The request is right, but the server is in the wrong state for it."""
+    """The request is valid, but the server is not in the required state."""
 
     code = _Code("FAILED_PRECONDITION")
 
 
 class AbortedError(LoramuxError):
-    """Another caller was first; read the new state, then retry."""
+    """The call lost a race with another one; read the new state, then retry."""
 
     code = _Code("ABORTED")
 
 
 class OutOfRangeError(LoramuxError):
-    """The request goes past the end of what there is."""
+    """The request is past the end of the valid range."""
 
     code = _Code("OUT_OF_RANGE")
 
@@ -128,48 +128,48 @@ class ResourceExhaustedError(LoramuxError):
 
 
 class DeadlineExceededError(LoramuxError, TimeoutError):
-    """The time given to the call ran out."""
+    """The timeout of the call expired."""
 
     code = _Code("DEADLINE_EXCEEDED")
 
 
 class CancelledError(LoramuxError):
-    """The caller gave up."""
+    """The caller cancelled the call."""
 
     code = _Code("CANCELLED")
 
 
 class UnavailableError(LoramuxError, ConnectionError):
-    """The server or its engine is away; a retry may help."""
+    """The server or its engine is unavailable; a retry may help."""
 
     code = _Code("UNAVAILABLE")
 
 
 class DataLossError(LoramuxError):
-    """Stored bytes are damaged."""
+    """Stored data is corrupt."""
 
     code = _Code("DATA_LOSS")
 
 
 class UnauthenticatedError(LoramuxError):
-    """The caller is not known."""
+    """The caller is not authenticated."""
 
     code = _Code("UNAUTHENTICATED")
 
 
 class PermissionDeniedError(LoramuxError, PermissionError):
-    """The caller is known and may not."""
+    """The caller is authenticated but not permitted to do this."""
 
     code = _Code("PERMISSION_DENIED")
 
 
 class UnimplementedError(LoramuxError):
-    """The server does not have this call."""
+    """The server does not implement this call."""
 
     code = _Code("UNIMPLEMENTED")
 
 
 class InternalError(LoramuxError):
-    """A defect of the server; the message has an incident id to report."""
+    """A bug in the server; the message has an incident id to report."""
 
     code = _Code("INTERNAL")

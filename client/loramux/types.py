@@ -1,4 +1,4 @@
-"""The values that calls take and return."""
+"""Arguments and results of calls."""
 
 import enum
 from collections.abc import Mapping, Sequence
@@ -59,10 +59,10 @@ Mix: TypeAlias = Mapping[str, float] | Sequence[tuple[str, float]]
 
 
 class SamplingOptions(TypedDict, total=False):
-    """How tokens are chosen and when to stop. What is left out has the server's default.
+    """Sampling parameters, stop conditions and structured output; an omitted field has its default.
 
-    The fields are those of `loramux.v1.SamplingParams`, whose comments say what each means, and in
-    place of `structured_output` the forms that it may want of a text, of which one can be given.
+    The fields are those of `loramux.v1.SamplingParams`, documented there; in place of
+    `structured_output` are its forms, of which one can be given.
     """
 
     max_tokens: int
@@ -95,54 +95,54 @@ class SamplingOptions(TypedDict, total=False):
 
 
 class PromptOptions(TypedDict, total=False):
-    """What becomes of a prompt, by which adapters, and under which name; each may be left out."""
+    """How a prompt is processed, and with which adapters; every field may be omitted."""
 
     request_id: str
-    """Names the request in replies and logs."""
+    """Identifies the request in responses and logs."""
     parse_special_tokens: bool
-    """Let text such as `</s>` in the prompt be a control token; False."""
+    """Parse text such as `</s>` in the prompt as special tokens; default: False."""
     add_special_tokens: bool
-    """Let the tokenizer add its own tokens to a text prompt; True."""
+    """Let the tokenizer add its special tokens to a text prompt; default: True."""
     add_generation_prompt: bool
-    """End the prompt of `messages` with what begins an answer; True."""
+    """End the formatted `messages` with the start of an assistant turn; default: True."""
     routing_key: str
-    """Chooses the version where an alias stands for several: equal keys, such as the id of a user,
-    get the same one. Where empty, chance decides."""
+    """Selects the version if the alias splits traffic: equal keys, such as user ids, get the same
+    version. If empty, it is random."""
     adapters: Mix
     """References to up to 4 adapters, each with its weight, in place of `adapter`."""
     combination: str | None
-    """How they are mixed, as PEFT's `add_weighted_adapter` does it: `cat`, which is what None
-    means, or `linear`."""
+    """How they are mixed, as defined by PEFT's `add_weighted_adapter`: `cat` (also for None) or
+    `linear`."""
     scale: float | None
-    """Multiplies what `adapter` changes; None means 1."""
+    """Multiplies the update of `adapter`; None means 1."""
 
 
 class GenerationOptions(SamplingOptions, ToolOptions, total=False):
-    """What a call of `generate` may say of the text that comes."""
+    """Options of `generate` for the output."""
 
     prediction: str | Sequence[int]
-    """What every completion will be, for the most part, as text or token ids. It changes none of
-    them: tokens come sooner where it is right, if the server drafts tokens."""
+    """Expected output, as text or token ids, for speculative decoding if the server has it enabled.
+    Tokens may arrive sooner, but are never changed."""
     decoder_prompt: str | Sequence[int]
-    """What the text begins with that is written, as text or token ids, such as the token of a
-    language; for base models that read the prompt with an encoder."""
+    """Text or token ids for the decoder to start with, such as a language token; for
+    encoder-decoders."""
 
 
 class RequestOptions(PromptOptions, GenerationOptions, total=False):
-    """All that a call of `generate` may say beside what is to be continued, and by what."""
+    """All options of `generate` besides the prompt and the adapter."""
 
 
 class FinishReason(enum.StrEnum):
     """Why a completion ended."""
 
     STOP = "stop"
-    """The model ended it, or a stop string or token came."""
+    """An end token, a stop string or a stop token."""
     LENGTH = "length"
-    """max_tokens or the context was reached."""
+    """max_tokens or the context length was reached."""
     TOOL_CALLS = "tool_calls"
-    """The model ended it, and asks for calls of tools."""
+    """The model ended it and made tool calls."""
     UNKNOWN = "unknown"
-    """The server is newer and gave a reason that this client does not know."""
+    """A reason of a newer server that this client does not know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +151,9 @@ class TokenLogprob:
 
     token_id: int
     logprob: float
-    """NaN for the first token of a prompt, before which nothing is."""
+    """NaN for the first token of a prompt."""
     utf8: bytes = b""
-    """Its text, which may be a part of a character; empty where the model has no tokenizer."""
+    """Its text, which may be an incomplete character; empty if the model has no tokenizer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,17 +161,17 @@ class PositionLogprobs:
     """The log-probabilities at one position of a completion or a prompt."""
 
     chosen: TokenLogprob
-    """The token that was chosen, or that the prompt has there."""
+    """The token that was chosen, or the token of the prompt."""
     top: tuple[TokenLogprob, ...]
     """The likeliest tokens, likeliest first."""
     rank: int | None = None
-    """Place of `chosen` among all tokens, 1 for the likeliest; told of a prompt's tokens alone, but
-    for the first."""
+    """Rank of `chosen` among all tokens, 1 for the likeliest; only for the tokens of a prompt after
+    the first."""
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterIdentity:
-    """Exactly which adapter answered."""
+    """Identifies exactly the adapter that was used."""
 
     name: str
     digest: str
@@ -181,24 +181,24 @@ class AdapterIdentity:
 
     @property
     def reference(self) -> str:
-        """What to call it by, so that nothing else is meant: `tenant/name:version@digest`."""
+        """A reference to exactly this version: `tenant/name:version@digest`."""
         return f"{self.tenant}/{self.name}:{self.version}@{self.digest}"
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Counts of tokens."""
+    """Token counts."""
 
     prompt_tokens: int
     completion_tokens: int
     """Over all completions."""
     cached_tokens: int = 0
-    """Tokens of the prompt for which nothing was computed: they were in the prefix cache."""
+    """Prompt tokens found in the prefix cache, for which nothing was computed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Where the time went, in seconds on the server's clock."""
+    """Latency breakdown, in seconds on the server's clock."""
 
     queue_seconds: float
     time_to_first_token_seconds: float
@@ -207,12 +207,12 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One continuation of the prompt."""
+    """One completion of the prompt."""
 
     index: int
     text: str
     token_ids: tuple[int, ...]
-    """The tokens, the end token included."""
+    """The tokens, including the end token."""
     finish_reason: FinishReason
     stop_string: str | None
     """The stop string that ended it, if one did."""
@@ -220,16 +220,16 @@ class Completion:
     """The token that ended it, if one did."""
     logprobs: tuple[PositionLogprobs, ...]
     tool_calls: tuple[ToolCall, ...] = ()
-    """Calls that the model asks for, which are no part of the text."""
+    """Tool calls made by the model, which are not part of the text."""
     reasoning: str = ""
-    """What the model thought before its answer, which is no part of the text."""
+    """The model's reasoning before its answer, which is not part of the text."""
     beam_score: float | None = None
     """Sum of the log-probabilities of its tokens, divided by their number to the power of
     `length_penalty`; None without a beam search."""
 
     @property
     def message(self) -> Message:
-        """This as a turn of the conversation, which may be continued after it."""
+        """The completion as a turn of the conversation, to continue it with."""
         message: Message = {"role": "assistant", "content": self.text}
         if self.tool_calls:
             message["tool_calls"] = self.tool_calls
@@ -240,20 +240,21 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """The answer to one request. The fields of its first completion are at hand directly."""
+    """The result of a request. The fields of its first completion are available directly."""
 
     request_id: str
     completions: tuple[Completion, ...]
     adapter: AdapterIdentity | None
     """None for the base model and for a mix."""
     adapters: tuple[AdapterIdentity, ...]
-    """All that answered, in the order of the request."""
+    """All adapters that were used, in the order of the request."""
     usage: Usage
     timing: Timing
     sampling: SamplingOptions
-    """What was used: what the call said, and the defaults of the adapter or the server."""
+    """The parameters that were used: those of the call, and defaults of the adapter or the
+    server."""
     prompt_logprobs: tuple[PositionLogprobs, ...] = ()
-    """An entry for each token of the prompt, where they were asked for."""
+    """An entry for each token of the prompt, if requested."""
 
     @property
     def text(self) -> str:
@@ -272,17 +273,17 @@ class Generation:
 
     @property
     def logprobs(self) -> tuple[PositionLogprobs, ...]:
-        """Log-probabilities of the first completion, where they were asked for."""
+        """Log-probabilities of the first completion, if requested."""
         return self.completions[0].logprobs
 
     @property
     def tool_calls(self) -> tuple[ToolCall, ...]:
-        """Calls that the first completion asks for."""
+        """Tool calls of the first completion."""
         return self.completions[0].tool_calls
 
     @property
     def reasoning(self) -> str:
-        """What was thought before the text of the first completion."""
+        """Reasoning before the text of the first completion."""
         return self.completions[0].reasoning
 
     @property
@@ -293,33 +294,33 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """The next piece of one completion."""
+    """The next part of a completion."""
 
     index: int
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[PositionLogprobs, ...]
     finish_reason: FinishReason | None
-    """Set in the last piece of each completion."""
+    """Set in the last part of each completion."""
     stop_string: str | None
     stop_token_id: int | None
     request_id: str
     """Set in the first chunk of a stream, empty in the others."""
     adapter: AdapterIdentity | None
-    """Set in the first chunk of a stream, unless the base model or a mix answers."""
+    """Set in the first chunk of a stream; None for the base model and for a mix."""
     adapters: tuple[AdapterIdentity, ...]
-    """All that answer, in the order of the request; set in the first chunk of a stream."""
+    """All adapters in use, in the order of the request; set in the first chunk of a stream."""
     usage: Usage | None
     """Set in the last chunk of a stream."""
     timing: Timing | None
     """Set in the last chunk of a stream."""
     sampling: SamplingOptions | None
-    """Set in the first chunk of a stream: what is used."""
+    """The parameters in use; set in the first chunk of a stream."""
     tool_calls: tuple[ToolCall, ...] = ()
-    """Calls that the model asks for; each comes when it is whole."""
+    """Tool calls made by the model, each in one chunk."""
     reasoning: str = ""
-    """What is new of what the model thinks before its answer."""
+    """The next part of the model's reasoning before its answer."""
     prompt_logprobs: tuple[PositionLogprobs, ...] = ()
-    """Set in the first chunk of a stream, where they were asked for."""
+    """Set in the first chunk of a stream, if requested."""
     beam_score: float | None = None
-    """That of `Completion`: a beam search gives each completion in one piece, at the end."""
+    """As in `Completion`; a beam search returns each completion in one chunk, at the end."""
