@@ -120,7 +120,7 @@ def mistakes(tmp_path: Path) -> None:
         ("pack pickled", "adapter_model.bin is a pickle"),
         ("pack qalora", "'use_qalora' = True is refused"),
         ("pack adapter -o absent/there", "No such file or directory"),
-        ("pack adapter -o empty", "empty is there and is no file"),
+        ("pack adapter -o empty", "empty exists and is not a regular file"),
         ("inspect absent", "No such file or directory: 'absent'"),
         ("inspect empty", "empty has no readable adapter_config.json"),
         ("inspect qalora", "'use_qalora' = True is refused"),
@@ -144,7 +144,8 @@ def test_a_mistake_is_one_line_and_writes_nothing(
 def test_pack_does_not_replace_what_is_no_file(loramux: Loramux, poet: Path) -> None:
     os.mkfifo("pipe")
     done = loramux("pack", "poet", "-o", "pipe")
-    assert done == Result(1, "", "loramux: pipe is there and is no file that can be replaced\n")
+    said = "loramux: pipe exists and is not a regular file, so it is not replaced\n"
+    assert done == Result(1, "", said)
     assert stat.S_ISFIFO(Path("pipe").stat().st_mode)
 
 

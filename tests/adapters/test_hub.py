@@ -116,13 +116,15 @@ def test_an_adapter_of_the_hub_is_packed_and_nothing_else_of_it_fetched(
 def test_what_is_not_there_is_one_line(hub: Hub, tmp_path: Path) -> None:
     done = pack(hub, tmp_path, "hf://org/missing")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
-    assert "hf://org/missing: there is no such repository" in done.stderr
+    assert "hf://org/missing: no such repository" in done.stderr
 
 
 @pytest.mark.parametrize("address", ["hf://poet", "hf://org/../poet", "hf://", "hf://a/b?c"])
 def test_what_is_no_address_is_one_line(loramux: Loramux, address: str) -> None:
     done = loramux("pack", address)
-    wanted = f"loramux: {address!r} is no address of the hub; write hf://ORG/NAME[@REVISION]\n"
+    wanted = (
+        f"loramux: {address!r} is not an address of the Hub; expected hf://ORG/NAME[@REVISION]\n"
+    )
     assert (done.code, done.output, done.errors) == (1, "", wanted)
 
 

@@ -164,7 +164,7 @@ def test_a_size_has_a_unit_or_none(text: str, size: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "K", "-1", "1e3", "1P", "1 2", "0x10", "1,5G", "nan"])
 def test_what_is_no_size_is_refused(text: str) -> None:
-    with pytest.raises(typer.BadParameter, match="is no size"):
+    with pytest.raises(typer.BadParameter, match="is not a size"):
         parse_size(text)
 
 

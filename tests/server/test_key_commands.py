@@ -41,12 +41,12 @@ def test_a_key_is_printed_once_and_alone(loramux: Loramux, tmp_path: Path) -> No
     made = loramux("keys", "create", "--tenant", "acme", "--label", "ci", "--expires", "30d")
     key = parse_key(made.output.removesuffix("\n"))
     assert key is not None
-    assert "shown this once" in made.errors
+    assert "not shown again" in made.errors
     assert key.text not in made.errors
     shown = loramux("keys", "ls").output
     assert key.id in shown
     assert key.text not in shown
-    for word in ("acme", "user", "good until", "ci"):
+    for word in ("acme", "user", "valid until", "ci"):
         assert word in shown
     assert (tmp_path / "store").stat().st_mode & 0o777 == 0o700
 
@@ -73,7 +73,7 @@ def test_a_key_of_another_server_is_taken_in(loramux: Loramux, tmp_path: Path) -
     added = loramux("keys", "add", str(tmp_path / "key"), *other, "publisher")
     assert (added.code, added.output) == (0, "") and key.text not in added.errors
     again = loramux("keys", "add", str(tmp_path / "key"), *other, "publisher")
-    assert again.code == 0 and "was here already" in again.errors
+    assert again.code == 0 and "exists already" in again.errors
     for folder in ("store", "other"):
         with closing(Catalog.in_folder(tmp_path / folder)) as catalog:
             secret = read_secret(tmp_path / folder)
@@ -99,7 +99,7 @@ def test_a_key_is_taken_from_standard_input(
     other = ["--store", str(tmp_path / "other")]
     for data, code, says in (
         (text.encode(), 0, "user of tenant public"),
-        (text.encode(), 0, "was here already, and has the label and the end that it had"),
+        (text.encode(), 0, "exists already and keeps its label and expiry"),
         (b"\xff\xfe", 2, "- has no key of the form"),
     ):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
@@ -115,13 +115,16 @@ def test_a_key_is_taken_from_standard_input(
         (["keys", "create", "--tenant", "A B"], "tenant name 'A B' is not valid: use lower-case"),
         (["keys", "create", "--role", "root"], "root"),
         (["keys", "create", "--label", "a\nb"], "label"),
-        (["keys", "create", "--expires", "soon"], "'soon' is no time"),
+        (["keys", "create", "--expires", "soon"], "'soon' is not a duration"),
         (["keys", "revoke", "nobody"], "there is no key 'nobody'"),
         (["keys", "rotate", "nobody"], "there is no key 'nobody'"),
         (["tenants", "set", "Acme"], "tenant name 'Acme' is not valid"),
-        (["tenants", "set", "acme", "--concurrent", "0"], "'0' is no number above 0"),
-        (["tenants", "set", "acme", "--concurrent", "1.5"], "'1.5' is no whole number"),
-        (["tenants", "set", "acme", "--tokens-per-minute", "nan"], "'nan' is no number"),
+        (["tenants", "set", "acme", "--concurrent", "0"], "'0' is neither a number above 0"),
+        (["tenants", "set", "acme", "--concurrent", "1.5"], "'1.5' is neither a whole number"),
+        (
+            ["tenants", "set", "acme", "--tokens-per-minute", "nan"],
+            "'nan' is neither a number above 0",
+        ),
         (["tenants", "clear", "acme"], "tenant 'acme' has no limits"),
         (["tenants", "disable", "Acme"], "tenant name 'Acme' is not valid"),
         (["tenants", "disable", "public"], "'public' is shared by all tenants"),
@@ -170,7 +173,7 @@ def test_a_tenant_is_disabled_and_enabled_again_with_all_that_it_has(
     done = loramux("tenants", "disable", "acme", "--audit-log", str(log))
     assert (done.code, done.output) == (0, "")
     assert "it has 1 valid keys" in done.errors
-    assert "disabled already" in loramux("tenants", "disable", "acme").errors
+    assert "already disabled" in loramux("tenants", "disable", "acme").errors
     loramux("tenants", "clear", "acme")  # limits are another matter
     loramux("tenants", "set", "acme", "--weight", "3")
     (listed,) = json.loads(loramux("tenants", "ls", "--json").output)

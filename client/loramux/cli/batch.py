@@ -69,7 +69,7 @@ def batch(
     except WrongLineError as error:
         raise typer.BadParameter(f"{requests}: {error}") from None
     if output.exists() and not resume:
-        raise typer.BadParameter(f"{output} is there; name another file, or --resume this one")
+        raise typer.BadParameter(f"{output} exists; name another, or continue it with --resume")
     key = checked_key(None)
     try:
         file = OutputFile(output, goes_on=resume)

@@ -103,8 +103,8 @@ def _table(report: Report) -> Table:
     table.add_row("requests/s", f"{report.requests_per_second:.2f}")
     for label, quantiles in (
         ("time to first token", report.time_to_first_token),
-        ("time between tokens", report.inter_token),
-        ("time of a request", report.request_latency),
+        ("inter-token latency", report.inter_token),
+        ("request latency", report.request_latency),
     ):
         table.add_row(
             label,

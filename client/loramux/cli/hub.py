@@ -38,7 +38,9 @@ def local(source: str, *, quiet: bool) -> Iterator[tuple[Path, str]]:
         return
     found = _ADDRESS.fullmatch(source)
     if not found:
-        raise HubError(f"{source!r} is no address of the hub; write hf://ORG/NAME[@REVISION]")
+        raise HubError(
+            f"{source!r} is not an address of the Hub; expected hf://ORG/NAME[@REVISION]"
+        )
     yield _fetched(source, found["repository"], found["revision"], quiet=quiet), found["name"]
 
 
@@ -52,9 +54,9 @@ def _fetched(source: str, repository: str, revision: str | None, *, quiet: bool)
     try:
         path = Path(snapshot_download(repository, revision=revision, allow_patterns=list(FILES)))
     except RepositoryNotFoundError:
-        raise HubError(f"{source}: there is no such repository, or it is not for you") from None
+        raise HubError(f"{source}: no such repository, or no access to it") from None
     except RevisionNotFoundError:
-        raise HubError(f"{source}: there is no such revision") from None
+        raise HubError(f"{source}: no such revision") from None
     # The library raises errors of HTTP, of files and of its own, each with a text of many lines.
     except Exception as error:
         first = str(error).strip().partition("\n")[0]

@@ -73,7 +73,7 @@ def merge(
     try:
         numbers = tuple(map(float, weights.split(","))) if weights else ()
     except ValueError:
-        raise typer.BadParameter(f"--weights {weights}: not numbers with commas") from None
+        raise typer.BadParameter(f"--weights {weights}: expected comma-separated numbers") from None
     if into_base and dtype:
         raise typer.BadParameter(
             "--dtype: with --into-base each weight keeps the dtype of the base"

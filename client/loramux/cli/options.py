@@ -45,7 +45,9 @@ def parse_duration(text: str) -> datetime.timedelta:
     number, unit = text[:-1], _UNITS.get(text[-1:])
     # More digits than any server allows fit no timedelta.
     if unit is None or not (number.isascii() and number.isdecimal() and len(number) < 10):
-        raise typer.BadParameter(f"{text!r} is no time; give a number with s, m, h or d, as in 7d")
+        raise typer.BadParameter(
+            f"{text!r} is not a duration; expected a number with s, m, h or d, as in 7d"
+        )
     return datetime.timedelta(**{unit: int(number)})
 
 

@@ -16,7 +16,7 @@ def whole_file(target: Path) -> Iterator[BinaryIO]:
         FileExistsError: `target` is something else than a file.
     """
     if target.exists() and not target.is_file():
-        raise FileExistsError(f"{target} is there and is no file that can be replaced")
+        raise FileExistsError(f"{target} exists and is not a regular file, so it is not replaced")
     # Written aside and renamed.
     partial = _beside(target)
     try:
@@ -35,7 +35,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
         FileExistsError: `target` exists.
     """
     if target.exists():
-        raise FileExistsError(f"{target} is there already; name a folder that is not")
+        raise FileExistsError(f"{target} exists already; name a new folder")
     partial = _beside(target)
     try:
         yield partial

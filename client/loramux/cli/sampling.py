@@ -130,7 +130,7 @@ def sampling_options(json_schema: str | None, **given: object) -> SamplingOption
             json_schema = Path(json_schema).read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             raise typer.BadParameter(
-                f"{json_schema!r} is no JSON object, nor a file that can be read: {error}",
+                f"{json_schema!r} is neither a JSON object nor a readable file: {error}",
                 param_hint="--json-schema",
             ) from None
     given["json_schema"] = json_schema

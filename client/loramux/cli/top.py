@@ -53,7 +53,7 @@ def top(
     Runs until Ctrl-C.
     """
     if as_json and not once:
-        raise typer.BadParameter("--json prints one look: give --once, too")
+        raise typer.BadParameter("--json prints a single sample: add --once")
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)

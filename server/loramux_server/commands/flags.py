@@ -21,7 +21,9 @@ def parse_size(text: str) -> int:
     """
     found = _SIZE.fullmatch(str(text).strip())
     if not found:
-        raise typer.BadParameter(f"{text!r} is no size; give bytes, or a number with K, M, G or T")
+        raise typer.BadParameter(
+            f"{text!r} is not a size; expected bytes, or a number with K, M, G or T"
+        )
     return int(float(found[1]) * (1 << _UNITS[found[2].upper()]))
 
 

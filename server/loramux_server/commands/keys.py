@@ -139,7 +139,7 @@ def add(
         except ValueError as error:
             raise typer.BadParameter(str(error)) from None
     what = f"{role} of tenant {tenant}"
-    said = "" if is_new else ", was here already, and has the label and the end that it had"
+    said = "" if is_new else ", exists already and keeps its label and expiry"
     print(f"key {key.id}, {what}{said}", file=sys.stderr)
 
 
@@ -158,7 +158,7 @@ def rotate(
     with _making(store, url) as making, act as told:
         key = making.rotate(key_id, grace=parse_duration(grace))
         told["replaced_by"] = key.id
-    _show(key, f"in place of {key_id}, which is good for {grace} from now on")
+    _show(key, f"replaces {key_id}, which stays valid for {grace}")
 
 
 @app.command("revoke")
@@ -181,7 +181,7 @@ def ls(store: Store = None, url: CatalogUrl = None, as_json: Json = False) -> No
     if as_json:
         print(json.dumps([_plain(record) for record in records]))
         return
-    table = Table("id", "tenant", "role", "made", "state", "label", box=None, pad_edge=False)
+    table = Table("id", "tenant", "role", "created", "state", "label", box=None, pad_edge=False)
     for record in records:
         made = f"{record.created_at.astimezone():%Y-%m-%d %H:%M}"
         table.add_row(record.id, record.tenant, record.role, made, _state(record), record.label)
@@ -204,7 +204,7 @@ def _making(store: Path | None, url: str | None) -> "Iterator[KeyMaking]":
 
 def _show(key: Key, what: str) -> None:
     """Print a key, and to people, not to programs, what it is."""
-    print(f"key {key.id}, {what}; it is shown this once:", file=sys.stderr)
+    print(f"key {key.id}, {what}; it is not shown again:", file=sys.stderr)
     print(key.text)
 
 
@@ -212,8 +212,8 @@ def _state(record: "KeyRecord") -> str:
     if record.revoked_at:
         return f"revoked {record.revoked_at.astimezone():%Y-%m-%d %H:%M}"
     if record.expires_at is None:
-        return "good"
-    word = "good until" if record.is_valid(now_in_utc()) else "expired"
+        return "valid"
+    word = "valid until" if record.is_valid(now_in_utc()) else "expired"
     return f"{word} {record.expires_at.astimezone():%Y-%m-%d %H:%M}"
 
 

@@ -57,7 +57,7 @@ def found_store(store: Path | None) -> Path:
     if len(found) != 1:
         what = "no store is" if not found else f"{len(found)} stores are"
         raise typer.BadParameter(
-            f"{what} in {folder}; give --store DIR, as `loramux serve` gets it"
+            f"{what} in {folder}; give --store DIR, the same as for `loramux serve`"
         )
     return found[0]
 

@@ -119,7 +119,7 @@ def disable(
     with open_catalog(found_store(store), url) as catalog, act:
         now = now_in_utc()
         if not catalog.disabled_tenants.add(tenant, now):
-            print(f"loramux: tenant {tenant!r} is disabled already", file=sys.stderr)
+            print(f"loramux: tenant {tenant!r} is already disabled", file=sys.stderr)
             raise typer.Exit(1)
         held = [record for record in catalog.keys.all() if record.tenant == tenant]
         num_keys = sum(record.is_valid(now) for record in held)
@@ -156,8 +156,9 @@ def ls(store: Store = None, url: CatalogUrl = None, as_json: Json = False) -> No
         print(json.dumps([asdict(p) | {"disabled_at": since.get(p.tenant)} for p in policies]))
         return
     table = Table(
-        "tenant", "requests/s", "tokens/min", "at once", "weight", "state", box=None, pad_edge=False
-    )
+        "tenant", "requests/s", "tokens/min", "concurrent", "weight", "state",
+        box=None, pad_edge=False,
+    )  # fmt: skip
     for policy in policies:
         limits = (
             policy.requests_per_second, policy.tokens_per_minute, policy.concurrent_requests
@@ -171,7 +172,7 @@ def ls(store: Store = None, url: CatalogUrl = None, as_json: Json = False) -> No
 
 def _state(disabled_at: datetime.datetime | None) -> str:
     if disabled_at is None:
-        return "may call"
+        return "enabled"
     return f"disabled {disabled_at.astimezone():%Y-%m-%d %H:%M}"
 
 
@@ -188,12 +189,12 @@ def _limit(text: str) -> float | None:
     except ValueError:
         number = math.nan
     if not 0 < number < 1e9:
-        raise typer.BadParameter(f"{text!r} is no number above 0, and not {_ANY!r}")
+        raise typer.BadParameter(f"{text!r} is neither a number above 0 nor {_ANY!r}")
     return number
 
 
 def _count(text: str) -> int | None:
     number = _limit(text)
     if number is not None and not number.is_integer():
-        raise typer.BadParameter(f"{text!r} is no whole number, and not {_ANY!r}")
+        raise typer.BadParameter(f"{text!r} is neither a whole number nor {_ANY!r}")
     return None if number is None else int(number)
