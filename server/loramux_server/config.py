@@ -121,8 +121,8 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True):
     access: Annotated[
         str | None,
         Meta(
-            description="TOML file that lists keys and tenants beside those of the store; reread "
-            "when it changes."
+            description="TOML file with API keys and tenants in addition to those in the "
+            "store; reloaded when it changes."
         ),
     ] = None
     ready_file: Annotated[

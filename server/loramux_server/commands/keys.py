@@ -67,7 +67,8 @@ AccessFile = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="List the key in this file, for `loramux serve --access FILE`, in place of the store.",
+        help="Add the key to this access file, for `loramux serve --access FILE`, "
+        "instead of to the store.",
     ),
 ]
 
