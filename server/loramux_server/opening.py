@@ -120,15 +120,15 @@ def primary_of(config: ServerConfig) -> Primary | None:
     if config.replica_of is None:
         for name in ("replica_key", "replica_ca"):
             if getattr(config, name):
-                raise ConfigError(
-                    f"--{name.replace('_', '-')} is for --replica-of, which is not given"
-                )
+                raise ConfigError(f"--{name.replace('_', '-')} requires --replica-of")
         return None
     if is_itself(config.replica_of, config.listen):
         _log.info("--replica-of %s is this server: it is the primary", config.replica_of)
         return None
     if config.adapters:
-        raise ConfigError("--adapters is for the primary: with --replica-of all comes from there")
+        raise ConfigError(
+            "--adapters cannot be used with --replica-of: all adapters come from the primary"
+        )
     try:
         key = Path(config.replica_key).read_text().strip() if config.replica_key else ""
         authorities = Path(config.replica_ca) if config.replica_ca else None
@@ -161,8 +161,8 @@ def become(registry: Registry, *, is_replica: bool) -> None:
     was_replica = bool(registry.catalog.note(_REPLICA))
     if is_replica and not was_replica and len(registry):
         raise ConfigError(
-            "--store has adapters that were brought to this server itself; --replica-of takes an "
-            "empty store, or one that has been a replica's since"
+            "--store has adapters that were added to this server itself; --replica-of requires an "
+            "empty store, or the store of a replica"
         )
     if not is_replica:
         registry.lineage.begin()
@@ -180,5 +180,5 @@ def adapters_folder(config: ServerConfig) -> Path | None:
         return None
     path = Path(config.adapters)
     if not path.is_dir():
-        raise ConfigError(f"--adapters {config.adapters} is no directory")
+        raise ConfigError(f"--adapters {config.adapters} is not a directory")
     return path

@@ -38,7 +38,7 @@ async def watch(directory: Directory, interval: float) -> None:
         try:
             await look(directory, settles=True)
         except (OSError, sqlalchemy.exc.OperationalError) as error:
-            _log.warning("--adapters is looked at again later: %s", error)
+            _log.warning("cannot scan --adapters, will retry: %s", error)
 
 
 def _write_down(audit: Audit, what: str, record: AdapterRecord) -> None:

@@ -716,7 +716,7 @@ def test_a_store_serves_one_server_at_a_time(roomy_base: Path, tmp_path: Path) -
     [
         (["--max-running", "-1"], "--max-running is -1"),
         (["--listen", "nowhere"], "--listen is 'nowhere'"),
-        (["--adapters", "/nowhere"], "--adapters /nowhere is no directory"),
+        (["--adapters", "/nowhere"], "--adapters /nowhere is not a directory"),
         (["--store", "/dev/null/store"], "--store /dev/null/store: Not a directory"),
     ],
     ids=["max-running", "listen", "adapters", "store"],

@@ -325,7 +325,8 @@ def test_more_context_than_the_model_has_is_told_of_or_refused(
         assert served_context(model, config) == served
         (record,) = caplog.records
         assert (
-            record.getMessage() == f"--max-context is 257, and {model.name} has 256: so many it is"
+            record.getMessage()
+            == f"--max-context 257 exceeds the context of {model.name}; using 256"
         )
     else:
         with pytest.raises(

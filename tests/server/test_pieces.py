@@ -290,4 +290,4 @@ def test_what_cannot_be_made_is_told_and_token_ids_are_taken(
     change(tmp_path)
     assert read_text_format(str(tmp_path)).tokenizer_json is None
     assert told in caplog.text
-    assert "takes token ids alone" in caplog.text
+    assert "accepts only token ids" in caplog.text

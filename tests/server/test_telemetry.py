@@ -209,7 +209,7 @@ async def test_an_exporter_that_raises_is_counted_and_named_once(
     assert made.count("failed") == 3
     assert "a defect" not in caplog.text
     (warning,) = caplog.messages
-    assert "takes no spans (RuntimeError)" in warning
+    assert "is failing (RuntimeError)" in warning
 
 
 @pytest.mark.parametrize(("name", "value", "message"), [

@@ -81,7 +81,7 @@ def test_files_that_change_while_they_are_read_are_left(
     key.touch()
     tls.key = Growing(key)
     tls.refresh()
-    assert "the certificate in use stays" in caplog.messages[-1]
+    assert "keeping the current one" in caplog.messages[-1]
     assert changes == []
     tls.key = key
     tls.refresh()
@@ -141,7 +141,7 @@ def test_files_that_change_are_taken_in_and_what_is_wrong_with_them_is_said_once
     tls.refresh()
     tls.refresh()
     (warning,) = caplog.messages
-    assert "the certificate in use stays" in warning
+    assert "keeping the current one" in warning
     certificate.unlink()
     tls.refresh()
     tls.refresh()
@@ -153,4 +153,4 @@ def test_files_that_change_are_taken_in_and_what_is_wrong_with_them_is_said_once
     with caplog.at_level(logging.INFO):
         tls.refresh()
     assert changes == [True]
-    assert caplog.messages[-1] == "the certificate was read again"
+    assert caplog.messages[-1] == "certificate reloaded"

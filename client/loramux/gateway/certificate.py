@@ -36,4 +36,4 @@ class Certificate:
         try:
             load_pair(self._context, *self._files)
         except (OSError, ValueError) as error:
-            _log.warning("the certificate in use stays: %s", error)
+            _log.warning("cannot reload the certificate, keeping the current one: %s", error)

@@ -46,7 +46,9 @@ class Entrance:
         certificates = Certificates(domain) if domain else None
         check_exposure(config, knows_callers=self._ring.has_valid_key() or certificates is not None)
         if config.insecure and self._ring.is_empty and certificates is None:
-            _log.warning("--insecure without keys: whoever reaches the server is its administrator")
+            _log.warning(
+                "--insecure without keys: anyone who can reach the server has admin rights"
+            )
         self._said = ""
         self.quotas = Quotas(catalog.policies, self._file)
         self._tenants = Tenants(catalog.disabled_tenants, self._file)
@@ -76,7 +78,9 @@ class Entrance:
     def _say(self, cause: str) -> None:
         """Log why keys could not be looked at, once as long as it is the same."""
         if cause and cause != self._said:
-            _log.warning("keys, policies and tenants stay as they were: %s", cause)
+            _log.warning(
+                "cannot reload keys, limits and tenants, keeping the current ones: %s", cause
+            )
         self._said = cause
 
 

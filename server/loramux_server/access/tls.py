@@ -84,9 +84,11 @@ class ServerTls:
         try:
             self._loaded = self._load()
         except (OSError, ValueError) as error:
-            _log.warning("the certificate in use stays: %s", _what_is_wrong(error))
+            _log.warning(
+                "cannot reload the certificate, keeping the current one: %s", _what_is_wrong(error)
+            )
             return
-        _log.info("the certificate was read again")
+        _log.info("certificate reloaded")
         self.on_change()
 
     def _newest(self) -> grpc.ServerCertificateConfiguration | None:

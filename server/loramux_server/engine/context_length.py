@@ -27,7 +27,7 @@ def served_context(model: BaseModel, config: EngineConfig) -> int:
             raise UnservableModelError(
                 f"--max-context is {asked}, and the positions of {model.name} are a table of {own}"
             )
-        _log.warning("--max-context is %d, and %s has %d: so many it is", asked, model.name, own)
+        _log.warning("--max-context %d exceeds the context of %s; using %d", asked, model.name, own)
     return min(asked or own, own)
 
 

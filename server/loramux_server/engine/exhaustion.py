@@ -37,6 +37,6 @@ def last_words(connection: socket.socket) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         with suppress(MemoryError):
-            _log.error("memory ran out", exc_info=error)
+            _log.error("out of memory", exc_info=error)
         write_message(connection, _OUT_OF_MEMORY)
         raise SystemExit(1) from error

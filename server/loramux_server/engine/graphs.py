@@ -44,12 +44,12 @@ class Graphs(Generic[Result]):
             try:
                 self._record(key, step)
             except torch.OutOfMemoryError:
-                _log.warning("steps of one kind are not recorded: there is no memory for it")
+                _log.warning("no memory to record a CUDA graph; such steps run eagerly")
                 self._too_large.add(key)
                 return step()
             except RuntimeError as error:
                 # A model may ask the device in the middle of a step, as some rotary embeddings do.
-                _log.warning("steps are not recorded: %s", error)
+                _log.warning("CUDA graphs are off, steps run eagerly: %s", error)
                 self._is_used = False
                 return step()
         graph, result = self._graphs[key]

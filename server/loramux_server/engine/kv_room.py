@@ -82,8 +82,8 @@ def _num_states(model: BaseModel, sizes: EngineSizes, memory: int) -> int:
         )
     if count < sizes.max_running:
         _log.warning(
-            "%d requests run at once, not %d: what recurrent layers know of one takes %d bytes, "
-            "and they have half of kv_memory, which is %d bytes",
+            "max_running is lowered to %d from %d: the recurrent state of one takes %d bytes, "
+            "and half of kv_memory (%d bytes) is for states",
             count,
             sizes.max_running,
             slot_bytes,

@@ -70,7 +70,7 @@ def log_sizes(
     )
     if sizes.host_adapter_memory > all_memory():
         _log.warning(
-            "host_adapter_memory is %d bytes, and all memory of the host that may be used %d",
+            "host_adapter_memory (%d bytes) exceeds all memory available on the host (%d bytes)",
             sizes.host_adapter_memory,
             all_memory(),
         )

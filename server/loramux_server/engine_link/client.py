@@ -211,7 +211,7 @@ class EngineClient:
         for call in calls.values():
             call.mailbox.fail(error)
         if calls:
-            _log.error("%d completions ended: %s", len(calls), error)
+            _log.error("%d completions failed: %s", len(calls), error)
 
     def _unavailable(self, what: str, reason: str = "ENGINE_UNAVAILABLE") -> UnavailableError:
         # Not for all at the same moment: they would come back together.

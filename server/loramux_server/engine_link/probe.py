@@ -84,11 +84,11 @@ class Probe:
             async with asyncio.timeout(self._patience):
                 await mailbox.take()
         except TimeoutError:
-            _log.error("the engine made no token within %.3g s", self._patience)
+            _log.error("health probe: the engine generated no token within %.3g s", self._patience)
             return False
         except LoramuxError as error:
             # Its death is told by others, and a full queue is no reason to leave it alone.
-            _log.info("no token could be made: %s", error)
+            _log.info("health probe failed: %s", error)
             return True
         finally:
             self._engine.cancel(request_id)

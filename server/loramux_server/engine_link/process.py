@@ -157,7 +157,7 @@ class EngineProcess:
             async with asyncio.timeout(patience):
                 return await engine.read()
         except TimeoutError:
-            _log.error("the engine did not get ready within %.3g s", patience)
+            _log.error("the engine was not ready within %.3g s", patience)
             engine.kill()
             return None
 
@@ -180,7 +180,9 @@ class EngineProcess:
         ]  # fmt: skip
         if changed:
             different = ", ".join(changed)
-            raise ConfigError(f"the base model is not the one of before: its {different} changed")
+            raise ConfigError(
+                f"the base model is not the one served before: its {different} changed"
+            )
 
     async def _supervise(self, first: RunningEngine) -> None:
         engine: RunningEngine | None = first
@@ -219,7 +221,7 @@ class EngineProcess:
         while True:
             await asyncio.sleep(watchdog.interval)
             if watchdog.look(time.monotonic()):
-                _log.error("the engine gave no sign of life for %.3g s", watchdog.patience)
+                _log.error("watchdog: no heartbeat from the engine for %.3g s", watchdog.patience)
                 return
             self.send(Ping())
 
@@ -237,7 +239,7 @@ class EngineProcess:
                 if not self._is_stopping:
                     _log.error("%s", error)
             except ConfigError as error:
-                _log.error("the engine cannot start again: %s", error)
+                _log.error("the engine cannot be restarted: %s", error)
                 return None
             else:
                 return engine

@@ -128,7 +128,7 @@ class Texts:
                 text.foreseen(answer)
                 behind = answer.bits or ()
             except LostError:
-                _log.warning("a text of %s is drafted no more", text.form)
+                _log.warning("no more draft tokens for a text with %s", text.form)
                 text.may_draft = False
                 self.drop()
         self._findings.tell(Ahead(key, behind))

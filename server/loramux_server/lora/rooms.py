@@ -142,7 +142,7 @@ class Rooms:
         except MemoryError:
             return  # a load that needs it will say so
         except Exception:
-            _log.exception("no room is made ready for the next adapter")
+            _log.exception("cannot prepare memory for the next adapter")
             return
         with self._lock:
             self._idle.append(room)

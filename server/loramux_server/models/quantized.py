@@ -66,8 +66,8 @@ def saved_method(path: str) -> str | None:
 def mxfp4_config(path: str) -> Mxfp4Config:
     """Return what lets transformers dequantise the weights in `path` while it loads them."""
     _log.info(
-        "%s was saved in MXFP4, in which nothing is computed here: each of those numbers of 4 bits "
-        "is dequantised, exactly, and takes 16 or 32",
+        "%s is saved in MXFP4, for which there are no kernels: its 4-bit weights are dequantised, "
+        "exactly, to 16 or 32 bits",
         path,
     )
     return Mxfp4Config(dequantize=True)

@@ -38,7 +38,7 @@ def read_text_format(path: str) -> TextFormat:
     except OSError:
         made = None
     except ValueError as error:
-        _log.warning("%s takes token ids alone, and no text: %s", path, error)
+        _log.warning("%s has no usable tokenizer and accepts only token ids: %s", path, error)
         return TextFormat(embedding=embedding)
     if made is not None:
         return TextFormat(*made, embedding=embedding)

@@ -87,7 +87,7 @@ class Audit:
         try:
             self._file.append(entry)
         except OSError as error:  # the act is done: to refuse it would be a lie
-            _log.error("the audit log lacks the line above: %s", error.strerror or error)
+            _log.error("cannot write the line above to the audit log: %s", error.strerror or error)
 
 
 @contextmanager

@@ -89,9 +89,9 @@ class SpanQueue(SpanProcessor):
         is_failing = result is not SpanExportResult.SUCCESS
         (self._failed if is_failing else self._exported).inc(len(spans))
         if is_failing and not self._is_failing:
-            _log.warning("the collector takes no spans%s: they are counted and dropped", fault)
+            _log.warning("the trace collector is failing%s: spans are dropped and counted", fault)
         elif self._is_failing and not is_failing:
-            _log.info("the collector takes spans again")
+            _log.info("the trace collector accepts spans again")
         self._is_failing = is_failing
 
 

@@ -109,9 +109,11 @@ class Forwarding:
             async with asyncio.timeout(PATIENCE):
                 await self._mirror.refresh(name)
         except TimeoutError:
-            _log.warning("%s is taken in later: that takes more than %g s", name, PATIENCE)
+            _log.warning(
+                "%s is copied from the primary later: that takes more than %g s", name, PATIENCE
+            )
         except TROUBLES as error:
-            _log.warning("%s is taken in later: %s", name, error)
+            _log.warning("%s is copied from the primary later: %s", name, error)
 
 
 class _Forwarded:

@@ -161,7 +161,7 @@ class Mirror:
                 if str(error) != said:
                     said = str(error)
                     _log.warning(
-                        "the primary %s is asked again: %s", self._primary.target, said,
+                        "retrying the primary %s: %s", self._primary.target, said,
                         exc_info=not isinstance(error, TROUBLES),
                     )  # fmt: skip
             await asyncio.sleep(pause * random.uniform(0.5, 1))
@@ -243,7 +243,7 @@ class Mirror:
             pass  # it went meanwhile
         except InvalidArgumentError as error:
             self._refused.add(adapter.digest)
-            _log.warning("%s of the primary is left out: %s", adapter.reference, error)
+            _log.warning("%s of the primary is skipped: %s", adapter.reference, error)
         finally:
             await finished(asyncio.to_thread(self._registry.discard, staged))
 

@@ -74,7 +74,7 @@ class Primary:
                 await self._quarantine.ListQuarantined(request, timeout=READY_TIMEOUT)
         except PermissionDeniedError:
             raise PermissionDeniedError(
-                "--replica-key is none of an administrator, who alone sees all adapters",
+                "--replica-key has no admin role, which is needed to see all adapters",
                 reason="PERMISSION_DENIED",
             ) from None
 

@@ -92,7 +92,9 @@ class QuarantineService:
         try:
             await self._write()
         except sqlalchemy.exc.OperationalError as error:
-            _log.error("the quarantine is not kept for a restart: %s", error.orig)
+            _log.error(
+                "the quarantine cannot be saved and would be lost in a restart: %s", error.orig
+            )
 
     async def _write(self) -> None:
         async with self._writing:

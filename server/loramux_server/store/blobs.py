@@ -171,7 +171,7 @@ class Blobs:
         try:
             self._files.remove(staged.path)
         except OSError as error:
-            _log.warning("%s is left for a later start to delete: %s", staged.path.name, error)
+            _log.warning("cannot delete %s, a later start will: %s", staged.path.name, error)
         # What could not be written is of no use any more.
         with suppress(OSError):
             staged.file.close()
@@ -198,7 +198,7 @@ class Blobs:
         try:
             self._files.remove(self.path(digest))
         except OSError as error:
-            _log.warning("%s is left for the next start to delete: %s", digest, error)
+            _log.warning("cannot delete %s, the next start will: %s", digest, error)
         if self.reserve:
             self.reserve.keep()
 

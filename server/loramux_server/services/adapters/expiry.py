@@ -51,7 +51,7 @@ async def keep_expiring(registry: Registry, every: float) -> None:
         except (OSError, sqlalchemy.exc.OperationalError) as error:
             why = str(error).partition("\n")[0]
             if why != said:  # a database may be away for long
-                _log.warning("what expired is taken away later: %s", why)
+                _log.warning("cannot delete expired adapters, will retry: %s", why)
             said = why
         else:
             said = ""

@@ -98,7 +98,7 @@ class UploadService:
             try:
                 await finished(asyncio.to_thread(self._uploads.expire))
             except OSError as error:
-                _log.warning("old uploads are left where they are: %s", error)
+                _log.warning("cannot delete expired uploads: %s", error)
             self._declared = {i: d for i, d in self._declared.items() if self._uploads.has(i)}
             await asyncio.sleep(every)
 
