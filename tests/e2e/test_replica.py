@@ -436,7 +436,9 @@ def test_settings_that_do_not_go_together_are_named(
         RunningServer(tmp_path, roomy_base, *named).start()
 
 
-def test_a_server_that_is_named_itself_is_the_primary(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_server_that_is_named_itself_is_the_primary(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: "loramux-0")
     for target, is_primary in (
         ("loramux-0.loramux-servers:50051", True), ("LORAMUX-0:50051", True),
