@@ -202,15 +202,16 @@ class Texts:
         timeout: float | None = None,
         **options: Unpack[RequestOptions],
     ) -> Tokens:
-        """Return the tokens that `generate` would read, without running the model.
+        """Return the prompt of a `generate` call as token ids, without running the model.
 
         Args:
             prompt: Text, or token ids of the base model.
-            messages: A conversation instead, rendered by the chat template.
-            adapter: Reference to the adapter, whose template and tokens count; None for the base.
+            messages: A conversation instead, formatted by the chat template.
+            adapter: Reference to the adapter, whose chat template and tokens are used; None for the
+                base model alone.
             pieces: Return the bytes of each token, too.
-            timeout: Seconds that the call may take.
-            options: Those of `generate`; of them what becomes part of the prompt counts, such as
+            timeout: Timeout of the call in seconds.
+            options: Those of `generate`; only what is part of the prompt has an effect, such as
                 `tools`.
         """
         request = _wire.generate_request(prompt, messages, adapter, **options)
@@ -230,14 +231,13 @@ class Texts:
         skip_special_tokens: bool = False,
         timeout: float | None = None,
     ) -> str:
-        """Return the text of tokens.
+        """Return the text of token ids.
 
         Args:
-            token_ids: At most as many as the context has.
+            token_ids: The tokens; at most the context length.
             adapter: Reference to the adapter whose own tokens may be among them.
-            skip_special_tokens: Leave out control tokens such as `</s>`, which otherwise appear by
-                name.
-            timeout: Seconds that the call may take.
+            skip_special_tokens: Omit special tokens such as `</s>`, which otherwise appear by name.
+            timeout: Timeout of the call in seconds.
         """
         request = _token_wire.detokenize_request(token_ids, adapter, skip_special_tokens)
         with _wire.raising():

@@ -1,4 +1,4 @@
-"""What comes of making tokens of a prompt."""
+"""Results of tokenization."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -9,13 +9,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """A prompt as token ids; `len()` is how many."""
+    """A prompt as token ids; `len()` returns their number."""
 
     ids: tuple[int, ...]
     pieces: tuple[bytes, ...]
-    """Each token in UTF-8, maybe a part of a character; empty unless asked for."""
+    """UTF-8 bytes of each token, possibly an incomplete character; empty unless requested."""
     context_length: int
-    """The largest number of tokens of prompt and completion together."""
+    """Maximum number of tokens of prompt and completion together."""
     adapter: "AdapterIdentity | None"
     """None for the base model alone, and for a mix."""
 

@@ -21,18 +21,19 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class TokenizeRequest(_message.Message):
-    """TokenizeRequest is a generate request of which only the prompt is made."""
+    """TokenizeRequest is a generate request of which only the prompt is built."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_FIELD_NUMBER: _builtins.int
     RETURN_PIECES_FIELD_NUMBER: _builtins.int
     return_pieces: _builtins.bool
-    """return_pieces adds the bytes of each token."""
+    """return_pieces adds the bytes of each token to the response."""
     @_builtins.property
     def request(self) -> _generation_pb2.GenerateRequest:
-        """request is what Generate would be sent. All that becomes the prompt counts: prompt or messages,
-        tools, images, chat template variables, the adapter's template and tokens.
+        """request is the request as sent to Generate. Everything that is part of the prompt is used:
+        prompt or messages, tools, images, chat template variables, and the adapter's template and
+        tokens.
         """
 
     def __init__(
@@ -60,17 +61,17 @@ class TokenizeResponse(_message.Message):
     CONTEXT_LENGTH_FIELD_NUMBER: _builtins.int
     ADAPTER_FIELD_NUMBER: _builtins.int
     context_length: _builtins.int
-    """context_length is the largest number of tokens of prompt and completion together."""
+    """context_length is the maximum number of tokens of prompt and completion together."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """token_ids are the tokens of the prompt. Tokens of an image are repetitions of the one that stands
-        for images.
+        """token_ids are the tokens of the prompt. An image is represented by repetitions of the image
+        token.
         """
 
     @_builtins.property
     def pieces(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """pieces are the bytes of each token in UTF-8, which may be a part of a character; empty unless
-        asked for, and where the base model has no tokenizer.
+        """pieces are the UTF-8 bytes of each token, which may be an incomplete character; empty unless
+        requested, and if the base model has no tokenizer.
         """
 
     @_builtins.property
@@ -95,7 +96,7 @@ Global___TokenizeResponse: _TypeAlias = TokenizeResponse  # noqa: Y015
 
 @_typing.final
 class DetokenizeRequest(_message.Message):
-    """DetokenizeRequest is token ids, and the adapter whose tokens they may be."""
+    """DetokenizeRequest is a list of token ids, and the adapter whose own tokens may be among them."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -107,10 +108,10 @@ class DetokenizeRequest(_message.Message):
     model alone.
     """
     skip_special_tokens: _builtins.bool
-    """skip_special_tokens leaves out control tokens such as `</s>`, which otherwise appear by name."""
+    """skip_special_tokens omits special tokens such as `</s>`, which otherwise appear by name."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """token_ids are the tokens; at most as many as the context has."""
+        """token_ids are the tokens; at most the context length."""
 
     def __init__(
         self,
@@ -135,7 +136,7 @@ class DetokenizeResponse(_message.Message):
 
     TEXT_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """text is the text of the tokens; bytes that are no UTF-8 became U+FFFD."""
+    """text is the text of the tokens; bytes that are not valid UTF-8 are replaced by U+FFFD."""
     def __init__(
         self,
         *,

@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class TokenizationServiceStub(object):
-    """TokenizationService converts between text and the token ids that the base model, or an adapter with
-    tokens of its own, would read.
+    """TokenizationService converts between text and token ids, with the tokenizer of the base model and
+    the tokens that an adapter adds.
     """
 
     def __init__(self, channel):
@@ -49,8 +49,8 @@ class TokenizationServiceStub(object):
 
 
 class TokenizationServiceServicer(object):
-    """TokenizationService converts between text and the token ids that the base model, or an adapter with
-    tokens of its own, would read.
+    """TokenizationService converts between text and token ids, with the tokenizer of the base model and
+    the tokens that an adapter adds.
     """
 
     def Tokenize(self, request, context):
@@ -89,8 +89,8 @@ def add_TokenizationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class TokenizationService(object):
-    """TokenizationService converts between text and the token ids that the base model, or an adapter with
-    tokens of its own, would read.
+    """TokenizationService converts between text and token ids, with the tokenizer of the base model and
+    the tokens that an adapter adds.
     """
 
     @staticmethod

@@ -27,8 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class TokenizationServiceStub:
-    """TokenizationService converts between text and the token ids that the base model, or an adapter with
-    tokens of its own, would read.
+    """TokenizationService converts between text and token ids, with the tokenizer of the base model and
+    the tokens that an adapter adds.
     """
 
     @_typing.overload
@@ -42,8 +42,8 @@ class TokenizationServiceStub:
 
 @_typing.type_check_only
 class TokenizationServiceAsyncStub(TokenizationServiceStub):
-    """TokenizationService converts between text and the token ids that the base model, or an adapter with
-    tokens of its own, would read.
+    """TokenizationService converts between text and token ids, with the tokenizer of the base model and
+    the tokens that an adapter adds.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -53,8 +53,8 @@ class TokenizationServiceAsyncStub(TokenizationServiceStub):
     """Detokenize returns the text of token ids."""
 
 class TokenizationServiceServicer(metaclass=_abc_1.ABCMeta):
-    """TokenizationService converts between text and the token ids that the base model, or an adapter with
-    tokens of its own, would read.
+    """TokenizationService converts between text and token ids, with the tokenizer of the base model and
+    the tokens that an adapter adds.
     """
 
     @_abc_1.abstractmethod
