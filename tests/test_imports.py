@@ -232,6 +232,7 @@ def test_the_public_surface_of_the_client_is_this() -> None:
         "RequestOptions",
         "SamplingOptions",
         "ServerInfo",
+        "Tokens",
         "ToolCall",
         "Usage",
         "__version__",
