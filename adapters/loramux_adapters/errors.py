@@ -11,6 +11,7 @@ Reason = Literal[
     "ADAPTER_NOT_FINITE",
     "ADAPTER_TOO_LARGE",
     "ADAPTER_NOT_MIXABLE",
+    "SIGNATURE_REQUIRED",
 ]
 
 

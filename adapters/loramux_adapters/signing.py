@@ -6,6 +6,7 @@ another digest. Keys are PEM files, as those of `openssl genpkey -algorithm ed25
 """
 
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -80,17 +81,29 @@ def sign(file: BinaryIO, package: Package, key: Path, output: Output) -> str:
     return public
 
 
-def check_signature(file: BinaryIO, package: Package, key: Path) -> str:
-    """Demand that `package`, which is open as `file`, is signed with the key whose public is `key`.
-
-    Returns the public key as hexadecimal digits.
+def read_public_keys(paths: Iterable[Path]) -> dict[str, Ed25519PublicKey]:
+    """Return public keys by their hexadecimal digits.
 
     Raises:
-        PackageError: It is not signed, with another key, or is not what was signed; or `key` is no
-            public key.
+        PackageError: A file holds none.
+        OSError: One cannot be read.
     """
-    public = _public_key(key)
-    wanted = _hex(public)
+    return {_hex(key): key for key in map(_public_key, paths)}
+
+
+def check_signature(file: BinaryIO, package: Package, keys: Mapping[str, Ed25519PublicKey]) -> str:
+    """Demand that `package`, which is open as `file`, is signed with one of `keys`.
+
+    Returns that key as hexadecimal digits.
+
+    Args:
+        file: The package's bytes.
+        package: What they hold.
+        keys: Public keys; see `read_public_keys`.
+
+    Raises:
+        PackageError: It is not signed, with another key, or is not what was signed.
+    """
     match package.notes.get("signature"):
         case None:
             raise PackageError("the package is not signed")
@@ -100,17 +113,19 @@ def check_signature(file: BinaryIO, package: Package, key: Path) -> str:
             raise PackageError(f"the signature {shown(malformed)} is malformed")
     if algorithm != ALGORITHM:
         raise PackageError(f"the signature is by {shown(algorithm)}; {ALGORITHM} is known")
-    if signer != wanted:
-        raise PackageError(f"the package is signed with key {shown(signer)}, not {wanted}")
+    if signer not in keys:
+        raise PackageError(
+            f"the package is signed with key {shown(signer)}, not {' or '.join(keys)}"
+        )
     try:
-        public.verify(bytes.fromhex(value), _signed(package, package.notes))
+        keys[signer].verify(bytes.fromhex(value), _signed(package, package.notes))
     except (InvalidSignature, ValueError):
         raise PackageError("the signature is not one of this manifest: it was changed") from None
     digests = package.notes.get("tensors")
     if not isinstance(digests, dict):
         raise PackageError("the signature covers no tensors: the manifest has no digests of them")
     check_digests(digests, package.file.tensors, tensor_reader(file, package.file.data_start))
-    return wanted
+    return signer
 
 
 def _signed(package: Package, notes: object) -> bytes:

@@ -189,6 +189,13 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True):
             "repeatable. Default: none."
         ),
     ] = ()
+    trusted_signer: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="PEM file with an Ed25519 public key; packages that arrive, from "
+            "anywhere, must be signed with one of these keys. Can be given several times."
+        ),
+    ] = ()
     log_format: Annotated[
         str,
         Meta(

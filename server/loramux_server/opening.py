@@ -19,6 +19,7 @@ from loramux_server.store.places import stores_folder
 from loramux_server.store.quota import Quotas, StorageLimits
 from loramux_server.store.registry import Registry
 from loramux_server.store.schema import NewerFormatError
+from loramux_server.store.signers import TrustedSigners
 from loramux_server.wire.model_info import ModelInfo
 
 _log = logging.getLogger(__name__)
@@ -107,6 +108,20 @@ def sources_of(config: ServerConfig) -> Sources:
         raise ConfigError(f"--object-allow: {error}") from None
     except MissingExtraError as error:
         raise ConfigError(str(error)) from None
+
+
+def signers_of(config: ServerConfig) -> TrustedSigners:
+    """Return who has to vouch for packages.
+
+    Raises:
+        ConfigError: A file holds no public key, or cannot be read.
+    """
+    try:
+        return TrustedSigners([Path(name) for name in config.trusted_signer])
+    except OSError as error:
+        raise ConfigError(f"--trusted-signer {error.filename}: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"--trusted-signer: {error}") from None
 
 
 def primary_of(config: ServerConfig) -> Primary | None:

@@ -31,6 +31,7 @@ from loramux_server.opening import (
     open_audit,
     open_registry,
     primary_of,
+    signers_of,
     sources_of,
 )
 from loramux_server.ready_file import write_ready_file
@@ -46,6 +47,7 @@ from loramux_server.statuses import Statuses
 from loramux_server.store.check import ServedBase
 from loramux_server.store.directory import Directory
 from loramux_server.store.registry import Registry
+from loramux_server.store.signers import TrustedSigners
 from loramux_server.tasks import ended
 from loramux_server.transport.connection_limits import ConnectionLimits, message_bytes
 from loramux_server.transport.listener import Listener, held_port
@@ -79,6 +81,8 @@ class _Opened:
     adapters: Path | None
     """The folder of adapters that is watched."""
     sources: Sources
+    signers: TrustedSigners
+    """Who has to vouch for packages."""
     store: _Store | None
     """None where it depends on the model which it is."""
     tracing: Tracing | None
@@ -160,7 +164,7 @@ class Server:
         tls = ServerTls.of(config)
         adapters = adapters_folder(config)
         primary = primary_of(config)
-        sources = sources_of(config)
+        sources, signers = sources_of(config), signers_of(config)
         store = self._open_store(Path(config.store)) if config.store else None
         show_memory(self._metrics.memory, lambda: self.engine_pid)
         self._metrics.quarantined.set_function(lambda: len(self._engine.quarantine.entries))
@@ -175,7 +179,7 @@ class Server:
         audit = open_audit(config)
         self._exit.callback(audit.close)
         self._exit.enter_context(held_port(config.listen))
-        return _Opened(tls, adapters, sources, store, tracing, audit, primary)
+        return _Opened(tls, adapters, sources, signers, store, tracing, audit, primary)
 
     def _open_store(self, folder: Path) -> _Store:
         registry = open_registry(folder, self._config)
@@ -195,7 +199,8 @@ class Server:
         claim(store.registry, model)
         become(store.registry, is_replica=opened.primary is not None)
         base = ServedBase.of(model, max_host_bytes=model.sizes.host_adapter_memory)
-        directory = directory_of(opened.adapters, store.registry, base, opened.audit)
+        folder, signers = opened.adapters, opened.signers
+        directory = directory_of(folder, store.registry, base, signers, opened.audit)
         if opened.primary is None:
             await look(directory, settles=False)
         services = build_services(
@@ -204,6 +209,7 @@ class Server:
                 engine=self._engine,
                 model=model,
                 base=base,
+                signers=signers,
                 sources=opened.sources,
                 metrics=self._metrics,
                 quotas=store.entrance.quotas,

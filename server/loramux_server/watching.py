@@ -14,16 +14,21 @@ from loramux_server.store.check import ServedBase
 from loramux_server.store.directory import Directory
 from loramux_server.store.record import AdapterRecord
 from loramux_server.store.registry import Registry
+from loramux_server.store.signers import TrustedSigners
 from loramux_server.store.writing import ADDED
 
 _log = logging.getLogger(__name__)
 
 
 def directory_of(
-    folder: Path | None, registry: Registry, base: ServedBase, audit: Audit
+    folder: Path | None,
+    registry: Registry,
+    base: ServedBase,
+    signers: TrustedSigners,
+    audit: Audit,
 ) -> Directory:
     """Return what brings the adapters of `folder` to `registry`, and tells `audit` of each."""
-    return Directory(folder, registry, base, partial(_write_down, audit))
+    return Directory(folder, registry, base, partial(_write_down, audit), signers)
 
 
 async def look(directory: Directory, *, settles: bool) -> None:

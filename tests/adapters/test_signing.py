@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from loramux_adapters import PackageError, open_package
 from loramux_adapters.package import digest_of
-from loramux_adapters.signing import check_signature, new_key
+from loramux_adapters.signing import check_signature, new_key, read_public_keys
 from tests.support.command_line import Loramux, Result
 
 Content = dict[str, Any]
@@ -150,7 +150,7 @@ def test_a_flipped_bit_of_a_tensor_is_found(signed: Path) -> None:
         open_package(signed) as (file, package),
         pytest.raises(PackageError, match="it is not the tensor that was packed"),
     ):
-        check_signature(file, package, signed.with_name("key.pub"))
+        check_signature(file, package, read_public_keys([signed.with_name("key.pub")]))
 
 
 def test_spaces_and_the_order_of_keys_are_no_change(signed: Path, loramux: Loramux) -> None:

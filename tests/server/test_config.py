@@ -44,7 +44,7 @@ def test_every_field_has_a_flag() -> None:
         max_tenant_share=0.5, hub_allow=("e/*", "f/g"), object_allow=("s3://h",),
         oci_allow=("i/*",), replica_of="j:1", replica_key="k", replica_ca="l",
         tls_cert="e", tls_key="f", tls_client_ca="g",
-        tls_client_domain="h.i", insecure=True, access="m", catalog="sqlite://",
+        tls_client_domain="h.i", insecure=True, access="m", trusted_signer=("n",), catalog="sqlite://",
         adapter_templates=False, deterministic=True, enforce_eager=True,
         log_format="json", audit_log="j", tracing_endpoint="http://k:1",
         watchdog=15.0, quarantine_deaths=3, probe_interval=16.0,

@@ -44,8 +44,8 @@ def verify(
         }
         if key:
             with needs("cryptography", extra="sign", what="verify --key"):
-                from loramux_adapters.signing import check_signature
-            done["signature"] = f"by {check_signature(file, package, key)}"
+                from loramux_adapters.signing import check_signature, read_public_keys
+            done["signature"] = f"by {check_signature(file, package, read_public_keys([key]))}"
         elif "signature" in package.notes:
             done["signature"] = "not checked: give --key"
     if as_json:

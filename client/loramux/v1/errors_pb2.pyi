@@ -146,6 +146,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ERROR_REASON_SOURCE_CHANGED means that the source changed while it was read."""
     ERROR_REASON_SOURCE_UNAVAILABLE: _ErrorReason.ValueType  # 56
     """ERROR_REASON_SOURCE_UNAVAILABLE means that the source does not respond at present."""
+    ERROR_REASON_SIGNATURE_REQUIRED: _ErrorReason.ValueType  # 65
+    """ERROR_REASON_SIGNATURE_REQUIRED means that the package is not signed by a signer that the server
+    trusts.
+    """
     ERROR_REASON_ADAPTER_NOT_MIXABLE: _ErrorReason.ValueType  # 60
     """ERROR_REASON_ADAPTER_NOT_MIXABLE means that the adapters cannot be mixed or scaled as
     requested.
@@ -310,6 +314,10 @@ ERROR_REASON_SOURCE_CHANGED: ErrorReason.ValueType  # 55
 """ERROR_REASON_SOURCE_CHANGED means that the source changed while it was read."""
 ERROR_REASON_SOURCE_UNAVAILABLE: ErrorReason.ValueType  # 56
 """ERROR_REASON_SOURCE_UNAVAILABLE means that the source does not respond at present."""
+ERROR_REASON_SIGNATURE_REQUIRED: ErrorReason.ValueType  # 65
+"""ERROR_REASON_SIGNATURE_REQUIRED means that the package is not signed by a signer that the server
+trusts.
+"""
 ERROR_REASON_ADAPTER_NOT_MIXABLE: ErrorReason.ValueType  # 60
 """ERROR_REASON_ADAPTER_NOT_MIXABLE means that the adapters cannot be mixed or scaled as
 requested.

@@ -46,6 +46,7 @@ from loramux_server.store.instructions import Instructions
 from loramux_server.store.record import AdapterRecord
 from loramux_server.store.reference import full_name
 from loramux_server.store.registry import Registry
+from loramux_server.store.signers import TrustedSigners
 from loramux_server.store.uploads import Uploads
 from loramux_server.store.writing import ADDED, REMOVED, UPDATED
 from loramux_server.transport.rpc import Service
@@ -128,6 +129,8 @@ class Parts:
     """The base model."""
     base: ServedBase
     """The same, as adapters are compared with it."""
+    signers: TrustedSigners
+    """Who has to vouch for packages."""
     sources: Sources
     """Where adapters may be imported from."""
     metrics: Metrics
@@ -178,6 +181,7 @@ def build_services(parts: Parts) -> Services:
         engine=parts.engine,
         model=parts.model,
         base=parts.base,
+        signers=parts.signers,
         max_upload_bytes=parts.config.max_upload,
     )
     chunks = Chunks(parts.config.upload_idle_timeout, parts.config.min_upload_rate)

@@ -16,6 +16,7 @@ from loramux_adapters.sources import FILES
 from loramux_server.store.check import ServedBase, check_package
 from loramux_server.store.record import AdapterRecord, directory_record
 from loramux_server.store.registry import Registry
+from loramux_server.store.signers import ANYBODY, TrustedSigners
 from loramux_server.store.writing import ADDED, REMOVED
 
 _log = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ class Directory:
         registry: Registry,
         base: ServedBase,
         on_change: Callable[[str, AdapterRecord], object] = lambda what, record: None,
+        signers: TrustedSigners = ANYBODY,
     ) -> None:
         """Begin with what the registry has of it.
 
@@ -42,10 +44,12 @@ class Directory:
             registry: Where its adapters go.
             base: What they have to fit.
             on_change: Called with each version that it brought or took away: ADDED or REMOVED.
+            signers: Who has to vouch for them.
         """
         self._path = path
         self._registry = registry
         self._base = base
+        self._signers = signers
         self._on_change = on_change
         self._registered = {r.full_name: r.stamp for r in registry.records() if r.is_provided}
         """Adapter -> the state of its files that is registered."""
@@ -142,6 +146,7 @@ class Directory:
         try:
             pack_source(path, staged, base=self._base)
             package = check_package(staged.file, staged.size, self._base)
+            self._signers.check(staged.file, package)
             if _stamp(path) != stamp:
                 return  # it is still being written: the next look takes it
             record = replace(

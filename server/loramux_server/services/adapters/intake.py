@@ -26,6 +26,7 @@ from loramux_server.store.check import ServedBase, check_package
 from loramux_server.store.record import IMPORT, UPLOAD, AdapterRecord
 from loramux_server.store.reference import full_name, parse_name
 from loramux_server.store.registry import Registry
+from loramux_server.store.signers import ANYBODY, TrustedSigners
 from loramux_server.wire.ask import Ask
 from loramux_server.wire.messages import Scores, Token
 from loramux_server.wire.model_info import ModelInfo
@@ -65,6 +66,7 @@ class Intake:
         model: ModelInfo,
         base: ServedBase,
         max_upload_bytes: int,
+        signers: TrustedSigners = ANYBODY,
     ) -> None:
         self.registry = registry
         self._engine = engine
@@ -73,6 +75,7 @@ class Intake:
         self._begun = [model.writing.decoder_start] if model.writing else []
         self._is_encoder = model.is_encoder
         self.base = base
+        self._signers = signers
         self._max_upload_bytes = max_upload_bytes
 
     def check_header(self, header: adapters_pb2.UploadHeader) -> None:
@@ -187,6 +190,7 @@ class Intake:
         """Check what came and store its bytes."""
         try:
             package = check_package(staged.file, staged.size, self.base)
+            self._signers.check(staged.file, package)
         except PackageError as error:
             raise InvalidArgumentError(
                 str(error), reason=error.reason, field=wanted.field

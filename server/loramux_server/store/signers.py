@@ -1,0 +1,53 @@
+"""Whose signatures a package needs to be served: `--trusted-signer`."""
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from loramux_adapters import PackageError
+from loramux_adapters.package import Package
+
+
+class TrustedSigners:
+    """The public keys of those who may vouch for packages; with none, anybody's package will do."""
+
+    def __init__(self, paths: Sequence[Path] = ()) -> None:
+        """Read keys, PEM files as `loramux sign --new-key` makes them.
+
+        Raises:
+            ValueError: A file holds no public key, or what is needed is not installed; the message
+                says which.
+            OSError: A file cannot be read.
+        """
+        if not paths:
+            self._keys = {}
+            return
+        if not importlib.util.find_spec("cryptography"):
+            raise ValueError("cryptography is needed: pip install 'loramux[sign]'")
+        from loramux_adapters.signing import read_public_keys
+
+        self._keys = read_public_keys(paths)
+
+    def check(self, file: BinaryIO, package: Package) -> None:
+        """Demand that `package`, which is open as `file`, is signed by one of them; reads it whole.
+
+        Raises:
+            PackageError: It is not.
+        """
+        if not self._keys:
+            return
+        from loramux_adapters.signing import check_signature
+
+        try:
+            check_signature(file, package, self._keys)
+        except PackageError as error:
+            raise PackageError(
+                f"{error}; this server takes packages that one of its --trusted-signer signed "
+                "(loramux sign)",
+                "SIGNATURE_REQUIRED",
+            ) from None
+
+
+ANYBODY = TrustedSigners()
+"""Nobody has to vouch for a package."""
