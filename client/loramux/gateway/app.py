@@ -29,6 +29,7 @@ from loramux.gateway.hosts import KnownHosts
 from loramux.gateway.lora_adapters import LoadBody, LoraAdapters, UnloadBody
 from loramux.gateway.lora_root import LoraRoot
 from loramux.gateway.models import adapter_model, base_model, models
+from loramux.gateway.names import Names
 from loramux.gateway.parsing import parse
 from loramux.gateway.reading import BODY_SECONDS, MAX_BODY_BYTES, read
 from loramux.gateway.refusal import json_response, plain_refusal, refusal
@@ -159,7 +160,7 @@ class Gateway:
     ) -> WhileThere:
         caller = caller_of(request.scope)
         body = parse(await read(request, partial(self._most_bytes, caller)), kind)
-        request.state.called = body.called
+        request.state.names = Names(body.called)
         server = await self.backend.info(caller)
         asked = ask(body, server.base_model, caller.request_id)
         body.of_prompts.check(server)
@@ -235,7 +236,7 @@ def make_app(
 
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, LoramuxError)
-    answer = refusal(error, caller_of(request.scope), getattr(request.state, "called", {}))
+    answer = refusal(error, caller_of(request.scope), getattr(request.state, "names", Names()))
     if getattr(request.state, "is_cut_off", False):  # the rest of the body is not waited for
         answer.headers["connection"] = "close"
     return answer

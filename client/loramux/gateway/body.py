@@ -69,24 +69,19 @@ class Prediction(msgspec.Struct, forbid_unknown_fields=True):
     content: str | list[dict[str, object]]
 
 
-class Body(msgspec.Struct, kw_only=True):
-    """What both kinds of requests may say."""
+class SamplingBody(msgspec.Struct, kw_only=True):
+    """What all requests for texts may say of the model, and of how tokens are chosen."""
 
     model: str
     stream: bool = False
-    stream_options: StreamOptions | None = None
-    max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
-    n: int | None = None
     stop: str | list[str] | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: dict[int, float] | None = None
     seed: int | None = None
     user: str = ""
-    response_format: TextFormat | ObjectFormat | SchemaFormat | None = None
-    prediction: Prediction | None = None
 
     # As vLLM calls them.
     structured_outputs: StructuredOutputs | None = None
@@ -98,15 +93,29 @@ class Body(msgspec.Struct, kw_only=True):
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
+
+    # Our own.
+    adapters: list[WeightedAdapter] | None = None
+    combination: str | None = None
+    timeout: float | None = None
+
+
+class Body(SamplingBody, kw_only=True):
+    """What chats and completions may say."""
+
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    n: int | None = None
+    response_format: TextFormat | ObjectFormat | SchemaFormat | None = None
+    prediction: Prediction | None = None
+
+    # As vLLM calls them.
     return_token_ids: bool = False
     prompt_logprobs: int | None = None
     use_beam_search: bool = False
     length_penalty: float | None = None
 
     # Our own.
-    adapters: list[WeightedAdapter] | None = None
-    combination: str | None = None
-    timeout: float | None = None
     decoder_prompt: str | list[int] | None = None
 
     @property

@@ -56,10 +56,12 @@ def parse(raw: bytes, kind: type[B]) -> B:
     fields = _fields(kind)
     kept = {}
     for name, value in given.items():
-        if value is None or name in HARMLESS:
+        if value is None:
             continue
         if name in fields:
             kept[name] = value
+        elif name in HARMLESS:
+            continue
         elif name not in UNSUPPORTED:
             raise InvalidArgumentError(
                 f"{name!r} is no field of this request", reason="UNKNOWN_PARAMETER", field=name

@@ -1,8 +1,6 @@
 """Errors as OpenAI's clients know them."""
 
 import math
-import re
-from collections.abc import Mapping
 
 import grpc
 import msgspec
@@ -10,6 +8,7 @@ from starlette.responses import Response
 
 from loramux.errors import InvalidArgumentError, LoramuxError
 from loramux.gateway.caller import Caller
+from loramux.gateway.names import MODEL_FIELDS, Names
 
 _STATUSES: dict[grpc.StatusCode, tuple[int, str]] = {
     grpc.StatusCode.INVALID_ARGUMENT: (400, "invalid_request_error"),
@@ -35,32 +34,8 @@ _OWN_WORDS = {
 }
 """Said in place of what the transport says, which tells where the server is."""
 
-_PARAMS = {
-    "adapter": "model",
-    "name": "model",
-    "prompt_token_ids": "prompt",
-    "routing_key": "user",
-    "include_stop": "include_stop_str_in_output",
-    "num_beams": "best_of",
-}
-"""Field of the server's request -> field of OpenAI's, where they are called differently."""
-_FORMS = {
-    "structured_output.json_schema": "response_format",
-    "structured_output.json_object": "response_format",
-    "structured_output.choice.texts": "structured_outputs.choice",
-    "structured_output.": "structured_outputs.",
-}
-"""The same of what asks for a form, also where it is named in a message."""
-_IMAGE = re.compile(r"(messages\[\d+\])\.parts(\[\d+\])\.image\b")
-"""Our name of an image, which to OpenAI is a part of a content."""
-_OF_FUNCTION = re.compile(
-    r"((?:^|\.)tool(?:s|_calls)\[\d+\]|^tool_choice)"
-    r"\.(?=(?:name|description|parameters|strict|arguments)\b)"
-)
-"""What stands before the name of a field that to OpenAI is one of a function."""
-_MODEL_FIELDS = ("adapter", "name")
-_AS_CALLED: Mapping[str, str] = {}
 _AGAIN_SECONDS = 1.0
+_NAMES = Names()
 
 
 def unsupported(param: str, message: str) -> InvalidArgumentError:
@@ -73,29 +48,21 @@ def invalid(param: str, message: str) -> InvalidArgumentError:
     return InvalidArgumentError(message, reason="INVALID_FIELD", field=param)
 
 
-def error_body(error: LoramuxError, called: Mapping[str, str] = _AS_CALLED) -> dict[str, object]:
-    """Return OpenAI's object for `error`.
-
-    Args:
-        error: What is wrong.
-        called: Field of the server's sampling -> what the request has in its place.
-    """
+def error_body(error: LoramuxError, names: Names = _NAMES) -> dict[str, object]:
+    """Return OpenAI's object for `error`, with the `names` that the request has for fields."""
     _, kind = _status(error)
     message, code = _words(error), (error.reason or error.code.name).lower()
     if _is_of_model(error):
         code = "model_not_found"
     if error.reason == "UNKNOWN_PARAMETER":  # has the name that the caller gave it
         return _body(message, kind, error.field, code)
-    param = _param(error.field, called)
-    return _body(_message(message, error.field, param), kind, param, code)
+    return _body(names.message(message, error.field), kind, names.param(error.field), code)
 
 
-def refusal(
-    error: LoramuxError, caller: Caller, called: Mapping[str, str] = _AS_CALLED
-) -> Response:
-    """Return the answer that tells `caller` of `error`; `called` is that of `error_body`."""
+def refusal(error: LoramuxError, caller: Caller, names: Names = _NAMES) -> Response:
+    """Return the answer that tells `caller` of `error`; `names` are those of `error_body`."""
     status, _ = _status(error)
-    return json_response(error_body(error, called), _headers(error, status, caller), status)
+    return json_response(error_body(error, names), _headers(error, status, caller), status)
 
 
 def told(error: LoramuxError) -> dict[str, object]:
@@ -151,41 +118,10 @@ def _is_of_model(error: LoramuxError) -> bool:
     """Return whether there is no such model; what cannot be the name of one is none either."""
     return error.reason == "ADAPTER_NOT_FOUND" or (
         error.code is grpc.StatusCode.INVALID_ARGUMENT
-        and error.field in _MODEL_FIELDS
+        and error.field in MODEL_FIELDS
         and error.reason != "UNKNOWN_PARAMETER"
     )
 
 
 def _body(message: str, kind: str, param: str | None, code: str) -> dict[str, object]:
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
-
-
-def _param(field: str, called: Mapping[str, str]) -> str | None:
-    if name := called.get(field.removeprefix("sampling.")):
-        return name
-    field = _OF_FUNCTION.sub(r"\1.function.", _as_theirs(field.removeprefix("sampling.")))
-    mixed = re.fullmatch(r"(adapters\[\d+\])\.(adapter|weight)", field)
-    if mixed:
-        return f"{mixed[1]}.{'name' if mixed[2] == 'adapter' else 'scale'}"
-    return _PARAMS.get(field, field) or None
-
-
-def _message(text: str, field: str, param: str | None) -> str:
-    """Return `text` about `field`, to OpenAI `param`, with the names of OpenAI's fields."""
-    field, text = field.removeprefix("sampling."), text.replace("sampling.", "")
-    # Not everywhere: values of the caller may be in it, too, and adapters are called so as well.
-    if field not in _MODEL_FIELDS and re.match(re.escape(field) + r"\b", text):
-        text = (param or "") + text.removeprefix(field)
-    text = _as_theirs(text)
-    if field in ("prompt", "messages"):
-        text = text.replace("prompt_token_ids", "token ids as prompt")
-    if field == "prediction":
-        text = text.replace("set prediction_token_ids", "leave it out")
-    return text
-
-
-def _as_theirs(text: str) -> str:
-    text = _IMAGE.sub(r"\1.content\2.image_url", text)
-    for ours, theirs in _FORMS.items():
-        text = text.replace(ours, theirs)
-    return text
