@@ -5,28 +5,38 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-import msgspec
 from starlette.types import Receive, Scope, Send
 
 from loramux.errors import LoramuxError
-from loramux.gateway.answers import MANY_POSITIONS, Answers, adapter_header
+from loramux.gateway.answers import MANY_POSITIONS, adapter_header
 from loramux.gateway.backend import Backend, Pieces
 from loramux.gateway.caller import Caller
-from loramux.gateway.refusal import error_body, json_response
+from loramux.gateway.events import EVENTS
+from loramux.gateway.refusal import json_response
 from loramux.v1 import generation_pb2
 
-EVENTS = {
-    "content-type": "text/event-stream; charset=utf-8",
-    "cache-control": "no-cache",
-    "x-accel-buffering": "no",  # or nginx would gather them
-}
-"""Headers of a stream."""
-_DONE = b"data: [DONE]\n\n"
-
-
 T = TypeVar("T")
+
+
+class Telling(Protocol):
+    """How one answer looks, in the API that was called."""
+
+    def whole(self, responses: Sequence[generation_pb2.GenerateResponse]) -> dict[str, object]:
+        """Return the answer as one object; `responses` are in the order of the prompts."""
+
+    def is_long(self, place: int, response: generation_pb2.StreamGenerateResponse) -> bool:
+        """Return whether `events` takes so long that others would wait for it."""
+
+    def events(self, place: int, response: generation_pb2.StreamGenerateResponse) -> bytes:
+        """Return what tells the next piece, of the prompt at `place`; empty if nothing does."""
+
+    def end(self, usages: Sequence[generation_pb2.Usage]) -> bytes:
+        """Return what ends a stream, for each of whose prompts there is one of `usages`."""
+
+    def failure(self, error: LoramuxError) -> bytes:
+        """Return what ends a stream that failed."""
 
 
 class WhileThere:
@@ -57,11 +67,9 @@ class Answering:
     backend: Backend
     caller: Caller
     asked: Sequence[generation_pb2.GenerateRequest]
-    answers: Answers
+    answers: Telling
     seconds: float | None
     """How long it may take."""
-    include_usage: bool
-    """Whether a stream ends with counts of tokens."""
 
     async def whole(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer with one object."""
@@ -74,7 +82,7 @@ class Answering:
         await answer(scope, receive, send)
 
     async def events(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer with an event for each piece.
+        """Answer with the events of each piece.
 
         The status waits for the first one: what the server refuses is an HTTP error then.
         """
@@ -91,23 +99,18 @@ class Answering:
             try:
                 while True:
                     is_long = self.answers.is_long(place, piece)
-                    event = await _made(partial(self._event, place, piece), is_long)
-                    if event:
+                    events = await _made(partial(self.answers.events, place, piece), is_long)
+                    if events:
                         # Returns when there is room on the way to the caller.
-                        await _send(send, event)
+                        await _send(send, events)
                     if piece.HasField("usage"):
                         usages.append(piece.usage)
                     place, piece = await anext(pieces)
             except StopAsyncIteration:
-                counts = _event(self.answers.last(usages)) if self.include_usage else b""
-                await _send(send, counts + _DONE)
+                await _send(send, self.answers.end(usages))
             except LoramuxError as error:
-                await _send(send, _event(error_body(error)))
+                await _send(send, self.answers.failure(error))
             await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    def _event(self, place: int, piece: generation_pb2.StreamGenerateResponse) -> bytes:
-        told = self.answers.piece(place, piece)
-        return _event(told) if told else b""
 
     def _headers(self, adapters: Sequence[generation_pb2.AdapterIdentity]) -> dict[str, str]:
         named = adapter_header(adapters)
@@ -177,10 +180,6 @@ async def _merged(
 async def _next(stream: Pieces) -> generation_pb2.StreamGenerateResponse | None:
     """Return the next piece, or None after the last."""
     return await anext(stream, None)
-
-
-def _event(told: dict[str, object]) -> bytes:
-    return b"data: " + msgspec.json.encode(told) + b"\n\n"
 
 
 async def _send(send: Send, body: bytes) -> None:

@@ -3,6 +3,9 @@
 import time
 from collections.abc import Sequence
 
+from loramux.errors import LoramuxError
+from loramux.gateway.events import event
+from loramux.gateway.refusal import error_body
 from loramux.gateway.styles import Object, Style, Written
 from loramux.gateway.told_prompt import Echo, PromptOptions, echo_of, prompt_logprobs
 from loramux.types import ServerInfo
@@ -14,12 +17,13 @@ _FINISH = {
     generation_pb2.FINISH_REASON_TOOL_CALLS: "tool_calls",
 }
 
+_DONE = b"data: [DONE]\n\n"
 MANY_POSITIONS = 1024
 """Of prompts whose log-probabilities are told: they would hold up the answers of others."""
 
 
 class Answers:
-    """Makes the objects of one answer, which may be for several prompts."""
+    """Makes the objects of one answer, which may be for several prompts; a `Telling`."""
 
     def __init__(
         self,
@@ -30,6 +34,7 @@ class Answers:
         server: ServerInfo,
         num_completions: int,
         return_token_ids: bool,
+        include_usage: bool,
         asked: Sequence[generation_pb2.GenerateRequest],
         of_prompts: PromptOptions,
     ) -> None:
@@ -42,6 +47,7 @@ class Answers:
             server: Who answers.
             num_completions: Completions of each prompt.
             return_token_ids: Whether each choice tells its tokens.
+            include_usage: Whether a stream ends with counts of tokens.
             asked: What the server is asked, for each prompt.
             of_prompts: What is told of the prompts.
         """
@@ -55,6 +61,7 @@ class Answers:
         }
         self._num_completions = num_completions
         self._return_token_ids = return_token_ids
+        self._include_usage = include_usage
         self._asked = asked
         self._of_prompts = of_prompts
         self._echoes: dict[int, Echo] = {}
@@ -63,7 +70,7 @@ class Answers:
         """Of choices of which a piece was made."""
 
     def whole(self, responses: Sequence[generation_pb2.GenerateResponse]) -> Object:
-        """Return the answer; `responses` are in the order of the prompts."""
+        """See `Telling`."""
         choices = []
         told: Object = {}
         count = self._of_prompts.num_prompt_logprobs
@@ -84,14 +91,14 @@ class Answers:
         return answer if self._style.repeats_prompt else answer | told
 
     def is_long(self, place: int, response: generation_pb2.StreamGenerateResponse) -> bool:
-        """Return whether `piece` takes so long that others would wait for it."""
+        """See `Telling`."""
         echo = self._echoes.get(place)
         is_repeated = echo and self._index(place, response.delta) not in self._written
         told = echo.positions if echo and is_repeated else response.prompt_logprobs
         return len(told) >= MANY_POSITIONS
 
-    def piece(self, place: int, response: generation_pb2.StreamGenerateResponse) -> Object | None:
-        """Return the next piece, of the prompt at `place`; None if it would tell nothing."""
+    def events(self, place: int, response: generation_pb2.StreamGenerateResponse) -> bytes:
+        """See `Telling`."""
         delta = response.delta
         index = self._index(place, delta)
         if place not in self._echoes:
@@ -109,16 +116,21 @@ class Answers:
             or delta.logprobs
         )
         if is_empty and written.is_begun and not self._return_token_ids:
-            return None
+            return b""
         said = self._style.delta(delta, written)
         written.is_begun = True
         written.num_calls += len(delta.tool_calls)
         choice = self._choice(place, delta, said)
-        return self._head | {"choices": [choice]}
+        return event(self._head | {"choices": [choice]})
 
-    def last(self, usages: Sequence[generation_pb2.Usage]) -> Object:
-        """Return the piece that tells how many tokens there were."""
-        return self._head | {"choices": [], "usage": usage_of(usages)}
+    def end(self, usages: Sequence[generation_pb2.Usage]) -> bytes:
+        """See `Telling`."""
+        counts = self._head | {"choices": [], "usage": usage_of(usages)}
+        return (event(counts) if self._include_usage else b"") + _DONE
+
+    def failure(self, error: LoramuxError) -> bytes:
+        """See `Telling`."""
+        return event(error_body(error))
 
     def _choice(self, place: int, completion: generation_pb2.Completion, said: Object) -> Object:
         choice = {"index": self._index(place, completion)} | said

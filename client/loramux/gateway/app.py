@@ -175,11 +175,11 @@ class Gateway:
                 server=server,
                 num_completions=1 if body.n is None else body.n,
                 return_token_ids=body.return_token_ids,
+                include_usage=body.stream_options is not None and body.stream_options.include_usage,
                 asked=asked,
                 of_prompts=body.of_prompts,
             ),
             seconds=body.timeout,
-            include_usage=body.stream_options is not None and body.stream_options.include_usage,
         )
         return WhileThere(answering.events if body.stream else answering.whole)
 

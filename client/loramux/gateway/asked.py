@@ -40,6 +40,13 @@ def asked_by_chat(
     if not body.messages:
         raise invalid("messages", "messages is an empty list; give at least one message")
     messages = [message_of(index, message) for index, message in enumerate(body.messages)]
+    return asked_with(body, messages, base)
+
+
+def asked_with(
+    body: ChatBody, messages: Sequence[Message], base: str
+) -> list[generation_pb2.GenerateRequest]:
+    """Return what `body` asks, with `messages` in place of its own; see `asked_by_chat`."""
     shared = _shared(body, base) | _tools(body)
     shared["add_generation_prompt"] = body.add_generation_prompt
     shared |= _of_prompt(body, None)

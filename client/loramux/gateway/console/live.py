@@ -10,14 +10,13 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 
-import msgspec
 from starlette.types import Receive, Scope, Send
 
 from loramux._rates import rates_of
 from loramux.aio import AsyncClient
 from loramux.errors import LoramuxError, PermissionDeniedError
-from loramux.gateway.answering import EVENTS
 from loramux.gateway.caller import Caller
+from loramux.gateway.events import EVENTS, event
 from loramux.gateway.refusal import told
 from loramux.types import Adapter, AdapterStatus, ServerLoad
 
@@ -47,7 +46,7 @@ class Live:
         })  # fmt: skip
 
         async def tell(name: str, what: object) -> None:
-            body = b"event: %b\ndata: %b\n\n" % (name.encode(), msgspec.json.encode(what))
+            body = event(what, name)
             await send({"type": "http.response.body", "body": body, "more_body": True})
 
         sources: list[asyncio.Future[Any]] = [
