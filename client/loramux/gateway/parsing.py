@@ -5,8 +5,9 @@ no field.
 """
 
 import re
+from collections.abc import Collection, Mapping
 from functools import cache
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
@@ -15,28 +16,38 @@ from loramux.gateway.refusal import invalid, unsupported
 
 B = TypeVar("B", bound=msgspec.Struct)
 
-HARMLESS = frozenset({
-    "metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "service_tier",
-    "store",
-})  # fmt: skip
-"""Fields for OpenAI's own books, that change no answer."""
 
-UNSUPPORTED: dict[str, tuple[object, ...]] = {
-    "audio": (),
-    "echo": (False,),
-    "function_call": ("none", "auto"),
-    "functions": ([],),
-    "modalities": (["text"],),
-    "reasoning_effort": (),
-    "suffix": ("",),
-    "verbosity": (),
-    "web_search_options": (),
-}
-"""Fields of OpenAI that are not served, `echo` not in chats -> values that ask for nothing."""
+class Unserved(NamedTuple):
+    """Fields of an API that bodies here have none of."""
+
+    harmless: Collection[str]
+    """Those that change no answer."""
+    unsupported: Mapping[str, tuple[object, ...]]
+    """The others -> values that ask for nothing."""
 
 
-def parse(raw: bytes, kind: type[B]) -> B:
-    """Return the body that `raw` is.
+OPENAI = Unserved(
+    # For OpenAI's own books.
+    harmless=frozenset({
+        "metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier",
+        "service_tier", "store",
+    }),
+    unsupported={
+        "audio": (),
+        "echo": (False,),  # in chats
+        "function_call": ("none", "auto"),
+        "functions": ([],),
+        "modalities": (["text"],),
+        "reasoning_effort": (),
+        "suffix": ("",),
+        "verbosity": (),
+        "web_search_options": (),
+    },
+)  # fmt: skip
+
+
+def parse(raw: bytes, kind: type[B], unserved: Unserved = OPENAI) -> B:
+    """Return the body that `raw` is; of its API, `unserved` is not served.
 
     Raises:
         InvalidArgumentError: It is not JSON, or a field is unknown, not served or of another type;
@@ -60,23 +71,32 @@ def parse(raw: bytes, kind: type[B]) -> B:
             continue
         if name in fields:
             kept[name] = value
-        elif name in HARMLESS:
+        elif name in unserved.harmless:
             continue
-        elif name not in UNSUPPORTED:
+        elif name not in unserved.unsupported:
             raise InvalidArgumentError(
                 f"{name!r} is no field of this request", reason="UNKNOWN_PARAMETER", field=name
             )
-        elif value not in UNSUPPORTED[name]:
+        elif value not in unserved.unsupported[name]:
             raise unsupported(name, f"{name} is not supported; leave it out")
     for name, is_required in fields.items():
         if is_required and name not in kept:
             raise InvalidArgumentError(
                 f"{name} is missing", reason="MISSING_REQUIRED_PARAMETER", field=name
             )
+    return converted(kept, kind)
+
+
+def converted(given: object, kind: type[B], name: str = "") -> B:
+    """Return `given` as a `kind`; `name` is the field that it stands in.
+
+    Raises:
+        InvalidArgumentError: It has a field that is unknown or of another type; the error names it.
+    """
     try:
-        return msgspec.convert(kept, kind, str_keys=True)
+        return msgspec.convert(given, kind, str_keys=True)
     except msgspec.ValidationError as error:
-        raise _mistyped(str(error)) from None
+        raise _mistyped(str(error), name) from None
 
 
 @cache
@@ -85,10 +105,10 @@ def _fields(kind: type[msgspec.Struct]) -> dict[str, bool]:
     return {field.name: field.required for field in msgspec.structs.fields(kind)}
 
 
-def _mistyped(told: str) -> InvalidArgumentError:
-    """Return our error for what msgspec says: what it expected, and a path below `$`."""
+def _mistyped(told: str, name: str) -> InvalidArgumentError:
+    """Return our error for what msgspec says of `name`: what it expected, a path below `$`."""
     what, _, where = told.partition(" - at ")
-    found = re.search(r"`\$\.?(.*)`", where)
-    param = found[1] if found else ""
+    found = re.search(r"`\$(.*)`", where)
+    param = (name + (found[1] if found else "")).removeprefix(".")
     what = what.replace("`", "").replace(" | null", "")
     return invalid(param, f"{param}: {what[:1].lower()}{what[1:]}" if param else what)

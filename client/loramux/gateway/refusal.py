@@ -50,8 +50,8 @@ def invalid(param: str, message: str) -> InvalidArgumentError:
 
 def error_body(error: LoramuxError, names: Names = _NAMES) -> dict[str, object]:
     """Return OpenAI's object for `error`, with the `names` that the request has for fields."""
-    _, kind = _status(error)
-    message, code = _words(error), (error.reason or error.code.name).lower()
+    _, kind = status_of(error)
+    message, code = words_of(error), (error.reason or error.code.name).lower()
     if _is_of_model(error):
         code = "model_not_found"
     if error.reason == "UNKNOWN_PARAMETER":  # has the name that the caller gave it
@@ -61,8 +61,8 @@ def error_body(error: LoramuxError, names: Names = _NAMES) -> dict[str, object]:
 
 def refusal(error: LoramuxError, caller: Caller, names: Names = _NAMES) -> Response:
     """Return the answer that tells `caller` of `error`; `names` are those of `error_body`."""
-    status, _ = _status(error)
-    return json_response(error_body(error, names), _headers(error, status, caller), status)
+    status, _ = status_of(error)
+    return json_response(error_body(error, names), headers_of(error, status, caller), status)
 
 
 def told(error: LoramuxError) -> dict[str, object]:
@@ -71,14 +71,14 @@ def told(error: LoramuxError) -> dict[str, object]:
         "status": error.code.name,
         "reason": error.reason,
         "field": error.field,
-        "message": _words(error),
+        "message": words_of(error),
     }
 
 
 def own_refusal(error: LoramuxError, caller: Caller) -> Response:
     """Return the answer that tells `caller` of `error` as it is."""
     status, _ = _STATUSES.get(error.code, _DEFECT)
-    return json_response({"error": told(error)}, _headers(error, status, caller), status)
+    return json_response({"error": told(error)}, headers_of(error, status, caller), status)
 
 
 def plain_refusal(status: int, message: str, code: str, caller: Caller) -> Response:
@@ -92,12 +92,13 @@ def json_response(body: object, headers: dict[str, str], status: int = 200) -> R
     return Response(msgspec.json.encode(body), status, headers, "application/json")
 
 
-def _words(error: LoramuxError) -> str:
-    """Return the message; one that the transport made has no reason."""
+def words_of(error: LoramuxError) -> str:
+    """Return what callers are told of `error`; what the transport made has no reason."""
     return str(error) if error.reason else _OWN_WORDS.get(error.code, "the server failed")
 
 
-def _headers(error: LoramuxError, status: int, caller: Caller) -> dict[str, str]:
+def headers_of(error: LoramuxError, status: int, caller: Caller) -> dict[str, str]:
+    """Return the headers of the answer that tells `caller` of `error`, with HTTP's `status`."""
     headers = dict(caller.returned)
     delay = error.retry_delay
     if delay is None and not error.reason and error.code is grpc.StatusCode.UNAVAILABLE:
@@ -110,7 +111,8 @@ def _headers(error: LoramuxError, status: int, caller: Caller) -> dict[str, str]
     return headers
 
 
-def _status(error: LoramuxError) -> tuple[int, str]:
+def status_of(error: LoramuxError) -> tuple[int, str]:
+    """Return HTTP's status for `error`, and OpenAI's type."""
     return _STATUSES.get(grpc.StatusCode.NOT_FOUND if _is_of_model(error) else error.code, _DEFECT)
 
 
