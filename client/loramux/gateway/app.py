@@ -16,6 +16,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from loramux.errors import LoramuxError
+from loramux.gateway import anthropic
 from loramux.gateway.answering import Answering, WhileThere
 from loramux.gateway.answers import Answers
 from loramux.gateway.asked import asked_by_chat, asked_by_completion
@@ -118,16 +119,22 @@ class Gateway:
         """`GET /v1/models`."""
         caller = caller_of(request.scope)
         server = await self.backend.info(caller)
-        return json_response(models(server, await self.backend.adapters(caller)), caller.returned)
+        found = models(server, await self.backend.adapters(caller))
+        if anthropic.is_anthropic(request.scope):
+            found = anthropic.listed(found)
+        return json_response(found, caller.returned)
 
     async def model(self, request: Request) -> Response:
         """`GET /v1/models/{id}`."""
         caller, name = caller_of(request.scope), request.path_params["id"]
         server = await self.backend.info(caller)
         if name == server.base_model:
-            return json_response(base_model(server), caller.returned)
-        adapter = await self.backend.adapter(name, caller)
-        return json_response(adapter_model(adapter, server, name), caller.returned)
+            found = base_model(server)
+        else:
+            found = adapter_model(await self.backend.adapter(name, caller), server, name)
+        if anthropic.is_anthropic(request.scope):
+            found = anthropic.as_model(found)
+        return json_response(found, caller.returned)
 
     async def health(self, request: Request) -> Response:
         """`GET /health`: whether the server answers requests, which anybody may know."""
@@ -136,7 +143,7 @@ class Gateway:
             return json_response({"status": "ok"}, caller.returned)
         return plain_refusal(503, "the server does not serve at present", "not_serving", caller)
 
-    async def _most_bytes(self, caller: Caller) -> int:
+    async def most_bytes(self, caller: Caller) -> int:
         """Return how large a body with images may be, to one whom the server knows."""
         server = await self.backend.info(caller)
         of_images = max(0, server.max_request_bytes - MAX_BODY_BYTES)
@@ -159,7 +166,7 @@ class Gateway:
         make_style: Callable[[PromptOptions], Style],
     ) -> WhileThere:
         caller = caller_of(request.scope)
-        body = parse(await read(request, partial(self._most_bytes, caller)), kind)
+        body = parse(await read(request, partial(self.most_bytes, caller)), kind)
         request.state.names = Names(body.called)
         server = await self.backend.info(caller)
         asked = ask(body, server.base_model, caller.request_id)
@@ -216,6 +223,7 @@ def make_app(
             ),
             Route("/v1/load_lora_adapter", gateway.load_lora_adapter, methods=["POST"]),
             Route("/v1/unload_lora_adapter", gateway.unload_lora_adapter, methods=["POST"]),
+            *anthropic.Messages(lambda: gateway.backend, gateway.most_bytes).routes,
             Route("/v1/models", gateway.models),
             Route("/v1/models/{id:path}", gateway.model),
             Route("/health", gateway.health),
@@ -236,7 +244,8 @@ def make_app(
 
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, LoramuxError)
-    answer = refusal(error, caller_of(request.scope), getattr(request.state, "names", Names()))
+    refuse = anthropic.refusal if anthropic.is_anthropic(request.scope) else refusal
+    answer = refuse(error, caller_of(request.scope), getattr(request.state, "names", Names()))
     if getattr(request.state, "is_cut_off", False):  # the rest of the body is not waited for
         answer.headers["connection"] = "close"
     return answer
@@ -257,9 +266,7 @@ _CLOSING = (408, 413)
 async def _wrong_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message, code = _HTTP.get(error.status_code, ("", "malformed_request"))
-    answer = plain_refusal(
-        error.status_code, message or error.detail, code, caller_of(request.scope)
-    )
+    answer = _plain(request, error.status_code, message or error.detail, code)
     answer.headers.update(error.headers or {})
     if error.status_code in _CLOSING:
         answer.headers["connection"] = "close"
@@ -276,4 +283,11 @@ async def _failed(request: Request, error: Exception) -> Response:
     caller = caller_of(request.scope)
     _log.error("request %s failed", caller.request_id)
     message = f"internal error, request {caller.request_id}"
-    return plain_refusal(500, message, "internal", caller)
+    return _plain(request, 500, message, "internal")
+
+
+def _plain(request: Request, status: int, message: str, code: str) -> Response:
+    """Return an answer for what HTTP alone finds wrong, as the API has it that was called."""
+    of_anthropic = anthropic.is_anthropic(request.scope)
+    refuse = anthropic.plain_refusal if of_anthropic else plain_refusal
+    return refuse(status, message, code, caller_of(request.scope))

@@ -45,18 +45,27 @@ def caller_of(scope: Scope) -> Caller:
 
 
 def _read(headers: Headers) -> Caller:
-    # What gRPC could not carry is left out: of a key, that is as if there were none.
-    passed: dict[str, str] = {
+    passed = {
         name: value
         for name in ("authorization", "x-request-id", "traceparent", "tracestate")
-        if len(values := headers.getlist(name)) == 1
-        and 0 < len(value := values[0]) <= _MAX_VALUE
-        and value.isascii()
-        and value.isprintable()
+        if (value := _value(headers, name))
     }
+    # As Anthropic's clients show a key.
+    if "authorization" not in headers and (key := _value(headers, "x-api-key")):
+        passed["authorization"] = f"Bearer {key}"
     if len(passed.get("x-request-id", "")) not in range(1, _MAX_REQUEST_ID + 1):
         passed["x-request-id"] = secrets.token_hex(12)
     returned = {name: passed[name] for name in passed.keys() & {"x-request-id", "traceparent"}}
     return Caller(
         passed["x-request-id"], passed.get("authorization", ""), tuple(passed.items()), returned
     )
+
+
+def _value(headers: Headers, name: str) -> str:
+    """Return the header `name`; what gRPC could not carry is left out, as a key if there were none.
+
+    Of several none is chosen.
+    """
+    values = headers.getlist(name)
+    value = values[0] if len(values) == 1 else ""
+    return value if len(value) <= _MAX_VALUE and value.isascii() and value.isprintable() else ""

@@ -1,0 +1,196 @@
+"""From what the server answers to Anthropic's objects and events."""
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from loramux.errors import LoramuxError
+from loramux.gateway.anthropic.names import MessageNames
+from loramux.gateway.anthropic.refusal import error_body
+from loramux.gateway.events import event
+from loramux.v1 import generation_pb2
+
+Object = dict[str, object]
+
+PING_SECONDS = 5.0
+"""After which a caller who was told nothing, while a call of a tool is written, is told that all is
+well."""
+_DELTAS = {"text": "text_delta", "thinking": "thinking_delta"}
+"""Type of a block -> of what is added to it. The text has the name of the block."""
+
+
+class Answer:
+    """Makes the objects of one answer; a `Telling`."""
+
+    def __init__(
+        self,
+        request_id: str,
+        model: str,
+        *,
+        stop_sequences: Sequence[str],
+        tells_thoughts: bool,
+        names: MessageNames,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            request_id: What the id is made of.
+            model: What the request called the model.
+            stop_sequences: Those of the request; an adapter has others of its own.
+            tells_thoughts: Whether blocks of thoughts have a text.
+            names: What errors call fields.
+            clock: Seconds.
+        """
+        self._request_id = request_id
+        self._stop_sequences = stop_sequences
+        self._tells_thoughts = tells_thoughts
+        self._names = names
+        self._clock = clock
+        self._head: Object = {
+            "id": f"msg_{request_id}",
+            "type": "message",
+            "role": "assistant",
+            "model": model,
+        }
+        self._is_begun = False
+        self._told_at = 0.0
+        self._open: str | None = None
+        """The type of the block that is told."""
+        self._num_blocks = 0
+        self._thought = hashlib.sha256()
+        self._stop: Object = {}
+
+    def whole(self, responses: Sequence[generation_pb2.GenerateResponse]) -> Object:
+        """See `Telling`."""
+        (response,) = responses
+        (completion,) = response.completions
+        content: list[Object] = []
+        if completion.reasoning:
+            self._thought.update(completion.reasoning.encode())
+            thinking = completion.reasoning if self._tells_thoughts else ""
+            content.append({"type": "thinking", "thinking": thinking, **self._signature()})
+        if completion.text:
+            content.append({"type": "text", "text": completion.text})
+        content += [
+            _call(call, msgspec.Raw(call.arguments.encode())) for call in completion.tool_calls
+        ]
+        stop = self._stop_of(completion)
+        return self._head | {"content": content, **stop, "usage": usage_of(response.usage)}
+
+    def is_long(self, place: int, response: generation_pb2.StreamGenerateResponse) -> bool:
+        """See `Telling`."""
+        return False
+
+    def events(self, place: int, response: generation_pb2.StreamGenerateResponse) -> bytes:
+        """See `Telling`."""
+        delta = response.delta
+        told = [] if self._is_begun else [self._start()]
+        if delta.reasoning:
+            told += self._add("thinking", delta.reasoning)
+        if delta.text:
+            told += self._add("text", delta.text)
+        for call in delta.tool_calls:
+            told += self._called(call)
+        if delta.finish_reason:
+            told += self._close()
+            self._stop = self._stop_of(delta)
+        now = self._clock()
+        if not told and now - self._told_at >= PING_SECONDS:
+            told = [_event("ping")]
+        if told:
+            self._told_at = now
+        return b"".join(told)
+
+    def end(self, usages: Sequence[generation_pb2.Usage]) -> bytes:
+        """See `Telling`."""
+        (usage,) = usages
+        last = _event("message_delta", delta=self._stop, usage=usage_of(usage))
+        return last + _event("message_stop")
+
+    def failure(self, error: LoramuxError) -> bytes:
+        """See `Telling`."""
+        return event(error_body(error, self._request_id, self._names), "error")
+
+    def _start(self) -> bytes:
+        self._is_begun = True
+        # How long the prompt is the server says at the end, and so does `message_delta`.
+        message = self._head | {"content": [], **_NOT_STOPPED, "usage": usage_of(_NOTHING)}
+        return _event("message_start", message=message)
+
+    def _add(self, kind: str, text: str) -> list[bytes]:
+        """Return what adds `text` to the block of that `kind`."""
+        told = []
+        if self._open != kind:
+            empty = {"signature": ""} if kind == "thinking" else {}
+            told = [*self._close(), self._begin({"type": kind, kind: "", **empty})]
+            self._open = kind
+        if kind == "thinking":
+            self._thought.update(text.encode())
+        if kind == "text" or self._tells_thoughts:
+            told.append(self._delta({"type": _DELTAS[kind], kind: text}))
+        return told
+
+    def _called(self, call: generation_pb2.ToolCall) -> list[bytes]:
+        """Return the block of a call, whose input is told as a whole."""
+        told = [*self._close(), self._begin(_call(call, {}))]
+        self._open = "tool_use"
+        told.append(self._delta({"type": "input_json_delta", "partial_json": call.arguments}))
+        return told + self._close()
+
+    def _begin(self, block: Object) -> bytes:
+        return _event("content_block_start", index=self._num_blocks, content_block=block)
+
+    def _delta(self, delta: Object) -> bytes:
+        return _event("content_block_delta", index=self._num_blocks, delta=delta)
+
+    def _close(self) -> list[bytes]:
+        """Return what ends the block that is told, if there is one."""
+        if self._open is None:
+            return []
+        told = []
+        if self._open == "thinking":
+            told.append(self._delta({"type": "signature_delta", **self._signature()}))
+        told.append(_event("content_block_stop", index=self._num_blocks))
+        self._open = None
+        self._num_blocks += 1
+        return told
+
+    def _signature(self) -> Object:
+        """Return what clients expect with a thought, and send back; nobody looks at it here."""
+        thought, self._thought = self._thought, hashlib.sha256()
+        return {"signature": thought.hexdigest()}
+
+    def _stop_of(self, completion: generation_pb2.Completion) -> Object:
+        """Return why the answer ended."""
+        if completion.finish_reason == generation_pb2.FINISH_REASON_LENGTH:
+            return {"stop_reason": "max_tokens", "stop_sequence": None}
+        if completion.finish_reason == generation_pb2.FINISH_REASON_TOOL_CALLS:
+            return {"stop_reason": "tool_use", "stop_sequence": None}
+        if completion.stop_string in self._stop_sequences:
+            return {"stop_reason": "stop_sequence", "stop_sequence": completion.stop_string}
+        return {"stop_reason": "end_turn", "stop_sequence": None}
+
+
+_NOTHING = generation_pb2.Usage()
+_NOT_STOPPED: Object = {"stop_reason": None, "stop_sequence": None}
+
+
+def usage_of(usage: generation_pb2.Usage) -> Object:
+    """Return how many tokens there were; those of the prompt are told in two parts."""
+    return {
+        "input_tokens": usage.prompt_tokens - usage.cached_tokens,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": usage.cached_tokens,
+        "output_tokens": usage.completion_tokens,
+    }
+
+
+def _call(call: generation_pb2.ToolCall, given: object) -> Object:
+    return {"type": "tool_use", "id": call.id, "name": call.name, "input": given}
+
+
+def _event(kind: str, **told: object) -> bytes:
+    return event({"type": kind, **told}, kind)

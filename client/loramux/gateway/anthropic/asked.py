@@ -1,0 +1,76 @@
+"""From the body of a request to what the server is asked."""
+
+from typing import Any
+
+from loramux.gateway.anthropic.body import CountBody, Format, MessagesBody
+from loramux.gateway.anthropic.tools import choice_of, tools_of
+from loramux.gateway.anthropic.turns import Turns
+from loramux.gateway.asked import asked_with
+from loramux.gateway.body import ChatBody, NamedSchema, SchemaFormat
+from loramux.gateway.refusal import invalid
+from loramux.v1 import generation_pb2
+
+_EFFORTS = {"xhigh": "high", "max": "high"}
+"""Effort -> what templates call it, where they have no such word."""
+
+
+def asked_by(body: CountBody, turns: Turns, base: str) -> generation_pb2.GenerateRequest:
+    """Return what `body` asks of a server whose base model is called `base`.
+
+    Args:
+        body: The body; what makes no text of it asks for a single token.
+        turns: Its messages.
+        base: The name.
+
+    Raises:
+        LoramuxError: It cannot be asked; the error names the field.
+    """
+    tools = tools_of(body.tools)
+    form = _form(body)
+    sampling: dict[str, Any] = {"max_tokens": 1}
+    if isinstance(body, MessagesBody):
+        sampling = {
+            "max_tokens": body.max_tokens,
+            "temperature": body.temperature,
+            "top_p": body.top_p,
+            "top_k": body.top_k,
+            "seed": body.seed,
+            "stop": body.stop_sequences or None,
+            "user": (body.metadata and body.metadata.user_id) or "",
+        }
+    chat = ChatBody(
+        model=body.model,
+        messages=[],
+        tools=tools,
+        chat_template_kwargs=_variables(body),
+        response_format=SchemaFormat(NamedSchema(form.schema)) if form else None,
+        adapters=body.adapters,
+        combination=body.combination,
+        timeout=body.timeout,
+        **choice_of(body.tool_choice, tools),
+        **sampling,
+    )
+    (asked,) = asked_with(chat, turns.messages, base)
+    return asked
+
+
+def _variables(body: CountBody) -> dict[str, object]:
+    """Return the variables of the template that say whether the model thinks, and how much."""
+    found: dict[str, object] = {}
+    if body.thinking:
+        # A template knows of one of them at most.
+        found |= dict.fromkeys(("enable_thinking", "thinking"), body.thinking.type != "disabled")
+    effort = body.output_config and body.output_config.effort
+    if effort:
+        found["reasoning_effort"] = _EFFORTS.get(effort, effort)
+    return found | (body.chat_template_kwargs or {})
+
+
+def _form(body: CountBody) -> Format | None:
+    """Return the form that the text is to have."""
+    form = body.output_config and body.output_config.format
+    if form and body.output_format:
+        raise invalid(
+            "output_format", "output_format is set, and so is output_config.format; set one of them"
+        )
+    return form or body.output_format

@@ -1,0 +1,149 @@
+"""The blocks of which contents are made."""
+
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+import msgspec
+
+from loramux.gateway.parsing import converted
+from loramux.gateway.refusal import invalid, unsupported
+from loramux.types import Image
+
+_MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif")
+
+
+class TextBlock(msgspec.Struct, forbid_unknown_fields=True):
+    """A text."""
+
+    type: str
+    text: str
+    cache_control: object = None
+    citations: object = None
+    """Of what the text quotes; models are not told."""
+
+
+class ImageSource(msgspec.Struct, forbid_unknown_fields=True):
+    """Where an image is."""
+
+    type: str
+    media_type: str = ""
+    data: str = ""
+    url: object = None
+    file_id: object = None
+
+
+class ImageBlock(msgspec.Struct, forbid_unknown_fields=True):
+    """An image."""
+
+    type: str
+    source: ImageSource
+    cache_control: object = None
+    transformations: None = None
+
+
+class ToolUseBlock(msgspec.Struct, forbid_unknown_fields=True):
+    """A call of a tool that an assistant asked for."""
+
+    type: str
+    id: str
+    name: str
+    input: dict[str, object]
+    cache_control: object = None
+    caller: object = None
+    """Who called, which is always the model."""
+    toolset_name: None = None
+
+
+class ToolResultBlock(msgspec.Struct, forbid_unknown_fields=True):
+    """What came of a call."""
+
+    type: str
+    tool_use_id: str
+    content: str | list[dict[str, object]] | None = None
+    is_error: bool | None = None
+    cache_control: object = None
+    toolset_name: None = None
+
+
+class ThinkingBlock(msgspec.Struct, forbid_unknown_fields=True):
+    """What an assistant thought."""
+
+    type: str
+    thinking: str
+    signature: str = ""
+
+
+class RedactedThinkingBlock(msgspec.Struct, forbid_unknown_fields=True):
+    """What an assistant of Anthropic's thought, which nobody else can read."""
+
+    type: str
+    data: str
+
+
+Block: TypeAlias = (
+    TextBlock | ImageBlock | ToolUseBlock | ToolResultBlock | ThinkingBlock | RedactedThinkingBlock
+)
+
+_KINDS: dict[str, type[Block]] = {
+    "text": TextBlock,
+    "image": ImageBlock,
+    "tool_use": ToolUseBlock,
+    "tool_result": ToolResultBlock,
+    "thinking": ThinkingBlock,
+    "redacted_thinking": RedactedThinkingBlock,
+}
+
+OF_SYSTEM = ("text",)
+OF_USER = ("text", "image", "tool_result")
+OF_ASSISTANT = ("text", "thinking", "redacted_thinking", "tool_use")
+OF_RESULT = ("text", "image")
+"""Types of the blocks that a content may have."""
+
+
+def blocks_of(
+    name: str, content: str | Sequence[Mapping[str, object]], known: Sequence[str]
+) -> list[tuple[str, Block]]:
+    """Return the blocks of the field `name`, of the types `known`, each with what it is called.
+
+    Raises:
+        InvalidArgumentError: One is none; the error names it, and what would be right.
+    """
+    if isinstance(content, str):
+        return [(name, TextBlock("text", content))]
+    return [
+        (f"{name}[{place}]", _block(f"{name}[{place}]", block, known))
+        for place, block in enumerate(content)
+    ]
+
+
+def _block(name: str, block: Mapping[str, object], known: Sequence[str]) -> Block:
+    kind = block.get("type")
+    if kind not in known:
+        expected = " or ".join(repr(each) for each in known)
+        raise unsupported(f"{name}.type", f"{name}.type is {kind!r}; expected {expected}")
+    return converted(block, _KINDS[str(kind)], name)
+
+
+def image_of(name: str, block: ImageBlock) -> Image:
+    """Return the image of the block that is called `name`.
+
+    Raises:
+        InvalidArgumentError: It is elsewhere, or none; the error names the field.
+    """
+    source, name = block.source, f"{name}.source"
+    if source.type != "base64":
+        raise unsupported(
+            f"{name}.type",
+            f"{name}.type is {source.type!r}; expected 'base64', with media_type and data: nothing "
+            "is fetched from elsewhere",
+        )
+    if source.media_type not in _MEDIA_TYPES:
+        raise invalid(
+            f"{name}.media_type",
+            f"{name}.media_type is {source.media_type!r}; expected one of "
+            f"{', '.join(_MEDIA_TYPES)}",
+        )
+    try:
+        return Image.from_data_url(f"data:{source.media_type};base64,{source.data}")
+    except ValueError as error:
+        raise invalid(f"{name}.data", f"{name}.data {error}") from None

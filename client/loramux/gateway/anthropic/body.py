@@ -1,0 +1,102 @@
+"""The bodies of requests: which fields there are, and of what type."""
+
+from typing import Literal
+
+import msgspec
+
+from loramux.gateway.body import WeightedAdapter
+from loramux.gateway.parsing import Unserved
+
+UNSERVED = Unserved(
+    harmless=frozenset({"cache_control", "diagnostics", "service_tier"}),
+    unsupported={
+        "container": (),
+        "context_management": (
+            {"edits": []},
+            {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+        ),
+        "inference_geo": (),
+        "mcp_servers": ([],),
+        "speed": ("standard",),
+    },
+)
+"""Prefixes are cached without being marked."""
+
+
+class Thinking(msgspec.Struct, forbid_unknown_fields=True):
+    """Whether the model thinks before it answers."""
+
+    type: Literal["enabled", "adaptive", "disabled"]
+    budget_tokens: int | None = None
+    """Has no effect: what is thought counts for `max_tokens`."""
+    display: Literal["summarized", "omitted"] | None = None
+
+
+class ToolChoice(msgspec.Struct, forbid_unknown_fields=True):
+    """Whether tools are called."""
+
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool = False
+
+
+class Format(msgspec.Struct, forbid_unknown_fields=True):
+    """The form of the text."""
+
+    type: Literal["json_schema"]
+    schema: dict[str, object]
+
+
+class OutputConfig(msgspec.Struct, forbid_unknown_fields=True):
+    """How the model answers."""
+
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+    format: Format | None = None
+
+
+class Metadata(msgspec.Struct, forbid_unknown_fields=True):
+    """What is known of the request."""
+
+    user_id: str | None = None
+
+
+class Message(msgspec.Struct, forbid_unknown_fields=True):
+    """One turn."""
+
+    role: str
+    content: str | list[dict[str, object]]
+
+
+class CountBody(msgspec.Struct, kw_only=True):
+    """The body of `/v1/messages/count_tokens`: all that becomes the prompt."""
+
+    model: str
+    messages: list[Message]
+    system: str | list[dict[str, object]] = ""
+    tools: list[dict[str, object]] = []
+    tool_choice: ToolChoice | None = None
+    thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
+    output_format: Format | None = None
+    """What `output_config.format` was called before."""
+
+    # Our own, as in chats.
+    adapters: list[WeightedAdapter] | None = None
+    combination: str | None = None
+    chat_template_kwargs: dict[str, object] | None = None
+    timeout: float | None = None
+
+
+class MessagesBody(CountBody, kw_only=True):
+    """The body of `/v1/messages`."""
+
+    max_tokens: int
+    stream: bool = False
+    stop_sequences: list[str] = []
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    metadata: Metadata | None = None
+
+    # Our own, as in chats.
+    seed: int | None = None

@@ -1,0 +1,102 @@
+"""The routes of Anthropic's API."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
+
+from starlette.requests import Request
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from loramux.gateway.answering import Answering, WhileThere
+from loramux.gateway.anthropic.answer import Answer
+from loramux.gateway.anthropic.asked import asked_by
+from loramux.gateway.anthropic.body import UNSERVED, CountBody, MessagesBody
+from loramux.gateway.anthropic.names import MessageNames
+from loramux.gateway.anthropic.refusal import request_header
+from loramux.gateway.anthropic.turns import Turns
+from loramux.gateway.backend import Backend
+from loramux.gateway.caller import Caller, caller_of
+from loramux.gateway.parsing import parse
+from loramux.gateway.reading import read
+from loramux.gateway.refusal import json_response
+from loramux.v1 import generation_pb2
+
+PATH = "/v1/messages"
+B = TypeVar("B", bound=CountBody)
+
+
+class Messages:
+    """Answers `/v1/messages` and what is below it."""
+
+    def __init__(
+        self,
+        backend: Callable[[], Backend],
+        most_bytes: Callable[[Caller], Awaitable[int]],
+    ) -> None:
+        """Prepare.
+
+        Args:
+            backend: Tells the server behind.
+            most_bytes: Says how large a body with images may be.
+        """
+        self._backend = backend
+        self._most_bytes = most_bytes
+
+    @property
+    def routes(self) -> list[Route]:
+        """The routes."""
+        return [
+            Route(PATH, self.create, methods=["POST"]),
+            Route(f"{PATH}/count_tokens", self.count_tokens, methods=["POST"]),
+        ]
+
+    async def create(self, request: Request) -> WhileThere:
+        """`POST /v1/messages`."""
+        caller, body, names, asked = await self._asked(request, MessagesBody)
+        answer = Answer(
+            caller.request_id,
+            body.model,
+            stop_sequences=body.stop_sequences,
+            tells_thoughts=body.thinking is None or body.thinking.display != "omitted",
+            names=names,
+        )
+        answering = Answering(self._backend(), caller, [asked], answer, body.timeout)
+        return WhileThere(answering.events if body.stream else answering.whole)
+
+    async def count_tokens(self, request: Request) -> WhileThere:
+        """`POST /v1/messages/count_tokens`."""
+        caller, body, _, asked = await self._asked(request, CountBody)
+        return WhileThere(Counting(self._backend(), caller, asked, body.timeout).whole)
+
+    async def _asked(
+        self, request: Request, kind: type[B]
+    ) -> tuple[Caller, B, MessageNames, generation_pb2.GenerateRequest]:
+        """Return who calls, the body, what errors call its fields, and what the server is asked."""
+        caller = caller_of(request.scope)
+        request.state.names = MessageNames()
+        body = parse(await read(request, partial(self._most_bytes, caller)), kind, UNSERVED)
+        turns = Turns(body)
+        request.state.names = names = MessageNames(places=turns.names)
+        server = await self._backend().info(caller)
+        asked = asked_by(body, turns, server.base_model)
+        named = replace(caller, returned=caller.returned | request_header(caller))
+        return named, body, names, asked
+
+
+@dataclass(frozen=True, slots=True)
+class Counting:
+    """What it takes to say how many tokens a prompt has."""
+
+    backend: Backend
+    caller: Caller
+    asked: generation_pb2.GenerateRequest
+    """Asks for a single token: the prompt is in the prefix cache then."""
+    seconds: float | None
+
+    async def whole(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer."""
+        response = await self.backend.generate(self.asked, self.caller, self.seconds)
+        found = {"input_tokens": response.usage.prompt_tokens}
+        await json_response(found, self.caller.returned)(scope, receive, send)

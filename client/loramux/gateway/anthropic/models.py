@@ -1,0 +1,28 @@
+"""The list of models, as Anthropic's API has it."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+
+def listed(models: Mapping[str, Any]) -> dict[str, object]:
+    """Return Anthropic's list for `models`, which is OpenAI's; it has all of them on one page."""
+    found = [as_model(model) for model in models["data"]]
+    return {
+        "data": found,
+        "has_more": False,
+        "first_id": found[0]["id"],
+        "last_id": found[-1]["id"],
+    }
+
+
+def as_model(model: Mapping[str, Any]) -> dict[str, object]:
+    """Return Anthropic's object for `model`, which is OpenAI's."""
+    return {
+        "type": "model",
+        "id": model["id"],
+        "display_name": model["id"],
+        "created_at": datetime.fromtimestamp(model["created"], UTC).isoformat(),
+        "lifecycle": "active",
+        "max_input_tokens": model["max_model_len"],
+    }

@@ -1,0 +1,42 @@
+"""What a request calls the fields that errors name as the server does."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from loramux.gateway.names import Names
+
+_SCHEMA = "structured_output.json_schema"
+_FIELDS = {
+    "stop": "stop_sequences",
+    "routing_key": "metadata.user_id",
+    "tool_choice.mode": "tool_choice.type",
+    _SCHEMA: "output_config.format.schema",
+}
+"""Field of the server's request -> field of Anthropic's, where they are called differently."""
+_LAST = {".parameters": ".input_schema", ".arguments": ".input"}
+"""The same of the last part of a name."""
+
+
+@dataclass(frozen=True, slots=True)
+class MessageNames(Names):
+    """The names that Anthropic's API has for fields."""
+
+    places: Mapping[str, str] = field(default_factory=dict)
+    """Field of the server's messages -> what has it here, as `Turns` tells."""
+
+    def in_field(self, name: str) -> str:
+        """See `Names`."""
+        for ours, theirs in _LAST.items():
+            if name.endswith(ours):
+                name = name.removesuffix(ours) + theirs
+        # From the whole name to what it begins with.
+        for end in [*(found.start() for found in re.finditer(r"[.\[]", name)), len(name)][::-1]:
+            found = self.places.get(name[:end], _FIELDS.get(name[:end]))
+            if found is not None:
+                return found + name[end:]
+        return name
+
+    def in_text(self, text: str) -> str:
+        """See `Names`."""
+        return text.replace(_SCHEMA, _FIELDS[_SCHEMA])

@@ -1,0 +1,85 @@
+"""Tools, as Anthropic's API has them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from loramux.gateway.anthropic.body import ToolChoice
+from loramux.gateway.parsing import converted
+from loramux.gateway.refusal import invalid, unsupported
+from loramux.gateway.tools import Function, FunctionName, NamedTool, Tool
+
+_MODES = {"auto": "auto", "any": "required", "none": "none"}
+"""Type of a choice -> what chats call it."""
+
+
+class CustomTool(msgspec.Struct, forbid_unknown_fields=True):
+    """A tool that the caller runs."""
+
+    name: str
+    input_schema: dict[str, object]
+    description: str | None = None
+    type: str | None = None
+    strict: bool | None = None
+    cache_control: object = None
+    eager_input_streaming: bool | None = None
+    """Whether input may come in parts; it comes as a whole."""
+    allowed_callers: list[str] = ["direct"]
+    defer_loading: bool = False
+    input_examples: list[object] = []
+
+
+def tools_of(given: Sequence[Mapping[str, object]]) -> list[Tool]:
+    """Return the tools that a request names.
+
+    Raises:
+        InvalidArgumentError: One is none that the caller runs; the error names the field.
+    """
+    return [_tool(f"tools[{place}]", tool) for place, tool in enumerate(given)]
+
+
+def choice_of(choice: ToolChoice | None, tools: Sequence[Tool]) -> dict[str, Any]:
+    """Return what a chat says of whether `tools` are called, by its fields.
+
+    Raises:
+        InvalidArgumentError: There is nothing to choose from; the error names the field.
+    """
+    if choice is None:
+        return {}
+    if (choice.type == "tool") != (choice.name is not None):
+        raise invalid(
+            "tool_choice.name",
+            f"tool_choice.name is {choice.name!r}, and the type is {choice.type!r}; a name goes "
+            "with the type 'tool'",
+        )
+    if choice.type == "any" and not tools:
+        raise invalid("tool_choice.type", "tool_choice.type is 'any'; it needs tools")
+    named = NamedTool(FunctionName(choice.name)) if choice.name is not None else None
+    found: dict[str, Any] = {"tool_choice": named or _MODES[choice.type]}
+    if choice.disable_parallel_tool_use:
+        found["parallel_tool_calls"] = False
+    return found
+
+
+def _tool(name: str, given: Mapping[str, object]) -> Tool:
+    kind = given.get("type")
+    if kind not in (None, "custom"):
+        raise unsupported(
+            f"{name}.type",
+            f"{name}.type is {kind!r}; expected 'custom': a tool has a name and an input_schema, "
+            "and the caller runs it",
+        )
+    tool = converted(given, CustomTool, name)
+    for field, value, right in (
+        ("allowed_callers", tool.allowed_callers, ["direct"]),
+        ("defer_loading", tool.defer_loading, False),
+        ("input_examples", tool.input_examples, []),
+    ):
+        if value != right:
+            raise unsupported(
+                f"{name}.{field}",
+                f"{name}.{field} is {msgspec.json.encode(value).decode()[:80]}; expected "
+                f"{msgspec.json.encode(right).decode()}, or none",
+            )
+    return Tool(Function(tool.name, tool.description, tool.input_schema, tool.strict))
