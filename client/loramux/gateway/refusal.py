@@ -1,6 +1,7 @@
 """Errors as OpenAI's clients know them."""
 
 import math
+from collections.abc import Collection
 
 import grpc
 import msgspec
@@ -46,6 +47,17 @@ def unsupported(param: str, message: str) -> InvalidArgumentError:
 def invalid(param: str, message: str) -> InvalidArgumentError:
     """Return the error for a field whose value cannot be right."""
     return InvalidArgumentError(message, reason="INVALID_FIELD", field=param)
+
+
+def check_one_of(param: str, value: object, known: Collection[str]) -> None:
+    """Demand that a field is one of the values that are `known`.
+
+    Raises:
+        InvalidArgumentError: It is another one.
+    """
+    if value not in known:
+        expected = " or ".join(repr(each) for each in known)
+        raise unsupported(param, f"{param} is {value!r}; expected {expected}")
 
 
 def error_body(error: LoramuxError, names: Names = _NAMES) -> dict[str, object]:

@@ -55,6 +55,8 @@ class Answer:
             "role": "assistant",
             "model": model,
         }
+        self.is_all_that_fits = False
+        """Whether there are fewer tokens than were asked for, as many as the context leaves."""
         self._is_begun = False
         self._told_at = 0.0
         self._open: str | None = None
@@ -166,7 +168,8 @@ class Answer:
     def _stop_of(self, completion: generation_pb2.Completion) -> Object:
         """Return why the answer ended."""
         if completion.finish_reason == generation_pb2.FINISH_REASON_LENGTH:
-            return {"stop_reason": "max_tokens", "stop_sequence": None}
+            reason = "model_context_window_exceeded" if self.is_all_that_fits else "max_tokens"
+            return {"stop_reason": reason, "stop_sequence": None}
         if completion.finish_reason == generation_pb2.FINISH_REASON_TOOL_CALLS:
             return {"stop_reason": "tool_use", "stop_sequence": None}
         if completion.stop_string in self._stop_sequences:

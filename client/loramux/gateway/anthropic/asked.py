@@ -7,18 +7,21 @@ from loramux.gateway.anthropic.tools import choice_of, tools_of
 from loramux.gateway.anthropic.turns import Turns
 from loramux.gateway.asked import asked_with
 from loramux.gateway.body import ChatBody, NamedSchema, SchemaFormat
-from loramux.gateway.refusal import invalid
+from loramux.gateway.refusal import check_one_of, invalid
 from loramux.v1 import generation_pb2
 
-_EFFORTS = {"xhigh": "high", "max": "high"}
-"""Effort -> what templates call it, where they have no such word."""
+_MAX_INT32 = (1 << 31) - 1
+_SHOWN, OMITTED = "summarized", "omitted"
+"""What thoughts in an answer can be."""
+_EFFORTS = {"low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high"}
+"""Effort -> what templates call it, of which most have three words for it."""
 
 
 def asked_by(body: CountBody, turns: Turns, base: str) -> generation_pb2.GenerateRequest:
     """Return what `body` asks of a server whose base model is called `base`.
 
     Args:
-        body: The body; what makes no text of it asks for a single token.
+        body: The body.
         turns: Its messages.
         base: The name.
 
@@ -27,10 +30,10 @@ def asked_by(body: CountBody, turns: Turns, base: str) -> generation_pb2.Generat
     """
     tools = tools_of(body.tools)
     form = _form(body)
-    sampling: dict[str, Any] = {"max_tokens": 1}
+    sampling: dict[str, Any] = {}
     if isinstance(body, MessagesBody):
         sampling = {
-            "max_tokens": body.max_tokens,
+            "max_tokens": min(body.max_tokens, _MAX_INT32),
             "temperature": body.temperature,
             "top_p": body.top_p,
             "top_k": body.top_k,
@@ -58,11 +61,14 @@ def _variables(body: CountBody) -> dict[str, object]:
     """Return the variables of the template that say whether the model thinks, and how much."""
     found: dict[str, object] = {}
     if body.thinking:
+        check_one_of("thinking.type", body.thinking.type, ("enabled", "adaptive", "disabled"))
+        check_one_of("thinking.display", body.thinking.display or _SHOWN, (_SHOWN, OMITTED))
         # A template knows of one of them at most.
         found |= dict.fromkeys(("enable_thinking", "thinking"), body.thinking.type != "disabled")
     effort = body.output_config and body.output_config.effort
     if effort:
-        found["reasoning_effort"] = _EFFORTS.get(effort, effort)
+        check_one_of("output_config.effort", effort, _EFFORTS)
+        found["reasoning_effort"] = _EFFORTS[effort]
     return found | (body.chat_template_kwargs or {})
 
 
@@ -73,4 +79,7 @@ def _form(body: CountBody) -> Format | None:
         raise invalid(
             "output_format", "output_format is set, and so is output_config.format; set one of them"
         )
+    for name, each in (("output_config.format", form), ("output_format", body.output_format)):
+        if each:
+            check_one_of(f"{name}.type", each.type, ("json_schema",))
     return form or body.output_format

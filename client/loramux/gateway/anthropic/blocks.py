@@ -6,7 +6,7 @@ from typing import TypeAlias
 import msgspec
 
 from loramux.gateway.parsing import converted
-from loramux.gateway.refusal import invalid, unsupported
+from loramux.gateway.refusal import check_one_of, invalid, unsupported
 from loramux.types import Image
 
 _MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif")
@@ -118,9 +118,7 @@ def blocks_of(
 
 def _block(name: str, block: Mapping[str, object], known: Sequence[str]) -> Block:
     kind = block.get("type")
-    if kind not in known:
-        expected = " or ".join(repr(each) for each in known)
-        raise unsupported(f"{name}.type", f"{name}.type is {kind!r}; expected {expected}")
+    check_one_of(f"{name}.type", kind, known)
     return converted(block, _KINDS[str(kind)], name)
 
 
@@ -137,12 +135,7 @@ def image_of(name: str, block: ImageBlock) -> Image:
             f"{name}.type is {source.type!r}; expected 'base64', with media_type and data: nothing "
             "is fetched from elsewhere",
         )
-    if source.media_type not in _MEDIA_TYPES:
-        raise invalid(
-            f"{name}.media_type",
-            f"{name}.media_type is {source.media_type!r}; expected one of "
-            f"{', '.join(_MEDIA_TYPES)}",
-        )
+    check_one_of(f"{name}.media_type", source.media_type, _MEDIA_TYPES)
     try:
         return Image.from_data_url(f"data:{source.media_type};base64,{source.data}")
     except ValueError as error:

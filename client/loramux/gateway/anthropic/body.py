@@ -1,6 +1,7 @@
-"""The bodies of requests: which fields there are, and of what type."""
+"""The bodies of requests: which fields there are, and of what type.
 
-from typing import Literal
+What a text may be is looked at where it is used, and other values by the server.
+"""
 
 import msgspec
 
@@ -26,16 +27,16 @@ UNSERVED = Unserved(
 class Thinking(msgspec.Struct, forbid_unknown_fields=True):
     """Whether the model thinks before it answers."""
 
-    type: Literal["enabled", "adaptive", "disabled"]
+    type: str
     budget_tokens: int | None = None
     """Has no effect: what is thought counts for `max_tokens`."""
-    display: Literal["summarized", "omitted"] | None = None
+    display: str | None = None
 
 
 class ToolChoice(msgspec.Struct, forbid_unknown_fields=True):
     """Whether tools are called."""
 
-    type: Literal["auto", "any", "tool", "none"]
+    type: str
     name: str | None = None
     disable_parallel_tool_use: bool = False
 
@@ -43,14 +44,14 @@ class ToolChoice(msgspec.Struct, forbid_unknown_fields=True):
 class Format(msgspec.Struct, forbid_unknown_fields=True):
     """The form of the text."""
 
-    type: Literal["json_schema"]
+    type: str
     schema: dict[str, object]
 
 
 class OutputConfig(msgspec.Struct, forbid_unknown_fields=True):
     """How the model answers."""
 
-    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+    effort: str | None = None
     format: Format | None = None
 
 

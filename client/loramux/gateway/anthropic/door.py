@@ -1,18 +1,19 @@
 """The routes of Anthropic's API."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
 from starlette.requests import Request
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
-from loramux.gateway.answering import Answering, WhileThere
+from loramux.gateway.answering import WhileThere
 from loramux.gateway.anthropic.answer import Answer
-from loramux.gateway.anthropic.asked import asked_by
+from loramux.gateway.anthropic.asked import OMITTED, asked_by
 from loramux.gateway.anthropic.body import UNSERVED, CountBody, MessagesBody
+from loramux.gateway.anthropic.counting import Counting
+from loramux.gateway.anthropic.fitting import Fitting
 from loramux.gateway.anthropic.names import MessageNames
 from loramux.gateway.anthropic.refusal import request_header
 from loramux.gateway.anthropic.turns import Turns
@@ -20,7 +21,6 @@ from loramux.gateway.backend import Backend
 from loramux.gateway.caller import Caller, caller_of
 from loramux.gateway.parsing import parse
 from loramux.gateway.reading import read
-from loramux.gateway.refusal import json_response
 from loramux.v1 import generation_pb2
 
 PATH = "/v1/messages"
@@ -59,16 +59,16 @@ class Messages:
             caller.request_id,
             body.model,
             stop_sequences=body.stop_sequences,
-            tells_thoughts=body.thinking is None or body.thinking.display != "omitted",
+            tells_thoughts=body.thinking is None or body.thinking.display != OMITTED,
             names=names,
         )
-        answering = Answering(self._backend(), caller, [asked], answer, body.timeout)
-        return WhileThere(answering.events if body.stream else answering.whole)
+        fitting = Fitting(self._backend(), caller, asked, answer, body.timeout)
+        return WhileThere(fitting.events if body.stream else fitting.whole)
 
     async def count_tokens(self, request: Request) -> WhileThere:
         """`POST /v1/messages/count_tokens`."""
         caller, body, _, asked = await self._asked(request, CountBody)
-        return WhileThere(Counting(self._backend(), caller, asked, body.timeout).whole)
+        return WhileThere(Counting.of(self._backend(), caller, asked, body.timeout).whole)
 
     async def _asked(
         self, request: Request, kind: type[B]
@@ -83,20 +83,3 @@ class Messages:
         asked = asked_by(body, turns, server.base_model)
         named = replace(caller, returned=caller.returned | request_header(caller))
         return named, body, names, asked
-
-
-@dataclass(frozen=True, slots=True)
-class Counting:
-    """What it takes to say how many tokens a prompt has."""
-
-    backend: Backend
-    caller: Caller
-    asked: generation_pb2.GenerateRequest
-    """Asks for a single token: the prompt is in the prefix cache then."""
-    seconds: float | None
-
-    async def whole(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer."""
-        response = await self.backend.generate(self.asked, self.caller, self.seconds)
-        found = {"input_tokens": response.usage.prompt_tokens}
-        await json_response(found, self.caller.returned)(scope, receive, send)

@@ -14,8 +14,11 @@ _FIELDS = {
     _SCHEMA: "output_config.format.schema",
 }
 """Field of the server's request -> field of Anthropic's, where they are called differently."""
-_LAST = {".parameters": ".input_schema", ".arguments": ".input"}
-"""The same of the last part of a name."""
+_PARTS = (
+    (re.compile(r"^(tools\[\d+\])\.parameters\b"), r"\1.input_schema"),
+    (re.compile(r"(\.tool_calls\[\d+\])\.arguments\b"), r"\1.input"),
+)
+"""The same of parts of a name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +30,8 @@ class MessageNames(Names):
 
     def in_field(self, name: str) -> str:
         """See `Names`."""
-        for ours, theirs in _LAST.items():
-            if name.endswith(ours):
-                name = name.removesuffix(ours) + theirs
+        for ours, theirs in _PARTS:
+            name = ours.sub(theirs, name)
         # From the whole name to what it begins with.
         for end in [*(found.start() for found in re.finditer(r"[.\[]", name)), len(name)][::-1]:
             found = self.places.get(name[:end], _FIELDS.get(name[:end]))

@@ -7,11 +7,13 @@ import msgspec
 
 from loramux.gateway.anthropic.body import ToolChoice
 from loramux.gateway.parsing import converted
-from loramux.gateway.refusal import invalid, unsupported
+from loramux.gateway.refusal import check_one_of, invalid, unsupported
 from loramux.gateway.tools import Function, FunctionName, NamedTool, Tool
 
 _MODES = {"auto": "auto", "any": "required", "none": "none"}
 """Type of a choice -> what chats call it."""
+_ONLY = {"allowed_callers": ["direct"], "defer_loading": False, "input_examples": []}
+"""Field of a tool -> what it may be, where it is there."""
 
 
 class CustomTool(msgspec.Struct, forbid_unknown_fields=True):
@@ -25,9 +27,9 @@ class CustomTool(msgspec.Struct, forbid_unknown_fields=True):
     cache_control: object = None
     eager_input_streaming: bool | None = None
     """Whether input may come in parts; it comes as a whole."""
-    allowed_callers: list[str] = ["direct"]
-    defer_loading: bool = False
-    input_examples: list[object] = []
+    allowed_callers: list[str] | None = None
+    defer_loading: bool | None = None
+    input_examples: list[object] | None = None
 
 
 def tools_of(given: Sequence[Mapping[str, object]]) -> list[Tool]:
@@ -47,6 +49,7 @@ def choice_of(choice: ToolChoice | None, tools: Sequence[Tool]) -> dict[str, Any
     """
     if choice is None:
         return {}
+    check_one_of("tool_choice.type", choice.type, (*_MODES, "tool"))
     if (choice.type == "tool") != (choice.name is not None):
         raise invalid(
             "tool_choice.name",
@@ -71,15 +74,10 @@ def _tool(name: str, given: Mapping[str, object]) -> Tool:
             "and the caller runs it",
         )
     tool = converted(given, CustomTool, name)
-    for field, value, right in (
-        ("allowed_callers", tool.allowed_callers, ["direct"]),
-        ("defer_loading", tool.defer_loading, False),
-        ("input_examples", tool.input_examples, []),
-    ):
-        if value != right:
+    for field, right in _ONLY.items():
+        if getattr(tool, field) not in (None, right):
             raise unsupported(
                 f"{name}.{field}",
-                f"{name}.{field} is {msgspec.json.encode(value).decode()[:80]}; expected "
-                f"{msgspec.json.encode(right).decode()}, or none",
+                f"{name}.{field} is {str(getattr(tool, field))[:80]}; expected {right}, or none",
             )
     return Tool(Function(tool.name, tool.description, tool.input_schema, tool.strict))

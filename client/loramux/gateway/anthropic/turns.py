@@ -21,7 +21,7 @@ from loramux.gateway.anthropic.blocks import (
 )
 from loramux.gateway.anthropic.body import CountBody
 from loramux.gateway.anthropic.body import Message as Given
-from loramux.gateway.refusal import invalid
+from loramux.gateway.refusal import check_one_of, invalid
 from loramux.types import Image, Message, ToolCall
 
 _BILLING = "x-anthropic-billing-header:"
@@ -91,8 +91,8 @@ class Turns:
             name = f"messages[{len(body.messages) - 1}].role"
             raise invalid(
                 name,
-                f"{name} is 'assistant'; the last message has to be a user's: an answer that was "
-                "begun elsewhere is not gone on with",
+                f"{name} is 'assistant'; expected 'user' in the last message: the beginning of an "
+                "answer is not continued",
             )
 
     @property
@@ -116,19 +116,15 @@ class Turns:
         return found
 
     def _take(self, name: str, given: Given) -> None:
+        check_one_of(f"{name}.role", given.role, ("user", "assistant", "system"))
         if given.role == "system":
             for part, text in _texts(f"{name}.content", given.content):
                 self._instruct(part, text)
         elif given.role == "user":
             self._take_user(name, given.content)
-        elif given.role == "assistant":
+        else:
             self._let_in()
             self._take_assistant(name, given.content)
-        else:
-            raise invalid(
-                f"{name}.role",
-                f"{name}.role is {given.role!r}; expected 'user', 'assistant' or 'system'",
-            )
 
     def _take_user(self, name: str, content: str | Sequence[dict[str, object]]) -> None:
         if content == []:

@@ -1,0 +1,59 @@
+"""How many tokens a prompt has, which the server tells with an answer."""
+
+from dataclasses import dataclass
+from typing import Self
+
+from starlette.types import Receive, Scope, Send
+
+from loramux.gateway.answers import adapter_header
+from loramux.gateway.backend import Backend
+from loramux.gateway.caller import Caller
+from loramux.gateway.refusal import json_response
+from loramux.v1 import generation_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class Counting:
+    """What it takes to count the tokens of a prompt."""
+
+    backend: Backend
+    caller: Caller
+    asked: generation_pb2.GenerateRequest
+    """Asks for a single token; the prompt is in the prefix cache then."""
+    seconds: float | None
+
+    @classmethod
+    def of(
+        cls,
+        backend: Backend,
+        caller: Caller,
+        asked: generation_pb2.GenerateRequest,
+        seconds: float | None,
+    ) -> Self:
+        """Return what counts the tokens of the prompt of `asked`, which stays as it is."""
+        shortened = generation_pb2.GenerateRequest()
+        shortened.CopyFrom(asked)
+        shortened.sampling.max_tokens = 1
+        return cls(backend, caller, shortened, seconds)
+
+    async def whole(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer with the count."""
+        response = await self._response()
+        found = {"input_tokens": response.usage.prompt_tokens}
+        await json_response(found, self.caller.returned)(scope, receive, send)
+
+    async def taken(self) -> int:
+        """Return how many tokens of the context are taken by the prompt and the adapter's own.
+
+        Raises:
+            LoramuxError: The server does not tell.
+        """
+        response = await self._response()
+        taken = response.usage.prompt_tokens
+        for identity in response.adapters:
+            adapter = await self.backend.adapter(adapter_header([identity]), self.caller)
+            taken += adapter.virtual_tokens
+        return taken
+
+    async def _response(self) -> generation_pb2.GenerateResponse:
+        return await self.backend.generate(self.asked, self.caller, self.seconds)
