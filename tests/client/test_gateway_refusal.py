@@ -113,3 +113,11 @@ def test_what_grpc_cannot_carry_stays_behind(value: str) -> None:
 def test_of_two_keys_none_is_chosen() -> None:
     found = seen(("authorization", "Bearer a"), ("authorization", "Bearer b"))
     assert found.key == ""
+
+
+def test_a_key_may_be_shown_as_anthropics_clients_do() -> None:
+    assert seen(("x-api-key", "lmx_a_b")).key == "Bearer lmx_a_b"
+    assert seen(("x-api-key", "lmx_a_b"), ("authorization", "Bearer c")).key == "Bearer c"
+    assert seen(("x-api-key", "a"), ("authorization", "x" * 1025)).key == ""
+    assert seen(("x-api-key", "a"), ("x-api-key", "b")).key == ""
+    assert seen(("x-api-key", "x" * 1025)).key == ""

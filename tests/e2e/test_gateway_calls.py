@@ -107,6 +107,13 @@ def test_a_key_goes_through_to_the_server(site: Site) -> None:
     assert site.gateway.get(models).status == site.gateway.get(f"{models}/fake").status == 401
     shown = f"Bearer {site.viewer}"
     assert site.gateway.get(models, authorization=shown).json["data"][0]["id"] == "fake"
+    assert site.gateway.get(models, x_api_key=site.viewer).json["data"][0]["id"] == "fake"
+    body = {"model": "fake", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
+    for key, status, kind in (
+        ("none", 401, "authentication_error"), (site.viewer, 403, "permission_error"),
+    ):  # fmt: skip
+        found = site.gateway.post("/v1/messages", body, x_api_key=key)
+        assert (found.status, found.error["type"]) == (status, kind)
     assert site.gateway.get("/health").status == 200
 
 

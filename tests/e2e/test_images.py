@@ -213,6 +213,16 @@ def test_openais_client_shows_images(server: SeeingServer, gateway: RunningGatew
         assert (caught.value.param, caught.value.code) == ("messages", "invalid_field")
 
 
+def test_anthropics_blocks_show_images(server: SeeingServer, gateway: RunningGateway) -> None:
+    data = base64.b64encode(CAT).decode()
+    source = {"type": "base64", "media_type": "image/png", "data": data}
+    content = [{"type": "text", "text": "What is this?"}, {"type": "image", "source": source}]
+    body = {"model": "base", "messages": [{"role": "user", "content": content}], "max_tokens": 1}
+    found = gateway.post("/v1/messages", body)
+    assert found.json["content"] == [{"type": "text", "text": "x"}]
+    assert last(server) == (f"[user]What is this?{SEEN}[assistant]", images(CAT))
+
+
 REFUSED: list[tuple[Any, str, str, str]] = [
     ({"type": "image_url", "image_url": {"url": "https://example.org/cat.png"}},
      "messages[0].content[1]", "invalid_field", "nothing is fetched"),

@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import openai
@@ -40,6 +40,9 @@ from tests.support.tool_adapter import (
 )
 from tests.support.tool_templates import TOOL_TEMPLATES, UNREAD
 from tests.support.wire import GENERATE, refusal, send
+
+if TYPE_CHECKING:
+    import anthropic
 
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 250}
 CITIES = WEATHER["parameters"]["properties"]["city"]["enum"]
@@ -370,6 +373,82 @@ def test_what_openai_cannot_have_is_refused_by_name(door: openai.OpenAI) -> None
         with pytest.raises(openai.BadRequestError) as caught:
             door.chat.completions.create(**{"model": "caller", "messages": ASKED, **body})
         assert caught.value.param == param, body
+
+
+ANTHROPIC_TOOLS: Any = [
+    {"name": "weather", "description": "Of a city", "input_schema": WEATHER["parameters"]}
+]
+
+
+@pytest.fixture(scope="module")
+def anthropics(door: openai.OpenAI) -> "Iterator[anthropic.Anthropic]":
+    """Anthropic's client of the same gateway."""
+    import anthropic
+
+    url = str(door.base_url).removesuffix("/v1/")
+    with anthropic.Anthropic(base_url=url, api_key="none", max_retries=0) as client:
+        yield client
+
+
+def test_the_client_of_anthropic_calls_tools(anthropics: "anthropic.Anthropic") -> None:
+    options: Any = {
+        "model": "caller", "tools": ANTHROPIC_TOOLS, "max_tokens": 250,
+        "extra_body": {"temperature": 0},
+    }  # fmt: skip
+    answer = anthropics.messages.create(messages=ASKED, **options)
+    blocks: list[Any] = answer.content
+    assert (answer.stop_reason, [block.type for block in blocks]) == (
+        "tool_use", ["thinking", "text", "tool_use", "tool_use"],
+    )  # fmt: skip
+    assert (blocks[0].thinking, blocks[1].text) == (THOUGHT, BEFORE)
+    assert [(block.name, block.input) for block in blocks[2:]] == [
+        ("weather", arguments) for arguments in CALLS
+    ]
+    with anthropics.messages.stream(messages=ASKED, **options) as stream:
+        kinds = [event.type for event in stream]
+        told: list[Any] = stream.get_final_message().content
+    assert kinds.count("content_block_start") == kinds.count("content_block_stop") == 4
+    assert kinds.count("input_json") == 2
+    assert [block.to_dict() | {"id": ""} for block in told] == [
+        block.to_dict() | {"id": ""} for block in blocks
+    ]
+    results = [
+        {"type": "tool_result", "tool_use_id": block.id, "content": [{"type": "text", "text": "3"}]}
+        for block in told[2:]
+    ]
+    messages = [
+        *ASKED,
+        {"role": "assistant", "content": told},
+        {"role": "user", "content": results},
+    ]
+    last = anthropics.messages.create(messages=messages, **options)
+    assert (last.stop_reason, [block.to_dict() for block in last.content]) == (
+        "end_turn", [{"type": "text", "text": AFTER}],
+    )  # fmt: skip
+
+
+def test_the_client_of_anthropic_chooses_what_is_called_and_thought(
+    anthropics: "anthropic.Anthropic", client: Client
+) -> None:
+    options: Any = {
+        "model": "caller", "messages": ASKED, "tools": ANTHROPIC_TOOLS, "max_tokens": 250,
+        "extra_body": {"temperature": 0},
+    }  # fmt: skip
+    for choice in ({"type": "tool", "name": "weather"}, {"type": "any"}):
+        given: Any = {**choice, "disable_parallel_tool_use": True}
+        answer: Any = anthropics.messages.create(tool_choice=given, **options)
+        assert [block.name for block in answer.content if block.type == "tool_use"] == ["weather"]
+    hidden: Any = {"type": "adaptive", "display": "omitted"}
+    answer = anthropics.messages.create(thinking=hidden, **options)
+    assert (answer.content[0].type, answer.content[0].thinking) == ("thinking", "")
+    assert answer.content[1].text == BEFORE
+    del options["max_tokens"], options["extra_body"]
+    for kind in ("adaptive", "disabled"):
+        thinking: Any = {"type": kind}
+        count = anthropics.messages.count_tokens(thinking=thinking, **options)
+        asks = {"enable_thinking": kind == "adaptive"}
+        wanted = asked(client, chat_template_kwargs=asks, max_tokens=1).usage.prompt_tokens
+        assert count.input_tokens == wanted
 
 
 # What is refused
