@@ -274,7 +274,7 @@ def test_a_full_server_is_overloaded() -> None:
 def test_a_stream_that_has_nothing_to_say_pings() -> None:
     now = 10.0
     answer = Answer(
-        "mine", "bot", stop_sequences=(), tells_thoughts=True, names=MessageNames(),
+        "mine", "bot", stop_sequences=(), shows_thoughts=True, names=MessageNames(),
         clock=lambda: now,
     )  # fmt: skip
     nothing = generation_pb2.StreamGenerateResponse()

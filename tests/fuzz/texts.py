@@ -56,7 +56,27 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v2/rerank": {"query": "", "documents": ["Ann"] * 70, "return_documents": False},
     "/v1/embeddings": {"input": ["Ann left", [5, 6]], "dimensions": 2, "encoding_format": "float"},
     "/v1/completions": {"prompt": "Ann left", "decoder_prompt": [5], "echo": False},
-}
+    "/v1/messages": {
+        "max_tokens": 5, "stop_sequences": ["."], "metadata": {"user_id": "a"},
+        "system": [{"type": "text", "text": "Be brief."}],
+        "messages": [
+            {"role": "user", "content": [{"type": "image", "source": {
+                "type": "base64", "media_type": "image/png", "data": "aGk="}}]},
+            {"role": "assistant", "content": [
+                {"type": "thinking", "thinking": "Hm.", "signature": ""},
+                {"type": "tool_use", "id": "1", "name": "look", "input": {}}]},
+            {"role": "system", "content": "It is Monday."},
+            {"role": "user", "content": [
+                {"type": "tool_result", "tool_use_id": "1", "content": [], "is_error": True},
+                {"type": "text", "text": "Who left?"}]},
+        ],
+        "tools": [{"name": "look", "input_schema": {"type": "object"}, "strict": True}],
+        "tool_choice": {"type": "tool", "name": "look", "disable_parallel_tool_use": True},
+        "thinking": {"type": "enabled", "budget_tokens": 1024, "display": "omitted"},
+        "output_config": {"effort": "low", "format": {"type": "json_schema", "schema": {}}},
+    },
+    "/v1/messages/count_tokens": {"messages": [{"role": "user", "content": "Who left?"}]},
+}  # fmt: skip
 """Route -> what is nearly asked there."""
 
 

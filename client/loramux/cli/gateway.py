@@ -93,7 +93,7 @@ def gateway(
         ),
     ] = 30,
 ) -> None:
-    """Serve an OpenAI-compatible HTTP API in front of a server.
+    """Serve OpenAI's and Anthropic's HTTP APIs in front of a server.
 
     Callers authenticate with their own API keys of the server; the gateway has none.
     """

@@ -1,11 +1,10 @@
-"""Anthropic's Messages API, in front of the same servers.
+"""Anthropic's Messages API.
 
-A request becomes what a chat of OpenAI's API becomes: the fields that both have go through the code
-for chats. What is different is here: contents made of blocks (`blocks.py`, `turns.py`), the answer
-(`answer.py`), and how errors look (`refusal.py`).
+Requests are converted to chats of OpenAI's API where both have the same fields. The differences are
+here: content blocks (`blocks.py`, `turns.py`), answers (`answer.py`) and errors (`refusal.py`).
 """
 
-from loramux.gateway.anthropic.door import Messages
+from loramux.gateway.anthropic.routes import Messages
 from loramux.gateway.anthropic.models import as_model, listed
 from loramux.gateway.anthropic.refusal import is_anthropic, plain_refusal, refusal
 

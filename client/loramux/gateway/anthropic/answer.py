@@ -1,4 +1,4 @@
-"""From what the server answers to Anthropic's objects and events."""
+"""Converts the server's responses to Anthropic's messages and stream events."""
 
 import hashlib
 import time
@@ -15,14 +15,13 @@ from loramux.v1 import generation_pb2
 Object = dict[str, object]
 
 PING_SECONDS = 5.0
-"""After which a caller who was told nothing, while a call of a tool is written, is told that all is
-well."""
+"""Without an event, as while a tool call is generated, before a ping is sent."""
 _DELTAS = {"text": "text_delta", "thinking": "thinking_delta"}
-"""Type of a block -> of what is added to it. The text has the name of the block."""
+"""Type of a block -> type of its deltas."""
 
 
 class Answer:
-    """Makes the objects of one answer; a `Telling`."""
+    """One answer, whole or as events; a `Telling`."""
 
     def __init__(
         self,
@@ -30,23 +29,23 @@ class Answer:
         model: str,
         *,
         stop_sequences: Sequence[str],
-        tells_thoughts: bool,
+        shows_thoughts: bool,
         names: MessageNames,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Prepare.
 
         Args:
-            request_id: What the id is made of.
+            request_id: Makes the id of the message.
             model: What the request called the model.
-            stop_sequences: Those of the request; an adapter has others of its own.
-            tells_thoughts: Whether blocks of thoughts have a text.
-            names: What errors call fields.
-            clock: Seconds.
+            stop_sequences: Those of the request; adapters may have more by default.
+            shows_thoughts: Whether thinking blocks have a text.
+            names: The names of fields in errors.
+            clock: Seconds, for pings.
         """
         self._request_id = request_id
         self._stop_sequences = stop_sequences
-        self._tells_thoughts = tells_thoughts
+        self._shows_thoughts = shows_thoughts
         self._names = names
         self._clock = clock
         self._head: Object = {
@@ -55,12 +54,12 @@ class Answer:
             "role": "assistant",
             "model": model,
         }
-        self.is_all_that_fits = False
-        """Whether there are fewer tokens than were asked for, as many as the context leaves."""
+        self.is_shortened = False
+        """Whether `max_tokens` was lowered to what the context leaves."""
         self._is_begun = False
         self._told_at = 0.0
         self._open: str | None = None
-        """The type of the block that is told."""
+        """Type of the block that has begun and not ended."""
         self._num_blocks = 0
         self._thought = hashlib.sha256()
         self._stop: Object = {}
@@ -72,7 +71,7 @@ class Answer:
         content: list[Object] = []
         if completion.reasoning:
             self._thought.update(completion.reasoning.encode())
-            thinking = completion.reasoning if self._tells_thoughts else ""
+            thinking = completion.reasoning if self._shows_thoughts else ""
             content.append({"type": "thinking", "thinking": thinking, **self._signature()})
         if completion.text:
             content.append({"type": "text", "text": completion.text})
@@ -118,12 +117,12 @@ class Answer:
 
     def _start(self) -> bytes:
         self._is_begun = True
-        # How long the prompt is the server says at the end, and so does `message_delta`.
+        # The server reports usage with its last piece; `message_delta` has it.
         message = self._head | {"content": [], **_NOT_STOPPED, "usage": usage_of(_NOTHING)}
         return _event("message_start", message=message)
 
     def _add(self, kind: str, text: str) -> list[bytes]:
-        """Return what adds `text` to the block of that `kind`."""
+        """Return the events that add `text` to a block of type `kind`."""
         told = []
         if self._open != kind:
             empty = {"signature": ""} if kind == "thinking" else {}
@@ -131,12 +130,12 @@ class Answer:
             self._open = kind
         if kind == "thinking":
             self._thought.update(text.encode())
-        if kind == "text" or self._tells_thoughts:
+        if kind == "text" or self._shows_thoughts:
             told.append(self._delta({"type": _DELTAS[kind], kind: text}))
         return told
 
     def _called(self, call: generation_pb2.ToolCall) -> list[bytes]:
-        """Return the block of a call, whose input is told as a whole."""
+        """Return the events of a call, which is complete."""
         told = [*self._close(), self._begin(_call(call, {}))]
         self._open = "tool_use"
         told.append(self._delta({"type": "input_json_delta", "partial_json": call.arguments}))
@@ -149,7 +148,7 @@ class Answer:
         return _event("content_block_delta", index=self._num_blocks, delta=delta)
 
     def _close(self) -> list[bytes]:
-        """Return what ends the block that is told, if there is one."""
+        """Return the events that end the open block, if there is one."""
         if self._open is None:
             return []
         told = []
@@ -161,14 +160,14 @@ class Answer:
         return told
 
     def _signature(self) -> Object:
-        """Return what clients expect with a thought, and send back; nobody looks at it here."""
+        """Return the signature of a thought, which some clients require; it is never checked."""
         thought, self._thought = self._thought, hashlib.sha256()
         return {"signature": thought.hexdigest()}
 
     def _stop_of(self, completion: generation_pb2.Completion) -> Object:
-        """Return why the answer ended."""
+        """Return `stop_reason` and `stop_sequence`."""
         if completion.finish_reason == generation_pb2.FINISH_REASON_LENGTH:
-            reason = "model_context_window_exceeded" if self.is_all_that_fits else "max_tokens"
+            reason = "model_context_window_exceeded" if self.is_shortened else "max_tokens"
             return {"stop_reason": reason, "stop_sequence": None}
         if completion.finish_reason == generation_pb2.FINISH_REASON_TOOL_CALLS:
             return {"stop_reason": "tool_use", "stop_sequence": None}
@@ -182,7 +181,7 @@ _NOT_STOPPED: Object = {"stop_reason": None, "stop_sequence": None}
 
 
 def usage_of(usage: generation_pb2.Usage) -> Object:
-    """Return how many tokens there were; those of the prompt are told in two parts."""
+    """Return Anthropic's usage, in which cached tokens are not part of `input_tokens`."""
     return {
         "input_tokens": usage.prompt_tokens - usage.cached_tokens,
         "cache_creation_input_tokens": 0,

@@ -1,4 +1,4 @@
-"""From the body of a request to what the server is asked."""
+"""Converts the body of a request to the server's request."""
 
 from typing import Any
 
@@ -12,18 +12,18 @@ from loramux.v1 import generation_pb2
 
 _MAX_INT32 = (1 << 31) - 1
 _SHOWN, OMITTED = "summarized", "omitted"
-"""What thoughts in an answer can be."""
+"""How thoughts may appear in answers."""
 _EFFORTS = {"low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high"}
-"""Effort -> what templates call it, of which most have three words for it."""
+"""Effort -> template variable `reasoning_effort`, of which most templates know three values."""
 
 
 def asked_by(body: CountBody, turns: Turns, base: str) -> generation_pb2.GenerateRequest:
-    """Return what `body` asks of a server whose base model is called `base`.
+    """Return the request for `body` to a server whose base model is called `base`.
 
     Args:
         body: The body.
-        turns: Its messages.
-        base: The name.
+        turns: Its messages, converted.
+        base: The base model's name.
 
     Raises:
         LoramuxError: It cannot be asked; the error names the field.
@@ -58,12 +58,12 @@ def asked_by(body: CountBody, turns: Turns, base: str) -> generation_pb2.Generat
 
 
 def _variables(body: CountBody) -> dict[str, object]:
-    """Return the variables of the template that say whether the model thinks, and how much."""
+    """Return the template variables for thinking and effort."""
     found: dict[str, object] = {}
     if body.thinking:
         check_one_of("thinking.type", body.thinking.type, ("enabled", "adaptive", "disabled"))
         check_one_of("thinking.display", body.thinking.display or _SHOWN, (_SHOWN, OMITTED))
-        # A template knows of one of them at most.
+        # Templates use either name; the other is ignored.
         found |= dict.fromkeys(("enable_thinking", "thinking"), body.thinking.type != "disabled")
     effort = body.output_config and body.output_config.effort
     if effort:
@@ -73,7 +73,7 @@ def _variables(body: CountBody) -> dict[str, object]:
 
 
 def _form(body: CountBody) -> Format | None:
-    """Return the form that the text is to have."""
+    """Return the format of the text, if the request has one."""
     form = body.output_config and body.output_config.format
     if form and body.output_format:
         raise invalid(

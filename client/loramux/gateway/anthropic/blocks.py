@@ -1,4 +1,4 @@
-"""The blocks of which contents are made."""
+"""Content blocks."""
 
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
@@ -19,7 +19,7 @@ class TextBlock(msgspec.Struct, forbid_unknown_fields=True):
     text: str
     cache_control: object = None
     citations: object = None
-    """Of what the text quotes; models are not told."""
+    """What the text quotes; templates have no field for it."""
 
 
 class ImageSource(msgspec.Struct, forbid_unknown_fields=True):
@@ -50,7 +50,7 @@ class ToolUseBlock(msgspec.Struct, forbid_unknown_fields=True):
     input: dict[str, object]
     cache_control: object = None
     caller: object = None
-    """Who called, which is always the model."""
+    """Always the model itself."""
     toolset_name: None = None
 
 
@@ -74,7 +74,7 @@ class ThinkingBlock(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class RedactedThinkingBlock(msgspec.Struct, forbid_unknown_fields=True):
-    """What an assistant of Anthropic's thought, which nobody else can read."""
+    """An encrypted thought, which only Anthropic can read."""
 
     type: str
     data: str
@@ -97,16 +97,16 @@ OF_SYSTEM = ("text",)
 OF_USER = ("text", "image", "tool_result")
 OF_ASSISTANT = ("text", "thinking", "redacted_thinking", "tool_use")
 OF_RESULT = ("text", "image")
-"""Types of the blocks that a content may have."""
+"""Types of blocks that a content may have."""
 
 
 def blocks_of(
     name: str, content: str | Sequence[Mapping[str, object]], known: Sequence[str]
 ) -> list[tuple[str, Block]]:
-    """Return the blocks of the field `name`, of the types `known`, each with what it is called.
+    """Return the blocks in the field `name`, each with its own field.
 
     Raises:
-        InvalidArgumentError: One is none; the error names it, and what would be right.
+        InvalidArgumentError: One is malformed, or its type is not one of `known`.
     """
     if isinstance(content, str):
         return [(name, TextBlock("text", content))]
@@ -123,10 +123,10 @@ def _block(name: str, block: Mapping[str, object], known: Sequence[str]) -> Bloc
 
 
 def image_of(name: str, block: ImageBlock) -> Image:
-    """Return the image of the block that is called `name`.
+    """Return the image of the block in the field `name`.
 
     Raises:
-        InvalidArgumentError: It is elsewhere, or none; the error names the field.
+        InvalidArgumentError: The source is not base64, or not an image type.
     """
     source, name = block.source, f"{name}.source"
     if source.type != "base64":

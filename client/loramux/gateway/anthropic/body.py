@@ -1,6 +1,6 @@
 """The bodies of requests: which fields there are, and of what type.
 
-What a text may be is looked at where it is used, and other values by the server.
+Values of enumerations are checked where they are used, all others by the server.
 """
 
 import msgspec
@@ -21,7 +21,7 @@ UNSERVED = Unserved(
         "speed": ("standard",),
     },
 )
-"""Prefixes are cached without being marked."""
+"""Prefix caching needs no `cache_control`."""
 
 
 class Thinking(msgspec.Struct, forbid_unknown_fields=True):
@@ -29,7 +29,7 @@ class Thinking(msgspec.Struct, forbid_unknown_fields=True):
 
     type: str
     budget_tokens: int | None = None
-    """Has no effect: what is thought counts for `max_tokens`."""
+    """Without effect; `max_tokens` limits thoughts and text together."""
     display: str | None = None
 
 
@@ -42,7 +42,7 @@ class ToolChoice(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Format(msgspec.Struct, forbid_unknown_fields=True):
-    """The form of the text."""
+    """Structured output."""
 
     type: str
     schema: dict[str, object]
@@ -56,7 +56,7 @@ class OutputConfig(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Metadata(msgspec.Struct, forbid_unknown_fields=True):
-    """What is known of the request."""
+    """About the request."""
 
     user_id: str | None = None
 
@@ -69,7 +69,7 @@ class Message(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class CountBody(msgspec.Struct, kw_only=True):
-    """The body of `/v1/messages/count_tokens`: all that becomes the prompt."""
+    """The body of `/v1/messages/count_tokens`: what the prompt is made of."""
 
     model: str
     messages: list[Message]
@@ -79,7 +79,7 @@ class CountBody(msgspec.Struct, kw_only=True):
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
     output_format: Format | None = None
-    """What `output_config.format` was called before."""
+    """The former name of `output_config.format`."""
 
     # Our own, as in chats.
     adapters: list[WeightedAdapter] | None = None

@@ -1,4 +1,4 @@
-"""How many tokens a prompt has, which the server tells with an answer."""
+"""Counts the tokens of a prompt, by generating one token: the server reports usage with answers."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -19,7 +19,7 @@ class Counting:
     backend: Backend
     caller: Caller
     asked: generation_pb2.GenerateRequest
-    """Asks for a single token; the prompt is in the prefix cache then."""
+    """Asks for one token; afterwards the prompt is in the prefix cache."""
     seconds: float | None
 
     @classmethod
@@ -30,7 +30,7 @@ class Counting:
         asked: generation_pb2.GenerateRequest,
         seconds: float | None,
     ) -> Self:
-        """Return what counts the tokens of the prompt of `asked`, which stays as it is."""
+        """Return what counts the prompt of `asked`, which is not changed."""
         shortened = generation_pb2.GenerateRequest()
         shortened.CopyFrom(asked)
         shortened.sampling.max_tokens = 1
@@ -43,10 +43,10 @@ class Counting:
         await json_response(found, self.caller.returned)(scope, receive, send)
 
     async def taken(self) -> int:
-        """Return how many tokens of the context are taken by the prompt and the adapter's own.
+        """Return how many tokens of the context the prompt and the adapter's virtual tokens take.
 
         Raises:
-            LoramuxError: The server does not tell.
+            LoramuxError: A call of the server failed.
         """
         response = await self._response()
         taken = response.usage.prompt_tokens

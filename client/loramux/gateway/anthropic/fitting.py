@@ -1,7 +1,7 @@
-"""Answers that are no longer than the context lets them be.
+"""Lowers `max_tokens` to what the context leaves.
 
-Agents ask for as many tokens as the largest models have, whatever the prompt leaves room for. As
-with Anthropic's models, an answer that is cut off by that says so.
+Agents send a fixed, large `max_tokens`, whatever room the prompt leaves. As with Anthropic's
+models, the answer then ends with the context, and its `stop_reason` says so.
 """
 
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ from loramux.v1 import generation_pb2
 
 @dataclass(frozen=True, slots=True)
 class Fitting:
-    """What it takes to answer with as many tokens as there is room for, where more are asked."""
+    """What it takes to answer a request whose `max_tokens` may not fit."""
 
     backend: Backend
     caller: Caller
     asked: generation_pb2.GenerateRequest
-    """May be made to ask for fewer."""
+    """Its `max_tokens` may be lowered."""
     answer: Answer
-    """How it looks."""
+    """Converts the response."""
     seconds: float | None
     """How long each call of the server may take."""
 
@@ -44,7 +44,7 @@ class Fitting:
 
     async def _answer(self, answer: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         context = (await self.backend.info(self.caller)).context_length
-        if self.asked.sampling.max_tokens > context:  # is refused whatever the prompt
+        if self.asked.sampling.max_tokens > context:  # refused with any prompt
             self._shorten(context)
         try:
             await answer(scope, receive, send)
@@ -57,4 +57,4 @@ class Fitting:
 
     def _shorten(self, num_tokens: int) -> None:
         self.asked.sampling.max_tokens = num_tokens
-        self.answer.is_all_that_fits = True
+        self.answer.is_shortened = True

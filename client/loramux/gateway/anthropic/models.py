@@ -1,4 +1,4 @@
-"""The list of models, as Anthropic's API has it."""
+"""Models in the form of Anthropic's API."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def listed(models: Mapping[str, Any]) -> dict[str, object]:
-    """Return Anthropic's list for `models`, which is OpenAI's; it has all of them on one page."""
+    """Convert OpenAI's list of models; all of them are on one page."""
     found = [as_model(model) for model in models["data"]]
     return {
         "data": found,
@@ -17,7 +17,7 @@ def listed(models: Mapping[str, Any]) -> dict[str, object]:
 
 
 def as_model(model: Mapping[str, Any]) -> dict[str, object]:
-    """Return Anthropic's object for `model`, which is OpenAI's."""
+    """Convert OpenAI's object for a model."""
     return {
         "type": "model",
         "id": model["id"],

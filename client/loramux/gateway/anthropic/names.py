@@ -1,4 +1,4 @@
-"""What a request calls the fields that errors name as the server does."""
+"""Translates field names in the server's errors to those of Anthropic's API."""
 
 import re
 from collections.abc import Mapping
@@ -13,26 +13,26 @@ _FIELDS = {
     "tool_choice.mode": "tool_choice.type",
     _SCHEMA: "output_config.format.schema",
 }
-"""Field of the server's request -> field of Anthropic's, where they are called differently."""
+"""Field of the server's request -> field of Anthropic's, where the names differ."""
 _PARTS = (
     (re.compile(r"^(tools\[\d+\])\.parameters\b"), r"\1.input_schema"),
     (re.compile(r"(\.tool_calls\[\d+\])\.arguments\b"), r"\1.input"),
 )
-"""The same of parts of a name."""
+"""The same for parts of a name."""
 
 
 @dataclass(frozen=True, slots=True)
 class MessageNames(Names):
-    """The names that Anthropic's API has for fields."""
+    """The names of fields in Anthropic's API."""
 
     places: Mapping[str, str] = field(default_factory=dict)
-    """Field of the server's messages -> what has it here, as `Turns` tells."""
+    """Field of the server's messages -> field of the request; see `Turns.names`."""
 
     def in_field(self, name: str) -> str:
         """See `Names`."""
         for ours, theirs in _PARTS:
             name = ours.sub(theirs, name)
-        # From the whole name to what it begins with.
+        # The longest known prefix.
         for end in [*(found.start() for found in re.finditer(r"[.\[]", name)), len(name)][::-1]:
             found = self.places.get(name[:end], _FIELDS.get(name[:end]))
             if found is not None:

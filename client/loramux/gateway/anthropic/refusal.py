@@ -1,4 +1,4 @@
-"""Errors as Anthropic's clients know them."""
+"""Errors in the form of Anthropic's API."""
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
@@ -21,40 +21,40 @@ _KINDS = {
 """HTTP status -> type of error, beside those of `_kind`."""
 _OVERLOADED = 529
 _OF_LOAD = frozenset({"QUEUE_FULL", "MEMORY_UNREACHABLE", "DEADLINE_UNREACHABLE", "SERVER_BUSY"})
-"""Reasons for which a server has no room for anybody; others are of the caller's own quota."""
+"""Reasons that concern the whole server; others concern the caller's quota."""
 
 
 def is_anthropic(scope: Scope) -> bool:
-    """Return whether the request of `scope` is one of Anthropic's API."""
+    """Return whether the request of `scope` is for Anthropic's API."""
     path: str = scope["path"]
-    if path == "/v1/models" or path.startswith("/v1/models/"):  # which OpenAI's API has as well
+    if path == "/v1/models" or path.startswith("/v1/models/"):  # also of OpenAI's API
         return "anthropic-version" in Headers(scope=scope)
     return path == "/v1/messages" or path.startswith("/v1/messages/")
 
 
 def error_body(error: LoramuxError, request_id: str, names: Names) -> dict[str, object]:
-    """Return Anthropic's object for `error`, with the `names` that the request has for fields."""
+    """Return Anthropic's object for `error`, with the field names of the request."""
     message = words_of(error)
-    if error.reason != "UNKNOWN_PARAMETER":  # has the name that the caller gave it
+    if error.reason != "UNKNOWN_PARAMETER":  # names the field as the caller did
         message = names.message(message, error.field)
     return _body(_status(error), message, request_id)
 
 
 def refusal(error: LoramuxError, caller: Caller, names: Names) -> Response:
-    """Return the answer that tells `caller` of `error`; `names` are those of `error_body`."""
+    """Return the response for `error`; `names` translates fields."""
     status = _status(error)
     headers = headers_of(error, status, caller) | request_header(caller)
     return json_response(error_body(error, caller.request_id, names), headers, status)
 
 
 def plain_refusal(status: int, message: str, code: str, caller: Caller) -> Response:
-    """Return an answer for what HTTP alone finds wrong; Anthropic's API has no `code`."""
+    """Return the response for an error of HTTP itself; Anthropic's API has no `code`."""
     body = _body(status, message, caller.request_id)
     return json_response(body, caller.returned | request_header(caller), status)
 
 
 def request_header(caller: Caller) -> dict[str, str]:
-    """Return the header in which Anthropic's clients look for the id of a request."""
+    """Return the header from which Anthropic's clients read the id of a request."""
     return {"request-id": caller.request_id}
 
 

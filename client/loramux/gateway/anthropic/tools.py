@@ -11,9 +11,9 @@ from loramux.gateway.refusal import check_one_of, invalid, unsupported
 from loramux.gateway.tools import Function, FunctionName, NamedTool, Tool
 
 _MODES = {"auto": "auto", "any": "required", "none": "none"}
-"""Type of a choice -> what chats call it."""
+"""Type of a choice -> its name in chats."""
 _ONLY = {"allowed_callers": ["direct"], "defer_loading": False, "input_examples": []}
-"""Field of a tool -> what it may be, where it is there."""
+"""Field of a tool -> the only value that is supported."""
 
 
 class CustomTool(msgspec.Struct, forbid_unknown_fields=True):
@@ -26,26 +26,26 @@ class CustomTool(msgspec.Struct, forbid_unknown_fields=True):
     strict: bool | None = None
     cache_control: object = None
     eager_input_streaming: bool | None = None
-    """Whether input may come in parts; it comes as a whole."""
+    """Without effect: input is sent when it is complete."""
     allowed_callers: list[str] | None = None
     defer_loading: bool | None = None
     input_examples: list[object] | None = None
 
 
 def tools_of(given: Sequence[Mapping[str, object]]) -> list[Tool]:
-    """Return the tools that a request names.
+    """Return the tools of a request, as chats have them.
 
     Raises:
-        InvalidArgumentError: One is none that the caller runs; the error names the field.
+        InvalidArgumentError: One is malformed, or not run by the caller.
     """
     return [_tool(f"tools[{place}]", tool) for place, tool in enumerate(given)]
 
 
 def choice_of(choice: ToolChoice | None, tools: Sequence[Tool]) -> dict[str, Any]:
-    """Return what a chat says of whether `tools` are called, by its fields.
+    """Return the fields of a chat for `choice` between `tools`.
 
     Raises:
-        InvalidArgumentError: There is nothing to choose from; the error names the field.
+        InvalidArgumentError: It is malformed, or there are no tools.
     """
     if choice is None:
         return {}

@@ -1,4 +1,4 @@
-"""From messages made of blocks to those that the client takes, and what errors call their parts."""
+"""Converts messages with content blocks to the client's, and records where each part was."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,21 +25,21 @@ from loramux.gateway.refusal import check_one_of, invalid
 from loramux.types import Image, Message, ToolCall
 
 _BILLING = "x-anthropic-billing-header:"
-"""What a line begins with that Claude Code puts before its instructions, for Anthropic's books. It
-differs between requests, so nothing behind it would be found in the prefix cache."""
+"""How Claude Code's system prompt begins: a line for Anthropic's accounting. It differs between
+requests, so whatever follows it would miss the prefix cache."""
 _BETWEEN = "\n\n"
-"""What is put between two blocks of text."""
+"""Separates two blocks of text."""
 _FAILED = "Error: "
-"""What is put before what came of a call that failed: templates have no other place for that."""
+"""Precedes the result of a call that failed; templates have no field for that."""
 
 
 @dataclass(slots=True)
 class Turn:
-    """A message as the server takes it, while it is put together."""
+    """A message for the server, under construction."""
 
     role: str
     name: str
-    """What the request calls it."""
+    """The field of the request that it comes from; likewise in `part_names` and `call_names`."""
     parts: list[str | Image] = field(default_factory=list)
     part_names: list[str] = field(default_factory=list)
     calls: list[ToolCall] = field(default_factory=list)
@@ -48,9 +48,9 @@ class Turn:
     call_id: str = ""
 
     def add(self, name: str, part: str | Image) -> None:
-        """Put `part`, which the request calls `name`, behind the others; a text to a text."""
+        """Append `part`, which comes from the field `name`; adjacent texts become one part."""
         if isinstance(part, str) and self.parts and isinstance(self.parts[-1], str):
-            self.parts[-1] += _BETWEEN + part
+            self.parts[-1] = _BETWEEN.join(filter(None, (self.parts[-1], part)))
         else:
             self.parts.append(part)
             self.part_names.append(name)
@@ -69,24 +69,24 @@ class Turn:
 
 
 class Turns:
-    """The messages of a request. Those of one role that follow one another are one."""
+    """The messages of a request. Consecutive messages of one role are one turn."""
 
     def __init__(self, body: CountBody) -> None:
-        """Take in the messages of `body`, and what it says to the model before.
+        """Convert `system` and `messages` of `body`.
 
         Raises:
-            InvalidArgumentError: They are none; the error names the field.
+            InvalidArgumentError: They are malformed or unsupported; the error names the field.
         """
         if not body.messages:
             raise invalid("messages", "messages is an empty list; give at least one message")
         self._turns: list[Turn] = []
         self._waiting: list[tuple[str, str]] = []
-        """Instructions that came behind an assistant's turn, with their names."""
+        """System messages that followed an assistant's turn: name and text."""
         for name, text in _texts("system", body.system):
             self._put("system", name, text)
         for place, given in enumerate(body.messages):
             self._take(f"messages[{place}]", given)
-        self._let_in()
+        self._flush()
         if self._turns[-1].role == "assistant":
             name = f"messages[{len(body.messages) - 1}].role"
             raise invalid(
@@ -97,17 +97,16 @@ class Turns:
 
     @property
     def messages(self) -> list[Message]:
-        """What the server is given."""
+        """The messages for the server."""
         return [turn.message for turn in self._turns]
 
     @property
     def names(self) -> dict[str, str]:
-        """Field of the server's request -> what has it in this one."""
+        """Field of the server's request -> field of this one."""
         found = {}
         for number, turn in enumerate(self._turns):
             ours = f"messages[{number}]"
             found[ours] = turn.name
-            # Of a user's own text, and a tool's, the server knows no more than that it is there.
             found[f"{ours}.content"] = (turn.part_names or [turn.name])[0]
             found |= {f"{ours}.parts[{i}].image": name for i, name in enumerate(turn.part_names)}
             found |= {f"{ours}.tool_calls[{i}]": name for i, name in enumerate(turn.call_names)}
@@ -123,7 +122,7 @@ class Turns:
         elif given.role == "user":
             self._take_user(name, given.content)
         else:
-            self._let_in()
+            self._flush()
             self._take_assistant(name, given.content)
 
     def _take_user(self, name: str, content: str | Sequence[dict[str, object]]) -> None:
@@ -135,9 +134,9 @@ class Turns:
             if isinstance(block, ToolResultBlock):
                 self._turns.append(_result(part, block))
                 continue
-            self._let_in()
-            self._put("user", part, _shown(part, block))
-        self._let_in()
+            self._flush()
+            self._put("user", part, _part(part, block))
+        self._flush()
 
     def _take_assistant(self, name: str, content: str | Sequence[dict[str, object]]) -> None:
         turn = self._turn("assistant", name)
@@ -152,10 +151,10 @@ class Turns:
                 turn.call_names.append(part)
 
     def _instruct(self, name: str, text: str) -> None:
-        """Take in instructions between messages, which few templates have a place for.
+        """Add a system message that is not the first; few templates accept such a turn.
 
-        They are part of the message before. Behind an assistant's they wait, so that what came of
-        its calls follows these.
+        It becomes part of the turn before it. After an assistant's turn it waits, so that results
+        of tools directly follow their calls.
         """
         if self._turns and self._turns[-1].role == "assistant":
             self._waiting.append((name, text))
@@ -164,8 +163,8 @@ class Turns:
         else:
             self._put("system", name, text)
 
-    def _let_in(self) -> None:
-        """Take in the instructions that wait."""
+    def _flush(self) -> None:
+        """Add the system messages that wait."""
         waiting, self._waiting = self._waiting, []
         for name, text in waiting:
             role = self._turns[-1].role
@@ -175,14 +174,14 @@ class Turns:
         self._turn(role, name).add(name, part)
 
     def _turn(self, role: str, name: str) -> Turn:
-        """Return the turn that goes on with `role`; a new one is called `name`."""
+        """Return the last turn if it has that `role`, or else a new one that comes from `name`."""
         if not self._turns or self._turns[-1].role != role:
             self._turns.append(Turn(role, name))
         return self._turns[-1]
 
 
 def _texts(name: str, content: str | Sequence[dict[str, object]]) -> Iterator[tuple[str, str]]:
-    """Yield the texts of instructions, each with what it is called."""
+    """Yield the texts of a system message, each with its field."""
     for part, block in blocks_of(name, content, OF_SYSTEM):
         assert isinstance(block, TextBlock)
         text = block.text
@@ -192,8 +191,8 @@ def _texts(name: str, content: str | Sequence[dict[str, object]]) -> Iterator[tu
             yield part, text
 
 
-def _shown(name: str, block: Block) -> str | Image:
-    """Return the text or image of the block that is called `name`."""
+def _part(name: str, block: Block) -> str | Image:
+    """Return the text or image of the block in the field `name`."""
     if isinstance(block, ImageBlock):
         return image_of(name, block)
     assert isinstance(block, TextBlock)
@@ -201,10 +200,10 @@ def _shown(name: str, block: Block) -> str | Image:
 
 
 def _result(name: str, block: ToolResultBlock) -> Turn:
-    """Return the message of a tool, of the block that is called `name`."""
+    """Return the tool message for the block in the field `name`."""
     turn = Turn("tool", name, call_id=block.tool_use_id)
     for part, each in blocks_of(f"{name}.content", block.content or "", OF_RESULT):
-        turn.add(part, _shown(part, each))
+        turn.add(part, _part(part, each))
     if block.is_error:
         turn.parts.insert(0, _FAILED)
         turn.part_names.insert(0, name)

@@ -38,8 +38,8 @@ class Messages:
         """Prepare.
 
         Args:
-            backend: Tells the server behind.
-            most_bytes: Says how large a body with images may be.
+            backend: Returns the connection to the servers.
+            most_bytes: Returns the largest body with images that a caller may send.
         """
         self._backend = backend
         self._most_bytes = most_bytes
@@ -59,7 +59,7 @@ class Messages:
             caller.request_id,
             body.model,
             stop_sequences=body.stop_sequences,
-            tells_thoughts=body.thinking is None or body.thinking.display != OMITTED,
+            shows_thoughts=body.thinking is None or body.thinking.display != OMITTED,
             names=names,
         )
         fitting = Fitting(self._backend(), caller, asked, answer, body.timeout)
@@ -73,7 +73,7 @@ class Messages:
     async def _asked(
         self, request: Request, kind: type[B]
     ) -> tuple[Caller, B, MessageNames, generation_pb2.GenerateRequest]:
-        """Return who calls, the body, what errors call its fields, and what the server is asked."""
+        """Return the caller, the body, the names of fields in errors, and the server's request."""
         caller = caller_of(request.scope)
         request.state.names = MessageNames()
         body = parse(await read(request, partial(self._most_bytes, caller)), kind, UNSERVED)
