@@ -2,7 +2,8 @@
 
 import base64
 import json
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -11,12 +12,14 @@ from loramux.errors import InvalidArgumentError, LoramuxError
 from loramux.gateway.anthropic.answer import PING_SECONDS, Answer
 from loramux.gateway.anthropic.asked import asked_by
 from loramux.gateway.anthropic.body import UNSERVED, MessagesBody
+from loramux.gateway.anthropic.counting import Counting
 from loramux.gateway.anthropic.names import MessageNames
 from loramux.gateway.anthropic.refusal import refusal
 from loramux.gateway.anthropic.turns import Turns
+from loramux.gateway.backend import Backend
 from loramux.gateway.caller import Caller
 from loramux.gateway.parsing import parse
-from loramux.v1 import generation_pb2
+from loramux.v1 import generation_pb2, tokenization_pb2
 
 PNG = b"\x89PNG a cat"
 IMAGE: dict[str, Any] = {
@@ -284,3 +287,22 @@ def test_a_stream_that_has_nothing_to_say_pings() -> None:
     now += 1
     assert answer.events(0, nothing) == b'event: ping\ndata: {"type":"ping"}\n\n'
     assert answer.events(0, nothing) == b""
+
+
+async def test_the_context_leaves_what_prompt_and_virtual_tokens_do_not_take() -> None:
+    class Server:
+        async def tokenize(self, request: Any, *_: Any) -> tokenization_pb2.TokenizeResponse:
+            assert request.sampling.max_tokens == 1
+            adapter = generation_pb2.AdapterIdentity(tenant="public", name="bot", version=2)
+            return tokenization_pb2.TokenizeResponse(
+                token_ids=[7] * 10, context_length=100, adapter=adapter
+            )
+
+        async def adapter(self, reference: str, _: Any) -> Any:
+            assert reference.startswith("public/bot:2")
+            return SimpleNamespace(virtual_tokens=4)
+
+    request, _ = asked()
+    counting = Counting.of(cast(Backend, Server()), CALLER, request, None)
+    assert await counting.room() == 86
+    assert request.sampling.max_tokens == 5

@@ -214,6 +214,8 @@ class _Behind:
     async def generate(self, *_: Any) -> Any:
         raise FailedPreconditionError("no text is continued", reason="BASE_CONTINUES_NO_TEXT")
 
+    tokenize = generate
+
     async def close(self) -> None:
         pass
 

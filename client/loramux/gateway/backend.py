@@ -15,12 +15,20 @@ from loramux._calling import Calling
 from loramux._channel import Routing, Targets
 from loramux.gateway.caller import Caller
 from loramux.types import Adapter, ServerInfo
-from loramux.v1 import adapters_pb2, classification_pb2, embedding_pb2, generation_pb2, server_pb2
+from loramux.v1 import (
+    adapters_pb2,
+    classification_pb2,
+    embedding_pb2,
+    generation_pb2,
+    server_pb2,
+    tokenization_pb2,
+)
 from loramux.v1.adapters_pb2_grpc import AdapterServiceStub
 from loramux.v1.classification_pb2_grpc import ClassificationServiceStub
 from loramux.v1.embedding_pb2_grpc import EmbeddingServiceStub
 from loramux.v1.generation_pb2_grpc import GenerationServiceStub
 from loramux.v1.server_pb2_grpc import ServerServiceStub
+from loramux.v1.tokenization_pb2_grpc import TokenizationServiceStub
 
 _FRESH_SECONDS = 1.0
 """How long the name of the base model is taken for granted: no server starts with another one
@@ -61,6 +69,7 @@ class Backend:
         self.timeout = timeout
         """Seconds of a call that does not say."""
         self._generation = GenerationServiceStub(self._channel)
+        self._tokenization = TokenizationServiceStub(self._channel)
         self._embedding = EmbeddingServiceStub(self._channel)
         self._classification = ClassificationServiceStub(self._channel)
         self._adapters = AdapterServiceStub(self._channel)
@@ -101,6 +110,17 @@ class Backend:
         with _wire.raising():
             return await self._generation.Generate(
                 request, timeout=self._limit(seconds), metadata=caller.metadata
+            )
+
+    async def tokenize(
+        self, request: generation_pb2.GenerateRequest, caller: Caller, seconds: float | None
+    ) -> tokenization_pb2.TokenizeResponse:
+        """Return the prompt of `request` as tokens."""
+        with _wire.raising():
+            return await self._tokenization.Tokenize(
+                tokenization_pb2.TokenizeRequest(request=request),
+                timeout=self._limit(seconds),
+                metadata=caller.metadata,
             )
 
     async def embed(

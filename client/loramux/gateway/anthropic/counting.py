@@ -1,4 +1,4 @@
-"""Counts the tokens of a prompt, by generating one token: the server reports usage with answers."""
+"""Counts the tokens of a prompt, without running the model."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -9,7 +9,7 @@ from loramux.gateway.answers import adapter_header
 from loramux.gateway.backend import Backend
 from loramux.gateway.caller import Caller
 from loramux.gateway.refusal import json_response
-from loramux.v1 import generation_pb2
+from loramux.v1 import generation_pb2, tokenization_pb2
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class Counting:
     backend: Backend
     caller: Caller
     asked: generation_pb2.GenerateRequest
-    """Asks for one token; afterwards the prompt is in the prefix cache."""
+    """Its `max_tokens` is 1, which leaves room for any prompt that can be answered."""
     seconds: float | None
 
     @classmethod
@@ -38,22 +38,21 @@ class Counting:
 
     async def whole(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer with the count."""
-        response = await self._response()
-        found = {"input_tokens": response.usage.prompt_tokens}
+        found = {"input_tokens": len((await self._tokenized()).token_ids)}
         await json_response(found, self.caller.returned)(scope, receive, send)
 
-    async def taken(self) -> int:
-        """Return how many tokens of the context the prompt and the adapter's virtual tokens take.
+    async def room(self) -> int:
+        """Return how many tokens the context leaves for a completion.
 
         Raises:
             LoramuxError: A call of the server failed.
         """
-        response = await self._response()
-        taken = response.usage.prompt_tokens
-        for identity in response.adapters:
-            adapter = await self.backend.adapter(adapter_header([identity]), self.caller)
-            taken += adapter.virtual_tokens
-        return taken
+        response = await self._tokenized()
+        room = response.context_length - len(response.token_ids)
+        if response.HasField("adapter"):
+            reference = adapter_header([response.adapter])
+            room -= (await self.backend.adapter(reference, self.caller)).virtual_tokens
+        return room
 
-    async def _response(self) -> generation_pb2.GenerateResponse:
-        return await self.backend.generate(self.asked, self.caller, self.seconds)
+    async def _tokenized(self) -> tokenization_pb2.TokenizeResponse:
+        return await self.backend.tokenize(self.asked, self.caller, self.seconds)

@@ -52,7 +52,7 @@ class Fitting:
             if (error.reason, error.field) != ("CONTEXT_LENGTH_EXCEEDED", "sampling.max_tokens"):
                 raise
             counting = Counting.of(self.backend, self.caller, self.asked, self.seconds)
-            self._shorten(context - await counting.taken())
+            self._shorten(await counting.room())
             await answer(scope, receive, send)
 
     def _shorten(self, num_tokens: int) -> None:
