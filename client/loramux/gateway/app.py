@@ -61,6 +61,8 @@ class Gateway:
         self._open_backend = open_backend
         self._lora_adapters = LoraAdapters(lora_root)
         self._backend: Backend | None = None
+        self.messages = anthropic.Messages(lambda: self.backend, self._most_bytes)
+        """`/v1/messages`, of Anthropic's API."""
 
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -143,7 +145,7 @@ class Gateway:
             return json_response({"status": "ok"}, caller.returned)
         return plain_refusal(503, "the server does not serve at present", "not_serving", caller)
 
-    async def most_bytes(self, caller: Caller) -> int:
+    async def _most_bytes(self, caller: Caller) -> int:
         """Return how large a body with images may be, to one whom the server knows."""
         server = await self.backend.info(caller)
         of_images = max(0, server.max_request_bytes - MAX_BODY_BYTES)
@@ -166,7 +168,7 @@ class Gateway:
         make_style: Callable[[PromptOptions], Style],
     ) -> WhileThere:
         caller = caller_of(request.scope)
-        body = parse(await read(request, partial(self.most_bytes, caller)), kind)
+        body = parse(await read(request, partial(self._most_bytes, caller)), kind)
         request.state.names = Names(body.called)
         server = await self.backend.info(caller)
         asked = ask(body, server.base_model, caller.request_id)
@@ -223,7 +225,7 @@ def make_app(
             ),
             Route("/v1/load_lora_adapter", gateway.load_lora_adapter, methods=["POST"]),
             Route("/v1/unload_lora_adapter", gateway.unload_lora_adapter, methods=["POST"]),
-            *anthropic.Messages(lambda: gateway.backend, gateway.most_bytes).routes,
+            *gateway.messages.routes,
             Route("/v1/models", gateway.models),
             Route("/v1/models/{id:path}", gateway.model),
             Route("/health", gateway.health),
