@@ -1,6 +1,5 @@
 """The routes of the gateway."""
 
-import logging
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from functools import partial
@@ -8,14 +7,12 @@ from typing import Protocol, TypeVar
 
 import msgspec
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from loramux.errors import LoramuxError
 from loramux.gateway import anthropic
 from loramux.gateway.answering import Answering, WhileThere
 from loramux.gateway.answers import Answers
@@ -26,20 +23,19 @@ from loramux.gateway.caller import Caller, caller_of
 from loramux.gateway.classify import ClassifyBody, Classifying
 from loramux.gateway.console import Console
 from loramux.gateway.embeddings import Embedding, EmbeddingBody
+from loramux.gateway.handlers import HANDLERS
 from loramux.gateway.hosts import KnownHosts
 from loramux.gateway.lora_adapters import LoadBody, LoraAdapters, UnloadBody
 from loramux.gateway.lora_root import LoraRoot
 from loramux.gateway.models import adapter_model, base_model, models
 from loramux.gateway.names import Names
 from loramux.gateway.parsing import parse
-from loramux.gateway.reading import BODY_SECONDS, MAX_BODY_BYTES, read
-from loramux.gateway.refusal import json_response, plain_refusal, refusal
+from loramux.gateway.reading import MAX_BODY_BYTES, read
+from loramux.gateway.refusal import json_response, plain_refusal
 from loramux.gateway.scores import RerankBody, Reranking, ScoreBody, Scoring
 from loramux.gateway.styles import ChatStyle, CompletionStyle, Style
 from loramux.gateway.told_prompt import PromptOptions
 from loramux.v1 import generation_pb2
-
-_log = logging.getLogger(__name__)
 
 B = TypeVar("B", bound=Body)
 S = TypeVar("S", bound=msgspec.Struct)
@@ -231,65 +227,9 @@ def make_app(
             Route("/health", gateway.health),
             *(console.routes(lambda: gateway.backend) if console else ()),
         ],
-        exception_handlers={
-            LoramuxError: _refused,
-            HTTPException: _wrong_http,
-            ClientDisconnect: _gone,
-            Exception: _failed,
-        },
+        exception_handlers=HANDLERS,
         middleware=[] if hosts is None else [Middleware(KnownHosts, more=hosts)],
         lifespan=gateway.lifespan,
     )
     app.router.redirect_slashes = False  # it would send a caller wherever Host says
     return app
-
-
-async def _refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, LoramuxError)
-    refuse = anthropic.refusal if anthropic.is_anthropic(request.scope) else refusal
-    answer = refuse(error, caller_of(request.scope), getattr(request.state, "names", Names()))
-    if getattr(request.state, "is_cut_off", False):  # the rest of the body is not waited for
-        answer.headers["connection"] = "close"
-    return answer
-
-
-_HTTP = {
-    404: ("there is no such route", "not_found"),
-    405: ("the route has no such method", "method_not_allowed"),
-    408: (f"the body took more than {BODY_SECONDS:g} s", "body_timeout"),
-    413: ("", "body_too_large"),
-    415: ("", "unsupported_media_type"),
-}
-"""Status -> message, empty where the error has its own, and code."""
-_CLOSING = (408, 413)
-"""After which the rest of a body is not waited for."""
-
-
-async def _wrong_http(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    message, code = _HTTP.get(error.status_code, ("", "malformed_request"))
-    answer = _plain(request, error.status_code, message or error.detail, code)
-    answer.headers.update(error.headers or {})
-    if error.status_code in _CLOSING:
-        answer.headers["connection"] = "close"
-    return answer
-
-
-async def _gone(request: Request, error: Exception) -> Response:
-    """Answer nobody."""
-    return Response(status_code=499)
-
-
-async def _failed(request: Request, error: Exception) -> Response:
-    """Answer where there is a defect; the traceback is written by whoever gets it next."""
-    caller = caller_of(request.scope)
-    _log.error("request %s failed", caller.request_id)
-    message = f"internal error, request {caller.request_id}"
-    return _plain(request, 500, message, "internal")
-
-
-def _plain(request: Request, status: int, message: str, code: str) -> Response:
-    """Return an answer for what HTTP alone finds wrong, as the API has it that was called."""
-    of_anthropic = anthropic.is_anthropic(request.scope)
-    refuse = anthropic.plain_refusal if of_anthropic else plain_refusal
-    return refuse(status, message, code, caller_of(request.scope))
