@@ -1,7 +1,7 @@
 """Answering one request, whole or piece by piece, for as long as the caller is there."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -20,11 +20,8 @@ from loramux.v1 import generation_pb2
 T = TypeVar("T")
 
 
-class Telling(Protocol):
-    """How one answer looks, in the API that was called."""
-
-    def whole(self, responses: Sequence[generation_pb2.GenerateResponse]) -> dict[str, object]:
-        """Return the answer as one object; `responses` are in the order of the prompts."""
+class TellingEvents(Protocol):
+    """How a stream looks, in the API that was called."""
 
     def is_long(self, place: int, response: generation_pb2.StreamGenerateResponse) -> bool:
         """Return whether `events` takes so long that others would wait for it."""
@@ -37,6 +34,13 @@ class Telling(Protocol):
 
     def failure(self, error: LoramuxError) -> bytes:
         """Return what ends a stream that failed."""
+
+
+class Telling(TellingEvents, Protocol):
+    """How one answer looks, whole and as a stream."""
+
+    def whole(self, responses: Sequence[generation_pb2.GenerateResponse]) -> dict[str, object]:
+        """Return the answer as one object; `responses` are in the order of the prompts."""
 
 
 class WhileThere:
@@ -76,45 +80,59 @@ class Answering:
         responses = await _all(
             [self.backend.generate(each, self.caller, self.seconds) for each in self.asked]
         )
-        headers = self._headers(responses[0].adapters)
+        headers = headers_of(self.caller, responses[0].adapters)
         is_long = sum(len(each.prompt_logprobs) for each in responses) >= MANY_POSITIONS
         answer = await _made(lambda: json_response(self.answers.whole(responses), headers), is_long)
         await answer(scope, receive, send)
 
     async def events(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer with the events of each piece.
-
-        The status waits for the first one: what the server refuses is an HTTP error then.
-        """
+        """Answer with the events of each piece."""
         streams = [self.backend.stream(each, self.caller, self.seconds) for each in self.asked]
         async with aclosing(_merged(streams)) as pieces:
-            place, piece = await anext(pieces)
-            headers = self._headers(piece.adapters) | EVENTS
-            await send({
-                "type": "http.response.start",
-                "status": 200,
-                "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
-            })  # fmt: skip
-            usages = []
-            try:
-                while True:
-                    is_long = self.answers.is_long(place, piece)
-                    events = await _made(partial(self.answers.events, place, piece), is_long)
-                    if events:
-                        # Returns when there is room on the way to the caller.
-                        await _send(send, events)
-                    if piece.HasField("usage"):
-                        usages.append(piece.usage)
-                    place, piece = await anext(pieces)
-            except StopAsyncIteration:
-                await _send(send, self.answers.end(usages))
-            except LoramuxError as error:
-                await _send(send, self.answers.failure(error))
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await send_events(pieces, self.answers, self.caller, send)
 
-    def _headers(self, adapters: Sequence[generation_pb2.AdapterIdentity]) -> dict[str, str]:
-        named = adapter_header(adapters)
-        return self.caller.returned | ({"x-loramux-adapter": named} if named else {})
+
+async def send_events(
+    pieces: AsyncIterator[tuple[int, generation_pb2.StreamGenerateResponse]],
+    answers: TellingEvents,
+    caller: Caller,
+    send: Send,
+) -> None:
+    """Send the events of `pieces`, each with the place of its prompt.
+
+    The status waits for the first one: what the server refuses is an HTTP error then.
+    """
+    place, piece = await anext(pieces)
+    headers = headers_of(caller, piece.adapters) | EVENTS
+    await send({
+        "type": "http.response.start",
+        "status": 200,
+        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+    })  # fmt: skip
+    usages = []
+    try:
+        while True:
+            is_long = answers.is_long(place, piece)
+            events = await _made(partial(answers.events, place, piece), is_long)
+            if events:
+                # Returns when there is room on the way to the caller.
+                await _send(send, events)
+            if piece.HasField("usage"):
+                usages.append(piece.usage)
+            place, piece = await anext(pieces)
+    except StopAsyncIteration:
+        await _send(send, answers.end(usages))
+    except LoramuxError as error:
+        await _send(send, answers.failure(error))
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def headers_of(
+    caller: Caller, adapters: Sequence[generation_pb2.AdapterIdentity]
+) -> dict[str, str]:
+    """Return the headers of an answer to `caller` by `adapters`."""
+    named = adapter_header(adapters)
+    return caller.returned | ({"x-loramux-adapter": named} if named else {})
 
 
 async def _made(make: Callable[[], T], is_long: bool) -> T:
