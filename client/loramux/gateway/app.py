@@ -32,6 +32,7 @@ from loramux.gateway.names import Names
 from loramux.gateway.parsing import parse
 from loramux.gateway.reading import MAX_BODY_BYTES, read
 from loramux.gateway.refusal import json_response, plain_refusal
+from loramux.gateway.responses import respond
 from loramux.gateway.scores import RerankBody, Reranking, ScoreBody, Scoring
 from loramux.gateway.styles import ChatStyle, CompletionStyle, Style
 from loramux.gateway.told_prompt import PromptOptions
@@ -86,6 +87,11 @@ class Gateway:
         return await self._completions(
             request, CompletionBody, asked_by_completion, CompletionStyle
         )
+
+    async def responses(self, request: Request) -> WhileThere:
+        """`POST /v1/responses`."""
+        most_bytes = partial(self._most_bytes, caller_of(request.scope))
+        return await respond(request, self.backend, most_bytes)
 
     async def embeddings(self, request: Request) -> WhileThere:
         """`POST /v1/embeddings`."""
@@ -209,6 +215,7 @@ def make_app(
         routes=[
             Route("/v1/chat/completions", gateway.chat, methods=["POST"]),
             Route("/v1/completions", gateway.completions, methods=["POST"]),
+            Route("/v1/responses", gateway.responses, methods=["POST"]),
             Route("/v1/embeddings", gateway.embeddings, methods=["POST"]),
             *(
                 Route(before + path, answer, methods=["POST"])

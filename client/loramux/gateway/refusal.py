@@ -61,14 +61,19 @@ def check_one_of(param: str, value: object, known: Collection[str]) -> None:
 
 
 def error_body(error: LoramuxError, names: Names = _NAMES) -> dict[str, object]:
-    """Return OpenAI's object for `error`, with the `names` that the request has for fields."""
+    """Return OpenAI's body for `error`, with the `names` that the request has for fields."""
+    return {"error": error_object(error, names)}
+
+
+def error_object(error: LoramuxError, names: Names = _NAMES) -> dict[str, str | None]:
+    """Return what that has: message, type, param and code."""
     _, kind = status_of(error)
     message, code = words_of(error), (error.reason or error.code.name).lower()
     if _is_of_model(error):
         code = "model_not_found"
     if error.reason == "UNKNOWN_PARAMETER":  # has the name that the caller gave it
-        return _body(message, kind, error.field, code)
-    return _body(names.message(message, error.field), kind, names.param(error.field), code)
+        return _object(message, kind, error.field, code)
+    return _object(names.message(message, error.field), kind, names.param(error.field), code)
 
 
 def refusal(error: LoramuxError, caller: Caller, names: Names = _NAMES) -> Response:
@@ -96,7 +101,8 @@ def own_refusal(error: LoramuxError, caller: Caller) -> Response:
 def plain_refusal(status: int, message: str, code: str, caller: Caller) -> Response:
     """Return an answer for what HTTP alone finds wrong."""
     kind = "server_error" if status >= 500 else "invalid_request_error"
-    return json_response(_body(message, kind, None, code), caller.returned, status)
+    body = {"error": _object(message, kind, None, code)}
+    return json_response(body, caller.returned, status)
 
 
 def json_response(body: object, headers: dict[str, str], status: int = 200) -> Response:
@@ -137,5 +143,5 @@ def _is_of_model(error: LoramuxError) -> bool:
     )
 
 
-def _body(message: str, kind: str, param: str | None, code: str) -> dict[str, object]:
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+def _object(message: str, kind: str, param: str | None, code: str) -> dict[str, str | None]:
+    return {"message": message, "type": kind, "param": param, "code": code}

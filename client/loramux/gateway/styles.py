@@ -85,11 +85,7 @@ class ChatStyle:
     def _logprobs(self, completion: generation_pb2.Completion) -> Object | None:
         if not completion.logprobs:
             return None
-        content = [
-            _token(position.chosen) | {"top_logprobs": [_token(each) for each in position.top]}
-            for position in completion.logprobs
-        ]
-        return {"content": content, "refusal": None}
+        return {"content": logprobs_of(completion.logprobs), "refusal": None}
 
 
 class CompletionStyle:
@@ -134,6 +130,14 @@ class CompletionStyle:
                 *offsets.of(each.chosen for each in completion.logprobs),
             ],
         }
+
+
+def logprobs_of(positions: Sequence[generation_pb2.PositionLogprobs]) -> list[Object]:
+    """Return what is told of each of `positions` in a chat."""
+    return [
+        _token(position.chosen) | {"top_logprobs": [_token(each) for each in position.top]}
+        for position in positions
+    ]
 
 
 def _call(call: generation_pb2.ToolCall) -> Object:

@@ -1,0 +1,112 @@
+"""Answering a request for a response, whole or as events."""
+
+import itertools
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from starlette.types import Receive, Scope, Send
+
+from loramux.errors import LoramuxError
+from loramux.gateway.answering import headers_of, send_events
+from loramux.gateway.backend import Backend
+from loramux.gateway.caller import Caller
+from loramux.gateway.events import event
+from loramux.gateway.refusal import error_object, json_response
+from loramux.gateway.responses.names import ResponsesNames
+from loramux.gateway.responses.output import Event
+from loramux.gateway.responses.response import Response
+from loramux.gateway.responses.written import Object
+from loramux.v1 import generation_pb2
+
+_CODES = {"rate_limit_error": "rate_limit_exceeded", "server_error": "server_error"}
+"""Type of an error -> the code of a response that failed; others are about what was asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseEvents:
+    """The events of a response; see `loramux.gateway.answering.TellingEvents`."""
+
+    response: Response
+    names: ResponsesNames
+    """What errors call fields."""
+    _numbers: "itertools.count[int]" = field(default_factory=itertools.count)
+
+    def is_long(self, place: int, response: generation_pb2.StreamGenerateResponse) -> bool:
+        """See `TellingEvents`."""
+        return False
+
+    def events(self, place: int, response: generation_pb2.StreamGenerateResponse) -> bytes:
+        """See `TellingEvents`."""
+        return self._told(*self.taken(response))
+
+    def taken(self, piece: generation_pb2.StreamGenerateResponse) -> list[Event]:
+        """Go on with `piece`; return the events for it."""
+        found: list[Event] = []
+        if piece.HasField("sampling"):
+            self.response.begin(piece.sampling)
+            begun: Object = {"response": self.response.object("in_progress", [])}
+            found += [("response.created", begun), ("response.in_progress", begun)]
+        if piece.HasField("usage"):
+            self.response.usage = piece.usage
+        return found + list(self.response.output.take(piece.delta))
+
+    def end(self, usages: Sequence[generation_pb2.Usage]) -> bytes:
+        """See `TellingEvents`."""
+        ended = self.response.ended()
+        return self._told((f"response.{ended['status']}", {"response": ended}))
+
+    def failure(self, error: LoramuxError) -> bytes:
+        """See `TellingEvents`."""
+        found = error_object(error, self.names)
+        why: Object = {
+            "code": _CODES.get(found["type"] or "", "invalid_prompt"), "message": found["message"],
+        }  # fmt: skip
+        failed = self.response.object("failed", self.response.output.all(), why)
+        told: Object = {name: found[name] for name in ("code", "message", "param")}
+        return self._told(("error", told), ("response.failed", {"response": failed}))
+
+    def _told(self, *events: Event) -> bytes:
+        return b"".join(
+            event({"type": kind, "sequence_number": next(self._numbers)} | told, kind)
+            for kind, told in events
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Responding:
+    """What it takes to answer a request for a response."""
+
+    backend: Backend
+    caller: Caller
+    asked: generation_pb2.GenerateRequest
+    answers: ResponseEvents
+    seconds: float | None
+    """How long it may take."""
+
+    async def whole(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer with one object.
+
+        It comes as a stream, too: only so it is known which tokens are of a thought, and what was
+        written before what.
+        """
+        adapters: Sequence[generation_pb2.AdapterIdentity] = ()
+        async with aclosing(self._pieces()) as pieces:
+            async for _, piece in pieces:
+                adapters = adapters or piece.adapters
+                self.answers.taken(piece)
+        headers = headers_of(self.caller, adapters)
+        await json_response(self.answers.response.ended(), headers)(scope, receive, send)
+
+    async def events(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer with events, each when what it tells is there."""
+        async with aclosing(self._pieces()) as pieces:
+            await send_events(pieces, self.answers, self.caller, send)
+
+    async def _pieces(
+        self,
+    ) -> AsyncGenerator[tuple[int, generation_pb2.StreamGenerateResponse], None]:
+        stream = self.backend.stream(self.asked, self.caller, self.seconds)
+        async with aclosing(stream) as pieces:
+            async for piece in pieces:
+                yield 0, piece

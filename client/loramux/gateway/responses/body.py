@@ -1,0 +1,91 @@
+"""The body of `/v1/responses`: which fields there are, and of what type."""
+
+from typing import Literal
+
+import msgspec
+
+from loramux.gateway.body import ObjectFormat, SamplingBody, StreamOptions, TextFormat
+
+Include = Literal[
+    "code_interpreter_call.outputs",
+    "computer_call_output.output.image_url",
+    "file_search_call.results",
+    "message.input_image.image_url",
+    "message.output_text.logprobs",
+    "reasoning.encrypted_content",
+    "web_search_call.action.sources",
+    "web_search_call.results",
+]
+"""What an answer may tell beside; most of it is of tools that are not served, so there is none."""
+
+
+class SchemaFormat(msgspec.Struct, tag_field="type", tag="json_schema", forbid_unknown_fields=True):
+    """What meets a JSON schema, which is always kept to the letter."""
+
+    schema: dict[str, object]
+    name: str = ""
+    description: str | None = None
+    strict: bool | None = None
+
+
+class TextOptions(msgspec.Struct, forbid_unknown_fields=True):
+    """Which form the text has."""
+
+    format: TextFormat | ObjectFormat | SchemaFormat = msgspec.field(default_factory=TextFormat)
+    verbosity: str | None = None
+
+
+class Reasoning(msgspec.Struct, forbid_unknown_fields=True):
+    """How much is thought."""
+
+    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
+    """Accepted: the thought itself is told."""
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None
+    """What `summary` was called before."""
+
+
+class ResponsesBody(SamplingBody, kw_only=True):
+    """The body of `/v1/responses`."""
+
+    input: str | list[dict[str, object]]
+    instructions: str | None = None
+    max_output_tokens: int | None = None
+    max_tool_calls: int | None = None
+    """Of calls that a server makes itself, of which there are none."""
+    text: TextOptions = msgspec.field(default_factory=TextOptions)
+    reasoning: Reasoning | None = None
+    tools: list[dict[str, object]] = msgspec.field(default_factory=list)
+    tool_choice: str | dict[str, object] = "auto"
+    parallel_tool_calls: bool = True
+    include: list[Include] = msgspec.field(default_factory=list)
+    top_logprobs: int | None = None
+    metadata: dict[str, str] = msgspec.field(default_factory=dict)
+    stream_options: StreamOptions | None = None
+    truncation: str = "disabled"
+
+    # What needs a server that keeps something.
+    background: bool = False
+    conversation: object = None
+    previous_response_id: object = None
+    prompt: object = None
+
+    # As vLLM calls it.
+    chat_template_kwargs: dict[str, object] = msgspec.field(default_factory=dict)
+
+    @property
+    def tells_logprobs(self) -> bool:
+        """Whether the tokens of the text are told."""
+        return bool(self.top_logprobs) or "message.output_text.logprobs" in self.include
+
+    @property
+    def called(self) -> dict[str, str]:
+        """What the server calls otherwise -> the field that says it here."""
+        has_json = self.structured_outputs and self.structured_outputs.json is not None
+        return {
+            "max_tokens": "max_output_tokens",
+            "logprobs": "top_logprobs",
+            "structured_output.json_schema": (
+                "structured_outputs.json" if has_json else "text.format.schema"
+            ),
+        }

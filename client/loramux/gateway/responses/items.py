@@ -1,0 +1,186 @@
+"""The items of an input -> the messages of a chat."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+
+from loramux.gateway.body import ChatMessage
+from loramux.gateway.refusal import invalid, unsupported
+from loramux.gateway.responses.kinds import of_kind
+from loramux.gateway.responses.names import Source
+from loramux.gateway.responses.parts import Part, parts_of
+from loramux.gateway.tools import CalledFunction, ToolCall
+
+
+class Item(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What items have that an answer had, and that is not told on."""
+
+    id: object = None
+    status: object = None
+
+
+class MessageItem(Item, kw_only=True):
+    """What somebody said."""
+
+    role: str
+    content: str | list[Part]
+    phase: object = None
+    """Whether an assistant's text is its answer; templates do not know."""
+
+
+class CallItem(Item, kw_only=True):
+    """A call of a tool."""
+
+    call_id: str
+    name: str
+    arguments: str
+    namespace: object = None
+    caller: object = None
+
+
+class OutputItem(Item, kw_only=True):
+    """What came of a call."""
+
+    call_id: str
+    output: str | list[Part]
+    name: str = ""
+    namespace: object = None
+    caller: object = None
+
+
+class ThoughtText(msgspec.Struct):
+    """A part of a thought."""
+
+    text: str
+    type: str = ""
+
+
+class ReasoningItem(Item, kw_only=True):
+    """What an assistant thought."""
+
+    summary: list[ThoughtText] = []
+    content: list[ThoughtText] = []
+    encrypted_content: str = ""
+
+
+_KINDS: Mapping[str, type[Item]] = {
+    "message": MessageItem, "function_call": CallItem, "function_call_output": OutputItem,
+    "reasoning": ReasoningItem,
+}  # fmt: skip
+
+
+@dataclass(slots=True)
+class Talk:
+    """A conversation that is made of items.
+
+    What an assistant thought, said and called in a row is one message, as a chat template wants it:
+    calls belong to the text before them, and a text to the thought before it. A thought or a second
+    text after that begins another message.
+    """
+
+    messages: list[ChatMessage] = field(default_factory=list)
+    sources: list[Source] = field(default_factory=list)
+    """Of each message."""
+
+    def begin(self, name: str, role: str, content: str | list[Part], of_content: str) -> None:
+        """Add a message of somebody else.
+
+        Args:
+            name: The field of which it is made.
+            role: Whose it is.
+            content: What was said.
+            of_content: The field that says so.
+        """
+        self.messages.append(ChatMessage(role, content))
+        self.sources.append(Source(name, of_content))
+
+    def add(self, name: str, given: Mapping[str, object]) -> None:
+        """Add `given`, the item that is called `name`.
+
+        Raises:
+            InvalidArgumentError: It is none that is served; the error names the field.
+        """
+        if given.get("type") is None and "role" in given:
+            given = {**given, "type": "message"}
+        if given.get("type") == "item_reference":
+            raise unsupported(
+                f"{name}.type",
+                f"{name}.type is 'item_reference'; no items are kept here: give the item itself",
+            )
+        item = of_kind(name, given, _KINDS)
+        if isinstance(item, MessageItem) and item.role == "assistant":
+            self._say(name, parts_of(f"{name}.content", item.content))
+        elif isinstance(item, MessageItem):
+            content = parts_of(f"{name}.content", item.content)
+            self.begin(name, item.role, content, f"{name}.content")
+        elif isinstance(item, OutputItem):
+            output = parts_of(f"{name}.output", item.output)
+            self.begin(name, "tool", output, f"{name}.output")
+            self.messages[-1].tool_call_id = item.call_id
+            self.messages[-1].name = item.name or None
+        elif isinstance(item, CallItem):
+            self._call(name, item)
+        elif isinstance(item, ReasoningItem):
+            self._think(name, item)
+
+    def _say(self, name: str, content: str | list[Part]) -> None:
+        message, source = self._turn(name)
+        if message.content and not message.tool_calls:
+            message, source = self._turn(name, is_new=True)
+        if message.content:  # text behind calls, which are no part of a text
+            before, after = _parts(message.content), _parts(content)
+            message.content = [*before, *after]
+        else:
+            message.content, source.content = content, f"{name}.content"
+
+    def _call(self, name: str, item: CallItem) -> None:
+        message, source = self._turn(name)
+        call = ToolCall(CalledFunction(item.name, item.arguments), item.call_id)
+        message.tool_calls = [*(message.tool_calls or ()), call]
+        source.calls.append(name)
+
+    def _think(self, name: str, item: ReasoningItem) -> None:
+        if item.encrypted_content and not (item.content or item.summary):
+            raise unsupported(
+                f"{name}.encrypted_content",
+                f"{name} has its thought in encrypted_content alone, which only the one who wrote "
+                "it can read; give it as content, or leave the item out",
+            )
+        thought = "".join(part.text for part in item.content or item.summary)
+        if not thought:
+            return
+        message, source = self._turn(name)
+        if message.content or message.tool_calls:
+            message, source = self._turn(name, is_new=True)
+        message.reasoning = "\n\n".join(filter(None, (message.reasoning, thought)))
+        source.reasoning = source.reasoning or f"{name}.content"
+
+    def _turn(self, name: str, *, is_new: bool = False) -> tuple[ChatMessage, Source]:
+        """Return the assistant's message that the item `name` belongs to."""
+        if is_new or not self.messages or self.messages[-1].role != "assistant":
+            self.begin(name, "assistant", "", f"{name}.content")
+        return self.messages[-1], self.sources[-1]
+
+
+def talk_of(instructions: str | None, given: str | list[dict[str, object]]) -> Talk:
+    """Return the conversation that a body has.
+
+    Raises:
+        InvalidArgumentError: There is none, or an item is none that is served.
+    """
+    talk = Talk()
+    if instructions:
+        talk.begin("instructions", "system", instructions, "instructions")
+    if isinstance(given, str):
+        talk.begin("input", "user", given, "input")
+        return talk
+    if not given:
+        raise invalid("input", "input is an empty list; give a text, or at least one item")
+    for place, item in enumerate(given):
+        talk.add(f"input[{place}]", item)
+    return talk
+
+
+def _parts(content: str | list[Part]) -> list[Part]:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content

@@ -1,0 +1,108 @@
+"""The output of a response, made of what the server answers piece by piece."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from loramux.gateway.responses.text_tokens import TextTokens
+from loramux.gateway.responses.written import Message, Object, Thought, Written, call_item
+from loramux.v1 import generation_pb2
+
+Event = tuple[str, Object]
+"""Its type, and what it tells."""
+
+
+@dataclass(slots=True)
+class Output:
+    """Items, in the order in which they were written."""
+
+    items: list[Object] = field(default_factory=list)
+    """Those that are finished."""
+    reasoning_tokens: int = 0
+    is_cut_off: bool = False
+    """Whether the model was not done."""
+    _written: Written | None = None
+    """What is not finished."""
+    _tokens: TextTokens = field(default_factory=TextTokens)
+    _num_waiting: int = 0
+    """Tokens since the last that made something."""
+
+    def take(self, delta: generation_pb2.Completion) -> Iterator[Event]:
+        """Go on with `delta`, yielding the events for it, which all have to be taken."""
+        self._count(delta)
+        logprobs = self._tokens.of(delta)
+        if delta.reasoning:
+            yield from self._write(Thought, delta.reasoning, [])
+        if delta.text:
+            yield from self._write(Message, delta.text, logprobs)
+        for call in delta.tool_calls:
+            yield from self._close("completed")
+            yield from self._call(call_item(call))
+        if delta.finish_reason:
+            self.is_cut_off = delta.finish_reason == generation_pb2.FINISH_REASON_LENGTH
+            if not (self.is_cut_off or self._has_said()):
+                yield from self._open(Message())
+            yield from self._close("incomplete" if self.is_cut_off else "completed")
+
+    def all(self) -> list[Object]:
+        """Return the items as they are, the one that is written among them."""
+        written = self._written
+        return self.items + ([written.item("incomplete", [written.part()])] if written else [])
+
+    def _has_said(self) -> bool:
+        """Return whether there is more than thoughts."""
+        return isinstance(self._written, Message) or any(
+            item["type"] != "reasoning" for item in self.items
+        )
+
+    def _count(self, delta: generation_pb2.Completion) -> None:
+        self._num_waiting += len(delta.token_ids)
+        if delta.reasoning:
+            self.reasoning_tokens += self._num_waiting
+        if delta.reasoning or delta.text or delta.tool_calls:
+            self._num_waiting = 0
+
+    def _write(
+        self, kind: type[Message | Thought], text: str, logprobs: list[Object]
+    ) -> Iterator[Event]:
+        if not isinstance(self._written, kind):
+            yield from self._close("completed")
+            yield from self._open(kind())
+        written = self._written
+        assert written is not None
+        told = written.add(text, logprobs)
+        yield f"response.{written.kind}.delta", self._at(written) | told
+
+    def _open(self, written: Message | Thought) -> Iterator[Event]:
+        self._written = written
+        item = written.item("in_progress", [])
+        yield "response.output_item.added", {"output_index": len(self.items), "item": item}
+        yield "response.content_part.added", self._at(written) | {"part": written.part()}
+
+    def _close(self, status: str) -> Iterator[Event]:
+        """End what is written, if anything is."""
+        written = self._written
+        if written is None:
+            return
+        self._written = None
+        place, part = self._at(written), written.part()
+        yield f"response.{written.kind}.done", place | written.whole()
+        yield "response.content_part.done", place | {"part": part}
+        yield from self._end(written.item(status, [part]))
+
+    def _call(self, item: Object) -> Iterator[Event]:
+        """Add a call, which the server tells when it is whole."""
+        begun = item | {"status": "in_progress", "arguments": ""}
+        place: Object = {"output_index": len(self.items), "item_id": item["id"]}
+        yield "response.output_item.added", {"output_index": len(self.items), "item": begun}
+        arguments, done = item["arguments"], "response.function_call_arguments.done"
+        yield "response.function_call_arguments.delta", place | {"delta": arguments}
+        yield done, place | {"name": item["name"], "arguments": arguments}
+        yield from self._end(item)
+
+    def _end(self, item: Object) -> Iterator[Event]:
+        index = len(self.items)
+        self.items.append(item)
+        yield "response.output_item.done", {"output_index": index, "item": item}
+
+    def _at(self, written: Written) -> Object:
+        return {"output_index": len(self.items), "item_id": written.id, "content_index": 0}

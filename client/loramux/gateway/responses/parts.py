@@ -1,0 +1,68 @@
+"""Parts of contents, as items of an input have them -> as messages of a chat have them."""
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from loramux.gateway.refusal import invalid, unsupported
+from loramux.gateway.responses.kinds import of_kind
+
+Part = dict[str, object]
+
+
+class Text(msgspec.Struct, forbid_unknown_fields=True):
+    """A text, a caller's or one of an answer; what an answer has beside it is not told on."""
+
+    text: str
+    annotations: list[object] = []
+    logprobs: list[object] = []
+    prompt_cache_breakpoint: object = None
+    """Where OpenAI's cache ends; here each block of a prompt is cached."""
+
+
+class Refusal(msgspec.Struct, forbid_unknown_fields=True):
+    """What a model of OpenAI said in place of an answer."""
+
+    refusal: str
+
+
+class Image(msgspec.Struct, forbid_unknown_fields=True):
+    """An image."""
+
+    image_url: str | None = None
+    detail: str | None = None
+    file_id: object = None
+    prompt_cache_breakpoint: object = None
+
+
+_KINDS: Mapping[str, type[Text | Refusal | Image]] = {
+    "input_text": Text, "output_text": Text, "input_image": Image, "refusal": Refusal,
+}  # fmt: skip
+
+
+def parts_of(name: str, content: str | Sequence[Part]) -> str | list[Part]:
+    """Return `content`, the field `name` of an item, as a message of a chat has it.
+
+    Raises:
+        InvalidArgumentError: A part is none of those that are served; the error names it.
+    """
+    if isinstance(content, str):
+        return content
+    return [_part(f"{name}[{place}]", part) for place, part in enumerate(content)]
+
+
+def _part(name: str, given: Part) -> Part:
+    part = of_kind(name, given, _KINDS)
+    if isinstance(part, Text):
+        return {"type": "text", "text": part.text}
+    if isinstance(part, Refusal):
+        return {"type": "text", "text": part.refusal}
+    if part.file_id is not None:
+        raise unsupported(
+            f"{name}.file_id",
+            f"{name}.file_id is {part.file_id!r:.100}; no files are kept here: give the image "
+            "itself as image_url, 'data:image/png;base64,…'",
+        )
+    if part.image_url is None:
+        raise invalid(name, f"{name} needs image_url, 'data:image/png;base64,…'")
+    return {"type": "image_url", "image_url": {"url": part.image_url, "detail": part.detail}}

@@ -1,0 +1,48 @@
+"""The route of responses."""
+
+from collections.abc import Awaitable, Callable
+
+from starlette.requests import Request
+
+from loramux.gateway.answering import WhileThere
+from loramux.gateway.backend import Backend
+from loramux.gateway.caller import caller_of
+from loramux.gateway.parsing import parse
+from loramux.gateway.reading import read
+from loramux.gateway.responses.answering import Responding, ResponseEvents
+from loramux.gateway.responses.asked import asked_by_response, check_stateless
+from loramux.gateway.responses.body import ResponsesBody
+from loramux.gateway.responses.items import talk_of
+from loramux.gateway.responses.names import ResponsesNames
+from loramux.gateway.responses.response import Response
+
+
+async def respond(
+    request: Request, backend: Backend, most_bytes: Callable[[], Awaitable[int]]
+) -> WhileThere:
+    """Return the answer to `POST /v1/responses`.
+
+    Args:
+        request: The request; what is raised is told with `request.state.names`.
+        backend: Who answers.
+        most_bytes: Says how large a body may be.
+
+    Raises:
+        HTTPException: The body cannot be read.
+        LoramuxError: It cannot be answered.
+    """
+    caller = caller_of(request.scope)
+    request.state.names = ResponsesNames()
+    body = parse(await read(request, most_bytes), ResponsesBody)
+    check_stateless(body)
+    talk = talk_of(body.instructions, body.input)
+    request.state.names = names = ResponsesNames(body.called, talk.sources)
+    server = await backend.info(caller)
+    responding = Responding(
+        backend=backend,
+        caller=caller,
+        asked=asked_by_response(body, talk.messages, server.base_model, caller.request_id),
+        answers=ResponseEvents(Response(body, caller.request_id), names),
+        seconds=body.timeout,
+    )
+    return WhileThere(responding.events if body.stream else responding.whole)

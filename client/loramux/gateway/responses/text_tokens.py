@@ -1,0 +1,51 @@
+"""Which tokens make the text of a message."""
+
+from collections.abc import Sequence
+
+from loramux.gateway.styles import Object, logprobs_of
+from loramux.v1 import generation_pb2
+
+Positions = Sequence[generation_pb2.PositionLogprobs]
+
+
+class TextTokens:
+    """Takes the log-probabilities of an answer apart.
+
+    A piece tells all its tokens: those of thoughts, calls, marks and the end as well. Its text may
+    be that of earlier ones, where it was not sure that they are text.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[generation_pb2.PositionLogprobs] = []
+
+    def of(self, delta: generation_pb2.Completion) -> list[Object]:
+        """Return the tokens of the text of `delta`, the next piece; none where none are told."""
+        if not delta.logprobs:
+            return []
+        self._waiting += delta.logprobs
+        found: list[generation_pb2.PositionLogprobs] = []
+        if delta.text:
+            found, self._waiting = _split(delta.text.encode(), self._waiting)
+        elif delta.reasoning:
+            self._waiting = []
+        if delta.tool_calls:
+            self._waiting = []
+        return [token | {"bytes": token["bytes"] or []} for token in logprobs_of(found)]
+
+
+def _split(
+    text: bytes, positions: list[generation_pb2.PositionLogprobs]
+) -> tuple[list[generation_pb2.PositionLogprobs], list[generation_pb2.PositionLogprobs]]:
+    """Return those that are in `text`, and those behind; all where it is not found in them."""
+    joined = b"".join(each.chosen.utf8 for each in positions)
+    begin = len(joined) - len(text) if joined.endswith(text) else joined.find(text)
+    if begin < 0:
+        return positions, []
+    found, behind, place = [], [], 0
+    for each in positions:
+        start, place = place, place + len(each.chosen.utf8)
+        if start >= begin + len(text):
+            behind.append(each)
+        elif place > begin:
+            found.append(each)
+    return found, behind

@@ -1,0 +1,103 @@
+"""The items of an output, while they are written and after that."""
+
+import secrets
+from collections.abc import Sequence
+from typing import Protocol
+
+from loramux.v1 import generation_pb2
+
+Object = dict[str, object]
+
+
+class Written(Protocol):
+    """A text that is written: an item with one part."""
+
+    id: str
+    kind: str
+    """What events of its text are called."""
+
+    def add(self, text: str, logprobs: Sequence[Object]) -> Object:
+        """Go on with `text`; return what the event tells of it."""
+
+    def part(self) -> Object:
+        """Return the part as it is."""
+
+    def whole(self) -> Object:
+        """Return what the event of its end tells."""
+
+    def item(self, status: str, parts: Sequence[Object]) -> Object:
+        """Return the item, of which that are the `parts`."""
+
+
+class Message:
+    """What the model said."""
+
+    kind = "output_text"
+
+    def __init__(self) -> None:
+        self.id = new_id("msg")
+        self._texts: list[str] = []
+        self._logprobs: list[Object] = []
+
+    def add(self, text: str, logprobs: Sequence[Object]) -> Object:
+        """See `Written`."""
+        self._texts.append(text)
+        self._logprobs += logprobs
+        return {"delta": text, "logprobs": logprobs}
+
+    def part(self) -> Object:
+        """See `Written`."""
+        return {"type": self.kind, "annotations": []} | self.whole()
+
+    def whole(self) -> Object:
+        """See `Written`."""
+        return {"text": "".join(self._texts), "logprobs": list(self._logprobs)}
+
+    def item(self, status: str, parts: Sequence[Object]) -> Object:
+        """See `Written`."""
+        return {
+            "id": self.id, "type": "message", "role": "assistant", "status": status,
+            "content": parts,
+        }  # fmt: skip
+
+
+class Thought:
+    """What the model thought."""
+
+    kind = "reasoning_text"
+
+    def __init__(self) -> None:
+        self.id = new_id("rs")
+        self._texts: list[str] = []
+
+    def add(self, text: str, logprobs: Sequence[Object]) -> Object:
+        """See `Written`."""
+        self._texts.append(text)
+        return {"delta": text}
+
+    def part(self) -> Object:
+        """See `Written`."""
+        return {"type": self.kind} | self.whole()
+
+    def whole(self) -> Object:
+        """See `Written`."""
+        return {"text": "".join(self._texts)}
+
+    def item(self, status: str, parts: Sequence[Object]) -> Object:
+        """See `Written`."""
+        return {
+            "id": self.id, "type": "reasoning", "summary": [], "status": status, "content": parts,
+        }  # fmt: skip
+
+
+def call_item(call: generation_pb2.ToolCall) -> Object:
+    """Return the item of a call."""
+    return {
+        "id": new_id("fc"), "type": "function_call", "status": "completed", "call_id": call.id,
+        "name": call.name, "arguments": call.arguments,
+    }  # fmt: skip
+
+
+def new_id(prefix: str) -> str:
+    """Return an id that nothing else has."""
+    return f"{prefix}_{secrets.token_hex(12)}"
