@@ -75,11 +75,15 @@ def test_a_file_is_answered_as_grpc_answers_it(
         ),
         request(40, CHAT, model="own", messages=[{"role": "user", "content": "Who?"}], **SAMPLED),
         request(41, VECTORS, model="plain", input=["one", "two"]),
-    ]
+        request(
+            42, "/v1/responses", model="own", input="Who?", max_output_tokens=8, seed=7,
+            temperature=0.9,
+        ),
+    ]  # fmt: skip
     source = write(tmp_path / "requests.jsonl", *asked)
     done = batch(chat_server, source, "-o", tmp_path / "answers.jsonl")
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
-    assert "42 of 42 requests answered now: 42 with 200; 0 asked again" in done.stderr
+    assert "43 of 43 requests answered now: 43 with 200; 0 asked again" in done.stderr
     found = answers(tmp_path / "answers.jsonl")
     for number in range(40):
         adapter = "plain" if number % 2 else None
@@ -89,6 +93,8 @@ def test_a_file_is_answered_as_grpc_answers_it(
         assert response["request_id"]
     chatted = direct.chat([{"role": "user", "content": "Who?"}], adapter="own", **SAMPLED)
     assert found["r40"]["body"]["choices"][0]["message"]["content"] == chatted.text
+    (item,) = found["r42"]["body"]["output"]
+    assert item["content"][0]["text"] == chatted.text
     vectors = [each["embedding"] for each in found["r41"]["body"]["data"]]
     wanted_vectors = direct.embed(["one", "two"], adapter="plain").vectors
     assert vectors == [pytest.approx(vector, abs=1e-4) for vector in wanted_vectors]

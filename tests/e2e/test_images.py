@@ -223,6 +223,25 @@ def test_anthropics_blocks_show_images(server: SeeingServer, gateway: RunningGat
     assert last(server) == (f"[user]What is this?{SEEN}[assistant]", images(CAT))
 
 
+def test_a_response_is_of_images(server: SeeingServer, gateway: RunningGateway) -> None:
+    def asked(door: openai.OpenAI, *data: bytes) -> Any:
+        shown = [{"type": "input_image", "image_url": url(each)} for each in data]
+        content: Any = [{"type": "input_text", "text": "What? "}, *shown]
+        return door.responses.create(
+            model="base", instructions="Look.", input=[{"role": "user", "content": content}]
+        )
+
+    with openai.OpenAI(base_url=gateway.url, api_key="none", max_retries=0) as door:
+        assert asked(door, CAT, DOG).output_text == "x"
+        text, seen = last(server)
+        assert text.endswith(f"Look.[user]What? {SEEN}{SEEN}[assistant]")
+        assert seen == images(CAT, DOG)
+        for data, param in (([CAT] * 4, "input"), ([b"bad"], "input[0].content[1].image_url")):
+            with pytest.raises(openai.BadRequestError) as caught:
+                asked(door, *data)
+            assert caught.value.param == param
+
+
 REFUSED: list[tuple[Any, str, str, str]] = [
     ({"type": "image_url", "image_url": {"url": "https://example.org/cat.png"}},
      "messages[0].content[1]", "invalid_field", "nothing is fetched"),

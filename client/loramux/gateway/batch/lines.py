@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import msgspec
 
 URLS = (
-    "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/classify", "/v1/score",
-    "/v1/rerank",
+    "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/v1/classify",
+    "/v1/score", "/v1/rerank",
 )  # fmt: skip
 MAX_ID = 512
 """Characters."""

@@ -1,47 +1,26 @@
 """The body of `/v1/responses`: which fields there are, and of what type."""
 
-from typing import Literal
-
 import msgspec
 
-from loramux.gateway.body import ObjectFormat, SamplingBody, StreamOptions, TextFormat
+from loramux.gateway.body import SamplingBody, StreamOptions
 
-Include = Literal[
-    "code_interpreter_call.outputs",
-    "computer_call_output.output.image_url",
-    "file_search_call.results",
-    "message.input_image.image_url",
-    "message.output_text.logprobs",
-    "reasoning.encrypted_content",
-    "web_search_call.action.sources",
-    "web_search_call.results",
-]
-"""What an answer may tell beside; most of it is of tools that are not served, so there is none."""
-
-
-class SchemaFormat(msgspec.Struct, tag_field="type", tag="json_schema", forbid_unknown_fields=True):
-    """What meets a JSON schema, which is always kept to the letter."""
-
-    schema: dict[str, object]
-    name: str = ""
-    description: str | None = None
-    strict: bool | None = None
+LOGPROBS = "message.output_text.logprobs"
 
 
 class TextOptions(msgspec.Struct, forbid_unknown_fields=True):
     """Which form the text has."""
 
-    format: TextFormat | ObjectFormat | SchemaFormat = msgspec.field(default_factory=TextFormat)
+    format: dict[str, object] = msgspec.field(default_factory=lambda: {"type": "text"})
     verbosity: str | None = None
 
 
 class Reasoning(msgspec.Struct, forbid_unknown_fields=True):
     """How much is thought."""
 
-    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
-    summary: Literal["auto", "concise", "detailed"] | None = None
+    effort: str | None = None
+    summary: str | None = None
     """Accepted: the thought itself is told."""
-    generate_summary: Literal["auto", "concise", "detailed"] | None = None
+    generate_summary: str | None = None
     """What `summary` was called before."""
 
 
@@ -58,7 +37,7 @@ class ResponsesBody(SamplingBody, kw_only=True):
     tools: list[dict[str, object]] = msgspec.field(default_factory=list)
     tool_choice: str | dict[str, object] = "auto"
     parallel_tool_calls: bool = True
-    include: list[Include] = msgspec.field(default_factory=list)
+    include: list[str] = msgspec.field(default_factory=list)
     top_logprobs: int | None = None
     metadata: dict[str, str] = msgspec.field(default_factory=dict)
     stream_options: StreamOptions | None = None
@@ -76,7 +55,7 @@ class ResponsesBody(SamplingBody, kw_only=True):
     @property
     def tells_logprobs(self) -> bool:
         """Whether the tokens of the text are told."""
-        return bool(self.top_logprobs) or "message.output_text.logprobs" in self.include
+        return bool(self.top_logprobs) or LOGPROBS in self.include
 
     @property
     def called(self) -> dict[str, str]:

@@ -64,6 +64,7 @@ class ReasoningItem(Item, kw_only=True):
     encrypted_content: str = ""
 
 
+_ROLES = ("user", "assistant", "system", "developer")
 _KINDS: Mapping[str, type[Item]] = {
     "message": MessageItem, "function_call": CallItem, "function_call_output": OutputItem,
     "reasoning": ReasoningItem,
@@ -109,6 +110,11 @@ class Talk:
                 f"{name}.type is 'item_reference'; no items are kept here: give the item itself",
             )
         item = of_kind(name, given, _KINDS)
+        if isinstance(item, MessageItem) and item.role not in _ROLES:
+            raise invalid(
+                f"{name}.role",
+                f"{name}.role is {item.role!r:.100}; expected {' or '.join(map(repr, _ROLES))}",
+            )
         if isinstance(item, MessageItem) and item.role == "assistant":
             self._say(name, parts_of(f"{name}.content", item.content))
         elif isinstance(item, MessageItem):

@@ -27,10 +27,8 @@ def of_kind(
     """
     kind = given.get("type")
     if not isinstance(kind, str) or kind not in kinds:
-        known = ", ".join(map(repr, kinds))
-        raise unsupported(
-            f"{name}.type", f"{name}.type is {kind!r:.100}; expected one of {known}{why}"
-        )
+        known = " or ".join(map(repr, kinds))
+        raise unsupported(f"{name}.type", f"{name}.type is {kind!r:.100}; expected {known}{why}")
     fields = {
         field: value for field, value in given.items() if field != "type" and value is not None
     }

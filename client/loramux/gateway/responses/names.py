@@ -40,7 +40,9 @@ class ResponsesNames(Names):
 
     def in_field(self, name: str) -> str:
         """See `Names`."""
-        return "input" if name == "messages" else self.in_text(name)
+        # Before there are any, it is a field of the request itself.
+        is_all = name == "messages" or (name == "prompt" and bool(self.sources))
+        return "input" if is_all else self.in_text(name)
 
     def in_text(self, text: str) -> str:
         """See `Names`."""

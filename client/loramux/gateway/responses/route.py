@@ -10,10 +10,11 @@ from loramux.gateway.caller import caller_of
 from loramux.gateway.parsing import parse
 from loramux.gateway.reading import read
 from loramux.gateway.responses.answering import Responding, ResponseEvents
-from loramux.gateway.responses.asked import asked_by_response, check_stateless
+from loramux.gateway.responses.asked import asked_by_response
 from loramux.gateway.responses.body import ResponsesBody
 from loramux.gateway.responses.items import talk_of
 from loramux.gateway.responses.names import ResponsesNames
+from loramux.gateway.responses.refused import check_served
 from loramux.gateway.responses.response import Response
 
 
@@ -34,7 +35,7 @@ async def respond(
     caller = caller_of(request.scope)
     request.state.names = ResponsesNames()
     body = parse(await read(request, most_bytes), ResponsesBody)
-    check_stateless(body)
+    check_served(body)
     talk = talk_of(body.instructions, body.input)
     request.state.names = names = ResponsesNames(body.called, talk.sources)
     server = await backend.info(caller)
