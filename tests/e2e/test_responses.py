@@ -240,8 +240,8 @@ def test_effort_reaches_the_template(door: openai.OpenAI) -> None:
 USER = {"role": "user", "content": "x"}
 CALL = {"type": "function_call", "call_id": "c", "name": "weather", "arguments": "{}"}
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
-    ({"previous_response_id": "resp_1"}, "previous_response_id", "'resp_1'; no responses are kept"),
-    ({"conversation": {"id": "conv_1"}}, "conversation", "as items of input"),
+    ({"previous_response_id": "resp_1"}, "previous_response_id", "no responses are stored"),
+    ({"conversation": {"id": "conv_1"}}, "conversation", "send the earlier items"),
     ({"background": True}, "background", "background is true"),
     ({"prompt": {"id": "pmpt_1"}}, "prompt", "give the text as instructions or input"),
     ({"truncation": "auto"}, "truncation", "'auto'; expected 'disabled'"),

@@ -80,7 +80,7 @@ class Answering:
         responses = await _all(
             [self.backend.generate(each, self.caller, self.seconds) for each in self.asked]
         )
-        headers = headers_of(self.caller, responses[0].adapters)
+        headers = headers_by(self.caller, responses[0].adapters)
         is_long = sum(len(each.prompt_logprobs) for each in responses) >= MANY_POSITIONS
         answer = await _made(lambda: json_response(self.answers.whole(responses), headers), is_long)
         await answer(scope, receive, send)
@@ -103,7 +103,7 @@ async def send_events(
     The status waits for the first one: what the server refuses is an HTTP error then.
     """
     place, piece = await anext(pieces)
-    headers = headers_of(caller, piece.adapters) | EVENTS
+    headers = headers_by(caller, piece.adapters) | EVENTS
     await send({
         "type": "http.response.start",
         "status": 200,
@@ -127,7 +127,7 @@ async def send_events(
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def headers_of(
+def headers_by(
     caller: Caller, adapters: Sequence[generation_pb2.AdapterIdentity]
 ) -> dict[str, str]:
     """Return the headers of an answer to `caller` by `adapters`."""

@@ -1,6 +1,6 @@
-"""OpenAI's Responses API, made of what chats are made of.
+"""OpenAI's Responses API, a translation to chats and back.
 
-Nothing is kept: a response can be neither fetched nor gone on with by its id.
+It is stateless: a response can be neither fetched nor continued by its id.
 """
 
 from loramux.gateway.responses.route import respond

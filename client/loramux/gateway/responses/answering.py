@@ -1,4 +1,4 @@
-"""Answering a request for a response, whole or as events."""
+"""Answering `/v1/responses`, with one object or a stream of events."""
 
 import itertools
 from collections.abc import AsyncGenerator, Sequence
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from starlette.types import Receive, Scope, Send
 
 from loramux.errors import LoramuxError
-from loramux.gateway.answering import headers_of, send_events
+from loramux.gateway.answering import headers_by, send_events
 from loramux.gateway.backend import Backend
 from loramux.gateway.caller import Caller
 from loramux.gateway.events import event
@@ -20,7 +20,7 @@ from loramux.gateway.responses.written import Object
 from loramux.v1 import generation_pb2
 
 _CODES = {"rate_limit_error": "rate_limit_exceeded", "server_error": "server_error"}
-"""Type of an error -> the code of a response that failed; others are about what was asked."""
+"""Type of an error -> code of a failed response; for all others it is `invalid_prompt`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class ResponseEvents:
 
     response: Response
     names: ResponsesNames
-    """What errors call fields."""
+    """Field names for errors."""
     _numbers: "itertools.count[int]" = field(default_factory=itertools.count)
 
     def is_long(self, place: int, response: generation_pb2.StreamGenerateResponse) -> bool:
@@ -41,7 +41,7 @@ class ResponseEvents:
         return self._told(*self.taken(response))
 
     def taken(self, piece: generation_pb2.StreamGenerateResponse) -> list[Event]:
-        """Go on with `piece`; return the events for it."""
+        """Add `piece`; return its events."""
         found: list[Event] = []
         if piece.HasField("sampling"):
             self.response.begin(piece.sampling)
@@ -75,7 +75,7 @@ class ResponseEvents:
 
 @dataclass(frozen=True, slots=True)
 class Responding:
-    """What it takes to answer a request for a response."""
+    """What it takes to answer a request."""
 
     backend: Backend
     caller: Caller
@@ -87,19 +87,19 @@ class Responding:
     async def whole(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer with one object.
 
-        It comes as a stream, too: only so it is known which tokens are of a thought, and what was
-        written before what.
+        It is read as a stream as well, since only chunks tell which tokens are reasoning, and in
+        which order text and calls came.
         """
         adapters: Sequence[generation_pb2.AdapterIdentity] = ()
         async with aclosing(self._pieces()) as pieces:
             async for _, piece in pieces:
                 adapters = adapters or piece.adapters
                 self.answers.taken(piece)
-        headers = headers_of(self.caller, adapters)
+        headers = headers_by(self.caller, adapters)
         await json_response(self.answers.response.ended(), headers)(scope, receive, send)
 
     async def events(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer with events, each when what it tells is there."""
+        """Answer with a stream of events."""
         async with aclosing(self._pieces()) as pieces:
             await send_events(pieces, self.answers, self.caller, send)
 

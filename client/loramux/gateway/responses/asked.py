@@ -1,4 +1,4 @@
-"""From the body of a request for a response to what the server is asked, as a chat asks it."""
+"""The body of `/v1/responses` -> the body of a chat -> the request to the server."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -33,16 +33,16 @@ _SHARED = [field.name for field in msgspec.structs.fields(SamplingBody)]
 def asked_by_response(
     body: ResponsesBody, messages: list[ChatMessage], base: str, request_id: str
 ) -> generation_pb2.GenerateRequest:
-    """Return what `body` asks of a server whose base model is called `base`.
+    """Return the request to the server.
 
     Args:
         body: The body.
-        messages: Its conversation.
-        base: What the base model is called.
+        messages: Its input as messages.
+        base: The name of the base model.
         request_id: The id of the request.
 
     Raises:
-        LoramuxError: It cannot be asked; the error names the field, of messages that of `messages`.
+        LoramuxError: A value is invalid; the error names the field, that of a message as in a chat.
     """
     shared = {name: getattr(body, name) for name in _SHARED}
     chat = ChatBody(
@@ -68,7 +68,7 @@ def _format(given: Object) -> TextFormat | ObjectFormat | SchemaFormat:
 
 def _tool(name: str, given: Object) -> Tool:
     return Tool(of_kind(
-        name, given, {"function": Function}, ": tools that OpenAI's servers run are not served"
+        name, given, {"function": Function}, ": built-in tools are not served"
     ))  # fmt: skip
 
 
@@ -87,7 +87,7 @@ def _choice(given: str | Object) -> Choice:
 
 
 def _variables(body: ResponsesBody) -> Object:
-    """Return what the chat template is told."""
+    """Return the variables for the chat template."""
     effort = body.reasoning.effort if body.reasoning else None
     found: Object = {} if effort is None else {"reasoning_effort": effort}
     if effort == "none":

@@ -8,18 +8,18 @@ LOGPROBS = "message.output_text.logprobs"
 
 
 class TextOptions(msgspec.Struct, forbid_unknown_fields=True):
-    """Which form the text has."""
+    """The format of the text."""
 
     format: dict[str, object] = msgspec.field(default_factory=lambda: {"type": "text"})
     verbosity: str | None = None
 
 
 class Reasoning(msgspec.Struct, forbid_unknown_fields=True):
-    """How much is thought."""
+    """Options of reasoning."""
 
     effort: str | None = None
     summary: str | None = None
-    """Accepted: the thought itself is told."""
+    """Accepted without effect: the reasoning itself is returned."""
     generate_summary: str | None = None
     """What `summary` was called before."""
 
@@ -31,7 +31,7 @@ class ResponsesBody(SamplingBody, kw_only=True):
     instructions: str | None = None
     max_output_tokens: int | None = None
     max_tool_calls: int | None = None
-    """Of calls that a server makes itself, of which there are none."""
+    """Limits calls of built-in tools, of which there are none."""
     text: TextOptions = msgspec.field(default_factory=TextOptions)
     reasoning: Reasoning | None = None
     tools: list[dict[str, object]] = msgspec.field(default_factory=list)
@@ -43,7 +43,7 @@ class ResponsesBody(SamplingBody, kw_only=True):
     stream_options: StreamOptions | None = None
     truncation: str = "disabled"
 
-    # What needs a server that keeps something.
+    # These need a server with state.
     background: bool = False
     conversation: object = None
     previous_response_id: object = None
@@ -54,12 +54,12 @@ class ResponsesBody(SamplingBody, kw_only=True):
 
     @property
     def tells_logprobs(self) -> bool:
-        """Whether the tokens of the text are told."""
+        """Whether the text comes with log-probabilities of its tokens."""
         return bool(self.top_logprobs) or LOGPROBS in self.include
 
     @property
     def called(self) -> dict[str, str]:
-        """What the server calls otherwise -> the field that says it here."""
+        """Field of the server -> field of this API, where they differ."""
         has_json = self.structured_outputs and self.structured_outputs.json is not None
         return {
             "max_tokens": "max_output_tokens",

@@ -1,4 +1,4 @@
-"""The items of an input -> the messages of a chat."""
+"""Input items -> chat messages."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from loramux.gateway.body import ChatMessage
-from loramux.gateway.refusal import invalid, unsupported
+from loramux.gateway.refusal import check_one_of, invalid, unsupported
 from loramux.gateway.responses.kinds import of_kind
 from loramux.gateway.responses.names import Source
 from loramux.gateway.responses.parts import Part, parts_of
@@ -14,23 +14,23 @@ from loramux.gateway.tools import CalledFunction, ToolCall
 
 
 class Item(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What items have that an answer had, and that is not told on."""
+    """Fields that output items have and that are ignored when they are sent back."""
 
     id: object = None
     status: object = None
 
 
 class MessageItem(Item, kw_only=True):
-    """What somebody said."""
+    """`message`."""
 
     role: str
     content: str | list[Part]
     phase: object = None
-    """Whether an assistant's text is its answer; templates do not know."""
+    """Commentary or final answer, which chat templates have no place for."""
 
 
 class CallItem(Item, kw_only=True):
-    """A call of a tool."""
+    """`function_call`."""
 
     call_id: str
     name: str
@@ -40,7 +40,7 @@ class CallItem(Item, kw_only=True):
 
 
 class OutputItem(Item, kw_only=True):
-    """What came of a call."""
+    """`function_call_output`."""
 
     call_id: str
     output: str | list[Part]
@@ -50,14 +50,14 @@ class OutputItem(Item, kw_only=True):
 
 
 class ThoughtText(msgspec.Struct):
-    """A part of a thought."""
+    """A part of `content` or `summary` of a reasoning item."""
 
     text: str
     type: str = ""
 
 
 class ReasoningItem(Item, kw_only=True):
-    """What an assistant thought."""
+    """`reasoning`."""
 
     summary: list[ThoughtText] = []
     content: list[ThoughtText] = []
@@ -73,11 +73,11 @@ _KINDS: Mapping[str, type[Item]] = {
 
 @dataclass(slots=True)
 class Talk:
-    """A conversation that is made of items.
+    """A conversation under construction.
 
-    What an assistant thought, said and called in a row is one message, as a chat template wants it:
-    calls belong to the text before them, and a text to the thought before it. A thought or a second
-    text after that begins another message.
+    Consecutive items of an assistant are merged into one message, as chat templates expect:
+    reasoning, then text, then calls, and text after calls is appended to the text. A second text
+    without calls between, or reasoning after text or calls, starts another message.
     """
 
     messages: list[ChatMessage] = field(default_factory=list)
@@ -85,36 +85,33 @@ class Talk:
     """Of each message."""
 
     def begin(self, name: str, role: str, content: str | list[Part], of_content: str) -> None:
-        """Add a message of somebody else.
+        """Add a message.
 
         Args:
-            name: The field of which it is made.
-            role: Whose it is.
-            content: What was said.
-            of_content: The field that says so.
+            name: The item or field that it is made of.
+            role: Its role.
+            content: Its content.
+            of_content: The field that has the content.
         """
         self.messages.append(ChatMessage(role, content))
         self.sources.append(Source(name, of_content))
 
     def add(self, name: str, given: Mapping[str, object]) -> None:
-        """Add `given`, the item that is called `name`.
+        """Add `given`, the item at `name`.
 
         Raises:
-            InvalidArgumentError: It is none that is served; the error names the field.
+            InvalidArgumentError: The item is not supported; the error names the field.
         """
         if given.get("type") is None and "role" in given:
             given = {**given, "type": "message"}
         if given.get("type") == "item_reference":
             raise unsupported(
                 f"{name}.type",
-                f"{name}.type is 'item_reference'; no items are kept here: give the item itself",
+                f"{name}.type is 'item_reference'; no items are stored here: give the item itself",
             )
         item = of_kind(name, given, _KINDS)
-        if isinstance(item, MessageItem) and item.role not in _ROLES:
-            raise invalid(
-                f"{name}.role",
-                f"{name}.role is {item.role!r:.100}; expected {' or '.join(map(repr, _ROLES))}",
-            )
+        if isinstance(item, MessageItem):
+            check_one_of(f"{name}.role", item.role, _ROLES)
         if isinstance(item, MessageItem) and item.role == "assistant":
             self._say(name, parts_of(f"{name}.content", item.content))
         elif isinstance(item, MessageItem):
@@ -134,7 +131,7 @@ class Talk:
         message, source = self._turn(name)
         if message.content and not message.tool_calls:
             message, source = self._turn(name, is_new=True)
-        if message.content:  # text behind calls, which are no part of a text
+        if message.content:  # text after calls
             before, after = _parts(message.content), _parts(content)
             message.content = [*before, *after]
         else:
@@ -150,8 +147,8 @@ class Talk:
         if item.encrypted_content and not (item.content or item.summary):
             raise unsupported(
                 f"{name}.encrypted_content",
-                f"{name} has its thought in encrypted_content alone, which only the one who wrote "
-                "it can read; give it as content, or leave the item out",
+                f"{name} has its reasoning only in encrypted_content, which cannot be decrypted "
+                "here; give it as content, or leave the item out",
             )
         thought = "".join(part.text for part in item.content or item.summary)
         if not thought:
@@ -163,17 +160,17 @@ class Talk:
         source.reasoning = source.reasoning or f"{name}.content"
 
     def _turn(self, name: str, *, is_new: bool = False) -> tuple[ChatMessage, Source]:
-        """Return the assistant's message that the item `name` belongs to."""
+        """Return the assistant message that the item `name` is merged into."""
         if is_new or not self.messages or self.messages[-1].role != "assistant":
             self.begin(name, "assistant", "", f"{name}.content")
         return self.messages[-1], self.sources[-1]
 
 
 def talk_of(instructions: str | None, given: str | list[dict[str, object]]) -> Talk:
-    """Return the conversation that a body has.
+    """Return the conversation of `instructions` and `given`, the input.
 
     Raises:
-        InvalidArgumentError: There is none, or an item is none that is served.
+        InvalidArgumentError: The input is empty, or an item is not supported.
     """
     talk = Talk()
     if instructions:

@@ -1,4 +1,4 @@
-"""Objects of a body whose `type` says what else they have."""
+"""Objects of a body that are discriminated by `type`."""
 
 from collections.abc import Mapping
 from typing import TypeVar
@@ -14,16 +14,17 @@ S = TypeVar("S", bound=msgspec.Struct)
 def of_kind(
     name: str, given: Mapping[str, object], kinds: Mapping[str, type[S]], why: str = ""
 ) -> S:
-    """Return what `given`, the field `name` of a body, is.
+    """Return `given` as the struct of its `type`.
 
     Args:
-        name: The field.
-        given: Its value; null is the same as no field.
-        kinds: Type -> what such an object has beside `type`.
-        why: What the message says of other types.
+        name: Where it is in the body.
+        given: The object; a null value is the same as no field.
+        kinds: Type -> the struct of its other fields.
+        why: Added to the message about other types.
 
     Raises:
-        InvalidArgumentError: It has another type, or not what its type has; the error names it.
+        InvalidArgumentError: Its type is not one of `kinds`, or a field does not fit; the error
+            names the field.
     """
     kind = given.get("type")
     if not isinstance(kind, str) or kind not in kinds:

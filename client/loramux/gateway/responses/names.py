@@ -1,4 +1,4 @@
-"""What a request for a response calls the fields that errors name as the server does."""
+"""Field names of `/v1/responses` in errors, which name fields of the server or of chats."""
 
 import re
 from collections.abc import Sequence
@@ -21,10 +21,10 @@ _FORMS = {
 
 @dataclass(slots=True)
 class Source:
-    """Of which fields a message of the chat was made."""
+    """The fields that a chat message was made of."""
 
     item: str
-    """The first item."""
+    """The first item of the message."""
     content: str
     reasoning: str = ""
     calls: list[str] = field(default_factory=list)
@@ -33,14 +33,14 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class ResponsesNames(Names):
-    """The names of `/v1/responses`; messages are called as the items of which they were made."""
+    """The names of `/v1/responses`, where messages have the names of their items."""
 
     sources: Sequence[Source] = ()
-    """Of each message."""
+    """One for each message."""
 
     def in_field(self, name: str) -> str:
         """See `Names`."""
-        # Before there are any, it is a field of the request itself.
+        # While there are no sources, the body itself is checked, which has a field `prompt`.
         is_all = name == "messages" or (name == "prompt" and bool(self.sources))
         return "input" if is_all else self.in_text(name)
 

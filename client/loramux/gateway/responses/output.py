@@ -1,4 +1,4 @@
-"""The output of a response, made of what the server answers piece by piece."""
+"""The output of a response, built from the chunks of the server's stream."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -8,26 +8,26 @@ from loramux.gateway.responses.written import Message, Object, Thought, Written,
 from loramux.v1 import generation_pb2
 
 Event = tuple[str, Object]
-"""Its type, and what it tells."""
+"""Type and fields."""
 
 
 @dataclass(slots=True)
 class Output:
-    """Items, in the order in which they were written."""
+    """Items in the order of generation."""
 
     items: list[Object] = field(default_factory=list)
-    """Those that are finished."""
+    """Items that are done."""
     reasoning_tokens: int = 0
     is_cut_off: bool = False
-    """Whether the model was not done."""
+    """Whether a token limit ended it."""
     _written: Written | None = None
-    """What is not finished."""
+    """The item in progress."""
     _tokens: TextTokens = field(default_factory=TextTokens)
     _num_waiting: int = 0
-    """Tokens since the last that made something."""
+    """Tokens since the last chunk with text, reasoning or calls."""
 
     def take(self, delta: generation_pb2.Completion) -> Iterator[Event]:
-        """Go on with `delta`, yielding the events for it, which all have to be taken."""
+        """Add `delta` and yield its events; the generator has to be exhausted."""
         self._count(delta)
         logprobs = self._tokens.of(delta)
         if delta.reasoning:
@@ -44,12 +44,12 @@ class Output:
             yield from self._close("incomplete" if self.is_cut_off else "completed")
 
     def all(self) -> list[Object]:
-        """Return the items as they are, the one that is written among them."""
+        """Return all items, the one in progress as incomplete."""
         written = self._written
         return self.items + ([written.item("incomplete", [written.part()])] if written else [])
 
     def _has_said(self) -> bool:
-        """Return whether there is more than thoughts."""
+        """Return whether there is a message or a call."""
         return isinstance(self._written, Message) or any(
             item["type"] != "reasoning" for item in self.items
         )
@@ -79,7 +79,7 @@ class Output:
         yield "response.content_part.added", self._at(written) | {"part": written.part()}
 
     def _close(self, status: str) -> Iterator[Event]:
-        """End what is written, if anything is."""
+        """Finish the item in progress, if there is one."""
         written = self._written
         if written is None:
             return
@@ -90,7 +90,7 @@ class Output:
         yield from self._end(written.item(status, [part]))
 
     def _call(self, item: Object) -> Iterator[Event]:
-        """Add a call, which the server tells when it is whole."""
+        """Add a call, which the server sends once it is complete."""
         begun = item | {"status": "in_progress", "arguments": ""}
         place: Object = {"output_index": len(self.items), "item_id": item["id"]}
         yield "response.output_item.added", {"output_index": len(self.items), "item": begun}

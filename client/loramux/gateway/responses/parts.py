@@ -1,4 +1,4 @@
-"""Parts of contents, as items of an input have them -> as messages of a chat have them."""
+"""Content parts of input items -> content parts of chat messages."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,23 +11,23 @@ Part = dict[str, object]
 
 
 class Text(msgspec.Struct, forbid_unknown_fields=True):
-    """A text, a caller's or one of an answer; what an answer has beside it is not told on."""
+    """`input_text` or `output_text`; annotations and log-probabilities are ignored."""
 
     text: str
     annotations: list[object] = []
     logprobs: list[object] = []
     prompt_cache_breakpoint: object = None
-    """Where OpenAI's cache ends; here each block of a prompt is cached."""
+    """Ignored: every full block of a prompt is cached."""
 
 
 class Refusal(msgspec.Struct, forbid_unknown_fields=True):
-    """What a model of OpenAI said in place of an answer."""
+    """`refusal`, which models of OpenAI return in place of text."""
 
     refusal: str
 
 
 class Image(msgspec.Struct, forbid_unknown_fields=True):
-    """An image."""
+    """`input_image`."""
 
     image_url: str | None = None
     detail: str | None = None
@@ -41,10 +41,10 @@ _KINDS: Mapping[str, type[Text | Refusal | Image]] = {
 
 
 def parts_of(name: str, content: str | Sequence[Part]) -> str | list[Part]:
-    """Return `content`, the field `name` of an item, as a message of a chat has it.
+    """Return `content`, the field `name` of an item, as the content of a chat message.
 
     Raises:
-        InvalidArgumentError: A part is none of those that are served; the error names it.
+        InvalidArgumentError: A part is not supported; the error names it.
     """
     if isinstance(content, str):
         return content
@@ -60,7 +60,7 @@ def _part(name: str, given: Part) -> Part:
     if part.file_id is not None:
         raise unsupported(
             f"{name}.file_id",
-            f"{name}.file_id is {part.file_id!r:.100}; no files are kept here: give the image "
+            f"{name}.file_id is {part.file_id!r:.100}; no files are stored here: give the image "
             "itself as image_url, 'data:image/png;base64,…'",
         )
     if part.image_url is None:

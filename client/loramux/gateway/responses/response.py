@@ -1,4 +1,4 @@
-"""The object that a response is."""
+"""The response object."""
 
 import time
 from dataclasses import dataclass, field
@@ -14,29 +14,29 @@ from loramux.v1 import generation_pb2
 
 @dataclass(slots=True)
 class Response:
-    """A response, from its first piece on."""
+    """A response in progress."""
 
     body: ResponsesBody
-    """What was asked."""
+    """The request."""
     request_id: str
-    """What the id is made of."""
+    """Part of its id."""
     output: Output = field(default_factory=Output)
     usage: generation_pb2.Usage | None = None
-    """Told at the end."""
+    """Known at the end."""
     _sampling: generation_pb2.SamplingParams | None = None
     _created: int = field(default_factory=lambda: int(time.time()))
 
     def begin(self, sampling: generation_pb2.SamplingParams) -> None:
-        """Note what the server uses, which is also what the body leaves open."""
+        """Note the sampling parameters in use, the adapter's defaults included."""
         self._sampling = sampling
 
     def object(self, status: str, output: list[Object], error: Object | None = None) -> Object:
-        """Return the response as OpenAI has it.
+        """Return it as OpenAI's object.
 
         Args:
             status: in_progress, completed, incomplete or failed.
             output: Its items.
-            error: What went wrong, where it failed.
+            error: Code and message of a failure.
         """
         body, cut_off = self.body, {"reason": "max_output_tokens"}
         return {
@@ -72,7 +72,7 @@ class Response:
         }
 
     def ended(self) -> Object:
-        """Return the response after its last piece."""
+        """Return it after the last chunk."""
         return self.object(
             "incomplete" if self.output.is_cut_off else "completed", self.output.items
         )

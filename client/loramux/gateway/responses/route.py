@@ -1,4 +1,4 @@
-"""The route of responses."""
+"""The route."""
 
 from collections.abc import Awaitable, Callable
 
@@ -7,7 +7,7 @@ from starlette.requests import Request
 from loramux.gateway.answering import WhileThere
 from loramux.gateway.backend import Backend
 from loramux.gateway.caller import caller_of
-from loramux.gateway.parsing import parse
+from loramux.gateway.parsing import OPENAI, Unserved, parse
 from loramux.gateway.reading import read
 from loramux.gateway.responses.answering import Responding, ResponseEvents
 from loramux.gateway.responses.asked import asked_by_response
@@ -17,6 +17,8 @@ from loramux.gateway.responses.names import ResponsesNames
 from loramux.gateway.responses.refused import check_served
 from loramux.gateway.responses.response import Response
 
+_UNSERVED = Unserved(harmless=OPENAI.harmless, unsupported={})
+
 
 async def respond(
     request: Request, backend: Backend, most_bytes: Callable[[], Awaitable[int]]
@@ -24,17 +26,17 @@ async def respond(
     """Return the answer to `POST /v1/responses`.
 
     Args:
-        request: The request; what is raised is told with `request.state.names`.
-        backend: Who answers.
-        most_bytes: Says how large a body may be.
+        request: The request; its `state.names` are set for errors that are raised.
+        backend: The servers.
+        most_bytes: Returns the limit of a body with images.
 
     Raises:
         HTTPException: The body cannot be read.
-        LoramuxError: It cannot be answered.
+        LoramuxError: The request is invalid or refused.
     """
     caller = caller_of(request.scope)
     request.state.names = ResponsesNames()
-    body = parse(await read(request, most_bytes), ResponsesBody)
+    body = parse(await read(request, most_bytes), ResponsesBody, _UNSERVED)
     check_served(body)
     talk = talk_of(body.instructions, body.input)
     request.state.names = names = ResponsesNames(body.called, talk.sources)

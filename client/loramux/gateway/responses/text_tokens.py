@@ -1,4 +1,4 @@
-"""Which tokens make the text of a message."""
+"""The tokens of a message's text among all tokens of a stream."""
 
 from collections.abc import Sequence
 
@@ -9,17 +9,18 @@ Positions = Sequence[generation_pb2.PositionLogprobs]
 
 
 class TextTokens:
-    """Takes the log-probabilities of an answer apart.
+    """Selects log-probabilities.
 
-    A piece tells all its tokens: those of thoughts, calls, marks and the end as well. Its text may
-    be that of earlier ones, where it was not sure that they are text.
+    A chunk has log-probabilities of all its tokens: those of reasoning, calls, markers and the end
+    too. Its text may belong to tokens of earlier chunks, where the server withheld text that could
+    have been the beginning of a call or a stop string.
     """
 
     def __init__(self) -> None:
         self._waiting: list[generation_pb2.PositionLogprobs] = []
 
     def of(self, delta: generation_pb2.Completion) -> list[Object]:
-        """Return the tokens of the text of `delta`, the next piece; none where none are told."""
+        """Return the entries for the text of `delta`, the next chunk."""
         if not delta.logprobs:
             return []
         self._waiting += delta.logprobs
@@ -36,7 +37,7 @@ class TextTokens:
 def _split(
     text: bytes, positions: list[generation_pb2.PositionLogprobs]
 ) -> tuple[list[generation_pb2.PositionLogprobs], list[generation_pb2.PositionLogprobs]]:
-    """Return those that are in `text`, and those behind; all where it is not found in them."""
+    """Return the positions within `text` and those after it; all where it is not found."""
     joined = b"".join(each.chosen.utf8 for each in positions)
     begin = len(joined) - len(text) if joined.endswith(text) else joined.find(text)
     if begin < 0:

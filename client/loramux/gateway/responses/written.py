@@ -1,4 +1,4 @@
-"""The items of an output, while they are written and after that."""
+"""Output items, in progress and done."""
 
 import secrets
 from collections.abc import Sequence
@@ -10,27 +10,27 @@ Object = dict[str, object]
 
 
 class Written(Protocol):
-    """A text that is written: an item with one part."""
+    """An item in progress that has one content part."""
 
     id: str
     kind: str
-    """What events of its text are called."""
+    """The type of the part; events are named after it."""
 
     def add(self, text: str, logprobs: Sequence[Object]) -> Object:
-        """Go on with `text`; return what the event tells of it."""
+        """Append `text`; return the fields of the delta event."""
 
     def part(self) -> Object:
-        """Return the part as it is."""
+        """Return the part as it is now."""
 
     def whole(self) -> Object:
-        """Return what the event of its end tells."""
+        """Return the fields of the done event."""
 
     def item(self, status: str, parts: Sequence[Object]) -> Object:
-        """Return the item, of which that are the `parts`."""
+        """Return the item with `parts` as its content."""
 
 
 class Message:
-    """What the model said."""
+    """A message of the assistant."""
 
     kind = "output_text"
 
@@ -62,7 +62,7 @@ class Message:
 
 
 class Thought:
-    """What the model thought."""
+    """Reasoning."""
 
     kind = "reasoning_text"
 
@@ -91,7 +91,7 @@ class Thought:
 
 
 def call_item(call: generation_pb2.ToolCall) -> Object:
-    """Return the item of a call."""
+    """Return the item of a complete call."""
     return {
         "id": new_id("fc"), "type": "function_call", "status": "completed", "call_id": call.id,
         "name": call.name, "arguments": call.arguments,
@@ -99,5 +99,5 @@ def call_item(call: generation_pb2.ToolCall) -> Object:
 
 
 def new_id(prefix: str) -> str:
-    """Return an id that nothing else has."""
+    """Return a random id."""
     return f"{prefix}_{secrets.token_hex(12)}"
