@@ -147,6 +147,7 @@ def test_an_answer_without_text_has_a_message() -> None:
         pytest.param([("a", [b"a", b"<"]), ("<b", [b"b"])], "a<b", id="held-back"),
         pytest.param([("", [b"\xc3"]), ("\xe9", [b"\xa9"])], "\xe9", id="half-a-character"),
         pytest.param([("a", [b"a"]), ("", [b"<|im_end|>"])], "a", id="ended"),
+        pytest.param([("", [b"a"]), ("a", [])], "a", id="held-back-to-the-end"),
         pytest.param([("n", [b"<think>", b"n"])], "n", id="twice"),
     ],
 )

@@ -16,7 +16,7 @@ from loramux.gateway.refusal import error_object, json_response
 from loramux.gateway.responses.names import ResponsesNames
 from loramux.gateway.responses.output import Event
 from loramux.gateway.responses.response import Response
-from loramux.gateway.responses.written import Object
+from loramux.gateway.styles import Object
 from loramux.v1 import generation_pb2
 
 _CODES = {"rate_limit_error": "rate_limit_exceeded", "server_error": "server_error"}

@@ -18,10 +18,10 @@ from loramux.gateway.body import (
 from loramux.gateway.refusal import invalid
 from loramux.gateway.responses.body import ResponsesBody
 from loramux.gateway.responses.kinds import of_kind
+from loramux.gateway.styles import Object
 from loramux.gateway.tools import Function, FunctionName, NamedTool, Tool
 from loramux.v1 import generation_pb2
 
-Object = dict[str, object]
 Choice = Literal["auto", "none", "required"] | NamedTool
 _MODES: tuple[Literal["auto", "none", "required"], ...] = ("auto", "none", "required")
 _FORMATS: Mapping[str, type[TextFormat | ObjectFormat | NamedSchema]] = {

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from loramux.gateway.responses.text_tokens import TextTokens
-from loramux.gateway.responses.written import Message, Object, Thought, Written, call_item
+from loramux.gateway.responses.written import Message, Thought, Written, call_item
+from loramux.gateway.styles import Object
 from loramux.v1 import generation_pb2
 
 Event = tuple[str, Object]

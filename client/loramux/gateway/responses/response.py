@@ -8,7 +8,7 @@ import msgspec
 from loramux.gateway.answers import usage_of
 from loramux.gateway.responses.body import ResponsesBody
 from loramux.gateway.responses.output import Output
-from loramux.gateway.responses.written import Object
+from loramux.gateway.styles import Object
 from loramux.v1 import generation_pb2
 
 

@@ -1,11 +1,7 @@
 """The tokens of a message's text among all tokens of a stream."""
 
-from collections.abc import Sequence
-
 from loramux.gateway.styles import Object, logprobs_of
 from loramux.v1 import generation_pb2
-
-Positions = Sequence[generation_pb2.PositionLogprobs]
 
 
 class TextTokens:
@@ -21,9 +17,9 @@ class TextTokens:
 
     def of(self, delta: generation_pb2.Completion) -> list[Object]:
         """Return the entries for the text of `delta`, the next chunk."""
-        if not delta.logprobs:
-            return []
         self._waiting += delta.logprobs
+        if not self._waiting:
+            return []
         found: list[generation_pb2.PositionLogprobs] = []
         if delta.text:
             found, self._waiting = _split(delta.text.encode(), self._waiting)

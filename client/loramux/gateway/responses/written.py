@@ -4,9 +4,8 @@ import secrets
 from collections.abc import Sequence
 from typing import Protocol
 
+from loramux.gateway.styles import Object
 from loramux.v1 import generation_pb2
-
-Object = dict[str, object]
 
 
 class Written(Protocol):
