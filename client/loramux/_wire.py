@@ -267,7 +267,12 @@ def identity(message: generation_pb2.AdapterIdentity) -> AdapterIdentity:
 
 def usage(message: generation_pb2.Usage) -> Usage:
     """Return the value of counts of tokens."""
-    return Usage(message.prompt_tokens, message.completion_tokens, message.cached_tokens)
+    return Usage(
+        message.prompt_tokens,
+        message.completion_tokens,
+        message.cached_tokens,
+        message.reasoning_tokens,
+    )
 
 
 def timing(message: generation_pb2.Timing) -> Timing:

@@ -194,6 +194,8 @@ class Usage:
     """Over all completions."""
     cached_tokens: int = 0
     """Prompt tokens found in the prefix cache, for which nothing was computed."""
+    reasoning_tokens: int = 0
+    """Tokens of the completions that are reasoning, with those that mark its beginning."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,7 +117,8 @@ def test_an_item_begins_where_another_kind_does() -> None:
         piece(reasoning="t", tokens=[b"<think>", b"t"]), piece(tokens=[b"</think>"]),
         piece(text="s", tokens=[b"s"]), piece(tool_calls=[ToolCall(id="1", name="f")]),
         piece(text="u", tokens=[b"u"]), piece(finish_reason=FINISH_REASON_TOOL_CALLS),
-        StreamGenerateResponse(usage=Usage(prompt_tokens=3, completion_tokens=9, cached_tokens=2)),
+        StreamGenerateResponse(usage=Usage(prompt_tokens=3, completion_tokens=9, cached_tokens=2,
+                                     reasoning_tokens=2)),
     ]  # fmt: skip
     end = told(answer(), *pieces, end=lambda events: events.end([]))[-1]
     assert end["type"] == "response.completed"

@@ -115,8 +115,7 @@ def test_tools_are_called_and_their_results_are_items(door: openai.OpenAI) -> No
     assert [json.loads(call.arguments) for call in calls if call.type == "function_call"] == CALLS
     assert found.usage
     marks = 2  # what begins a thought, and a new line: each is one token, as letters are
-    # A chunk has more than one token where it waited for its reader.
-    assert found.usage.output_tokens_details.reasoning_tokens >= len(THOUGHT) + marks
+    assert found.usage.output_tokens_details.reasoning_tokens == len(THOUGHT) + marks
     results = [
         {"type": "function_call_output", "call_id": call.call_id, "output": "3"}
         for call in calls
@@ -159,6 +158,7 @@ def test_a_stream_tells_each_item_as_it_is_written(
         item["id"] = item["call_id"] = ""
     for name in ("output", "status", "tools", "text"):
         assert streamed[name] == whole[name]
+    assert streamed["usage"]["output_tokens_details"] == whole["usage"]["output_tokens_details"]
     with door.responses.stream(**body) as stream:
         assert stream.get_final_response().output_text == BEFORE
 

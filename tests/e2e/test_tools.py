@@ -155,8 +155,9 @@ def test_a_call_that_is_cut_off_is_text(client: Client) -> None:
 
 
 def test_what_is_thought_is_told_apart_or_not(client: Client) -> None:
+    assert asked(client).usage.reasoning_tokens == 2 + len(THOUGHT)  # a mark and a new line before
     answer = asked(client, separate_reasoning=False)
-    assert answer.reasoning == ""
+    assert (answer.reasoning, answer.usage.reasoning_tokens) == ("", 0)
     assert answer.text == f"<think>\n{THOUGHT}\n</think>\n\n{BEFORE}"
     assert [call.kwargs for call in answer.tool_calls] == CALLS
     chunks = list(client.stream(messages=ASKED, adapter="caller", tools=[WEATHER], **GREEDY))
@@ -321,6 +322,9 @@ def test_the_client_of_openai_calls_tools(door: openai.OpenAI) -> None:
     assert choice.message.model_dump()["reasoning"] == THOUGHT
     calls: Any = choice.message.tool_calls
     assert [json.loads(call.function.arguments) for call in calls] == CALLS
+    usage = door.chat.completions.create(messages=ASKED, n=2, **options).usage
+    assert usage and usage.completion_tokens_details
+    assert usage.completion_tokens_details.reasoning_tokens == 2 * (2 + len(THOUGHT))
     messages = [*ASKED, choice.message.model_dump()]
     messages += [{"role": "tool", "tool_call_id": call.id, "content": "3"} for call in calls]
     (choice,) = door.chat.completions.create(messages=messages, **options).choices

@@ -152,6 +152,9 @@ def usage_of(usages: Sequence[generation_pb2.Usage]) -> Object:
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in usages)},
+        "completion_tokens_details": {
+            "reasoning_tokens": sum(usage.reasoning_tokens for usage in usages)
+        },
     }
 
 

@@ -87,8 +87,8 @@ class Responding:
     async def whole(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer with one object.
 
-        It is read as a stream as well, since only chunks tell which tokens are reasoning, and in
-        which order text and calls came.
+        It is read as a stream as well, since only chunks tell in which order text and calls came,
+        and which tokens are text.
         """
         adapters: Sequence[generation_pb2.AdapterIdentity] = ()
         async with aclosing(self._pieces()) as pieces:

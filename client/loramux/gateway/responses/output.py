@@ -18,18 +18,14 @@ class Output:
 
     items: list[Object] = field(default_factory=list)
     """Items that are done."""
-    reasoning_tokens: int = 0
     is_cut_off: bool = False
     """Whether a token limit ended it."""
     _written: Written | None = None
     """The item in progress."""
     _tokens: TextTokens = field(default_factory=TextTokens)
-    _num_waiting: int = 0
-    """Tokens since the last chunk with text, reasoning or calls."""
 
     def take(self, delta: generation_pb2.Completion) -> Iterator[Event]:
         """Add `delta` and yield its events; the generator has to be exhausted."""
-        self._count(delta)
         logprobs = self._tokens.of(delta)
         if delta.reasoning:
             yield from self._write(Thought, delta.reasoning, [])
@@ -54,13 +50,6 @@ class Output:
         return isinstance(self._written, Message) or any(
             item["type"] != "reasoning" for item in self.items
         )
-
-    def _count(self, delta: generation_pb2.Completion) -> None:
-        self._num_waiting += len(delta.token_ids)
-        if delta.reasoning:
-            self.reasoning_tokens += self._num_waiting
-        if delta.reasoning or delta.text or delta.tool_calls:
-            self._num_waiting = 0
 
     def _write(
         self, kind: type[Message | Thought], text: str, logprobs: list[Object]

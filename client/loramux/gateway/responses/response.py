@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from loramux.gateway.answers import usage_of
 from loramux.gateway.responses.body import ResponsesBody
 from loramux.gateway.responses.output import Output
 from loramux.gateway.styles import Object
@@ -67,7 +66,7 @@ class Response:
             "top_logprobs": body.top_logprobs or 0,
             "top_p": self._used("top_p"),
             "truncation": "disabled",
-            "usage": _usage(self.usage, self.output) if self.usage else None,
+            "usage": _usage(self.usage) if self.usage else None,
             "user": body.user or None,
         }
 
@@ -85,12 +84,11 @@ class Response:
         return round(used, 6)  # a float32
 
 
-def _usage(usage: generation_pb2.Usage, output: Output) -> Object:
-    told = usage_of([usage])
+def _usage(usage: generation_pb2.Usage) -> Object:
     return {
-        "input_tokens": told["prompt_tokens"],
+        "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
-        "output_tokens": told["completion_tokens"],
-        "output_tokens_details": {"reasoning_tokens": output.reasoning_tokens},
-        "total_tokens": told["total_tokens"],
+        "output_tokens": usage.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
     }

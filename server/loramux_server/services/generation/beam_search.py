@@ -93,7 +93,7 @@ class BeamSearch:
             self._response(index, found)
             for index, found in enumerate(beams.found[: len(self.outputs)])
         ]
-        self._call.sum_up(responses[-1], self._num_made)
+        self._call.sum_up(responses[-1], self.outputs, self._num_made)
         return responses
 
     async def _likely(self, step: Submission[Token]) -> list[Likely]:

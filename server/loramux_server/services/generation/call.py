@@ -1,5 +1,6 @@
 """A checked request for completions, with all that it takes while it is under way."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from loramux.v1 import generation_pb2
@@ -59,10 +60,22 @@ class GenerationCall:
             sampling=self.options.used,
         )
 
-    def sum_up(self, response: generation_pb2.StreamGenerateResponse, num_made: int) -> None:
-        """Tell in the last response what all completions took, of which tokens `num_made`."""
+    def sum_up(
+        self,
+        response: generation_pb2.StreamGenerateResponse,
+        outputs: Iterable[Output],
+        num_made: int,
+    ) -> None:
+        """Fill in the counts and times of the last response.
+
+        Args:
+            response: The last response.
+            outputs: All completions.
+            num_made: Tokens that were generated for them.
+        """
         response.usage.prompt_tokens = self.prepared.num_asked
         response.usage.completion_tokens = num_made
+        response.usage.reasoning_tokens = sum(output.num_reasoning for output in outputs)
         response.usage.cached_tokens = self.observer.cached_tokens(is_shared=True)
         response.timing.CopyFrom(self.observer.timing())
 

@@ -78,5 +78,5 @@ class Completions:
             self._call.place.finished(output.num_tokens)
             if not self.num_open:
                 num_made = sum(output.num_tokens for output in self.outputs)
-                self._call.sum_up(response, num_made)
+                self._call.sum_up(response, self.outputs, num_made)
         return response

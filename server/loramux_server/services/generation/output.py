@@ -44,6 +44,10 @@ class Output:
         self._reasoning = reasoning
         self._calls = calls
         self.num_tokens = 0
+        self.num_reasoning = 0
+        """Tokens of what was taken out as reasoning."""
+        self._num_unknown = 0
+        """Tokens since the last that made text or reasoning."""
         self.finish_reason = generation_pb2.FINISH_REASON_UNSPECIFIED
 
     @property
@@ -62,6 +66,7 @@ class Output:
         text: list[str] = []
         for token in tokens:
             self.num_tokens += 1
+            self._num_unknown += 1
             piece.token_ids.append(token.token)
             if token.logprobs:
                 piece.logprobs.append(self._told(token.token, token.logprobs))
@@ -122,7 +127,11 @@ class Output:
         return self._take(found, text, piece)
 
     def _take(self, found: Thought, text: list[str], piece: generation_pb2.Completion) -> bool:
-        piece.reasoning += found.reasoning
+        if found.reasoning:
+            piece.reasoning += found.reasoning
+            self.num_reasoning += self._num_unknown
+        if found.reasoning or found.text:
+            self._num_unknown = 0
         if self._calls is None:
             text.append(found.text)
             return False
