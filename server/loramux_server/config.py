@@ -189,6 +189,22 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True):
             "repeatable. Default: none."
         ),
     ] = ()
+    resolve: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Where to fetch an unregistered adapter that a request names; {name} and "
+            "{tenant} stand for its own: s3://BUCKET/{tenant}/{name}, hf://ORG/{name} or "
+            "/mnt/adapters/{name}. Can be given several times; the first that has it counts."
+        ),
+    ] = ()
+    resolve_ttl: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="Seconds after which a fetched adapter is dropped; a later request fetches "
+            "it again. 0 keeps it.",
+        ),
+    ] = 0.0
     trusted_signer: Annotated[
         tuple[str, ...],
         Meta(

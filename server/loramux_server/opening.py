@@ -13,6 +13,7 @@ from loramux_server.config import ConfigError, ServerConfig
 from loramux_server.observe.audit import Audit, AuditFile
 from loramux_server.replica.primary import Primary
 from loramux_server.sources.policy import MissingExtraError, Sources
+from loramux_server.sources.templates import Templates
 from loramux_server.store.catalog import Catalog, CatalogAwayError, CatalogUrlError
 from loramux_server.store.pairing import OtherStoreError, pair
 from loramux_server.store.places import stores_folder
@@ -124,6 +125,20 @@ def signers_of(config: ServerConfig) -> TrustedSigners:
         raise ConfigError(f"--trusted-signer: {error}") from None
 
 
+def templates_of(config: ServerConfig) -> Templates:
+    """Return where adapters are fetched from that a request names.
+
+    Raises:
+        ConfigError: A template is wrong, or does not go with another setting.
+    """
+    if config.resolve_ttl and not config.resolve:
+        raise ConfigError("--resolve-ttl is for --resolve, which is not given")
+    try:
+        return Templates(config.resolve)
+    except (ValueError, InvalidArgumentError, MissingExtraError) as error:
+        raise ConfigError(f"--resolve: {error}") from None
+
+
 def primary_of(config: ServerConfig) -> Primary | None:
     """Return the server whose adapters this one is to have, if it is a replica.
 
@@ -140,10 +155,11 @@ def primary_of(config: ServerConfig) -> Primary | None:
     if is_itself(config.replica_of, config.listen):
         _log.info("--replica-of %s is this server: it is the primary", config.replica_of)
         return None
-    if config.adapters:
-        raise ConfigError(
-            "--adapters cannot be used with --replica-of: all adapters come from the primary"
-        )
+    for name in ("adapters", "resolve"):
+        if getattr(config, name):
+            raise ConfigError(
+                f"--{name} is for the primary; with --replica-of all adapters come from there"
+            )
     try:
         key = Path(config.replica_key).read_text().strip() if config.replica_key else ""
         authorities = Path(config.replica_ca) if config.replica_ca else None

@@ -33,6 +33,7 @@ from loramux_server.opening import (
     primary_of,
     signers_of,
     sources_of,
+    templates_of,
 )
 from loramux_server.ready_file import write_ready_file
 from loramux_server.replica.forwarding import Forwarding
@@ -43,6 +44,7 @@ from loramux_server.services.build import Parts, Services, build_services
 from loramux_server.services.deadline import MAX_TIMEOUT
 from loramux_server.services.generation.images import max_images
 from loramux_server.sources.policy import Sources
+from loramux_server.sources.templates import Templates
 from loramux_server.statuses import Statuses
 from loramux_server.store.check import ServedBase
 from loramux_server.store.directory import Directory
@@ -83,6 +85,8 @@ class _Opened:
     sources: Sources
     signers: TrustedSigners
     """Who has to vouch for packages."""
+    templates: Templates
+    """Where adapters are fetched from that a request names."""
     store: _Store | None
     """None where it depends on the model which it is."""
     tracing: Tracing | None
@@ -164,7 +168,7 @@ class Server:
         tls = ServerTls.of(config)
         adapters = adapters_folder(config)
         primary = primary_of(config)
-        sources, signers = sources_of(config), signers_of(config)
+        sources, signers, templates = sources_of(config), signers_of(config), templates_of(config)
         store = self._open_store(Path(config.store)) if config.store else None
         show_memory(self._metrics.memory, lambda: self.engine_pid)
         self._metrics.quarantined.set_function(lambda: len(self._engine.quarantine.entries))
@@ -179,7 +183,7 @@ class Server:
         audit = open_audit(config)
         self._exit.callback(audit.close)
         self._exit.enter_context(held_port(config.listen))
-        return _Opened(tls, adapters, sources, signers, store, tracing, audit, primary)
+        return _Opened(tls, adapters, sources, signers, templates, store, tracing, audit, primary)
 
     def _open_store(self, folder: Path) -> _Store:
         registry = open_registry(folder, self._config)
@@ -210,6 +214,7 @@ class Server:
                 model=model,
                 base=base,
                 signers=signers,
+                templates=opened.templates,
                 sources=opened.sources,
                 metrics=self._metrics,
                 quotas=store.entrance.quotas,
@@ -262,6 +267,9 @@ class Server:
         # Before that, so that nobody waits for who only watches.
         self._exit.callback(services.changes.close)
         answering = services.answering
+        if services.resolver:
+            self._exit.push_async_callback(services.resolver.close)
+            answering = [services.resolver.over(service) for service in answering]
         if opened.primary and loaded.mirror:
             forwarding = Forwarding(opened.primary, loaded.mirror)
             answering = [forwarding.over(service) for service in answering]

@@ -25,7 +25,7 @@ def settle_name(request: Message, rule: Rule, caller: Caller) -> None:
         PermissionDeniedError: The call would change what is not the caller's.
     """
     for path in rule.fields:
-        for message, field, shown in _named(request, path):
+        for message, field, shown in named(request, path):
             text = getattr(message, field)
             if not text:
                 continue
@@ -57,7 +57,7 @@ def demand(reference: Reference, field: str, access: Access, caller: Caller) -> 
     raise not_registered(reference, field)
 
 
-def _named(message: Message, path: str, shown: str = "") -> Iterator[tuple[Message, str, str]]:
+def named(message: Message, path: str, shown: str = "") -> Iterator[tuple[Message, str, str]]:
     """Yield each message in which `path` ends, the name of the field there, and the path taken."""
     step, _, rest = path.partition(".")
     if not rest:
@@ -65,6 +65,6 @@ def _named(message: Message, path: str, shown: str = "") -> Iterator[tuple[Messa
     elif step.endswith("[]"):
         step = step.removesuffix("[]")
         for i, each in enumerate(getattr(message, step)):
-            yield from _named(each, rest, f"{shown}{step}[{i}].")
+            yield from named(each, rest, f"{shown}{step}[{i}].")
     elif message.HasField(step):
-        yield from _named(getattr(message, step), rest, f"{shown}{step}.")
+        yield from named(getattr(message, step), rest, f"{shown}{step}.")

@@ -55,6 +55,12 @@ class Metrics:
             "Requests with structured output, by kind of constraint.",
             ("kind",), registry=registry,
         )  # fmt: skip
+        self.resolved = Counter(
+            "loramux_adapter_fetches",
+            "Fetches of adapters that requests named (--resolve), by outcome.",
+            ("outcome",),
+            registry=registry,
+        )
         self.uploads = Counter(
             "loramux_uploads", "Uploads finished, by outcome.", ("outcome",), registry=registry
         )

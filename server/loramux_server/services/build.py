@@ -22,6 +22,7 @@ from loramux_server.services.adapters.imports import Imports
 from loramux_server.services.adapters.intake import Intake
 from loramux_server.services.adapters.pins import Pins
 from loramux_server.services.adapters.residency import ResidencyService
+from loramux_server.services.adapters.resolving import Resolver
 from loramux_server.services.adapters.seals import FoundSeals
 from loramux_server.services.adapters.service import AdapterService
 from loramux_server.services.adapters.uploads import UploadService
@@ -39,6 +40,7 @@ from loramux_server.services.request_spans import RequestSpans
 from loramux_server.services.server import ServerService
 from loramux_server.services.tokenization import TokenizationService
 from loramux_server.sources.policy import Sources
+from loramux_server.sources.templates import Templates
 from loramux_server.statuses import Statuses
 from loramux_server.store.alias import Move
 from loramux_server.store.check import ServedBase
@@ -68,6 +70,8 @@ class Services:
 
     answering: Sequence[Service]
     intake: Intake
+    resolver: Resolver | None
+    """Fetches adapters that requests name; None if nowhere is said."""
     uploads: UploadService
     seals: FoundSeals
     statuses: Statuses
@@ -131,6 +135,8 @@ class Parts:
     """The same, as adapters are compared with it."""
     signers: TrustedSigners
     """Who has to vouch for packages."""
+    templates: Templates
+    """Where adapters are fetched from that a request names."""
     sources: Sources
     """Where adapters may be imported from."""
     metrics: Metrics
@@ -192,9 +198,10 @@ def build_services(parts: Parts) -> Services:
         metrics=metrics,
         chunks=chunks,
     )
+    imports = Imports(intake, parts.sources, parts.config.max_upload)
     adapters = AdapterService(
         intake=intake,
-        imports=Imports(intake, parts.sources, parts.config.max_upload),
+        imports=imports,
         descriptions=descriptions,
         statuses=shared.statuses,
         metrics=metrics,
@@ -213,6 +220,15 @@ def build_services(parts: Parts) -> Services:
             ServerService(parts.model, parts.config, metrics.totals, lambda: registry.lineage.id),
         ],
         intake=intake,
+        resolver=Resolver(
+            parts.templates,
+            imports,
+            registry,
+            ttl=parts.config.resolve_ttl,
+            on_result=lambda outcome: metrics.resolved.labels(outcome).inc(),
+        )
+        if parts.templates
+        else None,
         uploads=uploads,
         seals=FoundSeals(registry),
         statuses=shared.statuses,

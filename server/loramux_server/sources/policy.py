@@ -51,10 +51,14 @@ class Sources:
         self._object_allow = [
             check_uri(f"{prefix.rstrip('/')}/x").removesuffix("x") for prefix in object_allow
         ]
-        if object_allow and not importlib.util.find_spec("obstore"):
-            raise MissingExtraError("--object-allow needs obstore: pip install 'loramux[objects]'")
-        if oci_allow and not importlib.util.find_spec("requests"):
-            raise MissingExtraError("--oci-allow needs requests: pip install 'loramux[oci]'")
+        for flag, places, scheme in (
+            ("--object-allow", object_allow, "s3://"), ("--oci-allow", oci_allow, "oci://")
+        ):  # fmt: skip
+            try:
+                if places:
+                    check_installed(scheme)
+            except MissingExtraError as error:
+                raise MissingExtraError(f"{flag}: {error}") from None
 
     def find(self, uri: str) -> Opening:
         """Return what opens `uri`; nothing is asked of its source before.
@@ -63,24 +67,51 @@ class Sources:
             InvalidArgumentError: It is no URI of a known source.
             PermissionDeniedError: Nothing may be imported from there.
         """
-        scheme, separator, _ = uri.partition("://")
-        if separator and scheme == "hf":
-            parsed = parse_uri(uri)
-            if any(fnmatchcase(parsed.repo, pattern) for pattern in self._hub_allow):
-                return lambda is_cancelled: HubFiles(parsed)
-            raise _not_allowed(uri, "--hub-allow")
-        if separator and scheme in ("s3", "gs", "az"):
-            checked = check_uri(uri)
-            if any(checked.startswith(prefix) for prefix in self._object_allow):
-                return lambda is_cancelled: Objects(checked)
-            raise _not_allowed(uri, "--object-allow")
-        if separator and scheme == "oci":
-            named = parse_oci_uri(uri)
-            place = f"{named.host}/{named.repository}"
-            if any(fnmatchcase(place, pattern) for pattern in self._oci_allow):
-                return partial(OciFiles, named)
-            raise _not_allowed(uri, "--oci-allow")
-        raise not_a_uri(uri, "one that begins with hf://, s3://, gs://, az:// or oci://")
+        opening = open_uri(uri)
+        match uri.partition("://")[0]:
+            case "hf":
+                flag, place, patterns = "--hub-allow", parse_uri(uri).repo, self._hub_allow
+            case "oci":
+                named = parse_oci_uri(uri)
+                flag, patterns = "--oci-allow", self._oci_allow
+                place = f"{named.host}/{named.repository}"
+            case _:
+                if any(check_uri(uri).startswith(prefix) for prefix in self._object_allow):
+                    return opening
+                raise _not_allowed(uri, "--object-allow")
+        if any(fnmatchcase(place, pattern) for pattern in patterns):
+            return opening
+        raise _not_allowed(uri, flag)
+
+
+def open_uri(uri: str) -> Opening:
+    """Return what opens `uri`, whoever may; nothing is asked of its source before.
+
+    Raises:
+        InvalidArgumentError: It is no URI of a known source.
+    """
+    scheme, separator, _ = uri.partition("://")
+    if separator and scheme == "hf":
+        parsed = parse_uri(uri)
+        return lambda is_cancelled: HubFiles(parsed)
+    if separator and scheme in ("s3", "gs", "az"):
+        checked = check_uri(uri)
+        return lambda is_cancelled: Objects(checked)
+    if separator and scheme == "oci":
+        return partial(OciFiles, parse_oci_uri(uri))
+    raise not_a_uri(uri, "one that begins with hf://, s3://, gs://, az:// or oci://")
+
+
+def check_installed(uri: str) -> None:
+    """Demand that what reads from such a URI is installed.
+
+    Raises:
+        MissingExtraError: It is not.
+    """
+    if uri.startswith(("s3://", "gs://", "az://")) and not importlib.util.find_spec("obstore"):
+        raise MissingExtraError("needs obstore: pip install 'loramux[objects]'")
+    if uri.startswith("oci://") and not importlib.util.find_spec("requests"):
+        raise MissingExtraError("needs requests: pip install 'loramux[oci]'")
 
 
 def _not_allowed(uri: str, flag: str) -> PermissionDeniedError:

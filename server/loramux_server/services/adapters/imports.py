@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import BinaryIO
 
 from loramux.errors import CancelledError, InvalidArgumentError
@@ -46,10 +47,17 @@ class Imports:
             ResourceExhaustedError: The tenant stores too much.
             UnavailableError: The source does not answer.
         """
-        reference = parse_name(request.name, "name")
-        self._registry.check_writable(request.name, "name")
+        parse_name(request.name, "name")
         ttl = ttl_of(request.ttl, "ttl") if request.HasField("ttl") else None
-        opening = self._sources.find(request.uri)
+        wanted = Registration(
+            name=request.name, must_not_exist=request.must_not_exist, ttl=ttl, field="uri"
+        )
+        return await self.bring(wanted, self._sources.find(request.uri))
+
+    async def bring(self, wanted: Registration, opening: Opening) -> tuple[AdapterRecord, bool]:
+        """Fetch what `opening` opens and make a version of it; see `take`."""
+        reference = parse_name(wanted.name, "name")
+        self._registry.check_writable(wanted.name, "name")
         async with self._turns:
             staged = self._registry.stage()
             try:
@@ -58,16 +66,7 @@ class Imports:
                     self._threads,
                 )
                 with self._registry.quotas.reserved(reference, staged.digest, staged.size):
-                    return await self._intake.take(
-                        staged,
-                        Registration(
-                            name=request.name,
-                            must_not_exist=request.must_not_exist,
-                            ttl=ttl,
-                            origin=origin,
-                            field="uri",
-                        ),
-                    )
+                    return await self._intake.take(staged, replace(wanted, origin=origin))
             finally:
                 await finished(asyncio.to_thread(self._registry.discard, staged))
 

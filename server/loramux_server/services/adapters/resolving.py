@@ -1,0 +1,226 @@
+"""Adapters that are fetched when a request names them: `--resolve`."""
+
+import asyncio
+import datetime
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import Message
+
+from loramux.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    LoramuxError,
+    NotFoundError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
+from loramux_server.access.caller import Permission
+from loramux_server.access.naming import named
+from loramux_server.access.rules import RULES, Rule
+from loramux_server.services.adapters.imports import Imports
+from loramux_server.services.adapters.intake import Registration
+from loramux_server.services.adapters.storage import storage_errors
+from loramux_server.sources.templates import Templates
+from loramux_server.store.reference import LATEST, Reference, full_name, parse_reference
+from loramux_server.store.registry import Registry
+from loramux_server.transport.rpc import Context, Service
+
+_log = logging.getLogger(__name__)
+
+FORGET_SECONDS = 30.0
+"""How long it is remembered that an adapter is nowhere, or cannot be served."""
+MAX_FETCHING = 256
+"""Adapters that are fetched, or wait for it, at once."""
+_MAX_MISSING = 1 << 14
+
+
+class Resolver:
+    """Brings adapters from where templates say, the first time that they are named.
+
+    Lives on the event loop. Who decides where to look is the operator, never a caller: what a
+    request chooses is a name of its own tenant, or a public one.
+    """
+
+    def __init__(
+        self,
+        templates: Templates,
+        imports: Imports,
+        registry: Registry,
+        *,
+        ttl: float = 0.0,
+        on_result: Callable[[str], object] = lambda outcome: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            templates: Where to look, in this order.
+            imports: Fetches, checks and registers.
+            registry: Has what is here.
+            ttl: Seconds after which what was brought is forgotten, to be fetched anew when it is
+                named again; 0 keeps it.
+            on_result: Told `ok`, `not_found`, `refused` or `unavailable` of each fetch.
+            clock: Seconds that never go back.
+        """
+        self._templates = templates
+        self._imports = imports
+        self._registry = registry
+        self._ttl = datetime.timedelta(seconds=ttl) if ttl else None
+        self._on_result = on_result
+        self._clock = clock
+        self._fetching: dict[str, asyncio.Task[None]] = {}
+        self._missing: OrderedDict[str, tuple[float, _Refusal | None]] = OrderedDict()
+        """Adapter -> until when it is not looked for, and why it is not served if it is there."""
+
+    def over(self, service: Service) -> Service:
+        """Return `service` whose methods wait until the adapters they are asked for are here."""
+        rules = {method: RULES[method.full_name] for method in service.descriptor.methods}
+        if any(_resolves(rule) for rule in rules.values()):
+            return _Resolved(service, self)
+        return service
+
+    async def bring(self, request: Message, rule: Rule) -> None:
+        """Bring each adapter that `request` names and that is not here, if it is anywhere.
+
+        Raises:
+            FailedPreconditionError: What is there cannot be served.
+            ResourceExhaustedError: Too many are fetched, or the tenant stores too much.
+            UnavailableError: A source does not answer.
+        """
+        for reference, field in _references(request, rule):
+            name = full_name(reference.tenant, reference.name)
+            if reference.tag in ("", LATEST) and not self._registry.versions(name):
+                await self._fetched(name, reference, field)
+
+    async def close(self) -> None:
+        """Give up what is being fetched."""
+        for task in self._fetching.values():
+            task.cancel()
+        await asyncio.gather(*self._fetching.values(), return_exceptions=True)
+
+    async def _fetched(self, name: str, reference: Reference, field: str) -> None:
+        until, why = self._missing.get(name, (0.0, None))
+        if self._clock() < until:
+            if why:
+                raise why.error(field)
+            return
+        task = self._fetching.get(name)
+        if task is None:
+            if len(self._fetching) >= MAX_FETCHING:
+                raise ResourceExhaustedError(
+                    f"{field}: {MAX_FETCHING} adapters are being fetched; try again",
+                    reason="SERVER_BUSY", field=field, retry_delay=1.0,
+                )  # fmt: skip
+            task = self._fetching[name] = asyncio.create_task(self._fetch(name, reference, field))
+            task.add_done_callback(lambda _: self._fetching.pop(name, None))
+        # Others may wait for it, and who asks again is glad of it: it goes on without a caller.
+        await asyncio.shield(task)
+
+    async def _fetch(self, name: str, reference: Reference, field: str) -> None:
+        wanted = Registration(name=name, must_not_exist=False, ttl=self._ttl, field=field)
+        for opening in self._templates.openings(reference):
+            try:
+                with storage_errors():
+                    record, _ = await self._imports.bring(wanted, opening)
+            except NotFoundError:
+                continue
+            except (InvalidArgumentError, FailedPreconditionError) as error:
+                _log.warning("adapter %s cannot be served: %s", name, error)
+                self._on_result("refused")
+                refusal = _Refusal(name, str(error), error.reason)
+                self._miss(name, refusal)
+                raise refusal.error(field) from None
+            except LoramuxError as error:
+                self._on_result("unavailable")
+                _log.warning("adapter %s cannot be fetched at present: %s", name, error)
+                if isinstance(error, ResourceExhaustedError):
+                    raise
+                raise UnavailableError(
+                    f"adapter {name!r} cannot be fetched at present", reason="SOURCE_UNAVAILABLE",
+                    field=field, retry_delay=5.0,
+                ) from None  # fmt: skip
+            _log.info("fetched adapter %s from %s", record, record.origin)
+            self._on_result("ok")
+            self._missing.pop(name, None)
+            return
+        self._on_result("not_found")
+        self._miss(name, None)
+
+    def _miss(self, name: str, why: "_Refusal | None") -> None:
+        self._missing[name] = self._clock() + FORGET_SECONDS, why
+        self._missing.move_to_end(name)
+        if len(self._missing) > _MAX_MISSING:
+            self._missing.popitem(last=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """Why what was found cannot be served."""
+
+    name: str
+    why: str
+    reason: str
+
+    def error(self, field: str) -> FailedPreconditionError:
+        """Return it as the error of a request whose `field` names the adapter."""
+        return FailedPreconditionError(
+            f"adapter {self.name!r} was found, but cannot be served: {self.why}",
+            reason=self.reason, field=field,
+        )  # fmt: skip
+
+
+class _Resolved:
+    """A service before which adapters are brought."""
+
+    def __init__(self, service: Service, resolver: Resolver) -> None:
+        self.descriptor: ServiceDescriptor = service.descriptor
+        for method in service.descriptor.methods:
+            behaviour = getattr(service, method.name)
+            rule = RULES[method.full_name]
+            if _resolves(rule):
+                behaviour = _after(behaviour, resolver, rule, method)
+            setattr(self, method.name, behaviour)
+
+
+def _after(
+    behaviour: Callable[..., Any], resolver: Resolver, rule: Rule, method: MethodDescriptor
+) -> Callable[..., Any]:
+    """Return `behaviour`, once the adapters that its request names are here."""
+    if method.server_streaming:
+
+        async def stream(request: Message, context: Context) -> AsyncGenerator[Message, None]:
+            await resolver.bring(request, rule)
+            async with aclosing(behaviour(request, context)) as responses:
+                async for response in responses:
+                    yield response
+
+        return stream
+
+    async def call(request: Message, context: Context) -> Message:
+        await resolver.bring(request, rule)
+        answer: Awaitable[Message] = behaviour(request, context)
+        return await answer
+
+    return call
+
+
+def _resolves(rule: Rule) -> bool:
+    return rule.permission is Permission.GENERATE and bool(rule.fields)
+
+
+def _references(request: Message, rule: Rule) -> Iterator[tuple[Reference, str]]:
+    """Yield each adapter that a request names, and in which field."""
+    for path in rule.fields:
+        for message, field, shown in named(request, path):
+            if text := getattr(message, field):
+                try:
+                    yield parse_reference(text, shown), shown
+                except InvalidArgumentError:
+                    continue  # the service says what is wrong with it

@@ -1,0 +1,53 @@
+"""Adapters in a folder of this machine, such as a network file system that all servers mount."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from loramux_server.sources.snapshot import (
+    OPTIONAL,
+    PACKAGE_SUFFIX,
+    REQUIRED,
+    changed,
+    not_found,
+    unavailable,
+)
+
+PIECE_BYTES = 1 << 20
+
+
+class LocalFiles:
+    """One package, or the files of a PEFT folder."""
+
+    def __init__(self, path: Path) -> None:
+        """Look what is at `path`.
+
+        Raises:
+            NotFoundError: No adapter is.
+            UnavailableError: It cannot be looked at.
+        """
+        self.origin = str(path)
+        if path.name.endswith(PACKAGE_SUFFIX):
+            self._files = {path.name: path}
+        else:
+            self._files = {name: path / name for name in (*REQUIRED, *OPTIONAL)}
+        sizes: dict[str, int] = {}
+        for name, file in self._files.items():
+            try:
+                sizes[name] = file.stat().st_size
+            except (FileNotFoundError, NotADirectoryError):
+                if name not in OPTIONAL:
+                    raise not_found(self.origin, f"there is no {name}") from None
+            except OSError as error:
+                raise unavailable(self.origin, error.strerror or "it cannot be read") from error
+        self.sizes: Mapping[str, int] = sizes
+
+    def read(self, name: str) -> Iterator[bytes]:
+        """Yield the pieces of a file; see `Snapshot.read`."""
+        try:
+            with self._files[name].open("rb") as file:
+                while piece := file.read(PIECE_BYTES):
+                    yield piece
+        except FileNotFoundError:
+            raise changed(self.origin) from None
+        except OSError as error:
+            raise unavailable(self.origin, error.strerror or "it cannot be read") from error

@@ -1,0 +1,142 @@
+"""Adapters that are fetched when a request names them, over the socket."""
+
+import asyncio
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loramux import AsyncClient, Client
+from loramux.errors import FailedPreconditionError, NotFoundError
+from loramux_server.access.caller import Role
+from loramux_server.config import ConfigError, make_config
+from loramux_server.opening import primary_of, templates_of
+from tests.support.access import Keys
+from tests.support.polling import eventually
+from tests.support.server import RunningServer
+
+GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 4, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory, tiny_adapters: Path) -> Path:
+    """Folders of adapters by tenant; `a` is somebody's, `b` is in the second place alone."""
+    folder = tmp_path_factory.mktemp("places")
+    names = sorted(path.name for path in tiny_adapters.iterdir())
+    for place, name in (
+        ("first/acme/a", names[0]), ("first/public/a", names[1]), ("second/b", names[2]),
+        ("first/other/secret", names[0]),
+    ):  # fmt: skip
+        shutil.copytree(tiny_adapters / name, folder / place)
+    (folder / "second" / "broken").mkdir()
+    shutil.copy(tiny_adapters / names[0] / "adapter_config.json", folder / "second" / "broken")
+    (folder / "second" / "broken" / "adapter_model.safetensors").write_bytes(b"no tensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("server")
+
+
+@pytest.fixture(scope="module")
+def keys(folder: Path) -> Iterator[Keys]:
+    keys = Keys(folder / "store")
+    yield keys
+    keys.close()
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path, tiny_base: Path, places: Path, keys: Keys) -> Iterator[RunningServer]:
+    keys.make("acme", Role.USER)
+    templates = (f"{places}/first/{{tenant}}/{{name}}", f"{places}/second/{{name}}")
+    arguments = ["--resolve-ttl", "3600", "--resolve", templates[0], "--resolve", templates[1]]
+    with RunningServer(folder, tiny_base, *arguments) as server:
+        yield server
+
+
+@pytest.fixture
+def client(server: RunningServer, keys: Keys) -> Iterator[Client]:
+    """A client of tenant acme, who may generate and nothing more."""
+    key = keys.make("acme", Role.USER)
+    with Client(server.target, key=key.text, timeout=60) as client:
+        assert eventually(lambda: is_known(client))
+        yield client
+
+
+def is_known(client: Client) -> bool:
+    try:
+        client.info()
+    except Exception:
+        return False
+    return True
+
+
+def test_what_a_request_names_is_fetched_once(client: Client, server: RunningServer) -> None:
+    assert client.adapters.list() == []
+    answer = client.generate("hello", adapter="a", **GREEDY)
+    assert answer.adapter and (answer.adapter.tenant, answer.adapter.version) == ("acme", 1)
+    again = client.generate("hello", adapter="a:1", **GREEDY)
+    assert again.adapter == answer.adapter
+    (adapter,) = client.adapters.list()
+    assert adapter.origin.endswith("/first/acme/a") and adapter.expires_at
+    streamed = list(client.stream("hello", adapter="public/a", **GREEDY))
+    assert streamed[0].adapter and streamed[0].adapter.digest != answer.adapter.digest
+    assert len(client.tokenize("hello", adapter="b")) > 0
+    assert server.log.read_text().count("fetched adapter acme/a:1") == 1
+
+
+def test_many_who_ask_at_once_wait_for_one_fetch(
+    server: RunningServer, keys: Keys, places: Path
+) -> None:
+    shutil.copytree(places / "second" / "b", places / "second" / "crowd")
+    key = keys.make("acme", Role.USER)
+
+    async def ask() -> set[str]:
+        async with AsyncClient(server.target, key=key.text) as client:
+            answers = await asyncio.gather(
+                *(client.generate("hello", adapter="crowd", **GREEDY) for _ in range(8))
+            )
+            return {str(answer.adapter) for answer in answers}
+
+    with Client(server.target, key=key.text) as client:
+        assert eventually(lambda: is_known(client))
+    assert len(asyncio.run(ask())) == 1
+    assert server.log.read_text().count("fetched adapter acme/crowd:1") == 1
+
+
+def test_what_is_nowhere_is_not_found_as_ever(client: Client) -> None:
+    for reference in ("nowhere", "b:2", "b:stable", "b@sha256:" + "0" * 64):
+        with pytest.raises(NotFoundError) as caught:
+            client.generate("hello", adapter=reference, **GREEDY)
+        assert caught.value.reason == "ADAPTER_NOT_FOUND"
+    with pytest.raises(NotFoundError, match="other/secret"):
+        client.generate("hello", adapter="other/secret", **GREEDY)
+
+
+def test_what_cannot_be_served_says_why_each_time(client: Client) -> None:
+    for _ in range(2):
+        with pytest.raises(FailedPreconditionError, match="'acme/broken' was found, but") as caught:
+            client.generate("hello", adapter="broken", **GREEDY)
+        assert (caught.value.reason, caught.value.field) == ("INVALID_ADAPTER_FILE", "adapter")
+
+
+@pytest.mark.parametrize(("settings", "said"), [
+    ({"resolve": ["s3://bucket/{tenant}"]}, r"needs \{name\}"),
+    ({"resolve": ["/mnt/{name}/{base}"]}, "nothing else in braces"),
+    ({"resolve": ["ftp://x/{name}"]}, "expected one that begins with"),
+    ({"resolve": ["s3://{name}"]}, "expected s3://"),
+    ({"resolve_ttl": 5.0}, "--resolve-ttl is for --resolve"),
+    ({"resolve": ["/mnt/{name}"], "replica_of": "127.0.0.1:1"}, "--resolve is for the primary"),
+])  # fmt: skip
+def test_settings_that_cannot_be_are_named(settings: dict[str, Any], said: str) -> None:
+    config = make_config({"model": "", **settings})
+
+    def open_both() -> None:
+        templates_of(config)
+        primary_of(config)
+
+    with pytest.raises(ConfigError, match=said):
+        open_both()
