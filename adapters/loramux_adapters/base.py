@@ -25,7 +25,7 @@ INDEX_FILE = "model.safetensors.index.json"
 MAX_JSON_BYTES = 100 << 20
 """As much as safetensors allows for a header."""
 
-_CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
+CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
 _CONV1D_LAYERS = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
 _SAVED_AS = {"model.": "backbone.", ".forget_gate.": ".", ".mlp.": ".block_sparse_moe."}
 """Part of a module's name -> what is there where Nemotron-H, or Kimi Linear, is saved."""
@@ -82,7 +82,7 @@ class BaseFolder:
         if tensor is None or len(tensor.shape) != 2:
             return None
         last = module.rpartition(".")[2]
-        is_conv1d = self.model_type in _CONV1D_MODELS and last in _CONV1D_LAYERS
+        is_conv1d = self.model_type in CONV1D_MODELS and last in _CONV1D_LAYERS
         return BaseLayer(tensor, is_conv1d or is_embedding)
 
     def parameter(self, name: str) -> BaseTensor | None:

@@ -29,6 +29,8 @@ from loramux_server.kernels.backend import resolve
 from loramux_server.kernels.resting import Quantization
 from loramux_server.models.base_model import BaseModel
 from loramux_server.models.decoder_model import prepare
+from loramux_server.models.dequantize.loading import held_dtype, load_dequantised
+from loramux_server.models.dequantize.method import check_unquantised, saved_method
 from loramux_server.models.encoders.whole_model import prepare_whole
 from loramux_server.models.heads import Heads
 from loramux_server.models.quantized import (
@@ -36,7 +38,6 @@ from loramux_server.models.quantized import (
     check_quantized,
     hold_dequantised,
     mxfp4_config,
-    saved_method,
     torchao_config,
 )
 from loramux_server.models.servable import UnservableModelError
@@ -74,7 +75,7 @@ def load_base_model(
         model: The folder or hub id.
         revision: Branch, tag or commit of the hub id; None means what its branch main is now.
         dtype: Its number format; `auto` is the one that suits `device`, and the one it was saved in
-            if it was quantised then, other than in MXFP4.
+            if its layers stay quantised.
         device: Where it is to run.
         kernels: The operations to use there. Those of a CPU round weights themselves, when they
             take them; for others it is done here.
@@ -90,15 +91,18 @@ def load_base_model(
     try:
         _check_there(model)
         path = revision_of(model, revision)
-        method = saved_method(path)
-        is_quantized = method is not None and method != MXFP4
-        if method is not None and quantization is not Quantization.NONE:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        method = saved_method(config)
+        is_dequantised = method is not None and method.is_dequantised_here
+        is_mxfp4 = method is not None and method.name == MXFP4
+        is_quantized = method is not None and not is_mxfp4 and not is_dequantised
+        if (is_quantized or is_mxfp4) and quantization is not Quantization.NONE:
             raise ValueError(
                 f"it was quantised before it was saved, so that quantization can only be 'none', "
                 f"not {str(quantization)!r}"
             )
         options: dict[str, Any] = {"dtype": _DTYPES.get(dtype, "auto")}
-        if method == MXFP4:
+        if is_mxfp4:
             options["quantization_config"] = mxfp4_config(path)
         if quantization is not Quantization.NONE and resolve(kernels, target) != "cpu":
             options["quantization_config"] = torchao_config(quantization, target)
@@ -112,16 +116,29 @@ def load_base_model(
         if is_quantized and target.type == "cuda":
             # Weights are rounded and ordered there, and never all of them on the host.
             options["device_map"] = {"": target}
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         kind, example, blindness = model_kind(config), None, ""
         loads = _LOADS.get(kind)
         if loads is None:
             loads, example, blindness = _decoder(path, type(config), sees=sees, unseeing=unseeing)
-        module, loading = loads.from_pretrained(
-            path, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **options
-        )
+        if method is not None and is_dequantised:
+            if options["dtype"] == "auto":
+                options["dtype"] = held_dtype(config, method)
+            stays = torch.device("cpu") if stays_on_host else target
+            module, loading = load_dequantised(
+                loads, path, config, method, device=stays, options=options
+            )
+        else:
+            module, loading = loads.from_pretrained(
+                path,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+                **options,
+            )
+        if method is None:
+            check_unquantised(loading["unexpected_keys"])
         _check_whole(module, loading["missing_keys"], kind)
-        if method == MXFP4:
+        if is_mxfp4:
             hold_dequantised(module, options["dtype"])
         check_quantized(module, quantization)
     except torch.OutOfMemoryError:

@@ -2,7 +2,8 @@
 
 transformers makes them, with torchao (a weight that is a tensor of a class of its own) or with
 bitsandbytes (a layer of a class of its own). Neither is imported here unless it is asked for.
-What was saved in MXFP4, as the experts of gpt-oss are, is dequantised while it is loaded.
+What was saved in MXFP4, as the experts of gpt-oss are, is dequantised by transformers while it is
+loaded, and what was saved in other formats by `models/dequantize`.
 """
 
 import logging
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, Mxfp4Config, PreTrainedModel, TorchAoConfig
+from transformers import Mxfp4Config, PreTrainedModel, TorchAoConfig
 from transformers.pytorch_utils import Conv1D
 
 from loramux_server.kernels.resting import Quantization
@@ -18,8 +19,6 @@ from loramux_server.kernels.resting import Quantization
 _PLAIN_FORWARDS = (nn.Linear.forward, Conv1D.forward)
 _log = logging.getLogger(__name__)
 _METHODS = ("torchao", "bitsandbytes")
-_OLDEST = "bitsandbytes"
-"""Whose configs did not say of which method they are."""
 MXFP4 = "mxfp4"
 _FP8_CAPABILITY = (8, 9)
 
@@ -49,18 +48,6 @@ def rounds_inputs(module: nn.Module) -> bool:
         )
         for layer in module.modules()
     )
-
-
-def saved_method(path: str) -> str | None:
-    """Return by what the base model in folder or hub id `path` was quantised before it was saved.
-
-    Raises:
-        OSError: There is none.
-        ValueError: It is of no known kind.
-    """
-    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    found = getattr(config, "quantization_config", None)
-    return None if found is None else str(found.get("quant_method", _OLDEST))
 
 
 def mxfp4_config(path: str) -> Mxfp4Config:
@@ -118,19 +105,13 @@ def torchao_config(quantization: Quantization, device: torch.device) -> TorchAoC
 
 
 def check_quantized(module: PreTrainedModel, quantization: Quantization) -> None:
-    """Demand that the quantised layers of `module` are of a kind that is served, if it has any.
+    """Demand that the quantised layers of `module` compute in its dtype, if it has any.
 
     Raises:
-        ValueError: They are not; or none is, and `quantization` asked for them.
+        ValueError: They do not; or there are none, and `quantization` asked for them.
     """
-    config = getattr(module.config, "quantization_config", None)
-    if config is None:
+    if getattr(module.config, "quantization_config", None) is None:
         return
-    method = str(getattr(config.quant_method, "value", config.quant_method))
-    if method not in _METHODS:
-        raise ValueError(
-            f"it is quantised by {method}, but only {', '.join(_METHODS)} and {MXFP4} are served"
-        )
     layers = {name: layer for name, layer in module.named_modules() if is_quantized(layer)}
     if not layers and quantization is not Quantization.NONE:
         raise ValueError(

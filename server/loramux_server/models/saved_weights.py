@@ -1,4 +1,4 @@
-"""Single weights of a model as they were saved, without the others."""
+"""Weights of a model as they were saved: single ones, or all that are not read yet."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+
+from loramux_server.models.dequantize.layout import Slice
 
 
 class SavedWeights:
@@ -19,6 +21,11 @@ class SavedWeights:
             OSError: There are none.
         """
         self._files = {name: file for file in _files(path) for name in _names(file)}
+
+    def slices(self) -> dict[str, Slice]:
+        """Return all weights by their names; they are read from their files when they are asked."""
+        opened = {file: safe_open(file, framework="pt") for file in set(self._files.values())}
+        return {name: opened[file].get_slice(name) for name, file in self._files.items()}
 
     def read(self, names: Iterable[str]) -> torch.Tensor | None:
         """Return the first weight of `names` that there is, float32; None if there is none."""

@@ -1,0 +1,78 @@
+"""Weights of GPTQ: a few bits each, packed along inputs.
+
+Source: AutoGPTQ's `qlinear_cuda_old.py` and GPTQModel, whose files have
+
+    qweight  [K * bits / 32, N]  int32: number k of an output in bits of row k * bits // 32
+    qzeros   [G, N * bits / 32]  int32: zero points, packed along outputs; in format "gptq" each is
+                                 saved less one, modulo 2 ** bits, and in "gptq_v2" as it is
+    scales   [G, N]
+    g_idx    [K]                 int32: the group of each input, which need not be in order if
+                                 they were quantised by activation order (desc_act)
+
+Legend: N output width, K input width, G groups of inputs, n outputs that are asked for.
+"""
+
+import torch
+
+from loramux_server.models.dequantize.bits import unpacked
+from loramux_server.models.dequantize.layout import Parts, Slices, expect, group_size
+
+BITS = (2, 4, 8)
+"""Of which a whole number is in 32."""
+FORMATS = ("gptq", "gptq_v2")
+
+
+class GptqWeight:
+    """W[n, k] = scales[g_idx[k], n] * (q[k, n] - zeros[g_idx[k], n])."""
+
+    def __init__(
+        self, name: str, slices: Slices, said_group_size: int | None, *, is_less_one: bool
+    ) -> None:
+        """Look at the shapes, which tell the number of bits.
+
+        Args:
+            name: Of the layer.
+            slices: The tensors above; `g_idx` may be missing.
+            said_group_size: How many inputs the config says are in a group.
+            is_less_one: Whether zero points are saved less one.
+
+        Raises:
+            ValueError: They do not fit each other.
+        """
+        groups, outputs = _matrix(f"{name}.scales", slices["scales"].get_shape())
+        words = _matrix(f"{name}.qzeros", slices["qzeros"].get_shape())[1]
+        self._bits = 32 * words // max(1, outputs)
+        if self._bits not in BITS:
+            raise ValueError(
+                f"layer {name} has numbers of {self._bits} bits by the shapes of its qzeros and "
+                f"scales; {', '.join(map(str, BITS))} are served"
+            )
+        rows = _matrix(f"{name}.qweight", slices["qweight"].get_shape())[0]
+        width = rows * 32 // self._bits
+        self.shape = (outputs, width)
+        self._group_size = group_size(f"{name}.scales", width, groups, said_group_size)
+        self._is_less_one = is_less_one
+        expect(f"{name}.qweight", slices["qweight"], (rows, outputs), ("I32",))
+        expect(f"{name}.qzeros", slices["qzeros"], (groups, words), ("I32",))
+        expect(f"{name}.scales", slices["scales"], (groups, outputs), ("F16", "BF16", "F32"))
+        if "g_idx" in slices:
+            expect(f"{name}.g_idx", slices["g_idx"], (width,), ("I32",))
+
+    def rows(self, parts: Parts, start: int, end: int) -> torch.Tensor:
+        """Return outputs `start` to `end`, [n, K], float32."""
+        first, last = start * self._bits // 32, -(-end * self._bits // 32)
+        zeros_Gn = unpacked(parts["qzeros"][:, first:last], self._bits, 1)[:, : end - start]
+        if self._is_less_one:
+            zeros_Gn = zeros_Gn + 1 & (1 << self._bits) - 1
+        weight_Kn = unpacked(parts["qweight"][:, start:end], self._bits, 0)
+        index_K = parts.get("g_idx")
+        if index_K is None:
+            index_K = torch.arange(self.shape[1], device=weight_Kn.device) // self._group_size
+        weight_Kn -= zeros_Gn[index_K]
+        return (weight_Kn * parts["scales"][:, start:end].float()[index_K]).T
+
+
+def _matrix(name: str, shape: list[int]) -> tuple[int, int]:
+    if len(shape) != 2:
+        raise ValueError(f"its weight {name} is {shape}, and a matrix would be right")
+    return shape[0], shape[1]

@@ -1,0 +1,106 @@
+"""How one weight was saved quantised, and its numbers in a plain format.
+
+Legend: N output width, K input width, G groups of inputs that share a factor.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+
+Parts = Mapping[str, torch.Tensor]
+"""What a layout calls its saved tensors -> them, all on one device."""
+_NUMBERS = 1 << 22
+"""About as many are dequantised at a time: 16 MiB as float32."""
+_STEP = 32
+"""The most numbers that are packed into one of 32 bits."""
+
+
+class Slice(Protocol):
+    """A tensor in a file of which only the header has been read; safetensors makes them."""
+
+    def get_shape(self) -> list[int]:
+        """Return its shape."""
+
+    def get_dtype(self) -> str:
+        """Return its format by safetensors' name, such as F16 or I32."""
+
+    def __getitem__(self, index: Any) -> torch.Tensor:  # noqa: ANN401
+        """Return a part of it, read from the file; `...` is all of it."""
+
+
+Slices = Mapping[str, Slice]
+"""Names -> tensors in files."""
+
+
+class Layout(Protocol):
+    """One weight as it was saved; nothing but shapes has been read."""
+
+    shape: tuple[int, ...]
+    """The shape of the weight, [..., N, K]."""
+
+    def rows(self, parts: Parts, start: int, end: int) -> torch.Tensor:
+        """Return its outputs `start` to `end`, [..., end - start, K], float32.
+
+        `start` is a multiple of 32, and so is `end` unless it is N.
+        """
+
+
+class Dequantized:
+    """A weight that is dequantised when it is asked for."""
+
+    def __init__(
+        self, layout: Layout, slices: Slices, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        """Round the weight in `slices`, saved as `layout` says, to `dtype` on `device`."""
+        self._layout = layout
+        self._slices = slices
+        self._dtype = dtype
+        self._device = device
+
+    def __getitem__(self, index: Any) -> torch.Tensor:  # noqa: ANN401
+        """Return a part of the weight, all of which is dequantised: one of rows after another."""
+        *leading, outputs, width = self._layout.shape
+        parts = {name: part[...].to(self._device) for name, part in self._slices.items()}
+        weight = torch.empty(self._layout.shape, dtype=self._dtype, device=self._device)
+        per_output = max(1, width * torch.Size(leading).numel())
+        step = max(1, _NUMBERS // per_output // _STEP) * _STEP
+        for start in range(0, outputs, step):
+            end = min(start + step, outputs)
+            weight[..., start:end, :] = self._layout.rows(parts, start, end)
+        found: torch.Tensor = weight[index]
+        return found
+
+
+def expect(name: str, found: Slice, shape: tuple[int, ...], dtypes: tuple[str, ...]) -> None:
+    """Demand that the saved tensor `found` has a `shape` and one of `dtypes`.
+
+    Raises:
+        ValueError: It has another.
+    """
+    what = f"{found.get_dtype()} {found.get_shape()}"
+    if tuple(found.get_shape()) != shape:
+        raise ValueError(f"its weight {name} is {what}, and {list(shape)} would be right")
+    if found.get_dtype() not in dtypes:
+        raise ValueError(f"its weight {name} is {what}, and {' or '.join(dtypes)} would be right")
+
+
+def group_size(name: str, width: int, groups: int, said: int | None) -> int:
+    """Return how many of `width` inputs are in each of `groups`.
+
+    Args:
+        name: Of the tensor that has a factor for each group.
+        width: The number of inputs.
+        groups: How many groups there are.
+        said: How many the config says are in each; a layer may have its own.
+
+    Raises:
+        ValueError: They cannot be divided so.
+    """
+    if said is not None and said > 0 and -(-width // said) == groups:
+        return said
+    if groups > 0 and width % groups == 0:
+        return width // groups
+    raise ValueError(
+        f"its weight {name} has {groups} groups of {width} inputs, which cannot be of one size"
+    )

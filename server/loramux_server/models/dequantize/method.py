@@ -1,0 +1,195 @@
+"""How a base was quantised before it was saved, by the quantization_config in its config.json."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig
+
+from loramux_server.models.dequantize import awq, gptq, packed
+
+SERVED = (
+    f"FP8, GPTQ of {', '.join(map(str, gptq.BITS))} bits, AWQ ({awq.FORMAT}), compressed-tensors "
+    "(float-, int- and pack-quantized) and MXFP4 are dequantised at load, and torchao and "
+    "bitsandbytes are served as they are"
+)
+BY_TRANSFORMERS = ("torchao", "bitsandbytes", "mxfp4")
+_OLDEST = "bitsandbytes"
+"""Whose configs did not say of which method they are."""
+_WAY_OUT = "or serve the model that it was made of, with --quantization"
+_COMPRESSED = (
+    "float-quantized", "int-quantized", "naive-quantized", "pack-quantized", "mixed-precision",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class SavedMethod:
+    """How weights were quantised."""
+
+    name: str
+    """Its quant_method, such as gptq."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """The quantization_config."""
+
+    @property
+    def is_dequantised_here(self) -> bool:
+        """Whether weights are dequantised by this package, and not loaded by transformers."""
+        return self.name not in BY_TRANSFORMERS
+
+    @property
+    def title(self) -> str:
+        """What people call it."""
+        bits = self.config.get("bits", self.config.get("w_bit"))
+        what = self.config.get("format", "") if self.name == "compressed-tensors" else ""
+        return " ".join(
+            each for each in (self.name, what, "" if bits is None else f"of {bits} bits") if each
+        )
+
+    @property
+    def group_size(self) -> int | None:
+        """How many inputs share a factor; None where the config does not say, or not for all."""
+        sizes = {self.config.get("group_size", self.config.get("q_group_size"))}
+        sizes |= {weights.get("group_size") for weights in self._weights()}
+        sizes.discard(None)
+        return sizes.pop() if len(sizes) == 1 else None
+
+    @property
+    def block(self) -> tuple[int, int] | None:
+        """Outputs and inputs that share a factor, if blocks of weights do."""
+        found = [self.config.get("weight_block_size")]
+        found += [weights.get("block_structure") for weights in self._weights()]
+        blocks = {tuple(map(int, block)) for block in found if isinstance(block, list)}
+        if len(blocks) > 1:
+            raise ValueError(
+                f"its quantization_config has blocks of {' and '.join(map(str, blocks))}: one size "
+                "would be right"
+            )
+        for first, second in blocks:
+            if first < 1 or second < 1:
+                raise ValueError(f"its quantization_config has blocks of {first} by {second}")
+            return first, second
+        return None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the method's own kernels compute in, where config.json does not say."""
+        return torch.float16 if self.name in ("gptq", "awq") else torch.bfloat16
+
+    def _weights(self) -> list[Mapping[str, Any]]:
+        """Return what compressed-tensors says of weights, for each group of layers."""
+        groups = self.config.get("config_groups") or {}
+        return [group.get("weights") or {} for group in groups.values()]
+
+
+def saved_method(config: PreTrainedConfig) -> SavedMethod | None:
+    """Return how the base of `config` was quantised before it was saved; None if it was not.
+
+    Raises:
+        ValueError: In a way that is not served.
+    """
+    found = getattr(config, "quantization_config", None)
+    if found is None:
+        found = getattr(config.get_text_config(), "quantization_config", None)
+    if found is None:
+        return None
+    said = found if isinstance(found, dict) else found.to_dict()
+    name = said.get("quant_method", _OLDEST)
+    method = SavedMethod(str(getattr(name, "value", name)), said)
+    if method.name in BY_TRANSFORMERS:
+        return method
+    check = _CHECKS.get(method.name)
+    if check is None:
+        raise ValueError(
+            f"it was quantised by {method.name}, which is not served: {SERVED}. Use one of these, "
+            f"{_WAY_OUT}"
+        )
+    check(said)
+    return method
+
+
+def check_unquantised(unexpected: Mapping[str, object] | set[str]) -> None:
+    """Demand that nothing among weights for which there was no use belongs to a quantised weight.
+
+    Raises:
+        ValueError: Something does.
+    """
+    for name in sorted(unexpected):
+        if name.endswith(QUANTISED):
+            raise ValueError(
+                f"it has {name}, so that its weights are quantised, but its config.json has no "
+                "quantization_config that says how: add the one it was published with"
+            )
+
+
+QUANTISED = (
+    ".qweight", ".qzeros", ".scales", ".weight_scale", ".weight_scale_inv", ".weight_packed",
+    ".weight_zero_point", ".weight_global_scale",
+)  # fmt: skip
+"""How names of tensors end that are saved for quantised weights alone."""
+
+
+def _check_fp8(said: Mapping[str, Any]) -> None:
+    fmt = str(said.get("fmt", "e4m3"))
+    _expect("fmt", fmt, fmt in ("e4m3", "float8_e4m3fn", "e5m2"), "e4m3")
+
+
+def _check_modelopt(said: Mapping[str, Any]) -> None:
+    algorithm = said.get("quant_algo")
+    _expect("quant_algo", algorithm, algorithm == "FP8", "FP8")
+
+
+def _check_gptq(said: Mapping[str, Any]) -> None:
+    bits = said.get("bits")
+    _expect("bits", bits, bits in gptq.BITS, " or ".join(map(str, gptq.BITS)))
+    layout = gptq_format(said)
+    _expect("checkpoint_format", layout, layout in gptq.FORMATS, " or ".join(gptq.FORMATS))
+
+
+def gptq_format(said: Mapping[str, Any]) -> str:
+    """Return the format of files of GPTQ, which the config `said`, or else the first there was."""
+    return str(said.get("checkpoint_format") or said.get("format") or gptq.FORMATS[0])
+
+
+def _check_awq(said: Mapping[str, Any]) -> None:
+    bits = said.get("bits", said.get("w_bit", awq.BITS))
+    _expect("bits", bits, bits == awq.BITS, str(awq.BITS))
+    version = str(said.get("version") or said.get("format") or awq.FORMAT).lower()
+    _expect("version", version, version == awq.FORMAT, awq.FORMAT)
+
+
+def _check_compressed(said: Mapping[str, Any]) -> None:
+    groups = [group for group in (said.get("config_groups") or {}).values() if group]
+    formats = [said.get("format"), *(group.get("format") for group in groups)]
+    for each in formats:
+        _expect("format", each, each is None or each in _COMPRESSED, " or ".join(_COMPRESSED))
+    status = said.get("quantization_status", "compressed")
+    _expect("quantization_status", status, status == "compressed", "compressed")
+    sparsity = (said.get("sparsity_config") or {}).get("format", "dense")
+    _expect("sparsity_config.format", sparsity, sparsity == "dense", "dense")
+    transforms = (said.get("transform_config") or {}).get("config_groups")
+    _expect("transform_config", "transforms of layers", not transforms, "none of them")
+    for weights in (group.get("weights") or {} for group in groups):
+        bits, kind = weights.get("num_bits"), weights.get("type", "int")
+        is_served = bits == 8 if kind == "float" else bits in packed.BITS
+        right = "8 (float), or 4 or 8 (int)"
+        _expect("weights.num_bits", f"{bits} ({kind})", not weights or is_served, right)
+
+
+def _expect(field_name: str, value: object, is_served: bool, right: str) -> None:
+    if not is_served:
+        raise ValueError(
+            f"its quantization_config has {field_name} {value!r}, and {right} would be right. "
+            f"Save it so, {_WAY_OUT}"
+        )
+
+
+_CHECKS = {
+    "fp8": _check_fp8,
+    "fbgemm_fp8": lambda _: None,
+    "modelopt": _check_modelopt,
+    "gptq": _check_gptq,
+    "awq": _check_awq,
+    "compressed-tensors": _check_compressed,
+}
+"""quant_method -> what demands that its files are of a kind that is dequantised here."""

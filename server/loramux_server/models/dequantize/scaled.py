@@ -1,0 +1,78 @@
+"""Weights of FP8 or int8 with factors beside them.
+
+Source: DeepSeek-V3's `inference/kernel.py` (a factor for each block of 128 by 128, saved as
+`weight_scale_inv`, by which numbers are multiplied nevertheless); compressed-tensors' formats
+float-quantized, int-quantized and naive-quantized (`weight_scale`, and a zero point where the
+numbers are not symmetric); FBGEMM's FP8 (`weight_scale`, for each output).
+
+Legend: N output width, K input width, G groups of inputs, n outputs that are asked for.
+"""
+
+import torch
+
+from loramux_server.models.dequantize.layout import Parts, Slices, expect, group_size
+
+FP8 = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
+INT8 = ("I8",)
+_FACTORS = ("F32", "F16", "BF16", "F8_E8M0")
+
+
+class ScaledWeight:
+    """W = (weight - zero) * scale, each spread over what it is for."""
+
+    def __init__(self, name: str, slices: Slices, block: tuple[int, int] | None) -> None:
+        """Look at the shapes.
+
+        Args:
+            name: Of the weight.
+            slices: `weight`, [..., N, K]; `scale`, and maybe `zero` of its shape. That is [] or [1]
+                for the whole weight, [N] or [N, 1] for each output, [N, G], or
+                [..., ceil(N / block[0]), ceil(K / block[1])].
+            block: Outputs and inputs of a block, if the config says there are any.
+
+        Raises:
+            ValueError: They do not fit each other.
+        """
+        self.shape = tuple(slices["weight"].get_shape())
+        scale = tuple(slices["scale"].get_shape())
+        if len(self.shape) < 2:
+            raise ValueError(f"its weight {name} is {list(self.shape)}, and no matrix")
+        *leading, outputs, width = self.shape
+        self._size = outputs, width
+        expect(f"{name} (its factors)", slices["scale"], scale, _FACTORS)
+        if "zero" in slices:
+            expect(f"{name} (its zero points)", slices["zero"], scale, (*INT8, *FP8, *_FACTORS))
+        if torch.Size(scale).numel() == 1:
+            return
+        if scale == (outputs,):
+            scale = (outputs, 1)
+        if block is not None:
+            grid = (-(-outputs // block[0]), -(-width // block[1]))
+            if scale == (*leading, *grid):
+                self._size = block
+                return
+        if scale[:-1] != (*leading, outputs):
+            raise ValueError(
+                f"{name} is {list(self.shape)}, and its factors are {list(scale)}: neither one, "
+                "nor one for each output, nor one for each block of weight_block_size"
+            )
+        self._size = 1, group_size(name, width, scale[-1], None)
+
+    def rows(self, parts: Parts, start: int, end: int) -> torch.Tensor:
+        """Return outputs `start` to `end`, [..., n, K], float32."""
+        weight_nK = parts["weight"][..., start:end, :].float()
+        if "zero" in parts:
+            weight_nK -= self._spread(parts["zero"], start, end)
+        return weight_nK.mul_(self._spread(parts["scale"], start, end))
+
+    def _spread(self, values: torch.Tensor, start: int, end: int) -> torch.Tensor:
+        """Return the numbers for outputs `start` to `end`, [..., n, K], or one for all."""
+        values = values.float()
+        if values.numel() == 1:
+            return values.reshape(())
+        if values.dim() == 1:
+            values = values[:, None]
+        outputs, width = self._size
+        index_n = torch.arange(start, end, device=values.device) // outputs
+        index_K = torch.arange(self.shape[-1], device=values.device) // width
+        return values[..., index_n, :][..., index_K]

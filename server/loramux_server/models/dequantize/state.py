@@ -1,0 +1,134 @@
+"""The weights in the files of a quantised base, by the names that they have unquantised."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from loramux_server.models.dequantize import scaled
+from loramux_server.models.dequantize.awq import AwqWeight
+from loramux_server.models.dequantize.gptq import FORMATS, GptqWeight
+from loramux_server.models.dequantize.layout import Dequantized, Layout, Slice, Slices
+from loramux_server.models.dequantize.method import QUANTISED, SavedMethod, gptq_format
+from loramux_server.models.dequantize.packed import PackedWeight
+
+_OF_ACTIVATIONS = (
+    ".input_scale", ".input_scale_ub", ".input_zero_point", ".activation_scale", ".output_scale",
+    ".q_scale", ".k_scale", ".v_scale",
+)  # fmt: skip
+"""How names end of factors for what is not a weight, which is not rounded here."""
+State = dict[str, Slice | Dequantized]
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A weight among the saved tensors."""
+
+    name: str
+    """Its name unquantised."""
+    parts: Mapping[str, str]
+    """What its layout calls its tensors -> their names."""
+    make: Callable[[str, Slices], Layout]
+
+
+def dequantised_state(
+    saved: Slices, method: SavedMethod, dtype: torch.dtype, device: torch.device
+) -> State:
+    """Return what is `saved` as if it had never been quantised.
+
+    Args:
+        saved: The tensors in the files of the base.
+        method: How they were quantised.
+        dtype: What quantised weights are rounded to.
+        device: Where they are dequantised, when they are asked for.
+
+    Raises:
+        ValueError: Something of a quantised weight is missing, or its shapes do not fit.
+    """
+    state: State = {}
+    used: set[str] = set()
+    for found in _found(saved, method):
+        parts = {role: saved[name] for role, name in found.parts.items()}
+        layout = found.make(found.name.removesuffix(".weight"), parts)
+        state[found.name] = Dequantized(layout, parts, dtype, device)
+        used.update(found.parts.values())
+    for name in sorted(saved.keys() - used):
+        if name.endswith(QUANTISED):
+            raise ValueError(
+                f"it has {name}, which belongs to no weight that {method.title} is known to have"
+            )
+        if not name.endswith(_OF_ACTIVATIONS):
+            state[name] = saved[name]
+    return state
+
+
+def _found(saved: Slices, method: SavedMethod) -> Iterator[_Found]:
+    """Yield the quantised weights."""
+    size = method.group_size
+    if method.name == "gptq":
+        is_less_one = gptq_format(method.config) == FORMATS[0]
+        make = partial(GptqWeight, said_group_size=size, is_less_one=is_less_one)
+        yield from _packed(saved, "qweight", ("qzeros", "scales"), ("g_idx",), make)
+        return
+    if method.name == "awq":
+        yield from _packed(
+            saved, "qweight", ("qzeros", "scales"), (), partial(AwqWeight, said_group_size=size)
+        )
+        return
+    formats: tuple[str, ...] = scaled.FP8
+    if method.name == "compressed-tensors":
+        formats += scaled.INT8
+        found = _packed(
+            saved, "weight_packed", ("weight_scale", "weight_shape"),
+            ("weight_zero_point", "weight_g_idx"), partial(PackedWeight, said_group_size=size),
+        )  # fmt: skip
+        yield from found
+    yield from _scaled(saved, formats, method.block)
+
+
+def _packed(
+    saved: Slices,
+    main: str,
+    others: tuple[str, ...],
+    optional: tuple[str, ...],
+    make: Callable[[str, Slices], Layout],
+) -> Iterator[_Found]:
+    """Yield weights that are several tensors with a name of its own each, one of which is `main`.
+
+    Raises:
+        ValueError: One of `others` is missing.
+    """
+    for name in saved:
+        layer, _, last = name.rpartition(".")
+        if last != main:
+            continue
+        there = [each for each in (main, *others, *optional) if f"{layer}.{each}" in saved]
+        for each in others:
+            if each not in there:
+                raise ValueError(f"it lacks {layer}.{each}, without which {name} says nothing")
+        parts = {each.removeprefix("weight_"): f"{layer}.{each}" for each in there}
+        yield _Found(f"{layer}.weight", parts, make)
+
+
+def _scaled(
+    saved: Slices, formats: tuple[str, ...], block: tuple[int, int] | None
+) -> Iterator[_Found]:
+    """Yield weights in one of `formats`, whose factors are called as they are and something more.
+
+    Raises:
+        ValueError: Factors are missing.
+    """
+    for name, weight in saved.items():
+        if weight.get_dtype() not in formats or name.endswith(("_zero_point", "_scale")):
+            continue
+        scale = next((s for s in (f"{name}_scale_inv", f"{name}_scale") if s in saved), None)
+        if scale is None:
+            raise ValueError(
+                f"its weight {name} is {weight.get_dtype()}, and there is no {name}_scale_inv or "
+                f"{name}_scale"
+            )
+        parts = {"weight": name, "scale": scale}
+        if f"{name}_zero_point" in saved:
+            parts["zero"] = f"{name}_zero_point"
+        yield _Found(name, parts, partial(scaled.ScaledWeight, block=block))
