@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig
 
 from loramux_server.kernels.resting import Quantization
 from loramux_server.models.decoder_model import prepare
 from loramux_server.models.dequantize import layout
+from loramux_server.models.dequantize.loading import held_dtype
+from loramux_server.models.dequantize.method import SavedMethod
 from loramux_server.models.loading import load_base_model
 from loramux_server.models.servable import UnservableModelError
 from tests.parity.test_peft import cases, check
@@ -36,3 +39,162 @@ def test_it_is_the_model_with_the_numbers_that_were_saved(
     dtype = str(METHODS[name].dtype).removeprefix("torch.")
     assert f"was saved in {METHODS[name].config['quant_method']}" in line
     assert f"GB); its weights are dequantised to {dtype} (" in line
+
+
+def test_adapters_on_it_equal_peft_on_the_dequantised_model(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    folder = save_quantised(model, tmp_path / "base", METHODS["gptq-4"])
+    requests = cases(model, tmp_path, num_requests=13)
+    harness = Harness(load_base_model(str(folder), device="cpu"), kernels="cpu", rows=128)
+    for case in requests:
+        harness.submit(
+            case.prompt, case.source, max_tokens=len(case.expected.tokens), num_logprobs=VOCAB
+        )
+    harness.run()
+    for request_id, case in enumerate(requests):
+        check(harness, request_id, case)
+
+
+def test_experts_are_dequantised_before_they_are_put_together(tmp_path: Path) -> None:
+    model = tiny_model("qwen3-moe")
+    folder = save_quantised(model, tmp_path / "base", METHODS["fp8-blocks"])
+    names = {name for file in folder.glob("*.safetensors") for name in load_file(file)}
+    assert "model.layers.0.mlp.experts.3.up_proj.weight_scale_inv" in names
+    model.save_pretrained(str(tmp_path / "plain"))
+    base, plain = (
+        load_base_model(str(path), device="cpu") for path in (folder, tmp_path / "plain")
+    )
+    assert base.fingerprint == plain.fingerprint
+
+
+def test_it_may_be_rounded_again(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    folder = save_quantised(model, tmp_path / "base", METHODS["gptq-8"])
+    model.save_pretrained(str(tmp_path / "plain"))
+    logprobs = []
+    for path in (folder, tmp_path / "plain"):
+        base = load_base_model(str(path), device="cpu", quantization=Quantization.INT8)
+        harness = Harness(base, kernels="cpu", quantization=Quantization.INT8)
+        harness.submit(range(3, 20), max_tokens=1, num_logprobs=VOCAB)
+        harness.run()
+        logprobs.append(harness.tokens[0][0].logprobs)
+    assert logprobs[0] == logprobs[1] is not None
+
+
+def test_it_may_be_served_in_16_bits(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    folder = save_quantised(model, tmp_path, METHODS["awq"])
+    base = load_base_model(str(folder), device="cpu", dtype="float16")
+    assert {group.dtype for group in base.groups} == {base.dtype} == {torch.float16}
+    assert base.fingerprint == prepare(model).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("config", "dtype"), [({}, "float16"), ({"dtype": "bfloat16"}, "bfloat16")], ids=str
+)
+def test_it_is_held_in_what_the_base_computes_in(config: dict[str, str], dtype: str) -> None:
+    method = SavedMethod("gptq")
+    assert str(held_dtype(LlamaConfig(**config), method)) == f"torch.{dtype}"
+
+
+def test_torchao_may_round_it_again(tmp_path: Path) -> None:
+    pytest.importorskip("torchao")
+    folder = save_quantised(tiny_model("llama"), tmp_path, METHODS["fp8-blocks"])
+    base = load_base_model(
+        str(folder), device="cpu", kernels="torch", quantization=Quantization.INT8
+    )
+    assert not any(group.is_plain for group in base.groups)
+
+
+def _fp8(**config: Any) -> dict[str, Any]:
+    return {"quant_method": "fp8"} | config
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"quant_method": "aqlm"}, "quantised by aqlm, which is not served: FP8, GPTQ of 2, 4, 8"),
+        ({"quant_method": "gptq", "bits": 3}, "bits 3, and 2 or 4 or 8 would be right"),
+        (
+            {"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"},
+            "checkpoint_format 'marlin', and gptq or gptq_v2 would be right",
+        ),
+        ({"quant_method": "awq", "version": "gemv"}, "version 'gemv', and gemm would be right"),
+        (
+            {"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"},
+            "format 'nvfp4-pack-quantized', and float-quantized or",
+        ),
+        (
+            {
+                "quant_method": "compressed-tensors", "format": "pack-quantized",
+                "transform_config": {"config_groups": {"R1": {}}},
+            },
+            "transform_config 'transforms of layers', and none of them would be right",
+        ),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "quant_algo 'NVFP4', and FP8 would"),
+        (_fp8(weight_block_size=[0, 128]), "blocks of 0 by 128"),
+        (_fp8(), r"layers.0.mlp.down_proj is \[32, 48\], and its factors are \[1, 3\]"),
+        ({"quant_method": "gptq", "bits": 4}, "weight_scale_inv, which belongs to no weight of"),
+        (None, "weight_scale_inv, so that its weights are quantised, but its config.json has no"),
+    ],
+    ids=lambda each: None if isinstance(each, str) else str(each),
+)  # fmt: skip
+def test_what_is_not_served_is_refused_with_what_would_be(
+    config: dict[str, Any] | None, message: str, fp8_folder: Path
+) -> None:
+    path = fp8_folder / "config.json"
+    said = json.loads(path.read_text()) | {"quantization_config": config}
+    path.write_text(json.dumps(said))
+    with pytest.raises(UnservableModelError, match=message):
+        load_base_model(str(fp8_folder), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def fp8_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base in FP8, whose config a test may write anew."""
+    return save_quantised(
+        tiny_model("llama"), tmp_path_factory.mktemp("fp8"), METHODS["fp8-blocks"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("gptq-4", {"scales": None}, "lacks model.layers.0.self_attn.q_proj.scales, without"),
+        (
+            "gptq-4", {"g_idx": torch.zeros(31, dtype=torch.int32)},
+            r"q_proj.g_idx is I32 \[31\], and \[32\] would be right",
+        ),
+        ("awq", {"qzeros": torch.zeros(2, 4)}, r"qzeros is F32 \[2, 4\], and I32 would be right"),
+        ("awq", {"act_scale.scales": torch.ones(2)}, "which belongs to no weight of awq of 4 bits"),
+        (
+            "packed-8", {"weight_packed": torch.zeros(32, 5, dtype=torch.int32)},
+            r"weight_packed is \[32, 5\]; of 32 outputs and 32 inputs, \[32, 4\] with 4 bits",
+        ),
+        ("fp8-tensor", {"weight_scale": None}, "there is no .*weight_scale_inv or .*weight_scale"),
+    ],
+    ids=lambda each: each if isinstance(each, str) else "",
+)  # fmt: skip
+def test_files_that_do_not_fit_are_refused_by_name(
+    name: str, damage: dict[str, torch.Tensor | None], message: str, tmp_path: Path
+) -> None:
+    folder = save_quantised(tiny_model("llama"), tmp_path, METHODS[name])
+    layer = "model.layers.0.self_attn.q_proj"
+    for file in folder.glob("*.safetensors"):
+        tensors = load_file(file)
+        for key, value in damage.items():
+            tensors.pop(f"{layer}.{key}", None)
+            if value is not None:
+                tensors[f"{layer}.{key}"] = value
+        save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(UnservableModelError, match=message):
+        load_base_model(str(folder), device="cpu")
+
+
+def test_transposed_weights_are_refused(tmp_path: Path) -> None:
+    tiny_model("gpt2").save_pretrained(str(tmp_path))
+    path = tmp_path / "config.json"
+    said = json.loads(path.read_text()) | {"quantization_config": METHODS["gptq-4"].config}
+    path.write_text(json.dumps(said))
+    with pytest.raises(UnservableModelError, match="of type gpt2 has transposed weights"):
+        load_base_model(str(tmp_path), device="cpu")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -32,6 +32,10 @@ class Method:
     """Its quantization_config."""
     dtype: torch.dtype = torch.float16
     """What the base computes in."""
+
+
+_KEPT = ("embed_tokens.weight", "lm_head.weight", ".mlp.gate.weight")
+"""How names of matrices end that nobody quantises."""
 
 
 def packed(values: torch.Tensor, bits: int, dim: int) -> torch.Tensor:
@@ -96,7 +100,9 @@ def awq(weight_NK: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
     return tensors, (scales_GN.float()[index_K] * (q_KN - zeros_GN[index_K])).T
 
 
-def pack_quantized(bits: int, *, symmetric: bool = True, by_channel: bool = False) -> Quantise:
+def pack_quantized(
+    bits: int, *, symmetric: bool = True, by_channel: bool = False, shuffled: bool = False
+) -> Quantise:
     """Return what saves a weight as compressed-tensors does, packed."""
 
     def quantise(weight_NK: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
@@ -114,6 +120,9 @@ def pack_quantized(bits: int, *, symmetric: bool = True, by_channel: bool = Fals
         else:
             tensors["weight_zero_point"] = packed(zero_NG + half, bits, 0)
         index_K = torch.arange(width) // (width // groups)
+        if shuffled:
+            index_K = index_K[torch.randperm(width)]
+            tensors["weight_g_idx"] = index_K.int()
         return tensors, scale_NG.float()[:, index_K] * (q_NK - zero_NG[:, index_K])
 
     return quantise
@@ -177,6 +186,10 @@ METHODS = {
         pack_quantized(4, symmetric=False), _compressed("pack-quantized", num_bits=4, **_GROUPS),
         torch.bfloat16,
     ),
+    "packed-4-shuffled": Method(
+        pack_quantized(4, shuffled=True), _compressed("pack-quantized", num_bits=4, **_GROUPS),
+        torch.bfloat16,
+    ),
     "packed-8": Method(
         pack_quantized(8, by_channel=True), _compressed("pack-quantized", num_bits=8),
         torch.bfloat16,
@@ -187,29 +200,29 @@ METHODS = {
 def save_quantised(model: PreTrainedModel, folder: Path, method: Method) -> Path:
     """Save `model` quantised to `folder` as on a hub, and give it the numbers that are there."""
     torch.manual_seed(7)
-    output = model.get_output_embeddings()
+    model.save_pretrained(str(folder))
+    file = folder / "model.safetensors"
     saved: Tensors = {}
-    linear = {
-        f"{name}.weight": name
-        for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear) and layer is not output
-    }
-    for name, parameter in model.named_parameters():
-        if name in linear:
-            tensors, known = method.quantise(parameter.detach())
-            saved |= {f"{linear[name]}.{key}": value for key, value in tensors.items()}
-            parameter.data = known.to(method.dtype).float()
+    plain: Tensors = {}
+    for name, weight in load_file(file).items():
+        if weight.dim() == 2 and not name.endswith(_KEPT):
+            tensors, known = method.quantise(weight)
+            layer = name.removesuffix(".weight")
+            saved |= {f"{layer}.{key}": value for key, value in tensors.items()}
+            plain[name] = known.to(method.dtype)
         else:
-            saved[name] = parameter.detach().to(method.dtype)
-            parameter.data = saved[name].float()
-    return write_folder(model, folder, saved, method)
+            saved[name] = plain[name] = weight.to(method.dtype)
+    save_file({name: weight.contiguous() for name, weight in plain.items()}, file, {"format": "pt"})
+    known_model = type(model).from_pretrained(str(folder), dtype=torch.float32)
+    model.load_state_dict(known_model.state_dict())
+    file.unlink()
+    return _write(model, folder, saved, method)
 
 
-def write_folder(
+def _write(
     model: PreTrainedModel, folder: Path, saved: Tensors, method: Method
 ) -> Path:  # fmt: skip
     """Write tensors to two files, with an index and `config.json`."""
-    folder.mkdir(parents=True, exist_ok=True)
     names = sorted(saved)
     shards = {f"model-0000{i + 1}-of-00002.safetensors": names[i::2] for i in range(2)}
     for file, those in shards.items():

@@ -56,7 +56,8 @@ def dequantised_state(
     for name in sorted(saved.keys() - used):
         if name.endswith(QUANTISED):
             raise ValueError(
-                f"it has {name}, which belongs to no weight that {method.title} is known to have"
+                f"it has {name}, which belongs to no weight of {method.title}, by which "
+                "quantization_config says that it was quantised"
             )
         if not name.endswith(_OF_ACTIVATIONS):
             state[name] = saved[name]
