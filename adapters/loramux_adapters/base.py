@@ -1,4 +1,4 @@
-"""A base model as a folder of transformers: its layers, from configs and headers alone."""
+"""A base model as a folder of transformers: its layers, from configs and headers."""
 
 import itertools
 import json
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loramux_adapters.base_names import names_of_sight, sees_images
+from loramux_adapters.base_tensor import BaseTensor
 from loramux_adapters.contents import Contents
 from loramux_adapters.errors import PackageError, shown
 from loramux_adapters.experts import (
@@ -17,6 +18,7 @@ from loramux_adapters.experts import (
     names_together,
 )
 from loramux_adapters.known_layers import features_like
+from loramux_adapters.packed_base import packed_weights
 from loramux_adapters.token_shape import TokenShape, token_shape
 
 CONFIG_FILE = "config.json"
@@ -31,19 +33,6 @@ _SAVED_AS = {"model.": "backbone.", ".forget_gate.": ".", ".mlp.": ".block_spars
 """Part of a module's name -> what is there where Nemotron-H, or Kimi Linear, is saved."""
 _TIED = frozenset({"lm_head.weight", "embed_out.weight"})
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
-
-
-@dataclass(frozen=True, slots=True)
-class BaseTensor:
-    """Where one tensor of the base lies, and what it is."""
-
-    file: str
-    """Name of its file in the folder of the model."""
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    """First byte, counted from the start of the file."""
-    num_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +179,10 @@ def read_base(folder: Path) -> BaseFolder:
         if not isinstance(name, str) or Path(name).name != name:
             raise _fault(index, f"names the file {shown(name)}, which is not in the folder")
         tensors |= _header(folder / name)
+    try:
+        tensors |= packed_weights(folder, tensors)
+    except OSError as error:
+        raise _fault(folder, f"cannot be read ({error.strerror})") from None
     return BaseFolder(folder, str(config.get("model_type")), tensors, token_shape(config))
 
 

@@ -39,6 +39,8 @@ _CLASSES: Mapping[Task, tuple[Any, Any]] = {
 }
 _POOLER = "pooler"
 """The module of a base model that heads alone read."""
+_TRAINABLE = ("bitsandbytes", "torchao", "mxfp4")
+"""Ways to save a base quantised that are left to transformers."""
 _UNBOUNDED = 4096
 """Tokens of a text where a model has no positions of its own; a server takes as many at most."""
 
@@ -99,8 +101,10 @@ def load_model(
     What the base was saved without is random, and part of the head.
 
     Raises:
-        PackageError: There is no such head, or it is none that is served.
+        PackageError: There is no such head, or it is none that is served; or the base was saved
+            quantised in a way in which nothing is trained.
     """
+    _check_trainable(config)
     options = {"dtype": torch.float32, "local_files_only": True}
     if task is None:
         kind = AutoModelForSeq2SeqLM if writes_another(config) else AutoModelForCausalLM
@@ -131,6 +135,16 @@ def load_model(
                 "ADAPTER_BASE_MISMATCH",
             )
     return _trained(model, task, lost)
+
+
+def _check_trainable(config: PreTrainedConfig) -> None:
+    saved = getattr(config, "quantization_config", None) or {}
+    method = str(saved.get("quant_method", _TRAINABLE[0]))
+    if method not in _TRAINABLE:
+        raise _unserved(
+            f"the base was saved quantised by {method}, in which nothing is trained: train on the "
+            "model that it was made of. The adapter fits both"
+        )
 
 
 def _trained(model: PreTrainedModel, task: Task | None, lost: Collection[str] = ()) -> Trained:

@@ -10,8 +10,8 @@ import torch
 
 Parts = Mapping[str, torch.Tensor]
 """What a layout calls its saved tensors -> them, all on one device."""
-_NUMBERS = 1 << 22
-"""About as many are dequantised at a time: 16 MiB as float32."""
+_NUMBERS = 1 << 20
+"""About as many are dequantised at a time: 4 MiB as float32, which caches hold."""
 _STEP = 32
 """The most numbers that are packed into one of 32 bits."""
 

@@ -1,0 +1,64 @@
+"""Weights that a base has in few bits, several numbers in an integer of 32: which, and how wide.
+
+GPTQ and AWQ save a layer as `qweight`, `qzeros` and `scales`, compressed-tensors as
+`weight_packed`, `weight_scale` and `weight_shape`. Their layouts are described where they are
+dequantised, in `loramux_server.models.dequantize`.
+"""
+
+import struct
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from loramux_adapters.base_tensor import BaseTensor
+
+_PAIR = struct.Struct("<2q")
+_AWQ_BITS = 4
+_NONE = BaseTensor("", "", (), 0, 0)
+
+
+def packed_weights(folder: Path, tensors: Mapping[str, BaseTensor]) -> dict[str, BaseTensor]:
+    """Return those weights of `tensors`, in files of `folder`, that are packed.
+
+    Each is called as if it were not, has the shape [out_features, in_features] that it has then,
+    and the place and dtype of the integers.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    found = {}
+    for name, tensor in tensors.items():
+        layer, _, last = name.rpartition(".")
+        if last == "qweight":
+            scales = tensors.get(f"{layer}.scales", _NONE).shape
+            zeros = tensors.get(f"{layer}.qzeros", _NONE).shape
+            shape = _shape_of_groups(tensor.shape, scales, zeros)
+        elif last == "weight_packed":
+            shape = _saved_pair(folder, tensors.get(f"{layer}.weight_shape", _NONE))
+        else:
+            continue
+        if shape:
+            found[f"{layer}.weight"] = replace(tensor, shape=shape)
+    return found
+
+
+def _shape_of_groups(
+    packed: tuple[int, ...], scales: tuple[int, ...], zeros: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Return the shape of a weight of GPTQ, packed along inputs, or of AWQ, along outputs."""
+    if not len(packed) == len(scales) == len(zeros) == 2 or not scales[1] or not zeros[1]:
+        return ()
+    bits = 32 * zeros[1] // scales[1]
+    if packed[1] == scales[1] and bits:
+        return scales[1], packed[0] * 32 // bits
+    return (scales[1], packed[0]) if bits == _AWQ_BITS else ()
+
+
+def _saved_pair(folder: Path, tensor: BaseTensor) -> tuple[int, ...]:
+    """Return the numbers in a tensor of two; nothing if it is another."""
+    if tensor.dtype != "I64" or tensor.num_bytes != _PAIR.size:
+        return ()
+    with (folder / tensor.file).open("rb") as file:
+        file.seek(tensor.offset)
+        raw = file.read(_PAIR.size)
+    return _PAIR.unpack(raw) if len(raw) == _PAIR.size else ()

@@ -1,0 +1,44 @@
+"""Adapters against the folder of a base that was saved quantised."""
+
+from pathlib import Path
+
+import pytest
+
+from loramux_adapters.base import read_base
+from tests.support.adapters import save_adapter
+from tests.support.command_line import Loramux
+from tests.support.dequantized import METHODS, save_quantised
+from tests.support.models import byte_tokenizer, tiny_model
+
+
+@pytest.mark.parametrize("name", ["gptq-4", "gptq-8", "awq", "packed-4", "packed-8", "fp8-blocks"])
+def test_its_layers_have_the_widths_of_the_model(name: str, tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    base = read_base(save_quantised(model, tmp_path, METHODS[name]))
+    assert base.features_of("model.layers.1.mlp.down_proj") == (48, 32)
+    assert base.features_of("model.layers.0.self_attn.k_proj") == (32, 16)
+
+
+def test_adapters_are_checked_against_it_and_not_added_to_it(
+    loramux: Loramux, tmp_path: Path
+) -> None:
+    model = tiny_model("llama")
+    save_quantised(model, tmp_path / "base", METHODS["awq"])
+    save_adapter(model, tmp_path / "fitting", seed=0, target_modules=["down_proj"])
+    wide = tiny_model("llama", intermediate_size=64)
+    save_adapter(wide, tmp_path / "wide", seed=0, target_modules=["down_proj"])
+    assert loramux("verify", "fitting", "--base", "base").code == 0
+    done = loramux("verify", "wide", "--base", "base")
+    assert done.code == 1
+    assert "48" in done.errors
+    done = loramux("merge", "fitting", "--into-base", "base", "-o", "whole")
+    assert "the base has its weight as I32; an adapter is added to F32, F16, BF16" in done.errors
+
+
+def test_training_wants_the_model_that_it_was_made_of(loramux: Loramux, tmp_path: Path) -> None:
+    base = save_quantised(tiny_model("llama"), tmp_path / "base", METHODS["awq"])
+    byte_tokenizer().save_pretrained(str(base))
+    (tmp_path / "data.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 20)
+    done = loramux("train", "--base", "base", "--data", "data.jsonl", "-o", "out.lora")
+    assert done.code == 1
+    assert "base was saved quantised by awq" in done.errors
