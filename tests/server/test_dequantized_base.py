@@ -84,9 +84,11 @@ def test_it_may_be_rounded_again(tmp_path: Path) -> None:
 def test_it_may_be_served_in_16_bits(tmp_path: Path) -> None:
     model = tiny_model("llama")
     folder = save_quantised(model, tmp_path, METHODS["awq"])
+    (folder / "generation_config.json").write_text('{"eos_token_id": [5, 7]}')
     base = load_base_model(str(folder), device="cpu", dtype="float16")
     assert {group.dtype for group in base.groups} == {base.dtype} == {torch.float16}
     assert base.fingerprint == prepare(model).fingerprint
+    assert {5, 7} <= set(base.eos_token_ids)
 
 
 @pytest.mark.parametrize(
@@ -198,3 +200,18 @@ def test_transposed_weights_are_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps(said))
     with pytest.raises(UnservableModelError, match="of type gpt2 has transposed weights"):
         load_base_model(str(tmp_path), device="cpu")
+
+
+@pytest.mark.parametrize("name", ["", "model.Q4_K_M.gguf"])
+def test_gguf_is_refused_with_the_way_out(name: str, tmp_path: Path) -> None:
+    (tmp_path / "model.Q4_K_M.gguf").write_bytes(b"GGUF")
+    with pytest.raises(UnservableModelError, match="GGUF is not served: give the folder of safete"):
+        load_base_model(str(tmp_path / name), device="cpu")
+
+
+def test_a_file_that_was_cut_off_is_refused(tmp_path: Path) -> None:
+    folder = save_quantised(tiny_model("llama"), tmp_path, METHODS["awq"])
+    file = folder / "model-00002-of-00002.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(UnservableModelError, match="file not fully covered"):
+        load_base_model(str(folder), device="cpu")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -143,7 +144,7 @@ def load_base_model(
         check_quantized(module, quantization)
     except torch.OutOfMemoryError:
         raise
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         named = repr(model) if revision is None else f"revision {revision!r} of {model!r}"
         raise UnservableModelError(f"cannot load a base model from {named}: {error}") from None
     if not stays_on_host:
@@ -163,13 +164,23 @@ def load_base_model(
 
 
 def _check_there(path: str) -> None:
-    """Demand that what can be no hub id is a folder.
+    """Demand that what can be no hub id is a folder, and not of GGUF.
 
     Raises:
         OSError: It is none.
+        ValueError: It is of GGUF.
     """
+    folder = Path(path)
+    is_gguf = path.endswith(".gguf") or (
+        any(folder.glob("*.gguf")) and not (folder / "config.json").exists()
+    )
+    if is_gguf:
+        raise ValueError(
+            "GGUF is not served: give the folder of safetensors that it was made of, with "
+            "--quantization int8 if it is to take less memory"
+        )
     is_hub_id = path.count("/") <= 1 and not path.startswith(("/", ".", "~"))
-    if not is_hub_id and not Path(path).is_dir():
+    if not is_hub_id and not folder.is_dir():
         raise OSError("there is no such folder")
 
 

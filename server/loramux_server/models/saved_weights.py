@@ -3,12 +3,15 @@
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from loramux_server.models.dequantize.layout import Slice
+
+_PLAIN = ("F64", "F32", "F16", "BF16")
 
 
 class SavedWeights:
@@ -24,32 +27,40 @@ class SavedWeights:
 
     def slices(self) -> dict[str, Slice]:
         """Return all weights by their names; they are read from their files when they are asked."""
-        opened = {file: safe_open(file, framework="pt") for file in set(self._files.values())}
+        opened: dict[str, Any] = {
+            file: safe_open(file, framework="pt") for file in set(self._files.values())
+        }
         return {name: opened[file].get_slice(name) for name, file in self._files.items()}
 
     def read(self, names: Iterable[str]) -> torch.Tensor | None:
-        """Return the first weight of `names` that there is, float32; None if there is none."""
+        """Return the first weight of `names` that there is, float32; None if there is none.
+
+        What was saved quantised counts as not there: its numbers say nothing without others.
+        """
         for name in names:
             if name in self._files:
                 with safe_open(self._files[name], framework="pt") as file:
-                    value: torch.Tensor = file.get_tensor(name)
-                return value.float()
+                    if file.get_slice(name).get_dtype() in _PLAIN:
+                        value: torch.Tensor = file.get_tensor(name)
+                        return value.float()
         return None
 
 
 def _files(path: str) -> Iterator[str]:
-    try:
+    """Yield the paths of the files with weights: one, where there is one of the whole."""
+    names = [SAFE_WEIGHTS_NAME]
+    if not _has(path, SAFE_WEIGHTS_NAME) and _has(path, SAFE_WEIGHTS_INDEX_NAME):
         index = cached_file(path, SAFE_WEIGHTS_INDEX_NAME)
-    except OSError:
-        index = None
-    if index is None:
-        names = [SAFE_WEIGHTS_NAME]
-    else:
-        names = sorted(set(json.loads(Path(index).read_text())["weight_map"].values()))
+        names = sorted(set(json.loads(Path(str(index)).read_text())["weight_map"].values()))
     for name in names:
-        file = cached_file(path, name)
-        assert file is not None
-        yield str(file)
+        yield str(cached_file(path, name))
+
+
+def _has(path: str, name: str) -> bool:
+    try:
+        return cached_file(path, name) is not None
+    except OSError:
+        return False
 
 
 def _names(file: str) -> list[str]:

@@ -38,7 +38,7 @@ class AwqWeight:
         """
         width, words = (*slices["qweight"].get_shape(), 0)[:2]
         groups, outputs = (*slices["scales"].get_shape(), 0)[:2]
-        self.shape = (outputs, width)
+        self.shape: tuple[int, ...] = (outputs, width)
         expect(f"{name}.qweight", slices["qweight"], (width, outputs // _PER_WORD), ("I32",))
         expect(f"{name}.qzeros", slices["qzeros"], (groups, words), ("I32",))
         expect(f"{name}.scales", slices["scales"], (groups, words * _PER_WORD), ("F16", "BF16"))
@@ -56,4 +56,4 @@ class AwqWeight:
 
 def _in_order(values: torch.Tensor) -> torch.Tensor:
     """Return numbers that are in the order of the bits in that of outputs."""
-    return values.unflatten(1, (-1, _PER_WORD))[..., list(_PLACES)].flatten(1)
+    return values.view(len(values), -1, _PER_WORD)[..., list(_PLACES)].flatten(1)

@@ -49,7 +49,7 @@ class GptqWeight:
             )
         rows = _matrix(f"{name}.qweight", slices["qweight"].get_shape())[0]
         width = rows * 32 // self._bits
-        self.shape = (outputs, width)
+        self.shape: tuple[int, ...] = (outputs, width)
         self._group_size = group_size(f"{name}.scales", width, groups, said_group_size)
         self._is_less_one = is_less_one
         expect(f"{name}.qweight", slices["qweight"], (rows, outputs), ("I32",))

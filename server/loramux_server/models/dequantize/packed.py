@@ -37,7 +37,7 @@ class PackedWeight:
         """
         expect(f"{name}.weight_shape", slices["shape"], (2,), ("I64", "I32"))
         outputs, width = slices["shape"][...].tolist()
-        self.shape = (outputs, width)
+        self.shape: tuple[int, ...] = (outputs, width)
         packed = slices["packed"].get_shape()
         words = {bits: -(-width * bits // 32) for bits in BITS}
         self._bits = next((b for b in BITS if packed == [outputs, words[b]]), 0)
