@@ -41,4 +41,4 @@ def test_training_wants_the_model_that_it_was_made_of(loramux: Loramux, tmp_path
     (tmp_path / "data.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 20)
     done = loramux("train", "--base", "base", "--data", "data.jsonl", "-o", "out.lora")
     assert done.code == 1
-    assert "base was saved quantised by awq" in done.errors
+    assert "base was saved with quant_method 'awq', on which training is not" in done.errors

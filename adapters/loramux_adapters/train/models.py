@@ -142,8 +142,8 @@ def _check_trainable(config: PreTrainedConfig) -> None:
     method = str(saved.get("quant_method", _TRAINABLE[0]))
     if method not in _TRAINABLE:
         raise _unserved(
-            f"the base was saved quantised by {method}, in which nothing is trained: train on the "
-            "model that it was made of. The adapter fits both"
+            f"the base was saved with quant_method {method!r}, on which training is not supported: "
+            "train on the unquantised model; the adapter fits both"
         )
 
 

@@ -176,8 +176,8 @@ def _check_there(path: str) -> None:
     )
     if is_gguf:
         raise ValueError(
-            "GGUF is not served: give the folder of safetensors that it was made of, with "
-            "--quantization int8 if it is to take less memory"
+            "GGUF is not supported: use the folder of safetensors that it was converted from, with "
+            "--quantization int8 to save memory"
         )
     is_hub_id = path.count("/") <= 1 and not path.startswith(("/", ".", "~"))
     if not is_hub_id and not folder.is_dir():

@@ -44,8 +44,8 @@ class GptqWeight:
         self._bits = 32 * words // max(1, outputs)
         if self._bits not in BITS:
             raise ValueError(
-                f"layer {name} has numbers of {self._bits} bits by the shapes of its qzeros and "
-                f"scales; {', '.join(map(str, BITS))} are served"
+                f"the shapes of qzeros and scales of layer {name} mean {self._bits} bits; expected "
+                f"{' or '.join(map(str, BITS))}"
             )
         rows = _matrix(f"{name}.qweight", slices["qweight"].get_shape())[0]
         width = rows * 32 // self._bits
@@ -74,5 +74,5 @@ class GptqWeight:
 
 def _matrix(name: str, shape: list[int]) -> tuple[int, int]:
     if len(shape) != 2:
-        raise ValueError(f"its weight {name} is {shape}, and a matrix would be right")
+        raise ValueError(f"its tensor {name} has shape {shape}; expected two dimensions")
     return shape[0], shape[1]

@@ -78,11 +78,13 @@ def expect(name: str, found: Slice, shape: tuple[int, ...], dtypes: tuple[str, .
     Raises:
         ValueError: It has another.
     """
-    what = f"{found.get_dtype()} {found.get_shape()}"
-    if tuple(found.get_shape()) != shape:
-        raise ValueError(f"its weight {name} is {what}, and {list(shape)} would be right")
+    saved = found.get_shape()
+    if tuple(saved) != shape:
+        raise ValueError(f"its tensor {name} has shape {saved}; expected {list(shape)}")
     if found.get_dtype() not in dtypes:
-        raise ValueError(f"its weight {name} is {what}, and {' or '.join(dtypes)} would be right")
+        raise ValueError(
+            f"its tensor {name} has dtype {found.get_dtype()}; expected {' or '.join(dtypes)}"
+        )
 
 
 def group_size(name: str, width: int, groups: int, said: int | None) -> int:
@@ -102,5 +104,5 @@ def group_size(name: str, width: int, groups: int, said: int | None) -> int:
     if groups > 0 and width % groups == 0:
         return width // groups
     raise ValueError(
-        f"its weight {name} has {groups} groups of {width} inputs, which cannot be of one size"
+        f"its tensor {name} has {groups} groups, into which {width} inputs cannot be divided evenly"
     )

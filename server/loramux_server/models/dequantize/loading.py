@@ -62,8 +62,8 @@ def load_dequantised(
     """
     if config.model_type in CONV1D_MODELS:
         raise ValueError(
-            f"a model of type {config.model_type} has transposed weights, of which it is unknown "
-            f"how {method.name} saves them: serve the model that it was made of"
+            f"quantised weights of models of type {config.model_type} are not supported, because "
+            "they are transposed: serve the unquantised model with --quantization"
         )
     options = dict(options)
     if device.type != "cpu" and is_accelerate_available():

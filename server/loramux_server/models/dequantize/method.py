@@ -9,15 +9,16 @@ from transformers import PreTrainedConfig
 
 from loramux_server.models.dequantize import awq, gptq, packed
 
-SERVED = (
-    f"FP8, GPTQ of {', '.join(map(str, gptq.BITS))} bits, AWQ ({awq.FORMAT}), compressed-tensors "
-    "(float-, int- and pack-quantized) and MXFP4 are dequantised at load, and torchao and "
-    "bitsandbytes are served as they are"
+_SUPPORTED = (
+    f"FP8, GPTQ ({', '.join(map(str, gptq.BITS))} bits), AWQ ({awq.FORMAT}), compressed-tensors "
+    "(float-, int- and pack-quantized), MXFP4, torchao and bitsandbytes"
 )
 BY_TRANSFORMERS = ("torchao", "bitsandbytes", "mxfp4")
 _OLDEST = "bitsandbytes"
 """Whose configs did not say of which method they are."""
-_WAY_OUT = "or serve the model that it was made of, with --quantization"
+_WAY_OUT = "or serve the unquantised model with --quantization"
+_USUAL_BLOCK = (128, 128)
+"""Of FP8 where the config leaves it out."""
 _COMPRESSED = (
     "float-quantized", "int-quantized", "naive-quantized", "pack-quantized", "mixed-precision",
 )  # fmt: skip
@@ -39,7 +40,7 @@ class SavedMethod:
 
     @property
     def title(self) -> str:
-        """What people call it."""
+        """Its name for people."""
         bits = self.config.get("bits", self.config.get("w_bit"))
         what = self.config.get("format", "") if self.name == "compressed-tensors" else ""
         return " ".join(
@@ -57,17 +58,18 @@ class SavedMethod:
     @property
     def block(self) -> tuple[int, int] | None:
         """Outputs and inputs that share a factor, if blocks of weights do."""
-        found = [self.config.get("weight_block_size")]
+        usual = _USUAL_BLOCK if self.name == "fp8" else None
+        found = [self.config.get("weight_block_size", usual)]
         found += [weights.get("block_structure") for weights in self._weights()]
-        blocks = {tuple(map(int, block)) for block in found if isinstance(block, list)}
+        blocks = {tuple(map(int, block)) for block in found if isinstance(block, list | tuple)}
         if len(blocks) > 1:
             raise ValueError(
-                f"its quantization_config has blocks of {' and '.join(map(str, blocks))}: one size "
-                "would be right"
+                f"its quantization_config has blocks of {' and '.join(map(str, blocks))}, and only "
+                "one size is supported"
             )
         for first, second in blocks:
             if first < 1 or second < 1:
-                raise ValueError(f"its quantization_config has blocks of {first} by {second}")
+                raise ValueError(f"its quantization_config has blocks of [{first}, {second}]")
             return first, second
         return None
 
@@ -101,8 +103,8 @@ def saved_method(config: PreTrainedConfig) -> SavedMethod | None:
     check = _CHECKS.get(method.name)
     if check is None:
         raise ValueError(
-            f"it was quantised by {method.name}, which is not served: {SERVED}. Use one of these, "
-            f"{_WAY_OUT}"
+            f"it was saved with quant_method {method.name!r}, which is not supported. Use one of "
+            f"{_SUPPORTED}, {_WAY_OUT}"
         )
     check(said)
     return method
@@ -117,8 +119,8 @@ def check_unquantised(unexpected: Mapping[str, object] | set[str]) -> None:
     for name in sorted(unexpected):
         if name.endswith(QUANTISED):
             raise ValueError(
-                f"it has {name}, so that its weights are quantised, but its config.json has no "
-                "quantization_config that says how: add the one it was published with"
+                f"it has {name}, so its weights are quantised, but its config.json has no "
+                "quantization_config: add the one that it was published with"
             )
 
 
@@ -163,12 +165,10 @@ def _check_compressed(said: Mapping[str, Any]) -> None:
     formats = [said.get("format"), *(group.get("format") for group in groups)]
     for each in formats:
         _expect("format", each, each is None or each in _COMPRESSED, " or ".join(_COMPRESSED))
-    status = said.get("quantization_status", "compressed")
-    _expect("quantization_status", status, status == "compressed", "compressed")
     sparsity = (said.get("sparsity_config") or {}).get("format", "dense")
     _expect("sparsity_config.format", sparsity, sparsity == "dense", "dense")
     transforms = (said.get("transform_config") or {}).get("config_groups")
-    _expect("transform_config", "transforms of layers", not transforms, "none of them")
+    _expect("transform_config", sorted(transforms or ()), not transforms, "no transforms")
     for weights in (group.get("weights") or {} for group in groups):
         bits, kind = weights.get("num_bits"), weights.get("type", "int")
         is_served = bits == 8 if kind == "float" else bits in packed.BITS
@@ -179,8 +179,8 @@ def _check_compressed(said: Mapping[str, Any]) -> None:
 def _expect(field_name: str, value: object, is_served: bool, right: str) -> None:
     if not is_served:
         raise ValueError(
-            f"its quantization_config has {field_name} {value!r}, and {right} would be right. "
-            f"Save it so, {_WAY_OUT}"
+            f"its quantization_config has {field_name} {value!r}, which is not supported. Use "
+            f"{right}, {_WAY_OUT}"
         )
 
 

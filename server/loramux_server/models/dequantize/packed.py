@@ -43,9 +43,9 @@ class PackedWeight:
         self._bits = next((b for b in BITS if packed == [outputs, words[b]]), 0)
         if not self._bits:
             raise ValueError(
-                f"its weight {name}.weight_packed is {packed}; of {outputs} outputs and {width} "
-                f"inputs, {' or '.join(f'{[outputs, words[b]]} with {b} bits' for b in BITS)} "
-                "would be right"
+                f"its tensor {name}.weight_packed has shape {packed}; expected "
+                f"{' or '.join(f'{[outputs, words[b]]} ({b} bits)' for b in BITS)} for a weight of "
+                f"shape {[outputs, width]}"
             )
         scale = tuple(slices["scale"].get_shape())
         groups = scale[-1] if len(scale) == 2 else 1

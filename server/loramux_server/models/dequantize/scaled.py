@@ -36,10 +36,12 @@ class ScaledWeight:
         self.shape = tuple(slices["weight"].get_shape())
         scale = tuple(slices["scale"].get_shape())
         if len(self.shape) < 2:
-            raise ValueError(f"its weight {name} is {list(self.shape)}, and no matrix")
+            raise ValueError(
+                f"its tensor {name} has shape {list(self.shape)}; expected two dimensions"
+            )
         *leading, outputs, width = self.shape
         self._size = outputs, width
-        expect(f"{name} (its factors)", slices["scale"], scale, _FACTORS)
+        expect(f"{name} (its scales)", slices["scale"], scale, _FACTORS)
         if "zero" in slices:
             expect(f"{name} (its zero points)", slices["zero"], scale, (*INT8, *FP8, *_FACTORS))
         if torch.Size(scale).numel() == 1:
@@ -53,8 +55,8 @@ class ScaledWeight:
                 return
         if scale[:-1] != (*leading, outputs):
             raise ValueError(
-                f"{name} is {list(self.shape)}, and its factors are {list(scale)}: neither one, "
-                "nor one for each output, nor one for each block of weight_block_size"
+                f"the scales of {name}, {list(self.shape)}, have shape {list(scale)}; expected one "
+                "for the tensor, for each output or for each block of weight_block_size"
             )
         self._size = 1, group_size(name, width, scale[-1], None)
 

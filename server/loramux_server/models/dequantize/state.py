@@ -56,8 +56,8 @@ def dequantised_state(
     for name in sorted(saved.keys() - used):
         if name.endswith(QUANTISED):
             raise ValueError(
-                f"it has {name}, which belongs to no weight of {method.title}, by which "
-                "quantization_config says that it was quantised"
+                f"it has {name}, which {method.title}, the method in its quantization_config, does "
+                "not have"
             )
         if not name.endswith(_OF_ACTIVATIONS):
             state[name] = saved[name]
@@ -107,7 +107,7 @@ def _packed(
         there = [each for each in (main, *others, *optional) if f"{layer}.{each}" in saved]
         for each in others:
             if each not in there:
-                raise ValueError(f"it lacks {layer}.{each}, without which {name} says nothing")
+                raise ValueError(f"it lacks the tensor {layer}.{each}, which {name} needs")
         parts = {each.removeprefix("weight_"): f"{layer}.{each}" for each in there}
         yield _Found(f"{layer}.weight", parts, make)
 
@@ -126,8 +126,8 @@ def _scaled(
         scale = next((s for s in (f"{name}_scale_inv", f"{name}_scale") if s in saved), None)
         if scale is None:
             raise ValueError(
-                f"its weight {name} is {weight.get_dtype()}, and there is no {name}_scale_inv or "
-                f"{name}_scale"
+                f"it lacks the tensor {name}_scale_inv or {name}_scale, which {name}, saved as "
+                f"{weight.get_dtype()}, needs"
             )
         parts = {"weight": name, "scale": scale}
         if f"{name}_zero_point" in saved:
