@@ -167,6 +167,7 @@ def fp8_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "gptq-4", {"g_idx": torch.zeros(31, dtype=torch.int32)},
             r"q_proj.g_idx has shape \[31\]; expected \[32\]",
         ),
+        ("gptq-4", {"g_idx": torch.arange(32).int()}, "g_idx has groups 0 to 31; expected 0 to 1"),
         ("awq", {"qzeros": torch.zeros(2, 4)}, "qzeros has dtype F32; expected I32"),
         ("awq", {"act_scale.scales": torch.ones(2)}, "act_scale.scales, which awq of 4 bits, the"),
         (

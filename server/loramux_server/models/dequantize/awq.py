@@ -18,6 +18,7 @@ from loramux_server.models.dequantize.layout import Parts, Slices, expect, group
 BITS = 4
 FORMAT = "gemm"
 _PER_WORD = 32 // BITS
+_FLOATS = ("F16", "BF16", "F32")
 _PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
 """Where each of eight neighbouring outputs is among those of a word."""
 
@@ -41,7 +42,7 @@ class AwqWeight:
         self.shape: tuple[int, ...] = (outputs, width)
         expect(f"{name}.qweight", slices["qweight"], (width, outputs // _PER_WORD), ("I32",))
         expect(f"{name}.qzeros", slices["qzeros"], (groups, words), ("I32",))
-        expect(f"{name}.scales", slices["scales"], (groups, words * _PER_WORD), ("F16", "BF16"))
+        expect(f"{name}.scales", slices["scales"], (groups, words * _PER_WORD), _FLOATS)
         self._group_size = group_size(f"{name}.scales", width, groups, said_group_size)
 
     def rows(self, parts: Parts, start: int, end: int) -> torch.Tensor:

@@ -15,7 +15,7 @@ Legend: N output width, K input width, G groups of inputs, n outputs that are as
 import torch
 
 from loramux_server.models.dequantize.bits import unpacked
-from loramux_server.models.dequantize.layout import Parts, Slices, expect, group_size
+from loramux_server.models.dequantize.layout import Parts, Slices, expect, group_size, groups_of
 
 BITS = (2, 4, 8)
 """Of which a whole number is in 32."""
@@ -49,6 +49,7 @@ class GptqWeight:
             )
         rows = _matrix(f"{name}.qweight", slices["qweight"].get_shape())[0]
         width = rows * 32 // self._bits
+        self._name = name
         self.shape: tuple[int, ...] = (outputs, width)
         self._group_size = group_size(f"{name}.scales", width, groups, said_group_size)
         self._is_less_one = is_less_one
@@ -65,8 +66,9 @@ class GptqWeight:
         if self._is_less_one:
             zeros_Gn = zeros_Gn + 1 & (1 << self._bits) - 1
         weight_Kn = unpacked(parts["qweight"][:, start:end], self._bits, 0)
-        index_K = parts.get("g_idx")
-        if index_K is None:
+        if "g_idx" in parts:
+            index_K = groups_of(f"{self._name}.g_idx", parts["g_idx"], len(parts["scales"]))
+        else:
             index_K = torch.arange(self.shape[1], device=weight_Kn.device) // self._group_size
         weight_Kn -= zeros_Gn[index_K]
         return (weight_Kn * parts["scales"][:, start:end].float()[index_K]).T

@@ -106,3 +106,17 @@ def group_size(name: str, width: int, groups: int, said: int | None) -> int:
     raise ValueError(
         f"its tensor {name} has {groups} groups, into which {width} inputs cannot be divided evenly"
     )
+
+
+def groups_of(name: str, index_K: torch.Tensor, groups: int) -> torch.Tensor:
+    """Return the saved group of each input, [K], int64.
+
+    Raises:
+        ValueError: One is none of `groups`.
+    """
+    low, high = (int(each) for each in torch.aminmax(index_K))
+    if low < 0 or high >= groups:
+        raise ValueError(
+            f"its tensor {name} has groups {low} to {high}; expected 0 to {groups - 1}"
+        )
+    return index_K.long()

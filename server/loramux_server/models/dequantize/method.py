@@ -61,16 +61,16 @@ class SavedMethod:
         usual = _USUAL_BLOCK if self.name == "fp8" else None
         found = [self.config.get("weight_block_size", usual)]
         found += [weights.get("block_structure") for weights in self._weights()]
-        blocks = {tuple(map(int, block)) for block in found if isinstance(block, list | tuple)}
+        blocks = {tuple(map(int, block)) for block in found if block is not None}
         if len(blocks) > 1:
             raise ValueError(
                 f"its quantization_config has blocks of {' and '.join(map(str, blocks))}, and only "
                 "one size is supported"
             )
-        for first, second in blocks:
-            if first < 1 or second < 1:
-                raise ValueError(f"its quantization_config has blocks of [{first}, {second}]")
-            return first, second
+        for block in blocks:
+            if len(block) != 2 or min(block) < 1:
+                raise ValueError(f"its quantization_config has blocks of {list(block)}")
+            return block[0], block[1]
         return None
 
     @property
@@ -106,7 +106,11 @@ def saved_method(config: PreTrainedConfig) -> SavedMethod | None:
             f"it was saved with quant_method {method.name!r}, which is not supported. Use one of "
             f"{_SUPPORTED}, {_WAY_OUT}"
         )
-    check(said)
+    try:
+        check(said)
+        _ = method.block, method.group_size
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"its quantization_config is malformed: {error}") from None
     return method
 
 

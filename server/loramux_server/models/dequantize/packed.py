@@ -16,7 +16,7 @@ Legend: N output width, K input width, G groups of inputs, n outputs that are as
 import torch
 
 from loramux_server.models.dequantize.bits import unpacked
-from loramux_server.models.dequantize.layout import Parts, Slices, expect, group_size
+from loramux_server.models.dequantize.layout import Parts, Slices, expect, group_size, groups_of
 
 BITS = (4, 8)
 
@@ -37,6 +37,7 @@ class PackedWeight:
         """
         expect(f"{name}.weight_shape", slices["shape"], (2,), ("I64", "I32"))
         outputs, width = slices["shape"][...].tolist()
+        self._name = name
         self.shape: tuple[int, ...] = (outputs, width)
         packed = slices["packed"].get_shape()
         words = {bits: -(-width * bits // 32) for bits in BITS}
@@ -83,7 +84,7 @@ class PackedWeight:
         """Return the group of each input, [K]."""
         found = parts.get("g_idx")
         if found is not None and bool((found >= 0).all()):
-            return found.long()
+            return groups_of(f"{self._name}.weight_g_idx", found, parts["scale"].shape[-1])
         width = torch.arange(self.shape[1], device=parts["packed"].device)
         return width // self._group_size
 
