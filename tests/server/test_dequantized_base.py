@@ -14,7 +14,7 @@ from loramux_server.kernels.resting import Quantization
 from loramux_server.models.decoder_model import prepare
 from loramux_server.models.dequantize import layout
 from loramux_server.models.dequantize.loading import held_dtype
-from loramux_server.models.dequantize.method import SavedMethod
+from loramux_server.models.dequantize.method import SavedMethod, saved_method
 from loramux_server.models.loading import load_base_model
 from loramux_server.models.servable import UnservableModelError
 from tests.parity.test_peft import cases, check
@@ -97,6 +97,22 @@ def test_it_may_be_served_in_16_bits(tmp_path: Path) -> None:
 def test_it_is_held_in_what_the_base_computes_in(config: dict[str, str], dtype: str) -> None:
     method = SavedMethod("gptq")
     assert str(held_dtype(LlamaConfig(**config), method)) == f"torch.{dtype}"
+
+
+@pytest.mark.parametrize("block", [[128, 64], "128x64"], ids=str)
+def test_blocks_are_written_in_two_ways(block: list[int] | str) -> None:
+    groups = {"group_0": {"weights": {"num_bits": 8, "type": "float", "block_structure": block}}}
+    said = {"quant_method": "compressed-tensors", "config_groups": groups}
+    found = saved_method(LlamaConfig(quantization_config=said))
+    assert found is not None
+    assert found.block == (128, 64)
+
+
+@pytest.mark.parametrize("groups", [[1], {"group_0": "all"}], ids=str)
+def test_a_config_that_says_nonsense_is_refused(groups: object) -> None:
+    said = {"quant_method": "compressed-tensors", "config_groups": groups}
+    with pytest.raises(ValueError, match="quantization_config is malformed"):
+        saved_method(LlamaConfig(quantization_config=said))
 
 
 def test_torchao_may_round_it_again(tmp_path: Path) -> None:

@@ -61,7 +61,9 @@ class SavedMethod:
         usual = _USUAL_BLOCK if self.name == "fp8" else None
         found = [self.config.get("weight_block_size", usual)]
         found += [weights.get("block_structure") for weights in self._weights()]
-        blocks = {tuple(map(int, block)) for block in found if block is not None}
+        # Earlier versions of compressed-tensors wrote "128x128".
+        parts = [each.split("x") if isinstance(each, str) else each for each in found if each]
+        blocks = {tuple(map(int, block)) for block in parts}
         if len(blocks) > 1:
             raise ValueError(
                 f"its quantization_config has blocks of {' and '.join(map(str, blocks))}, and only "
