@@ -1,6 +1,7 @@
 """Which steps are recorded; what a device does with a record is tested on one."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -50,6 +51,57 @@ def test_a_form_for_which_there_is_no_memory_does_not_keep_others_from_being_rec
     for _ in range(PLAIN_RUNS + 2):
         assert graphs.run("small", lambda: 2) == 2
     assert tried == ["large", "small"]
+
+
+def test_a_record_that_cannot_be_ended_for_lack_of_memory_is_one_form_too_large(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    error = RuntimeError("CUDA error: operation failed due to a previous error during capture")
+    error.__context__ = torch.OutOfMemoryError("injected")
+    for found in (error, RuntimeError("CUDA error: out of memory")):
+        graphs, tried = graphs_of_a_gpu(monkeypatch, found)
+        for form in ("large", "small"):
+            for _ in range(PLAIN_RUNS + 2):
+                assert graphs.run(form, lambda: 1) == 1
+        assert tried == ["large", "small"]
+
+
+def test_all_forms_are_recorded_on_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each stream that matmuls run on, torch keeps a workspace for good."""
+    made: list[object] = []
+    used: list[object] = []
+
+    class Stream:
+        def __init__(self) -> None:
+            made.append(self)
+
+        def wait_stream(self, other: object) -> None:
+            """Nothing is launched."""
+
+    class Record:
+        pool = replay = lambda _: None
+
+    @contextmanager
+    def stream(one: object) -> Iterator[None]:
+        used.append(one)
+        yield
+
+    @contextmanager
+    def graph(_: Record, *, stream: object, **__: object) -> Iterator[None]:
+        used.append(stream)
+        yield
+
+    own = Stream.__new__(Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: own)
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda _: None)
+    for name, fake in (("Stream", Stream), ("stream", stream), ("graph", graph)):
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Record)
+    graphs = Graphs[int](torch.device("cuda"))
+    for form in range(3):
+        for _ in range(PLAIN_RUNS + 2):
+            assert graphs.run(form, lambda: 1) == 1
+    assert used == made * 6  # each form runs once before it is recorded
 
 
 def test_nothing_is_recorded_any_more_where_a_model_asks_the_device(

@@ -26,6 +26,9 @@ class Graphs(Generic[Result]):
         self._is_used = is_used and device.type == "cuda"
         self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Result]] = {}
         self._pool: Any = None
+        self._stream: torch.cuda.Stream | None = None
+        """On which all steps are recorded: of each stream that matmuls run on, torch keeps tens of
+        megabytes of workspace for good."""
         self._runs = Counter[Hashable]()
         self._too_large: set[Hashable] = set()
         """Keys for whose record there was no memory."""
@@ -43,14 +46,15 @@ class Graphs(Generic[Result]):
                 return step()
             try:
                 self._record(key, step)
-            except torch.OutOfMemoryError:
-                _log.warning("no memory to record a CUDA graph; such steps run eagerly")
-                self._too_large.add(key)
-                return step()
             except RuntimeError as error:
-                # A model may ask the device in the middle of a step, as some rotary embeddings do.
-                _log.warning("CUDA graphs are off, steps run eagerly: %s", error)
-                self._is_used = False
+                if _lacks_memory(error):
+                    _log.warning("no memory to record a CUDA graph; such steps run eagerly")
+                    self._too_large.add(key)
+                else:
+                    # A model may ask the device in the middle of a step, as some rotary embeddings
+                    # do.
+                    _log.warning("CUDA graphs are off, steps run eagerly: %s", error)
+                    self._is_used = False
                 return step()
         graph, result = self._graphs[key]
         graph.replay()
@@ -59,7 +63,9 @@ class Graphs(Generic[Result]):
     def _record(self, key: Hashable, step: Callable[[], Result]) -> None:
         # What is compiled or allocated on the first run must not be part of the record.
         before = torch.cuda.current_stream()
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        if self._stream is None:
+            self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream = self._stream
         stream.wait_stream(before)
         with torch.cuda.stream(stream):
             step()
@@ -67,9 +73,21 @@ class Graphs(Generic[Result]):
         graph = torch.cuda.CUDAGraph()
         try:
             # Loads go on meanwhile, on threads of their own: the record has none of that.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            with torch.cuda.graph(
+                graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"
+            ):
                 result = step()
         finally:
             torch.cuda.set_stream(before)  # where recording fails, torch stays on its own
         self._pool = self._pool or graph.pool()
         self._graphs[key] = graph, result
+
+
+def _lacks_memory(error: BaseException | None) -> bool:
+    """Return whether memory of the device ran out, perhaps before a record could not be ended."""
+    while error is not None:
+        # What asks the driver itself, as making a graph does, says so in words.
+        if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error):
+            return True
+        error = error.__context__
+    return False
