@@ -14,17 +14,22 @@ from loramux_server.lora.segments import Segments
 
 Repeat: TypeAlias = Callable[[Hashable, Callable[[], torch.Tensor]], torch.Tensor]
 """Takes the key of a step and what runs it; runs that, or what an equal step recorded."""
-_Inputs: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+_Kept: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+"""Hidden states, cosines and sines that come in, and hidden states that come out."""
 
 
 class RepeatedDecoder:
-    """A decoder whose inputs come to memory that stays, so that what it did can be repeated."""
+    """A decoder whose inputs come to memory that stays, so that what it did can be repeated.
+
+    Its outputs do, too: each record would keep memory of its own for them. They are overwritten by
+    the next step with as many tokens.
+    """
 
     def __init__(self, decoder: Decoder, repeat: Repeat) -> None:
         self._decoder = decoder
         self._repeat = repeat
-        self._kept: dict[int, _Inputs] = {}
-        """Number of tokens -> where their inputs come."""
+        self._kept: dict[int, _Kept] = {}
+        """Number of tokens -> where their inputs come, and their outputs."""
 
     def __call__(
         self,
@@ -42,8 +47,12 @@ class RepeatedDecoder:
             hidden, cos, sin = (
                 torch.empty_like(x, memory_format=torch.contiguous_format) for x in given
             )
-            self._kept[num_tokens] = hidden, cos, sin
-        kept = self._kept[num_tokens]
-        for x, place in zip(given, kept, strict=True):
+            self._kept[num_tokens] = hidden, cos, sin, torch.empty_like(hidden)
+        *inputs, out_TK = self._kept[num_tokens]
+        for x, place in zip(given, inputs, strict=True):
             place.copy_(x)
-        return self._repeat(key, lambda: self._decoder(*kept, batch, segments))
+        hidden, cos, sin = inputs
+        # Not where inputs are: a step that is recorded runs twice.
+        return self._repeat(
+            key, lambda: out_TK.copy_(self._decoder(hidden, cos, sin, batch, segments))
+        )
