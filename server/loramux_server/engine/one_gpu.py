@@ -20,8 +20,17 @@ def see_one_gpu(config: EngineConfig) -> EngineConfig:
     kind, _, number = config.device.partition(":")
     if kind != "cuda" or not number.isdecimal() or config.tensor_parallel > 1:
         return config
-    if int(number) >= torch.cuda.device_count():
-        return config  # which is refused by its name
     seen = os.environ.get(_VARIABLE)
-    os.environ[_VARIABLE] = number if seen is None else seen.split(",")[int(number)]
-    return msgspec.structs.replace(config, device="cuda")
+    there = None if seen is None else seen.split(",")
+    if there is not None and int(number) >= len(there):
+        return config  # which is refused by its name
+    # Before the first question: where there is no NVML, as in a container that may only compute,
+    # the answer is the driver's, and it goes on with what it saw then.
+    os.environ[_VARIABLE] = number if there is None else there[int(number)]
+    if torch.cuda.device_count() == 1:
+        return msgspec.structs.replace(config, device="cuda")
+    if seen is None:
+        del os.environ[_VARIABLE]
+    else:
+        os.environ[_VARIABLE] = seen
+    return config
