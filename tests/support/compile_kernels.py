@@ -1,5 +1,7 @@
 """Compile the kernels of a GPU for an H100, which takes none, and print what became of each.
 
+Those that hold most at a time are compiled for an L4, too: its programs have less memory.
+
 With an argument such as `1/2`, only the first half of them, so that several can be run at once. One
 JSON object a line: `name`, `tile` (tokens of a tile; null where there is none), `has_adapter`
 (whether for a batch with adapters) and `has_mma` (whether it multiplies matrices).
@@ -7,7 +9,8 @@ JSON object a line: `name`, `tile` (tokens of a tile; null where there is none),
 
 import json
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.resources import files
 from typing import Any
 
@@ -28,7 +31,7 @@ from loramux_server.kernels.gpu.rms_norm import rms_norm_triton
 from loramux_server.kernels.gpu.rope_write import HeadNorms, rope_write_triton
 from loramux_server.kernels.gpu.shrink import shrink_triton
 from loramux_server.kernels.gpu.silu_mul import silu_mul_triton
-from loramux_server.kernels.gpu.tiles import LowRank
+from loramux_server.kernels.gpu.tiles import PREFILL_TILE, LowRank
 from loramux_server.kernels.gpu.write_cache import write_cache_triton
 from loramux_server.lora.experts_edit import ExpertPiece, ExpertRows, rows_of
 from loramux_server.lora.slab import DTYPES
@@ -38,33 +41,41 @@ from tests.support.low_rank import Residents, residents
 
 DTYPE = torch.bfloat16
 TOKENS, WIDTH, HEAD = 20, 256, 64
-_SHARED_BYTES = 227 << 10
-"""That a program may have on an H100."""
 _WITH_EMPTY_TILES = ("_silu_mul", "_rope_write", "_expand")
 
 
-class H100:
+@dataclass(frozen=True, slots=True)
+class Device:
     """What Triton asks of a driver before it launches anything."""
 
+    number: int
+    capability: int
+    shared_bytes: int
+    """That a program may have."""
+
     def get_current_device(self) -> int:
-        return 0
+        return self.number
 
     def get_current_stream(self, device: int) -> int:
         return 0
 
     def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", 90, 32)
+        return GPUTarget("cuda", self.capability, 32)
+
+
+H100, L4 = Device(0, 90, 227 << 10), Device(1, 89, 99 << 10)
 
 
 def main(part: str = "1/1") -> None:
     number, parts = map(int, part.split("/"))
-    driver.set_active(H100())
+    on = H100
+    driver.set_active(on)
     run = JITFunction.run
     tile: int | None = None
     has_adapter = False
 
     def compiled(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
-        is_dependent = "IS_DEPENDENT" in kwargs
+        is_dependent = "IS_DEPENDENT" in kwargs and on is H100
         if is_dependent:  # as there
             kwargs |= {"IS_DEPENDENT": True, "launch_pdl": True}
         kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
@@ -72,7 +83,7 @@ def main(part: str = "1/1") -> None:
         # Each way through a program has to wait, and some have nothing to do.
         waits = (2 if self.__name__ in _WITH_EMPTY_TILES else 1) * is_dependent
         assert kernel.asm["ptx"].count("griddepcontrol.wait") == waits
-        assert kernel.metadata.shared <= _SHARED_BYTES
+        assert kernel.metadata.shared <= on.shared_bytes, (self.__name__, on, kernel.metadata)
         found = {
             "name": self.__name__,
             "tile": tile,
@@ -93,6 +104,10 @@ def main(part: str = "1/1") -> None:
         launch_layers(
             tile, num_planes, has_vectors=(tile, num_planes) in ((1, 8), (16, 1), (64, 1))
         )
+    if number == parts:
+        on, tile, has_adapter = L4, None, False
+        driver.set_active(on)
+        launch_largest()
 
 
 def launch_attention() -> None:
@@ -120,6 +135,26 @@ def launch_attention() -> None:
         give(wide, torch.device("cpu"), size=16).prefill(form)
     rows = _zeros(len(given.batch.slot_T), given.keys.shape[1], HEAD)
     write_cache_triton(given.keys, given.values, rows, rows, given.batch.slot_T)
+
+
+def launch_largest() -> None:
+    """Launch what holds most: wide heads, many of them for one of keys, and A for long tiles."""
+    for heads, width, dtype in (
+        (16, 128, torch.float32),
+        (16, 256, DTYPE),
+        (8, 256, torch.float32),
+        (8, 512, DTYPE),
+    ):
+        wide = problem(
+            [TOKENS, 1], [2 * TOKENS, 1], heads=heads, kv_heads=1, width=width, value_width=width,
+            dtype=dtype,
+        )  # fmt: skip
+        give(wide, torch.device("cpu"), size=8).prefill(AttentionForm(scale=0.125))
+    cut = Plan.of(torch.device("cpu")).cut(PREFILL_TILE, is_bare=False)
+    adapters = residents([[64]], [WIDTH], 2048, has_vectors=False)
+    shrink = partial(shrink_triton, blocks=cut.shrink)
+    tiles = adapters.tiles([(TOKENS, 0)], PREFILL_TILE)
+    adapters.gathered(torch.zeros(TOKENS, 2048), tiles, shrink, num_planes=cut.planes)
 
 
 def launch_experts() -> None:

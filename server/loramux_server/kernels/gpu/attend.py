@@ -19,6 +19,9 @@ from loramux_server.kernels.attention import AttentionForm
 _LOG2_E = math.log2(math.e)
 _MOST_FLYING = 1 << 17
 """Bytes of keys and values; with what else it holds a program then fits in 227 KiB."""
+_MOST_ASKING = 1 << 15
+"""Bytes of queries; beside two stages of keys and values they then fit in the 99 KiB that a program
+has on the smallest GPUs since Ampere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +37,11 @@ class Blocks:
     def fitting(cls, k_SJD: torch.Tensor, v_SJE: torch.Tensor, rows: int) -> Self:
         """Return blocks for programs of `rows` rows."""
         row_bytes = (k_SJD.shape[2] + v_SJE.shape[2]) * k_SJD.element_size()
-        # Two stages of them fit in any GPU's shared memory, beside 64 rows of queries.
-        context = 2**15 // triton.next_power_of_2(row_bytes)
+        # Two stages of them fit in any GPU's shared memory, beside queries of `most_rows`.
+        context = max(16, min(64, 2**15 // triton.next_power_of_2(row_bytes)))
+        num_stages = 2 if context * row_bytes <= 2**15 else 1
         # More rows for a warp would not fit in its registers.
-        return cls(context=max(16, min(64, context)), num_warps=4 if rows <= 64 else 8)
+        return cls(context, num_warps=4 if rows <= 64 else 8, num_stages=num_stages)
 
     def fits(self, k_SJD: torch.Tensor, v_SJE: torch.Tensor) -> bool:
         """Return whether a program has room for keys and values of this width and type."""
@@ -55,6 +59,17 @@ def score_factors(form: AttentionForm) -> tuple[float, float]:
 def padded(size: int) -> int:
     """Return the side of a matrix that `tl.dot` takes and that has room for `size`."""
     return max(16, int(triton.next_power_of_2(size)))
+
+
+def most_rows(width: int, item_bytes: int, most: int) -> int:
+    """Return how many rows of queries a program has room for: a power of two, up to `most`.
+
+    Args:
+        width: Of a key.
+        item_bytes: Of its numbers.
+        most: Rows that it has registers for; a power of two.
+    """
+    return max(16, min(most, _MOST_ASKING // (padded(width) * item_bytes)))
 
 
 @triton.jit

@@ -13,6 +13,7 @@ from loramux_server.kernels.add_lora import add_lora
 from loramux_server.kernels.attention import AttentionBatch, AttentionForm, paged_attention
 from loramux_server.kernels.backend import Backend
 from loramux_server.kernels.decoder import Decoder, DecoderLayer
+from loramux_server.kernels.gpu.attend import most_rows
 from loramux_server.kernels.gpu.decode_attention import DecodeScratch, decode_attention_triton
 from loramux_server.kernels.gpu.decoder import make_decoder_gpu
 from loramux_server.kernels.gpu.device_batch import tile_size
@@ -33,6 +34,9 @@ from loramux_server.kernels.pointwise import rotate, silu_mul
 from loramux_server.kernels.projection import Projection
 from loramux_server.kernels.step_input import StepInput
 from loramux_server.lora.segments import Segments
+
+_QUERY_ROWS = 64
+"""Of a tile of queries, where so many fit: a row for each query head of a token."""
 
 
 class GpuOperations:
@@ -88,11 +92,13 @@ class GpuOperations:
             # A matmul that reads all weights leaves time for what reads few. Where launches take
             # longer than what they launch, there would only be more of them.
             is_beside = self.staged.is_recorded
-            with self._side.fork() if is_beside else nullcontext():
-                planes_STJ = self._gathered(projection, projection.a_RK, x_TK, path.num_rows)
-            y_TN = linear(x_TK)
-            if is_beside:
-                self._side.join()
+            try:
+                with self._side.fork() if is_beside else nullcontext():
+                    planes_STJ = self._gathered(projection, projection.a_RK, x_TK, path.num_rows)
+                y_TN = linear(x_TK)
+            finally:  # a record that fails can be ended only when the other stream has come back
+                if is_beside:
+                    self._side.join()
         low_rank = LowRank(
             planes_STJ, is_merged, projection.b_RN, projection.table, path.has_vectors
         )
@@ -183,9 +189,11 @@ class GpuOperations:
 
     def make_decoder(self, layers: Sequence[DecoderLayer], backend: Backend) -> Decoder:
         """Do what `loramux_server.kernels.decoder.make_decoder` defines."""
-        kv_heads, width = layers[0].keys_SJD.shape[1:]
-        outputs = int(layers[0].qkv.columns[-1])
-        self._stager.query_tile = tile_size(outputs // width - 2 * kv_heads, kv_heads)
+        keys_SJD = layers[0].keys_SJD
+        kv_heads, width = keys_SJD.shape[1:]
+        num_heads = int(layers[0].qkv.columns[-1]) // width - 2 * kv_heads
+        rows = most_rows(width, keys_SJD.itemsize, _QUERY_ROWS)
+        self._stager.query_tile = tile_size(num_heads, kv_heads, rows)
         return make_decoder_gpu(layers, backend, self)
 
 

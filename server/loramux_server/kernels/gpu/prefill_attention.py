@@ -16,7 +16,14 @@ import triton
 import triton.language as tl
 
 from loramux_server.kernels.attention import AttentionForm, paged_attention
-from loramux_server.kernels.gpu.attend import Blocks, attend, padded, score_factors, sink_exponents
+from loramux_server.kernels.gpu.attend import (
+    Blocks,
+    attend,
+    most_rows,
+    padded,
+    score_factors,
+    sink_exponents,
+)
 from loramux_server.kernels.gpu.device_batch import DeviceBatch
 
 _MOST_ROWS = 128
@@ -59,10 +66,11 @@ def prefill_attention_triton(
     The launch depends on shapes alone: lengths are read on the device.
     """
     groups = q_THD.shape[1] // k_SJD.shape[1]
-    heads = min(groups, max(1, _MOST_ROWS // batch.tile_size))
+    key_width, value_width = k_SJD.shape[2], v_SJE.shape[2]
+    most = most_rows(key_width, k_SJD.itemsize, _MOST_ROWS)
+    heads = min(groups, max(1, most // batch.tile_size))
     rows = padded(batch.tile_size * heads)
     blocks = blocks or Blocks.fitting(k_SJD, v_SJE, rows)
-    key_width, value_width = k_SJD.shape[2], v_SJE.shape[2]
     scale, bound = score_factors(form)
     _attend_tiles[len(batch.tile_request_I), k_SJD.shape[1] * triton.cdiv(groups, heads)](
         q_THD, q_THD.stride(), k_SJD, k_SJD.stride(), v_SJE, v_SJE.stride(),

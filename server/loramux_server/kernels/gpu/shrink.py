@@ -25,7 +25,7 @@ class Blocks:
     columns: int = 16
     """Most rank columns of a program."""
     k: int = 128
-    """Part of the input width that is in flight at once."""
+    """Part of the input width that is in flight at once, of 16 bits; half as many of 32."""
     num_warps: int = 4
     num_stages: int = 3
 
@@ -78,13 +78,15 @@ def shrink_triton(
     """Do what `shrink` defines; plane s is what the s-th part of the input width gives."""
     num_planes, _, num_columns = out_STJ.shape
     width = x_TK.shape[1]
+    # As many bytes, whatever the format: some GPUs have room for no more.
+    block_k = max(16, 2 * blocks.k // x_TK.itemsize)
     columns = max(16, min(blocks.columns, triton.next_power_of_2(num_columns)))
     grid = (len(tiles.start_I), triton.cdiv(num_columns, columns), num_planes)
     _shrink[grid](
         x_TK, x_TK.stride(0), a_RK, a_RK.stride(0), out_STJ, out_STJ.stride(0), out_STJ.stride(1),
         tile_arguments(tiles), table.size_A, table.rank_AP, table.rank_AP.stride(0),
-        WIDTH=width, BLOCKS_PER_PLANE=triton.cdiv(triton.cdiv(width, blocks.k), num_planes),
-        NUM_PARTS=num_parts, BLOCK_T=max(16, tiles.size), BLOCK_J=columns, BLOCK_K=blocks.k,
+        WIDTH=width, BLOCKS_PER_PLANE=triton.cdiv(triton.cdiv(width, block_k), num_planes),
+        NUM_PARTS=num_parts, BLOCK_T=max(16, tiles.size), BLOCK_J=columns, BLOCK_K=block_k,
         num_warps=blocks.num_warps, num_stages=blocks.num_stages,
     )  # fmt: skip
 
