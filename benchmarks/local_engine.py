@@ -66,7 +66,7 @@ class LocalEngine:
                 quantization=Quantization(config.quantization),
             )
         self.model = base
-        self._executor = loader_threads()
+        self._executor = loader_threads(device=self.model.device)
         self.engine, self.info = build_engine(self.model, config, self._executor, lambda: None)
         self._rng = random.Random(0)
         self._requests: list[int] = []

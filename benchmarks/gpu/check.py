@@ -7,7 +7,6 @@ Triton's interpreter does not know.
     python -m benchmarks.gpu.check --workers 16 --output result.json
 """
 
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,18 +19,15 @@ from benchmarks.gpu.record import Record
 
 ROOT = Path(__file__).parents[2]
 TESTS = ("tests/kernels/gpu",)
-_WRITE_SECONDS = 1.0
-"""Between two states of the file while tests run."""
 
 
 class Tests:
-    """Counts tests as they end, so that those are known that ended in time."""
+    """Counts tests as they end, so that those are known that ended in time, and who did not."""
 
     def __init__(self, record: Record) -> None:
-        self.found: dict[str, Any] = {"run": 0, "skipped": 0, "failures": []}
+        self.found: dict[str, Any] = {"run": 0, "skipped": 0, "failures": [], "running": []}
         record["tests"] = self.found
         self._record = record
-        self._written = time.monotonic()
 
     def run(self, paths: list[Path], workers: int) -> None:
         """Run the tests in `paths`, in so many processes, or in this one if there are none."""
@@ -47,15 +43,19 @@ class Tests:
         if report.failed:
             self.found["failures"].append(report.nodeid)
 
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """Note what begins: where a test hangs until all time is over, the file says which."""
+        self.found["running"].append(nodeid)
+        self._record.write()
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Note how a test, its setup or its teardown ended."""
         if report.failed:
             self.found["failures"].append(report.nodeid)
         self.found["skipped"] += report.skipped
         self.found["run"] += report.when == "call" and not report.skipped
-        if time.monotonic() - self._written > _WRITE_SECONDS:
-            self._written = time.monotonic()
-            self._record.write()
+        if report.when == "teardown" and report.nodeid in self.found["running"]:
+            self.found["running"].remove(report.nodeid)
 
 
 def main(

@@ -34,7 +34,10 @@ def race(device: torch.device, seconds: float, shape: str = "small") -> dict[str
     chosen = SHAPES[shape]
     torch.manual_seed(0)
     module = LlamaForCausalLM(chosen.config()).to(device)
-    with tempfile.TemporaryDirectory() as name, loader_threads() as executor:
+    with (
+        tempfile.TemporaryDirectory() as name,
+        loader_threads(device=device) as executor,  # as they are where a server runs
+    ):
         make_adapters(Path(name), chosen, _RANKS, _ADAPTERS)
         sources = packaged(Path(name))
         base = prepare(module)

@@ -193,9 +193,12 @@ def test_tests_are_counted_as_they_end(tmp_path: Path) -> None:
     path, output = tmp_path / "test_counted.py", tmp_path / "o.json"
     path.write_text(
         textwrap.dedent("""
-            import pytest
+            import json, pytest
+            from pathlib import Path
 
-            def test_good(): pass
+            def test_good(request):
+                running = json.loads(Path(__file__).with_name("o.json").read_text())
+                assert running["tests"]["running"] == [request.node.nodeid]
             def test_bad(): assert False
             def test_elsewhere(): pytest.skip("no device")
             @pytest.fixture
@@ -209,7 +212,7 @@ def test_tests_are_counted_as_they_end(tmp_path: Path) -> None:
     check.Tests(record := Record(output, ["tests"])).run([path], workers=0)
     record.write()
     tests = json.loads(output.read_text())["tests"]
-    assert (tests["run"], tests["skipped"]) == (2, 1)
+    assert (tests["run"], tests["skipped"], tests["running"]) == (2, 1, [])
     assert [name.partition("::")[2] for name in tests["failures"]] == ["test_bad", "test_not_begun"]
 
 

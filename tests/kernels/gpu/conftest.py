@@ -12,6 +12,12 @@ if importlib.util.find_spec("triton") is None:  # there is none for macOS
     collect_ignore_glob = ["test_*.py"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what a device alone can show: it is lent for minutes."""
+    if not IS_INTERPRETED:
+        items.sort(key=lambda item: item.path.name != "test_gpu_graphs.py")
+
+
 @pytest.fixture(scope="session")
 def device() -> torch.device:
     return torch.device("cpu" if IS_INTERPRETED else "cuda")
