@@ -13,7 +13,13 @@ from loramux_server.wire.messages import OutOfMemory, decode_from_engine
 def test_errors_of_python_and_of_torch_count() -> None:
     with pytest.raises(RuntimeError) as of_the_host:
         torch.empty(1 << 60, dtype=torch.uint8)
-    for error in (MemoryError(), of_the_host.value, torch.OutOfMemoryError("CUDA out of memory")):
+    said = (
+        "CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "Triton Error [CUDA]: out of memory",
+    )
+    of_a_device = [torch.OutOfMemoryError("CUDA out of memory"), *map(RuntimeError, said)]
+    for error in (MemoryError(), of_the_host.value, *of_a_device):
         assert is_out_of_memory(error), error
     # A descriptor table can be full, too: that is no lack of memory.
     others: tuple[Exception, ...] = (RuntimeError("shapes differ"), OSError(24, "Too many files"))

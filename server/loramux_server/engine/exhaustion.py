@@ -12,16 +12,24 @@ _log = logging.getLogger(__name__)
 
 _OUT_OF_MEMORY = encode(OutOfMemory())
 """Made in time: later there may be no memory for it."""
+_SAID = (
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "[CUDA]: out of memory",
+)
+"""By torch of memory of the host; by torch and Triton of a device where what they call takes memory
+itself, such as a graph that is made, a library or a kernel that is loaded."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether `error` says that there was no more memory, of the host or the device."""
     if isinstance(error, MemoryError):
         return True
-    # torch's, known without torch: of a device they have a class, of the host a text.
+    # torch's, known without torch: some have a class, others a text.
     is_of_device = type(error).__name__ == "OutOfMemoryError"
     return isinstance(error, RuntimeError) and (
-        is_of_device or "can't allocate memory" in str(error)
+        is_of_device or any(said in str(error) for said in _SAID)
     )
 
 

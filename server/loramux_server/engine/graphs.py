@@ -7,6 +7,8 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from loramux_server.engine.exhaustion import is_out_of_memory
+
 Result = TypeVar("Result")
 PLAIN_RUNS = 1
 """Steps of a key that just run: one that never comes again is not worth a record."""
@@ -86,8 +88,7 @@ class Graphs(Generic[Result]):
 def _lacks_memory(error: BaseException | None) -> bool:
     """Return whether memory of the device ran out, perhaps before a record could not be ended."""
     while error is not None:
-        # What asks the driver itself, as making a graph does, says so in words.
-        if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error):
+        if is_out_of_memory(error):
             return True
         error = error.__context__
     return False
