@@ -7,6 +7,7 @@ they lie alone.
 Legend: E base rows and A rows of a group, K input width, N output width, R rank rows.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -25,13 +26,17 @@ from loramux_server.lora.slab import DTYPES, FORMATS, GroupShape, Slab
 from loramux_server.lora.weights import Weights
 from loramux_server.wire.weight_format import Resting
 
+_MOST_BYTES = 256 << 20
+"""Of an adapter that are twice on the device while they are put in place, for each thread of loads,
+unless one matrix has more."""
+
 
 class ExtendedSlab(Slab):
     """A slab in which a group's A rows go on where its base weights end.
 
-    An adapter comes in one copy from pinned memory, on a stream of its own, and is then put in
-    place on the device. What runs meanwhile reads none of its rows: whoever had them before has
-    ended, and nothing is put in place before the last step has ended that was started by then.
+    An adapter comes in one copy from pinned memory, or a few, on a stream of its own, and is then
+    put in place on the device. What runs meanwhile reads none of its rows: whoever had them before
+    has ended, and nothing is put in place before the last step has ended that was started by then.
     """
 
     packs = True
@@ -162,7 +167,7 @@ class ExtendedSlab(Slab):
         assert self.table is not None
         size, pieces = adapter.num_rows, self._pieces(adapter)
         sizes = [shape.numel() for shape in pieces.values()]
-        rows, tail = _split(adapter.blob.to(self._device, non_blocking=True), sum(sizes))
+        rows, tail = _split(adapter.blob, sum(sizes))
         targets = []
         for group, half in pieces:
             stack = 1 if half else self.shapes[group].num_parts
@@ -196,9 +201,22 @@ def _split(blob: torch.Tensor, num_weights: int) -> tuple[torch.Tensor, torch.Te
 
 
 def _copy(targets: list[torch.Tensor], sources: torch.Tensor) -> None:
-    if targets:  # not every adapter has all that there is
-        pieces = sources.split_with_sizes([target.numel() for target in targets])
-        torch._foreach_copy_(targets, list(pieces))
+    """Copy numbers that lie side by side in memory of the host to `targets`, one after the other.
+
+    They come to the device in as few pieces as free memory can be relied on to have room for.
+    """
+    most, begin = _MOST_BYTES // sources.itemsize, 0
+    left = deque(targets)
+    while left:
+        piece = [left.popleft()]
+        size = piece[0].numel()
+        while left and size + left[0].numel() <= most:
+            piece.append(left.popleft())
+            size += piece[-1].numel()
+        there = sources[begin : begin + size].to(piece[0].device, non_blocking=True)
+        torch._foreach_copy_(piece, list(there.split_with_sizes([one.numel() for one in piece])))
+        begin += size
+        del there  # or two of them would be there at once
 
 
 _BITS = {2: torch.int16, 4: torch.int32}

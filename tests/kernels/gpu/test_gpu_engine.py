@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from loramux_adapters.embedding import Pooling
 from loramux_server.engine import graphs
 from loramux_server.kernels.gpu.plan import Plan
+from loramux_server.lora import extended_slab
 from loramux_server.lora.affine import FACTOR, SHIFT, Affine, vectors_of
 from loramux_server.lora.edits import Edits
 from loramux_server.lora.extended_slab import ExtendedSlab
@@ -262,7 +263,12 @@ def packed(shapes: list[GroupShape], rank: int, form: WeightFormat) -> PackedAda
     return PackedAdapter(rank, form, layers, rank_GP, scale_GP, row_item_bytes=2)
 
 
-def test_an_adapter_is_put_in_its_rows_and_nowhere_else(device: torch.device) -> None:
+@pytest.mark.parametrize("most_bytes", [1, 1 << 10, 1 << 30])
+def test_an_adapter_is_put_in_its_rows_and_nowhere_else(
+    most_bytes: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However few of its bytes come to the device at a time."""
+    monkeypatch.setattr(extended_slab, "_MOST_BYTES", most_bytes)
     shapes = [GroupShape(16, (8, 4, 4)), GroupShape(8, (16,))]
     slab = ExtendedSlab(shapes, 40, device, torch.float16)
     bases = [torch.randn(16, width).half().to(device) for width in (16, 8)]
