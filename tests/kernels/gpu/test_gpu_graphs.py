@@ -127,7 +127,7 @@ def test_launches_that_overlap_give_the_same_bits(
 
 def _told(model: PreTrainedModel, device: torch.device, sources: Sequence[Any]) -> torch.Tensor:
     harness = Harness(
-        copy.deepcopy(model).to(device), kernels="triton", rows=96, prefix_cache=False
+        copy.deepcopy(model).to(device), kernels="triton", rows=256, prefix_cache=False
     )
     for _ in range(4):  # the first of them records what the others repeat
         told = logprobs(harness, [*sources, *sources])
