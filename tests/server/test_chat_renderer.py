@@ -74,6 +74,21 @@ async def test_a_template_that_breaks_a_limit_ends_alone(
     assert await renderer.render(request(SIMPLE)) == WELL
 
 
+async def test_a_template_that_makes_a_forbidden_system_call_is_told_so(renderer: Renderer) -> None:
+    before = children()
+    await renderer.render(request(SIMPLE))
+    (process,) = map(psutil.Process, children() - before)
+    process.suspend()
+    rendering = asyncio.create_task(renderer.render(request(SIMPLE)))
+    await asyncio.sleep(0.05)
+    process.send_signal(signal.SIGSYS)  # as the kernel does
+    process.resume()
+    with pytest.raises(FailedPreconditionError, match="it makes a forbidden system call") as caught:
+        await rendering
+    assert caught.value.reason == "CHAT_TEMPLATE_FAILED"
+    assert await renderer.render(request(SIMPLE)) == WELL
+
+
 async def test_a_template_that_is_ended_again_and_again_is_left_alone() -> None:
     renderer = Renderer(SETUP, strikes=1)
     huge = request("{{ 9 ** (9 ** 9) }}")
@@ -129,7 +144,7 @@ TRIES = {
     "a process": "__import__('os').system('true')",
     "a program": "__import__('subprocess').run(['true'])",
     "a socket": "__import__('socket').socket().connect(('127.0.0.1', 9))",
-    "a module": "__import__('ctypes')",
+    "a module": "__import__('sqlite3')",
 }
 
 
@@ -138,8 +153,8 @@ def test_whoever_leaves_the_sandbox_finds_closed_doors(what: str) -> None:
     program = (
         "import os, socket, subprocess\n"
         "from loramux_server.chat.worker import MEMORY\n"
-        "from loramux_server.confinement.serve import close_doors\n"
-        "close_doors(MEMORY, 'a template')\n"
+        "from loramux_server.confinement.lockdown import lock_down\n"
+        "lock_down(MEMORY, 'a template')\n"
         f"try:\n    {TRIES[what]}\nexcept PermissionError as error:\n    print(error)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

@@ -4,6 +4,8 @@ import json
 import random
 import re
 import resource
+import signal
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -284,6 +286,21 @@ def test_a_form_for_which_the_process_was_lost_is_not_tried_again_at_once(texts:
         assert texts.begin(form)[1].why == "it takes more memory than a form may"
     assert texts.begin(DIGITS)[1].allowed
     assert worker().pid == process
+
+
+def test_a_form_that_makes_a_forbidden_system_call_is_given_up_alone() -> None:
+    texts = Texts(setup_of(byte_tokenizer()))
+    begun, found = texts.begin(DIGITS)
+    process = worker()
+    process.suspend()
+    texts.forms.begin(999, Form(FormKind.REGEX, "bad"))
+    time.sleep(0.1)  # until it has been asked
+    process.send_signal(signal.SIGSYS)  # as the kernel does
+    process.resume()
+    given_up = texts.found(999)
+    assert (given_up.reason, given_up.why) == ("INVALID_FIELD", "it makes a forbidden system call")
+    assert texts.advance(begun, allowed(found)[0]).allowed
+    texts.forms.close()
 
 
 def test_texts_that_are_under_way_go_before_new_ones(texts: Texts) -> None:

@@ -1,6 +1,7 @@
 """The process that prepares images: bounded, without a way out, and asked once for each."""
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -123,6 +124,22 @@ async def test_an_image_that_takes_too_long_ends_alone(preparer: Preparer) -> No
             await preparer.prepare(huge, FIELD, TENANT)
         assert children() == []
     assert (await preparer.prepare(saved(picture()), FIELD, TENANT)).tokens
+
+
+async def test_an_image_that_makes_a_forbidden_system_call_is_refused_from_then_on(
+    preparer: Preparer,
+) -> None:
+    bad = saved(picture(seed=8))
+    (process,) = children()
+    process.suspend()
+    preparing = asyncio.create_task(preparer.prepare(bad, FIELD, TENANT))
+    await asyncio.sleep(0.05)
+    process.send_signal(signal.SIGSYS)  # as the kernel does
+    process.resume()
+    for call in (preparing, preparer.prepare(bad, FIELD, TENANT)):
+        with pytest.raises(InvalidArgumentError, match="makes a forbidden system call"):
+            await call
+    assert children() == []
 
 
 async def test_a_process_that_hangs_is_not_the_images_fault(preparer: Preparer) -> None:

@@ -31,7 +31,7 @@ _Run = tuple[str, tuple[str, ...], tuple[str, ...], tuple[tuple[str, str], ...]]
 
 
 class TemplateLimitError(FailedPreconditionError):
-    """A template broke a limit of time or memory, which it need not do the next time."""
+    """A template ended the process that renders, which it need not do the next time."""
 
     def __init__(self, message: str, retry_delay: float | None = None) -> None:
         super().__init__(
@@ -96,7 +96,7 @@ class Renderer:
             answer: Answer = decode_answer(await self._process.ask(encode(request), ANSWER_SECONDS))
         except LostAnswerError as lost:
             self._strike(_run_of(request))
-            raise TemplateLimitError(f"it takes more {lost.took} than a template may") from None
+            raise TemplateLimitError(f"it {lost.offence.by('a template')}") from None
         return answer
 
     def _check_strikes(self, run: _Run) -> None:
@@ -104,7 +104,7 @@ class Renderer:
         left = until - asyncio.get_running_loop().time()
         if self._strikes and count >= self._strikes and left > 0:
             raise TemplateLimitError(
-                f"it took more than a template may, {count} times in a row",
+                f"it did more than a template may, {count} times in a row",
                 retry_delay=left,
             )
 

@@ -1,6 +1,9 @@
 """A child process that works on what strangers wrote: how it is started, and how it ends."""
 
 import contextlib
+import enum
+import functools
+import logging
 import os
 import signal
 import socket
@@ -8,10 +11,26 @@ import subprocess
 import sys
 from collections.abc import Mapping
 
+_log = logging.getLogger(__name__)
+
 START_SECONDS = 60.0
 """How long it may take until it is ready."""
 _KEPT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "TZ", "VIRTUAL_ENV")
 """What it may know of the environment."""
+_HAS = {"TOKENIZERS_PARALLELISM": "false"}
+"""What its environment has beside: threads that begin early can be out of reach of Landlock."""
+
+
+class Offence(enum.Enum):
+    """Why a process did not live to answer."""
+
+    TIME = "takes more time than {} may"
+    MEMORY = "takes more memory than {} may"
+    SYSTEM_CALL = "makes a forbidden system call"
+
+    def by(self, who: str) -> str:
+        """Return it for messages, where `who` is whose fault it is, such as "a template"."""
+        return self.value.format(who)
 
 
 def spawn(
@@ -34,7 +53,7 @@ def spawn(
             [sys.executable, "-m", module, str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
-            env=known | dict(variables or {}),
+            env=known | _HAS | dict(variables or {}),
         )
         on_error.pop_all()
     return ours, process
@@ -51,6 +70,20 @@ def end(process: "subprocess.Popen[bytes]") -> int | None:
         return None
 
 
-def overdone(code: int | None) -> str:
-    """Return what a process took too much of that ended so, as `end` tells it."""
-    return "time" if code in (-signal.SIGPROF, None) else "memory"
+def offence_of(code: int | None) -> Offence:
+    """Return why a process ended so, as `end` tells it."""
+    if code == -signal.SIGSYS:
+        return Offence.SYSTEM_CALL
+    return Offence.TIME if code in (-signal.SIGPROF, None) else Offence.MEMORY
+
+
+@functools.cache
+def tell_missing(work: str, missing: bytes) -> None:
+    """Log, once, what the system does not enforce of what confines a process.
+
+    Args:
+        work: What the process does, such as "renders chat templates".
+        missing: What it said about that before anything else; empty where there is nothing.
+    """
+    if missing:
+        _log.warning("the process that %s is confined without %s", work, missing.decode())

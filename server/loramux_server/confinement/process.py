@@ -6,7 +6,14 @@ import subprocess
 from collections.abc import Mapping
 
 from loramux.errors import UnavailableError
-from loramux_server.confinement.child import START_SECONDS, end, overdone, spawn
+from loramux_server.confinement.child import (
+    START_SECONDS,
+    Offence,
+    end,
+    offence_of,
+    spawn,
+    tell_missing,
+)
 from loramux_server.wire.channel import LENGTH, frame
 
 _log = logging.getLogger(__name__)
@@ -23,9 +30,9 @@ class LostAnswerError(Exception):
         """With which it ended by itself; None if it did not."""
 
     @property
-    def took(self) -> str:
-        """What it took too much of."""
-        return overdone(self.code)
+    def offence(self) -> Offence:
+        """Why."""
+        return offence_of(self.code)
 
 
 class ConfinedProcess:
@@ -82,7 +89,10 @@ class ConfinedProcess:
             self._writer.write(frame(message))
             return await asyncio.wait_for(self._read(), seconds)
         except _LOST:
-            raise LostAnswerError(await self.end()) from None
+            lost = LostAnswerError(await self.end())
+            if lost.offence is Offence.SYSTEM_CALL:
+                _log.error("the process that %s made a forbidden system call", self._work)
+            raise lost from None
         except BaseException:
             # The answer to come would be taken for that to the next message.
             await self.end()
@@ -124,6 +134,7 @@ class ConfinedProcess:
             raise
         self._reader, self._writer = await asyncio.open_connection(sock=ours)
         self._writer.write(frame(self._setup))
+        tell_missing(self._work, await asyncio.wait_for(self._read(), START_SECONDS))
         self._ready = await asyncio.wait_for(self._read(), START_SECONDS)
 
     async def _read(self) -> bytes:

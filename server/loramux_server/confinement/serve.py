@@ -1,12 +1,11 @@
 """What a process is that works on what strangers wrote, seen from within: `python -m MODULE FD`.
 
-It is sent what it needs to know, gets ready, gives up what it does not need, and answers messages
-until the other side closes.
+It is sent what it needs to know, gets ready, gives up what it does not need, says what the system
+does not enforce of that, and answers messages until the other side closes.
 """
 
 import contextlib
 import os
-import resource
 import signal
 import socket
 import sys
@@ -14,14 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from loramux_server.confinement.lockdown import lock_down
 from loramux_server.wire.channel import read_message, write_message
-
-_FORBIDDEN = (
-    "open", "import", "os.", "socket.", "subprocess.", "shutil.", "ctypes.", "pickle.", "marshal.",
-    "mmap.", "pty.", "signal.", "fcntl.", "tempfile.", "glob.", "urllib.", "http.", "sqlite3.",
-    "webbrowser.", "syslog.", "setopencodehook", "sys.settrace", "gc.",
-)  # fmt: skip
-"""What audit events begin with that are refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +49,12 @@ def serve(prepare: Callable[[bytes], Work | bytes]) -> None:
         return
     work = prepare(setup)
     if isinstance(work, bytes):
+        write_message(connection, b"")
         write_message(connection, work)
         return
-    close_doors(work.memory, work.who)
+    missing = lock_down(work.memory, work.who)
     with contextlib.suppress(ConnectionError):  # which is the other side's end
+        write_message(connection, ", ".join(missing).encode())
         write_message(connection, work.greeting)
         while (message := read_message(connection)) is not None:
             with limited(work.cpu_seconds):
@@ -79,28 +74,6 @@ def address_space() -> int:
     import psutil
 
     return int(psutil.Process().memory_info().vms)
-
-
-def close_doors(memory: int, who: str) -> None:
-    """Let this process open no file, socket or process from now on, and import nothing.
-
-    Args:
-        memory: Bytes of address space, Python's own among them.
-        who: What the message of a refusal calls that which tried.
-    """
-    for limit, size in (
-        (resource.RLIMIT_AS, memory),
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        with contextlib.suppress(ValueError, OSError):  # a lower one holds already
-            resource.setrlimit(limit, (size, size))
-
-    def refuse(event: str, arguments: tuple[object, ...]) -> None:
-        if event.startswith(_FORBIDDEN):
-            raise PermissionError(f"{who} must not use {event}")
-
-    sys.addaudithook(refuse)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,14 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 
-from loramux_server.confinement.child import START_SECONDS, end, overdone, spawn
+from loramux_server.confinement.child import (
+    START_SECONDS,
+    Offence,
+    end,
+    offence_of,
+    spawn,
+    tell_missing,
+)
 from loramux_server.forms.messages import (
     Allowed,
     Broken,
@@ -56,6 +63,7 @@ class Process:
         try:
             self._connection.settimeout(START_SECONDS)
             self._write(setup)
+            tell_missing("follows forms", self._receive())
             answer = self._read()
         except LostError:
             _log.error("the process that follows forms ended with exit code %s", self.close())
@@ -107,9 +115,9 @@ class Process:
         self._connection.close()
         return end(self._process)
 
-    def why_lost(self) -> str:
-        """End it and return what it took too much of."""
-        return overdone(self.close())
+    def why_lost(self) -> Offence:
+        """End it and return why it did not answer."""
+        return offence_of(self.close())
 
     def _write(self, message: Setup | ToWorker) -> None:
         try:
@@ -118,11 +126,14 @@ class Process:
             raise LostError from None
 
     def _read(self) -> FromWorker:
+        answer: FromWorker = decode_from_worker(self._receive())
+        return answer
+
+    def _receive(self) -> bytes:
         try:
             message = read_message(self._connection)
         except OSError:
             message = None
         if message is None:
             raise LostError
-        answer: FromWorker = decode_from_worker(message)
-        return answer
+        return message

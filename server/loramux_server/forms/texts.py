@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
+from loramux_server.confinement.child import Offence
 from loramux_server.forms.findings import Ahead, Findings, Next
 from loramux_server.forms.form import Form
 from loramux_server.forms.lost_forms import LostForms
@@ -153,7 +154,7 @@ class Texts:
             return True
         if text.used > self._setup.cpu_seconds:
             # To follow it anew takes longer than an answer may.
-            self._give_up(key, "STRUCTURED_OUTPUT_FAILED", _too_much("time"))
+            self._give_up(key, "STRUCTURED_OUTPUT_FAILED", _said(Offence.TIME))
             return True
         return False
 
@@ -211,7 +212,7 @@ class Texts:
         self._known.add(key)
         if text.used > self._setup.text_seconds:
             self._forget(key)
-            self._give_up(key, self._blame(key), _too_much("time"))
+            self._give_up(key, self._blame(key), _said(Offence.TIME))
             return
         if not text.tokens and self._num_unbegun() > MAX_UNBEGUN:
             self._forget(key)
@@ -229,10 +230,10 @@ class Texts:
         assert self._process is not None
         why, was_alone = self._process.why_lost(), not self._has_answered
         self.drop()
-        if why != "time" and not was_alone:
+        if why is Offence.MEMORY and not was_alone:
             return  # it may be the memory of others, so it is tried again, alone
         key = waiting.popleft()
-        text, said = self._texts[key], _too_much(why)
+        text, said = self._texts[key], _said(why)
         _log.warning("a text of %s was given up: %s", text.form, said)
         if not text.tokens:
             self._lost_forms.note(text.form, said)
@@ -247,5 +248,5 @@ class Texts:
         self._findings.tell(Next(key, None, reason, why))
 
 
-def _too_much(what: str) -> str:
-    return f"it takes more {what} than a form may"
+def _said(offence: Offence) -> str:
+    return f"it {offence.by('a form')}"

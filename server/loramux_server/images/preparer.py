@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from loramux.errors import FailedPreconditionError, InvalidArgumentError, UnavailableError
+from loramux_server.confinement.child import Offence
 from loramux_server.confinement.process import ConfinedProcess, LostAnswerError
 from loramux_server.field_errors import at_fault
 from loramux_server.images.folder import folder_of
@@ -68,8 +69,8 @@ class Preparer:
         self._why_none = ""
         """Why the base model has no processor; empty where it may have one."""
         self._placeholder: Placeholder | None = None
-        self._ended = OrderedDict[bytes, str]()
-        """Digest of a file over which the process ended -> what it took too much of."""
+        self._ended = OrderedDict[bytes, Offence]()
+        """Digest of a file over which the process ended -> why it did."""
         self._kept = OrderedDict[tuple[str, bytes], PreparedImage]()
         """Those that were used last, the last one last, by tenant and digest of the file. How long
         a request takes tells nobody what images others have."""
@@ -139,7 +140,7 @@ class Preparer:
             return kept
         _, digest = key
         if digest in self._ended:
-            raise _too_much(field, self._ended[digest])
+            raise _fatal(field, self._ended[digest])
         process = await self._started()
         try:
             answer: Answer = decode_answer(await process.ask(data, self._answer_seconds))
@@ -150,10 +151,10 @@ class Preparer:
                     "is busy",
                     reason="SERVER_BUSY",
                 ) from None
-            self._ended[digest] = lost.took
+            self._ended[digest] = lost.offence
             if len(self._ended) > MAX_ENDED:
                 self._ended.popitem(last=False)
-            raise _too_much(field, lost.took) from None
+            raise _fatal(field, lost.offence) from None
         if isinstance(answer, Refused):
             raise at_fault(field, f"{field}: {answer.message}")
         assert isinstance(answer, Prepared)
@@ -206,5 +207,5 @@ class Preparer:
             self._room += last.image.num_bytes
 
 
-def _too_much(field: str, what: str) -> InvalidArgumentError:
-    return at_fault(field, f"{field}: the image takes more {what} than one may")
+def _fatal(field: str, offence: Offence) -> InvalidArgumentError:
+    return at_fault(field, f"{field}: the image {offence.by('one')}")

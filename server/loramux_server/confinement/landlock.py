@@ -1,0 +1,56 @@
+"""A Landlock domain without a rule: no file can be opened, made or removed, no TCP port reached."""
+
+import ctypes
+import errno
+import os
+from pathlib import Path
+
+from loramux_server.confinement import kernel
+
+_CREATE_RULESET, _RESTRICT_SELF = 444, 446
+"""System calls, on all architectures."""
+_TELL_VERSION = 1
+_FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 5: 16}
+"""Version of the interface -> how many rights to files and folders it knows."""
+_NETWORK_VERSION, _SCOPE_VERSION, _ALL_THREADS_VERSION = 4, 6, 8
+_BIND_AND_CONNECT = 0b11
+_UNIX_SOCKETS_AND_SIGNALS = 0b11
+_ALL_THREADS = 1 << 3
+
+
+class _Rules(ctypes.Structure):
+    """What the kernel calls `struct landlock_ruleset_attr`; older ones expect zeros at its end."""
+
+    _fields_ = (
+        ("files", ctypes.c_uint64),
+        ("network", ctypes.c_uint64),
+        ("scoped", ctypes.c_uint64),
+    )
+
+
+def confine() -> None:
+    """Refuse this process files, TCP, others' abstract sockets and signals to others, for good.
+
+    What the kernel does not know yet of this stays allowed. What is open stays open.
+
+    Raises:
+        OSError: The kernel has no Landlock, or it is turned off, or what confines this process
+            already does not let it; or it has more than one thread, and this kernel confines
+            only the one that asks, which is done then.
+    """
+    version = kernel.call(_CREATE_RULESET, 0, 0, _TELL_VERSION)
+    rights = max(count for first, count in _FILE_RIGHTS.items() if first <= version)
+    rules = _Rules(
+        files=(1 << rights) - 1,
+        network=_BIND_AND_CONNECT if version >= _NETWORK_VERSION else 0,
+        scoped=_UNIX_SOCKETS_AND_SIGNALS if version >= _SCOPE_VERSION else 0,
+    )
+    is_for_all = version >= _ALL_THREADS_VERSION
+    others = len(list(Path("/proc/self/task").iterdir())) - 1
+    ruleset = kernel.call(_CREATE_RULESET, ctypes.addressof(rules), ctypes.sizeof(rules), 0)
+    try:
+        kernel.call(_RESTRICT_SELF, ruleset, _ALL_THREADS if is_for_all else 0)
+    finally:
+        os.close(ruleset)
+    if others and not is_for_all:
+        raise OSError(errno.ENOTSUP, f"not for threads that began before: {others}")
