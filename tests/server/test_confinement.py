@@ -143,14 +143,14 @@ def run(program: str) -> str:
 ALONE = """
 import os, socket
 from loramux_server.confinement import kernel, landlock
-server = socket.create_server(("127.0.0.1", 0))
+server, client = socket.create_server(("127.0.0.1", 0)), socket.socket()
 kernel.forgo_privileges()
 landlock.confine()
 for tried in (
     lambda: open("/etc/hostname"),
     lambda: os.listdir("/"),
-    lambda: open("made-by-a-confined-process", "w"),
-    lambda: socket.create_connection(server.getsockname()) if VERSION >= 4 else os.listdir("/"),
+    lambda: open("/tmp/made-by-a-confined-process", "w"),
+    lambda: client.connect(server.getsockname()) if VERSION >= 4 else os.listdir("/"),
     lambda: os.kill(os.getppid(), 0) if VERSION >= 6 else os.listdir("/"),
 ):
     try:
@@ -169,7 +169,10 @@ EARLY = """
 import ctypes, threading
 from loramux_server.confinement.lockdown import lock_down
 open_file, begin, found = ctypes.CDLL(None).open, threading.Event(), []
-thread = threading.Thread(target=lambda: (begin.wait(), found.append(open_file(b"/", 0))))
+def late():
+    begin.wait()
+    found.append(open_file(b"/", 0))
+thread = threading.Thread(target=late, daemon=True)
 thread.start()
 missing = lock_down(1 << 36, "a thread")
 begin.set()
