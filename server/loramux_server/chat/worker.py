@@ -1,9 +1,9 @@
 """The process that renders templates: `python -m loramux_server.chat.worker FD`.
 
 Templates are programs of strangers, and a sandbox may have a hole. So this process has nothing:
-once it is ready, an audit hook lets it open no file, socket or process and import nothing; its
-memory and the processor time of one rendering are limited by the system, and the frontend ends it
-where it does not answer.
+once it is ready, the kernel lets it open no file, socket or process, and an audit hook lets it
+import nothing; its memory and the processor time of one rendering are limited by the system, and
+the frontend ends it where it does not answer.
 """
 
 import functools

@@ -6,12 +6,12 @@ import os
 _PR_SET_NO_NEW_PRIVS = 38
 
 
-def call(number: int, *arguments: "int | ctypes._Pointer[ctypes.Structure] | None") -> int:
+def call(number: int, *arguments: int) -> int:
     """Make the system call `number` and return what it returns.
 
     Args:
         number: Of the system call, on this architecture.
-        arguments: Its arguments; None is a null pointer.
+        arguments: Its arguments; pointers are addresses.
 
     Raises:
         OSError: The kernel refuses it.
@@ -19,15 +19,14 @@ def call(number: int, *arguments: "int | ctypes._Pointer[ctypes.Structure] | Non
     library = ctypes.CDLL(None, use_errno=True)
     library.syscall.restype = ctypes.c_long
     # What is passed to a variadic function is converted to int, which has 32 bits.
-    long = [ctypes.c_long(each) if isinstance(each, int) else each for each in arguments]
-    returned = int(library.syscall(ctypes.c_long(number), *long))
+    returned = int(library.syscall(*map(ctypes.c_long, (number, *arguments))))
     if returned == -1:
         _raise(ctypes.get_errno())
     return returned
 
 
 def forgo_privileges() -> None:
-    """Let no thread that runs later gain privileges, which Landlock and seccomp require.
+    """Let this thread, and what it starts, gain no privileges: Landlock and seccomp require it.
 
     Raises:
         OSError: The kernel refuses it.

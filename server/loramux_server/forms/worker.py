@@ -1,8 +1,9 @@
 """The process that follows forms: `python -m loramux_server.forms.worker FD`.
 
 Forms come from strangers, and the library that compiles them can be made to run out of its stack or
-of memory. So it does that here, in a process that has nothing to lose: its doors are closed, memory
-and the processor time of each answer are limited by the system, and the engine starts another.
+of memory. So it does that here, in a process that has nothing to lose: the kernel lets it open no
+file, socket or process, memory and the processor time of each answer are limited by the system, and
+the engine starts another.
 """
 
 import itertools

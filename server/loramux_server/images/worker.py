@@ -1,9 +1,9 @@
 """The process that prepares images: `python -m loramux_server.images.worker FD`.
 
 What decodes images is written in C, and images come from strangers. So this process has nothing:
-once it is ready, an audit hook lets it open no file, socket or process and import nothing; its
-memory and the processor time of one image are limited by the system, and the frontend ends it where
-it does not answer.
+once it is ready, the kernel lets it open no file, socket or process, and an audit hook lets it
+import nothing; its memory and the processor time of one image are limited by the system, and the
+frontend ends it where it does not answer.
 """
 
 import itertools
