@@ -3,6 +3,9 @@
 Source of the meaning: `transformers.GenerationConfig`, transformers 5. Only what the file says
 counts: `generate` of transformers fills in a `top_k` of 50, and nothing is filled in here. Where
 `do_sample` is missing, the file's temperature is taken as it is.
+
+In the folder of a base model the same file is read as vLLM reads it (`base_defaults_of`): many of
+those files ask for more than is served, and their models are served nevertheless.
 """
 
 from collections.abc import Mapping
@@ -28,6 +31,8 @@ HONOURED: Mapping[str, str] = {
     "forced_bos_token_id": "forced_bos_token_id",
 }
 """Field -> the default that it becomes; without sampling that is a temperature of 0."""
+_DRAWS = ("temperature", "top_k", "top_p", "min_p")
+"""Defaults that mean nothing without sampling."""
 
 RECORDED = frozenset({
     "transformers_version", "_from_model_config", "bos_token_id", "pad_token_id",
@@ -70,6 +75,52 @@ REFUSED = frozenset({
 """Fields that would change the result and are not served: refused unless switched off."""
 
 
+OF_BASES = (
+    "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty",
+    "frequency_penalty", "max_new_tokens",
+)  # fmt: skip
+"""Fields of a base model's file that become defaults: those that vLLM 0.32 takes.
+
+The two penalties are no fields of transformers', but files for vLLM have them.
+"""
+_ELSEWHERE = frozenset({
+    "do_sample", "eos_token_id", "decoder_start_token_id", "forced_bos_token_id",
+    "bad_words_ids", "suppress_tokens", "begin_suppress_tokens",
+})  # fmt: skip
+"""Fields of that file that are read where a model is loaded, or say nothing of their own."""
+
+
+def base_defaults_of(config: Mapping[str, object]) -> tuple[dict[str, object], list[str]]:
+    """Return what the generation config of a base model makes of requests that leave it open.
+
+    `do_sample` false is a temperature of 0, as in a package; vLLM ignores it. Where it is missing,
+    the numbers are taken as they are, as vLLM does, though transformers would not sample.
+
+    Returns:
+        Default by name, and the fields that would change results and are not applied, sorted.
+
+    Raises:
+        PackageError: A field has an impossible value; the message names it.
+    """
+    found = {
+        HONOURED.get(field, field): config[field]
+        for field in OF_BASES
+        if config.get(field) is not None
+    }
+    if config.get("do_sample") is False:
+        found = {name: value for name, value in found.items() if name not in _DRAWS}
+        found["temperature"] = 0.0
+    changing = ("min_new_tokens", "stop_strings", *REFUSED)
+    left_out = [
+        field
+        for field in changing
+        if field not in _ELSEWHERE
+        and config.get(field) is not None
+        and config[field] not in _OFF.get(field, (0, [], ""))
+    ]
+    return dict(check_generation(found, FILE)), sorted(left_out)
+
+
 def defaults_of(config: Mapping[str, object]) -> dict[str, object]:
     """Return the generation defaults that `config`, a parsed `generation_config.json`, asks for.
 
@@ -100,7 +151,7 @@ def defaults_of(config: Mapping[str, object]) -> dict[str, object]:
         if name in found and not isinstance(found[name], list):
             found[name] = [found[name]]
     if samples is False:
-        for name in ("top_k", "top_p", "min_p"):
+        for name in _DRAWS:
             found.pop(name, None)
         found["temperature"] = 0.0
     return dict(check_generation(found, FILE))

@@ -284,6 +284,9 @@ class Server:
             self._probe(loaded.model, listener)
         self._ready_takers.append(listener.show_health)
         listener.show_health(self._engine.process.is_ready)
+        if generation := loaded.model.generation:
+            told = ", ".join(f"{name} {value:g}" for name, value in generation.items())
+            _log.info("sampling defaults from the generation config of the base: %s", told)
         _log.info("serving %s on %s", loaded.model.name, self.grpc_address)
 
     def _listener(self, opened: _Opened, loaded: _Loaded) -> Listener:

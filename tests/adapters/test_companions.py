@@ -9,7 +9,13 @@ from transformers import GenerationConfig
 
 from loramux_adapters import PackageError, open_package
 from loramux_adapters.generation import FIELDS, INTEGERS, NUMBERS, TOKENS, check_generation
-from loramux_adapters.generation_config import HONOURED, RECORDED, REFUSED, defaults_of
+from loramux_adapters.generation_config import (
+    HONOURED,
+    RECORDED,
+    REFUSED,
+    base_defaults_of,
+    defaults_of,
+)
 from loramux_adapters.manifest import MAX_TEMPLATE_BYTES
 from tests.support.command_line import Loramux
 
@@ -110,6 +116,37 @@ def test_fields_of_transformers_become_sampling_parameters() -> None:
 def test_without_sampling_the_likeliest_token_is_taken() -> None:
     config = {"do_sample": False, "temperature": 0.7, "top_k": 20, "repetition_penalty": 1.1}
     assert defaults_of(config) == {"temperature": 0.0, "repetition_penalty": 1.1}
+
+
+@pytest.mark.parametrize(("config", "defaults", "left_out"), [
+    (
+        {
+            "do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0.05,
+            "repetition_penalty": 1.05, "presence_penalty": 1.5, "max_new_tokens": 2048,
+            "eos_token_id": [2, 7], "transformers_version": "4.51.0", "later": 1,
+        },
+        {
+            "temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0.05,
+            "repetition_penalty": 1.05, "presence_penalty": 1.5, "max_tokens": 2048,
+        },
+        [],
+    ),
+    ({"temperature": 0.9, "top_p": 0.6}, {"temperature": 0.9, "top_p": 0.6}, []),
+    ({"do_sample": False, "top_k": 20, "repetition_penalty": 1.1},
+     {"temperature": 0.0, "repetition_penalty": 1.1}, []),
+    ({"num_beams": 4, "no_repeat_ngram_size": 3, "max_length": 142, "min_length": 0,
+      "forced_bos_token_id": 0, "temperature": None, "stop_strings": ["END"]},
+     {}, ["max_length", "no_repeat_ngram_size", "num_beams", "stop_strings"]),
+])  # fmt: skip
+def test_a_base_has_the_defaults_that_vllm_takes(
+    config: dict[str, Any], defaults: dict[str, Any], left_out: list[str]
+) -> None:
+    assert base_defaults_of(config) == (defaults, left_out)
+
+
+def test_an_impossible_default_of_a_base_is_named() -> None:
+    with pytest.raises(PackageError, match=r"tion_config\.json: top_p is 3; expected a number"):
+        base_defaults_of({"top_p": 3})
 
 
 @pytest.mark.parametrize("field", sorted(REFUSED))

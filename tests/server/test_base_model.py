@@ -276,6 +276,33 @@ def test_weights_are_pages_of_their_file_until_they_come_to_their_device(
     assert found and not any(found)
 
 
+def test_a_generation_config_is_the_base_s_another_or_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, other = save_model(tmp_path / "base", tokenizer=False), tmp_path / "other"
+    (folder / "generation_config.json").write_text('{"do_sample": true, "top_k": 7, "min_p": 0.5}')
+    other.mkdir()
+    (other / "generation_config.json").write_text('{"top_p": 0.5, "num_beams": 4}')
+    for source, wanted in (
+        ("auto", {"top_k": 7, "min_p": 0.5}),
+        ("none", {}),
+        ("vllm", {}),
+        (str(other), {"top_p": 0.5}),
+    ):
+        base = load_base_model(str(folder), device="cpu", generation_config=source)
+        assert base.generation == wanted
+    assert [record.getMessage() for record in caplog.records] == [
+        "generation_config.json: not applied: num_beams"
+    ]
+    (other / "generation_config.json").write_text('{"top_p": 3}')
+    for source, message in (
+        (str(other), "top_p is 3; expected a number above 0 to 1; mend the file, or start with"),
+        ("absent", "--generation-config is 'absent'; expected auto, none, or a folder with a gen"),
+    ):
+        with pytest.raises(UnservableModelError, match=message):
+            load_base_model(str(folder), device="cpu", generation_config=source)
+
+
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnservableModelError, match="cannot load a base model"):
         load_base_model(str(tmp_path))

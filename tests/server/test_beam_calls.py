@@ -195,8 +195,11 @@ async def test_a_search_pays_for_all_of_its_beams() -> None:
 def test_of_an_adapters_defaults_those_of_draws_do_not_count() -> None:
     defaults = {"temperature": 0.5, "top_k": 3, "top_p": 0.5, "min_p": 0.5, "max_tokens": 7}
     beams = SamplingParams(num_beams=2)
-    assert searching_defaults(beams, defaults) == {"max_tokens": 7}
-    assert searching_defaults(SamplingParams(num_beams=1), defaults) is defaults
+    assert searching_defaults(beams, defaults, {}) == {"max_tokens": 7}
+    of_base = {"max_tokens": 9, "min_p": 0.1, "repetition_penalty": 1.1}
+    assert searching_defaults(beams, {"top_k": 3}, of_base) == {"max_tokens": 9}
+    without = SamplingParams(num_beams=1)
+    assert searching_defaults(without, defaults, of_base) == defaults | {"repetition_penalty": 1.1}
 
 
 def test_a_default_that_beams_cannot_have_is_to_be_taken_back() -> None:

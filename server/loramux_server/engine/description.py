@@ -62,6 +62,7 @@ def model_info(
         eos_token_ids=model.eos_token_ids,
         tokenizer_json=model.text.tokenizer_json,
         chat_template=model.text.chat_template,
+        generation=model.generation,
         special_tokens=model.text.special_tokens,
         layers=layers,
         sight_layers={name: Layer(*features) for name, features in sight_layers.items()},

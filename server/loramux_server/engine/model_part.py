@@ -54,6 +54,7 @@ def _load(config: EngineConfig, device: str, *, stays_on_host: bool = False) -> 
         device=device,
         kernels=config.kernels,
         quantization=Quantization(config.quantization),
+        generation_config=config.generation_config,
         stays_on_host=stays_on_host,
         sees=not unseeing,
         unseeing=unseeing,

@@ -67,6 +67,8 @@ class BaseModel:
     eos_token_ids: list[int]
     text: TextFormat
     kind: ModelKind = ModelKind.DECODER
+    generation: dict[str, int | float] = field(default_factory=dict)
+    """How it wants its tokens chosen: field of the sampling parameters -> its default."""
     writing: Writing | None = None
     """What it says of the texts that it writes; None where it goes on with what it reads."""
     whole_texts: WholeTexts | None = None

@@ -33,6 +33,7 @@ from loramux_server.models.decoder_model import prepare
 from loramux_server.models.dequantize.loading import held_dtype, load_dequantised
 from loramux_server.models.dequantize.method import check_unquantised, saved_method
 from loramux_server.models.encoders.whole_model import prepare_whole
+from loramux_server.models.generation import AUTO, generation_of
 from loramux_server.models.heads import Heads
 from loramux_server.models.quantized import (
     MXFP4,
@@ -64,6 +65,7 @@ def load_base_model(
     device: str = "auto",
     kernels: str = "auto",
     quantization: Quantization = Quantization.NONE,
+    generation_config: str = AUTO,
     stays_on_host: bool = False,
     sees: bool = False,
     unseeing: str = "",
@@ -81,6 +83,8 @@ def load_base_model(
         kernels: The operations to use there. Those of a CPU round weights themselves, when they
             take them; for others it is done here.
         quantization: How weights are rounded.
+        generation_config: From where it has its defaults of sampling parameters; see
+            `models.generation`.
         stays_on_host: Leave it in memory of the host, for somebody who moves a part of it.
         sees: Whether it is to take images, where its kind does.
         unseeing: Why it is not.
@@ -152,15 +156,19 @@ def load_base_model(
         module = module.to(target)
     if kind is not ModelKind.DECODER:
         heads = Heads.of(module, config, path) if kind is ModelKind.ENCODER else None
+        is_read = kind is ModelKind.ENCODER
+        generation = {} if is_read else generation_of(module, generation_config)
         whole = prepare_whole(module, kind, name=_name(model), text=read_text_format(path))
-        return replace(whole, heads=heads)
-    return prepare(
+        return replace(whole, heads=heads, generation=generation)
+    generation = generation_of(module, generation_config)
+    prepared = prepare(
         module,
         name=_name(model),
         text=read_text_format(path),
         example=example,
         blindness=blindness,
     )
+    return replace(prepared, generation=generation)
 
 
 def _check_there(path: str) -> None:

@@ -30,6 +30,14 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
             "means float32 on a CPU and the checkpoint's dtype on a GPU.",
         ),
     ] = "auto"
+    generation_config: Annotated[
+        str,
+        Meta(
+            description="Sampling defaults for what neither a request nor its adapter sets: auto "
+            "(the base's generation_config.json), none (temperature 1), or a folder with such a "
+            "file.",
+        ),
+    ] = "auto"
     device: Annotated[
         str, Meta(description="Device to run the model on: auto, cpu, cuda or cuda:N.")
     ] = "auto"

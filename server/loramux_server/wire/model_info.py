@@ -39,6 +39,8 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     tokenizer_json: str | None
     """The tokenizer in the format of the tokenizers library; None where the base has none."""
     chat_template: str | None = None
+    generation: dict[str, int | float] = {}
+    """How it wants its tokens chosen: field of the sampling parameters -> its default."""
     special_tokens: dict[str, str] = {}
     """What a chat template may name, such as `bos_token` -> the text of the token."""
     layers: dict[str, Layer]

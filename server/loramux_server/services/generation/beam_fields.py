@@ -14,8 +14,8 @@ MAX_BEAMS = 10
 MAX_LENGTH_PENALTY = 10.0
 
 _DRAWS = ("temperature", "top_k", "top_p", "min_p")
-"""How tokens are drawn, which a search does not do: as with transformers, an adapter's defaults of
-these do not count."""
+"""How tokens are drawn, which a search does not do: as with transformers, defaults of these do not
+count."""
 _PENALTIES = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 """With the values that change nothing."""
 
@@ -51,15 +51,23 @@ def check_beams(request: generation_pb2.GenerateRequest) -> None:
 
 
 def searching_defaults(
-    params: generation_pb2.SamplingParams, defaults: Mapping[str, object]
+    params: generation_pb2.SamplingParams,
+    defaults: Mapping[str, object],
+    of_base: Mapping[str, object],
 ) -> Mapping[str, object]:
-    """Return those of an adapter's `defaults` that count for what `params` ask, search or not.
+    """Return the defaults that count for what `params` ask, search or not.
+
+    Args:
+        params: What was asked for.
+        defaults: Those of the adapter.
+        of_base: Those of the base model, for what the adapter leaves open. Its penalties do not
+            count in a search: nobody chose them for this request.
 
     Raises:
         FailedPreconditionError: One of them ends texts in a way that beams cannot.
     """
     if not is_search(params):
-        return defaults
+        return {**of_base, **defaults}
     if defaults.get("stop"):
         raise FailedPreconditionError(
             f"the adapter's texts end at the strings {shown(defaults['stop'])}, for which a beam "
@@ -67,7 +75,8 @@ def searching_defaults(
             reason="UNSUPPORTED_ADAPTER_FEATURE",
             field="sampling.num_beams",
         )
-    return {name: value for name, value in defaults.items() if name not in _DRAWS}
+    kept = {name: value for name, value in of_base.items() if name not in _PENALTIES}
+    return {name: value for name, value in {**kept, **defaults}.items() if name not in _DRAWS}
 
 
 def searched(params: generation_pb2.SamplingParams) -> generation_pb2.SamplingParams:

@@ -1,4 +1,4 @@
-"""How tokens are chosen where a request does not say: as its adapter wants, else as always."""
+"""How tokens are chosen where a request does not say: as its adapter or the base model wants."""
 
 from collections.abc import Mapping, Sequence
 
@@ -20,7 +20,7 @@ def with_defaults(
     form: Form | None,
     end_token: int | None = None,
 ) -> generation_pb2.SamplingParams:
-    """Return `params` with the generation defaults of a package for what they do not say.
+    """Return `params` with generation defaults for what they do not say.
 
     `max_tokens` is left to `samplings`, which knows how much the context leaves. Where the text has
     a `form`, that says where it ends; elsewhere it ends after `end_token`, too, if there is one and

@@ -57,13 +57,14 @@ def options_of(
         prepared: What became of it.
         model: The base model.
         adapters: Those of the request.
-        defaults: What theirs wants where the request leaves it open.
+        defaults: What theirs wants where the request leaves it open; then what the model wants
+            counts.
 
     Raises:
         LoramuxError: It cannot be had with this model or adapter, or does not fit the context.
     """
     form, thinking = _form(request, prepared, model)
-    defaults = searching_defaults(request.sampling, defaults)
+    defaults = searching_defaults(request.sampling, defaults, model.generation)
     params = searched(with_defaults(request.sampling, defaults, model, form, prepared.end_token))
     num_virtual = adapters.source.virtual_tokens if adapters.source else 0
     num_before = prepared.num_begun

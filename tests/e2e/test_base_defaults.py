@@ -1,0 +1,79 @@
+"""What a base model wants of requests that leave it open, and what it is called."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loramux import Client
+from tests.support.server import RunningServer
+
+OF_BASE: dict[str, Any] = {
+    "do_sample": True, "temperature": 0.25, "top_p": 0.75, "top_k": 7, "min_p": 0.125,
+    "repetition_penalty": 1.5, "max_new_tokens": 9, "num_beams": 1,
+}  # fmt: skip
+SAMPLING: dict[str, Any] = {
+    "temperature": 0.25, "top_p": 0.75, "top_k": 7, "min_p": 0.125, "repetition_penalty": 1.5,
+    "max_tokens": 9,
+}  # fmt: skip
+
+
+def with_config(base: Path, folder: Path, config: dict[str, Any]) -> Path:
+    """Return a copy of `base` in `folder` with `config` for its generation config."""
+    shutil.copytree(base, folder)
+    (folder / "generation_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(
+    tmp_path_factory: pytest.TempPathFactory, chat_folders: dict[str, Path]
+) -> Iterator[RunningServer]:
+    folder = tmp_path_factory.mktemp("defaults")
+    base = with_config(chat_folders["base"], folder / "base", OF_BASE)
+    for name in ("plain", "own"):
+        shutil.copytree(chat_folders[name], folder / "adapters" / name)
+    (folder / "adapters" / "own" / "generation_config.json").write_text(
+        json.dumps({"temperature": 0.5, "max_new_tokens": 4})
+    )
+    with RunningServer(folder, base, "--adapters", str(folder / "adapters")) as server:
+        yield server
+
+
+def told(sampling: Any, names: Any = SAMPLING) -> dict[str, Any]:
+    return {name: pytest.approx(sampling[name]) for name in names}
+
+
+def test_the_request_counts_before_the_adapter_and_that_before_the_base(client: Client) -> None:
+    for adapter in (None, "plain"):
+        answer = client.generate("hello", adapter=adapter, ignore_eos=True)
+        assert told(answer.sampling) == SAMPLING
+        assert answer.usage.completion_tokens == 9
+    own = client.generate("hello", adapter="own", ignore_eos=True)
+    assert told(own.sampling) == SAMPLING | {"temperature": 0.5, "max_tokens": 4}
+    given: dict[str, Any] = {
+        "temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0,
+        "max_tokens": 3,
+    }  # fmt: skip
+    assert told(client.generate("hello", adapter="own", **given).sampling) == given
+
+
+def test_what_is_told_is_what_is_done(client: Client) -> None:
+    open_, given = (
+        client.generate("hello", seed=5, ignore_eos=True, **more) for more in ({}, SAMPLING)
+    )
+    neutral = client.generate(
+        "hello", seed=5, ignore_eos=True, temperature=1.0, top_p=1.0, top_k=0, min_p=0.0,
+        repetition_penalty=1.0,
+    )  # fmt: skip
+    assert open_.token_ids == given.token_ids != neutral.token_ids
+
+
+def test_of_a_base_s_defaults_a_search_has_its_length_alone(client: Client) -> None:
+    found = client.generate("hello", num_beams=2, ignore_eos=True)
+    wanted = client.generate("hello", num_beams=2, ignore_eos=True, max_tokens=9)
+    assert found.token_ids == wanted.token_ids
+    assert found.sampling["repetition_penalty"] == 1.0
