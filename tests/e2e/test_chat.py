@@ -127,6 +127,8 @@ def test_without_defaults_the_servers_own_are_named(client: Client) -> None:
     assert first.sampling is not None
     assert (first.sampling["max_tokens"], first.sampling["temperature"]) == (256, 1.0)
     assert isinstance(first.sampling["seed"], int)
+    answer = client.chat(TALK, adapter="plain")
+    assert answer.sampling["max_tokens"] == 512 - answer.usage.prompt_tokens
 
 
 @pytest.mark.parametrize(("messages", "field"), [

@@ -21,10 +21,13 @@ from loramux.v1.generation_pb2 import (
 )
 from loramux_server.field_errors import invalid
 from loramux_server.forms.form import Form, FormKind
+from loramux_server.services.choice import Choice as ChosenAdapters
 from loramux_server.services.generation.conversation import talk_of
 from loramux_server.services.generation.defaults import with_defaults
 from loramux_server.services.generation.forms import form_of
+from loramux_server.services.generation.options import options_of
 from loramux_server.services.generation.prediction import check_prediction
+from loramux_server.services.generation.prepared import Prepared
 from loramux_server.services.generation.sampling import samplings, text_options
 from loramux_server.services.limits import check_fields
 from loramux_server.wire.model_info import ModelInfo
@@ -140,6 +143,28 @@ def test_top_k_can_be_switched_off_in_two_ways(top_k: int) -> None:
 @given(num_prompt=st.integers(1, 999))
 def test_without_max_tokens_a_completion_never_leaves_the_context(num_prompt: int) -> None:
     assert sampling_of(num_prompt).max_tokens == min(256, 1000 - num_prompt)
+
+
+@pytest.mark.parametrize(("request_fields", "defaults", "most", "kept"), [
+    ({}, {}, 256, 256),
+    ({"messages": [ChatMessage()]}, {}, 990, 256),
+    ({"messages": [ChatMessage()]}, {"max_tokens": 700}, 700, 700),
+    ({"messages": [ChatMessage()], "sampling": SamplingParams(max_tokens=800)}, {}, 800, 800),
+    ({"messages": [ChatMessage()], "sampling": SamplingParams(num_beams=2)}, {}, 256, 512),
+])  # fmt: skip
+def test_an_answer_in_a_conversation_has_what_the_context_leaves(
+    request_fields: dict[str, Any], defaults: dict[str, Any], most: int, kept: int
+) -> None:
+    prepared = Prepared(
+        prompt=[1] * 10, num_source=0, images=[], predicted=[], tokenizer=None, tool_use=None,
+        thinking=None, end_token=None,
+    )  # fmt: skip
+    request = GenerateRequest(**request_fields)
+    options = options_of(
+        request, prepared, model=MODEL, adapters=ChosenAdapters(), defaults=defaults
+    )
+    assert options.samplings[0].max_tokens == most
+    assert options.num_expected == kept
 
 
 @given(seed=st.integers(-(2**63), 2**63 - 1), n=st.integers(1, 8))

@@ -141,6 +141,19 @@ def test_tokens_that_were_not_used_come_back() -> None:
     assert setup.tokens(50) is None
 
 
+def test_tokens_beyond_those_that_were_kept_are_owed_as_they_are_used() -> None:
+    setup = Setup(tokens_per_minute=60)
+    with setup.quotas.tokens("acme", 40) as reserved:
+        reserved.use(30)
+        assert setup.tokens(20) is None
+        reserved.use(70)
+        error = setup.tokens(1)
+        assert error is not None
+        assert error.retry_delay == pytest.approx(31)  # 20 were there; 30 of them are owed
+    setup.clock.now += 50
+    assert setup.tokens(20) is None
+
+
 def test_tokens_of_a_request_that_fails_at_once_come_back() -> None:
     setup = Setup(tokens_per_minute=60)
     with pytest.raises(ValueError, match="at once"), setup.quotas.tokens("acme", 60):

@@ -538,8 +538,9 @@ Global___Image: _TypeAlias = Image  # noqa: Y015
 @_typing.final
 class SamplingParams(_message.Message):
     """SamplingParams says how tokens are chosen and when a completion ends. An absent field has the
-    default of the adapter's package, or else the one given here, which is why most are optional. The
-    package's defaults of stop and stop_token_ids apply if those are empty.
+    default of the adapter's package, else that of the base's generation_config.json, or else the one given
+    here, which is why most are optional. The package's defaults of stop and stop_token_ids apply if those
+    are empty.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -588,9 +589,10 @@ class SamplingParams(_message.Message):
     LENGTH_PENALTY_FIELD_NUMBER: _builtins.int
     EARLY_STOPPING_FIELD_NUMBER: _builtins.int
     max_tokens: _builtins.int
-    """max_tokens is the maximum number of tokens of a completion; absent means 256, or what is left
-    of the context. For an encoder-decoder, the decoder_prompt takes room of the output, and the
-    prompt does not. With prompt_logprobs it may be 0: no token is generated, and n is 1.
+    """max_tokens is the maximum number of tokens of a completion; absent means what is left of the context,
+    and at most 256 of it for prompts that are no messages, and in a beam search. For an encoder-decoder,
+    the decoder_prompt takes room of the output, and the prompt does not. With prompt_logprobs it may be
+    0: no token is generated, and n is 1.
     """
     min_tokens: _builtins.int
     """min_tokens is the number of tokens before which no end or stop token may come; absent means 0."""

@@ -18,11 +18,29 @@ _BUSY_DELAY = 1.0
 
 
 class Reserved:
-    """Tokens that a request may use; what it does not is given back."""
+    """Tokens that are kept for a request: what it does not use is given back.
 
-    def __init__(self, num_tokens: int) -> None:
+    Some requests may use more than was kept. That is taken as they use it, be it there or not, and
+    the tenant's next request waits until it has come back.
+    """
+
+    def __init__(self, num_tokens: int, take: Callable[[int], None]) -> None:
+        """Keep tokens.
+
+        Args:
+            num_tokens: How many.
+            take: Takes so many more.
+        """
         self.num_tokens = num_tokens
         self.num_used = 0
+        self._take = take
+
+    def use(self, num_used: int) -> None:
+        """Note that so many are used by now, all together."""
+        self.num_used = num_used
+        if num_used > self.num_tokens:
+            self._take(num_used - self.num_tokens)
+            self.num_tokens = num_used
 
 
 @dataclass(slots=True)
@@ -110,7 +128,7 @@ class Quotas:
 
         Args:
             tenant: Whose request it is.
-            num_tokens: The most that the request can use, its prompt included.
+            num_tokens: The most that the request is expected to use, its prompt included.
 
         Raises:
             ResourceExhaustedError: It used too many lately, or the request wants more than it can
@@ -118,19 +136,19 @@ class Quotas:
         """
         use = self._use(tenant)
         bucket = use.tokens if use else None
-        reserved = Reserved(num_tokens)
         if bucket is None:
-            yield reserved
+            yield Reserved(num_tokens, lambda _: None)
             return
         now = self._clock()
         if delay := bucket.wait(num_tokens, now):
             what = f"{bucket.capacity:.0f} tokens a minute, and this request may use {num_tokens}"
             raise _exceeded(tenant, what, delay)
         bucket.take(num_tokens, now)
+        reserved = Reserved(num_tokens, lambda more: bucket.take(more, self._clock()))
         try:
             yield reserved
         finally:
-            bucket.give_back(num_tokens - reserved.num_used)
+            bucket.give_back(reserved.num_tokens - reserved.num_used)
 
     def _use(self, tenant: str) -> _Use | None:
         """Return what `tenant` uses, or None if nobody counts that."""

@@ -25,7 +25,7 @@ class TokenBucket:
         return max(0.0, (amount - self._level) / self.rate)
 
     def take(self, amount: float, now: float) -> None:
-        """Take `amount`, which has to be there."""
+        """Take `amount`; what is not there is owed."""
         self._fill(now)
         self._level -= amount
 

@@ -68,7 +68,7 @@ class BeamSearch:
             yield
         finally:
             num_used = self._call.prepared.num_asked + self._num_made
-            self._call.reserved.num_used = num_used if self._num_made else 0
+            self._call.reserved.use(num_used if self._num_made else 0)
 
     async def responses(self) -> list[generation_pb2.StreamGenerateResponse]:
         """Wait for the end of the search, and return each of the best completions in one piece.

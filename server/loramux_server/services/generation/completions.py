@@ -22,6 +22,7 @@ class Completions:
         self._arriving = PromptFirst(submission.mailbox, is_asked=call.tells_prompt)
         self.outputs = call.outputs()
         self.num_open = len(self.outputs)
+        self._num_pushed = 0
         self._response = call.first_response()
         """What is sent next."""
         self._ends_with_prompt = False
@@ -42,9 +43,7 @@ class Completions:
                 for index, output in enumerate(self.outputs)
             )
             is_done = num_made or any(output.is_finished for output in self.outputs)
-            self._call.reserved.num_used = (
-                self._call.prepared.num_asked + num_made if is_done else 0
-            )
+            self._call.reserved.use(self._call.prepared.num_asked + num_made if is_done else 0)
 
     async def take(self) -> dict[int, list[Token]]:
         """Wait, and return the tokens that have arrived, in order, by the completion's index.
@@ -72,6 +71,8 @@ class Completions:
             output.end(response.delta)
         elif count := output.push(tokens, response.delta):
             self._call.observer.tokens(index, count)
+            self._num_pushed += count
+            self._call.reserved.use(self._call.prepared.num_asked + self._num_pushed)
         if output.is_finished:
             self.num_open -= 1
             self._submission.finish(index)

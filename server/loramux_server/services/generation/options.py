@@ -7,13 +7,23 @@ from loramux.v1 import generation_pb2
 from loramux_server.forms.form import Form, FormKind
 from loramux_server.reasoning.thinking import Thinking
 from loramux_server.services.choice import Choice
-from loramux_server.services.generation.beam_fields import beams_of, searched, searching_defaults
+from loramux_server.services.generation.beam_fields import (
+    beams_of,
+    is_search,
+    searched,
+    searching_defaults,
+)
 from loramux_server.services.generation.beams import BeamOptions
 from loramux_server.services.generation.defaults import used, with_defaults
 from loramux_server.services.generation.forms import form_of
 from loramux_server.services.generation.prepared import Prepared
 from loramux_server.services.generation.prompt_logprobs import check_told
-from loramux_server.services.generation.sampling import TextOptions, samplings, text_options
+from loramux_server.services.generation.sampling import (
+    DEFAULT_MAX_TOKENS,
+    TextOptions,
+    samplings,
+    text_options,
+)
 from loramux_server.wire.model_info import ModelInfo
 from loramux_server.wire.sampling import Sampling
 
@@ -33,13 +43,20 @@ class Options:
     """How what is thought is told apart in it; None where it is not."""
     beams: BeamOptions | None
     """What a beam search is to find; None where tokens are chosen one by one."""
+    is_open: bool = False
+    """Whether nobody said how long the completions may be, which is what the context leaves."""
 
     @property
-    def most_tokens(self) -> int:
-        """Tokens that the completions may have all together, or those of a search."""
+    def num_expected(self) -> int:
+        """Tokens that a quota has to have for the completions all together, or for a search.
+
+        As many as there may be; of one that is open as many as of a text by default, since few
+        answers are nearly as long as a context.
+        """
         if self.beams:
             return self.beams.most_tokens
-        return sum(sampling.max_tokens for sampling in self.samplings)
+        most = [sampling.max_tokens for sampling in self.samplings]
+        return sum(min(each, DEFAULT_MAX_TOKENS) if self.is_open else each for each in most)
 
 
 def options_of(
@@ -71,6 +88,7 @@ def options_of(
     if num_before and adapters.source and adapters.source.has_cache:
         # Keys and values stand before what is written, and embeddings before what is read.
         num_before, num_virtual = num_before + num_virtual, 0
+    is_chat = bool(request.messages) and not is_search(params)
     chosen = samplings(
         params,
         prepared.num_asked,
@@ -79,6 +97,7 @@ def options_of(
         num_virtual=num_virtual,
         num_seen=prepared.num_image_tokens,
         num_begun=num_before,
+        fills_context=is_chat,
         form=form,
     )
     check_told(params, prepared.num_asked)
@@ -89,6 +108,7 @@ def options_of(
         form=form,
         thinking=thinking,
         beams=beams_of(params, chosen[0], model, adapters.vocab_size, prepared.num_begun),
+        is_open=is_chat and not (params.HasField("max_tokens") or "max_tokens" in defaults),
     )
 
 

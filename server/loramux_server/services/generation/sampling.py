@@ -14,6 +14,7 @@ from loramux_server.wire.model_info import ModelInfo
 from loramux_server.wire.sampling import Sampling
 
 DEFAULT_MAX_TOKENS = 256
+"""Of a completion of a text; an answer in a conversation has what the context leaves."""
 _SEEDS = 1 << 64
 
 
@@ -35,6 +36,7 @@ def samplings(
     num_virtual: int = 0,
     num_seen: int = 0,
     num_begun: int = 0,
+    fills_context: bool = False,
     form: Form | None = None,
 ) -> list[Sampling]:
     """Return how each of the n completions of a prompt of `num_prompt` tokens is chosen.
@@ -47,13 +49,15 @@ def samplings(
         num_virtual: Tokens that the adapter puts before the prompt.
         num_seen: How many tokens of the prompt stand for images.
         num_begun: With how many tokens the text begins that is written, if it is another.
+        fills_context: Whether each may be as long as the context allows where nobody says.
         form: What each has to be; None for anything.
 
     Raises:
         InvalidArgumentError: Prompt and completion do not fit the context.
     """
     room = completion_room(num_prompt, params, model, num_virtual, num_seen, num_begun)
-    max_tokens = cast(int, defaults.get("max_tokens", DEFAULT_MAX_TOKENS))
+    default = room if fills_context else DEFAULT_MAX_TOKENS
+    max_tokens = cast(int, defaults.get("max_tokens", default))
     if params.HasField("max_tokens"):
         max_tokens = params.max_tokens
     forbidden = dict.fromkeys(model.writing.forbidden if model.writing else (), -math.inf)

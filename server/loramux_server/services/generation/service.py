@@ -140,7 +140,7 @@ class GenerationService:
                     defaults=entered.defaults,
                 )  # fmt: skip
                 num_asked, form = prepared.num_asked, options.form
-                with self._quotas.tokens(tenant, num_asked + options.most_tokens) as reserved:
+                with self._quotas.tokens(tenant, num_asked + options.num_expected) as reserved:
                     observer.resolved(adapters.label, num_asked, form.kind if form else None)
                     yield GenerationCall(
                         request_id=entered.request_id,
