@@ -10,6 +10,7 @@ class ServerInfo:
 
     version: str
     base_model: str
+    """What it is called: `loramux serve --served-model-name`, or the last part of its path."""
     architecture: str
     fingerprint: str
     """Digest over the architecture, the tokenizer, and the shape and a sample of the values of each
@@ -39,6 +40,8 @@ class ServerInfo:
     source_length: int = 0
     """For an encoder-decoder, how many tokens of `context_length` are for its input; the others are
     for its output. Otherwise 0."""
+    base_aliases: tuple[str, ...] = ()
+    """Other names of the base model, accepted where a field names it or an adapter."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,7 @@ def server_info(message: server_pb2.GetServerInfoResponse) -> ServerInfo:
         lineage=message.lineage,
         kind=_KINDS.get(base.kind, "unknown"),
         source_length=base.source_length,
+        base_aliases=tuple(base.aliases),
     )
 
 

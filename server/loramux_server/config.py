@@ -10,6 +10,7 @@ from loramux_server.wire.engine_config import EngineConfig
 
 _DOMAIN = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
 _ENDPOINT = re.compile(r"https?://[^\s/?#]+")
+_MAX_NAME = 256
 _TOGETHER = (
     ("tls_cert", "tls_key"),
     ("tls_key", "tls_cert"),
@@ -26,6 +27,14 @@ class ConfigError(Exception):
 class ServerConfig(EngineConfig, frozen=True, kw_only=True):
     """The engine's settings and those of the frontend. Sizes are in bytes, times in seconds."""
 
+    served_model_name: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="What clients call the base model; can be given several times: the first "
+            "is reported, all are accepted. By default the last part of --model, and all of it "
+            "where that is a hub id."
+        ),
+    ] = ()
     adapters: Annotated[
         str | None,
         Meta(
@@ -376,6 +385,7 @@ def make_config(settings: dict[str, object]) -> ServerConfig:
     domain = config.tls_client_domain
     if domain is not None and not _DOMAIN.fullmatch(domain):
         raise ConfigError(f"--tls-client-domain is {domain!r}; expected one such as example.org")
+    _check_names(config.served_model_name)
     endpoint = config.tracing_endpoint
     if endpoint is not None and not _ENDPOINT.match(endpoint):
         raise ConfigError(
@@ -385,6 +395,17 @@ def make_config(settings: dict[str, object]) -> ServerConfig:
         if getattr(config, name) is not None and getattr(config, needed) is None:
             raise ConfigError(f"{_flag(name)} is set; set {_flag(needed)}, too")
     return config
+
+
+def _check_names(names: tuple[str, ...]) -> None:
+    for name in names:
+        if not (name.isprintable() and name == name.strip() and 1 <= len(name) <= _MAX_NAME):
+            raise ConfigError(
+                f"--served-model-name is {name!r}; expected 1 to {_MAX_NAME} printable characters, "
+                "and no space at either end"
+            )
+        if names.count(name) > 1:
+            raise ConfigError(f"--served-model-name is {name!r} twice; expected different names")
 
 
 def _explained(message: str, settings: dict[str, object]) -> str:

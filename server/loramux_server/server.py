@@ -39,6 +39,7 @@ from loramux_server.ready_file import write_ready_file
 from loramux_server.replica.forwarding import Forwarding
 from loramux_server.replica.mirror import Mirror
 from loramux_server.replica.primary import Primary
+from loramux_server.served_names import named
 from loramux_server.services.adapters.expiry import expire, keep_expiring
 from loramux_server.services.build import Parts, Services, build_services
 from loramux_server.services.deadline import MAX_TIMEOUT
@@ -198,11 +199,12 @@ class Server:
         config = self._config
         self._exit.push_async_callback(self._engine.process.stop)
         model = await self._engine.process.start()
-        self._metrics.describe(model)
         store = opened.store or self._open_store(default_store(model))
         claim(store.registry, model)
         become(store.registry, is_replica=opened.primary is not None)
         base = ServedBase.of(model, max_host_bytes=model.sizes.host_adapter_memory)
+        model = named(model, config)
+        self._metrics.describe(model)
         folder, signers = opened.adapters, opened.signers
         directory = directory_of(folder, store.registry, base, signers, opened.audit)
         if opened.primary is None:

@@ -6,9 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
+import openai
 import pytest
 
 from loramux import Client
+from tests.support.open_inference import asking, call, texts_of
 from tests.support.server import RunningServer
 
 OF_BASE: dict[str, Any] = {
@@ -19,6 +22,8 @@ SAMPLING: dict[str, Any] = {
     "temperature": 0.25, "top_p": 0.75, "top_k": 7, "min_p": 0.125, "repetition_penalty": 1.5,
     "max_tokens": 9,
 }  # fmt: skip
+NAMES = ["gpt-4", "plain"]
+"""What the base is called; an adapter has one of the names, too."""
 
 
 def with_config(base: Path, folder: Path, config: dict[str, Any]) -> Path:
@@ -39,7 +44,8 @@ def server(
     (folder / "adapters" / "own" / "generation_config.json").write_text(
         json.dumps({"temperature": 0.5, "max_new_tokens": 4})
     )
-    with RunningServer(folder, base, "--adapters", str(folder / "adapters")) as server:
+    names = (f"--served-model-name={name}" for name in NAMES)
+    with RunningServer(folder, base, "--adapters", str(folder / "adapters"), *names) as server:
         yield server
 
 
@@ -77,3 +83,38 @@ def test_of_a_base_s_defaults_a_search_has_its_length_alone(client: Client) -> N
     wanted = client.generate("hello", num_beams=2, ignore_eos=True, max_tokens=9)
     assert found.token_ids == wanted.token_ids
     assert found.sampling["repetition_penalty"] == 1.0
+
+
+def test_the_base_has_the_names_that_it_was_given_and_these_go_first(
+    server: RunningServer, client: Client, door: openai.OpenAI
+) -> None:
+    info = client.info()
+    assert [info.base_model, *info.base_aliases] == NAMES
+    assert [model.id for model in door.models.list()] == [*NAMES, "own", "public/plain"]
+    asked: dict[str, Any] = {"prompt": "hello", "temperature": 0}
+    texts = {}
+    for name, reported in (("gpt-4", "gpt-4"), ("plain", "gpt-4"), ("public/plain",) * 2):
+        assert door.models.retrieve(name).id == name
+        answer = door.completions.create(model=name, **asked)
+        assert answer.model == reported
+        texts[name] = answer.choices[0].text
+    assert texts["plain"] == texts["gpt-4"] != texts["public/plain"]
+    mix: dict[str, Any] = {"adapters": [{"name": "plain", "scale": 1.0}]}
+    mixed = door.completions.create(model="plain", extra_body=mix, **asked)
+    assert mixed.choices[0].text == texts["public/plain"]
+    for name in ("base", "gpt-4o"):
+        with pytest.raises(openai.NotFoundError):
+            door.completions.create(model=name, **asked)
+    with grpc.insecure_channel(server.target) as channel:
+        found = [
+            texts_of(
+                call(channel, "ModelInfer", asking(name, "hello", parameters={"temperature": 0}))
+            )
+            for name in (*NAMES, "public/plain")
+        ]
+    assert found[0] == found[1] != found[2]
+    # Where a field can mean nothing but an adapter, it does.
+    own = client.generate("hello", adapter="plain", temperature=0)
+    assert own.text == texts["public/plain"]
+    told = "the base model and an adapter of tenant public are both called plain"
+    assert server.log.read_text().replace("\n", " ").count(told) == 1

@@ -12,7 +12,9 @@ from loramux_server.commands.flags import parse_size, show_size, takes_config
 from loramux_server.commands.headings import HEADINGS
 from loramux_server.commands.serve import run
 from loramux_server.config import ConfigError, ServerConfig, make_config, split_address
+from loramux_server.served_names import named
 from loramux_server.wire.engine_config import EngineConfig
+from tests.server.test_limits import MODEL
 
 
 def from_flags(*arguments: str) -> ServerConfig:
@@ -52,6 +54,7 @@ def test_every_field_has_a_flag() -> None:
         max_waiting_tokens=18, max_waiting_bytes=19, max_lag=0.25, reader_timeout=20.0,
         keepalive=21.0, max_connection_age=22.0, stream_interval=23,
         max_images=24, max_image_bytes=25, max_image_pixels=26,
+        generation_config="n", served_model_name=("o", "p"),
     )  # fmt: skip
     values = msgspec.structs.asdict(config)
     assert all(value != getattr(ServerConfig(model=""), name) for name, value in values.items())
@@ -172,3 +175,23 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 @given(st.integers(0, 1 << 50))
 def test_a_size_is_shown_as_it_is_read(size: int) -> None:
     assert parse_size(show_size(size)) == size
+
+
+@pytest.mark.parametrize(("model", "names", "wanted"), [
+    ("meta-llama/Llama-3.1-8B", (), ["last", "meta-llama/Llama-3.1-8B"]),
+    ("meta-llama/Llama-3.1-8B", ("a", "b/c"), ["a", "b/c"]),
+    ("./llama", (), ["last"]),
+    ("/srv/llama", (), ["last"]),
+    ("gpt2", (), ["last"]),
+])  # fmt: skip
+def test_a_base_has_its_hub_id_where_no_other_name_is_given(
+    model: str, names: tuple[str, ...], wanted: list[str]
+) -> None:
+    config = ServerConfig(model=model, served_model_name=names)
+    assert named(msgspec.structs.replace(MODEL, name="last"), config).names == wanted
+
+
+@pytest.mark.parametrize("names", [("",), (" a",), ("a\n",), ("a" * 257,), ("a", "a")])
+def test_a_name_that_cannot_be_had_is_refused(names: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match=r"--served-model-name is .* expected"):
+        make_config({"model": "a", "served_model_name": names})

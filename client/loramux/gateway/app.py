@@ -5,7 +5,6 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Protocol, TypeVar
 
-import msgspec
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -25,9 +24,10 @@ from loramux.gateway.console import Console
 from loramux.gateway.embeddings import Embedding, EmbeddingBody
 from loramux.gateway.handlers import HANDLERS
 from loramux.gateway.hosts import KnownHosts
+from loramux.gateway.labelling import LabellingBody
 from loramux.gateway.lora_adapters import LoadBody, LoraAdapters, UnloadBody
 from loramux.gateway.lora_root import LoraRoot
-from loramux.gateway.models import adapter_model, base_model, models
+from loramux.gateway.models import adapter_model, base_model, models, reported
 from loramux.gateway.names import Names
 from loramux.gateway.parsing import parse
 from loramux.gateway.reading import MAX_BODY_BYTES, read
@@ -39,7 +39,7 @@ from loramux.gateway.told_prompt import PromptOptions
 from loramux.v1 import generation_pb2
 
 B = TypeVar("B", bound=Body)
-S = TypeVar("S", bound=msgspec.Struct)
+S = TypeVar("S", bound=EmbeddingBody | LabellingBody)
 Ask = Callable[[B, str, str], list[generation_pb2.GenerateRequest]]
 
 
@@ -132,8 +132,8 @@ class Gateway:
         """`GET /v1/models/{id}`."""
         caller, name = caller_of(request.scope), request.path_params["id"]
         server = await self.backend.info(caller)
-        if name == server.base_model:
-            found = base_model(server)
+        if reported(name, server) == server.base_model:
+            found = base_model(server, name)
         else:
             found = adapter_model(await self.backend.adapter(name, caller), server, name)
         if anthropic.is_anthropic(request.scope):
@@ -160,6 +160,7 @@ class Gateway:
         body = parse(await read(request), kind)
         caller = caller_of(request.scope)
         server = await self.backend.info(caller)
+        body.model = reported(body.model, server)
         return WhileThere(answering(body, self.backend, caller, server.base_model).whole)
 
     async def _completions(
@@ -173,6 +174,7 @@ class Gateway:
         body = parse(await read(request, partial(self._most_bytes, caller)), kind)
         request.state.names = Names(body.called)
         server = await self.backend.info(caller)
+        body.model = reported(body.model, server)
         asked = ask(body, server.base_model, caller.request_id)
         body.of_prompts.check(server)
         answering = Answering(

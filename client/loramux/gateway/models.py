@@ -5,10 +5,15 @@ from loramux.types import Adapter, ServerInfo
 Object = dict[str, object]
 
 
-def base_model(server: ServerInfo) -> Object:
-    """Return the object for the base model; nobody knows when that was made."""
+def reported(name: str, server: ServerInfo) -> str:
+    """Return `name` of a model, or the one that is reported of the base where it means that."""
+    return server.base_model if name in server.base_aliases else name
+
+
+def base_model(server: ServerInfo, name: str = "") -> Object:
+    """Return the object for the base model as `name`; nobody knows when that was made."""
     return {
-        "id": server.base_model,
+        "id": name or server.base_model,
         "object": "model",
         "created": 0,
         "owned_by": "loramux",
@@ -38,11 +43,17 @@ def models(server: ServerInfo, adapters: list[Adapter]) -> Object:
         for adapter in adapters
         if adapter.task in ("", "FEATURE_EXTRACTION", "SEQ_CLS")
     ]
-    return {"object": "list", "data": [base_model(server), *found]}
+    bases = [base_model(server, name) for name in _base_names(server)]
+    return {"object": "list", "data": [*bases, *found]}
 
 
 def _name(adapter: Adapter, server: ServerInfo) -> str:
     """Return by which `model` the newest version of `adapter` is meant."""
     # A reference names the version; without, the newest one is meant, as in the list.
-    name = adapter.reference.rpartition(":")[0]
-    return f"{adapter.tenant}/{adapter.name}" if name == server.base_model else name
+    in_full = f"{adapter.tenant}/{adapter.name}"
+    names = (adapter.reference.rpartition(":")[0], in_full, f"{in_full}:{adapter.version}")
+    return next(name for name in names if name not in _base_names(server))
+
+
+def _base_names(server: ServerInfo) -> list[str]:
+    return [server.base_model, *server.base_aliases]

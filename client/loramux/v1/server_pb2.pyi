@@ -3,8 +3,10 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
@@ -309,8 +311,11 @@ class BaseModel(_message.Message):
     HAS_CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
     SOURCE_LENGTH_FIELD_NUMBER: _builtins.int
+    ALIASES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """name is the last part of the folder or Hub id that the server was started with."""
+    """name is the name for clients: the first --served-model-name, or else the last part of the folder or
+    Hub id that the server was started with.
+    """
     architecture: _builtins.str
     """architecture is the model class, such as `LlamaForCausalLM`."""
     fingerprint: _builtins.str
@@ -337,6 +342,12 @@ class BaseModel(_message.Message):
     """source_length is how many tokens of context_length are for the input of an encoder-decoder; the
     others are for its output. Otherwise 0.
     """
+    @_builtins.property
+    def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """aliases are other names that are accepted where a field names the base or an adapter, over HTTP and
+        in the Open Inference Protocol. All of its names go before those of adapters there.
+        """
+
     def __init__(
         self,
         *,
@@ -352,10 +363,11 @@ class BaseModel(_message.Message):
         has_chat_template: _builtins.bool = ...,
         kind: Global___BaseModelKind.ValueType = ...,
         source_length: _builtins.int = ...,
+        aliases: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "context_length", b"context_length", "device", b"device", "dtype", b"dtype", "fingerprint", b"fingerprint", "has_chat_template", b"has_chat_template", "has_tokenizer", b"has_tokenizer", "kind", b"kind", "name", b"name", "num_parameters", b"num_parameters", "source_length", b"source_length", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "architecture", b"architecture", "context_length", b"context_length", "device", b"device", "dtype", b"dtype", "fingerprint", b"fingerprint", "has_chat_template", b"has_chat_template", "has_tokenizer", b"has_tokenizer", "kind", b"kind", "name", b"name", "num_parameters", b"num_parameters", "source_length", b"source_length", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4,7 +4,7 @@ HEADINGS = {
     "Base model": (
         "model", "revision", "dtype", "device", "kernels", "enforce_eager", "quantization",
         "deterministic", "tensor_parallel", "threads", "max_context", "max_images",
-        "generation_config",
+        "generation_config", "served_model_name",
     ),
     "Batching": (
         "max_running", "max_batch_tokens", "max_stall", "max_bypassed", "speculative_tokens",

@@ -1,5 +1,6 @@
 """Whose name a model has: the base's, or that of a version of an adapter."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from loramux.errors import InvalidArgumentError, NotFoundError
@@ -11,13 +12,14 @@ from loramux_server.field_errors import invalid
 from loramux_server.store.reference import parse_reference
 
 
-def reference_of(name: str, version: str, base: str, prefix: str = "model_") -> str:
+def reference_of(name: str, version: str, names: Sequence[str], prefix: str = "model_") -> str:
     """Return the full reference to the adapter that a model is; empty for the base model.
 
     Args:
         name: Of the model, as the caller says it.
         version: A number or an alias; empty for the newest.
-        base: What the base model is called.
+        names: What the base model is called, the reported name first. They go before adapters of
+            the same name.
         prefix: What the fields `name` and `version` begin with in the request.
 
     Raises:
@@ -25,10 +27,11 @@ def reference_of(name: str, version: str, base: str, prefix: str = "model_") -> 
         InvalidArgumentError: No version can be called so.
     """
     field = f"{prefix}name"
-    if name == base:
+    base = names[0]
+    if name in names:
         if version:
             raise _not_found(
-                f"{prefix}version is {shown(version)}; the base model {base!r} has no versions",
+                f"{prefix}version is {shown(version)}; the base model {name!r} has no versions",
                 f"{prefix}version",
             )
         return ""

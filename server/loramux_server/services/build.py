@@ -14,6 +14,7 @@ from loramux_server.images.preparer import Preparer
 from loramux_server.metrics.loop_lag import LoopLag
 from loramux_server.metrics.series import Metrics
 from loramux_server.observe.audit import Audit
+from loramux_server.served_names import SharedNames
 from loramux_server.services.adapters.aliases import AliasService
 from loramux_server.services.adapters.changes import Changes
 from loramux_server.services.adapters.chunks import Chunks
@@ -82,6 +83,7 @@ class Services:
     room: WaitingRoom
     spans: RequestSpans
     lag: LoopLag
+    shared_names: SharedNames
 
     def report(self, report: Report) -> None:
         """Take in what one step of the engine had to tell."""
@@ -99,8 +101,11 @@ class Services:
 
     def follow(self, registry: Registry, loop: asyncio.AbstractEventLoop) -> None:
         """Take in, on `loop`, what happens to the versions of `registry` from now on."""
+        self.shared_names.look_at(registry.records())
 
         def happened(what: str, record: AdapterRecord) -> None:
+            if what == ADDED:
+                self.shared_names.look_at([record])
             if what == REMOVED:
                 self.pins.forget(record)
                 if not registry.versions(record.full_name):
@@ -239,6 +244,7 @@ def build_services(parts: Parts) -> Services:
         room=room,
         spans=shared.spans,
         lag=lag,
+        shared_names=SharedNames(parts.model.names),
     )
 
 

@@ -192,7 +192,7 @@ class OpenInferenceService:
             InvalidArgumentError: None can be called so, or the base model knows no text.
             FailedPreconditionError: It, or the base model, does not continue text.
         """
-        reference = reference_of(request.model_name, request.model_version, self._model.name)
+        reference = reference_of(request.model_name, request.model_version, self._model.names)
         check_writes(self._model)
         instead = "call loramux.v1.GenerationService.Generate with prompt_token_ids"
         check_readable(TEXT_INPUT, instead, self._model)
@@ -210,7 +210,7 @@ class OpenInferenceService:
             NotFoundError: There is none.
             InvalidArgumentError: None can be called so.
         """
-        reference = reference_of(name, version, self._model.name, prefix="")
+        reference = reference_of(name, version, self._model.names, prefix="")
         return self._registry.get(reference) if reference else None
 
 

@@ -53,6 +53,7 @@ class ServerService:
                 has_chat_template=model.chat_template is not None,
                 kind=_KINDS[model.kind],
                 source_length=model.source_length,
+                aliases=model.aliases,
             ),
             max_running_requests=model.max_running,
             max_upload_bytes=config.max_upload,

@@ -23,6 +23,8 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     """What the frontend needs to know about the base model."""
 
     name: str
+    aliases: list[str] = []
+    """Other names by which clients may call it; the engine knows of none."""
     architecture: str
     kind: ModelKind = ModelKind.DECODER
     fingerprint: str
@@ -87,6 +89,11 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     """Requests of which there is room for what recurrent layers know; 0 without such."""
     sizes: EngineSizes
     """What it has of all that a config may leave open."""
+
+    @property
+    def names(self) -> list[str]:
+        """All by which clients may call it, the one that is reported first."""
+        return [self.name, *self.aliases]
 
     @property
     def is_encoder(self) -> bool:

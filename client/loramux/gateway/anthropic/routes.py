@@ -19,6 +19,7 @@ from loramux.gateway.anthropic.refusal import request_header
 from loramux.gateway.anthropic.turns import Turns
 from loramux.gateway.backend import Backend
 from loramux.gateway.caller import Caller, caller_of
+from loramux.gateway.models import reported
 from loramux.gateway.parsing import parse
 from loramux.gateway.reading import read
 from loramux.v1 import generation_pb2
@@ -80,6 +81,7 @@ class Messages:
         turns = Turns(body)
         request.state.names = names = MessageNames(places=turns.names)
         server = await self._backend().info(caller)
+        body.model = reported(body.model, server)
         asked = asked_by(body, turns, server.base_model)
         named = replace(caller, returned=caller.returned | request_header(caller))
         return named, body, names, asked

@@ -7,6 +7,7 @@ from starlette.requests import Request
 from loramux.gateway.answering import WhileThere
 from loramux.gateway.backend import Backend
 from loramux.gateway.caller import caller_of
+from loramux.gateway.models import reported
 from loramux.gateway.parsing import OPENAI, Unserved, parse
 from loramux.gateway.reading import read
 from loramux.gateway.responses.answering import Responding, ResponseEvents
@@ -41,6 +42,7 @@ async def respond(
     talk = talk_of(body.instructions, body.input)
     request.state.names = names = ResponsesNames(body.called, talk.sources)
     server = await backend.info(caller)
+    body.model = reported(body.model, server)
     responding = Responding(
         backend=backend,
         caller=caller,

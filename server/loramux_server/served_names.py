@@ -1,0 +1,52 @@
+"""What clients call the base model."""
+
+import logging
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+import msgspec
+
+from loramux_server.config import ServerConfig
+from loramux_server.store.record import AdapterRecord
+from loramux_server.wire.model_info import ModelInfo
+
+_log = logging.getLogger(__name__)
+
+
+def named(model: ModelInfo, config: ServerConfig) -> ModelInfo:
+    """Return `model` with the names that clients may use.
+
+    Those are the ones of `--served-model-name`, or else the last part of `--model`, and all of it
+    where that is a hub id. A path is told to nobody.
+    """
+    first, *others = config.served_model_name or (model.name, *_hub_id(config.model))
+    return msgspec.structs.replace(model, name=first, aliases=others)
+
+
+def _hub_id(model: str) -> list[str]:
+    is_hub_id = model.count("/") == 1 and not model.startswith(("/", ".", "~"))
+    return [model] if is_hub_id and not Path(model).is_dir() else []
+
+
+class SharedNames:
+    """Tells operators of adapters that have a name of the base model.
+
+    Where one field names either, over HTTP and in the Open Inference Protocol, it means the base.
+    That is no error: a tenant could keep the server from starting with an adapter of that name.
+    """
+
+    def __init__(self, names: Collection[str]) -> None:
+        """Look for `names`."""
+        self._names = frozenset(names)
+
+    def look_at(self, records: Iterable[AdapterRecord]) -> None:
+        """Write to the log which of `records` have one of the names."""
+        for record in records:
+            in_full = f"{record.tenant}/{record.name}"
+            instead = in_full if in_full not in self._names else f"{in_full}:{record.version}"
+            for name in self._names.intersection((record.name, in_full)):
+                _log.warning(
+                    "the base model and an adapter of tenant %s are both called %s: as the model "
+                    "of a request that means the base; %s means the adapter",
+                    record.tenant, name, instead,
+                )  # fmt: skip
