@@ -254,6 +254,14 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True):
     default_timeout: Annotated[
         float, Meta(gt=0, description="Deadline in seconds of calls that come without one.")
     ] = 600.0
+    max_completions: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1024,
+            description="Most completions of one request (n), and never more than --max-waiting.",
+        ),
+    ] = 64
     max_waiting_tokens: Annotated[
         int,
         Meta(

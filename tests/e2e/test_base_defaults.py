@@ -118,3 +118,11 @@ def test_the_base_has_the_names_that_it_was_given_and_these_go_first(
     assert own.text == texts["public/plain"]
     told = "the base model and an adapter of tenant public are both called plain"
     assert server.log.read_text().replace("\n", " ").count(told) == 1
+
+
+def test_a_request_may_have_many_completions(client: Client, door: openai.OpenAI) -> None:
+    done = client.generate("hello", n=64, max_tokens=2, ignore_eos=True, seed=1, temperature=5)
+    assert [completion.index for completion in done.completions] == list(range(64))
+    assert done.usage.completion_tokens == 128
+    answer = door.completions.create(model="gpt-4", prompt="hello", n=40, max_tokens=1)
+    assert len(answer.choices) == 40

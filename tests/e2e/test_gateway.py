@@ -327,7 +327,7 @@ REFUSED: list[tuple[str, Any, int, str | None, str]] = [
     (TEXT, {"max_tokens": 1 << 40}, 400, "max_tokens", "invalid_field"),
     (TEXT, {"max_tokens": 512}, 400, "max_tokens", "context_length_exceeded"),
     (TEXT, {"prompt": "x" * 600}, 400, "prompt", "context_length_exceeded"),
-    (TEXT, {"n": 9}, 400, "n", "invalid_field"),
+    (TEXT, {"n": 65}, 400, "n", "invalid_field"),
     (TEXT, {"n": True}, 400, "n", "invalid_field"),
     (TEXT, {"best_of": 2}, 400, "best_of", "unsupported_parameter"),
     (TEXT, {"use_beam_search": True}, 400, "use_beam_search", "invalid_field"),

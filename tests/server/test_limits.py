@@ -3,6 +3,7 @@
 What is refused, and how, is in tests/e2e/test_bad_requests.py.
 """
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -19,9 +20,12 @@ from loramux.v1.generation_pb2 import (
     SamplingParams,
     StructuredOutput,
 )
+from loramux_server.config import ServerConfig
 from loramux_server.field_errors import invalid
 from loramux_server.forms.form import Form, FormKind
+from loramux_server.images.messages import Array, Image, PlacedImage
 from loramux_server.services.choice import Choice as ChosenAdapters
+from loramux_server.services.generation.completion_limits import CompletionLimits
 from loramux_server.services.generation.conversation import talk_of
 from loramux_server.services.generation.defaults import with_defaults
 from loramux_server.services.generation.forms import form_of
@@ -39,6 +43,10 @@ MODEL = ModelInfo(
     device="cpu", context_length=1000, vocab_size=12, num_parameters=1, eos_token_ids=[2],
     tokenizer_json="{}", layers={}, adapter_rows=8, max_running=8, num_blocks=8,
     sizes=sizes_of(),
+)  # fmt: skip
+PREPARED = Prepared(
+    prompt=[1] * 10, num_source=0, images=[], predicted=[], tokenizer=None, tool_use=None,
+    thinking=None, end_token=None,
 )  # fmt: skip
 WITHOUT_TOKENIZER = msgspec.structs.replace(MODEL, tokenizer_json=None)
 
@@ -155,13 +163,9 @@ def test_without_max_tokens_a_completion_never_leaves_the_context(num_prompt: in
 def test_an_answer_in_a_conversation_has_what_the_context_leaves(
     request_fields: dict[str, Any], defaults: dict[str, Any], most: int, kept: int
 ) -> None:
-    prepared = Prepared(
-        prompt=[1] * 10, num_source=0, images=[], predicted=[], tokenizer=None, tool_use=None,
-        thinking=None, end_token=None,
-    )  # fmt: skip
     request = GenerateRequest(**request_fields)
     options = options_of(
-        request, prepared, model=MODEL, adapters=ChosenAdapters(), defaults=defaults
+        request, PREPARED, model=MODEL, adapters=ChosenAdapters(), defaults=defaults
     )
     assert options.samplings[0].max_tokens == most
     assert options.num_expected == kept
@@ -264,6 +268,40 @@ def test_a_message_tells_a_count_as_a_count(params: dict[str, Any], said: str) -
     with pytest.raises(InvalidArgumentError) as caught:
         check_fields(request_of(**params), MODEL)
     assert str(caught.value) == f"sampling.{said}"
+
+
+def test_no_more_completions_than_may_wait_and_none_of_too_long_a_prompt() -> None:
+    def prepared(num_tokens: int, num_bytes: int = 0) -> Prepared:
+        array = Array("uint8", [num_bytes], bytes(num_bytes))
+        image = PlacedImage(0, 1, Image(b"", {"pixel_values": array}))
+        return dataclasses.replace(PREPARED, prompt=[1] * num_tokens, images=[image])
+
+    config = ServerConfig(model="", max_waiting_tokens=9000, max_waiting_bytes=1 << 20)
+    limits = CompletionLimits.of(config, MODEL)
+    for n in (1, 64):
+        limits.check(SamplingParams(n=n))
+    for n in (0, 65):
+        with pytest.raises(
+            InvalidArgumentError, match=f"n is {n}; expected an integer from 1 to 64"
+        ):
+            limits.check(SamplingParams(n=n))
+    few = CompletionLimits.of(msgspec.structs.replace(config, max_waiting=5), MODEL)
+    with pytest.raises(InvalidArgumentError, match="from 1 to 5"):
+        few.check(SamplingParams(n=6))
+    limits.check_copies(64, prepared(140))
+    limits.check_copies(8, prepared(5000, 1 << 20))
+    for large, told in (
+        (prepared(141), "with 141 tokens of its prompt for each completion, of which a request may "
+         "have 9000, expected at most 63"),
+        (prepared(9, 1 << 19), "with 524288 bytes of its images for each completion, of which a "
+         "request may have 1048576, expected at most 8"),
+    ):  # fmt: skip
+        with pytest.raises(InvalidArgumentError) as caught:
+            limits.check_copies(64, large)
+        assert (str(caught.value), caught.value.field) == (
+            f"sampling.n is 64; {told}",
+            "sampling.n",
+        )
 
 
 def test_a_message_shows_a_value_escaped_and_short() -> None:

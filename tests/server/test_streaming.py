@@ -31,6 +31,7 @@ from loramux_server.engine_link.client import EngineClient
 from loramux_server.metrics.adapter_labels import BASE, NONE, OTHER
 from loramux_server.metrics.series import Metrics
 from loramux_server.services.calls import Calls
+from loramux_server.services.generation.completion_limits import CompletionLimits
 from loramux_server.services.generation.images import ImageLimits, Preparer
 from loramux_server.services.generation.service import WHOLE_INTERVAL, GenerationService
 from loramux_server.services.prompts import Prompts
@@ -122,7 +123,9 @@ class Served:
             engine=self.engine, registry=registry, model=model,  # type: ignore[arg-type]
             calls=Calls(self.metrics, quotas, room), statuses=Statuses(), quotas=quotas,
             room=room, prompts=self.prompts, instructions=Instructions(), spans=self.spans,
-            images=ImageLimits(3, 1 << 20), default_timeout=60, stream_interval=stream_interval,
+            images=ImageLimits(3, 1 << 20),
+            completions=CompletionLimits(most=8, most_tokens=1 << 20, most_bytes=1 << 20),
+            default_timeout=60, stream_interval=stream_interval,
         )  # fmt: skip
 
     def stream(

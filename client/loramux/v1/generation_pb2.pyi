@@ -625,8 +625,8 @@ class SamplingParams(_message.Message):
     include_stop: _builtins.bool
     """include_stop keeps the matched stop string in the text; by default it is cut off."""
     n: _builtins.int
-    """n is the number of completions of the prompt; absent means 1. With a seed, completion i uses
-    seed + i.
+    """n is the number of completions of the prompt, up to the server's --max-completions (64 by default);
+    absent means 1. With a seed, completion i uses seed + i.
     """
     logprobs: _builtins.int
     """logprobs is the number of likeliest tokens to report at each position in addition to the chosen

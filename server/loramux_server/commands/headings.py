@@ -27,8 +27,9 @@ HEADINGS = {
         "insecure", "access", "ready_file", "keepalive", "max_connection_age",
     ),
     "Request limits": (
-        "max_waiting", "max_waiting_tokens", "max_waiting_bytes", "max_image_bytes",
-        "max_image_pixels", "max_lag", "default_timeout", "reader_timeout", "stream_interval",
+        "max_completions", "max_waiting", "max_waiting_tokens", "max_waiting_bytes",
+        "max_image_bytes", "max_image_pixels", "max_lag", "default_timeout", "reader_timeout",
+        "stream_interval",
     ),
     "Health and shutdown": ("watchdog", "quarantine_deaths", "probe_interval", "drain_timeout"),
     "Logging and tracing": ("log_format", "audit_log", "tracing_endpoint"),

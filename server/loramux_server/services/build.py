@@ -28,6 +28,7 @@ from loramux_server.services.adapters.seals import FoundSeals
 from loramux_server.services.adapters.service import AdapterService
 from loramux_server.services.adapters.uploads import UploadService
 from loramux_server.services.calls import Calls
+from loramux_server.services.generation.completion_limits import CompletionLimits
 from loramux_server.services.generation.images import ImageLimits, max_images
 from loramux_server.services.generation.service import GenerationService
 from loramux_server.services.open_inference import OpenInferenceService
@@ -262,6 +263,7 @@ def _generating(parts: Parts, shared: _Shared) -> list[Service]:
         instructions=shared.instructions,
         spans=shared.spans,
         images=ImageLimits(parts.config.max_images, parts.config.max_image_bytes),
+        completions=CompletionLimits.of(parts.config, parts.model),
         default_timeout=parts.config.default_timeout,
         stream_interval=parts.config.stream_interval,
     )

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from loramux.v1 import generation_pb2
 from loramux_adapters.generation import MAX_STOP_BYTES, MAX_STOP_TOKENS, MAX_STOPS, NUMBERS
 from loramux_server.field_errors import invalid, wrong
-from loramux_server.services.context_room import context_room, is_empty
+from loramux_server.services.context_room import context_room
 from loramux_server.services.generation.forms import check_form
 from loramux_server.services.text_fields import (
     MAX_LONG_PROMPT_BYTES,
@@ -19,7 +19,6 @@ from loramux_server.wire.model_info import ModelInfo
 from loramux_server.wire.sampling import MAX_LOGPROBS
 
 MAX_REQUEST_ID = 128
-MAX_COMPLETIONS = 8
 MAX_BIASES = 300
 MAX_BIAS = 100.0
 MAX_ROUTING_KEY = 256
@@ -105,7 +104,6 @@ def _check_lengths(params: generation_pb2.SamplingParams, model: ModelInfo) -> N
         raise invalid(
             "sampling.min_tokens", params.min_tokens, f"at most max_tokens, {params.max_tokens}"
         )
-    _check_integer(params, "n", 1, 1 if is_empty(params) else MAX_COMPLETIONS)
     for name in ("logprobs", "prompt_logprobs"):
         _check_integer(params, name, 0, min(MAX_LOGPROBS, model.vocab_size))
 

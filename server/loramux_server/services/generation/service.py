@@ -15,6 +15,7 @@ from loramux_server.services.deadline import Deadline
 from loramux_server.services.gen_ai import operation_of
 from loramux_server.services.generation.beam_fields import check_beams
 from loramux_server.services.generation.call import GenerationCall
+from loramux_server.services.generation.completion_limits import CompletionLimits
 from loramux_server.services.generation.conversation import conversation
 from loramux_server.services.generation.decoder_prompt import begun, check_decoder_prompt
 from loramux_server.services.generation.images import ImageLimits, Prompt, check_images
@@ -58,6 +59,7 @@ class GenerationService:
         instructions: Instructions,
         spans: RequestSpans,
         images: ImageLimits,
+        completions: CompletionLimits,
         default_timeout: float,
         stream_interval: int = 1,
     ) -> None:
@@ -68,6 +70,7 @@ class GenerationService:
         self._quotas = quotas
         self._room = room
         self._images = images
+        self._completions = completions
         self._default_timeout = default_timeout
         self._stream_interval = stream_interval
         self._prompts = prompts
@@ -139,6 +142,7 @@ class GenerationService:
                     request, prepared, model=self._model, adapters=adapters,
                     defaults=entered.defaults,
                 )  # fmt: skip
+                self._completions.check_copies(len(options.samplings), prepared)
                 num_asked, form = prepared.num_asked, options.form
                 with self._quotas.tokens(tenant, num_asked + options.num_expected) as reserved:
                     observer.resolved(adapters.label, num_asked, form.kind if form else None)
@@ -242,6 +246,7 @@ class GenerationService:
         """Check the fields and keep the request's id for as long as the block runs."""
         check_writes(self._model)
         check_fields(request, self._model)
+        self._completions.check(request.sampling)
         check_images(request, self._model, self._images)
         check_prediction(request, self._model)
         check_decoder_prompt(request, self._model)
