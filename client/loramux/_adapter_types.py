@@ -73,6 +73,9 @@ class Adapter:
     """Runtime status; not part of the comparison of two versions."""
     reference: str = field(compare=False)
     """The shortest reference with which this client addresses exactly this version."""
+    other_base: str = ""
+    """Why it seems to be made for another base model than the served one; empty if nothing says so.
+    """
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,7 @@ def adapter(message: adapters_pb2.Adapter) -> Adapter:
         task=message.task,
         target_modules=tuple(message.target_modules),
         base_model=message.base_model,
+        other_base=message.other_base,
         source=_SOURCES.get(message.source, ""),
         created_at=message.created_at.ToDatetime(tzinfo=datetime.UTC),
         tier=_TIERS.get(message.tier, ""),

@@ -42,6 +42,14 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True):
             "named after its file or folder."
         ),
     ] = None
+    strict_base: Annotated[
+        bool,
+        Meta(
+            description="Refuse adapters that say that they were made for another base model, by "
+            "the name in their config or the fingerprint in their manifest; otherwise there is a "
+            "warning."
+        ),
+    ] = False
     adapters_interval: Annotated[
         float,
         Meta(

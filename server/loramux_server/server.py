@@ -4,11 +4,12 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from loramux_adapters.base_identity import BaseIdentity
 from loramux_server.access.entrance import Entrance
 from loramux_server.access.exposure import check_exposure
 from loramux_server.access.tls import ServerTls
@@ -202,7 +203,11 @@ class Server:
         store = opened.store or self._open_store(default_store(model))
         claim(store.registry, model)
         become(store.registry, is_replica=opened.primary is not None)
-        base = ServedBase.of(model, max_host_bytes=model.sizes.host_adapter_memory)
+        base = replace(
+            ServedBase.of(model, max_host_bytes=model.sizes.host_adapter_memory),
+            identity=BaseIdentity(config.model),
+            is_strict=config.strict_base,
+        )
         model = named(model, config)
         self._metrics.describe(model)
         folder, signers = opened.adapters, opened.signers

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import openai
 import pytest
 
 from loramux import Client
+from loramux.cli.app import run
 from tests.support.open_inference import asking, call, texts_of
 from tests.support.server import RunningServer
 
@@ -38,7 +40,7 @@ def server(
     tmp_path_factory: pytest.TempPathFactory, chat_folders: dict[str, Path]
 ) -> Iterator[RunningServer]:
     folder = tmp_path_factory.mktemp("defaults")
-    base = with_config(chat_folders["base"], folder / "base", OF_BASE)
+    base = with_config(chat_folders["base"], folder / "Tiny-1B", OF_BASE)
     for name in ("plain", "own"):
         shutil.copytree(chat_folders[name], folder / "adapters" / name)
     (folder / "adapters" / "own" / "generation_config.json").write_text(
@@ -126,3 +128,37 @@ def test_a_request_may_have_many_completions(client: Client, door: openai.OpenAI
     assert done.usage.completion_tokens == 128
     answer = door.completions.create(model="gpt-4", prompt="hello", n=40, max_tokens=1)
     assert len(answer.choices) == 40
+
+
+def test_an_adapter_of_another_base_is_told_of(
+    server: RunningServer,
+    client: Client,
+    chat_folders: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def loramux(*arguments: str) -> tuple[str, str]:
+        monkeypatch.setattr(sys, "argv", ["loramux", *arguments])
+        with pytest.raises(SystemExit, match=r"^0$"):
+            run()
+        return capsys.readouterr()
+
+    folder = shutil.copytree(chat_folders["plain"], tmp_path / "stray")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = "org/Other-1B"
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    _, errors = loramux("push", str(folder), "--server", server.target)
+    why = "its config names the base model 'org/Other-1B', and this one is 'Tiny-1B'"
+    told = f"stray:1 seems to be made for another base model: {why}"
+    assert errors == f"loramux: warning: {told}\n"
+    assert client.adapters.get("stray").other_base == why
+    assert client.adapters.get("own").other_base == ""
+    assert f"stray seems to be made for another base model: {why}" in server.log.read_text()
+    client.adapters.delete("stray")
+    for base, wanted in (
+        (chat_folders["base"], None),
+        (shutil.copytree(chat_folders["base"], tmp_path / "Tiny-1B"), f"warning: {why}"),
+    ):
+        output, _ = loramux("verify", str(folder), "--base", str(base), "--json")
+        assert json.loads(output).get("base name") == wanted

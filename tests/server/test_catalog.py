@@ -85,7 +85,7 @@ def test_a_catalog_of_an_earlier_format_gets_the_columns_that_it_lacks(
     connection = sqlite3.connect(tmp_path / "catalog.sqlite")
     lacking = {"3": ["edit_bytes", "method"], "4": ["expires_at", "origin"]}
     lacking |= {"5": ["vocab_size"], "6": ["invocation", "virtual_tokens", "has_cache"]}
-    lacking |= {"7": ["task"], "8": ["seal"]}
+    lacking |= {"7": ["task"], "8": ["seal"], "9": ["other_base"]}
     for column in (name for later, names in lacking.items() if later > form for name in names):
         connection.execute(f"ALTER TABLE versions DROP COLUMN {column}")
     connection.execute("UPDATE store SET value = ? WHERE key = 'format'", (form,))
@@ -96,7 +96,7 @@ def test_a_catalog_of_an_earlier_format_gets_the_columns_that_it_lacks(
         found = registry.get("a")
         assert (found.edit_bytes, found.method, found.invocation) == (0, "lora", ())
         assert (found.virtual_tokens, found.has_cache, found.task) == (0, False, "")
-        assert found.seal == ""
+        assert (found.seal, found.other_base) == ("", "")
         assert registry.catalog.note("format") == str(FORMAT)
         registry.close()
 
@@ -129,7 +129,7 @@ def test_tables_are_those_of_their_format(tmp_path: Path) -> None:
     query = "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY type DESC, name"
     found = [" ".join(sql.split()) + ";" for (sql,) in connection.execute(query)]
     connection.close()
-    assert FORMAT == 8
+    assert FORMAT == 9
     assert found == Path(__file__).with_name("catalog.sql").read_text().splitlines()
 
 

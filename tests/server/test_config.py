@@ -54,7 +54,7 @@ def test_every_field_has_a_flag() -> None:
         max_waiting_tokens=18, max_waiting_bytes=19, max_lag=0.25, reader_timeout=20.0,
         keepalive=21.0, max_connection_age=22.0, stream_interval=23,
         max_images=24, max_image_bytes=25, max_image_pixels=26,
-        max_completions=27, generation_config="n", served_model_name=("o", "p"),
+        max_completions=27, strict_base=True, generation_config="n", served_model_name=("o", "p"),
     )  # fmt: skip
     values = msgspec.structs.asdict(config)
     assert all(value != getattr(ServerConfig(model=""), name) for name, value in values.items())

@@ -13,6 +13,7 @@ from peft import VeraConfig
 from safetensors.numpy import load_file, save_file
 
 from loramux_adapters import Package
+from loramux_adapters.base_identity import BaseIdentity
 from loramux_adapters.vocabulary import BaseVocabulary
 from loramux_server.store.check import ServedBase, check_package
 from loramux_server.store.directory import Directory
@@ -64,6 +65,24 @@ def registry(tmp_path: Path) -> Iterator[Registry]:
 def test_what_is_in_the_directory_is_served(directory: Path, registry: Registry) -> None:
     assert import_directory(directory, registry, BASE) == 2
     assert registry.names() == ["folder", "package"]
+
+
+@pytest.mark.parametrize("is_strict", [False, True])
+def test_adapters_of_another_base_are_warned_of_or_left_out(
+    directory: Path, registry: Registry, caplog: pytest.LogCaptureFixture, is_strict: bool
+) -> None:
+    config = json.loads((directory / "folder" / "adapter_config.json").read_text())
+    named = config | {"base_model_name_or_path": "org/Other-1B"}
+    (directory / "folder" / "adapter_config.json").write_text(json.dumps(named))
+    base = replace(BASE, identity=BaseIdentity("org/Tiny-1B"), is_strict=is_strict)
+    why = "its config names the base model 'org/Other-1B', and this one is 'Tiny-1B'"
+    assert import_directory(directory, registry, base) == (1 if is_strict else 2)
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told.startswith("folder is left out: " if is_strict else "folder seems to be made for")
+    assert told.endswith(why)
+    assert registry.get("package").other_base == ""
+    if not is_strict:
+        assert registry.get("folder").other_base == why
 
 
 def test_what_is_no_adapter_is_passed_over_without_a_word(

@@ -6,6 +6,7 @@ from typing import BinaryIO, cast
 import numpy as np
 
 from loramux_adapters.base import BaseFolder
+from loramux_adapters.base_identity import BaseIdentity
 from loramux_adapters.contents import Contents, EditKind
 from loramux_adapters.digests import check_digests
 from loramux_adapters.errors import PackageError
@@ -67,6 +68,8 @@ def verify(
         if "base" in package.notes:
             check_fingerprint(cast(dict[str, object], package.notes["base"]), base)
             done.append(Verified("base fingerprint", "that of the manifest"))
+        elif other := BaseIdentity(str(base.path.resolve())).other(package):
+            done.append(Verified("base name", f"warning: {other}"))
     return done
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -57,6 +58,7 @@ def push(
         adapter = client.adapters.upload(
             chosen, path, must_not_exist=must_not_exist, ttl=stays, progress=_progress(bar, chosen)
         )
+    _warn(adapter)
     print(json.dumps(plain(adapter)) if as_json else f"{adapter.reference} {adapter.digest}")
 
 
@@ -88,6 +90,7 @@ def import_adapter(
         adapter = client.adapters.import_from(
             name or last.lower(), uri, must_not_exist=must_not_exist, ttl=stays
         )
+    _warn(adapter)
     print(json.dumps(plain(adapter)) if as_json else f"{adapter.reference} {adapter.digest}")
 
 
@@ -177,6 +180,16 @@ def ttl(
     with Client(server) as client:
         adapter = client.adapters.set_ttl(reference, stays)
     print(json.dumps(plain(adapter)) if as_json else f"{adapter.reference} {state_of(adapter)}")
+
+
+def _warn(adapter: Adapter) -> None:
+    """Tell people, not programs, if an adapter seems to be made for another base model."""
+    if adapter.other_base:
+        print(
+            f"loramux: warning: {adapter.reference} seems to be made for another base model: "
+            f"{adapter.other_base}",
+            file=sys.stderr,
+        )
 
 
 def plain(adapter: Adapter) -> dict[str, object]:

@@ -672,6 +672,7 @@ class Adapter(_message.Message):
     INVOCATION_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     VIRTUAL_TOKENS_FIELD_NUMBER: _builtins.int
     TASK_FIELD_NUMBER: _builtins.int
+    OTHER_BASE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """name is the name, without tenant and tag."""
     digest: _builtins.str
@@ -713,6 +714,10 @@ class Adapter(_message.Message):
     `TOKEN_CLS` to classify tokens, `QUESTION_ANS` to find answers, `FEATURE_EXTRACTION` to embed
     texts, which is also the task of adapters without a head on an encoder; empty for text
     generation.
+    """
+    other_base: _builtins.str
+    """other_base says why it seems to be made for another base model than the one that is served: by the
+    name in its config, or the fingerprint in its manifest; empty where nothing says so.
     """
     @_builtins.property
     def target_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -764,10 +769,11 @@ class Adapter(_message.Message):
         invocation_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         virtual_tokens: _builtins.int = ...,
         task: _builtins.str = ...,
+        other_base: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "created_at", b"created_at", "expires_at", b"expires_at", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "aliases", b"aliases", "base_model", b"base_model", "created_at", b"created_at", "digest", b"digest", "expires_at", b"expires_at", "invocation_token_ids", b"invocation_token_ids", "is_pinned", b"is_pinned", "method", b"method", "name", b"name", "origin", b"origin", "rank", b"rank", "reference", b"reference", "size_bytes", b"size_bytes", "source", b"source", "status", b"status", "target_modules", b"target_modules", "task", b"task", "tenant", b"tenant", "tier", b"tier", "version", b"version", "virtual_tokens", b"virtual_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "aliases", b"aliases", "base_model", b"base_model", "created_at", b"created_at", "digest", b"digest", "expires_at", b"expires_at", "invocation_token_ids", b"invocation_token_ids", "is_pinned", b"is_pinned", "method", b"method", "name", b"name", "origin", b"origin", "other_base", b"other_base", "rank", b"rank", "reference", b"reference", "size_bytes", b"size_bytes", "source", b"source", "status", b"status", "target_modules", b"target_modules", "task", b"task", "tenant", b"tenant", "tier", b"tier", "version", b"version", "virtual_tokens", b"virtual_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expires_at: _TypeAlias = _typing.Literal["expires_at"]  # noqa: Y015
     _WhichOneofArgType__expires_at: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at"]  # noqa: Y015

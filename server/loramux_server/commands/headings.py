@@ -14,9 +14,9 @@ HEADINGS = {
         "adapter_dtype", "eviction", "max_tenant_share",
     ),
     "Adapter sources": (
-        "adapters", "adapters_interval", "adapter_templates", "hub_allow", "object_allow",
-        "oci_allow", "resolve", "resolve_ttl", "trusted_signer", "replica_of", "replica_key",
-        "replica_ca",
+        "adapters", "adapters_interval", "strict_base", "adapter_templates", "hub_allow",
+        "object_allow", "oci_allow", "resolve", "resolve_ttl", "trusted_signer", "replica_of",
+        "replica_key", "replica_ca",
     ),
     "Uploads and storage": (
         "store", "catalog", "max_upload", "upload_idle_timeout", "min_upload_rate", "upload_expiry",

@@ -7,6 +7,7 @@ from typing import BinaryIO, Self, cast
 
 from loramux_adapters import Package, PackageError, check_fit, read_package
 from loramux_adapters.added_tokens import parse_added_tokens
+from loramux_adapters.base_identity import UNKNOWN, BaseIdentity
 from loramux_adapters.contents import Contents, VirtualTokens
 from loramux_adapters.errors import shown
 from loramux_adapters.experts import ExpertsShape
@@ -73,6 +74,10 @@ class ServedBase:
     """Tokens of it that are for what an encoder reads, where a decoder writes the rest."""
     kind: ModelKind = ModelKind.DECODER
     """What it makes of a text."""
+    identity: BaseIdentity = UNKNOWN
+    """Which model it is."""
+    is_strict: bool = False
+    """Whether an adapter that says that it was made for another is refused."""
 
     @classmethod
     def of(cls, model: ModelInfo, *, max_host_bytes: int) -> Self:

@@ -10,10 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+from loramux.errors import FailedPreconditionError
 from loramux_adapters import PackageError, check_adapter_name, pack_source
 from loramux_adapters.peft_folder import CONFIG_FILE, TENSOR_FILE, is_peft_folder, told_instead
 from loramux_adapters.sources import FILES
 from loramux_server.store.check import ServedBase, check_package
+from loramux_server.store.other_base import other_base
 from loramux_server.store.record import AdapterRecord, directory_record
 from loramux_server.store.registry import Registry
 from loramux_server.store.signers import ANYBODY, TrustedSigners
@@ -96,7 +98,7 @@ class Directory:
             try:
                 check_adapter_name(name)
                 self._import(path, name, stamp)
-            except (PackageError, OSError) as error:
+            except (PackageError, FailedPreconditionError, OSError) as error:
                 self._leave_out(path, error)
 
         if entries:
@@ -149,17 +151,21 @@ class Directory:
             self._signers.check(staged.file, package)
             if _stamp(path) != stamp:
                 return  # it is still being written: the next look takes it
+            other = other_base(package, self._base)
             record = replace(
                 self._registry.publish(name, staged, package),
                 vocab_size=self._base.vocabulary.size_for(package.contents),
+                other_base=other,
             )
             served, is_new = self._registry.register(directory_record(record, stamp))
-        except PackageError:
+        except (PackageError, FailedPreconditionError):
             self._refused[name] = stamp
             raise
         finally:
             self._registry.discard(staged)
         self._registered[name] = stamp
+        if other:
+            self._say(path.name, f"{path.name} seems to be made for another base model: {other}")
         if is_new:
             self._on_change(ADDED, served)
 

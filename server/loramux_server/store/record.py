@@ -44,6 +44,8 @@ class AdapterRecord:
     """Tokens of a prompt from which on it is active; empty where it always is."""
     target_modules: tuple[str, ...]
     base_model: str
+    other_base: str = ""
+    """Why it seems to be made for another base model; empty if nothing says so."""
     source: str
     """UPLOAD, DIRECTORY or IMPORT."""
     stamp: str = ""

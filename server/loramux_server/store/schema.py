@@ -3,10 +3,11 @@
 import sqlalchemy as sa
 from sqlalchemy.schema import CreateColumn
 
-FORMAT = 8
+FORMAT = 9
 """1 knew no versions: a table `adapters` had one row for each name. 2 to 5 lacked columns, and 6
 knew no tasks and no disabled tenants: it would let them in. 7 knew no seals and no adapters that
-find answers or embed, and had no room for the name of the latter's task."""
+find answers or embed, and had no room for the name of the latter's task. 8 did not know which
+adapters seem to be made for another base model."""
 
 metadata = sa.MetaData()
 
@@ -61,6 +62,7 @@ versions = sa.Table(
     sa.Column("has_cache", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("task", sa.String(32), nullable=False, server_default=""),
     sa.Column("seal", sa.String(71), nullable=False, server_default=""),
+    sa.Column("other_base", sa.Text, nullable=False, server_default=""),
 )
 
 aliases = sa.Table(

@@ -48,6 +48,7 @@ class Descriptions:
             task=task_on(record, self._model),
             target_modules=record.target_modules,
             base_model=record.base_model,
+            other_base=record.other_base,
             source=SOURCES[record.source],
             tier=_TIERS[status.tier],
             tenant=record.tenant,

@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime
+import logging
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
@@ -23,6 +24,7 @@ from loramux_server.services.adapters.expiry import end_of, ttl_of
 from loramux_server.services.adapters.storage import finished
 from loramux_server.store.blobs import Staged
 from loramux_server.store.check import ServedBase, check_package
+from loramux_server.store.other_base import other_base
 from loramux_server.store.record import IMPORT, UPLOAD, AdapterRecord
 from loramux_server.store.reference import full_name, parse_name
 from loramux_server.store.registry import Registry
@@ -33,6 +35,8 @@ from loramux_server.wire.model_info import ModelInfo
 from loramux_server.wire.sampling import Sampling
 
 PROBE_TOKENS = 8
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +126,7 @@ class Intake:
 
         Raises:
             InvalidArgumentError: It cannot be served.
+            FailedPreconditionError: It seems to be made for another base, with --strict-base.
             AlreadyExistsError: The name has other content and must not.
             UnavailableError: The engine is away, and the package could not be tried out.
         """
@@ -151,7 +156,8 @@ class Intake:
         name = full_name(copied.tenant, copied.name)
         wanted = Registration(name=name, must_not_exist=False, ttl=None)
         record = replace(
-            await finished(asyncio.to_thread(self._publish, wanted, staged)),
+            await finished(asyncio.to_thread(self._publish, wanted, staged, is_copy=True)),
+            other_base=copied.other_base,
             version=copied.version,
             source=copied.source,
             origin=copied.origin,
@@ -186,8 +192,13 @@ class Intake:
         finally:
             self._engine.cancel(request_id)
 
-    def _publish(self, wanted: Registration, staged: Staged) -> AdapterRecord:
-        """Check what came and store its bytes."""
+    def _publish(
+        self, wanted: Registration, staged: Staged, *, is_copy: bool = False
+    ) -> AdapterRecord:
+        """Check what came and store its bytes.
+
+        For which base model a copy was made was its primary's to judge.
+        """
         try:
             package = check_package(staged.file, staged.size, self.base)
             self._signers.check(staged.file, package)
@@ -195,8 +206,12 @@ class Intake:
             raise InvalidArgumentError(
                 str(error), reason=error.reason, field=wanted.field
             ) from None
+        other = "" if is_copy else other_base(package, self.base, wanted.field)
+        if other:
+            _log.warning("%s seems to be made for another base model: %s", wanted.name, other)
         record = self.registry.publish(wanted.name, staged, package)
-        return replace(record, vocab_size=self.base.vocabulary.size_for(package.contents))
+        vocab_size = self.base.vocabulary.size_for(package.contents)
+        return replace(record, vocab_size=vocab_size, other_base=other)
 
     async def _try_out(self, record: AdapterRecord, field: str) -> None:
         """Make a token with the adapter, so that what is registered is known to run."""

@@ -1,0 +1,94 @@
+"""Which base model this is, and whether an adapter says that it was made for another.
+
+Shapes do not tell: a model and its fine-tunes have the same. What tells is the fingerprint that a
+package notes, or else names. Names are weak evidence, so that only those count that somebody gives
+on purpose: ids of a hub, and folders that say how large a model is, as `Llama-3.1-8B`.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePath
+
+from loramux_adapters.base import read_base
+from loramux_adapters.errors import PackageError, shown
+from loramux_adapters.fingerprint import fingerprint
+from loramux_adapters.package import Package
+
+_HUB_ID = re.compile(r"(\w[\w.-]*)/\w[\w.-]*")
+_PLACES = frozenset({
+    "base", "bases", "checkpoints", "ckpt", "ckpts", "data", "model", "models", "mnt", "out",
+    "output", "outputs", "runs", "tmp", "weights",
+})  # fmt: skip
+"""Folders of which one stands before another, so that both look like a hub id."""
+_CACHED = re.compile(r"models--[\w.-]+?--([\w.-]+?)/snapshots/")
+"""Where a hub id is in the cache of huggingface_hub."""
+_SIZE = re.compile(r"(^|[-_.x])\d+(\.\d+)?[bm]($|[-_.])", re.IGNORECASE)
+_FORMAT = re.compile(r"(-(unsloth|bnb|dynamic|[48]bit|int[48]|fp8|bf16|fp16|awq|gptq|hf))+$")
+"""What is behind the name of a model that was saved in another format."""
+_PARTS = frozenset({"model_type", "shapes", "weights"})
+"""Of a fingerprint: what tells a model from others, be its tokenizer what it may."""
+
+
+@dataclass(frozen=True)
+class BaseIdentity:
+    """A base model, as far as it is known which."""
+
+    name: str = ""
+    """Folder or hub id; empty where nobody knows."""
+
+    def other(self, package: Package) -> str:
+        """Return why `package` seems to be made for another base model; empty if nothing says so.
+
+        Of a folder the last part alone is told: whoever uploads need not know more.
+        """
+        noted = package.notes.get("base")
+        if isinstance(noted, Mapping) and self._fingerprint and not _PARTS.isdisjoint(noted):
+            found = self._fingerprint
+            wrong = [part for part in _PARTS if noted.get(part, found[part]) != found[part]]
+            others = ", ".join(sorted(wrong))
+            return f"the fingerprint in its manifest has other {others}" if wrong else ""
+        named, ours = package.config.base_model, told_name(self.name, is_folder=self._is_folder)
+        theirs = told_name(named)
+        if not (theirs and ours) or _plain(theirs) == _plain(ours):
+            return ""
+        return f"its config names the base model {shown(named)}, and this one is {shown(ours)}"
+
+    @property
+    def _is_folder(self) -> bool:
+        return bool(self.name) and Path(self.name).is_dir()
+
+    @cached_property
+    def _fingerprint(self) -> Mapping[str, str]:
+        """That of a folder; empty where there is none, or none that can be read."""
+        if not self._is_folder:
+            return {}
+        try:
+            return fingerprint(read_base(Path(self.name)))
+        except (OSError, PackageError):
+            return {}
+
+
+UNKNOWN = BaseIdentity()
+"""A base model of which nothing is known."""
+
+
+def told_name(name: str, *, is_folder: bool = False) -> str:
+    """Return the last part of `name`, a folder or hub id, if that tells which model it is.
+
+    Args:
+        name: What somebody called it.
+        is_folder: Whether it is known to be no hub id.
+    """
+    if cached := _CACHED.search(name):
+        return cached[1]
+    last = PurePath(name).name
+    found = None if is_folder else _HUB_ID.fullmatch(name)
+    is_hub_id = found is not None and found[1].lower() not in _PLACES
+    return last if is_hub_id or _SIZE.search(last) else ""
+
+
+def _plain(name: str) -> str:
+    """Return `name` without what two names of one model may differ in."""
+    return _FORMAT.sub("", name.lower().replace("_", "-")).removeprefix("meta-")
