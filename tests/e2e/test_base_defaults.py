@@ -101,6 +101,10 @@ def test_the_base_has_the_names_that_it_was_given_and_these_go_first(
         assert answer.model == reported
         texts[name] = answer.choices[0].text
     assert texts["plain"] == texts["gpt-4"] != texts["public/plain"]
+    assert door.responses.create(model="plain", input="hi", max_output_tokens=2).model == "gpt-4"
+    said = {"model": "plain", "max_tokens": 2, "messages": [{"role": "user", "content": "hi"}]}
+    told: Any = door.post("/messages", body=said, cast_to=object)
+    assert told["model"] == "gpt-4"
     mix: dict[str, Any] = {"adapters": [{"name": "plain", "scale": 1.0}]}
     mixed = door.completions.create(model="plain", extra_body=mix, **asked)
     assert mixed.choices[0].text == texts["public/plain"]
@@ -118,8 +122,8 @@ def test_the_base_has_the_names_that_it_was_given_and_these_go_first(
     # Where a field can mean nothing but an adapter, it does.
     own = client.generate("hello", adapter="plain", temperature=0)
     assert own.text == texts["public/plain"]
-    told = "the base model and an adapter of tenant public are both called plain"
-    assert server.log.read_text().replace("\n", " ").count(told) == 1
+    warning = "the base model and an adapter of tenant public are both called plain"
+    assert server.log.read_text().replace("\n", " ").count(warning) == 1
 
 
 def test_a_request_may_have_many_completions(client: Client, door: openai.OpenAI) -> None:
