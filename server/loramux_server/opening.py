@@ -158,7 +158,7 @@ def primary_of(config: ServerConfig) -> Primary | None:
     for name in ("adapters", "resolve"):
         if getattr(config, name):
             raise ConfigError(
-                f"--{name} is for the primary; with --replica-of all adapters come from there"
+                f"--{name} cannot be used with --replica-of: adapters come from the primary"
             )
     try:
         key = Path(config.replica_key).read_text().strip() if config.replica_key else ""

@@ -46,7 +46,7 @@ MAX_WAITING = 16
 DEFAULT_TIMEOUT = 1.5
 _NAMES = (
     "Adapter", "Alias", "Classification", "Embedding", "Generation", "Quarantine",
-    "QuestionAnswering", "Residency", "Server", "Upload",
+    "QuestionAnswering", "Residency", "Server", "Tokenization", "Upload",
 )  # fmt: skip
 SERVICES = [*(f"loramux.v1.{name}Service" for name in _NAMES), "inference.GRPCInferenceService"]
 SERVING = health_pb2.HealthCheckResponse.SERVING

@@ -129,7 +129,7 @@ def test_what_cannot_be_served_says_why_each_time(client: Client) -> None:
     ({"resolve": ["ftp://x/{name}"]}, "expected one that begins with"),
     ({"resolve": ["s3://{name}"]}, "expected s3://"),
     ({"resolve_ttl": 5.0}, "--resolve-ttl is for --resolve"),
-    ({"resolve": ["/mnt/{name}"], "replica_of": "127.0.0.1:1"}, "--resolve is for the primary"),
+    ({"resolve": ["/mnt/{name}"], "replica_of": "127.0.0.1:1"}, "--resolve cannot be used with"),
 ])  # fmt: skip
 def test_settings_that_cannot_be_are_named(settings: dict[str, Any], said: str) -> None:
     config = make_config({"model": "", **settings})
