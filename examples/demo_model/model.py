@@ -1,6 +1,7 @@
 """The demo model itself: its tokenizer, its shape, and greedy answers from it."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -8,6 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 
 PAD, START, END = "<pad>", "<s>", "</s>"
 CONTEXT = 512
+CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 
 
 def new_tokenizer() -> PreTrainedTokenizerFast:
@@ -27,6 +29,7 @@ def new_tokenizer() -> PreTrainedTokenizerFast:
         eos_token=END,
         model_max_length=CONTEXT,
         clean_up_tokenization_spaces=False,
+        chat_template=CHAT_TEMPLATE.read_text(encoding="utf-8"),
     )
 
 
