@@ -83,7 +83,7 @@ $(BIN)/python:
 
 .venv/server: $(BIN)/python pyproject.toml
 	@echo "Installing into .venv (once; a minute or two)"
-	$(PIP) install $(TORCH_INDEX) --editable '.[server]'
+	$(PIP) install $(TORCH_INDEX) --editable '.[server,gateway]'
 	@touch $@
 
 .venv/dev: .venv/server

@@ -3,19 +3,35 @@
 import doctest
 import json
 import re
+import shlex
 from pathlib import Path
 
+import pytest
+
 from examples import two_adapters
+from examples.demo_model.model import CHAT_TEMPLATE
 from examples.demo_model.tasks import TASKS
+from loramux.cli.app import app
 from loramux_server.commands.demo import DEMO
 from tests.support.server import RunningServer
 
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_python_of_the_readme_prints_what_it_says(tmp_path: Path) -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def test_python_and_commands_of_the_readme_print_what_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    page = (ROOT / "README.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (_, commands) = re.findall(r"```console\n(.*?)```", page, re.DOTALL)
     with RunningServer(tmp_path, DEMO / "base", "--adapters", str(DEMO / "adapters")) as server:
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setenv("LORAMUX_SERVER", server.target)
+        steps = re.findall(r"^\$ loramux (.*)\n((?:[^$].*\n)*)", commands, re.MULTILINE)
+        assert len(steps) >= 6
+        for command, printed in steps:
+            app(shlex.split(command, comments=True), standalone_mode=False)
+            assert (command, capfd.readouterr().out) == (command, printed)
         block = block.replace("localhost:50051", server.target)
         block = block.replace("path/to/peft_folder", str(DEMO / "adapters" / "reverse"))
         example = doctest.DocTestParser().get_doctest(block, {}, "README.md", "README.md", 0)
@@ -64,3 +80,7 @@ def test_held_out_examples_are_what_their_tasks_say() -> None:
     for name, entry in held_out.items():
         for prompt, wanted in entry["examples"]:
             assert TASKS[name].answer(prompt.removesuffix(" ->")) == wanted
+
+
+def test_the_embedded_base_has_the_chat_template_of_its_source() -> None:
+    assert (DEMO / "base" / "chat_template.jinja").read_text() == CHAT_TEMPLATE.read_text()

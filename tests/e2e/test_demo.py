@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,7 +11,9 @@ from collections import defaultdict
 from pathlib import Path
 
 from loramux import AsyncClient, Generation
-from loramux_server.commands.demo import DEMO
+from loramux.cli.options import DEFAULT_SERVER
+from loramux.cli.program import words
+from loramux_server.commands.demo import DEMO, is_free
 from tests.support.server import RunningServer
 
 IN_FLIGHT = 96
@@ -77,20 +80,32 @@ def test_the_demo_shows_right_answers_and_stops() -> None:
     assert len([row for row in rows if "│ yes" in row]) >= 23
     assert len([row for row in rows if "(base)" in row]) == 2
     assert "adapters in a step, on average" in output
-    assert output.rstrip().endswith("Server stopped.")
+    *_, title, _, keep, call, serve = output.rstrip().splitlines()
+    assert title == "Next:"
+    for line, options in (
+        (keep, "demo --keep"),
+        (call, "generate 'abandon ->' --adapter reverse"),
+        (serve, "serve --model PATH_OR_HUB_ID --adapters DIR"),
+    ):
+        assert line.split("  # ")[0].strip() == f"{words()} {options}"
 
 
 def test_the_demo_can_go_on_serving() -> None:
+    was_free = is_free(DEFAULT_SERVER)
     with demo("--keep") as process:
         assert process.stdout is not None
-        call = ""
+        target = ""
         for line in process.stdout:
-            if "loramux generate" in line:
-                call = line.split("--server ")[1].strip()
+            if line.startswith("Still serving at "):
+                target = line.split()[3].rstrip(";")
+            if "chat --once" in line:
                 break
+        # Where commands look by themselves, unless somebody else listens there.
+        assert target == DEFAULT_SERVER or (not was_free and f"--server {target}" in line)
+        assert is_free(target) is False
+        command = shlex.split(line.partition(" chat ")[2])
         answer = subprocess.run(
-            [sys.executable, "-m", "loramux.cli", "generate", "abandon ->", "-a", "upper",
-             "--temperature", "0", "--server", call],
+            [sys.executable, "-m", "loramux.cli", "chat", *command],
             capture_output=True, text=True, timeout=120, check=True,
         )  # fmt: skip
         assert answer.stdout == " ABANDON\n"

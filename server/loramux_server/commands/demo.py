@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from loramux import AsyncClient, Generation
+from loramux.cli.options import DEFAULT_SERVER
+from loramux.cli.program import words
 
 DEMO = Path(__file__).parents[1] / "demo"
 """The embedded base model and its adapters; made by examples/demo_model."""
@@ -45,7 +48,8 @@ def demo(
     examples = held_out_examples(EXAMPLES_EACH)
     with tempfile.TemporaryDirectory(prefix="loramux-demo-") as folder:
         begin = time.monotonic()
-        with _server(Path(folder)) as addresses:
+        listen = DEFAULT_SERVER if keep and is_free(DEFAULT_SERVER) else "127.0.0.1:0"
+        with _server(Path(folder), listen) as addresses:
             console.print(f"Server ready after {time.monotonic() - begin:.1f} s.")
             answers, cold = asyncio.run(_ask_all(addresses["grpc"], examples))
             console.print(_answers_table(examples, answers))
@@ -59,6 +63,12 @@ def demo(
             if keep:
                 _wait(console, addresses)
     console.print("Server stopped.")
+    if not keep:
+        _print_commands(console, "Next:", (
+            f"{words()} demo --keep  # keeps the server running, for the following",
+            f"{words()} generate 'abandon ->' --adapter reverse",
+            f"{words()} serve --model PATH_OR_HUB_ID --adapters DIR  # your model and adapters",
+        ))  # fmt: skip
 
 
 def held_out_examples(each: int) -> list[Example]:
@@ -72,14 +82,26 @@ def held_out_examples(each: int) -> list[Example]:
     return examples + [Example(None, example.prompt, None) for example in examples[:each]]
 
 
+def is_free(address: str) -> bool:
+    """Return whether a server can listen at `address`."""
+    host, port = address.rsplit(":", 1)
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, int(port)))
+        except OSError:
+            return False
+    return True
+
+
 @contextlib.contextmanager
-def _server(folder: Path) -> Iterator[dict[str, str]]:
+def _server(folder: Path, listen: str) -> Iterator[dict[str, str]]:
     """Run `loramux serve` on the embedded model and yield its addresses."""
     ready = folder / "ready.json"
     command = [
         sys.executable, "-m", "loramux.cli", "serve",
         "--model", str(DEMO / "base"), "--adapters", str(DEMO / "adapters"),
-        "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0",
+        "--listen", listen, "--metrics", "127.0.0.1:0",
         "--ready-file", str(ready), "--store", str(folder / "store"),
     ]  # fmt: skip
     log = folder / "server.log"
@@ -154,16 +176,27 @@ def _metrics_table(target: str) -> Table:
 
 
 def _wait(console: Console, addresses: dict[str, str]) -> None:
-    target = addresses["grpc"]
-    console.print("Still serving; stop it with Ctrl-C. From another terminal:\n")
-    for line in (
-        f"loramux generate 'abandon ->' --adapter reverse --server {target}",
-        f"loramux ls --server {target}",
+    target, option = addresses["grpc"], ""
+    if target != DEFAULT_SERVER:
+        console.print(
+            f"{DEFAULT_SERVER}, where commands look for a server, is in use. This server listens "
+            f"at {target}, so they need --server.\n"
+        )
+        option = f" --server {target}"
+    title = f"Still serving at {target}; stop it with Ctrl-C. From another terminal:"
+    _print_commands(console, title, (
+        f"{words()} generate 'abandon ->' --adapter reverse{option}",
+        f"{words()} chat --once --adapter upper abandon{option}",
+        f"{words()} ls{option}",
         f"curl http://{addresses['metrics']}/metrics",
-        f"""python -c 'from loramux import Client; c = Client("{target}"); """
-        """print(c.generate("abandon ->", adapter="upper", temperature=0).text)'""",
-    ):
-        console.print(f"  {line}", soft_wrap=True, highlight=False, markup=False)
+    ))  # fmt: skip
     with contextlib.suppress(KeyboardInterrupt):
         while True:
             time.sleep(3600)
+
+
+def _print_commands(console: Console, title: str, lines: tuple[str, ...]) -> None:
+    """Print commands to type, unbroken."""
+    console.print(f"{title}\n")
+    for line in lines:
+        console.print(f"  {line}", soft_wrap=True, highlight=False, markup=False)
