@@ -12,6 +12,7 @@ from loramux_adapters.adapters_library import is_adapters_library, pack_adapters
 from loramux_adapters.added_tokens import FILE as TOKENS_FILE
 from loramux_adapters.companions import COMPANIONS
 from loramux_adapters.errors import PackageError
+from loramux_adapters.extras import install_command
 from loramux_adapters.files import open_regular
 from loramux_adapters.kinds import FOLDED
 from loramux_adapters.known_layers import KnownLayers
@@ -141,7 +142,7 @@ def _fold(
         if error.name != "numpy":
             raise
         raise PackageError(
-            "to fold an adapter to LoRA needs numpy: pip install 'loramux[cli]'",
+            f"to fold an adapter to LoRA needs numpy: {install_command('cli')}",
             "UNSUPPORTED_ADAPTER_FEATURE",
         ) from None
     return fold_source(source, output, notes=notes, max_error=max_error, base=base)

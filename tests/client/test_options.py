@@ -4,13 +4,14 @@ import pytest
 import typer
 
 from loramux.cli.options import needs
+from loramux_adapters.extras import install_command
 
 
 def test_a_missing_package_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(typer.Exit) as caught, needs("absent", extra="more", what="--thing"):
         import absent.part  # type: ignore[import-not-found]  # noqa: F401
     assert caught.value.exit_code == 1
-    message = "loramux: --thing needs absent: pip install 'loramux[more]'\n"
+    message = f"loramux: --thing needs absent: {install_command('more')}\n"
     assert capsys.readouterr() == ("", message)
 
 

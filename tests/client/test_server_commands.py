@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from loramux_adapters.extras import install_command
 from tests.support.help_text import cut_off
 
-NEEDS = "needs the server: pip install 'loramux[server]'"
+NEEDS = f"needs the server: {install_command('server')}"
 SERVER_ALONE = (
     "PIL", "blake3", "greenlet", "huggingface_hub", "jinja2", "llguidance", "msgspec", "numba",
     "platformdirs", "proclimits", "prometheus_client", "psutil", "sqlalchemy", "tokenizers",
@@ -48,7 +49,7 @@ def test_without_the_server_its_commands_say_what_to_install() -> None:
     assert done.returncode == 1
     assert done.stderr == f"loramux: serve {NEEDS}\n"
     told = run(["-c", WITHOUT], "--help").stdout
-    assert told.count("Needs loramux[server]: ") == 4
+    assert told.count("Needs the extra `server`: ") == 4
     assert cut_off(told) == []
 
 

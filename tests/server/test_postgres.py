@@ -116,7 +116,7 @@ def test_a_database_of_an_earlier_format_gets_the_room_that_it_lacks(
     ("url", "message", "code"),
     [
         ("nonsense", "could not parse", 78),
-        ("nosuch://localhost/x", "loramux[postgres]", 78),
+        ("nosuch://localhost/x", "[postgres]", 78),
         # A service manager may start it again, when the database is there.
         ("postgresql+psycopg://me:secret@127.0.0.1:1/x", "cannot be opened", 75),
     ],

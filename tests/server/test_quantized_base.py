@@ -227,7 +227,7 @@ def test_another_way_to_quantise_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_what_torchao_has_to_do_needs_torchao(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchao", None)
-    with pytest.raises(ValueError, match=r"needs torchao \(pip install 'loramux\[quantized\]'\)"):
+    with pytest.raises(ValueError, match=r"needs torchao \(.*\[quantized\]"):
         torchao_config(Quantization.INT8, torch.device("cpu"))
 
 

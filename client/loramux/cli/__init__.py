@@ -10,8 +10,10 @@ def main() -> int:
         import rich  # noqa: F401
         import typer  # noqa: F401
     except ImportError:
+        from loramux_adapters.extras import install_command
+
         print(
-            "loramux: the command line needs typer and rich: pip install 'loramux[cli]'",
+            f"loramux: the command line needs typer and rich: {install_command('cli')}",
             file=sys.stderr,
         )
         return 1

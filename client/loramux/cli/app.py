@@ -37,6 +37,7 @@ from loramux.cli import (
 from loramux.cli.headings import HeadedGroup
 from loramux.errors import LoramuxError
 from loramux_adapters import PackageError
+from loramux_adapters.extras import install_command
 
 KeyFile = Annotated[
     Path | None,
@@ -95,11 +96,11 @@ def _missing(name: str, summary: str, error: ImportError) -> Callable[[], None]:
     def missing() -> None:
         if not is_bare:  # what is installed does not work, and installing it again may not help
             raise error
-        print(f"loramux: {name} needs the server: pip install 'loramux[server]'", file=sys.stderr)
+        print(f"loramux: {name} needs the server: {install_command('server')}", file=sys.stderr)
         raise typer.Exit(1)
 
     # First, since the list of commands cuts what is long.
-    why = "Needs loramux[server]" if is_bare else "Cannot be imported"
+    why = "Needs the extra `server`" if is_bare else "Cannot be imported"
     missing.__doc__ = f"{why}: {summary[:1].lower()}{summary[1:]}"
     return missing
 

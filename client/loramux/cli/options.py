@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from loramux_adapters.extras import install_command
+
 Server = Annotated[
     str,
     typer.Option(
@@ -66,5 +68,5 @@ def needs(*modules: str, extra: str, what: str) -> Iterator[None]:
         module = (error.name or "").partition(".")[0]
         if module not in modules:
             raise
-        print(f"loramux: {what} needs {module}: pip install 'loramux[{extra}]'", file=sys.stderr)
+        print(f"loramux: {what} needs {module}: {install_command(extra)}", file=sys.stderr)
         raise typer.Exit(1) from None

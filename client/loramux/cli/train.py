@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from loramux.cli.options import Json, needs
 from loramux.cli.output import whole_file
 from loramux.cli.plot import draw_losses
+from loramux_adapters.extras import install_command
 from loramux_adapters.package import digest_of
 
 DEMO = "demo"
@@ -163,6 +164,6 @@ def _base(base: str) -> tuple[Path, str]:
     server = find_spec("loramux_server")
     if server is None or not server.submodule_search_locations:
         raise typer.BadParameter(
-            "--base demo: the embedded model is part of the server: pip install 'loramux[server]'"
+            "--base demo: the embedded model is part of the server: " + install_command("server")
         )
     return Path(server.submodule_search_locations[0]) / DEMO / "base", DEMO_NAME

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import Mxfp4Config, PreTrainedModel, TorchAoConfig
 from transformers.pytorch_utils import Conv1D
 
+from loramux_adapters.extras import install_command
 from loramux_server.kernels.resting import Quantization
 
 _PLAIN_FORWARDS = (nn.Linear.forward, Conv1D.forward)
@@ -90,7 +91,7 @@ def torchao_config(quantization: Quantization, device: torch.device) -> TorchAoC
     except ImportError as error:
         raise ValueError(
             f"quantization {str(quantization)!r} without the kernels of a CPU needs torchao "
-            f"(pip install 'loramux[quantized]'): {error}"
+            f"({install_command('quantized')}): {error}"
         ) from None
     kinds: dict[Quantization, Any] = {
         Quantization.INT8: torchao.Int8WeightOnlyConfig,

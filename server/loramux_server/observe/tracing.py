@@ -5,6 +5,7 @@ from typing import Protocol
 
 from prometheus_client import Counter
 
+from loramux_adapters.extras import install_command
 from loramux_server.config import ConfigError
 from loramux_server.observe.spans import CallSpan
 
@@ -36,6 +37,6 @@ def tracing_to(endpoint: str, spans: Counter) -> Tracing:
         from loramux_server.observe.telemetry import Telemetry, exporter_to
     except ImportError:
         raise ConfigError(
-            "--tracing-endpoint needs OpenTelemetry: pip install 'loramux[tracing]'"
+            f"--tracing-endpoint needs OpenTelemetry: {install_command('tracing')}"
         ) from None
     return Telemetry(exporter_to(endpoint), spans)

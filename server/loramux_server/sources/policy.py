@@ -7,6 +7,7 @@ from functools import partial
 from typing import Protocol
 
 from loramux.errors import PermissionDeniedError
+from loramux_adapters.extras import install_command
 from loramux_server.sources.hub import HubFiles, parse_uri
 from loramux_server.sources.objects import Objects, check_uri
 from loramux_server.sources.oci import OciFiles
@@ -109,9 +110,9 @@ def check_installed(uri: str) -> None:
         MissingExtraError: It is not.
     """
     if uri.startswith(("s3://", "gs://", "az://")) and not importlib.util.find_spec("obstore"):
-        raise MissingExtraError("needs obstore: pip install 'loramux[objects]'")
+        raise MissingExtraError(f"needs obstore: {install_command('objects')}")
     if uri.startswith("oci://") and not importlib.util.find_spec("requests"):
-        raise MissingExtraError("needs requests: pip install 'loramux[oci]'")
+        raise MissingExtraError(f"needs requests: {install_command('oci')}")
 
 
 def _not_allowed(uri: str, flag: str) -> PermissionDeniedError:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+from loramux_adapters.extras import install_command
 from loramux_server.store.alias import Move, Split
 from loramux_server.store.disabled_tenants import DisabledTenants
 from loramux_server.store.key_records import KeyRecords
@@ -99,7 +100,7 @@ class Catalog:
         except (sa.exc.ArgumentError, ImportError) as error:
             raise CatalogUrlError(
                 f"--catalog: {error}; it is a URL of SQLAlchemy, and for postgresql+psycopg:// "
-                "pip install 'loramux[postgres]' brings the driver"
+                f"{install_command('postgres')} brings the driver"
             ) from None
 
     def contents(self) -> Contents:

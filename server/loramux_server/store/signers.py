@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from loramux_adapters import PackageError
+from loramux_adapters.extras import install_command
 from loramux_adapters.package import Package
 
 
@@ -24,7 +25,7 @@ class TrustedSigners:
             self._keys = {}
             return
         if not importlib.util.find_spec("cryptography"):
-            raise ValueError("cryptography is needed: pip install 'loramux[sign]'")
+            raise ValueError(f"cryptography is needed: {install_command('sign')}")
         from loramux_adapters.signing import read_public_keys
 
         self._keys = read_public_keys(paths)

@@ -54,7 +54,7 @@ class EngineConfig(Struct, frozen=True, kw_only=True):
             pattern="^(none|bfloat16|int8|fp8)$",
             description="Quantize the weights of the base model, never those of adapters: "
             "none; bfloat16 or int8 with the CPU kernels; int8 or fp8 on a GPU or with "
-            "--kernels torch, by torchao (pip install 'loramux[quantized]').",
+            "--kernels torch, by torchao (extra `quantized`).",
         ),
     ] = "none"
     deterministic: Annotated[
