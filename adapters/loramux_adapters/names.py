@@ -32,7 +32,13 @@ def check_name(name: str, what: str) -> str:
     if not _NAME.fullmatch(name):
         raise PackageError(
             f"{what} {shown(name)} is not valid: use lower-case letters and digits, "
-            "with '-', '_' or '.' between them",
+            f"with '-', '_' or '.' between them{_suggestion(name)}",
             "INVALID_FIELD",
         )
     return name
+
+
+def _suggestion(name: str) -> str:
+    """Return a valid name like `name`, as the end of a message; empty if nothing is left of it."""
+    like = re.sub("[^a-z0-9._]+", "-", name.lower()).strip("-._")
+    return f", such as {like!r}" if _NAME.fullmatch(like) else ""

@@ -136,4 +136,6 @@ def open_upload(
                 header.ttl.FromTimedelta(ttl)
             yield Upload(file, header, progress, time.monotonic() + timeout)
     except PackageError as error:
-        raise InvalidArgumentError(f"{path}: {error}", reason=error.reason) from None
+        text = str(error)  # some name the path themselves
+        text = text if text.startswith(f"{path} ") else f"{path}: {text}"
+        raise InvalidArgumentError(text, reason=error.reason) from None

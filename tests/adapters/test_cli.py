@@ -121,7 +121,7 @@ def mistakes(tmp_path: Path) -> None:
         ("pack qalora", "'use_qalora' = True is refused"),
         ("pack adapter -o absent/there", "No such file or directory"),
         ("pack adapter -o empty", "empty exists and is not a regular file"),
-        ("inspect absent", "No such file or directory: 'absent'"),
+        ("inspect absent", "absent: No such file or directory"),
         ("inspect empty", "empty has no readable adapter_config.json"),
         ("inspect qalora", "'use_qalora' = True is refused"),
         ("inspect bare.safetensors", "no tensors"),

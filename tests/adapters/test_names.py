@@ -32,6 +32,16 @@ def test_any_other_name_is_refused_and_shown_escaped(name: str) -> None:
     assert ascii(name) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "like"), [("MyAdapter", "myadapter"), ("My Model/v2!", "my-model-v2"), ("\u0430", "")]
+)
+def test_a_valid_name_like_it_is_suggested(name: str, like: str) -> None:
+    with pytest.raises(PackageError) as caught:
+        check_adapter_name(name)
+    end = f", such as {like!r}" if like else "between them"
+    assert str(caught.value).endswith(end)
+
+
 def test_a_name_of_any_length_is_refused_in_a_short_message() -> None:
     with pytest.raises(PackageError, match="has 1000000 characters; at most 63") as caught:
         check_adapter_name("a" * 10**6)

@@ -220,7 +220,7 @@ def test_a_private_key_is_for_its_owner_and_is_never_replaced(tmp_path: Path) ->
     ("arguments", "message"),
     [
         ("sign plain --key key.pub", "key.pub is no Ed25519 private key in PEM"),
-        ("sign plain --key absent", "No such file or directory: 'absent'"),
+        ("sign plain --key absent", "absent: No such file or directory"),
         ("sign key --key key", "is above the limit of 1048576 bytes"),
         ("verify signed --key key", "key is no Ed25519 public key in PEM"),
         ("verify plain --key key.pub", "the package is not signed"),

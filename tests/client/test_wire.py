@@ -181,7 +181,7 @@ def test_the_command_line_says_it_in_one_line(
     monkeypatch.setattr("sys.argv", arguments)
     assert run() == 1
     said = capsys.readouterr().err
-    assert said.startswith("loramux: sampling.max_tokens: ")
+    assert said.startswith("loramux: --max-tokens: ")
     assert said.count("\n") == 1
 
 

@@ -34,6 +34,7 @@ from loramux.cli import (
     train,
     transforms,
 )
+from loramux.cli.complaints import Running, complaint
 from loramux.cli.headings import HeadedGroup
 from loramux.errors import LoramuxError
 from loramux_adapters import PackageError
@@ -175,9 +176,10 @@ app.command("bench")(bench.bench)
 
 def run() -> int:
     """Run the command line; a mistake of the user is one line on stderr and exit code 1."""
+    running = Running()
     try:
-        app()
+        app(obj=running)
     except (LoramuxError, PackageError, OSError) as error:
-        print(f"loramux: {error}", file=sys.stderr)
+        print(f"loramux: {complaint(error, running)}", file=sys.stderr)
         return 1
     return 0

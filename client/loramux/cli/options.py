@@ -8,12 +8,18 @@ from typing import Annotated
 
 import typer
 
+from loramux.cli.complaints import note_command
 from loramux_adapters.extras import install_command
 
 Server = Annotated[
     str,
     typer.Option(
-        "--server", "-s", envvar="LORAMUX_SERVER", metavar="HOST:PORT", help="Server to call."
+        "--server",
+        "-s",
+        envvar="LORAMUX_SERVER",
+        metavar="HOST:PORT",
+        help="Server to call.",
+        callback=note_command,
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -1,0 +1,56 @@
+"""What the command line says about an error: names of its own options, and what to do next."""
+
+import re
+from dataclasses import dataclass
+
+import typer
+
+from loramux.errors import LoramuxError, UnavailableError
+
+_NOBODY = ("Connection refused", "Timeout occurred", "No route to host", "Network is unreachable")
+"""What gRPC says of an address where no server answers."""
+_UNKNOWN_HOST = ("errors resolving", "DNS resolution failed")
+_OPTIONS = {"num_beams": "--beams"}
+"""Fields of requests whose options have another name."""
+
+
+@dataclass(slots=True)
+class Running:
+    """The command that calls a server, once its options are parsed."""
+
+    context: typer.Context | None = None
+
+
+def note_command(context: typer.Context, server: str) -> str:
+    """Remember the command of `context`; a callback of its option --server."""
+    if isinstance(context.obj, Running):
+        context.obj.context = context
+    return server
+
+
+def complaint(error: Exception, running: Running) -> str:
+    """Return what to print about `error`, which ended a command."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    text, context = str(error), running.context
+    if context is None or not isinstance(error, LoramuxError):
+        return text
+    server = context.params.get("server")
+    if isinstance(error, UnavailableError) and not error.reason:
+        if any(sign in text for sign in _NOBODY):
+            return (
+                f"no server answers at {server}; start one with `loramux serve`, or give --server "
+                "or LORAMUX_SERVER"
+            )
+        if text.startswith(_UNKNOWN_HOST):
+            return f"the host of {server} is unknown; give another --server or LORAMUX_SERVER"
+    if not (error.field and text.startswith(error.field)):
+        return text
+    return (_option(error.field, context) or error.field) + text.removeprefix(error.field)
+
+
+def _option(field: str, context: typer.Context) -> str:
+    """Return the option of a command that fills in `field` of a request; empty if none does."""
+    name = re.sub(r"\[\d+\]", "", field).rpartition(".")[2]
+    option = _OPTIONS.get(name, f"--{name.replace('_', '-')}")
+    return option if any(option in found.opts for found in context.command.params) else ""
