@@ -1,7 +1,6 @@
 """`loramux push`, `import`, `pull`, `ls`, `rm` and `ttl`."""
 
 import dataclasses
-import datetime
 import json
 import re
 import sys
@@ -19,10 +18,11 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
-from rich.table import Table
 
 from loramux.cli.hub import local
+from loramux.cli.listing import property_table, state_of, usage_table
 from loramux.cli.options import DEFAULT_SERVER, TTL, Json, Reference, Server, parse_duration
+from loramux.cli.tables import table_console
 from loramux.client import Client
 from loramux.types import Adapter
 
@@ -128,6 +128,9 @@ def ls(
     tier: Annotated[
         str, typer.Option(help="List only adapters in this tier: stored, host or device.")
     ] = "",
+    wide: Annotated[
+        bool, typer.Option("--wide", "-w", help="Show all target modules, and digests.")
+    ] = False,
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:
@@ -143,7 +146,8 @@ def ls(
     if as_json:
         print(json.dumps([plain(adapter) for adapter in found]))
         return
-    Console().print(_usage_table(found) if usage else _table(found))
+    table = usage_table(found) if usage else property_table(found, wide=wide)
+    table_console(wide=wide).print(table)
 
 
 def rm(
@@ -202,59 +206,6 @@ def plain(adapter: Adapter) -> dict[str, object]:
     ):
         moments[field] = moments[field] and moments[field].isoformat()
     return values
-
-
-def state_of(adapter: Adapter) -> str:
-    """Return where an adapter is, in words."""
-    status = adapter.status
-    return (
-        adapter.tier
-        + (", loading" if status.is_loading else "")
-        + (", pinned" if adapter.is_pinned else "")
-        + (f", until {when(adapter.expires_at)}" if adapter.expires_at else "")
-        + (f", failed: {status.load_failure}" if status.load_failure else "")
-    )
-
-
-def _table(adapters: list[Adapter]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for heading in ("name", "aliases", "rank", "targets", "size", "state", "source", "digest"):
-        table.add_column(heading, justify="right" if heading in ("rank", "size") else "left")
-    for adapter in adapters:
-        table.add_row(
-            adapter.reference,
-            " ".join(adapter.aliases),
-            str(adapter.rank),
-            " ".join(adapter.target_modules),
-            f"{adapter.size_bytes / 1e6:.1f} MB",
-            state_of(adapter),
-            adapter.source,
-            adapter.digest[:19],
-        )
-    return table
-
-
-def _usage_table(adapters: list[Adapter]) -> Table:
-    table = Table("name", "state", box=None, pad_edge=False)
-    for heading in ("memory", "calls", "requests", "hits", "loads"):
-        table.add_column(heading, justify="right")
-    table.add_column("last used")
-    for adapter in adapters:
-        status = adapter.status
-        numbers = (status.calls, status.requests, status.hits, status.loads)
-        table.add_row(
-            adapter.reference,
-            state_of(adapter),
-            f"{status.memory_bytes / 1e6:.1f} MB",
-            *map(str, numbers),
-            when(status.last_used_at),
-        )
-    return table
-
-
-def when(moment: datetime.datetime | None) -> str:
-    """Return a moment in local time, in words."""
-    return moment.astimezone().isoformat(sep=" ", timespec="seconds")[:19] if moment else "never"
 
 
 def _bar(is_quiet: bool) -> Progress:

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from loramux.cli.adapters import plain, state_of
+from loramux.cli.adapters import plain
+from loramux.cli.listing import state_of
 from loramux.cli.options import DEFAULT_SERVER, Json, Reference, Server
 from loramux.client import Client
 from loramux.types import Adapter

@@ -17,8 +17,13 @@ def show(headings: str, rows: Iterable[Iterable[object]]) -> None:
         table.add_column(heading.removeprefix(">"), justify=side, overflow="fold")  # type: ignore[arg-type]
     for row in rows:
         table.add_row(*("-" if value is None else str(value) for value in row))
+    table_console().print(table, markup=False)
+
+
+def table_console(*, wide: bool = False) -> Console:
+    """Return a console as wide as the terminal, or wide: without a terminal, and on demand."""
     console = Console()
-    (console if console.is_terminal else Console(width=_WIDTH)).print(table, markup=False)
+    return Console(width=_WIDTH, soft_wrap=True) if wide or not console.is_terminal else console
 
 
 def short(value: float | None) -> str:

@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from loramux._rates import Rates, rates_of
-from loramux.cli.adapters import plain, state_of, when
+from loramux.cli.adapters import plain
+from loramux.cli.listing import state_of, when
 from loramux.cli.options import DEFAULT_SERVER, Json, Server
 from loramux.client import Client
 from loramux.errors import UnavailableError
