@@ -57,7 +57,7 @@ from loramux_server.transport.connection_limits import ConnectionLimits, message
 from loramux_server.transport.listener import Listener, held_port
 from loramux_server.transport.lora_requests import LoraRequests
 from loramux_server.transport.readers import Readers
-from loramux_server.watching import directory_of, look, watch
+from loramux_server.watching import Changes, look, watch
 from loramux_server.wire.messages import Report
 from loramux_server.wire.model_info import ModelInfo
 
@@ -210,17 +210,19 @@ class Server:
         )
         model = named(model, config)
         self._metrics.describe(model)
-        folder, signers = opened.adapters, opened.signers
-        directory = directory_of(folder, store.registry, base, signers, opened.audit)
+        changes = Changes(opened.audit)
+        directory = Directory(opened.adapters, store.registry, base, changes.tell, opened.signers)
         if opened.primary is None:
-            await look(directory, settles=False)
+            total = await look(directory, settles=False)
+            if opened.adapters:
+                changes.sum_up(total)
         services = build_services(
             Parts(
                 registry=store.registry,
                 engine=self._engine,
                 model=model,
                 base=base,
-                signers=signers,
+                signers=opened.signers,
                 templates=opened.templates,
                 sources=opened.sources,
                 metrics=self._metrics,

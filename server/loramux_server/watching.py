@@ -2,38 +2,51 @@
 
 import asyncio
 import logging
-from functools import partial
-from pathlib import Path
 
 import sqlalchemy.exc
 
 from loramux_server.observe.acts import DIRECTORY_ADD, DIRECTORY_REMOVE
 from loramux_server.observe.audit import Audit
 from loramux_server.services.adapters.storage import stoppable
-from loramux_server.store.check import ServedBase
 from loramux_server.store.directory import Directory
 from loramux_server.store.record import AdapterRecord
-from loramux_server.store.registry import Registry
-from loramux_server.store.signers import TrustedSigners
 from loramux_server.store.writing import ADDED
 
 _log = logging.getLogger(__name__)
 
 
-def directory_of(
-    folder: Path | None,
-    registry: Registry,
-    base: ServedBase,
-    signers: TrustedSigners,
-    audit: Audit,
-) -> Directory:
-    """Return what brings the adapters of `folder` to `registry`, and tells `audit` of each."""
-    return Directory(folder, registry, base, partial(_write_down, audit), signers)
+class Changes:
+    """Tells the audit log what a directory brings or takes away, and the log a sum at the start."""
+
+    def __init__(self, audit: Audit) -> None:
+        self._audit = audit
+        self._at_start: list[str] | None = []
+
+    def tell(self, what: str, record: AdapterRecord) -> None:
+        """Write down a change: ADDED or REMOVED."""
+        if self._at_start is not None:
+            self._at_start.append(what)
+        self._audit.write(
+            DIRECTORY_ADD if what == ADDED else DIRECTORY_REMOVE,
+            level=logging.INFO if self._at_start is None else logging.DEBUG,
+            tenant=record.tenant, adapter=str(record), digest=record.digest, outcome="OK",
+        )  # fmt: skip
+
+    def sum_up(self, total: int) -> None:
+        """Log how many changes there were so far; from now on, each is logged."""
+        told, self._at_start = self._at_start or [], None
+        added = told.count(ADDED)
+        _log.info(
+            "--adapters has %d adapters: %d new or changed, %d gone since the last start",
+            total, added, len(told) - added,
+        )  # fmt: skip
 
 
-async def look(directory: Directory, *, settles: bool) -> None:
-    """Take in what is in `directory`; when cancelled, end with the entry at hand."""
-    await stoppable(lambda is_cancelled: directory.look(settles=settles, is_cancelled=is_cancelled))
+async def look(directory: Directory, *, settles: bool) -> int:
+    """Take in what is in `directory`, and count it; when cancelled, end with the entry at hand."""
+    return await stoppable(
+        lambda is_cancelled: directory.look(settles=settles, is_cancelled=is_cancelled)
+    )
 
 
 async def watch(directory: Directory, interval: float) -> None:
@@ -44,9 +57,3 @@ async def watch(directory: Directory, interval: float) -> None:
             await look(directory, settles=True)
         except (OSError, sqlalchemy.exc.OperationalError) as error:
             _log.warning("cannot scan --adapters, will retry: %s", error)
-
-
-def _write_down(audit: Audit, what: str, record: AdapterRecord) -> None:
-    """Tell the audit log what the directory brought or took away."""
-    act = DIRECTORY_ADD if what == ADDED else DIRECTORY_REMOVE
-    audit.write(act, tenant=record.tenant, adapter=str(record), digest=record.digest, outcome="OK")

@@ -61,3 +61,6 @@ def test_adapters_come_change_and_go_while_the_server_runs(
     assert acts[0]["digest"] == old.digest
     said = server.log.read_text()
     assert "Traceback" not in said
+    # What was there at the start is one line of the log.
+    assert "--adapters has 1 adapters: 1 new or changed, 0 gone" in said
+    assert "adapter=small:1" not in said and "adapter=small:2" in said

@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,36 @@ async def test_an_act_is_synced_before_it_counts_as_told(
         "earlier", "adapter.delete"
     ]  # fmt: skip
     audit.close()
+
+
+def test_a_file_that_is_moved_away_is_followed_by_a_new_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, moved = tmp_path / "audit", tmp_path / "audit.1"
+    file = AuditFile(str(path))
+
+    def acts(path: Path) -> list[int]:
+        return [json.loads(line)["n"] for line in path.read_text().splitlines()]
+
+    # As logrotate does it while entries come: rename, then create or not.
+    rotations: dict[int, list[int]] = {}
+    with ThreadPoolExecutor(4) as threads:
+        for turn in range(5):
+            list(threads.map(lambda n: file.append({"n": n}), range(20 * turn, 20 * turn + 20)))
+            path.rename(moved)
+            rotations[turn] = acts(moved)
+            if turn % 2:
+                path.touch(0o600)
+    assert [sorted(found) for found in rotations.values()] == [
+        list(range(20 * turn, 20 * turn + 20)) for turn in range(5)
+    ]
+    path.mkdir()  # cannot be opened
+    file.append({"n": 100})
+    assert acts(moved)[-1] == 100 and "the old audit log is used" in caplog.text
+    path.rmdir()
+    file.append({"n": 101})
+    assert acts(path) == [101] and path.stat().st_mode & 0o777 == 0o600
+    file.close()
 
 
 async def test_a_full_disk_is_logged_and_fails_no_call(
