@@ -176,7 +176,7 @@ def test_the_command_line_imports_an_artifact(
     assert client.adapters.upload("bot", folder).digest == imported.digest
     other = named.replace("acme", "other")
     done = subprocess.run([*command, other], capture_output=True, text=True, timeout=60)
-    assert done.returncode and "--oci-allow of the server does not have it" in done.stderr
+    assert done.returncode and f"--oci-allow '{artifacts.host}/other/*'" in done.stderr
 
 
 def test_a_gateway_has_them_imported(server: RunningServer, client: Client, tmp_path: Path) -> None:

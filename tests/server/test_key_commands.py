@@ -41,7 +41,8 @@ def test_a_key_is_printed_once_and_alone(loramux: Loramux, tmp_path: Path) -> No
     made = loramux("keys", "create", "--tenant", "acme", "--label", "ci", "--expires", "30d")
     key = parse_key(made.output.removesuffix("\n"))
     assert key is not None
-    assert "not shown again" in made.errors
+    assert "not shown again" in made.errors and "every tenant sees" not in made.errors
+    assert "every tenant sees the adapters of tenant public" in loramux("keys", "create").errors
     assert key.text not in made.errors
     shown = loramux("keys", "ls").output
     assert key.id in shown

@@ -1,5 +1,6 @@
 """What may be imported, and what is read of it."""
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,10 +42,13 @@ def test_what_is_allowed_is_opened_later(uri: str) -> None:
         "gs://shared/adapters2/bot", "gs://shared/other", "az://bucket/a", "gs://bucket/a",
     ],
 )  # fmt: skip
-def test_what_is_not_allowed_is_refused(uri: str) -> None:
-    with pytest.raises(PermissionDeniedError, match="of the server does not have it") as caught:
+def test_what_is_not_allowed_is_refused_and_what_would_allow_it_named(uri: str) -> None:
+    with pytest.raises(PermissionDeniedError, match="may not be imported here") as caught:
         ALLOWED.find(uri)
     assert (caught.value.reason, caught.value.field) == ("SOURCE_NOT_ALLOWED", "uri")
+    option, value = shlex.split(str(caught.value).partition(" server with ")[2])[:2]
+    settings = {"--hub-allow": "hub_allow", "--object-allow": "object_allow"}
+    assert callable(Sources(**{settings[option]: (value,)}).find(uri))
 
 
 @pytest.mark.parametrize("uri", ["hf://acme/bot", "s3://bucket/a", "gs://b/a", "az://b/a"])

@@ -46,7 +46,11 @@ KeyId = Annotated[
     typer.Argument(metavar="ID", help="Id of the key, as in lmx_ID_SECRET."),
 ]
 Tenant = Annotated[
-    str, typer.Option(help="Tenant of the key; names without a tenant refer to this one.")
+    str,
+    typer.Option(
+        help="Tenant of the key; names without a tenant refer to this one. Adapters of `public` "
+        "are visible to all tenants."
+    ),
 ]
 RoleOption = Annotated[
     Role,
@@ -106,6 +110,7 @@ def create(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     _show(key, f"{role} of tenant {tenant}")
+    _say_if_shared(tenant)
 
 
 @app.command("add")
@@ -142,6 +147,7 @@ def add(
     what = f"{role} of tenant {tenant}"
     said = "" if is_new else ", exists already and keeps its label and expiry"
     print(f"key {key.id}, {what}{said}", file=sys.stderr)
+    _say_if_shared(tenant)
 
 
 @app.command("rotate")
@@ -201,6 +207,16 @@ def _making(store: Path | None, url: str | None) -> "Iterator[KeyMaking]":
         except (LookupError, ServerSecretError) as error:
             print(f"loramux: {error.args[0]}", file=sys.stderr)
             raise typer.Exit(1) from None
+
+
+def _say_if_shared(tenant: str) -> None:
+    """Say what is special about the tenant that a key has by default."""
+    if tenant == DEFAULT_TENANT:
+        print(
+            f"every tenant sees the adapters of tenant {DEFAULT_TENANT}; for adapters of its own, "
+            "give the key another --tenant",
+            file=sys.stderr,
+        )
 
 
 def _show(key: Key, what: str) -> None:

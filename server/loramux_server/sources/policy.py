@@ -1,6 +1,7 @@
 """From where adapters may be imported: nowhere, unless the operator says so."""
 
 import importlib.util
+import shlex
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
@@ -77,12 +78,13 @@ class Sources:
                 flag, patterns = "--oci-allow", self._oci_allow
                 place = f"{named.host}/{named.repository}"
             case _:
-                if any(check_uri(uri).startswith(prefix) for prefix in self._object_allow):
+                place = check_uri(uri)
+                if any(place.startswith(prefix) for prefix in self._object_allow):
                     return opening
-                raise _not_allowed(uri, "--object-allow")
+                raise _not_allowed(uri, "--object-allow", place.rpartition("/")[0])
         if any(fnmatchcase(place, pattern) for pattern in patterns):
             return opening
-        raise _not_allowed(uri, flag)
+        raise _not_allowed(uri, flag, f"{place.rpartition('/')[0]}/*")
 
 
 def open_uri(uri: str) -> Opening:
@@ -115,9 +117,11 @@ def check_installed(uri: str) -> None:
         raise MissingExtraError(f"needs requests: {install_command('oci')}")
 
 
-def _not_allowed(uri: str, flag: str) -> PermissionDeniedError:
+def _not_allowed(uri: str, flag: str, value: str) -> PermissionDeniedError:
+    """Return the error for a URI that `flag` would allow with `value`."""
     return PermissionDeniedError(
-        f"{uri} may not be imported here: {flag} of the server does not have it",
+        f"{uri} may not be imported here; to allow it, start the server with "
+        f"{flag} {shlex.quote(value)} as well",
         reason="SOURCE_NOT_ALLOWED",
         field="uri",
     )
