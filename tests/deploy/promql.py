@@ -53,6 +53,7 @@ def exposed() -> dict[str, frozenset[str]]:
     """Return the labels of every sample that a server can expose, by the name of the sample."""
     metrics = Metrics()
     metrics.tokens.of(BASE)
+    metrics.tenants.of("acme")
     metrics.registry.register(LoraRequests(Statuses(), lambda digest: [], max_adapters=1))
     return dict(_samples(metrics))
 

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ class Store:
         self.access = folder / "access.toml"
         self.access.touch()
         self.target = ""
+        self.metrics: Callable[[], dict[str, float]] = dict
 
     def client(self, key: Key | str) -> Client:
         return Client(self.target, key=key if isinstance(key, str) else key.text, timeout=300)
@@ -74,7 +75,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, roomy_base: Path) -> Iterato
     store = Store(folder)
     store.keys.make("acme", Role.USER)
     with RunningServer(folder, roomy_base, "--access", str(store.access)) as server:
-        store.target = server.target
+        store.target, store.metrics = server.target, server.metrics
         yield store
     store.keys.close()
     for record in store.keys.catalog.keys.all():
@@ -241,6 +242,8 @@ def test_a_tenant_has_what_its_policy_says(store: Store) -> None:
         with pytest.raises(ResourceExhaustedError) as refused:
             client.generate("a")
         assert refused.value.quota == "tenant:thrifty"
+        refusals = "loramux_tenant_requests_refused_total"
+        assert store.metrics()[f'{refusals}{{cause="quota",tenant="thrifty"}}'] >= 2
         free.generate("a", max_tokens=1)
         store.loramux("tenants", "set", "thrifty", "--concurrent", "any")
         assert eventually(lambda: generates(client))

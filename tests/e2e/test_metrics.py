@@ -92,6 +92,9 @@ def test_counters_add_up_over_a_mixed_batch(server: RunningServer, client: Clien
         assert grown[f'loramux_request_seconds_count{{adapter="{adapter}"}}'] == count
         assert grown[f'loramux_time_to_first_token_seconds_count{{adapter="{adapter}"}}'] == count
         assert grown[f'loramux_inter_token_seconds_count{{adapter="{adapter}"}}'] == 5 * count
+    assert grown['loramux_tenant_requests_total{outcome="ok",tenant="public"}'] == 4
+    assert grown['loramux_tenant_prompt_tokens_total{tenant="public"}'] == 24
+    assert grown['loramux_tenant_generated_tokens_total{tenant="public"}'] == 24
     assert grown["loramux_queue_seconds_count"] == len(requests)
     # Each token comes out of one step, in which others may come too, of the same request if they
     # were drafted.
@@ -129,6 +132,8 @@ def test_a_refusal_is_counted_by_its_status(server: RunningServer, client: Clien
     assert grown == {
         'loramux_requests_total{adapter="none",outcome="invalid_argument"}': 1,
         'loramux_requests_total{adapter="none",outcome="not_found"}': 1,
+        'loramux_tenant_requests_total{outcome="invalid_argument",tenant="public"}': 1,
+        'loramux_tenant_requests_total{outcome="not_found",tenant="public"}': 1,
     }
 
 

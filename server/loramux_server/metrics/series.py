@@ -5,6 +5,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from loramux import __version__
 from loramux_server.metrics.adapter_labels import BASE, NONE, OTHER, AdapterLabels
 from loramux_server.metrics.engine import LATENCY, STEP, EngineMetrics
+from loramux_server.metrics.tenants import TenantMetrics
 from loramux_server.metrics.tokens import TokenMetrics
 from loramux_server.metrics.totals import NOTHING, Totals
 from loramux_server.wire.messages import Report
@@ -37,6 +38,8 @@ class Metrics:
         )
         self.tokens = TokenMetrics(STEP)
         registry.register(self.tokens)
+        self.tenants = TenantMetrics(("ok", *FAULTS))
+        registry.register(self.tenants)
         self.queue = Histogram(
             "loramux_queue_seconds", "Time from arrival of a request to its first step.",
             buckets=LATENCY, registry=registry,

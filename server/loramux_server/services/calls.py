@@ -13,7 +13,7 @@ from loramux_server.access.together import together
 from loramux_server.metrics.series import Metrics
 from loramux_server.observe.call_record import note
 from loramux_server.services.deadline import Deadline
-from loramux_server.services.observer import Observer, outcome_of
+from loramux_server.services.observer import Observer
 from loramux_server.waiting_room.place import Place
 from loramux_server.waiting_room.room import WaitingRoom
 
@@ -31,13 +31,13 @@ class Calls:
     @contextmanager
     def observed(self) -> Iterator[Observer]:
         """Measure a request that lasts as long as the block."""
-        observer = Observer(self._metrics)
+        observer = Observer(self._metrics, caller().tenant)
         try:
             yield observer
         except BaseException as error:
-            observer.ended(outcome_of(error))
+            observer.ended(error)
             raise
-        observer.ended("ok")
+        observer.ended()
 
     def placed(
         self, request: Message, max_tokens: int, deadline: Deadline

@@ -10,6 +10,7 @@ from loramux.v1 import generation_pb2
 from loramux_server.forms.form import FormKind
 from loramux_server.metrics.adapter_labels import NONE
 from loramux_server.metrics.series import STORE_FULL, AdapterSeries, Metrics
+from loramux_server.metrics.tenants import TenantSeries
 from loramux_server.observe.call_record import note
 from loramux_server.wire.messages import Started
 
@@ -36,8 +37,11 @@ def counting_failed_uploads(metrics: Metrics) -> Iterator[None]:
 class Observer:
     """Follows one request from arrival to end."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, tenant: str) -> None:
+        """Begin with the arrival of a request of `tenant`."""
         self._metrics = metrics
+        self._tenant = tenant
+        metrics.tenants.arrived(tenant)
         self._adapter: str | None = None
         self._arrival = time.monotonic()
         self._queued: float | None = None
@@ -57,6 +61,7 @@ class Observer:
         self._num_prompt = num_prompt
         self._metrics.labels.count(adapter)
         self._series.prompt_tokens.inc(num_prompt)
+        self._of_tenant.prompt_tokens += num_prompt
         self._metrics.totals.prompt_tokens += num_prompt
 
     def started(self, started: Started) -> None:
@@ -82,11 +87,14 @@ class Observer:
         totals.gap_seconds += gaps * gap
         self._last[index] = now
         self.num_made += count
+        self._of_tenant.generated_tokens += count
         totals.generated_tokens += count
 
-    def ended(self, outcome: str) -> None:
-        """Note the end: `ok`, or the gRPC status in lower case."""
+    def ended(self, error: BaseException | None = None) -> None:
+        """Note the end: well, or with `error`."""
+        outcome = "ok" if error is None else outcome_of(error)
         self._metrics.totals.requests += 1
+        self._of_tenant.ended(outcome, error)
         if self._adapter is None:  # refused before it was known what it asks for
             self._metrics.requests.labels(NONE, outcome).inc()
             return
@@ -118,7 +126,11 @@ class Observer:
             total_seconds=time.monotonic() - self._arrival,
         )
 
+    # Both are asked for each time: a label may lose the series of its own while a request runs.
     @property
     def _series(self) -> AdapterSeries:
-        # Asked for each time: an adapter may lose the series of its own while a request runs.
         return self._metrics.of(self._adapter or "")
+
+    @property
+    def _of_tenant(self) -> TenantSeries:
+        return self._metrics.tenants.of(self._tenant)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from loramux import __version__
 from loramux.errors import InvalidArgumentError, LoramuxError, NotFoundError
 from loramux.v1 import generation_pb2
+from loramux_server.access.caller import caller
 from loramux_server.access.together import making
 from loramux_server.engine_link.quarantine import Quarantine
 from loramux_server.field_errors import invalid
@@ -23,7 +24,7 @@ from loramux_server.open_inference.answers import Made, answer, failed, metadata
 from loramux_server.open_inference.asked import STREAM, TEXT_INPUT, Asked, asked_of
 from loramux_server.open_inference.model import reference_of
 from loramux_server.services.generation.service import GenerationService
-from loramux_server.services.observer import Observer, outcome_of
+from loramux_server.services.observer import Observer
 from loramux_server.services.tasks import check_continues, check_writes
 from loramux_server.services.text_fields import check_readable
 from loramux_server.store.record import AdapterRecord
@@ -179,7 +180,7 @@ class OpenInferenceService:
                 raise invalid(STREAM, True, "false: ModelStreamInfer answers with a stream")
             return asked, self._resolved(request, asked)
         except LoramuxError as error:
-            Observer(self._metrics).ended(outcome_of(error))
+            Observer(self._metrics, caller().tenant).ended(error)
             raise
 
     def _resolved(
