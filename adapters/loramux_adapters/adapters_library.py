@@ -23,7 +23,7 @@ from loramux_adapters.fields import (
     refuse_unserved,
     unsupported,
 )
-from loramux_adapters.files import open_regular
+from loramux_adapters.files import open_regular, pickle_hint
 from loramux_adapters.packing import Output, write_package
 from loramux_adapters.peft_config import MAX_RANK
 from loramux_adapters.peft_folder import is_peft_folder, read_config, read_notes
@@ -184,10 +184,7 @@ def _open_tensors(source: Path) -> BinaryIO:
     except OSError as error:
         hint = ""
         if (source / PICKLE_FILE).exists():
-            hint = (
-                f"; {PICKLE_FILE} is a pickle, which can run code: save the adapter again with "
-                "use_safetensors=True"
-            )
+            hint = f"; {pickle_hint(source, PICKLE_FILE)}"
         raise PackageError(
             f"{source} has no readable {TENSOR_FILE} ({error.strerror}){hint}"
         ) from None

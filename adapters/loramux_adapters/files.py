@@ -1,6 +1,7 @@
 """Files of a folder from strangers, read within bounds."""
 
 import errno
+import shlex
 import stat
 from pathlib import Path
 from typing import BinaryIO
@@ -56,3 +57,11 @@ def read_object(source: Path, name: str, max_bytes: int) -> dict[str, object]:
         raise
     except ValueError as error:
         raise PackageError(str(error), "INVALID_ADAPTER_CONFIG") from None
+
+
+def pickle_hint(source: Path, name: str) -> str:
+    """Return what to say of the pickle `name` in the folder `source`."""
+    return (
+        f"{name} is a pickle, which can run code: `loramux convert --from-bin "
+        f"{shlex.quote(str(source))} -o NAME.safetensors` reads tensors alone"
+    )

@@ -7,12 +7,13 @@ from typing import BinaryIO
 
 from loramux_adapters.companions import companion_notes
 from loramux_adapters.errors import PackageError
-from loramux_adapters.files import open_regular, read_object
+from loramux_adapters.files import open_regular, pickle_hint, read_object
 from loramux_adapters.manifest import check_notes
 from loramux_adapters.tensorfile import PACKAGE
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
+PICKLE_FILE = "adapter_model.bin"
 MAX_CONFIG_BYTES = 64 << 10
 MODEL_CONFIG_FILE = "config.json"
 MODEL_WEIGHT_FILES = frozenset({"model.safetensors", "model.safetensors.index.json"})
@@ -96,11 +97,8 @@ def open_tensors(source: Path) -> BinaryIO:
         return open_regular(path)
     except OSError as error:
         hint = ""
-        if (source / "adapter_model.bin").exists():
-            hint = (
-                "; adapter_model.bin is a pickle, which can run code: save the adapter again "
-                "with safe_serialization=True"
-            )
+        if (source / PICKLE_FILE).exists():
+            hint = f"; {pickle_hint(source, PICKLE_FILE)}"
         raise PackageError(
             f"{source} has no readable {TENSOR_FILE} ({error.strerror}){hint}"
         ) from None

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from loramux_adapters.errors import PackageError, shown
 from loramux_adapters.fields import PREFIX, integer, invalid, mapping, text, unsupported
-from loramux_adapters.files import open_regular, read_object
+from loramux_adapters.files import open_regular, pickle_hint, read_object
 from loramux_adapters.head import MAX_LABELS, Task
 from loramux_adapters.labels import ProblemType
 from loramux_adapters.tensorfile import ReadTensor, TensorInfo, read_header, tensor_reader
@@ -75,10 +75,7 @@ def open_head(source: Path) -> Iterator[LibraryHead | None]:
         yield None
         return
     if not (source / TENSOR_FILE).exists() and (source / PICKLE_FILE).exists():
-        raise PackageError(
-            f"{source} has a prediction head in {PICKLE_FILE}, a pickle, which can run code: save "
-            "the adapter again with use_safetensors=True"
-        )
+        raise PackageError(f"the prediction head: {pickle_hint(source, PICKLE_FILE)}")
     config = read_object(source, CONFIG_FILE, MAX_CONFIG_BYTES)
     try:
         file = open_regular(source / TENSOR_FILE)

@@ -133,6 +133,7 @@ def test_a_repository_of_pickles_is_refused(hub: Hub, tmp_path: Path) -> None:
     done = pack(hub, tmp_path, "hf://org/poet")
     assert done.returncode == 1
     assert done.stderr == (
-        "loramux: hf://org/poet has no adapter_model.safetensors; pickles (.bin) are not read\n"
+        "loramux: hf://org/poet has no adapter_model.safetensors; pickles (.bin) are not fetched: "
+        "`hf download org/poet --local-dir DIR`, then `loramux convert --from-bin DIR -o FILE`\n"
     )
     assert "adapter_model.bin" not in hub.fetched

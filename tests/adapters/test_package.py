@@ -300,8 +300,8 @@ def replace(name: str, make: Callable[[Path], object]) -> Callable[[Path], objec
         pytest.param(
             lambda folder: (folder / "adapter_model.safetensors").rename(
                 folder / "adapter_model.bin"),
-            FILE, "adapter_model.bin is a pickle, which can run code: save the adapter again with "
-            "safe_serialization=True", id="a-pickle",
+            FILE, "adapter_model.bin is a pickle, which can run code: `loramux convert --from-bin ",
+            id="a-pickle",
         ),
         pytest.param(
             write("adapter_model.safetensors", tensor_file(header({A: TENSORS[A]}), bytes(32))),

@@ -124,7 +124,7 @@ def test_files_of_a_head_belong_together(adapter: Path) -> None:
     save_file(tensors | {"other.weight": torch.ones(1)}, adapter / "model_head.safetensors")
     assert "tensor other.weight is refused: of a prediction head" in refusal(adapter)
     (adapter / "model_head.safetensors").rename(adapter / "pytorch_model_head.bin")
-    assert "pytorch_model_head.bin, a pickle, which can run code" in refusal(adapter)
+    assert "pytorch_model_head.bin is a pickle, which can run code" in refusal(adapter)
     (adapter / "pytorch_model_head.bin").unlink()
     assert "has no readable model_head.safetensors" in refusal(adapter)
     config = json.loads((adapter / "head_config.json").read_text()) | {"config": None}

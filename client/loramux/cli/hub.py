@@ -62,5 +62,8 @@ def _fetched(source: str, repository: str, revision: str | None, *, quiet: bool)
         first = str(error).strip().partition("\n")[0]
         raise HubError(f"{source} cannot be fetched: {first}") from None
     if not any((path / name).exists() for name in (TENSOR_FILE, LIBRARY_TENSOR_FILE)):
-        raise HubError(f"{source} has no {TENSOR_FILE}; pickles (.bin) are not read")
+        raise HubError(
+            f"{source} has no {TENSOR_FILE}; pickles (.bin) are not fetched: `hf download "
+            f"{repository} --local-dir DIR`, then `loramux convert --from-bin DIR -o FILE`"
+        )
     return path

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ import typer
 from loramux.cli.options import Json
 from loramux.cli.output import whole_file
 from loramux.cli.tables import short, show
-from loramux_adapters import open_package
+from loramux_adapters import open_package, pack_source
 from loramux_adapters.package import digest_of
 
 
@@ -33,17 +34,35 @@ def convert(
             "fraction of the energy, such as 0.99."
         ),
     ] = None,
+    from_bin: Annotated[
+        bool,
+        typer.Option(
+            "--from-bin",
+            help="Read a folder whose tensors are pickles, such as adapter_model.bin; a "
+            "sandboxed process accepts nothing but tensors. Alone, it packs them.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Change the dtype of an adapter or reduce its ranks.
+    """Change an adapter's dtype or ranks, or read a pickle.
 
     Prints the loss of each layer: `energy` is the fraction of the squared singular values that is
     kept, `error` the norm of the change relative to that of the update, as written.
     """
+    from loramux_adapters.weights.convert import Converted
     from loramux_adapters.weights.convert import convert as converted
+    from loramux_adapters.weights.pickled import without_pickles
 
-    with open_package(source) as (file, package), whole_file(output) as target:
-        done = converted(file, package, target, dtype=dtype, rank=rank, energy=energy)
+    done: list[Converted] = []
+    with ExitStack() as stack:
+        target = stack.enter_context(whole_file(output))
+        if from_bin:
+            source = stack.enter_context(without_pickles(source))
+        if from_bin and dtype is None and rank is None and energy is None:
+            pack_source(source, target)
+        else:
+            file, package = stack.enter_context(open_package(source))
+            done = converted(file, package, target, dtype=dtype, rank=rank, energy=energy)
         digest = digest_of(target)
         size = target.tell()
     if as_json:
@@ -54,13 +73,12 @@ def convert(
             )
         )
         return
-    show(
-        "module >before >rank >energy >error",
-        (
-            (each.module, each.rank_before, each.rank, f"{each.energy:.6f}", f"{each.error:.2e}")
-            for each in done
-        ),
-    )
+    rows = [
+        (each.module, each.rank_before, each.rank, f"{each.energy:.6f}", f"{each.error:.2e}")
+        for each in done
+    ]
+    if rows:
+        show("module >before >rank >energy >error", rows)
     print(f"{output} {digest}")
 
 
