@@ -109,7 +109,8 @@ def test_the_demo_can_go_on_serving() -> None:
             capture_output=True, text=True, timeout=120, check=True,
         )  # fmt: skip
         assert answer.stdout == " ABANDON\n"
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)  # Ctrl-C is the same
         rest, _ = process.communicate(timeout=120)
     assert process.returncode == 0, rest
     assert rest.rstrip().endswith("Server stopped.")
+    assert is_free(target)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -44,6 +45,8 @@ def demo(
     ] = False,
 ) -> None:
     """Run a server with the embedded model and show a mixed batch."""
+    # As Ctrl-C does, so that the server ends with it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = Console()
     examples = held_out_examples(EXAMPLES_EACH)
     with tempfile.TemporaryDirectory(prefix="loramux-demo-") as folder:
