@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import grpc
 
-from loramux._calling import Calling
+from loramux._calling import Calling, Ended
 from loramux._channel import (
     Routing,
     Targets,
@@ -83,11 +83,12 @@ def open_aio_channel(
     routing: Routing = "adapter",
     tracer_provider: "TracerProvider | None",
     forwards: bool = False,
+    call_ended: Ended | None = None,
 ) -> grpc.aio.Channel:
     """Return a channel for an event loop; see `open_channel`.
 
     With `forwards`, its calls are made for others, who show keys of their own: plaintext is
-    refused as with a key.
+    refused as with a key. `call_ended` is told of every call that ended.
     """
     key = checked_key(key)
     credentials = _credentials(target, bool(key) or forwards, tls, credentials)
@@ -109,7 +110,7 @@ def open_aio_channel(
             by_adapter=by_adapter,
             retries=retries,
         )
-    return cast(grpc.aio.Channel, Calling(channel, _showing(key), tracer_provider))
+    return cast(grpc.aio.Channel, Calling(channel, _showing(key), tracer_provider, call_ended))
 
 
 def _showing(key: str) -> Metadata:

@@ -7,7 +7,8 @@ import asyncio
 import inspect
 import sys
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import grpc
 
@@ -18,6 +19,8 @@ from loramux._routing.routed import Metadata, RoutedChannel, RoutedStream
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, TracerProvider
 
+Ended: TypeAlias = Callable[[str, grpc.StatusCode], None]
+"""Is told of a call that ended: its method, as `PACKAGE.SERVICE/METHOD`, and its status."""
 _KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 
 
@@ -29,11 +32,16 @@ class Calling:
         channel: Any,  # noqa: ANN401 - any that makes calls
         metadata: Metadata,
         provider: "TracerProvider | None",
+        ended: Ended | None = None,
     ) -> None:
-        """Wrap `channel`; without a provider, the global one is asked for when there is a call."""
+        """Wrap `channel`; without a provider, the global one is asked for when there is a call.
+
+        Where `ended` is told of calls, the channel is an event loop's.
+        """
         self._channel = channel
         self._metadata = metadata
         self._provider = provider
+        self._ended = ended
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the channel has
         made = getattr(self._channel, name)
@@ -44,18 +52,21 @@ class Calling:
         channel = self._channel
         if isinstance(channel, RoutedChannel | AioRoutedChannel):
             channel = channel.to(reference)
-        return Calling(channel, self._metadata, self._provider)
+        return self._over(channel, self._metadata)
 
     def showing(self, metadata: Metadata) -> "Calling":
         """Return what brings `metadata` along with every call as well."""
-        return Calling(self._channel, (*self._metadata, *metadata), self._provider)
+        return self._over(self._channel, (*self._metadata, *metadata))
 
     async def each(self) -> "list[Calling]":
         """Return what calls each server there is by itself; of an event loop's channel."""
         if not isinstance(self._channel, AioRoutedChannel):
             return [self]
         found = await self._channel.each()
-        return [Calling(channel, self._metadata, self._provider) for channel in found] or [self]
+        return [self._over(channel, self._metadata) for channel in found] or [self]
+
+    def _over(self, channel: Any, metadata: Metadata) -> "Calling":  # noqa: ANN401
+        return Calling(channel, metadata, self._provider, self._ended)
 
     def _methods(self, make: Callable[..., Any]) -> Callable[..., Any]:
         def made(path: str, *arguments: object, **options: object) -> Callable[..., Any]:
@@ -67,8 +78,10 @@ class Calling:
             ) -> object:
                 metadata = (*self._metadata, *metadata)
                 if "opentelemetry.trace" not in sys.modules:
-                    return call(request, timeout=timeout, metadata=metadata)
-                return self._traced(call, name, request, timeout, metadata)
+                    answer = call(request, timeout=timeout, metadata=metadata)
+                else:
+                    answer = self._traced(call, name, request, timeout, metadata)
+                return _told(answer, partial(self._ended, name)) if self._ended else answer
 
             return begin
 
@@ -101,15 +114,7 @@ class Calling:
         except BaseException:
             _end(span, grpc.StatusCode.UNKNOWN)
             raise
-        if inspect.iscoroutine(answer):
-            return _awaited(answer, span)
-        if isinstance(answer, grpc.aio.Call | AioRoutedStream):
-            answer.add_done_callback(lambda ended: _end(span, _known(ended.code())))
-        elif not isinstance(answer, grpc.Call | RoutedStream):
-            _end(span, grpc.StatusCode.OK)
-        elif not answer.add_callback(lambda: _end(span, answer.code())):
-            _end(span, answer.code())
-        return answer
+        return _told(answer, partial(_end, span))
 
 
 Channel = TypeVar("Channel", grpc.Channel, grpc.aio.Channel)
@@ -123,8 +128,23 @@ def to_home(channel: Channel, reference: str) -> Channel:
     return cast(Channel, channel.to(reference)) if isinstance(channel, Calling) else channel
 
 
-async def _awaited(answer: Coroutine[Any, Any, object], span: "Span") -> object:
-    """Return what `answer` gives, and end the span with it."""
+def _told(answer: object, end: Callable[[grpc.StatusCode], None]) -> object:
+    """Return what stands for `answer`, a call that was begun; `end` is told of its status."""
+    if inspect.iscoroutine(answer):
+        return _awaited(answer, end)
+    if isinstance(answer, grpc.aio.Call | AioRoutedStream):
+        answer.add_done_callback(lambda ended: end(_known(ended.code())))
+    elif not isinstance(answer, grpc.Call | RoutedStream):
+        end(grpc.StatusCode.OK)
+    elif not answer.add_callback(lambda: end(answer.code())):
+        end(answer.code())
+    return answer
+
+
+async def _awaited(
+    answer: Coroutine[Any, Any, object], end: Callable[[grpc.StatusCode], None]
+) -> object:
+    """Return what `answer` gives, and tell `end` how it ended."""
     code = grpc.StatusCode.UNKNOWN
     try:
         found = await answer
@@ -137,7 +157,7 @@ async def _awaited(answer: Coroutine[Any, Any, object], span: "Span") -> object:
         code = grpc.StatusCode.CANCELLED
         raise
     finally:
-        _end(span, code)
+        end(code)
 
 
 def _end(span: "Span", code: grpc.StatusCode) -> None:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from loramux._json_lines import JsonLines, without_paths
 from loramux.v1 import aliases_pb2
 from loramux_server.access.caller import Permission
 from loramux_server.access.rules import RULES
 from loramux_server.observe.acts import ACTS, MAX_SHOWN, targets
 from loramux_server.observe.audit import Audit, AuditFile, audited
-from loramux_server.observe.json_lines import JsonLines, without_paths
 
 QUIET = {
     "loramux.v1.UploadService.SendChunks",
@@ -123,9 +123,9 @@ def test_paths_and_addresses_do_not_get_into_json(text: str, shown: str) -> None
 
 
 def test_a_process_writes_as_the_one_that_started_it() -> None:
-    child = "from loramux_server.observe.json_lines import set_up_logging as s; import logging; "
+    child = "from loramux._json_lines import set_up_logging as s; import logging; "
     child += "s('engine'); logging.error('no')"
-    run = "from loramux_server.observe.json_lines import set_up_logging as s; import sys; "
+    run = "from loramux._json_lines import set_up_logging as s; import sys; "
     run += "import subprocess; s(log_format='json'); "
     run += f"subprocess.run([sys.executable, '-c', {child!r}])"
     ran = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, check=True)

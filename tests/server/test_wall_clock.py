@@ -65,7 +65,6 @@ ASK_THE_WALL_CLOCK = {
     "commands/tenants.py",
     "transport/lora_requests.py",  # a metric that is a date
     "metrics/tokens.py",  # since when series are counted
-    "observe/json_lines.py",
     "observe/telemetry.py",  # spans carry dates
     "engine_link/quarantine.py",  # since when something is refused
     "replica/mirror.py",  # what ends at the primary

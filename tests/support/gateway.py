@@ -64,8 +64,9 @@ class RunningGateway:
             sys.executable, "-m", "loramux.cli", *(["--ca", str(authority)] if authority else []),
             "gateway", *(f"--target={each}" for each in targets), "--port", "0", *arguments,
         ]  # fmt: skip
-        self.url = ""
-        """`http://HOST:PORT/v1`."""
+        self.url = self.metrics_url = ""
+        """`http://HOST:PORT/v1`, and where the metrics are."""
+        self._has_metrics = "--metrics" in arguments
 
     @property
     def address(self) -> tuple[str, int]:
@@ -113,6 +114,8 @@ class RunningGateway:
         # The socket listens when this is written.
         self.url = self.process.stdout.readline().partition(" ")[0]
         assert self.url, f"the gateway did not start:\n{self.log.read_text()}"
+        if self._has_metrics:
+            self.metrics_url = self.process.stdout.readline().strip()
         return self
 
     def stop(self) -> int:

@@ -67,6 +67,29 @@ def gateway(
             "default: URIs only.",
         ),
     ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Serve Prometheus metrics at this address; port 0 picks a free one. "
+            "Default: no metrics.",
+        ),
+    ] = None,
+    metrics_client_ca: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="PEM file of the CA of those who may read the metrics where other machines can "
+            "reach them: they are HTTPS then and require a client certificate.",
+        ),
+    ] = None,
+    log_format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="text|json",
+            help="Log a line for each request to stderr, as text or JSON; default: only errors.",
+        ),
+    ] = None,
     retries: Annotated[
         bool,
         typer.Option(
@@ -97,8 +120,13 @@ def gateway(
 
     Callers authenticate with their own API keys of the server; the gateway has none.
     """
+    if log_format not in (None, "text", "json"):
+        raise typer.BadParameter(
+            f"{log_format!r}; expected text or json", param_hint="--log-format"
+        )
     with needs(
         "starlette", "uvicorn", "uvloop", "httptools", "msgspec", "grpc_health",
+        "prometheus_client",
         extra="gateway", what="gateway",
     ):  # fmt: skip
         import httptools  # noqa: F401 - uvicorn loads these by name
@@ -121,6 +149,9 @@ def gateway(
                 drain_timeout=drain_timeout,
                 console=console,
                 lora_path_root=lora_path_root,
+                metrics=metrics,
+                metrics_client_ca=metrics_client_ca,
+                log_format=log_format,
             )
         )
     except (InvalidArgumentError, FailedPreconditionError, OSError) as error:

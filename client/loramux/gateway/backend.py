@@ -11,7 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from loramux import _adapter_wire, _server_wire, _wire
 from loramux._access import open_aio_channel
 from loramux._aio_adapters import AsyncAdapters
-from loramux._calling import Calling
+from loramux._calling import Calling, Ended
 from loramux._channel import Routing, Targets
 from loramux.gateway.caller import Caller
 from loramux.types import Adapter, ServerInfo
@@ -47,9 +47,17 @@ class Backend:
     """
 
     def __init__(
-        self, targets: Targets, *, retries: bool, routing: Routing, timeout: float
+        self,
+        targets: Targets,
+        *,
+        retries: bool,
+        routing: Routing,
+        timeout: float,
+        call_ended: Ended | None = None,
     ) -> None:
         """Connect to `targets` when the first call is made; made and used in one event loop.
+
+        `call_ended` is told of every call that ended.
 
         Raises:
             InvalidArgumentError: Keys of callers would go in plaintext to another machine; or one
@@ -65,6 +73,7 @@ class Backend:
             routing=routing,
             tracer_provider=None,
             forwards=True,
+            call_ended=call_ended,
         )
         self.timeout = timeout
         """Seconds of a call that does not say."""

@@ -38,10 +38,17 @@ class _TooLargeError(Exception):
 class Connection(HttpToolsProtocol):
     """Speaks HTTP with a caller, as uvicorn does, which by itself has none of the limits."""
 
-    def __init__(self, *arguments: Any, limits: Limits, **more: Any) -> None:  # noqa: ANN401
-        """Prepare; all but `limits` is uvicorn's."""
+    def __init__(
+        self,
+        *arguments: Any,  # noqa: ANN401
+        limits: Limits,
+        rejected: Callable[[int], None] | None = None,
+        **more: Any,  # noqa: ANN401
+    ) -> None:
+        """Prepare; all but `limits`, and who is told of answers without a route, is uvicorn's."""
         super().__init__(*arguments, **more)
         self._limits = limits
+        self._rejected = rejected
         self._num_stuck = 0
         """Bytes since the parser last had a head, a piece of a body or an end."""
         self._is_within = self._is_in_head = False
@@ -181,6 +188,8 @@ class Connection(HttpToolsProtocol):
 
     def _refuse(self, status: int, message: str, code: str) -> None:
         """Answer in place of the application, and close."""
+        if self._rejected:
+            self._rejected(status)
         if self._is_answering:
             if self.cycle.response_started or self.pipeline:
                 self.transport.abort()  # nothing can be said in the middle of an answer

@@ -5,24 +5,32 @@ import resource
 import signal
 import socket
 import ssl
+from collections.abc import Collection
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import cast
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from loramux._access import is_local
 from loramux._channel import Routing
-from loramux.errors import FailedPreconditionError, InvalidArgumentError, UnauthenticatedError
+from loramux._json_lines import set_up_logging
+from loramux.errors import InvalidArgumentError
 from loramux.gateway.app import make_app
 from loramux.gateway.backend import Backend
-from loramux.gateway.caller import Caller
 from loramux.gateway.certificate import REFRESH_SECONDS, Certificate
 from loramux.gateway.connection import Connection, Limits
 from loramux.gateway.console import Console
+from loramux.gateway.exposure import check_exposure
 from loramux.gateway.hosts import checked
 from loramux.gateway.lora_root import LoraRoot
+from loramux.gateway.observe.endpoint import MetricsPort, metrics_port
+from loramux.gateway.observe.metrics import GatewayMetrics
+from loramux.gateway.observe.templates import Templates
+from loramux.gateway.observe.watched import Watched
 
 _KEEP_ALIVE_SECONDS = 75
 """How long a connection without requests is kept: longer than a proxy keeps one, or than OpenAI's
@@ -57,17 +65,42 @@ class Settings:
     """Whether there is a page for people."""
     lora_path_root: Path | None
     """Folder below which callers may name adapters by path."""
+    metrics: str | None = None
+    """HOST:PORT of the metrics."""
+    metrics_client_ca: Path | None = None
+    """Signs the certificates of those who may read them where other machines can."""
+    log_format: str | None = None
+    """`text` or `json` for a log line of each request."""
+
+    @property
+    def pair(self) -> tuple[Path, Path] | None:
+        """Certificate and key, if there is TLS."""
+        return (self.tls_cert, self.tls_key) if self.tls_cert and self.tls_key else None
 
 
 class _Server(uvicorn.Server):
     """Ends what would go on by itself before it waits for the rest."""
 
-    def __init__(self, config: uvicorn.Config, console: Console | None) -> None:
+    def __init__(
+        self, config: uvicorn.Config, console: Console | None, metrics: GatewayMetrics | None
+    ) -> None:
         super().__init__(config)
         self._console = console
+        self._metrics = metrics
+        self._watching: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """See the base class."""
+        if self._metrics:
+            connections = self.server_state.connections
+            self._metrics.connections.set_function(lambda: len(connections))
+            self._watching = asyncio.create_task(self._metrics.watch_lag())
+        await super().startup(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """See the base class."""
+        if self._watching:
+            self._watching.cancel()
         if self._console:
             self._console.end()
         await super().shutdown(sockets)
@@ -90,54 +123,109 @@ def run(settings: Settings) -> None:
     )
     hosts = [checked(name) for name in settings.allowed_hosts]
     lora_root = LoraRoot(settings.lora_path_root) if settings.lora_path_root else None
-    _check_exposure(settings, open_backend)
+    if (settings.tls_cert is None) != (settings.tls_key is None):
+        raise InvalidArgumentError("--tls-cert and --tls-key go together; set both")
+    port = _metrics_port(settings)
+    check_exposure(
+        settings.host,
+        open_backend,
+        is_exposed=not (settings.insecure or _is_local(settings)),
+        has_tls=settings.pair is not None,
+    )
+    if settings.log_format:
+        set_up_logging("gateway", settings.log_format)
     # What other machines can reach has names that nobody here knows.
     checks = bool(hosts) or _is_local(settings)
     console = Console() if settings.console else None
-    context, certificate = _tls(settings)
-    with _listening(settings.host, settings.port) as listener:
+    context, certificate = _tls(settings.pair)
+    certificates = [certificate] if certificate else []
+    metrics = GatewayMetrics() if port else None
+    with ExitStack() as until:
+        listener = until.enter_context(_listening(settings.host, settings.port))
+        url = ""
+        if port and metrics:
+            url, metrics_context = until.enter_context(port.serving(metrics.registry))
+            if metrics_context and port.pair:
+                certificates.append(Certificate(*port.pair, metrics_context))
+        app = make_app(
+            partial(open_backend, call_ended=metrics.call_ended if metrics else None),
+            hosts if checks else None,
+            console=console,
+            lora_root=lora_root,
+        )
+        watched: ASGIApp = app
+        if metrics or settings.log_format:
+            watched = Watched(
+                app, Templates(app.routes), metrics=metrics, log_format=settings.log_format
+            )
+        rejected = metrics.rejected_with if metrics else None
         config = uvicorn.Config(
-            make_app(open_backend, hosts if checks else None, console=console, lora_root=lora_root),
+            watched,
             loop="uvloop",
             # Called by uvicorn, and no more.
-            http=cast("type[asyncio.Protocol]", partial(Connection, limits=_limits())),
+            http=cast(
+                "type[asyncio.Protocol]", partial(Connection, limits=_limits(), rejected=rejected)
+            ),
             ws="none",
             lifespan="on",
+            log_config=None if settings.log_format else uvicorn.config.LOGGING_CONFIG,
             log_level="warning",
             access_log=False,
             server_header=False,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=settings.drain_timeout,
-            callback_notify=certificate.refresh if certificate else None,
+            callback_notify=partial(_refresh, certificates),
             timeout_notify=REFRESH_SECONDS,
         )
         config.load()
         config.ssl = context
-        host, port = listener.getsockname()[:2]
-        place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        host, number = listener.getsockname()[:2]
+        place = f"[{host}]:{number}" if ":" in host else f"{host}:{number}"
         # From here on connections wait in the socket until they are answered.
         scheme = "https" if context else "http"
         print(f"{scheme}://{place}/v1 -> {', '.join(settings.targets)}", flush=True)
+        if url:
+            print(url, flush=True)
         if console:
             print(f"{scheme}://{place}/console", flush=True)
         # uvicorn ends on these, and then lets whoever had them before know.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, _ended)
-        _Server(config, console).run(sockets=[listener])
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, _ended)
+        _Server(config, console, metrics).run(sockets=[listener])
 
 
-def _tls(settings: Settings) -> tuple[ssl.SSLContext | None, Certificate | None]:
+async def _refresh(certificates: Collection[Certificate]) -> None:
+    for each in certificates:
+        await each.refresh()
+
+
+def _metrics_port(settings: Settings) -> MetricsPort | None:
+    if settings.metrics is None:
+        if settings.metrics_client_ca:
+            raise InvalidArgumentError("--metrics-client-ca requires --metrics")
+        return None
+    return metrics_port(
+        settings.metrics,
+        settings.pair,
+        settings.metrics_client_ca,
+        insecure=settings.insecure,
+    )
+
+
+def _tls(
+    pair: tuple[Path, Path] | None,
+) -> tuple[ssl.SSLContext | None, Certificate | None]:
     """Return what TLS is made with, if there is any, and what it shows.
 
     Raises:
         InvalidArgumentError: The files cannot be used; the message says which, and why.
         OSError: One of them cannot be read.
     """
-    if settings.tls_cert is None or settings.tls_key is None:
+    if pair is None:
         return None, None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
-        return context, Certificate(settings.tls_cert, settings.tls_key, context)
+        return context, Certificate(*pair, context)
     except ValueError as error:
         raise InvalidArgumentError(str(error)) from None
 
@@ -163,40 +251,6 @@ def _limits() -> Limits:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         limits = Limits(max_connections=max(soft - _FILES, soft // 2))
     return limits
-
-
-def _check_exposure(settings: Settings, open_backend: partial[Backend]) -> None:
-    """Demand that other machines find nothing open and read no keys, unless that is wanted."""
-    if (settings.tls_cert is None) != (settings.tls_key is None):
-        raise InvalidArgumentError("--tls-cert and --tls-key go together; set both")
-    is_exposed = not (settings.insecure or _is_local(settings))
-    lacks = ""
-    if is_exposed and settings.tls_cert is None:
-        lacks = "the gateway lacks TLS: set --tls-cert and --tls-key"
-    elif asyncio.run(_lets_anybody_in(open_backend, asks=is_exposed)):
-        lacks = "the server lacks keys: make one with `loramux keys create --store DIR`"
-    if lacks:
-        raise FailedPreconditionError(
-            f"--host {settings.host}: other machines can reach that, and {lacks}. Or bind to "
-            "127.0.0.1, or add --insecure where a proxy or the network keeps others out"
-        )
-
-
-async def _lets_anybody_in(open_backend: partial[Backend], *, asks: bool) -> bool:
-    """Return whether the server answers who shows no key, as far as that is asked.
-
-    Raises:
-        LoramuxError: There is no safe way to the server, or it cannot be asked.
-    """
-    backend = open_backend()
-    try:
-        if asks:
-            await backend.info(Caller("", "", (), {}))
-    except UnauthenticatedError:
-        return False
-    finally:
-        await backend.close()
-    return asks
 
 
 def _ended(number: int, frame: object) -> None:

@@ -5,10 +5,10 @@ import sys
 
 import typer
 
+from loramux._json_lines import set_up_logging
 from loramux_server.commands.flags import HeadedCommand, takes_config
 from loramux_server.commands.headings import HEADINGS
 from loramux_server.config import ConfigError, ServerConfig, make_config
-from loramux_server.observe.json_lines import set_up_logging
 
 COMMAND = HeadedCommand
 """What the command line makes of `serve`."""

@@ -15,6 +15,7 @@ from contextlib import closing, nullcontext, suppress
 
 import torch
 
+from loramux._json_lines import set_up_logging
 from loramux_server.engine.allowance import num_cores
 from loramux_server.engine.build import build_engine
 from loramux_server.engine.exhaustion import last_words
@@ -25,7 +26,6 @@ from loramux_server.engine.residents import loader_threads
 from loramux_server.engine.team import Team
 from loramux_server.heap import return_large_pieces, return_once
 from loramux_server.models.servable import UnservableModelError
-from loramux_server.observe.json_lines import set_up_logging
 from loramux_server.wire.channel import read_message, write_message
 from loramux_server.wire.engine_config import EngineConfig, decode_config
 from loramux_server.wire.messages import (

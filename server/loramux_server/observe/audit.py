@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-from loramux_server.observe.json_lines import now
+from loramux._json_lines import now
 
 _log = logging.getLogger("loramux.audit")
 
