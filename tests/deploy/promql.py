@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import promql_parser as promql
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from loramux.gateway.observe.metrics import GatewayMetrics
 from loramux_server.metrics.adapter_labels import BASE
 from loramux_server.metrics.series import Metrics
 from loramux_server.statuses import Statuses
@@ -50,16 +51,16 @@ def named(expression: str) -> Named:
 
 
 def exposed() -> dict[str, frozenset[str]]:
-    """Return the labels of every sample that a server can expose, by the name of the sample."""
+    """Return the labels of every sample that a server or gateway can expose, by its name."""
     metrics = Metrics()
     metrics.tokens.of(BASE)
     metrics.tenants.of("acme")
     metrics.registry.register(LoraRequests(Statuses(), lambda digest: [], max_adapters=1))
-    return dict(_samples(metrics))
+    return {**dict(_samples(metrics.registry)), **dict(_samples(GatewayMetrics().registry))}
 
 
-def _samples(metrics: Metrics) -> Iterator[tuple[str, frozenset[str]]]:
-    for collector in set(metrics.registry._collector_to_names):
+def _samples(registry: CollectorRegistry) -> Iterator[tuple[str, frozenset[str]]]:
+    for collector in set(registry._collector_to_names):
         if not isinstance(collector, Counter | Gauge | Histogram):
             for family in collector.collect():
                 for sample in family.samples:

@@ -168,7 +168,10 @@ def test_the_ports_are_those_that_are_listened_on() -> None:
         "grpc": int(server["--listen"].rpartition(":")[2]),
         "metrics": int(server["--metrics"].rpartition(":")[2]),
     }
-    assert ports_of(front) == {"http": int(gateway["--port"])}
+    assert ports_of(front) == {
+        "http": int(gateway["--port"]),
+        "metrics": int(gateway["--metrics"].rpartition(":")[2]),
+    }
     # The headless service, whose name stands for each server's own address.
     (service,) = [
         each["spec"]
@@ -226,7 +229,11 @@ def test_the_example_can_be_built() -> None:
 @builds
 def test_the_example_scrapes_by_the_tls_that_its_servers_have() -> None:
     manifests = build(KUBERNETES / "example")
-    (monitor,) = [each["spec"] for each in manifests if each["kind"] == "PodMonitor"]
+    (monitor,) = [
+        each["spec"]
+        for each in manifests
+        if each["kind"] == "PodMonitor" and each["metadata"]["name"] == "loramux"
+    ]
     (endpoint,) = monitor["podMetricsEndpoints"]
     server = next(each for each in containers(manifests) if each["name"] == "server")
     assert "--tls-cert" in values(server["args"])
