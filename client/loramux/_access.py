@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 import grpc
 
 from loramux._calling import Calling, Ended
+from loramux._certificate_files import read_pair
 from loramux._channel import (
     Routing,
     Targets,
@@ -27,10 +28,14 @@ if TYPE_CHECKING:
 
 KEY_VARIABLE = "LORAMUX_API_KEY"
 CA_VARIABLE = "LORAMUX_CA"
+CERT_VARIABLE = "LORAMUX_CERT"
+CERT_KEY_VARIABLE = "LORAMUX_CERT_KEY"
 PLAINTEXT_VARIABLE = "LORAMUX_PLAINTEXT"
 
 Tls = bool | str | Path | None
 """Whether the connection is encrypted: with the authorities of the system, or those of a file."""
+Certificate = tuple[str | Path, str | Path]
+"""PEM files of a client certificate, which may be followed by those that signed it, and its key."""
 
 
 def open_channel(
@@ -38,6 +43,7 @@ def open_channel(
     *,
     key: str | None,
     tls: Tls,
+    certificate: Certificate | None = None,
     credentials: grpc.ChannelCredentials | None,
     retries: bool,
     routing: Routing = "adapter",
@@ -46,12 +52,12 @@ def open_channel(
     """Return a channel to `target`; see `Client` for the arguments.
 
     Raises:
-        InvalidArgumentError: The key cannot be one, or would be sent where others can read it; or
-            there is no such routing.
-        OSError: The file of authorities cannot be read.
+        InvalidArgumentError: The key cannot be one, or would be sent where others can read it; the
+            certificate cannot be used; or there is no such routing.
+        OSError: A file of authorities, or of the certificate, cannot be read.
     """
     key = checked_key(key)
-    credentials = _credentials(target, bool(key), tls, credentials)
+    credentials = _credentials(target, bool(key), tls, certificate, credentials)
     by_adapter = checked(routing) == "adapter"
 
     def connect(place: str, settings: list[tuple[str, int | str]]) -> grpc.Channel:
@@ -78,6 +84,7 @@ def open_aio_channel(
     *,
     key: str | None,
     tls: Tls,
+    certificate: Certificate | None = None,
     credentials: grpc.ChannelCredentials | None,
     retries: bool,
     routing: Routing = "adapter",
@@ -91,7 +98,7 @@ def open_aio_channel(
     refused as with a key. `call_ended` is told of every call that ended.
     """
     key = checked_key(key)
-    credentials = _credentials(target, bool(key) or forwards, tls, credentials)
+    credentials = _credentials(target, bool(key) or forwards, tls, certificate, credentials)
     by_adapter = checked(routing) == "adapter"
 
     def connect(place: str, settings: list[tuple[str, int | str]]) -> grpc.aio.Channel:
@@ -135,16 +142,56 @@ def checked_key(key: str | None) -> str:
     return key
 
 
+def certificate_files(given: Certificate | None) -> tuple[Path, Path] | None:
+    """Return the files of the client certificate: those `given`, or else of the environment.
+
+    Raises:
+        InvalidArgumentError: The environment has one of the two.
+    """
+    if given is not None:
+        return Path(given[0]), Path(given[1])
+    found = os.environ.get(CERT_VARIABLE, ""), os.environ.get(CERT_KEY_VARIABLE, "")
+    if all(found):
+        return Path(found[0]), Path(found[1])
+    if any(found):
+        raise InvalidArgumentError(
+            f"{CERT_VARIABLE} and {CERT_KEY_VARIABLE} go together; set both",
+            reason="INVALID_FIELD",
+            field="certificate",
+        )
+    return None
+
+
 def _credentials(
-    target: Targets, shows_key: bool, tls: Tls, credentials: grpc.ChannelCredentials | None
+    target: Targets,
+    shows_key: bool,
+    tls: Tls,
+    certificate: Certificate | None,
+    credentials: grpc.ChannelCredentials | None,
 ) -> grpc.ChannelCredentials | None:
     """Return what encrypts the connection; None for plaintext."""
     if credentials is not None:
         return credentials
-    if tls is None and os.environ.get(PLAINTEXT_VARIABLE):
+    if certificate is not None and tls is False:
+        raise InvalidArgumentError(
+            "certificate is given, and tls is False; a certificate is shown over TLS only",
+            reason="INVALID_FIELD",
+            field="certificate",
+        )
+    if tls is None and certificate is None and os.environ.get(PLAINTEXT_VARIABLE):
         tls = False
     if tls is None:
         tls = os.environ.get(CA_VARIABLE) or None
+    files = None if tls is False else certificate_files(certificate)
+    if files:
+        authorities = Path(tls).read_bytes() if isinstance(tls, str | Path) else None
+        try:
+            chain, private = read_pair(*files)
+        except ValueError as error:
+            raise InvalidArgumentError(
+                str(error), reason="INVALID_FIELD", field="certificate"
+            ) from None
+        return grpc.ssl_channel_credentials(authorities, private, chain)
     if tls is True:
         return grpc.ssl_channel_credentials()
     if tls:

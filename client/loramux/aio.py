@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Self, Unpack
 import grpc
 
 from loramux import _server_wire, _wire
-from loramux._access import Tls, open_aio_channel
+from loramux._access import Certificate, Tls, open_aio_channel
 from loramux._aio_adapters import AsyncAdapters
 from loramux._aio_texts import AsyncTexts
 from loramux._channel import Routing, Targets
@@ -45,6 +45,7 @@ class AsyncClient(AsyncTexts):
         timeout: float = DEFAULT_TIMEOUT,
         key: str | None = None,
         tls: Tls = None,
+        certificate: Certificate | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         retries: bool = True,
         routing: Routing = "adapter",
@@ -56,6 +57,7 @@ class AsyncClient(AsyncTexts):
                 target,
                 key=key,
                 tls=tls,
+                certificate=certificate,
                 credentials=credentials,
                 retries=retries,
                 routing=routing,

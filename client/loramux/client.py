@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Self, Unpack
 import grpc
 
 from loramux import _server_wire, _wire
-from loramux._access import Tls, open_channel
+from loramux._access import Certificate, Tls, open_channel
 from loramux._adapters import Adapters
 from loramux._channel import Routing, Targets
 from loramux._texts import Texts
@@ -47,6 +47,7 @@ class Client(Texts):
         timeout: float = DEFAULT_TIMEOUT,
         key: str | None = None,
         tls: Tls = None,
+        certificate: Certificate | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         retries: bool = True,
         routing: Routing = "adapter",
@@ -63,8 +64,11 @@ class Client(Texts):
             tls: True to verify the server with the system's CA certificates, a path to use those of
                 a PEM file, False for plaintext. None takes the path in LORAMUX_CA, or else
                 plaintext, over which a key is sent to this machine only.
-            credentials: Channel credentials in place of `tls`, as returned by
-                `grpc.ssl_channel_credentials`, such as with a client certificate.
+            certificate: Client certificate to present to the server: the paths of its PEM file,
+                which may also hold intermediate certificates, and of its private key. It implies
+                TLS. None reads the paths in LORAMUX_CERT and LORAMUX_CERT_KEY, if set.
+            credentials: Channel credentials in place of `tls` and `certificate`, as returned by
+                `grpc.ssl_channel_credentials`.
             retries: Retry calls that change nothing, such as `generate`, if the server was
                 unavailable before it began to answer, with backoff and a budget that limits the
                 added load.
@@ -78,14 +82,15 @@ class Client(Texts):
 
         Raises:
             InvalidArgumentError: The key is malformed, or would be sent to another machine in
-                plaintext; `target` lists several servers and one cannot be resolved; or `routing`
-                is unknown.
-            OSError: The file that `tls` names cannot be read.
+                plaintext; the certificate and its key cannot be used; `target` lists several
+                servers and one cannot be resolved; or `routing` is unknown.
+            OSError: A file that `tls` or `certificate` names cannot be read.
         """
         self._channel = open_channel(
             target,
             key=key,
             tls=tls,
+            certificate=certificate,
             credentials=credentials,
             retries=retries,
             routing=routing,

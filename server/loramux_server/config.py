@@ -73,6 +73,13 @@ class ServerConfig(EngineConfig, frozen=True, kw_only=True):
         str | None,
         Meta(description="PEM file of CA certificates to verify the primary's certificate with."),
     ] = None
+    replica_cert: Annotated[
+        str | None,
+        Meta(description="PEM file of the client certificate to present to the primary."),
+    ] = None
+    replica_cert_key: Annotated[
+        str | None, Meta(description="PEM file of the private key for --replica-cert.")
+    ] = None
     adapter_templates: Annotated[
         bool,
         Meta(

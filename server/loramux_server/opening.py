@@ -8,6 +8,8 @@ from pathlib import Path
 
 import sqlalchemy.exc
 
+from loramux._access import certificate_files
+from loramux._certificate_files import check_names_nobody
 from loramux.errors import InvalidArgumentError
 from loramux_server.config import ConfigError, ServerConfig
 from loramux_server.observe.audit import Audit, AuditFile
@@ -148,7 +150,7 @@ def primary_of(config: ServerConfig) -> Primary | None:
         ConfigError: A setting does not go with that, or its file cannot be read.
     """
     if config.replica_of is None:
-        for name in ("replica_key", "replica_ca"):
+        for name in ("replica_key", "replica_ca", "replica_cert", "replica_cert_key"):
             if getattr(config, name):
                 raise ConfigError(f"--{name.replace('_', '-')} requires --replica-of")
         return None
@@ -163,11 +165,32 @@ def primary_of(config: ServerConfig) -> Primary | None:
     try:
         key = Path(config.replica_key).read_text().strip() if config.replica_key else ""
         authorities = Path(config.replica_ca) if config.replica_ca else None
-        return Primary(config.replica_of, key=key, authorities=authorities)
+        return Primary(
+            config.replica_of, key=key, authorities=authorities, certificate=_certificate(config)
+        )
     except OSError as error:
         raise ConfigError(f"--replica-of: {error.filename}: {error.strerror}") from None
-    except (InvalidArgumentError, UnicodeDecodeError) as error:
+    except (InvalidArgumentError, ValueError) as error:
         raise ConfigError(f"--replica-of {config.replica_of}: {error}") from None
+
+
+def _certificate(config: ServerConfig) -> tuple[Path, Path] | None:
+    """Return the files of what is presented to the primary: for others, whose calls go there too.
+
+    Raises:
+        ConfigError: One of the two options is missing.
+        InvalidArgumentError: The same, in the environment.
+        OSError: The certificate cannot be read.
+        ValueError: It is none, or names a caller.
+    """
+    given = config.replica_cert, config.replica_cert_key
+    if any(given) and not all(given):
+        raise ConfigError("--replica-cert and --replica-cert-key go together; set both")
+    cert, key = given
+    files = certificate_files((cert, key) if cert and key else None)
+    if files:
+        check_names_nobody("--replica-cert", files[0])
+    return files
 
 
 def is_itself(target: str, listen: str) -> bool:

@@ -10,7 +10,13 @@ from typing import Annotated
 import typer
 
 from loramux import __version__
-from loramux._access import CA_VARIABLE, KEY_VARIABLE, PLAINTEXT_VARIABLE
+from loramux._access import (
+    CA_VARIABLE,
+    CERT_KEY_VARIABLE,
+    CERT_VARIABLE,
+    KEY_VARIABLE,
+    PLAINTEXT_VARIABLE,
+)
 from loramux.cli import (
     adapters,
     alias,
@@ -49,6 +55,20 @@ Ca = Annotated[
     typer.Option(
         metavar="FILE",
         help=f"PEM file of the CA that signed the server's certificate; default: {CA_VARIABLE}.",
+    ),
+]
+Cert = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help=f"PEM file of the client certificate to present; default: {CERT_VARIABLE}.",
+    ),
+]
+CertKey = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help=f"PEM file of the private key for --cert; default: {CERT_KEY_VARIABLE}.",
     ),
 ]
 Plaintext = Annotated[
@@ -120,6 +140,8 @@ def _options(
     ),
     key_file: KeyFile = None,
     ca: Ca = None,
+    cert: Cert = None,
+    cert_key: CertKey = None,
     plaintext: Plaintext = False,
 ) -> None:
     """Serve one base model with many LoRA adapters, and call it."""
@@ -128,6 +150,10 @@ def _options(
         os.environ[KEY_VARIABLE] = key_file.read_text(encoding="utf-8").strip()
     if ca:
         os.environ[CA_VARIABLE] = str(ca)
+    if cert:
+        os.environ[CERT_VARIABLE] = str(cert)
+    if cert_key:
+        os.environ[CERT_KEY_VARIABLE] = str(cert_key)
     if plaintext:
         os.environ[PLAINTEXT_VARIABLE] = "1"
     if context.invoked_subcommand in _WEIGHT_COMMANDS and "numpy" not in sys.modules:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from loramux._access import CERT_KEY_VARIABLE, CERT_VARIABLE
 from loramux._channel import checked
 from loramux.cli.options import DEFAULT_SERVER, needs
 from loramux.client import DEFAULT_TIMEOUT
@@ -36,6 +37,23 @@ def gateway(
     tls_key: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="PEM file of the private key for --tls-cert."),
+    ] = None,
+    target_cert: Annotated[
+        Path | None,
+        typer.Option(
+            envvar=CERT_VARIABLE,
+            metavar="FILE",
+            help="PEM file of the client certificate to present to servers. It may be replaced "
+            "while the gateway runs.",
+        ),
+    ] = None,
+    target_key: Annotated[
+        Path | None,
+        typer.Option(
+            envvar=CERT_KEY_VARIABLE,
+            metavar="FILE",
+            help="PEM file of the private key for --target-cert.",
+        ),
     ] = None,
     insecure: Annotated[
         bool,
@@ -142,6 +160,8 @@ def gateway(
                 tls_cert=tls_cert,
                 tls_key=tls_key,
                 insecure=insecure,
+                target_cert=target_cert,
+                target_key=target_key,
                 allowed_hosts=tuple(allowed_host or ()),
                 retries=retries,
                 routing=checked(routing),

@@ -1,8 +1,9 @@
 """The routes of the gateway."""
 
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 from starlette.applications import Starlette
@@ -20,6 +21,7 @@ from loramux.gateway.backend import Backend
 from loramux.gateway.body import Body, ChatBody, CompletionBody
 from loramux.gateway.caller import Caller, caller_of
 from loramux.gateway.classify import ClassifyBody, Classifying
+from loramux.gateway.connected import Connected
 from loramux.gateway.console import Console
 from loramux.gateway.embeddings import Embedding, EmbeddingBody
 from loramux.gateway.handlers import HANDLERS
@@ -53,28 +55,30 @@ class Whole(Protocol):
 class Gateway:
     """Answers each route out of what the server says."""
 
-    def __init__(self, open_backend: Callable[[], Backend], lora_root: LoraRoot | None) -> None:
+    def __init__(
+        self,
+        open_backend: Callable[[], Backend],
+        lora_root: LoraRoot | None,
+        connected_by: Sequence[Path],
+    ) -> None:
         """Prepare; `open_backend` is called in the event loop that serves."""
-        self._open_backend = open_backend
+        self._connecting = partial(Connected.opened, open_backend, connected_by)
         self._lora_adapters = LoraAdapters(lora_root)
-        self._backend: Backend | None = None
+        self._connected: Connected | None = None
         self.messages = anthropic.Messages(lambda: self.backend, self._most_bytes)
         """`/v1/messages`, of Anthropic's API."""
 
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
         """Be connected for the block."""
-        self._backend = self._open_backend()
-        try:
+        async with self._connecting() as self._connected:
             yield
-        finally:
-            await self._backend.close()
 
     @property
     def backend(self) -> Backend:
         """The server behind."""
-        assert self._backend is not None
-        return self._backend
+        assert self._connected is not None
+        return self._connected.backend
 
     async def chat(self, request: Request) -> WhileThere:
         """`POST /v1/chat/completions`."""
@@ -203,6 +207,7 @@ def make_app(
     *,
     console: Console | None = None,
     lora_root: LoraRoot | None = None,
+    connected_by: Sequence[Path] = (),
 ) -> Starlette:
     """Return the application.
 
@@ -211,8 +216,9 @@ def make_app(
         hosts: What `Host` may be beside loopback; None for anything.
         console: The page for people; None for none.
         lora_root: Where callers may name adapters by path; None for nowhere.
+        connected_by: Files that `open_backend` reads, and is called anew when they change.
     """
-    gateway = Gateway(open_backend, lora_root)
+    gateway = Gateway(open_backend, lora_root, connected_by)
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", gateway.chat, methods=["POST"]),

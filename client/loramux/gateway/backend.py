@@ -9,7 +9,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from loramux import _adapter_wire, _server_wire, _wire
-from loramux._access import open_aio_channel
+from loramux._access import Certificate, open_aio_channel
 from loramux._aio_adapters import AsyncAdapters
 from loramux._calling import Calling, Ended
 from loramux._channel import Routing, Targets
@@ -53,21 +53,23 @@ class Backend:
         retries: bool,
         routing: Routing,
         timeout: float,
+        certificate: Certificate | None = None,
         call_ended: Ended | None = None,
     ) -> None:
         """Connect to `targets` when the first call is made; made and used in one event loop.
 
-        `call_ended` is told of every call that ended.
+        Servers are presented `certificate`. `call_ended` is told of every call that ended.
 
         Raises:
             InvalidArgumentError: Keys of callers would go in plaintext to another machine; or one
                 of several targets cannot be found; or there is no such routing.
-            OSError: The file of authorities cannot be read.
+            OSError: A file of authorities, or of the certificate, cannot be read.
         """
         self._channel = open_aio_channel(
             targets,
             key="",
             tls=None,
+            certificate=certificate,
             credentials=None,
             retries=retries,
             routing=routing,

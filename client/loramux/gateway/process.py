@@ -69,6 +69,8 @@ class Settings:
     """HOST:PORT of the metrics."""
     metrics_client_ca: Path | None = None
     """Signs the certificates of those who may read them where other machines can."""
+    target_cert: Path | None = None
+    target_key: Path | None = None
     log_format: str | None = None
     """`text` or `json` for a log line of each request."""
 
@@ -76,6 +78,11 @@ class Settings:
     def pair(self) -> tuple[Path, Path] | None:
         """Certificate and key, if there is TLS."""
         return (self.tls_cert, self.tls_key) if self.tls_cert and self.tls_key else None
+
+    @property
+    def target_pair(self) -> tuple[Path, Path] | None:
+        """The same to present to servers."""
+        return (self.target_cert, self.target_key) if self.target_cert and self.target_key else None
 
 
 class _Server(uvicorn.Server):
@@ -120,15 +127,19 @@ def run(settings: Settings) -> None:
         retries=settings.retries,
         routing=settings.routing,
         timeout=settings.timeout,
+        certificate=settings.target_pair,
     )
     hosts = [checked(name) for name in settings.allowed_hosts]
     lora_root = LoraRoot(settings.lora_path_root) if settings.lora_path_root else None
     if (settings.tls_cert is None) != (settings.tls_key is None):
         raise InvalidArgumentError("--tls-cert and --tls-key go together; set both")
+    if (settings.target_cert is None) != (settings.target_key is None):
+        raise InvalidArgumentError("--target-cert and --target-key go together; set both")
     port = _metrics_port(settings)
     check_exposure(
         settings.host,
         open_backend,
+        certificate=None if _is_local(settings) else settings.target_cert,
         is_exposed=not (settings.insecure or _is_local(settings)),
         has_tls=settings.pair is not None,
     )
@@ -152,6 +163,7 @@ def run(settings: Settings) -> None:
             hosts if checks else None,
             console=console,
             lora_root=lora_root,
+            connected_by=settings.target_pair or (),
         )
         watched: ASGIApp = app
         if metrics or settings.log_format:

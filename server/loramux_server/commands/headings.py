@@ -16,7 +16,7 @@ HEADINGS = {
     "Adapter sources": (
         "adapters", "adapters_interval", "strict_base", "adapter_templates", "hub_allow",
         "object_allow", "oci_allow", "resolve", "resolve_ttl", "trusted_signer", "replica_of",
-        "replica_key", "replica_ca",
+        "replica_key", "replica_ca", "replica_cert", "replica_cert_key",
     ),
     "Uploads and storage": (
         "store", "catalog", "max_upload", "upload_idle_timeout", "min_upload_rate", "upload_expiry",

@@ -31,23 +31,32 @@ FETCH_TIMEOUT = 3600.0
 class Primary:
     """The server whose adapters a replica has. Lives on the event loop."""
 
-    def __init__(self, target: str, *, key: str, authorities: Path | None) -> None:
+    def __init__(
+        self,
+        target: str,
+        *,
+        key: str,
+        authorities: Path | None,
+        certificate: tuple[Path, Path] | None = None,
+    ) -> None:
         """Connect to `target` when something is asked of it.
 
         Args:
             target: Its HOST:PORT.
             key: A key of its administrator; empty if it has no keys.
             authorities: Who signs its certificate; None if it speaks no TLS.
+            certificate: Files of what is presented to it, and of the private key; None for nothing.
 
         Raises:
-            InvalidArgumentError: The key cannot be one, or would be sent where others can read it.
-            OSError: The file of authorities cannot be read.
+            InvalidArgumentError: The key cannot be one, or would be sent where others can read it;
+                or the certificate cannot be used.
+            OSError: A file cannot be read.
         """
 
         def channel(key: str, *, forwards: bool) -> grpc.aio.Channel:
             return open_aio_channel(
-                target, key=key, tls=authorities, credentials=None, retries=False,
-                tracer_provider=None, forwards=forwards,
+                target, key=key, tls=authorities, certificate=certificate, credentials=None,
+                retries=False, tracer_provider=None, forwards=forwards,
             )  # fmt: skip
 
         self.target = target
