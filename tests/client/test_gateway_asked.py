@@ -110,3 +110,48 @@ def test_beams_are_as_many_as_the_best_are_of() -> None:
         with pytest.raises(InvalidArgumentError) as caught:
             asked(prompt="x", **fields)
         assert caught.value.field == param
+
+
+def talk(**fields: Any) -> ChatBody:
+    messages = [{"role": "user", "content": "x"}]
+    return parse(msgspec.json.encode({"model": "base", "messages": messages, **fields}), ChatBody)
+
+
+def test_an_effort_is_a_variable_of_the_chat_template() -> None:
+    def variables(**fields: Any) -> dict[str, Any]:
+        (asked,) = asked_by_chat(talk(**fields), "base", "")
+        found: dict[str, Any] = msgspec.json.decode(asked.chat_template_kwargs or "{}")
+        return found
+
+    assert variables() == {}
+    assert variables(reasoning_effort="low") == {"reasoning_effort": "low"}
+    assert variables(reasoning_effort="none") == {
+        "reasoning_effort": "none", "enable_thinking": False,
+    }  # fmt: skip
+    given = {"reasoning_effort": "high", "deep": 1}  # the variable itself has the last word
+    assert variables(reasoning_effort="low", chat_template_kwargs=given) == given
+    with pytest.raises(InvalidArgumentError, match="reasoning_effort is 'huge'; expected 'none'"):
+        variables(reasoning_effort="huge")
+    with pytest.raises(InvalidArgumentError, match="reasoning_effort is not supported"):
+        body(prompt="x", reasoning_effort="low")  # a text has no template
+
+
+def test_fields_of_vllm_may_have_their_defaults_alone() -> None:
+    defaults: dict[str, Any] = {
+        "priority": 0, "spaces_between_special_tokens": True, "truncate_prompt_tokens": None,
+        "cache_salt": None, "bad_words": [], "vllm_xargs": {}, "include_reasoning": True,
+        "continue_final_message": False, "stream": True,
+        "stream_options": {"include_usage": True, "continuous_usage_stats": False},
+    }  # fmt: skip
+    assert len(asked_by_chat(talk(**defaults, add_special_tokens=False), "base", "")) == 1
+    assert len(asked_by_completion(body(prompt="x", **defaults), "base", "")) == 1
+    for field, value in (
+        ("priority", 1), ("spaces_between_special_tokens", False), ("truncate_prompt_tokens", 5),
+        ("cache_salt", "s"), ("bad_words", ["x"]),
+    ):  # fmt: skip
+        with pytest.raises(InvalidArgumentError, match=f"{field} is not supported") as caught:
+            talk(**{field: value})
+        assert caught.value.field == field
+    told = talk(stream=True, stream_options={"continuous_usage_stats": True})
+    with pytest.raises(InvalidArgumentError, match="tokens are counted at the end only"):
+        asked_by_chat(told, "base", "")

@@ -45,6 +45,7 @@ def test_every_field_has_a_flag() -> None:
         max_tenant_adapters=17, eviction="cost",
         max_tenant_share=0.5, hub_allow=("e/*", "f/g"), object_allow=("s3://h",),
         oci_allow=("i/*",), replica_of="j:1", replica_key="k", replica_ca="l",
+        replica_cert="o", replica_cert_key="p",
         tls_cert="e", tls_key="f", tls_client_ca="g",
         tls_client_domain="h.i", insecure=True, access="m", trusted_signer=("n",),
         resolve=("/o/{name}",), resolve_ttl=27.0, catalog="sqlite://",

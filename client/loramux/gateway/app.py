@@ -37,6 +37,13 @@ from loramux.gateway.refusal import json_response, plain_refusal
 from loramux.gateway.responses import respond
 from loramux.gateway.scores import RerankBody, Reranking, ScoreBody, Scoring
 from loramux.gateway.styles import ChatStyle, CompletionStyle, Style
+from loramux.gateway.tokenizing import (
+    DETOKENIZE_NAMES,
+    DetokenizeBody,
+    Detokenizing,
+    TokenizeBody,
+    Tokenizing,
+)
 from loramux.gateway.told_prompt import PromptOptions
 from loramux.v1 import generation_pb2
 
@@ -112,6 +119,21 @@ class Gateway:
     async def rerank(self, request: Request) -> WhileThere:
         """`POST /rerank`."""
         return await self._read(request, RerankBody, Reranking.of)
+
+    async def tokenize(self, request: Request) -> WhileThere:
+        """`POST /tokenize`."""
+        caller = caller_of(request.scope)
+        body = parse(await read(request, partial(self._most_bytes, caller)), TokenizeBody)
+        server = await self.backend.info(caller)
+        asked = body.request(server.base_model, caller.request_id)
+        return WhileThere(
+            Tokenizing(self.backend, caller, asked, returns_pieces=body.return_token_strs).whole
+        )
+
+    async def detokenize(self, request: Request) -> WhileThere:
+        """`POST /detokenize`."""
+        request.state.names = DETOKENIZE_NAMES
+        return await self._read(request, DetokenizeBody, Detokenizing.of)
 
     async def load_lora_adapter(self, request: Request) -> Response:
         """`POST /v1/load_lora_adapter`."""
@@ -234,6 +256,8 @@ def make_app(
                 )
                 for before in places
             ),
+            Route("/tokenize", gateway.tokenize, methods=["POST"]),
+            Route("/detokenize", gateway.detokenize, methods=["POST"]),
             Route("/v1/load_lora_adapter", gateway.load_lora_adapter, methods=["POST"]),
             Route("/v1/unload_lora_adapter", gateway.unload_lora_adapter, methods=["POST"]),
             *gateway.messages.routes,

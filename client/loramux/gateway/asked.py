@@ -8,6 +8,7 @@ import msgspec
 from loramux import _wire
 from loramux.errors import NotFoundError
 from loramux.gateway.body import Body, ChatBody, CompletionBody, ObjectFormat, SchemaFormat
+from loramux.gateway.effort import effort_variables
 from loramux.gateway.messages import message_of, text_of
 from loramux.gateway.refusal import invalid, unsupported
 from loramux.types import Message
@@ -132,6 +133,12 @@ def _shared(body: Body, base: str) -> dict[str, Any]:
     """Return what all messages for `body` say. A field that it lacks is left to the server."""
     if body.stream_options is not None and not body.stream:
         raise invalid("stream_options", "stream_options is set; it needs stream to be true")
+    if body.stream_options is not None and body.stream_options.continuous_usage_stats:
+        raise unsupported(
+            "stream_options.continuous_usage_stats",
+            "stream_options.continuous_usage_stats is true; tokens are counted at the end only: "
+            "set stream_options.include_usage",
+        )
     check_timeout(body.timeout)
     given = {name: getattr(body, name) for name in _AS_THEY_ARE}
     given |= {
@@ -221,11 +228,13 @@ def _tools(body: ChatBody) -> dict[str, Any]:
     choice = body.tool_choice
     if choice == "required" and not body.tools:
         raise invalid("tool_choice", "tool_choice is 'required'; it needs tools")
+    variables = effort_variables("reasoning_effort", body.reasoning_effort)
+    variables |= body.chat_template_kwargs or {}
     found = {
         "tools": [msgspec.to_builtins(tool) for tool in body.tools],
         "tool_choice": msgspec.to_builtins(choice),
         "parallel_tool_calls": body.parallel_tool_calls,
-        "chat_template_kwargs": body.chat_template_kwargs,
+        "chat_template_kwargs": variables or None,
         "separate_reasoning": body.separate_reasoning,
     }
     return {name: value for name, value in found.items() if value not in (None, [])}

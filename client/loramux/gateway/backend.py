@@ -124,15 +124,28 @@ class Backend:
             )
 
     async def tokenize(
-        self, request: generation_pb2.GenerateRequest, caller: Caller, seconds: float | None
+        self,
+        request: generation_pb2.GenerateRequest,
+        caller: Caller,
+        seconds: float | None,
+        *,
+        return_pieces: bool = False,
     ) -> tokenization_pb2.TokenizeResponse:
-        """Return the prompt of `request` as tokens."""
+        """Return the prompt of `request` as tokens, with the bytes of each if wanted."""
         with _wire.raising():
             return await self._tokenization.Tokenize(
-                tokenization_pb2.TokenizeRequest(request=request),
+                tokenization_pb2.TokenizeRequest(request=request, return_pieces=return_pieces),
                 timeout=self._limit(seconds),
                 metadata=caller.metadata,
             )
+
+    async def detokenize(self, request: tokenization_pb2.DetokenizeRequest, caller: Caller) -> str:
+        """Return the text of tokens."""
+        with _wire.raising():
+            response = await self._tokenization.Detokenize(
+                request, timeout=self.timeout, metadata=caller.metadata
+            )
+        return response.text
 
     async def embed(
         self, request: embedding_pb2.EmbedRequest, caller: Caller, seconds: float | None

@@ -17,6 +17,8 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
     """What a stream tells beside its text."""
 
     include_usage: bool = False
+    continuous_usage_stats: bool = False
+    """As vLLM has it; counts are told once, at the end."""
     include_obfuscation: bool = False
     """Whether padding hides how long pieces are; there is none either way."""
 
@@ -181,6 +183,7 @@ class ChatBody(Body, kw_only=True):
     tools: list[Tool] = []
     tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = None
 
     # As vLLM calls them.
     add_generation_prompt: bool = True

@@ -42,6 +42,23 @@ OPENAI = Unserved(
         "suffix": ("",),
         "verbosity": (),
         "web_search_options": (),
+        # vLLM's.
+        "add_special_tokens": (False,),  # in chats
+        "allowed_token_ids": (),
+        "bad_words": ([],),
+        "cache_salt": (),  # the prefix cache is per tenant and adapter
+        "chat_template": (),
+        "continue_final_message": (False,),
+        "documents": ([],),
+        "include_reasoning": (True,),
+        "kv_transfer_params": ({},),
+        "logits_processors": ([],),
+        "mm_processor_kwargs": ({},),
+        "priority": (0,),
+        "return_tokens_as_token_ids": (False,),
+        "spaces_between_special_tokens": (True,),
+        "truncate_prompt_tokens": (),
+        "vllm_xargs": ({},),
     },
 )  # fmt: skip
 

@@ -15,6 +15,7 @@ from loramux.gateway.body import (
     SchemaFormat,
     TextFormat,
 )
+from loramux.gateway.effort import effort_variables
 from loramux.gateway.refusal import invalid
 from loramux.gateway.responses.body import ResponsesBody
 from loramux.gateway.responses.kinds import of_kind
@@ -89,7 +90,5 @@ def _choice(given: str | Object) -> Choice:
 def _variables(body: ResponsesBody) -> Object:
     """Return the variables for the chat template."""
     effort = body.reasoning.effort if body.reasoning else None
-    found: Object = {} if effort is None else {"reasoning_effort": effort}
-    if effort == "none":
-        found["enable_thinking"] = False
+    found = effort_variables("reasoning.effort", effort)
     return found | body.chat_template_kwargs

@@ -29,7 +29,6 @@ _UNSUPPORTED: dict[str, tuple[Callable[[ResponsesBody], bool], str]] = {
     ),
 }
 """Field -> whether its value is not supported, and what would be right."""
-_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 _INCLUDED = (
     LOGPROBS, "reasoning.encrypted_content", "message.input_image.image_url",
     "code_interpreter_call.outputs", "computer_call_output.output.image_url",
@@ -56,8 +55,5 @@ def check_served(body: ResponsesBody) -> None:
             f"text.verbosity is {body.text.verbosity!r:.100}; expected 'medium': ask for "
             "a length in instructions",
         )
-    effort = body.reasoning.effort if body.reasoning else None
-    if effort is not None:
-        check_one_of("reasoning.effort", effort, _EFFORTS)
     for place, included in enumerate(body.include):
         check_one_of(f"include[{place}]", included, _INCLUDED)
