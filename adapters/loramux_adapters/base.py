@@ -17,7 +17,7 @@ from loramux_adapters.experts import (
     names_of_parameter,
     names_together,
 )
-from loramux_adapters.known_layers import features_like
+from loramux_adapters.known_layers import features_like, names_like
 from loramux_adapters.packed_base import packed_weights
 from loramux_adapters.token_shape import TokenShape, token_shape
 
@@ -59,6 +59,11 @@ class BaseFolder:
     tensors: dict[str, BaseTensor]
     token: TokenShape | None = None
     """What it makes of a token; None if its config does not say."""
+
+    @property
+    def folder(self) -> "BaseFolder":
+        """The folder itself, which holds the weights."""
+        return self
 
     @property
     def weight_files(self) -> set[str]:
@@ -108,6 +113,13 @@ class BaseFolder:
             return layer.features
         layers = ((name, self.layer(name)) for name in self.layer_names())
         return features_like(module, {name: layer.features for name, layer in layers if layer})
+
+    def layer_like(self, module: str) -> BaseLayer | None:
+        """Return the layer that an adapter calls `module`, if one alone can be meant."""
+        if layer := self.layer(module):
+            return layer
+        found = names_like(module, self.layer_names())
+        return self.layer(found[0]) if len(found) == 1 else None
 
     def layer_names(self) -> list[str]:
         """Return the names of the layers, as the folder has them."""

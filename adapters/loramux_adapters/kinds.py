@@ -28,12 +28,14 @@ from loramux_adapters.trainable_tokens import (
 )
 from loramux_adapters.virtual_tokens import (
     CARTRIDGE_FIELDS,
+    CPT_FIELDS,
     MULTITASK_FIELDS,
     P_FIELDS,
     PREFIX_FIELDS,
     PROMPT_FIELDS,
     VIRTUAL_TENSORS,
     check_cartridge,
+    check_cpt,
     check_multitask,
     check_p_tuning,
     check_prefix,
@@ -84,6 +86,7 @@ KINDS: Mapping[str, Kind] = {
     PEFT_TYPE: Kind(BOTTLENECK_FIELDS, check_bottleneck, bottleneck_contents),
     "PROMPT_TUNING": _virtual(PROMPT_FIELDS, check_prompt, prompt_contents),
     "P_TUNING": _virtual(P_FIELDS, check_p_tuning, prompt_contents),
+    "CPT": _virtual(CPT_FIELDS, check_cpt, prompt_contents),
     "MULTITASK_PROMPT_TUNING": _virtual(MULTITASK_FIELDS, check_multitask, prompt_contents),
     "PREFIX_TUNING": _virtual(PREFIX_FIELDS, check_prefix, prefix_contents),
     "CARTRIDGE": _virtual(CARTRIDGE_FIELDS, check_cartridge, prefix_contents),
@@ -91,7 +94,10 @@ KINDS: Mapping[str, Kind] = {
 """Value of `peft_type` -> its kind."""
 
 
-FOLDED = frozenset({"ADALORA", "LOHA", "LOKR", "VERA"})
+FOLDED = frozenset({
+    "ADALORA", "BEFT", "DEFT", "DELORA", "GRALORA", "HRA", "LOHA", "LOKR", "MISS", "PVERA",
+    "TINYLORA", "UNILORA", "VBLORA", "VERA",
+})  # fmt: skip
 """Methods that `loramux_adapters.weights.sources` folds to LoRA, which needs numpy."""
 _ORTHOGONAL = "it turns weights, which is no low-rank change; merge it into a base of its own"
 _FULL_RANK = "what it adds has no low rank; merge it into a base of its own"
@@ -100,34 +106,23 @@ _BY_STATE = "what it does depends on the hidden state of each token"
 REFUSED: Mapping[str, str] = {
     "ADAMSS": "it adapts subspaces of the base's own weights",
     "ADAPTION_PROMPT": "it attends to learned tokens behind gates, in some layers only",
-    "BEFT": "its biases are no field of LoRA's: train them as LoRA with bias='all'",
     "BOFT": _ORTHOGONAL,
     "C3A": _FULL_RANK,
-    "CPT": "its prompt is made of tokens of the base and what is learned beside them",
-    "DEFT": _MULTIPLIES,
-    "DELORA": "its change is scaled by the lengths of its factors and of the base's weights",
     "FOURIERFT": _FULL_RANK,
     "FROD": _FULL_RANK,
     "GLORA": _MULTIPLIES,
-    "GRALORA": "its blocks of low rank add up to a higher one",
     "HIRA": _MULTIPLIES,
-    "HRA": _ORTHOGONAL,
     "LILY": _BY_STATE,
-    "MISS": _FULL_RANK,
     "OFT": _ORTHOGONAL,
     "OSF": _FULL_RANK,
     "PEANUT": "it is a network of the weights of the base",
     "POLY": "it chooses among its skills by the task of each request",
     "PSOFT": _ORTHOGONAL,
-    "PVERA": "its weights are drawn anew",
     "RANDLORA": _FULL_RANK,
     "ROAD": _ORTHOGONAL,
     "SHADOW": "it is a second model beside the base",
     "SHIRA": _FULL_RANK,
     "SUPERTUNING": _FULL_RANK,
-    "TINYLORA": "it needs the singular vectors of the base at each load",
-    "UNILORA": "its factors are made of a vector by a random projection",
-    "VBLORA": "its factors are mixtures of vectors that all layers share",
     "WAVEFT": _FULL_RANK,
     "XLORA": _BY_STATE,
 }

@@ -20,6 +20,8 @@ MAX_NAME_BYTES = 256
 MAX_DIMENSION = 1 << 32
 MAX_DIMENSIONS = 3
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+INTEGER_BYTES = {"U8": 1, "I16": 2, "I32": 4, "I64": 8}
+"""Of indices, which some methods save beside their weights."""
 _COPY_BYTES = 1 << 20
 
 _VALUES = 10
@@ -74,11 +76,17 @@ ReadTensor = Callable[[TensorInfo], Iterable[bytes]]
 
 
 def read_header(
-    file: BinaryIO, size: int, *, is_foreign: bool = False, limits: Limits = PACKAGE
+    file: BinaryIO,
+    size: int,
+    *,
+    is_foreign: bool = False,
+    limits: Limits = PACKAGE,
+    item_bytes: Mapping[str, int] = ITEM_BYTES,
 ) -> TensorFile:
     """Return the checked header of `file`, which is `size` bytes long.
 
-    With `is_foreign` a tensor may be a scalar, or empty, as other tools save them.
+    With `is_foreign` a tensor may be a scalar, or empty, as other tools save them. `item_bytes` are
+    the dtypes that it may have.
 
     Raises:
         PackageError: The file breaks the format, a limit of this module or one of `limits`.
@@ -111,7 +119,7 @@ def read_header(
         raise PackageError(str(error)) from None
     metadata = _metadata(header.pop("__metadata__", {}))
     _check_count(len(header), limits)
-    tensors = [_tensor(name, entry, is_foreign) for name, entry in header.items()]
+    tensors = [_tensor(name, entry, is_foreign, item_bytes) for name, entry in header.items()]
     _check_ranges(tensors, size - 8 - length)
     return TensorFile({tensor.name: tensor for tensor in tensors}, metadata, 8 + length)
 
@@ -176,7 +184,9 @@ def _metadata(value: object) -> dict[str, str]:
     return value
 
 
-def _tensor(name: str, entry: object, is_foreign: bool) -> TensorInfo:
+def _tensor(
+    name: str, entry: object, is_foreign: bool, item_bytes: Mapping[str, int]
+) -> TensorInfo:
     if len(name) > MAX_NAME_BYTES or not _NAME.fullmatch(name):
         raise PackageError(
             f"tensor name {shown(name)} is not valid: letters, digits, '_' and '-' in parts "
@@ -185,9 +195,9 @@ def _tensor(name: str, entry: object, is_foreign: bool) -> TensorInfo:
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise PackageError(f"tensor {name}: expected dtype, shape and data_offsets")
     dtype = entry["dtype"]
-    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
+    if not isinstance(dtype, str) or dtype not in item_bytes:
         raise PackageError(
-            f"tensor {name}: dtype {shown(dtype)} is not served; known: {', '.join(ITEM_BYTES)}"
+            f"tensor {name}: dtype {shown(dtype)} is not served; known: {', '.join(item_bytes)}"
         )
     shape = _integers(entry["shape"], f"tensor {name}: shape")
     least = 0 if is_foreign else 1
@@ -200,7 +210,7 @@ def _tensor(name: str, entry: object, is_foreign: bool) -> TensorInfo:
     offsets = _integers(entry["data_offsets"], f"tensor {name}: data_offsets")
     if len(offsets) != 2 or not 0 <= offsets[0] < offsets[1] + (1 - least):
         raise PackageError(f"tensor {name}: data_offsets {shown(offsets)} are not begin < end")
-    expected = math.prod(shape) * ITEM_BYTES[dtype]
+    expected = math.prod(shape) * item_bytes[dtype]
     if offsets[1] - offsets[0] != expected:
         raise PackageError(
             f"tensor {name}: {dtype} of shape {shown(shape)} needs {expected} bytes, "

@@ -57,6 +57,16 @@ MULTITASK_FIELDS = Fields(
     },
     {},
 )  # fmt: skip
+# PEFT saves the sum of the embeddings of tokens and what was learned beside them.
+CPT_FIELDS = Fields(
+    _SHAPE,
+    _COMMON | _CACHE_SHAPE | {
+        "cpt_token_ids", "cpt_mask", "cpt_tokens_type_mask", "opt_weighted_loss_type",
+        "opt_loss_decay_factor", "opt_projection_epsilon", "opt_projection_format_epsilon",
+        "tokenizer_name_or_path",
+    },
+    {},
+)  # fmt: skip
 PREFIX_FIELDS = Fields(
     _SHAPE | _CACHE_SHAPE,
     _COMMON | {"encoder_hidden_size", "prefix_projection", "init_weights"},
@@ -101,6 +111,11 @@ def check_prompt(config: Mapping[str, object]) -> VirtualTokensConfig:
 def check_p_tuning(config: Mapping[str, object]) -> VirtualTokensConfig:
     """Return what a config of P-tuning asks for; see `check_prompt`."""
     return _check(config, P_FIELDS)
+
+
+def check_cpt(config: Mapping[str, object]) -> VirtualTokensConfig:
+    """Return what a config of context-aware prompt tuning asks for; see `check_prompt`."""
+    return _check(config, CPT_FIELDS)
 
 
 def check_multitask(config: Mapping[str, object]) -> VirtualTokensConfig:

@@ -1,4 +1,4 @@
-"""LoHa, LoKr and VeRA are packed as LoRA that adds the same."""
+"""Methods that are folded are packed as LoRA that adds the same."""
 
 import copy
 import json
@@ -7,7 +7,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoHaConfig, LoKrConfig, PeftConfig, VeraConfig, get_peft_model
+from peft import (
+    BeftConfig,
+    DeftConfig,
+    DeloraConfig,
+    GraloraConfig,
+    HRAConfig,
+    LoHaConfig,
+    LoKrConfig,
+    MissConfig,
+    PeftConfig,
+    PveraConfig,
+    TinyLoraConfig,
+    UniLoraConfig,
+    VBLoRAConfig,
+    VeraConfig,
+    get_peft_model,
+)
 from safetensors.torch import load_file, save_file
 
 from loramux_adapters import PackageError, open_package, pack_source, unpack
@@ -31,6 +47,26 @@ CONFIGS: dict[str, PeftConfig] = {
         r=2, target_modules=["q_proj"], modules_to_save=["norm", "lm_head"]
     ),
     "vera": VeraConfig(r=6, target_modules=["q_proj", "k_proj", "down_proj"]),
+    "pvera": PveraConfig(r=6, target_modules=ALL),
+    "miss, a rest of inputs": MissConfig(r=7, target_modules=ALL, modules_to_save=["norm"]),
+    "miss, mini": MissConfig(r=4, target_modules=ALL, init_weights="mini", mini_r=8),
+    "vblora": VBLoRAConfig(r=3, num_vectors=9, vector_length=8, topk=3, target_modules=ALL),
+    "vblora, only topk": VBLoRAConfig(
+        r=3, num_vectors=300, vector_length=16, save_only_topk_weights=True, target_modules=ALL
+    ),
+    "gralora": GraloraConfig(r=8, gralora_k=4, alpha=2, target_modules=ALL),
+    "gralora, and one for the whole": GraloraConfig(r=4, hybrid_r=3, alpha=3, target_modules=ALL),
+    "delora": DeloraConfig(r=5, rank_pattern={"q_proj": 2}, target_modules=ALL),
+    "unilora": UniLoraConfig(
+        r=3, theta_d_length=50, save_indices=True, target_modules=["q_proj", "down_proj"]
+    ),
+    "tinylora": TinyLoraConfig(r=3, u=7, weight_tying=1.0, target_modules=ALL),
+    "hra": HRAConfig(r=5, target_modules=ALL),
+    "hra, at right angles": HRAConfig(r=4, apply_GS=True, target_modules=ALL),
+    "deft": DeftConfig(r=3, alpha=5, target_modules=ALL),
+    "deft, orthonormal": DeftConfig(r=20, decomposition_method="qr", target_modules=ALL),
+    "para": DeftConfig(r=3, para=True, target_modules=ALL, layers_to_transform=[1]),
+    "beft": BeftConfig(target_modules=ALL, modules_to_save=["lm_head"]),
 }
 
 

@@ -6,6 +6,7 @@ import numpy.typing as npt
 from loramux_adapters.errors import PackageError, shown
 
 Array = npt.NDArray[np.float32]
+_INTEGERS = {"U8": "u1", "I16": "<i2", "I32": "<i4", "I64": "<i8"}
 
 NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 """What people call a dtype -> what safetensors calls it."""
@@ -35,6 +36,11 @@ def decoded(raw: bytes | memoryview, dtype: str) -> Array:
     if dtype == "F16":
         return np.frombuffer(raw, "<f2").astype(np.float32)
     return np.frombuffer(raw, "<f4")
+
+
+def integers(raw: bytes | memoryview, dtype: str) -> npt.NDArray[np.int64]:
+    """Return the integers in `raw`."""
+    return np.frombuffer(raw, _INTEGERS[dtype]).astype(np.int64)
 
 
 def encoded(values: Array, dtype: str) -> bytes:

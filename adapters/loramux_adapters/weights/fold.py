@@ -10,8 +10,10 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from loramux_adapters.errors import PackageError, shown
 from loramux_adapters.fields import Fields, refuse_unserved, split_name
@@ -23,9 +25,16 @@ from loramux_adapters.peft_folder import open_tensors, read_config
 from loramux_adapters.saved import saved_names, saved_tensors
 from loramux_adapters.sources import MAX_ERROR
 from loramux_adapters.targets import not_targeted
-from loramux_adapters.tensorfile import TensorInfo, read_header, tensor_reader
-from loramux_adapters.weights.dtypes import Array, decoded
-from loramux_adapters.weights.spectrum import Factors, Wide, norm
+from loramux_adapters.tensorfile import (
+    INTEGER_BYTES,
+    ITEM_BYTES,
+    ReadTensor,
+    TensorInfo,
+    read_header,
+    tensor_reader,
+)
+from loramux_adapters.weights.dtypes import Array, decoded, integers
+from loramux_adapters.weights.spectrum import Factors, Wide, norm, spectrum
 from loramux_adapters.weights.update import Update, write_updates
 
 MAX_DENSE = 1 << 27
@@ -37,8 +46,8 @@ _KEPT = (
 )  # fmt: skip
 """Fields that mean the same in a LoRA."""
 
-Parts = Mapping[str, Array]
-"""Ending of a tensor's name -> its values."""
+Parts = Mapping[str, npt.NDArray[Any]]
+"""Ending of a tensor's name -> its values: float32, or int64 of what is saved as integers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +57,10 @@ class Layer:
     module: str
     rank: int
     """By the config."""
-    in_features: int | None
-    """None where the base is not at hand."""
+    config: Mapping[str, object]
+    """All of it, which is checked by `Fields` alone."""
+    base: KnownLayers | None
+    """None where it is not at hand."""
 
 
 Folder = Callable[[Layer, Parts], tuple[Factors, float]]
@@ -62,14 +73,16 @@ class Method:
 
     fields: Fields
     alpha: str | None
-    """The field that over the rank scales the change; None where nothing scales it."""
+    """The field that over the rank scales the change; None where nothing does, or `fold` itself."""
     default_rank: int
     endings: tuple[str, ...]
     fold: Folder
     shared: tuple[str, ...] = ()
-    """Names of tensors that all layers share."""
+    """How names of tensors begin that all layers share."""
     bias_only: str = ""
     """What `bias` is where those of adapted layers alone were trained; empty without the field."""
+    added_bias: str = ""
+    """Which of `endings` is added to the output of a layer; empty where none is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,29 +116,30 @@ def fold(
     done: list[Folded] = []
     updates: list[Update] = []
     with open_tensors(source) as file:
-        header = read_header(file, os.fstat(file.fileno()).st_size, is_foreign=True)
+        header = read_header(
+            file,
+            os.fstat(file.fileno()).st_size,
+            is_foreign=True,
+            item_bytes=ITEM_BYTES | INTEGER_BYTES,
+        )
         read = tensor_reader(file, header.data_start)
-        shared = {name: header.tensors[name] for name in method.shared if name in header.tensors}
+        shared = {n: each for n, each in header.tensors.items() if n.startswith(method.shared)}
         others = {name: each for name, each in header.tensors.items() if name not in shared}
         saved = saved_tensors(others, saved_names(config))
         if checked.bias is not Bias.NONE:
             saved |= {name: each for name, each in others.items() if name.endswith(".bias")}
         own = {name: each for name, each in others.items() if name not in saved}
-        dtypes = {tensor.dtype for tensor in (*own.values(), *shared.values())}
-        for module, tensors in _modules(own, shared, method):
+        dtypes = {tensor.dtype for tensor in (*own.values(), *shared.values())} - set(INTEGER_BYTES)
+        common = _decoded(shared, read)
+        for module, tensors in _modules(own, method):
             if not checked.targets(module):
                 raise not_targeted(module, "layers_to_transform")
-            parts = {
-                ending: decoded(b"".join(read(tensor)), tensor.dtype).reshape(tensor.shape)
-                for ending, tensor in tensors.items()
-            }
+            parts = {**common, **_decoded(tensors, read)}
             if not all(np.isfinite(values).all() for values in parts.values()):
                 raise PackageError(
                     f"module {module}: a weight is NaN or infinite", "ADAPTER_NOT_FINITE"
                 )
-            features = base.features_of(module) if base else None
-            in_features = features[0] if features else None
-            layer = Layer(module, checked.rank_of(module), in_features)
+            layer = Layer(module, checked.rank_of(module), config, base)
             (b_OR, a_RI), error = method.fold(layer, parts)
             if not error <= max_error:
                 raise PackageError(
@@ -134,7 +148,8 @@ def fold(
                     "UNSUPPORTED_ADAPTER_FEATURE",
                 )
             scale = checked.scale_of(module) if method.alpha else 1.0
-            update = Update(module, scale, a_RI.astype(np.float32), b_OR.astype(np.float32))
+            bias_O = parts[method.added_bias].reshape(-1) if method.added_bias else None
+            update = Update(module, scale, a_RI.astype(np.float32), b_OR.astype(np.float32), bias_O)
             updates.append(update)
             done.append(Folded(module, update.rank, error))
         if not updates:
@@ -153,15 +168,27 @@ def _as_lora(config: Mapping[str, object], method: Method) -> tuple[dict[str, ob
     as_lora = {**kept, "peft_type": "LORA", "r": rank}
     if method.alpha:
         as_lora["lora_alpha"] = config.get(method.alpha, 8)
+    if method.added_bias:
+        as_lora["lora_bias"] = True
     if method.bias_only and config.get("bias") == method.bias_only:
         as_lora["bias"] = str(Bias.LORA_ONLY)
     return as_lora, check_config(as_lora)
 
 
+def _decoded(tensors: Mapping[str, TensorInfo], read: ReadTensor) -> dict[str, npt.NDArray[Any]]:
+    """Return the values of `tensors`."""
+    found: dict[str, npt.NDArray[Any]] = {}
+    for key, tensor in tensors.items():
+        raw = b"".join(read(tensor))
+        values = (integers if tensor.dtype in INTEGER_BYTES else decoded)(raw, tensor.dtype)
+        found[key] = values.reshape(tensor.shape)
+    return found
+
+
 def _modules(
-    tensors: Mapping[str, TensorInfo], shared: Mapping[str, TensorInfo], method: Method
+    tensors: Mapping[str, TensorInfo], method: Method
 ) -> Iterator[tuple[str, dict[str, TensorInfo]]]:
-    """Yield each layer and its tensors by their endings, those that all share included."""
+    """Yield each layer and its tensors by their endings."""
     endings = ", ".join(repr(ending) for ending in method.endings)
     served = f"{endings} are served of it, and modules in modules_to_save"
     found: dict[str, dict[str, TensorInfo]] = {}
@@ -170,13 +197,13 @@ def _modules(
         found.setdefault(module, {})[ending] = tensor
     for module, parts in sorted(found.items()):
         for tensor in parts.values():
-            if not tensor.shape or 0 in tensor.shape or len(tensor.shape) > 2:
+            if not tensor.shape or 0 in tensor.shape:
                 shape = shown(tensor.shape)
-                raise PackageError(f"tensor {tensor.name}: shape {shape} is no matrix")
-        yield module, {**parts, **shared}
+                raise PackageError(f"tensor {tensor.name}: shape {shape} holds no numbers")
+        yield module, parts
 
 
-def part(layer: Layer, parts: Parts, name: str) -> Array:
+def part(layer: Layer, parts: Parts, name: str) -> npt.NDArray[Any]:
     """Return one tensor of a layer.
 
     Raises:
@@ -185,6 +212,33 @@ def part(layer: Layer, parts: Parts, name: str) -> Array:
     if name not in parts:
         raise PackageError(f"module {layer.module} has no {name.removeprefix('.')}")
     return parts[name]
+
+
+def shaped(layer: Layer, parts: Parts, name: str, *shape: int | None) -> Wide:
+    """Return one tensor of a layer, whose sizes are those of `shape`; None is any.
+
+    Raises:
+        PackageError: It is missing, or has other sizes.
+    """
+    values = part(layer, parts, name)
+    fits = len(values.shape) == len(shape) and all(
+        wanted in (None, size) for size, wanted in zip(values.shape, shape, strict=True)
+    )
+    if not fits:
+        sizes = ", ".join("any" if size is None else str(size) for size in shape)
+        raise PackageError(
+            f"module {layer.module}: {name.rpartition('.')[2]} has shape {shown(values.shape)}, "
+            f"not ({sizes})"
+        )
+    return values.astype(np.float64)
+
+
+def within_limit(b_OR: Wide, a_RI: Wide) -> tuple[Factors, float]:
+    """Return the factors as they are, or the nearest of the largest rank where theirs is higher."""
+    if len(a_RI) <= MAX_RANK:
+        return (b_OR, a_RI), 0.0
+    found = spectrum((b_OR, a_RI))
+    return nearest(found.u_OK, found.s_K, found.v_KI)
 
 
 def nearest(u_OK: Wide, s_K: Wide, v_KI: Wide) -> tuple[Factors, float]:

@@ -12,8 +12,7 @@ from loramux_adapters.errors import PackageError
 from loramux_adapters.fit import check_fit
 from loramux_adapters.package import Package
 from loramux_adapters.plain import require_low_rank
-from loramux_adapters.tensorfile import ITEM_BYTES
-from loramux_adapters.weights.dtypes import decoded
+from loramux_adapters.weights.base_weight import stored_weight
 from loramux_adapters.weights.update import Update, read_updates, stored
 
 _OTHER_WEIGHTS = frozenset({
@@ -53,20 +52,13 @@ def merge_into_base(file: BinaryIO, package: Package, base: BaseFolder, folder: 
 def _add(update: Update, base: BaseFolder, folder: Path) -> None:
     layer = base.layer(update.module)
     assert layer is not None  # it fits
-    weight = layer.weight
-    if weight.dtype not in ITEM_BYTES:
-        raise PackageError(
-            f"module {update.module}: the base has its weight as {weight.dtype}; "
-            f"an adapter is added to {', '.join(ITEM_BYTES)} only",
-            "ADAPTER_BASE_MISMATCH",
-        )
+    before = stored_weight(folder, layer, update.module)
     delta_OI = (update.b_OR @ update.a_RI) * np.float32(update.scale)
-    with (folder / weight.file).open("r+b") as target:
-        target.seek(weight.offset)
-        before = decoded(target.read(weight.num_bytes), weight.dtype).reshape(weight.shape)
-        after = before + (delta_OI.T if layer.is_transposed else delta_OI)
-        target.seek(weight.offset)
-        target.write(stored(after, weight.dtype, f"module {update.module}, added to the base"))
+    after = before + (delta_OI.T if layer.is_transposed else delta_OI)
+    with (folder / layer.weight.file).open("r+b") as target:
+        target.seek(layer.weight.offset)
+        what = f"module {update.module}, added to the base"
+        target.write(stored(after, layer.weight.dtype, what))
 
 
 def _is_of_weights(path: Path) -> bool:

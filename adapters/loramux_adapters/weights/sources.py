@@ -10,11 +10,34 @@ from loramux_adapters.peft_folder import read_config
 from loramux_adapters.sources import MAX_ERROR
 from loramux_adapters.weights.adalora import FIELDS as ADALORA_FIELDS
 from loramux_adapters.weights.adalora import pack_adalora
+from loramux_adapters.weights.beft import BEFT
+from loramux_adapters.weights.deft import DEFT
+from loramux_adapters.weights.delora import DELORA
 from loramux_adapters.weights.fold import Folded, Method, fold
+from loramux_adapters.weights.gralora import GRALORA
+from loramux_adapters.weights.hra import HRA
 from loramux_adapters.weights.lycoris import LOHA, LOKR
-from loramux_adapters.weights.vera import VERA
+from loramux_adapters.weights.miss import MISS
+from loramux_adapters.weights.tinylora import TINYLORA
+from loramux_adapters.weights.unilora import UNILORA
+from loramux_adapters.weights.vblora import VBLORA
+from loramux_adapters.weights.vera import PVERA, VERA
 
-FOLDED: Mapping[str, Method] = {"LOHA": LOHA, "LOKR": LOKR, "VERA": VERA}
+FOLDED: Mapping[str, Method] = {
+    "BEFT": BEFT,
+    "DEFT": DEFT,
+    "DELORA": DELORA,
+    "GRALORA": GRALORA,
+    "HRA": HRA,
+    "LOHA": LOHA,
+    "LOKR": LOKR,
+    "MISS": MISS,
+    "PVERA": PVERA,
+    "TINYLORA": TINYLORA,
+    "UNILORA": UNILORA,
+    "VBLORA": VBLORA,
+    "VERA": VERA,
+}
 """Value of `peft_type` -> how it becomes a LoRA."""
 FIELDS_OF_FOLDED: Mapping[str, Fields] = {
     "ADALORA": ADALORA_FIELDS,

@@ -30,6 +30,8 @@ class Update:
     scale: float
     a_RI: Array
     b_OR: Array
+    bias_O: Array | None = None
+    """What is added to the output of the layer, if anything."""
 
     @property
     def rank(self) -> int:
@@ -140,6 +142,12 @@ def write_updates(
             num_bytes = array.size * ITEM_BYTES[dtype]
             tensors[name] = TensorInfo(name, dtype, array.shape, 0, num_bytes)
             arrays[name] = array
+        if update.bias_O is not None:
+            name = f"base_model.model.{update.module}.lora_B.bias"
+            tensors[name] = TensorInfo(
+                name, dtype, update.bias_O.shape, 0, update.bias_O.size * ITEM_BYTES[dtype]
+            )
+            arrays[name] = update.bias_O
 
     def read(tensor: TensorInfo) -> Iterable[bytes]:
         if tensor.name in kept:

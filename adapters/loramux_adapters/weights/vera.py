@@ -1,68 +1,70 @@
-"""VeRA as plain LoRA.
+"""VeRA and PVeRA as plain LoRA.
 
-Source of the method: Kopiczko et al., "VeRA: Vector-based Random Matrix Adaptation" (arXiv
-2310.11454); of the meaning of each field and tensor: `peft.tuners.vera`, PEFT 0.21.
+Source of the methods: Kopiczko et al., "VeRA: Vector-based Random Matrix Adaptation" (arXiv
+2310.11454), and PVeRA (arXiv 2512.07703); of the meaning of each field and tensor:
+`peft.tuners.vera` and `peft.tuners.pvera`, PEFT 0.21.
 
 A layer adds `b * (B (d * (A x)))`, where A and B are random, shared by all layers and cut to the
-layer's widths, and the vectors d and b are its own. So A and `b * B * d` are the LoRA.
+layer's widths, and the vectors d and b are its own. So A and `b * B * d` are the LoRA. Of PVeRA, A
+and d have as many rows again, for the variance in training: what is served is the mean, as with
+PEFT.
 
 Legend: R rank, I input features, O output features.
 """
 
+from functools import partial
+
 import numpy as np
 
 from loramux_adapters.errors import PackageError, shown
-from loramux_adapters.fields import Fields
+from loramux_adapters.weights.base_weight import features
 from loramux_adapters.weights.fold import Layer, Method, Parts, part
+from loramux_adapters.weights.folded_fields import folded_fields
 from loramux_adapters.weights.spectrum import Factors
 
-_A, _B = "base_model.vera_A", "base_model.vera_B"
 
-
-def _vera(layer: Layer, parts: Parts) -> tuple[Factors, float]:
-    if layer.in_features is None:
+def _vera(prefix: str, method: str, rows: int, layer: Layer, parts: Parts) -> tuple[Factors, float]:
+    inputs, _ = features(layer.base, layer.module, method)
+    names = [f"base_model.{prefix}_{half}" for half in "AB"]
+    if not set(names) <= parts.keys():
         raise PackageError(
-            f"module {layer.module}: of VeRA it is not saved how many inputs a layer has; give the "
-            "base model with `loramux pack --base`; its checkpoint has to have a layer of that "
-            "name",
-            "ADAPTER_BASE_MISMATCH",
-        )
-    if not {_A, _B} <= parts.keys():
-        raise PackageError(
-            "the file does not hold the random matrices of VeRA; save the adapter with "
+            f"the file does not hold the random matrices of {method}; save the adapter with "
             "save_projection=True",
             "UNSUPPORTED_ADAPTER_FEATURE",
         )
-    a_RI, b_OR = parts[_A], parts[_B]
-    d_R, b_O = (part(layer, parts, f".vera_lambda_{name}") for name in ("d", "b"))
-    fits = d_R.ndim == b_O.ndim == 1 and len(d_R) == len(a_RI) == b_OR.shape[1] == layer.rank
-    if not fits or a_RI.shape[1] < layer.in_features or len(b_OR) < len(b_O):
+    a_RI, b_OR = (parts[name] for name in names)
+    d_R, b_O = (part(layer, parts, f".{prefix}_lambda_{name}") for name in ("d", "b"))
+    rank = layer.rank
+    fits = d_R.ndim == b_O.ndim == 1 and len(d_R) == len(a_RI) == rows * b_OR.shape[1]
+    if not fits or len(d_R) != rows * rank or a_RI.shape[1] < inputs or len(b_OR) < len(b_O):
         raise PackageError(
             f"module {layer.module}: shapes {shown(a_RI.shape)}, {shown(b_OR.shape)}, "
-            f"{shown(d_R.shape)} and {shown(b_O.shape)} of vera_A, vera_B, vera_lambda_d and "
-            f"vera_lambda_b do not fit rank {layer.rank} and {layer.in_features} inputs"
+            f"{shown(d_R.shape)} and {shown(b_O.shape)} of {prefix}_A, {prefix}_B, "
+            f"{prefix}_lambda_d and {prefix}_lambda_b do not fit rank {rank} and {inputs} inputs"
         )
     cut_OR = b_OR[: len(b_O)].astype(np.float64)
-    return (b_O[:, None] * cut_OR * d_R, a_RI[:, : layer.in_features].astype(np.float64)), 0.0
+    return (b_O[:, None] * cut_OR * d_R[:rank], a_RI[:rank, :inputs].astype(np.float64)), 0.0
 
 
-VERA = Method(
-    Fields(
-        honoured=frozenset({
-            "peft_type", "r", "target_modules", "exclude_modules", "layers_to_transform",
-            "layers_pattern", "modules_to_save", "bias",
-        }),
-        recorded=frozenset({
-            "task_type", "peft_version", "base_model_name_or_path", "revision", "auto_mapping",
-            "inference_mode", "projection_prng_key", "save_projection", "vera_dropout", "d_initial",
-            "fan_in_fan_out", "init_weights",
-        }),
-        refused={},
-    ),
-    None,
-    256,
-    (".vera_lambda_d", ".vera_lambda_b"),
-    _vera,
-    (_A, _B),
-    bias_only="vera_only",
-)  # fmt: skip
+def _method(prefix: str, name: str, rows: int, **refused: str) -> Method:
+    return Method(
+        folded_fields(
+            {"r"},
+            {"projection_prng_key", "save_projection", f"{prefix}_dropout", "d_initial"}
+            | ({"generator_seed"} if refused else set()),
+            absent={"exclude_modules"},
+            refused=refused,
+        ),
+        None,
+        256,
+        (f".{prefix}_lambda_d", f".{prefix}_lambda_b"),
+        partial(_vera, prefix, name, rows),
+        (f"base_model.{prefix}_",),
+        bias_only=f"{prefix}_only",
+    )
+
+
+VERA = _method("vera", "VeRA", 1)
+PVERA = _method(
+    "pvera", "PVeRA", 2, sample_at_inference="its weights are drawn anew for each request"
+)

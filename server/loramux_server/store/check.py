@@ -7,6 +7,7 @@ from typing import BinaryIO, Self, cast
 
 from loramux_adapters import Package, PackageError, check_fit, read_package
 from loramux_adapters.added_tokens import parse_added_tokens
+from loramux_adapters.base import BaseFolder
 from loramux_adapters.base_identity import UNKNOWN, BaseIdentity
 from loramux_adapters.contents import Contents, VirtualTokens
 from loramux_adapters.errors import shown
@@ -78,6 +79,8 @@ class ServedBase:
     """Which model it is."""
     is_strict: bool = False
     """Whether an adapter that says that it was made for another is refused."""
+    folder: BaseFolder | None = None
+    """The folder that the base was loaded from; None where it is not at hand."""
 
     @classmethod
     def of(cls, model: ModelInfo, *, max_host_bytes: int) -> Self:

@@ -2,7 +2,23 @@
 
 from collections.abc import Collection
 
-from peft import AdaLoraConfig, LoHaConfig, LoKrConfig, PeftConfig, VeraConfig
+from peft import (
+    AdaLoraConfig,
+    BeftConfig,
+    DeftConfig,
+    DeloraConfig,
+    GraloraConfig,
+    HRAConfig,
+    LoHaConfig,
+    LoKrConfig,
+    MissConfig,
+    PeftConfig,
+    PveraConfig,
+    TinyLoraConfig,
+    UniLoraConfig,
+    VBLoRAConfig,
+    VeraConfig,
+)
 
 
 def configs(names: Collection[str], task: str) -> dict[str, PeftConfig]:
@@ -13,4 +29,15 @@ def configs(names: Collection[str], task: str) -> dict[str, PeftConfig]:
         "loha": LoHaConfig(**common, r=3, alpha=5),
         "lokr": LoKrConfig(**common, r=2, alpha=4),
         "vera": VeraConfig(**common, r=6),
+        "pvera": PveraConfig(**common, r=6),
+        "miss": MissConfig(**common, r=5),
+        "miss, mini": MissConfig(**common, r=6, init_weights="mini", mini_r=4),
+        "vblora": VBLoRAConfig(**common, r=3, num_vectors=9, vector_length=8, topk=3),
+        "gralora": GraloraConfig(**common, r=4, gralora_k=2, alpha=3, hybrid_r=3),
+        "delora": DeloraConfig(**common, r=5, delora_lambda=3),
+        "unilora": UniLoraConfig(**common, r=3, theta_d_length=50, save_indices=True),
+        "tinylora": TinyLoraConfig(**common, r=3, u=7, weight_tying=1.0),
+        "hra": HRAConfig(**common, r=4),
+        "deft": DeftConfig(**common, r=3),
+        "beft": BeftConfig(**common),
     }

@@ -1,0 +1,61 @@
+"""GraLoRA as plain LoRA.
+
+Source of the method: Jung et al., "GraLoRA: Granular Low-Rank Adaptation for Parameter-Efficient
+Fine-Tuning" (arXiv 2505.20355); of the meaning of each field and tensor: `peft.tuners.gralora`,
+PEFT 0.21.
+
+The weight is cut into K times K blocks, and each has a LoRA of rank R / K of its own: those of one
+column of blocks share a tensor of A, those of one row a tensor of B. Side by side they are a LoRA
+of rank K R. With `hybrid_r` there is one for the whole weight, too.
+
+Legend: R rank, I input features, O output features, K blocks of a side.
+"""
+
+import numpy as np
+
+from loramux_adapters.errors import PackageError
+from loramux_adapters.fields import alpha, integer
+from loramux_adapters.peft_config import MAX_RANK
+from loramux_adapters.weights.fold import Layer, Method, Parts, shaped, within_limit
+from loramux_adapters.weights.folded_fields import folded_fields
+from loramux_adapters.weights.spectrum import Factors
+
+_WHOLE_A, _WHOLE_B = ".gralora_A_general.weight", ".gralora_B_general.weight"
+
+
+def _gralora(layer: Layer, parts: Parts) -> tuple[Factors, float]:
+    rank = layer.rank
+    count = integer(layer.config, "gralora_k", 2, 1, MAX_RANK)
+    hybrid = integer(layer.config, "hybrid_r", 0, 0, MAX_RANK)
+    if rank % count:
+        raise PackageError(
+            f"adapter_config.json: r is {rank}, no multiple of gralora_k, {count}",
+            "INVALID_ADAPTER_CONFIG",
+        )
+    a = shaped(layer, parts, ".gralora_A", count, None, rank)  # [K, I / K, R]
+    b = shaped(layer, parts, ".gralora_B", count, rank, None)  # [K, R, O / K]
+    inputs, outputs, each = a.shape[1], b.shape[2], rank // count
+    a_RI = np.zeros((count, count, each, count, inputs))  # [column, row, rank, column, input]
+    b_RO = np.zeros((count, count, each, count, outputs))  # [column, row, rank, row, output]
+    for column in range(count):
+        for row in range(count):
+            a_RI[column, row, :, column] = a[column, :, row * each : (row + 1) * each].T
+            b_RO[column, row, :, row] = b[row, column * each : (column + 1) * each]
+    left, right = b_RO.reshape(count * rank, -1).T, a_RI.reshape(count * rank, -1)
+    if hybrid:
+        right = np.concatenate([right, shaped(layer, parts, _WHOLE_A, hybrid, right.shape[1])])
+        left = np.concatenate([left, shaped(layer, parts, _WHOLE_B, len(left), hybrid)], 1)
+    scale = alpha(layer.config.get("alpha", 64), "alpha") / (rank + hybrid)
+    return within_limit(left * scale, right)
+
+
+GRALORA = Method(
+    folded_fields(
+        {"r", "alpha", "gralora_k", "hybrid_r"}, {"gralora_dropout"}, absent={"exclude_modules"}
+    ),
+    None,
+    32,
+    (".gralora_A", ".gralora_B", _WHOLE_A, _WHOLE_B),
+    _gralora,
+    bias_only="gralora_only",
+)

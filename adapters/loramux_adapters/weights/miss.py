@@ -1,0 +1,57 @@
+"""MiSS as plain LoRA.
+
+Source of the method: Kang and Yin, "MiSS: Revisiting the Trade-off in LoRA with an Efficient
+Shard-Sharing Structure" (arXiv 2409.15371); of the meaning of each field and tensor:
+`peft.tuners.miss`, PEFT 0.21.
+
+The inputs of a layer are cut into pieces of R, the last one filled up with zeros, and summed; a
+block of R rows multiplies the sum. So A has a one where input and row agree modulo R. The mini form
+has a block of fewer columns, which is repeated over the outputs.
+
+Legend: R rank, I input features, O output features, M columns of a mini block.
+"""
+
+import numpy as np
+
+from loramux_adapters.errors import PackageError
+from loramux_adapters.fields import integer
+from loramux_adapters.weights.base_weight import features
+from loramux_adapters.weights.fold import Layer, Method, Parts, shaped
+from loramux_adapters.weights.folded_fields import folded_fields
+from loramux_adapters.weights.spectrum import Factors
+
+_MAX_WIDTH = 1 << 20
+
+
+def _miss(layer: Layer, parts: Parts) -> tuple[Factors, float]:
+    inputs, outputs = features(layer.base, layer.module, "MiSS")
+    width = outputs
+    if layer.config.get("init_weights") == "mini":
+        width = integer(layer.config, "mini_r", 1, 1, _MAX_WIDTH)
+        if outputs % width:
+            raise PackageError(
+                f"adapter_config.json: mini_r is {width}, which does not divide the {outputs} "
+                f"outputs of module {layer.module}",
+                "INVALID_ADAPTER_CONFIG",
+            )
+    block_RM = shaped(layer, parts, ".miss_block", layer.rank, width)
+    a_RI = (np.arange(inputs) % layer.rank == np.arange(layer.rank)[:, None]).astype(np.float64)
+    return (np.tile(block_RM, (1, outputs // width)).T, a_RI), 0.0
+
+
+MISS = Method(
+    folded_fields(
+        {"r", "mini_r"},
+        {"miss_dropout"},
+        absent={"fan_in_fan_out"},
+        refused={
+            "init_weights": "what it adds depends on the weights of the base, and has no low rank"
+        },
+        harmless={"init_weights": (True, False, "mini")},
+    ),
+    None,
+    64,
+    (".miss_block",),
+    _miss,
+    bias_only="MiSS_only",
+)

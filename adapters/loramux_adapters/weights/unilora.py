@@ -1,0 +1,55 @@
+"""UniLoRA as plain LoRA.
+
+Source of the method: Li et al., "Uni-LoRA: One Vector is All You Need" (arXiv 2506.00799); of the
+meaning of each field and tensor: `peft.tuners.unilora`, PEFT 0.21.
+
+Each entry of A and B is one of a vector that all layers share, times a scale. Which one it is PEFT
+draws for all layers in the order of the model, or saves.
+
+Legend: R rank, I input features, O output features, N entries of the vector.
+"""
+
+from loramux_adapters.errors import PackageError
+from loramux_adapters.weights.fold import Layer, Method, Parts, part, shaped
+from loramux_adapters.weights.folded_fields import folded_fields
+from loramux_adapters.weights.spectrum import Factors, Wide
+
+_VECTOR = "base_model.unilora_theta_d"
+
+
+def _unilora(layer: Layer, parts: Parts) -> tuple[Factors, float]:
+    a_RI = _half(layer, parts, "A", (layer.rank, None))
+    return (_half(layer, parts, "B", (None, layer.rank)), a_RI), 0.0
+
+
+def _half(layer: Layer, parts: Parts, half: str, shape: tuple[int | None, int | None]) -> Wide:
+    vector_N = shaped(layer, parts, _VECTOR, None)
+    scales = shaped(layer, parts, f".unilora_scales_{half}", *shape)
+    chosen = part(layer, parts, f".unilora_indices_{half}")
+    if chosen.shape != scales.shape or not ((0 <= chosen) & (chosen < len(vector_N))).all():
+        raise PackageError(
+            f"module {layer.module}: unilora_indices_{half} are not one for each of its scales, "
+            f"from 0 to {len(vector_N) - 1}"
+        )
+    entries: Wide = vector_N[chosen] * scales
+    return entries
+
+
+UNILORA = Method(
+    folded_fields(
+        {"r"},
+        {"proj_seed", "theta_d_length", "unilora_dropout", "init_theta_d_bound"},
+        absent={"exclude_modules"},
+        refused={
+            "save_indices": "PEFT draws its indices anew at each load, in the order of the model's "
+            "layers; save the adapter with save_indices=True"
+        },
+        harmless={"save_indices": (True,)},
+    ),
+    None,
+    4,
+    tuple(f".unilora_{what}_{half}" for what in ("indices", "scales") for half in "AB"),
+    _unilora,
+    (_VECTOR,),
+    bias_only="unilora_only",
+)
