@@ -6,7 +6,7 @@
 from collections.abc import Iterator, Mapping
 
 from loramux_adapters.fields import Fields
-from loramux_adapters.kinds import FOLDED, KINDS, REFUSED
+from loramux_adapters.kinds import FOLDED, FOLDED_FIELDS, KINDS, REFUSED
 from loramux_adapters.pattern_code import MAX_LENGTH, MAX_LEVELS, MAX_PARTS, MAX_STEPS
 from loramux_adapters.weights.sources import FIELDS_OF_FOLDED
 
@@ -121,6 +121,7 @@ def _lines() -> Iterator[str]:
         places = dict.fromkeys(fields.honoured, "honoured")
         places |= dict.fromkeys(fields.recorded, "recorded")
         places |= {field: _refused(field, why, fields) for field, why in fields.refused.items()}
+        places |= dict.fromkeys(FOLDED_FIELDS.get(name, ()), "honoured by `loramux pack`")
         yield from (f"| `{field}` | {places[field]} |" for field in sorted(places))
     yield ""
 

@@ -99,6 +99,8 @@ FOLDED = frozenset({
     "TINYLORA", "UNILORA", "VBLORA", "VERA",
 })  # fmt: skip
 """Methods that `loramux_adapters.weights.sources` folds to LoRA, which needs numpy."""
+FOLDED_FIELDS = {"LORA": frozenset({"use_bdlora"})}
+"""Methods that are served -> fields with which they are folded, too, where they are switched on."""
 _ORTHOGONAL = "it turns weights, which is no low-rank change; merge it into a base of its own"
 _FULL_RANK = "what it adds has no low rank; merge it into a base of its own"
 _MULTIPLIES = "it multiplies the weights of the base; merge it into a base of its own"
@@ -127,6 +129,14 @@ REFUSED: Mapping[str, str] = {
     "XLORA": _BY_STATE,
 }
 """Methods that are not served -> why."""
+
+
+def is_folded(config: Mapping[str, object]) -> bool:
+    """Return whether the adapter of `config` becomes another one when it is packed."""
+    method = config.get("peft_type")
+    if not isinstance(method, str):
+        return False
+    return method in FOLDED or any(config.get(name) for name in FOLDED_FIELDS.get(method, ()))
 
 
 def kind_of(config: Mapping[str, object]) -> Kind:

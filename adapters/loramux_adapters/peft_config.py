@@ -60,7 +60,8 @@ FIELDS = Fields(
         "use_qalora": "it averages the inputs of groups of weights; fold it into a quantised base",
         "velora_config": "its result depends on how it was trained",
         "monteclora_config": "its weights are drawn anew for each request",
-        "use_bdlora": "its matrices are block-diagonal, which PEFT saves in another shape",
+        "use_bdlora": "pack the adapter with `loramux pack`, which writes out the zeros beside "
+        "its blocks",
         "arrow_config": "it chooses among adapters by the hidden state of each token",
         "kasa_config": "it needs the singular values of the base at each load",
     },

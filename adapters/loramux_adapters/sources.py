@@ -14,7 +14,7 @@ from loramux_adapters.companions import COMPANIONS
 from loramux_adapters.errors import PackageError
 from loramux_adapters.extras import install_command
 from loramux_adapters.files import open_regular
-from loramux_adapters.kinds import FOLDED
+from loramux_adapters.kinds import is_folded
 from loramux_adapters.known_layers import KnownLayers
 from loramux_adapters.kohya import is_kohya, pack_kohya
 from loramux_adapters.package import Package, read_package
@@ -126,7 +126,7 @@ def _copy(source: Path, output: Output, notes: Mapping[str, object | None] | Non
 
 
 def _is_folded(source: Path) -> bool:
-    return is_peft_folder(source) and read_config(source).get("peft_type") in FOLDED
+    return is_peft_folder(source) and is_folded(read_config(source))
 
 
 def _fold(

@@ -11,6 +11,8 @@ import sqlalchemy.exc
 from loramux._access import certificate_files
 from loramux._certificate_files import check_names_nobody
 from loramux.errors import InvalidArgumentError
+from loramux_adapters import PackageError
+from loramux_adapters.base import BaseFolder, read_base
 from loramux_server.config import ConfigError, ServerConfig
 from loramux_server.observe.audit import Audit, AuditFile
 from loramux_server.replica.primary import Primary
@@ -28,6 +30,18 @@ from loramux_server.wire.model_info import ModelInfo
 _log = logging.getLogger(__name__)
 
 _REPLICA = "is_replica"
+
+
+def weights_of(model: str) -> BaseFolder | None:
+    """Return the folder `model` of a base with weights that adapters can be folded with.
+
+    None where there is none: a hub id, or weights in another format.
+    """
+    path = Path(model)
+    try:
+        return read_base(path) if path.is_dir() else None
+    except PackageError:
+        return None
 
 
 def open_registry(folder: Path, config: ServerConfig) -> Registry:

@@ -35,6 +35,7 @@ from loramux_server.opening import (
     signers_of,
     sources_of,
     templates_of,
+    weights_of,
 )
 from loramux_server.ready_file import write_ready_file
 from loramux_server.replica.forwarding import Forwarding
@@ -207,6 +208,7 @@ class Server:
             ServedBase.of(model, max_host_bytes=model.sizes.host_adapter_memory),
             identity=BaseIdentity(config.model),
             is_strict=config.strict_base,
+            folder=weights_of(config.engine.model),
         )
         model = named(model, config)
         self._metrics.describe(model)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import (
+    BdLoraConfig,
     BeftConfig,
     DeftConfig,
     DeloraConfig,
@@ -15,6 +16,7 @@ from peft import (
     HRAConfig,
     LoHaConfig,
     LoKrConfig,
+    LoraConfig,
     MissConfig,
     PeftConfig,
     PveraConfig,
@@ -66,8 +68,12 @@ CONFIGS: dict[str, PeftConfig] = {
     "deft": DeftConfig(r=3, alpha=5, target_modules=ALL),
     "deft, orthonormal": DeftConfig(r=20, decomposition_method="qr", target_modules=ALL),
     "para": DeftConfig(r=3, para=True, target_modules=ALL, layers_to_transform=[1]),
+    "bdlora": LoraConfig(
+        r=6, use_rslora=True, target_modules=ALL, modules_to_save=["norm"],
+        use_bdlora=BdLoraConfig(["o_proj", "down_proj"], ["q_proj", "layers.1.mlp.up"], 2, False),
+    ),
     "beft": BeftConfig(target_modules=ALL, modules_to_save=["lm_head"]),
-}
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -167,15 +173,30 @@ def refusal(source: Path, base: BaseFolder | None = None) -> str:
         ("loha", {"target_modules": "(?!.*q_proj).*"}, "does not target it"),
         ("loha", {"alpha": -1}, "lora_alpha is -1"),
         ("vera", {"bias": "ours"}, "bias is 'ours', not one of"),
+        ("pvera", {"sample_at_inference": True}, "'sample_at_inference' = True is refused"),
+        ("miss, a rest of inputs", {"init_weights": "bat"}, "'init_weights' = 'bat' is refused"),
+        ("miss, a rest of inputs", {"r": 6}, "miss_block has shape (7, 32), not (6, 32)"),
+        ("miss, mini", {"mini_r": 5}, "mini_r is 5, which does not divide the 32 outputs"),
+        ("vblora", {"topk": 10}, "topk is 10, not an integer from 1 to 9"),
+        ("vblora", {"r": 4}, "its logits have ranks 3 and 3, adapter_config.json has r = 4"),
+        ("vblora, only topk", {"topk": 1}, "topk_weights has shape (3, 3, 1), not (3, 3, 0)"),
+        ("gralora", {"gralora_k": 3}, "r is 8, no multiple of gralora_k, 3"),
+        ("gralora", {"alpha": 0}, "alpha is 0, not a number above 0"),
+        ("delora", {"rank_pattern": {}}, "delora_A has shape (2, 32), not (5, any)"),
+        ("unilora", {"save_indices": False}, "save the adapter with save_indices=True"),
+        ("hra", {"r": 6}, "hra_u has shape (48, 5), not (48, 6)"),
+        ("deft", {"decomposition_method": "lu"}, "decomposition_method is 'lu', not 'relu' or"),
+        ("bdlora", {"use_bdlora": {"nblocks": 5}}, "nblocks"),
+        ("bdlora", {"use_bdlora": {"blocks": 2}}, "use_bdlora is {'blocks': 2}, not an object of"),
     ],
 )
 def test_a_config_that_is_not_served_is_named(
-    name: str, changes: dict[str, object], message: str, tmp_path: Path
+    name: str, changes: dict[str, object], message: str, tmp_path: Path, base: BaseFolder
 ) -> None:
     source = save(tmp_path / "a", CONFIGS[name])
     path = source / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    assert message in refusal(source)
+    assert message in refusal(source, base)
 
 
 def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
@@ -195,6 +216,20 @@ def test_a_weight_that_is_not_finite_is_named(tmp_path: Path) -> None:
     tensors[min(tensors)][0, 0] = float("nan")
     save_file(tensors, path)
     assert refusal(source).endswith("a weight is NaN or infinite")
+
+
+def test_vectors_of_which_it_is_not_saved_whose_they_are_are_refused(tmp_path: Path) -> None:
+    source = save(tmp_path / "a", TinyLoraConfig(r=2, u=3, target_modules=["q_proj", "k_proj"]))
+    assert "the adapter has 4 vectors, and PEFT does not save which layer has which" in refusal(
+        source
+    )
+
+
+def test_what_depends_on_weights_says_so(tmp_path: Path, base: BaseFolder) -> None:
+    source = save(tmp_path / "a", CONFIGS["hra"])
+    assert "what HRA adds depends on the weight of the base; give the base" in refusal(source)
+    tensors = {name: replace(each, dtype="U8") for name, each in base.tensors.items()}
+    assert "the base has its weight as U8" in refusal(source, replace(base, tensors=tensors))
 
 
 def test_vera_says_what_it_needs(tmp_path: Path, base: BaseFolder) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from peft import (
     CartridgeConfig,
+    CPTConfig,
     IA3Config,
     LoraConfig,
     MultitaskPromptTuningConfig,
@@ -66,6 +67,10 @@ def virtual_configs() -> dict[str, PeftConfig]:
         "p": PromptEncoderConfig(num_virtual_tokens=count, encoder_hidden_size=8, **task),
         "p, lstm": PromptEncoderConfig(
             num_virtual_tokens=1, encoder_hidden_size=8, encoder_reparameterization_type="LSTM",
+            **task,
+        ),
+        "cpt": CPTConfig(
+            cpt_token_ids=[5, 9, 23, 42, 7], cpt_mask=[1] * 5, cpt_tokens_type_mask=[1, 2, 3, 3, 4],
             **task,
         ),
         "multitask": MultitaskPromptTuningConfig(

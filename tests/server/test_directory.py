@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from peft import VeraConfig
+from peft import HRAConfig, VeraConfig
 from safetensors.numpy import load_file, save_file
 
 from loramux_adapters import Package
 from loramux_adapters.base_identity import BaseIdentity
 from loramux_adapters.vocabulary import BaseVocabulary
+from loramux_server.opening import weights_of
 from loramux_server.store.check import ServedBase, check_package
 from loramux_server.store.directory import Directory
 from loramux_server.store.registry import Registry
@@ -142,12 +143,19 @@ def test_the_directory_is_no_adapter_itself(
     assert f"to serve it, name the folder around it, {directory}" in message
 
 
-def test_vera_has_the_widths_of_the_base_that_is_served(
-    directory: Path, registry: Registry, tmp_path: Path
+def test_what_needs_the_base_has_that_which_is_served(
+    directory: Path, registry: Registry, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     save_tuned(MODEL, VeraConfig(r=4, target_modules=["q_proj"]), directory / "vera", seed=1)
+    save_tuned(MODEL, HRAConfig(r=4, target_modules=["q_proj"]), directory / "hra", seed=1)
     assert import_directory(directory, registry, BASE) == 3
     assert registry.names() == ["folder", "package", "vera"]
+    assert "what HRA adds depends on the weight of the base" in caplog.text
+    MODEL.save_pretrained(tmp_path / "base")
+    with_weights = replace(BASE, folder=weights_of(str(tmp_path / "base")))
+    assert import_directory(directory, registry, with_weights) == 4
+    assert registry.names() == ["folder", "hra", "package", "vera"]
+    assert weights_of("org/name") is None
 
 
 def test_what_other_tools_saved_is_served_as_well(directory: Path, registry: Registry) -> None:

@@ -35,7 +35,10 @@ _LOST = {"bias", "use_dora", "lora_bias", "alora_invocation_tokens"}
 FIELDS = Fields(
     honoured=(LORA_FIELDS.honoured - _LOST - _UNREAD) | {"init_r"},
     recorded=LORA_FIELDS.recorded | (_OWN_FIELDS - {"init_r"}) | _UNREAD,
-    refused={**LORA_FIELDS.refused, **dict.fromkeys(sorted(_LOST), "it cannot be folded")},
+    refused={
+        **LORA_FIELDS.refused,
+        **dict.fromkeys(sorted(_LOST | {"use_bdlora"}), "it cannot be folded"),
+    },
     harmless={**LORA_FIELDS.harmless, "bias": ("none",)},
 )
 

@@ -48,9 +48,7 @@ def _projection(layer: Layer, p_OR: Wide) -> Factors:
 
 
 DEFT = Method(
-    folded_fields(
-        {"r", "alpha", "para", "decomposition_method"}, {"deft_dropout", "init_scale"}
-    ),
+    folded_fields({"r", "alpha", "para", "decomposition_method"}, {"deft_dropout", "init_scale"}),
     None,
     8,
     (".deft_P", ".deft_R"),

@@ -33,7 +33,7 @@ from loramux_adapters.tensorfile import (
     read_header,
     tensor_reader,
 )
-from loramux_adapters.weights.dtypes import Array, decoded, integers
+from loramux_adapters.weights.dtypes import decoded, integers
 from loramux_adapters.weights.spectrum import Factors, Wide, norm, spectrum
 from loramux_adapters.weights.update import Update, write_updates
 
@@ -125,7 +125,8 @@ def fold(
         read = tensor_reader(file, header.data_start)
         shared = {n: each for n, each in header.tensors.items() if n.startswith(method.shared)}
         others = {name: each for name, each in header.tensors.items() if name not in shared}
-        saved = saved_tensors(others, saved_names(config))
+        apart = {n: each for n, each in others.items() if not n.endswith(method.endings)}
+        saved = saved_tensors(apart, saved_names(config))
         if checked.bias is not Bias.NONE:
             saved |= {name: each for name, each in others.items() if name.endswith(".bias")}
         own = {name: each for name, each in others.items() if name not in saved}

@@ -10,6 +10,7 @@ from loramux_adapters.peft_folder import read_config
 from loramux_adapters.sources import MAX_ERROR
 from loramux_adapters.weights.adalora import FIELDS as ADALORA_FIELDS
 from loramux_adapters.weights.adalora import pack_adalora
+from loramux_adapters.weights.bdlora import pack_bdlora
 from loramux_adapters.weights.beft import BEFT
 from loramux_adapters.weights.deft import DEFT
 from loramux_adapters.weights.delora import DELORA
@@ -64,5 +65,8 @@ def fold_source(
     method = str(read_config(source).get("peft_type"))
     if method == "ADALORA":
         pack_adalora(source, output, notes=notes)
+        return []
+    if method == "LORA":
+        pack_bdlora(source, output, notes=notes)
         return []
     return fold(source, output, FOLDED[method], notes=notes, max_error=max_error, base=base)

@@ -26,7 +26,7 @@ def _half(layer: Layer, parts: Parts, half: str, shape: tuple[int | None, int | 
     vector_N = shaped(layer, parts, _VECTOR, None)
     scales = shaped(layer, parts, f".unilora_scales_{half}", *shape)
     chosen = part(layer, parts, f".unilora_indices_{half}")
-    if chosen.shape != scales.shape or not ((0 <= chosen) & (chosen < len(vector_N))).all():
+    if chosen.shape != scales.shape or not ((chosen >= 0) & (chosen < len(vector_N))).all():
         raise PackageError(
             f"module {layer.module}: unilora_indices_{half} are not one for each of its scales, "
             f"from 0 to {len(vector_N) - 1}"

@@ -41,7 +41,7 @@ def _pieces(layer: Layer, parts: Parts, name: str) -> Wide:
         chosen = part(layer, parts, f"{name}_topk_indices")
         shares = shaped(layer, parts, f"{name}_topk_weights", *chosen.shape[:-1], topk - 1)
         shares = np.concatenate([shares, 1 - shares.sum(-1, keepdims=True)], -1)
-        if chosen.shape != shares.shape or not ((0 <= chosen) & (chosen < len(bank_NL))).all():
+        if chosen.shape != shares.shape or not ((chosen >= 0) & (chosen < len(bank_NL))).all():
             raise PackageError(
                 f"module {layer.module}: {name.removeprefix('.')}_topk_indices are not {topk} each "
                 f"of {len(bank_NL)} vectors"

@@ -32,7 +32,7 @@ def configs(names: Collection[str], task: str) -> dict[str, PeftConfig]:
         "pvera": PveraConfig(**common, r=6),
         "miss": MissConfig(**common, r=5),
         "miss, mini": MissConfig(**common, r=6, init_weights="mini", mini_r=4),
-        "vblora": VBLoRAConfig(**common, r=3, num_vectors=9, vector_length=8, topk=3),
+        "vblora": VBLoRAConfig(**common, r=3, num_vectors=9, vector_length=4, topk=3),
         "gralora": GraloraConfig(**common, r=4, gralora_k=2, alpha=3, hybrid_r=3),
         "delora": DeloraConfig(**common, r=5, delora_lambda=3),
         "unilora": UniLoraConfig(**common, r=3, theta_d_length=50, save_indices=True),
