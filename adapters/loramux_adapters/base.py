@@ -121,6 +121,11 @@ class BaseFolder:
         found = names_like(module, self.layer_names())
         return self.layer(found[0]) if len(found) == 1 else None
 
+    def bias_beside(self, layer: BaseLayer) -> BaseTensor | None:
+        """Return the bias of `layer`, one of this folder; None if it has none."""
+        weight = next(name for name, tensor in self.tensors.items() if tensor == layer.weight)
+        return self.tensors.get(f"{weight.removesuffix('.weight')}.bias")
+
     def layer_names(self) -> list[str]:
         """Return the names of the layers, as the folder has them."""
         weights = (name for name in self.tensors if name.endswith(".weight"))

@@ -94,11 +94,15 @@ KINDS: Mapping[str, Kind] = {
 """Value of `peft_type` -> its kind."""
 
 
-FOLDED = frozenset({
+WHOLE = frozenset({
+    "BOFT", "C3A", "HIRA", "OFT", "RANDLORA", "ROAD", "SHIRA", "SUPERTUNING",
+})  # fmt: skip
+"""Methods whose change has no low rank, which is folded with the weights of the base."""
+FOLDED = WHOLE | {
     "ADALORA", "BEFT", "DEFT", "DELORA", "GRALORA", "HRA", "LOHA", "LOKR", "MISS", "PVERA",
     "TINYLORA", "UNILORA", "VBLORA", "VERA",
-})  # fmt: skip
-"""Methods that `loramux_adapters.weights.sources` folds to LoRA, which needs numpy."""
+}  # fmt: skip
+"""Methods that `loramux_adapters.weights.sources` folds, which needs numpy."""
 FOLDED_FIELDS = {"LORA": frozenset({"use_bdlora"})}
 """Methods that are served -> fields with which they are folded, too, where they are switched on."""
 _ORTHOGONAL = "it turns weights, which is no low-rank change; merge it into a base of its own"
@@ -108,23 +112,15 @@ _BY_STATE = "what it does depends on the hidden state of each token"
 REFUSED: Mapping[str, str] = {
     "ADAMSS": "it adapts subspaces of the base's own weights",
     "ADAPTION_PROMPT": "it attends to learned tokens behind gates, in some layers only",
-    "BOFT": _ORTHOGONAL,
-    "C3A": _FULL_RANK,
     "FOURIERFT": _FULL_RANK,
     "FROD": _FULL_RANK,
     "GLORA": _MULTIPLIES,
-    "HIRA": _MULTIPLIES,
     "LILY": _BY_STATE,
-    "OFT": _ORTHOGONAL,
     "OSF": _FULL_RANK,
     "PEANUT": "it is a network of the weights of the base",
     "POLY": "it chooses among its skills by the task of each request",
     "PSOFT": _ORTHOGONAL,
-    "RANDLORA": _FULL_RANK,
-    "ROAD": _ORTHOGONAL,
     "SHADOW": "it is a second model beside the base",
-    "SHIRA": _FULL_RANK,
-    "SUPERTUNING": _FULL_RANK,
     "WAVEFT": _FULL_RANK,
     "XLORA": _BY_STATE,
 }

@@ -82,11 +82,12 @@ def read_header(
     is_foreign: bool = False,
     limits: Limits = PACKAGE,
     item_bytes: Mapping[str, int] = ITEM_BYTES,
+    max_dimensions: int = MAX_DIMENSIONS,
 ) -> TensorFile:
     """Return the checked header of `file`, which is `size` bytes long.
 
     With `is_foreign` a tensor may be a scalar, or empty, as other tools save them. `item_bytes` are
-    the dtypes that it may have.
+    the dtypes that it may have, and `max_dimensions` its sizes at most.
 
     Raises:
         PackageError: The file breaks the format, a limit of this module or one of `limits`.
@@ -119,7 +120,10 @@ def read_header(
         raise PackageError(str(error)) from None
     metadata = _metadata(header.pop("__metadata__", {}))
     _check_count(len(header), limits)
-    tensors = [_tensor(name, entry, is_foreign, item_bytes) for name, entry in header.items()]
+    least = 0 if is_foreign else 1
+    tensors = [
+        _tensor(name, entry, least, item_bytes, max_dimensions) for name, entry in header.items()
+    ]
     _check_ranges(tensors, size - 8 - length)
     return TensorFile({tensor.name: tensor for tensor in tensors}, metadata, 8 + length)
 
@@ -185,7 +189,7 @@ def _metadata(value: object) -> dict[str, str]:
 
 
 def _tensor(
-    name: str, entry: object, is_foreign: bool, item_bytes: Mapping[str, int]
+    name: str, entry: object, least: int, item_bytes: Mapping[str, int], max_dimensions: int
 ) -> TensorInfo:
     if len(name) > MAX_NAME_BYTES or not _NAME.fullmatch(name):
         raise PackageError(
@@ -200,11 +204,10 @@ def _tensor(
             f"tensor {name}: dtype {shown(dtype)} is not served; known: {', '.join(item_bytes)}"
         )
     shape = _integers(entry["shape"], f"tensor {name}: shape")
-    least = 0 if is_foreign else 1
-    is_known = least <= len(shape) <= MAX_DIMENSIONS
+    is_known = least <= len(shape) <= max_dimensions
     if not is_known or not all(least <= size <= MAX_DIMENSION for size in shape):
         raise PackageError(
-            f"tensor {name}: shape {shown(shape)} is not one to {MAX_DIMENSIONS} sizes of at least "
+            f"tensor {name}: shape {shown(shape)} is not one to {max_dimensions} sizes of at least "
             f"{least}"
         )
     offsets = _integers(entry["data_offsets"], f"tensor {name}: data_offsets")

@@ -5,7 +5,7 @@ Legend: I input features, O output features.
 
 from pathlib import Path
 
-from loramux_adapters.base import BaseLayer
+from loramux_adapters.base import BaseFolder, BaseLayer
 from loramux_adapters.errors import PackageError
 from loramux_adapters.known_layers import KnownLayers
 from loramux_adapters.tensorfile import ITEM_BYTES
@@ -39,6 +39,17 @@ def weight(base: KnownLayers | None, module: str, method: str) -> Array:
         PackageError: The folder of `base` is not at hand, has no such layer, or is quantised.
         OSError: The folder cannot be read.
     """
+    folder, layer = base_layer(base, module, method)
+    found = stored_weight(folder.path, layer, module)
+    return found.T if layer.is_transposed else found
+
+
+def base_layer(base: KnownLayers | None, module: str, method: str) -> tuple[BaseFolder, BaseLayer]:
+    """Return the layer `module`, and the folder that holds its weight.
+
+    Raises:
+        PackageError: The folder of `base` is not at hand, or has no such layer.
+    """
     folder = base.folder if base else None
     layer = folder.layer_like(module) if folder else None
     if not folder or not layer:
@@ -46,8 +57,7 @@ def weight(base: KnownLayers | None, module: str, method: str) -> Array:
             f"module {module}: what {method} adds depends on the weight of the base; {_GIVE}",
             "ADAPTER_BASE_MISMATCH",
         )
-    found = stored_weight(folder.path, layer, module)
-    return found.T if layer.is_transposed else found
+    return folder, layer
 
 
 def stored_weight(folder: Path, layer: BaseLayer, module: str) -> Array:

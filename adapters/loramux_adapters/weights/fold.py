@@ -9,6 +9,7 @@ Legend: R rank, I input features, O output features.
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from loramux_adapters.tensorfile import (
 from loramux_adapters.weights.dtypes import decoded, integers
 from loramux_adapters.weights.spectrum import Factors, Wide, norm, spectrum
 from loramux_adapters.weights.update import Update, write_updates
+from loramux_adapters.weights.whole import Change, WholeLayers
 
 MAX_DENSE = 1 << 27
 """Numbers of the largest matrix that is formed."""
@@ -65,6 +67,8 @@ class Layer:
 
 Folder = Callable[[Layer, Parts], tuple[Factors, float]]
 """Layer and its tensors -> factors, and the share of the change that they lack."""
+Whole = Callable[[Layer, Parts, Wide], Wide]
+"""Layer, its tensors and its weight in the base -> the weight with the adapter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,11 @@ class Method:
     """The field that over the rank scales the change; None where nothing does, or `fold` itself."""
     default_rank: int
     endings: tuple[str, ...]
-    fold: Folder
+    fold: Folder | None = None
+    """None where it has no low rank, and the weight with it is made by `whole`."""
+    whole: Whole | None = None
+    changes_bias: bool = False
+    """Whether `whole` changes the bias of the base, too, as one more column."""
     shared: tuple[str, ...] = ()
     """How names of tensors begin that all layers share."""
     bias_only: str = ""
@@ -115,12 +123,14 @@ def fold(
     as_lora, checked = _as_lora(config, method)
     done: list[Folded] = []
     updates: list[Update] = []
+    wholes: dict[str, Change] = {}
     with open_tensors(source) as file:
         header = read_header(
             file,
             os.fstat(file.fileno()).st_size,
             is_foreign=True,
             item_bytes=ITEM_BYTES | INTEGER_BYTES,
+            max_dimensions=4,
         )
         read = tensor_reader(file, header.data_start)
         shared = {n: each for n, each in header.tensors.items() if n.startswith(method.shared)}
@@ -141,6 +151,10 @@ def fold(
                     f"module {module}: a weight is NaN or infinite", "ADAPTER_NOT_FINITE"
                 )
             layer = Layer(module, checked.rank_of(module), config, base)
+            if method.whole:
+                wholes[module] = partial(method.whole, layer, parts)
+            if not method.fold:
+                continue
             (b_OR, a_RI), error = method.fold(layer, parts)
             if not error <= max_error:
                 raise PackageError(
@@ -153,19 +167,22 @@ def fold(
             update = Update(module, scale, a_RI.astype(np.float32), b_OR.astype(np.float32), bias_O)
             updates.append(update)
             done.append(Folded(module, update.rank, error))
-        if not updates:
+        if not updates and not wholes:
             raise PackageError(f"{source} has no tensors of an adapter")
+        kept = (saved, read)
+        if wholes:
+            layers = WholeLayers(wholes, base, changes_bias=method.changes_bias)
+            layers.write(as_lora, output, notes=notes or {}, source=source, saved=kept)
+            return []
         dtype = dtypes.pop() if len(dtypes) == 1 else "F32"
-        write_updates(
-            as_lora, updates, dtype, output, notes=notes or {}, source=source, saved=(saved, read)
-        )
+        write_updates(as_lora, updates, dtype, output, notes=notes or {}, source=source, saved=kept)
     return done
 
 
 def _as_lora(config: Mapping[str, object], method: Method) -> tuple[dict[str, object], LoraConfig]:
     """Return `config` as one of LoRA, and checked."""
     kept = {name: config[name] for name in _KEPT if name in config}
-    rank = config.get("r", method.default_rank)
+    rank = config.get("r", method.default_rank) if "r" in method.fields.honoured else 1
     as_lora = {**kept, "peft_type": "LORA", "r": rank}
     if method.alpha:
         as_lora["lora_alpha"] = config.get(method.alpha, 8)

@@ -14,11 +14,14 @@ from loramux_adapters.weights.bdlora import pack_bdlora
 from loramux_adapters.weights.beft import BEFT
 from loramux_adapters.weights.deft import DEFT
 from loramux_adapters.weights.delora import DELORA
+from loramux_adapters.weights.dense import C3A, HIRA, RANDLORA, SHIRA, SUPERTUNING
 from loramux_adapters.weights.fold import Folded, Method, fold
 from loramux_adapters.weights.gralora import GRALORA
 from loramux_adapters.weights.hra import HRA
 from loramux_adapters.weights.lycoris import LOHA, LOKR
 from loramux_adapters.weights.miss import MISS
+from loramux_adapters.weights.oft import BOFT, OFT
+from loramux_adapters.weights.road import ROAD
 from loramux_adapters.weights.tinylora import TINYLORA
 from loramux_adapters.weights.unilora import UNILORA
 from loramux_adapters.weights.vblora import VBLORA
@@ -26,14 +29,22 @@ from loramux_adapters.weights.vera import PVERA, VERA
 
 FOLDED: Mapping[str, Method] = {
     "BEFT": BEFT,
+    "BOFT": BOFT,
+    "C3A": C3A,
     "DEFT": DEFT,
     "DELORA": DELORA,
     "GRALORA": GRALORA,
+    "HIRA": HIRA,
     "HRA": HRA,
     "LOHA": LOHA,
     "LOKR": LOKR,
     "MISS": MISS,
+    "OFT": OFT,
     "PVERA": PVERA,
+    "RANDLORA": RANDLORA,
+    "ROAD": ROAD,
+    "SHIRA": SHIRA,
+    "SUPERTUNING": SUPERTUNING,
     "TINYLORA": TINYLORA,
     "UNILORA": UNILORA,
     "VBLORA": VBLORA,

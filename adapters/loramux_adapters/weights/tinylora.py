@@ -52,6 +52,6 @@ TINYLORA = Method(
     2,
     (".tinylora_A", ".tinylora_B", ".tinylora_P"),
     _tinylora,
-    (_VECTORS,),
+    shared=(_VECTORS,),
     bias_only="tinylora_only",
 )

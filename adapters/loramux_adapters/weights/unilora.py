@@ -50,6 +50,6 @@ UNILORA = Method(
     4,
     tuple(f".unilora_{what}_{half}" for what in ("indices", "scales") for half in "AB"),
     _unilora,
-    (_VECTOR,),
+    shared=(_VECTOR,),
     bias_only="unilora_only",
 )

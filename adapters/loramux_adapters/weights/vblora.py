@@ -73,6 +73,6 @@ VBLORA = Method(
         for what in ("", "_topk_indices", "_topk_weights")
     ),
     _vblora,
-    (_BANK,),
+    shared=(_BANK,),
     bias_only="vblora_only",
 )  # fmt: skip

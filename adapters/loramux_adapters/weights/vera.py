@@ -59,7 +59,7 @@ def _method(prefix: str, name: str, rows: int, **refused: str) -> Method:
         256,
         (f".{prefix}_lambda_d", f".{prefix}_lambda_b"),
         partial(_vera, prefix, name, rows),
-        (f"base_model.{prefix}_",),
+        shared=(f"base_model.{prefix}_",),
         bias_only=f"{prefix}_only",
     )
 

@@ -1,0 +1,120 @@
+"""OFT and BOFT: rotations of the inputs of a layer, in blocks.
+
+Sources of the methods: Qiu et al., "Controlling Text-to-Image Diffusion by Orthogonal Finetuning"
+(arXiv 2306.07280), and Liu et al., "Parameter-Efficient Orthogonal Finetuning via Butterfly
+Factorization" (arXiv 2311.06243); of the meaning of each field and tensor: `peft.tuners.oft` and
+`peft.tuners.boft`, PEFT 0.21.
+
+A block is made of a skew-symmetric matrix Q by Cayley's transform, `(1 + Q)^-1 (1 - Q)`, or by the
+first terms of its series. Of BOFT, a vector scales the outputs, too.
+
+Legend: I input features, O output features, D blocks, H inputs of a block.
+"""
+
+import numpy as np
+
+from loramux_adapters.errors import PackageError
+from loramux_adapters.fields import integer
+from loramux_adapters.weights.fold import Layer, Method, Parts, shaped
+from loramux_adapters.weights.folded_fields import folded_fields
+from loramux_adapters.weights.spectrum import Wide
+
+_MAX_TERMS = 1024
+_NO_BIAS = {"bias": "biases beside it are not served"}
+
+
+def _oft(layer: Layer, parts: Parts, weight_OI: Wide) -> Wide:
+    values = shaped(layer, parts, ".oft_R.weight", None, None)
+    # A block of H inputs has H (H - 1) / 2 numbers.
+    size = round((1 + (1 + 8 * values.shape[1]) ** 0.5) / 2)
+    count, is_shared = weight_OI.shape[1] // size, bool(layer.config.get("block_share"))
+    if count * size != weight_OI.shape[1] or len(values) != (1 if is_shared else count):
+        raise PackageError(
+            f"module {layer.module}: {len(values)} blocks of {size} inputs do not make up "
+            f"{weight_OI.shape[1]}"
+        )
+    skew_DHH = np.zeros((len(values), size, size))
+    skew_DHH[:, *np.triu_indices(size, 1)] = values
+    skew_DHH -= skew_DHH.transpose(0, 2, 1)
+    terms = integer(layer.config, "num_cayley_neumann_terms", 5, 1, _MAX_TERMS)
+    turns_DHH = _series(skew_DHH, terms) if layer.config.get("use_cayley_neumann") else (
+        _cayley(skew_DHH)
+    )  # fmt: skip
+    return _turned(weight_OI, np.broadcast_to(turns_DHH, (count, size, size)).transpose(0, 2, 1))
+
+
+def _boft(layer: Layer, parts: Parts, weight_OI: Wide) -> Wide:
+    outputs, inputs = weight_OI.shape
+    blocks = shaped(layer, parts, ".boft_R", None, None, None, None)
+    factors, count, size, _ = blocks.shape
+    if factors != 1:
+        raise PackageError(
+            f"adapter_config.json: 'boft_n_butterfly_factor' = {factors} is refused: only one "
+            "factor is served, as PEFT has where its CUDA extension is missing",
+            "UNSUPPORTED_ADAPTER_FEATURE",
+        )
+    if count * size != inputs:
+        raise PackageError(
+            f"module {layer.module}: {count} blocks of {size} inputs do not make up {inputs}"
+        )
+    scale_O1 = shaped(layer, parts, ".boft_s", outputs, 1)
+    skew_DHH = 0.5 * (blocks[0] - blocks[0].transpose(0, 2, 1))
+    return scale_O1 * _turned(weight_OI, _cayley(skew_DHH).transpose(0, 2, 1))
+
+
+def _turned(weight_OI: Wide, turns_DHH: Wide) -> Wide:
+    """Return the weight whose inputs are turned by blocks before they meet it."""
+    count, size, _ = turns_DHH.shape
+    in_blocks = weight_OI.reshape(-1, count, size)
+    turned: Wide = np.einsum("odh,dhk->odk", in_blocks, turns_DHH).reshape(weight_OI.shape)
+    return turned
+
+
+def _cayley(skew_DHH: Wide) -> Wide:
+    one = np.eye(skew_DHH.shape[-1])
+    # The two factors commute.
+    turns: Wide = np.linalg.solve(one + skew_DHH, one - skew_DHH)
+    return turns
+
+
+def _series(skew_DHH: Wide, terms: int) -> Wide:
+    """Return the first terms of the series of Cayley's transform, as PEFT sums them."""
+    total = np.broadcast_to(np.eye(skew_DHH.shape[-1]), skew_DHH.shape).copy()
+    power = skew_DHH
+    if terms > 1:
+        total += 2 * power
+    if terms > 2:
+        power = skew_DHH @ skew_DHH
+        total += 2 * power
+        for _ in range(3, terms - 1):
+            power = power @ skew_DHH
+            total += 2 * power
+        total += power @ skew_DHH
+    return total
+
+
+OFT = Method(
+    folded_fields(
+        {"block_share", "use_cayley_neumann", "num_cayley_neumann_terms"},
+        # The shapes of the tensors say how many blocks there are, and how large.
+        {"r", "oft_block_size", "module_dropout", "eps"},
+        refused={"coft": "PEFT changes its weights again at each use", **_NO_BIAS},
+        harmless={"bias": ("none",)},
+    ),
+    None,
+    8,
+    (".oft_R.weight",),
+    whole=_oft,
+)
+BOFT = Method(
+    folded_fields(
+        (),
+        {"boft_block_size", "boft_block_num", "boft_n_butterfly_factor", "boft_dropout"},
+        refused=_NO_BIAS,
+        harmless={"bias": ("none",)},
+    ),
+    None,
+    8,
+    (".boft_R", ".boft_s"),
+    whole=_boft,
+)
