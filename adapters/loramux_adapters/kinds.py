@@ -95,7 +95,7 @@ KINDS: Mapping[str, Kind] = {
 
 
 WHOLE = frozenset({
-    "BOFT", "C3A", "HIRA", "OFT", "RANDLORA", "ROAD", "SHIRA", "SUPERTUNING",
+    "BOFT", "C3A", "FOURIERFT", "HIRA", "OFT", "RANDLORA", "ROAD", "SHIRA", "SUPERTUNING",
 })  # fmt: skip
 """Methods whose change has no low rank, which is folded with the weights of the base."""
 FOLDED = WHOLE | {
@@ -112,7 +112,6 @@ _BY_STATE = "what it does depends on the hidden state of each token"
 REFUSED: Mapping[str, str] = {
     "ADAMSS": "it adapts subspaces of the base's own weights",
     "ADAPTION_PROMPT": "it attends to learned tokens behind gates, in some layers only",
-    "FOURIERFT": _FULL_RANK,
     "FROD": _FULL_RANK,
     "GLORA": _MULTIPLIES,
     "LILY": _BY_STATE,

@@ -174,7 +174,7 @@ def refusal(source: Path, base: BaseFolder | None = None) -> str:
         ("loha", {"alpha": -1}, "lora_alpha is -1"),
         ("vera", {"bias": "ours"}, "bias is 'ours', not one of"),
         ("pvera", {"sample_at_inference": True}, "'sample_at_inference' = True is refused"),
-        ("miss, a rest of inputs", {"init_weights": "bat"}, "'init_weights' = 'bat' is refused"),
+        ("miss, a rest of inputs", {"init_weights": "bat"}, "r is 7, which does not divide the 48"),
         ("miss, a rest of inputs", {"r": 6}, "miss_block has shape (7, 32), not (6, 32)"),
         ("miss, mini", {"mini_r": 5}, "mini_r is 5, which does not divide the 32 outputs"),
         ("vblora", {"topk": 10}, "topk is 10, not an integer from 1 to 9"),
@@ -186,7 +186,7 @@ def refusal(source: Path, base: BaseFolder | None = None) -> str:
         ("unilora", {"save_indices": False}, "save the adapter with save_indices=True"),
         ("hra", {"r": 6}, "hra_u has shape (48, 5), not (48, 6)"),
         ("deft", {"decomposition_method": "lu"}, "decomposition_method is 'lu', not 'relu' or"),
-        ("bdlora", {"use_bdlora": {"nblocks": 5}}, "nblocks"),
+        ("bdlora", {"use_bdlora": {"nblocks": 5, "target_modules_bd_a": ["o_"]}}, "5 blocks"),
         ("bdlora", {"use_bdlora": {"blocks": 2}}, "use_bdlora is {'blocks': 2}, not an object of"),
     ],
 )

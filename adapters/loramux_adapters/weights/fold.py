@@ -83,6 +83,8 @@ class Method:
     fold: Folder | None = None
     """None where it has no low rank, and the weight with it is made by `whole`."""
     whole: Whole | None = None
+    is_whole: Callable[[Mapping[str, object]], bool] = lambda _: False
+    """Config -> whether `whole` is what makes it; always where there is no `fold`."""
     changes_bias: bool = False
     """Whether `whole` changes the bias of the base, too, as one more column."""
     shared: tuple[str, ...] = ()
@@ -151,10 +153,10 @@ def fold(
                     f"module {module}: a weight is NaN or infinite", "ADAPTER_NOT_FINITE"
                 )
             layer = Layer(module, checked.rank_of(module), config, base)
-            if method.whole:
+            if method.whole and (not method.fold or method.is_whole(config)):
                 wholes[module] = partial(method.whole, layer, parts)
-            if not method.fold:
                 continue
+            assert method.fold
             (b_OR, a_RI), error = method.fold(layer, parts)
             if not error <= max_error:
                 raise PackageError(

@@ -27,7 +27,7 @@ def folded_fields(
     missing = {*absent, *own}
     return Fields(
         (_HONOURED | set(honoured)) - missing,
-        (_RECORDED | set(recorded)) - missing,
+        (_RECORDED | set(recorded)) - missing - set(honoured),
         own,
         harmless or {},
     )

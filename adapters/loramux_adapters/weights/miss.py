@@ -6,7 +6,9 @@ Shard-Sharing Structure" (arXiv 2409.15371); of the meaning of each field and te
 
 The inputs of a layer are cut into pieces of R, the last one filled up with zeros, and summed; a
 block of R rows multiplies the sum. So A has a one where input and row agree modulo R. The mini form
-has a block of fewer columns, which is repeated over the outputs.
+has a block of fewer columns, which is repeated over the outputs. The form called bat has a square
+block for each R outputs: those of the weight W are multiplied by it, and it is added to each of
+them, which is no change of low rank.
 
 Legend: R rank, I input features, O output features, M columns of a mini block.
 """
@@ -18,7 +20,7 @@ from loramux_adapters.fields import integer
 from loramux_adapters.weights.base_weight import features
 from loramux_adapters.weights.fold import Layer, Method, Parts, shaped
 from loramux_adapters.weights.folded_fields import folded_fields
-from loramux_adapters.weights.spectrum import Factors
+from loramux_adapters.weights.spectrum import Factors, Wide
 
 _MAX_WIDTH = 1 << 20
 
@@ -39,19 +41,28 @@ def _miss(layer: Layer, parts: Parts) -> tuple[Factors, float]:
     return (np.tile(block_RM, (1, outputs // width)).T, a_RI), 0.0
 
 
+def _bat(layer: Layer, parts: Parts, weight_OI: Wide) -> Wide:
+    outputs, inputs = weight_OI.shape
+    size = layer.rank
+    if outputs % size or inputs % size:
+        raise PackageError(
+            f"adapter_config.json: r is {size}, which does not divide the {inputs} inputs and "
+            f"{outputs} outputs of module {layer.module}",
+            "INVALID_ADAPTER_CONFIG",
+        )
+    blocks = shaped(layer, parts, ".miss_block", outputs // size, size, size)
+    in_blocks = weight_OI.reshape(outputs // size, size, inputs // size, size)
+    turned = np.einsum("orik,okl->oril", in_blocks, blocks) + blocks[:, :, None]
+    return weight_OI + turned.reshape(weight_OI.shape)
+
+
 MISS = Method(
-    folded_fields(
-        {"r", "mini_r"},
-        {"miss_dropout"},
-        absent={"fan_in_fan_out"},
-        refused={
-            "init_weights": "what it adds depends on the weights of the base, and has no low rank"
-        },
-        harmless={"init_weights": (True, False, "mini")},
-    ),
+    folded_fields({"r", "mini_r", "init_weights"}, {"miss_dropout"}, absent={"fan_in_fan_out"}),
     None,
     64,
     (".miss_block",),
     _miss,
+    _bat,
+    lambda config: config.get("init_weights") == "bat",
     bias_only="MiSS_only",
 )

@@ -16,6 +16,7 @@ from loramux_adapters.weights.deft import DEFT
 from loramux_adapters.weights.delora import DELORA
 from loramux_adapters.weights.dense import C3A, HIRA, RANDLORA, SHIRA, SUPERTUNING
 from loramux_adapters.weights.fold import Folded, Method, fold
+from loramux_adapters.weights.fourierft import FOURIERFT
 from loramux_adapters.weights.gralora import GRALORA
 from loramux_adapters.weights.hra import HRA
 from loramux_adapters.weights.lycoris import LOHA, LOKR
@@ -33,6 +34,7 @@ FOLDED: Mapping[str, Method] = {
     "C3A": C3A,
     "DEFT": DEFT,
     "DELORA": DELORA,
+    "FOURIERFT": FOURIERFT,
     "GRALORA": GRALORA,
     "HIRA": HIRA,
     "HRA": HRA,

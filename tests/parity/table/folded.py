@@ -9,6 +9,7 @@ from peft import (
     C3AConfig,
     DeftConfig,
     DeloraConfig,
+    FourierFTConfig,
     GraloraConfig,
     HiraConfig,
     HRAConfig,
@@ -40,6 +41,7 @@ def configs(names: Collection[str], task: str) -> dict[str, PeftConfig]:
         "pvera": PveraConfig(**common, r=6),
         "miss": MissConfig(**common, r=5),
         "miss, mini": MissConfig(**common, r=6, init_weights="mini", mini_r=4),
+        "miss, bat": MissConfig(**common, r=4, init_weights="bat"),
         "vblora": VBLoRAConfig(**common, r=3, num_vectors=9, vector_length=4, topk=3),
         "gralora": GraloraConfig(**common, r=4, gralora_k=2, alpha=3, hybrid_r=3),
         "delora": DeloraConfig(**common, r=5, delora_lambda=3),
@@ -55,5 +57,6 @@ def configs(names: Collection[str], task: str) -> dict[str, PeftConfig]:
         "supertuning": SupertuningConfig(**common, sparsity=0.8),
         "randlora": RandLoraConfig(**common, r=5, randlora_alpha=9),
         "c3a": C3AConfig(**common, block_size=4),
+        "fourierft": FourierFTConfig(**common, n_frequency=40, scaling=90.0),
         "hira": HiraConfig(**common, r=3),
     }

@@ -14,7 +14,8 @@ _BEGIN = """# Parity with PEFT
 
 Each column is one mixed batch of all adapters, compared with PEFT running each adapter alone, on
 tiny models with seeded float32 weights. A cell is empty if PEFT itself does not support the method
-there, or if it changes nothing. AdaLoRA, LoHa, LoKr and VeRA are converted to LoRA when packed.
+there, or if it changes nothing. [Methods that are folded](peft-fields.md#methods) become LoRA, or
+whole layers, when packed.
 `python -m tests.parity.table --output docs/parity.md` generates this page; with `--part`, only one
 of its tables.
 """
@@ -59,8 +60,9 @@ PARTS = {
         "likeliest labels",
         encoders.ARCHITECTURES,
         encoders.measure,
-        refused="VeRA saves no layer sizes. They are read from the base's checkpoint, but "
-        "NomicBERT's layers have other names there. Refused at packing or upload:",
+        refused="Some methods do not save the sizes of layers, or depend on the weights of the "
+        "base. Both are read from the base's checkpoint, where NomicBERT's layers have other "
+        "names. Refused at packing or upload:",
     ),
     "writers": Part(
         "Encoder-decoders",
