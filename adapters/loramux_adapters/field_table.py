@@ -5,9 +5,11 @@
 
 from collections.abc import Iterator, Mapping
 
+from loramux_adapters.bottleneck import PEFT_TYPE
 from loramux_adapters.fields import Fields
-from loramux_adapters.kinds import FOLDED, FOLDED_FIELDS, KINDS, REFUSED
+from loramux_adapters.kinds import FOLDED, FOLDED_FIELDS, KINDS, REFUSED, WHOLE
 from loramux_adapters.pattern_code import MAX_LENGTH, MAX_LEVELS, MAX_PARTS, MAX_STEPS
+from loramux_adapters.peft_config import MAX_RANK
 from loramux_adapters.weights.sources import FIELDS_OF_FOLDED
 
 _HEAD = """\
@@ -73,9 +75,9 @@ a decoder that were not trained to embed (FEATURE_EXTRACTION). FEATURE_EXTRACTIO
 since it was trained without an output layer. Such an adapter may change a pooler (`all-linear`
 does), but as with PEFT, vectors are not made from it.
 
-**Heads** are trained in full, also with LoHa, LoKr and VeRA: on a decoder one linear layer, on an
-encoder what transformers' class for the task has after its base model, such as `classifier.dense`
-and `classifier.out_proj` of RoBERTa or `pre_classifier` and `classifier` of DistilBERT. LoRA, DoRA,
+**Heads** are trained in full, also with methods that are folded: on a decoder one linear layer, on
+an encoder what transformers' class for the task has after its base model, `classifier.dense` and
+`classifier.out_proj` of RoBERTa or `pre_classifier` and `classifier` of DistilBERT. LoRA, DoRA,
 biases and `modules_to_save` of a pooler, and of other layers there that were saved with the base
 (`head` of ModernBERT), are honoured. Layers that were not saved with the base started from random
 numbers; PEFT saves them if `modules_to_save` names them, as it must name DeBERTa's `pooler`.
@@ -100,6 +102,41 @@ refused. Heads with LoRA of the library are refused.
 """
 
 
+_METHODS = """\
+## Methods
+
+{served} of PEFT's {all} methods are served; the others are refused by name, with the way out if
+there is one. Bottlenecks are those of the `adapters` library.
+
+- *Served*: as PEFT saved it.
+- *Made a LoRA*: `loramux pack`, and `serve --adapters` for a PEFT folder, write a LoRA that adds
+  exactly what the method adds. It is computed in float64, and stored as float32; LoHa, LoKr, VeRA,
+  PVeRA, MiSS and AdaLoRA in the dtype that PEFT saved. Its rank is that of the method: `r` mostly,
+  `r²` for LoHa, the product of the ranks of both sides for LoKr, `gralora_k · r + hybrid_r` for
+  GraLoRA, 1 for BEFT. Above rank {max_rank}, it is the nearest LoRA of rank {max_rank}; the loss of
+  each layer is reported, and refused above `--max-error`, 1%.
+- *Made whole layers*: what the method adds has no low rank. The package has the weights of the
+  changed layers with the change in them, in the dtype of the base, as `merge_and_unload` would
+  write them. They run in the same batches and equal PEFT, too, but take the memory of those layers:
+  1.3 GB for `q_proj` and `v_proj` of Llama-3.1-8B. Such adapters cannot be scaled or mixed. To
+  serve many of them, make LoRAs that are near: PEFT's `save_as_lora` does it for C3A, FourierFT,
+  HiRA, RandLoRA and SHiRA.
+
+Some need to know the base: `--base FOLDER` of `pack`. `serve --adapters` knows the one it serves;
+for its weights, `--model` has to be a folder.
+"""
+_SIZES = "`--base`, for the sizes of layers"
+_WEIGHTS = "`--base`, for its weights"
+_NEEDS = {
+    "BEFT": _SIZES,
+    "DEFT": _WEIGHTS,
+    "HRA": _WEIGHTS,
+    "MISS": _SIZES,
+    "PVERA": _SIZES,
+    "VERA": _SIZES,
+}
+
+
 def field_table() -> str:
     """Return the document."""
     return "\n".join(_lines())
@@ -111,9 +148,13 @@ def all_fields() -> Mapping[str, Fields]:
 
 
 def _lines() -> Iterator[str]:
-    yield from (_HEAD, _NAMES, _TASKS, "## Methods", "", "| `peft_type` | |", "| --- | --- |")
+    served = len((KINDS.keys() | FOLDED) - {PEFT_TYPE})
+    methods = _METHODS.format(served=served, all=served + len(REFUSED), max_rank=MAX_RANK)
+    yield from (_HEAD, _NAMES, _TASKS, methods, "| `peft_type` | |", "| --- | --- |")
     rows = dict.fromkeys(KINDS, "served")
-    rows |= dict.fromkeys(FOLDED, "made a LoRA by `loramux pack`")
+    rows |= {name: "made a LoRA" + _needed(_NEEDS.get(name)) for name in FOLDED - WHOLE}
+    rows |= {name: "made whole layers" + _needed(_WEIGHTS) for name in WHOLE}
+    rows["MISS"] += "; its form `bat` made whole layers"
     rows |= {name: f"refused: {why}" for name, why in REFUSED.items()}
     yield from (f"| `{name}` | {rows[name]} |" for name in sorted(rows, key=_order))
     for name, fields in sorted(all_fields().items(), key=lambda item: _order(item[0])):
@@ -124,6 +165,10 @@ def _lines() -> Iterator[str]:
         places |= dict.fromkeys(FOLDED_FIELDS.get(name, ()), "honoured by `loramux pack`")
         yield from (f"| `{field}` | {places[field]} |" for field in sorted(places))
     yield ""
+
+
+def _needed(what: str | None) -> str:
+    return f"; needs {what}" if what else ""
 
 
 def _refused(field: str, why: str, fields: Fields) -> str:

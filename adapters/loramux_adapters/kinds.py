@@ -105,22 +105,22 @@ FOLDED = WHOLE | {
 """Methods that `loramux_adapters.weights.sources` folds, which needs numpy."""
 FOLDED_FIELDS = {"LORA": frozenset({"use_bdlora"})}
 """Methods that are served -> fields with which they are folded, too, where they are switched on."""
-_ORTHOGONAL = "it turns weights, which is no low-rank change; merge it into a base of its own"
-_FULL_RANK = "what it adds has no low rank; merge it into a base of its own"
-_MULTIPLIES = "it multiplies the weights of the base; merge it into a base of its own"
+_MERGE = "merge it into a base of its own with PEFT's merge_and_unload"
+_AS_LORA = "make a LoRA of it with PEFT's save_as_lora"
 _BY_STATE = "what it does depends on the hidden state of each token"
+_DECOMPOSED = "PEFT decomposes the weights of the base anew at each load"
 REFUSED: Mapping[str, str] = {
-    "ADAMSS": "it adapts subspaces of the base's own weights",
+    "ADAMSS": f"{_DECOMPOSED}; {_MERGE}",
     "ADAPTION_PROMPT": "it attends to learned tokens behind gates, in some layers only",
-    "FROD": _FULL_RANK,
-    "GLORA": _MULTIPLIES,
+    "FROD": f"{_DECOMPOSED}; {_MERGE}",
+    "GLORA": f"it multiplies the weights and biases of the base; {_MERGE}",
     "LILY": _BY_STATE,
-    "OSF": _FULL_RANK,
-    "PEANUT": "it is a network of the weights of the base",
+    "OSF": f"{_DECOMPOSED}; {_MERGE}",
+    "PEANUT": f"it is a network of the weights of the base; {_MERGE}",
     "POLY": "it chooses among its skills by the task of each request",
-    "PSOFT": _ORTHOGONAL,
+    "PSOFT": f"{_DECOMPOSED}; {_AS_LORA}",
     "SHADOW": "it is a second model beside the base",
-    "WAVEFT": _FULL_RANK,
+    "WAVEFT": f"what it adds is a transform of wavelets, which is not computed here; {_AS_LORA}",
     "XLORA": _BY_STATE,
 }
 """Methods that are not served -> why."""
@@ -168,7 +168,10 @@ def read_contents(
 
 def _why_not(name: object) -> str:
     if isinstance(name, str) and name in FOLDED:
-        return "pack the adapter with `loramux pack`, which makes a LoRA of it"
+        made = "whole layers with `loramux pack --base`" if name in WHOLE else (
+            "a LoRA with `loramux pack`"
+        )  # fmt: skip
+        return f"make {made}"
     if isinstance(name, str) and name in REFUSED:
         return REFUSED[name]
     return f"{', '.join(repr(each) for each in KINDS)} are served"

@@ -54,18 +54,19 @@ def pack_source(
     """Write `source`, whichever tool saved it, to `output` as a package.
 
     What is served of PEFT is packed as it is, LoRA of the adapters library and of kohya-style
-    trainers under the names of PEFT, and the bottlenecks of that library under their own. AdaLoRA,
-    LoHa, LoKr and VeRA are folded to LoRA.
+    trainers under the names of PEFT, and the bottlenecks of that library under their own. Methods
+    of PEFT in `kinds.FOLDED` are folded to LoRA, or to whole layers.
 
     Args:
         source: A folder, a file of tensors, or a package.
         output: What to write to.
         notes: Notes in place of those that the source has; None leaves one out.
         max_error: Share of a layer's change that may be lost where its rank is too high for LoRA.
-        base: The model that it is for. VeRA needs it, and kohya-style names can.
+        base: The model that it is for. VeRA, HRA, OFT and others need it, and kohya-style names
+            can.
 
     Returns:
-        What became of each layer of LoHa, LoKr or VeRA.
+        What became of each layer that was folded to LoRA.
 
     Raises:
         PackageError: It is not an adapter that can be served.

@@ -42,9 +42,12 @@ def save_tuned(model: PreTrainedModel, config: PeftConfig, folder: Path, *, seed
     with quiet_peft():
         wrapped = get_peft_model(copy.deepcopy(model), config)
         with torch.no_grad():
-            for weight in wrapped.parameters():
+            for name, weight in wrapped.named_parameters():
                 if weight.requires_grad:
-                    weight.add_(torch.randn_like(weight) * 0.5 / weight.shape[-1] ** 0.5)
+                    # Of a vector that all layers share, entries are divided by how many have them.
+                    is_shared = "unilora_theta_d" in name
+                    std = 2.0 if is_shared else 0.5 / weight.shape[-1] ** 0.5
+                    weight.add_(torch.randn_like(weight) * std)
         wrapped.save_pretrained(str(folder))
         return PeftModel.from_pretrained(copy.deepcopy(model), str(folder)).eval()
 

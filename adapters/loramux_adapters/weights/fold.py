@@ -1,7 +1,8 @@
 """Adapters of other methods as plain LoRA that adds the same, or nearly.
 
 What a method adds to the weight of a layer is a matrix. Where its rank is small enough for a LoRA
-it is folded exactly, else to the nearest matrix of that rank, and the error is told.
+it is folded exactly, else to the nearest matrix of that rank, and the error is told. Methods whose
+change has no low rank are folded with the weight itself, as a layer that was trained whole.
 
 Legend: R rank, I input features, O output features.
 """
@@ -91,6 +92,8 @@ class Method:
     """How names of tensors begin that all layers share."""
     bias_only: str = ""
     """What `bias` is where those of adapted layers alone were trained; empty without the field."""
+    keeps_dtype: bool = False
+    """Whether the factors rest in the dtype that was saved; in float32 otherwise."""
     added_bias: str = ""
     """Which of `endings` is added to the output of a layer; empty where none is."""
 
@@ -176,7 +179,7 @@ def fold(
             layers = WholeLayers(wholes, base, changes_bias=method.changes_bias)
             layers.write(as_lora, output, notes=notes or {}, source=source, saved=kept)
             return []
-        dtype = dtypes.pop() if len(dtypes) == 1 else "F32"
+        dtype = dtypes.pop() if method.keeps_dtype and len(dtypes) == 1 else "F32"
         write_updates(as_lora, updates, dtype, output, notes=notes or {}, source=source, saved=kept)
     return done
 

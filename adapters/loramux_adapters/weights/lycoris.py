@@ -116,6 +116,7 @@ LOHA = Method(
     8,
     (".hada_w1_a", ".hada_w1_b", ".hada_w2_a", ".hada_w2_b"),
     _loha,
+    keeps_dtype=True,
 )
 LOKR = Method(
     Fields(_HONOURED, _RECORDED | _OF_LOKR, {}),
@@ -123,4 +124,5 @@ LOKR = Method(
     8,
     (".lokr_w1", ".lokr_w1_a", ".lokr_w1_b", ".lokr_w2", ".lokr_w2_a", ".lokr_w2_b"),
     _lokr,
+    keeps_dtype=True,
 )

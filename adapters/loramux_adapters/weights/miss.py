@@ -65,4 +65,5 @@ MISS = Method(
     _bat,
     lambda config: config.get("init_weights") == "bat",
     bias_only="MiSS_only",
+    keeps_dtype=True,
 )

@@ -61,6 +61,7 @@ def _method(prefix: str, name: str, rows: int, **refused: str) -> Method:
         partial(_vera, prefix, name, rows),
         shared=(f"base_model.{prefix}_",),
         bias_only=f"{prefix}_only",
+        keeps_dtype=True,
     )
 
 

@@ -36,7 +36,7 @@ def pack(
         Path | None,
         typer.Option(
             help="Folder of the base model; its fingerprint is recorded for `verify`. "
-            "Required for VeRA, and for some kohya-style names."
+            "Required for VeRA, MiSS, HRA, OFT and others, and for some kohya-style names."
         ),
     ] = None,
     chat_template: Annotated[
@@ -89,17 +89,18 @@ def pack(
         typer.Option(
             min=0.0,
             max=1.0,
-            help="LoHa and LoKr: maximum fraction of a layer's update to lose if its "
-            "rank is too high for LoRA.",
+            help="LoHa, LoKr and GraLoRA: maximum fraction of a layer's update to lose if "
+            "its rank is too high for LoRA.",
         ),
     ] = 0.01,
     as_json: Json = False,
 ) -> None:
     """Pack an adapter into one file, reproducibly.
 
-    Equal input gives equal bytes. AdaLoRA, LoHa, LoKr and VeRA are converted to LoRA with the same
-    update. Where that takes a rank above 512, the best approximation of rank 512 is used and its
-    error is printed.
+    Equal input gives equal bytes. AdaLoRA, LoHa, LoKr, VeRA, MiSS, HRA and others are converted to
+    LoRA with the same update; where that takes a rank above 512, the best approximation of rank 512
+    is used and its error is printed. OFT, SHiRA and others have no low rank: the package holds the
+    changed layers whole.
     """
     model = read_base(base) if base else None
     notes: dict[str, object] = {"base": fingerprint(model)} if model else {}

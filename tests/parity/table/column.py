@@ -78,7 +78,7 @@ class Column:
             base: The base's own folder, which some adapters are packed with.
         """
         self._harness = Harness(
-            model, kernels=self.kernels, rows=8192, num_blocks=4000, max_batch_tokens=8192,
+            model, kernels=self.kernels, rows=8192, num_blocks=8000, max_batch_tokens=8192,
             max_running=512,
         )  # fmt: skip
         self._folder = folder
