@@ -9,6 +9,7 @@ Legend: I input features, O output features, R rank, D bases, H inputs of a bloc
 """
 
 import numpy as np
+import numpy.typing as npt
 
 from loramux_adapters.errors import PackageError
 from loramux_adapters.fields import alpha
@@ -26,7 +27,7 @@ def _shira(layer: Layer, parts: Parts, weight_OI: Wide) -> Wide:
     """SHiRA adds a number to some of the weights."""
     values = shaped(layer, parts, ".shira_weight", None)
     rows, columns = _indices(layer, parts, ".shira_indices", (2, len(values)), weight_OI.shape)
-    return _added(weight_OI, (rows, columns), values)
+    return _added(weight_OI, rows * weight_OI.shape[1] + columns, values)
 
 
 def _supertuning(layer: Layer, parts: Parts, weight_OI: Wide) -> Wide:
@@ -35,7 +36,7 @@ def _supertuning(layer: Layer, parts: Parts, weight_OI: Wide) -> Wide:
     places = _indices(
         layer, parts, ".supertuning_indices", (1, len(values)), (weight_OI.size,)
     )  # fmt: skip
-    return _added(weight_OI, np.unravel_index(places[0], weight_OI.shape), values)
+    return _added(weight_OI, places[0], values)
 
 
 def _randlora(layer: Layer, parts: Parts, weight_OI: Wide) -> Wide:
@@ -65,7 +66,8 @@ def _c3a(layer: Layer, parts: Parts, weight_OI: Wide) -> Wide:
         )
     moved = (np.arange(size)[None, :] - np.arange(size)[:, None]) % size  # [output, input]
     blocks = kernel_MNH[:, :, moved].transpose(0, 2, 1, 3).reshape(weight_OI.shape)
-    return weight_OI + blocks / weight_OI.shape[1]
+    changed: Wide = weight_OI + blocks / weight_OI.shape[1]
+    return changed
 
 
 def _hira(layer: Layer, parts: Parts, weight_OI: Wide) -> Wide:
@@ -77,7 +79,7 @@ def _hira(layer: Layer, parts: Parts, weight_OI: Wide) -> Wide:
 
 def _indices(
     layer: Layer, parts: Parts, name: str, shape: tuple[int, int], limits: tuple[int, ...]
-) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
+) -> npt.NDArray[np.int64]:
     """Return indices of weights, one row for each of `limits`, which they are below."""
     found = part(layer, parts, name)
     rows = found.reshape(shape) if found.size == shape[0] * shape[1] else None
@@ -90,10 +92,11 @@ def _indices(
     return rows
 
 
-def _added(weight_OI: Wide, places: tuple[Wide, ...], values: Wide) -> Wide:
-    found = weight_OI.copy()
+def _added(weight_OI: Wide, places: npt.NDArray[np.int64], values: Wide) -> Wide:
+    """Return the weights with `values` added at `places`, which are counted row by row."""
+    found = weight_OI.flatten()
     np.add.at(found, places, values)
-    return found
+    return found.reshape(weight_OI.shape)
 
 
 SHIRA = Method(

@@ -52,8 +52,8 @@ def _bat(layer: Layer, parts: Parts, weight_OI: Wide) -> Wide:
         )
     blocks = shaped(layer, parts, ".miss_block", outputs // size, size, size)
     in_blocks = weight_OI.reshape(outputs // size, size, inputs // size, size)
-    turned = np.einsum("orik,okl->oril", in_blocks, blocks) + blocks[:, :, None]
-    return weight_OI + turned.reshape(weight_OI.shape)
+    added: Wide = np.einsum("orik,okl->oril", in_blocks, blocks) + blocks[:, :, None]
+    return weight_OI + added.reshape(weight_OI.shape)
 
 
 MISS = Method(

@@ -73,8 +73,7 @@ def _turned(weight_OI: Wide, turns_DHH: Wide) -> Wide:
 def _cayley(skew_DHH: Wide) -> Wide:
     one = np.eye(skew_DHH.shape[-1])
     # The two factors commute.
-    turns: Wide = np.linalg.solve(one + skew_DHH, one - skew_DHH)
-    return turns
+    return np.linalg.solve(one + skew_DHH, one - skew_DHH).astype(np.float64)
 
 
 def _series(skew_DHH: Wide, terms: int) -> Wide:
