@@ -117,10 +117,10 @@ there is one. Bottlenecks are those of the `adapters` library.
   each layer is reported, and refused above `--max-error`, 1%.
 - *Made whole layers*: what the method adds has no low rank. The package has the weights of the
   changed layers with the change in them, in the dtype of the base, as `merge_and_unload` would
-  write them. They run in the same batches and equal PEFT, too, but take the memory of those layers:
-  1.3 GB for `q_proj` and `v_proj` of Llama-3.1-8B. Such adapters cannot be scaled or mixed. To
-  serve many of them, make LoRAs that are near: PEFT's `save_as_lora` does it for C3A, FourierFT,
-  HiRA, RandLoRA and SHiRA.
+  write them; its method is LN_TUNING, which to PEFT is any modules trained whole. They run in the
+  same batches and equal PEFT, too, but take the memory of those layers: 1.3 GB for `q_proj` and
+  `v_proj` of Llama-3.1-8B. Such adapters cannot be scaled or mixed. To serve many of them, make
+  LoRAs that are near: PEFT's `save_as_lora` does it for C3A, FourierFT, HiRA, RandLoRA and SHiRA.
 
 Some need to know the base: `--base FOLDER` of `pack`. `serve --adapters` knows the one it serves;
 for its weights, `--model` has to be a folder.

@@ -1,6 +1,7 @@
 """Layers that an adapter changes by no low rank, with the change in the weights of the base.
 
-They are as large as the layers of the base, and served as those that were trained whole.
+They are as large as the layers of the base, and are written as PEFT's `LN_TUNING` has modules that
+were trained whole, whatever they are.
 
 Legend: I input features, O output features.
 """
@@ -15,12 +16,16 @@ from loramux_adapters.base import BaseFolder, BaseLayer
 from loramux_adapters.fields import PREFIX
 from loramux_adapters.known_layers import KnownLayers
 from loramux_adapters.packing import Output, write_package
-from loramux_adapters.saved import saved_names
 from loramux_adapters.tensorfile import ReadTensor, TensorInfo
 from loramux_adapters.weights.base_weight import base_layer, stored_weight
 from loramux_adapters.weights.spectrum import Wide
 from loramux_adapters.weights.update import stored
 
+_KEPT = (
+    "task_type", "base_model_name_or_path", "revision", "inference_mode", "peft_version",
+    "modules_to_save",
+)  # fmt: skip
+"""Fields that mean the same in a config of LN_TUNING."""
 Change = Callable[[Wide], Wide]
 """Weight [O, I] of the base -> that with the adapter in it."""
 
@@ -49,7 +54,7 @@ class WholeLayers:
         Each keeps the dtype of the base, as if it were merged. One is in memory at a time.
 
         Args:
-            as_lora: The config, as one of LoRA.
+            as_lora: The adapter's config, as one of LoRA.
             output: What to write to.
             notes: Notes of the package.
             source: The folder of the adapter.
@@ -70,19 +75,21 @@ class WholeLayers:
                 read_kept(tensor) if tensor.name in kept else [self._changed(*places[tensor.name])]
             )
 
-        # PEFT looks at the ends of names.
-        ends = sorted({module.rpartition(".")[2] for module in self.changes})
-        config = {**as_lora, "modules_to_save": [*saved_names(as_lora), *ends]}
+        config = {name: as_lora[name] for name in _KEPT if name in as_lora}
+        config |= {"peft_type": "LN_TUNING", "target_modules": sorted(self.changes)}
         write_package(config, tensors, read, output, notes=notes, source=source)
 
     def _places(self) -> Iterator[tuple[str, tuple[str, BaseFolder, BaseLayer]]]:
         """Yield the name of each tensor, its module, and where it is in the base."""
         for module in self.changes:
             folder, layer = base_layer(self.base, module, "the adapter")
-            yield f"{PREFIX}{module}.weight", (module, folder, layer)
+            yield f"{PREFIX}{module}.ln_tuning_layers.weight", (module, folder, layer)
             bias = folder.bias_beside(layer) if self.changes_bias else None
             if bias:
-                yield f"{PREFIX}{module}.bias", (module, folder, BaseLayer(bias, False))
+                yield (
+                    f"{PREFIX}{module}.ln_tuning_layers.bias",
+                    (module, folder, BaseLayer(bias, False)),
+                )
 
     def _changed(self, module: str, folder: BaseFolder, layer: BaseLayer) -> bytes:
         before = stored_weight(folder.path, layer, module).astype(np.float64)
