@@ -36,6 +36,11 @@ def save_adapter(
     return folder
 
 
+_STD = {"unilora_theta_d": 2.0, "miss_block": 0.08}
+"""Part of a parameter's name -> how strong it is made: it is divided by how many entries have it,
+or repeated."""
+
+
 def save_tuned(model: PreTrainedModel, config: PeftConfig, folder: Path, *, seed: int) -> PeftModel:
     """Save a random adapter for `model`, and return it as PEFT loads it."""
     torch.manual_seed(seed)
@@ -44,10 +49,8 @@ def save_tuned(model: PreTrainedModel, config: PeftConfig, folder: Path, *, seed
         with torch.no_grad():
             for name, weight in wrapped.named_parameters():
                 if weight.requires_grad:
-                    # Of a vector that all layers share, entries are divided by how many have them.
-                    is_shared = "unilora_theta_d" in name
-                    std = 2.0 if is_shared else 0.5 / weight.shape[-1] ** 0.5
-                    weight.add_(torch.randn_like(weight) * std)
+                    std = next((_STD[part] for part in _STD if part in name), None)
+                    weight.add_(torch.randn_like(weight) * (std or 0.5 / weight.shape[-1] ** 0.5))
         wrapped.save_pretrained(str(folder))
         return PeftModel.from_pretrained(copy.deepcopy(model), str(folder)).eval()
 

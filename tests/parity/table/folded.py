@@ -55,8 +55,8 @@ def configs(names: Collection[str], task: str) -> dict[str, PeftConfig]:
         "road": RoadConfig(**common, variant="road_2", group_size=4),
         "shira": ShiraConfig(**common, r=1),
         "supertuning": SupertuningConfig(**common, sparsity=0.8),
-        "randlora": RandLoraConfig(**common, r=5, randlora_alpha=9),
+        "randlora": RandLoraConfig(**common, r=5, randlora_alpha=4),
         "c3a": C3AConfig(**common, block_size=4),
-        "fourierft": FourierFTConfig(**common, n_frequency=40, scaling=90.0),
+        "fourierft": FourierFTConfig(**common, n_frequency=40, scaling=20.0),
         "hira": HiraConfig(**common, r=3),
     }
