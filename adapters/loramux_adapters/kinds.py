@@ -131,6 +131,8 @@ def is_folded(config: Mapping[str, object]) -> bool:
     method = config.get("peft_type")
     if not isinstance(method, str):
         return False
+    if method == "LORA" and config.get("init_lora_weights") in ("pissa", "olora"):
+        return True
     return method in FOLDED or any(config.get(name) for name in FOLDED_FIELDS.get(method, ()))
 
 

@@ -51,9 +51,9 @@ FIELDS = Fields(
     }),
     refused={
         "init_lora_weights": "the adapter starts from the base, whose weights PEFT changes again "
-        "at each load: save it with path_initial_model_for_weight_conversion, as a LoRA of its "
-        "own; of loftq, save the base that it rounded as well, which is the one to serve, and "
-        "init_lora_weights as true",
+        "at each load: `loramux pack --base` makes a plain LoRA of pissa and olora; save others "
+        "with path_initial_model_for_weight_conversion, as a LoRA of its own; of loftq, save the "
+        "base that it rounded as well, which is the one to serve, and init_lora_weights as true",
         "layer_replication": "it makes a base of other layers: replicate them in the base's own "
         "checkpoint",
         "megatron_config": "layers of Megatron are not those of transformers",

@@ -33,6 +33,13 @@ def test_a_method_that_is_made_a_lora_has_fields_too() -> None:
     assert all_fields().keys() == {*KINDS, *FOLDED}
 
 
+def test_the_readme_counts_the_methods() -> None:
+    served = len({*KINDS, *FOLDED} - {BOTTLENECK})
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert f"**{served} of PEFT's {len(CONFIGS)} methods**" in readme
+    assert f"[The other {len(REFUSED)}]" in readme
+
+
 def test_the_document_is_what_the_code_says() -> None:
     document = Path(__file__).parents[2] / "docs" / "peft-fields.md"
     assert document.read_text(encoding="utf-8") == field_table()

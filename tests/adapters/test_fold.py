@@ -72,6 +72,11 @@ CONFIGS: dict[str, PeftConfig] = {
     "deft": DeftConfig(r=3, alpha=5, target_modules=ALL),
     "deft, orthonormal": DeftConfig(r=20, decomposition_method="qr", target_modules=ALL),
     "para": DeftConfig(r=3, para=True, target_modules=ALL, layers_to_transform=[1]),
+    "pissa": LoraConfig(
+        r=3, lora_alpha=5, init_lora_weights="pissa", target_modules=ALL, modules_to_save=["norm"],
+        rank_pattern={"q_proj": 2},
+    ),
+    "olora": LoraConfig(r=4, init_lora_weights="olora", target_modules=ALL, use_rslora=True),
     "bdlora": LoraConfig(
         r=6, use_rslora=True, target_modules=ALL, modules_to_save=["norm"],
         use_bdlora=BdLoraConfig(["o_proj", "down_proj"], ["q_proj", "layers.1.mlp.up"], 2, False),
@@ -194,6 +199,8 @@ def refusal(source: Path, base: BaseFolder | None = None) -> str:
         ("unilora", {"save_indices": False}, "save the adapter with save_indices=True"),
         ("hra", {"r": 6}, "hra_u has shape (48, 5), not (48, 6)"),
         ("deft", {"decomposition_method": "lu"}, "decomposition_method is 'lu', not 'relu' or"),
+        ("pissa", {"use_dora": True}, "'use_dora' = True is refused: it is not served beside"),
+        ("pissa", {"rank_pattern": {}}, "rank 2 is not what adapter_config.json says"),
         ("oft", {"coft": True}, "'coft' = True is refused"),
         ("oft", {"bias": "all"}, "'bias' = 'all' is refused: biases beside it are not served"),
         ("oft", {"block_share": True}, "6 blocks of 8 inputs do not make up 48"),

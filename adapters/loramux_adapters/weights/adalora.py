@@ -37,7 +37,7 @@ FIELDS = Fields(
     recorded=LORA_FIELDS.recorded | (_OWN_FIELDS - {"init_r"}) | _UNREAD,
     refused={
         **LORA_FIELDS.refused,
-        **dict.fromkeys(sorted(_LOST | {"use_bdlora"}), "it cannot be folded"),
+        **dict.fromkeys(sorted(_LOST | {"use_bdlora", "init_lora_weights"}), "it cannot be folded"),
     },
     harmless={**LORA_FIELDS.harmless, "bias": ("none",)},
 )

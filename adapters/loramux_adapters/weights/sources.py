@@ -10,6 +10,7 @@ from loramux_adapters.peft_folder import read_config
 from loramux_adapters.sources import MAX_ERROR
 from loramux_adapters.weights.adalora import FIELDS as ADALORA_FIELDS
 from loramux_adapters.weights.adalora import pack_adalora
+from loramux_adapters.weights.bdlora import FIELD as BLOCKS
 from loramux_adapters.weights.bdlora import pack_bdlora
 from loramux_adapters.weights.beft import BEFT
 from loramux_adapters.weights.deft import DEFT
@@ -23,6 +24,7 @@ from loramux_adapters.weights.lycoris import LOHA, LOKR
 from loramux_adapters.weights.miss import MISS
 from loramux_adapters.weights.oft import BOFT, OFT
 from loramux_adapters.weights.road import ROAD
+from loramux_adapters.weights.start import pack_start
 from loramux_adapters.weights.tinylora import TINYLORA
 from loramux_adapters.weights.unilora import UNILORA
 from loramux_adapters.weights.vblora import VBLORA
@@ -75,11 +77,15 @@ def fold_source(
     Raises:
         PackageError: It is not an adapter that can be folded.
     """
-    method = str(read_config(source).get("peft_type"))
+    config = read_config(source)
+    method = str(config.get("peft_type"))
     if method == "ADALORA":
         pack_adalora(source, output, notes=notes)
         return []
     if method == "LORA":
-        pack_bdlora(source, output, notes=notes)
+        if config.get(BLOCKS):
+            pack_bdlora(source, output, notes=notes)
+        else:
+            pack_start(source, output, notes=notes, base=base)
         return []
     return fold(source, output, FOLDED[method], notes=notes, max_error=max_error, base=base)

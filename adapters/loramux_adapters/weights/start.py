@@ -1,0 +1,124 @@
+"""LoRA that starts from a part of the base (PiSSA, OLoRA), as plain LoRA of the base as it is.
+
+Sources of the methods: Meng et al., "PiSSA: Principal Singular Values and Singular Vectors
+Adaptation of Large Language Models" (arXiv 2404.02948), and Büyükakyüz, "OLoRA: Orthonormal
+Low-Rank Adaptation of Large Language Models" (arXiv 2406.01775); of what is computed:
+`pissa_init` and `olora_init` of `peft.tuners.lora.layer`, PEFT 0.21.
+
+Before A and B are trained, PEFT sets them to a part of rank R of the weight, and takes that out of
+the base, at each load again. So what is added to the base as it is are A and B less that part, of
+rank 2 R.
+
+Legend: R rank, I input features, O output features.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from loramux_adapters.errors import PackageError
+from loramux_adapters.fields import PREFIX, unsupported
+from loramux_adapters.known_layers import KnownLayers
+from loramux_adapters.lora_config import Bias
+from loramux_adapters.packing import Output
+from loramux_adapters.peft_config import MAX_RANK, check_config
+from loramux_adapters.peft_folder import open_tensors, read_config
+from loramux_adapters.saved import saved_names, saved_tensors
+from loramux_adapters.tensorfile import read_header, tensor_reader
+from loramux_adapters.weights.base_weight import weight
+from loramux_adapters.weights.dtypes import Array, decoded
+from loramux_adapters.weights.spectrum import Factors
+from loramux_adapters.weights.update import Update, write_updates
+
+FIELD = "init_lora_weights"
+_A, _B = ".lora_A.weight", ".lora_B.weight"
+_ALONE = ("use_dora", "lora_bias", "alora_invocation_tokens", "target_parameters")
+"""Fields that are not served beside it."""
+
+
+def _principal(weight_OI: Array, rank: int) -> Factors:
+    u_OK, s_K, v_KI = np.linalg.svd(weight_OI, full_matrices=False)
+    return (u_OK[:, :rank] * s_K[:rank]).astype(np.float64), v_KI[:rank].astype(np.float64)
+
+
+def _orthonormal(scale: float, weight_OI: Array, rank: int) -> Factors:
+    q_OK, r_KI = np.linalg.qr(weight_OI)
+    return scale * q_OK[:, :rank].astype(np.float64), r_KI[:rank].astype(np.float64)
+
+
+def pack_start(
+    source: Path,
+    output: Output,
+    *,
+    notes: Mapping[str, object | None] | None = None,
+    base: KnownLayers | None = None,
+) -> None:
+    """Write the LoRA folder `source`, which starts from a part of `base`, to `output`.
+
+    Raises:
+        PackageError: The folder is no such adapter, has a field that is not served, or the weights
+            of the base are not at hand.
+    """
+    given = read_config(source)
+    start = str(given[FIELD])
+    config = {**given, FIELD: True}
+    checked = check_config(config)
+    for name in _ALONE:
+        if given.get(name):
+            raise unsupported(name, given[name], f"it is not served beside {FIELD} = {start!r}")
+    with open_tensors(source) as file:
+        header = read_header(file, os.fstat(file.fileno()).st_size)
+        read = tensor_reader(file, header.data_start)
+        saved = saved_tensors(
+            {n: each for n, each in header.tensors.items() if not n.endswith((_A, _B))},
+            saved_names(config),
+        )
+        if checked.bias is not Bias.NONE:
+            saved |= {n: each for n, each in header.tensors.items() if n.endswith(".bias")}
+
+        def factor(name: str) -> Array:
+            if name not in header.tensors:
+                raise PackageError(f"tensor {name} is missing")
+            tensor = header.tensors[name]
+            return decoded(b"".join(read(tensor)), tensor.dtype).reshape(tensor.shape)
+
+        updates = []
+        for name in sorted(header.tensors.keys() - saved.keys()):
+            module, is_a, _ = name.removeprefix(PREFIX).rpartition(_A)
+            if not is_a:
+                if not name.endswith(_B):
+                    raise PackageError(
+                        f"tensor {name} is refused: only '{_A}' and '{_B}' are served beside "
+                        f"{FIELD} = {start!r}",
+                        "UNSUPPORTED_ADAPTER_FEATURE",
+                    )
+                continue
+            a_RI, b_OR = factor(name), factor(f"{PREFIX}{module}{_B}")
+            scale, rank = checked.scale_of(module), len(a_RI)
+            weight_OI = weight(base, module, f"{FIELD} = {start!r}")
+            if a_RI.shape != (rank, weight_OI.shape[1]) or b_OR.shape != (len(weight_OI), rank):
+                raise PackageError(f"module {module}: lora_A and lora_B do not fit the base")
+            if 2 * rank > MAX_RANK or rank != checked.rank_of(module):
+                raise PackageError(
+                    f"module {module}: rank {rank} is not what adapter_config.json says, or above "
+                    f"{MAX_RANK // 2}, the highest that is served with {FIELD} = {start!r}",
+                    "UNSUPPORTED_ADAPTER_FEATURE",
+                )
+            parted = _principal(weight_OI, rank) if start == "pissa" else (
+                _orthonormal(scale, weight_OI, rank)
+            )  # fmt: skip
+            updates.append(
+                Update(
+                    module,
+                    1.0,
+                    np.concatenate([a_RI, parted[1]]).astype(np.float32),
+                    np.concatenate([scale * b_OR, -parted[0]], 1).astype(np.float32),
+                )
+            )
+        if not updates:
+            raise PackageError(f"{source} has no tensors of an adapter")
+        write_updates(
+            config, updates, "F32", output, notes=notes or {}, source=source, saved=(saved, read)
+        )
