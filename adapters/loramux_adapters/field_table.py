@@ -114,8 +114,8 @@ there is one. Bottlenecks are those of the `adapters` library.
   PVeRA, MiSS and AdaLoRA in the dtype that PEFT saved. Its rank is that of the method: `r` mostly,
   `r²` for LoHa, the product of the ranks of both sides for LoKr, `gralora_k · r + hybrid_r` for
   GraLoRA, 1 for BEFT. Above rank {max_rank}, it is the nearest LoRA of rank {max_rank}; the loss of
-  each layer is reported, and refused above `--max-error`, 1%. LoRA with `use_bdlora` is made a plain
-  one, too, and with `--base` LoRA that starts as PiSSA or OLoRA, of rank `2 r`.
+  each layer is reported, and refused above `--max-error`, 1%. LoRA with `use_bdlora` is made plain,
+  too, and with `--base` LoRA that starts as PiSSA or OLoRA, of rank `2 r`.
 - *Made whole layers*: what the method adds has no low rank. The package has the weights of the
   changed layers with the change in them, in the dtype of the base, as `merge_and_unload` would
   write them; its method is LN_TUNING, which to PEFT is any modules trained whole. They run in the

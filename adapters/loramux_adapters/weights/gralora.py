@@ -16,7 +16,14 @@ import numpy as np
 from loramux_adapters.errors import PackageError
 from loramux_adapters.fields import alpha, integer
 from loramux_adapters.peft_config import MAX_RANK
-from loramux_adapters.weights.fold import Layer, Method, Parts, shaped, within_limit
+from loramux_adapters.weights.fold import (
+    MAX_DENSE,
+    Layer,
+    Method,
+    Parts,
+    shaped,
+    within_limit,
+)
 from loramux_adapters.weights.folded_fields import folded_fields
 from loramux_adapters.weights.spectrum import Factors
 
@@ -35,6 +42,12 @@ def _gralora(layer: Layer, parts: Parts) -> tuple[Factors, float]:
     a = shaped(layer, parts, ".gralora_A", count, None, rank)  # [K, I / K, R]
     b = shaped(layer, parts, ".gralora_B", count, rank, None)  # [K, R, O / K]
     inputs, outputs, each = a.shape[1], b.shape[2], rank // count
+    if count * count * rank * max(inputs, outputs) > MAX_DENSE:
+        raise PackageError(
+            f"module {layer.module}: {count} times {count} blocks of rank {each} are more than are "
+            f"folded, factors of {MAX_DENSE} numbers",
+            "UNSUPPORTED_ADAPTER_FEATURE",
+        )
     a_RI = np.zeros((count, count, each, count, inputs))  # [column, row, rank, column, input]
     b_RO = np.zeros((count, count, each, count, outputs))  # [column, row, rank, row, output]
     for column in range(count):
