@@ -39,6 +39,12 @@ def listed(path: Path, tenant: str, role: Role, label: str = "") -> Key:
     return key
 
 
+def settle(file: AccessFile) -> None:
+    """Look twice, as at what is not written any more."""
+    file.refresh()
+    file.refresh()
+
+
 def test_what_is_appended_is_read_and_all_else_stays(path: Path) -> None:
     path.write_text("# Ours.\n[tenants.acme]\ntokens_per_minute = 9\nrequests_per_second = 0.5")
     labels = ("", 'a "b" \\ é')
@@ -82,14 +88,75 @@ def test_a_key_in_both_counts_as_the_file_says(path: Path, keys: Keys) -> None:
     assert ring.find(both.text) == Caller("other", Role.VIEWER, both.id)
     assert ring.find(stored.text) == Caller("acme", Role.USER, stored.id)
     assert ring.find(keys.with_another_secret(both).text) is None
+    path.write_text("")
+    settle(file)
+    assert ring.find(both.text) == Caller("acme", Role.ADMIN, both.id)
+    keys.close()
+
+
+def test_a_key_that_was_revoked_in_the_store_opens_nothing_though_the_file_lists_it(
+    path: Path, keys: Keys
+) -> None:
+    both = keys.make("acme", Role.USER)
+    append_key(path, new_record(both.id, both.sha256, tenant="acme", role=Role.USER))
+    ring = KeyRing(keys.catalog.keys, path.parent / "store", AccessFile(path))
+    who = ring.find(both.text)
+    assert who and ring.is_valid(who)
     keys.making.revoke(both.id)
     ring.refresh()
-    assert ring.is_valid(both.id)
-    path.write_text("")
-    file.refresh()
-    assert not ring.is_valid(both.id)
+    assert not ring.is_valid(who)
     assert ring.find(both.text) is None
     keys.close()
+
+
+def test_who_has_another_role_or_tenant_now_is_not_who_called(path: Path, keys: Keys) -> None:
+    key = listed(path, "acme", Role.ADMIN)
+    file = AccessFile(path)
+    ring = KeyRing(keys.catalog.keys, path.parent / "store", file)
+    content = path.read_text()
+    for old, new in (("admin", "viewer"), ("acme", "other")):
+        who = ring.find(key.text)
+        assert who and ring.is_valid(who)
+        path.write_text(content := content.replace(old, new))
+        settle(file)
+        assert not ring.is_valid(who)
+    assert ring.find(key.text) == Caller("other", Role.VIEWER, key.id)
+    keys.close()
+
+
+def test_what_is_being_written_is_not_taken_yet(path: Path) -> None:
+    listed(path, "acme", Role.USER)
+    content = path.read_text() + "[tenants.other]\ndisabled = true\n"
+    path.write_text(content)
+    file = AccessFile(path)
+    for half in ("", content.partition("[tenants")[0]):
+        path.write_text(half)
+        file.refresh()
+        assert file.listed.keys
+        assert file.listed.disabled == {"other"}
+    settle(file)
+    assert not file.listed.disabled
+
+
+def test_a_key_is_added_behind_a_link_and_whoever_could_read_the_file_still_can(
+    path: Path,
+) -> None:
+    path.touch(mode=0o640)
+    path.chmod(0o640)
+    link = path.with_name("link.toml")
+    link.symlink_to(path)
+    key = listed(link, "acme", Role.USER)
+    assert link.is_symlink()
+    assert list(read_access(path).keys) == [key.id]
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_file_to_which_no_key_can_be_added_stays_as_it_is(path: Path) -> None:
+    content = f"keys = [{{id = 'abcdefghijkl', sha256 = '{HASH}'}}]\n"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=f"--access {path}: "):
+        listed(path, "acme", Role.USER)
+    assert path.read_text() == content
 
 
 def test_a_file_without_keys_opens_the_server_to_nobody(path: Path, keys: Keys) -> None:
@@ -101,9 +168,9 @@ def test_a_file_without_keys_opens_the_server_to_nobody(path: Path, keys: Keys) 
         path.unlink() if content is None else path.write_text(content)
         if content is None:
             with pytest.raises(FileNotFoundError):
-                file.refresh()
+                settle(file)
         else:
-            file.refresh()
+            settle(file)
         assert not ring.is_empty
         assert ring.find(key.text) is None
     keys.close()

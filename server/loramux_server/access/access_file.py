@@ -6,6 +6,7 @@ would have to be changed by itself. It holds no secret: a key is listed by its S
 """
 
 import datetime
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from loramux._certificate_files import Stamps, stamps
+from loramux._certificate_files import stamps
 from loramux_adapters import PackageError, check_name
 from loramux_server.access.caller import Role
 from loramux_server.access.key import ID_LENGTH
@@ -75,7 +76,7 @@ class AccessFile:
             ValueError: It says something wrong; the message names file, field and value.
         """
         self._path = path
-        self._stamps: Stamps = stamps(path) if path else ()
+        self._stamps = self._seen = stamps(path) if path else ()
         self.listed = read_access(path) if path else Access()
 
     @property
@@ -84,7 +85,10 @@ class AccessFile:
         return self._path is not None
 
     def refresh(self) -> None:
-        """Read the file again if it changed.
+        """Read the file again if it changed, and is as it was in the look before.
+
+        Half of what is being written must not count: keys, limits and disabled tenants that are
+        still to come would be missing.
 
         Raises:
             OSError: It cannot be read; what was listed stays.
@@ -93,10 +97,12 @@ class AccessFile:
         if self._path is None:
             return
         found = stamps(self._path)
-        if found == self._stamps:
+        seen, self._seen = self._seen, found
+        if found == self._stamps or found != seen:
             return
-        self.listed = read_access(self._path)
-        self._stamps = found
+        listed = read_access(self._path)
+        if stamps(self._path) == found:
+            self.listed, self._stamps = listed, found
 
 
 def read_access(path: Path) -> Access:
@@ -106,9 +112,56 @@ def read_access(path: Path) -> Access:
         OSError: It cannot be read.
         ValueError: It says something wrong; the message names file, field and value.
     """
+    made_at = datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.UTC)
+    return _access(path, path.read_bytes(), made_at)
+
+
+def append_key(path: Path, record: KeyRecord) -> None:
+    """Add an entry for a key to the file at `path`, which is made if it is not there.
+
+    What was in it, comments included, stays as it is, and so do its mode and a link to it.
+
+    Args:
+        path: The file.
+        record: What is listed of the key; its digest is the SHA-256 of its text.
+
+    Raises:
+        OSError: It cannot be written.
+        ValueError: What it said before is wrong, or tables cannot be added to it.
+    """
+    path = path.resolve()
+    before = ""
+    if path.exists():
+        read_access(path)
+        before = path.read_text(encoding="utf-8").rstrip("\n") + "\n\n"
+    entry: dict[str, object] = {
+        "id": record.id, "sha256": record.digest, "tenant": record.tenant, "role": record.role,
+    }  # fmt: skip
+    if record.label:
+        entry["label"] = record.label
+    if record.expires_at:
+        entry["expires"] = record.expires_at.replace(microsecond=0)
+    lines = [f"{name} = {_toml(value)}\n" for name, value in entry.items()]
+    content = (before + "[[keys]]\n" + "".join(lines)).encode()
+    _access(path, content, record.created_at)  # such as keys in one line, which nothing can follow
+    partial = path.with_name(f".{path.name}.{record.id}")
     try:
-        document = msgspec.toml.decode(path.read_bytes(), type=_Document)
-        made_at = datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.UTC)
+        partial.write_bytes(content)
+        if before:
+            shutil.copymode(path, partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _access(path: Path, content: bytes, made_at: datetime.datetime) -> Access:
+    """Return what `content` of the file at `path` lists.
+
+    Raises:
+        ValueError: It says something wrong; the message names file, field and value.
+    """
+    try:
+        document = msgspec.toml.decode(content, type=_Document)
         keys: dict[str, KeyRecord] = {}
         for key in document.keys:
             check_name(key.tenant, f"tenant of key {key.id}")
@@ -125,39 +178,6 @@ def read_access(path: Path) -> Access:
     except (PackageError, UnicodeDecodeError, ValueError) as error:
         raise ValueError(f"--access {path}: {error}") from None
     return Access(keys, _policies(document), _disabled(document))
-
-
-def append_key(path: Path, record: KeyRecord) -> None:
-    """Add an entry for a key to the file at `path`, which is made if it is not there.
-
-    What was in it, comments included, stays as it is.
-
-    Args:
-        path: The file.
-        record: What is listed of the key; its digest is the SHA-256 of its text.
-
-    Raises:
-        OSError: It cannot be written.
-        ValueError: What it said before is wrong.
-    """
-    before = ""
-    if path.exists():
-        read_access(path)
-        before = path.read_text(encoding="utf-8").rstrip("\n") + "\n\n"
-    entry: dict[str, object] = {
-        "id": record.id, "sha256": record.digest, "tenant": record.tenant, "role": record.role,
-    }  # fmt: skip
-    if record.label:
-        entry["label"] = record.label
-    if record.expires_at:
-        entry["expires"] = record.expires_at.replace(microsecond=0)
-    lines = [f"{name} = {_toml(value)}\n" for name, value in entry.items()]
-    partial = path.with_name(f".{path.name}.{record.id}")
-    try:
-        partial.write_text(before + "[[keys]]\n" + "".join(lines), encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _toml(value: object) -> str:

@@ -77,7 +77,7 @@ class Authenticator:
         if self.is_open:
             return True
         if caller.key_id:
-            return self.ring.is_valid(caller.key_id)
+            return self.ring.is_valid(caller)
         # Without a key, it was a certificate, or the server was open until now.
         return self._certificates is not None
 

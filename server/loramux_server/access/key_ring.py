@@ -44,7 +44,8 @@ class KeyRing:
         Args:
             records: Those of the catalog.
             folder: Has the secret that their digests are made with.
-            file: Lists others; one whose id is in both counts as the file says.
+            file: Lists others; one whose id is in both counts as the file says, and opens nothing
+                once it is revoked or expired in either.
             now: The wall clock.
 
         Raises:
@@ -80,14 +81,19 @@ class KeyRing:
         is_stored = _are_same(key_digest(key, known.secret), stored)
         is_in_file = _are_same(bytes.fromhex(key.sha256), in_file)
         record, is_right = (in_file, is_in_file) if in_file else (stored, is_stored)
-        if not (record and is_right and record.is_valid(self._now())):
+        if record is None or not is_right:
             return None
-        return Caller(record.tenant, Role(record.role), record.id)
+        found = Caller(record.tenant, Role(record.role), record.id)
+        return found if self.is_valid(found) else None
 
-    def is_valid(self, key_id: str) -> bool:
-        """Return whether a key that was good still is."""
-        record = self._file.listed.keys.get(key_id) or self._known.records.get(key_id)
-        return record is not None and record.is_valid(self._now())
+    def is_valid(self, caller: Caller) -> bool:
+        """Return whether the key of a caller still opens what it did: a file may change that."""
+        listed = self._file.listed.keys.get(caller.key_id)
+        stored = self._known.records.get(caller.key_id)
+        record, now = listed or stored, self._now()
+        if record is None or (record.tenant, record.role) != (caller.tenant, caller.role.value):
+            return False
+        return record.is_valid(now) and (stored is None or stored.is_valid(now))
 
     def refresh(self) -> None:
         """Take in what changed in the catalog.
