@@ -43,6 +43,7 @@ from loramux_server.replica.mirror import Mirror
 from loramux_server.replica.primary import Primary
 from loramux_server.served_names import named
 from loramux_server.services.adapters.expiry import expire, keep_expiring
+from loramux_server.services.adapters.resolving import Resolver
 from loramux_server.services.build import Parts, Services, build_services
 from loramux_server.services.deadline import MAX_TIMEOUT
 from loramux_server.services.generation.images import max_images
@@ -273,14 +274,15 @@ class Server:
         """Answer calls, and say so."""
         config, services = self._config, loaded.services
         listener = self._listener(opened, loaded)
+        answering = services.answering
+        if services.resolver:
+            # After the listener, whose calls may wait for what is fetched.
+            self._exit.push_async_callback(services.resolver.close)
+            answering = [services.resolver.over(service) for service in answering]
         self._go_on(loaded.store.entrance.watch(opened.tls))
         self._exit.push_async_callback(listener.close)
         # Before that, so that nobody waits for who only watches.
         self._exit.callback(services.changes.close)
-        answering = services.answering
-        if services.resolver:
-            self._exit.push_async_callback(services.resolver.close)
-            answering = [services.resolver.over(service) for service in answering]
         if opened.primary and loaded.mirror:
             forwarding = Forwarding(opened.primary, loaded.mirror)
             answering = [forwarding.over(service) for service in answering]
@@ -316,7 +318,7 @@ class Server:
                 max_message=message_bytes(max_images(loaded.model, config), config.max_image_bytes),
             ),
             drain_timeout=config.drain_timeout,
-            on_overtime=self._engine.close,
+            on_overtime=partial(self._on_overtime, loaded.services.resolver),
         )
 
     def _probe(self, model: ModelInfo, listener: Listener) -> None:
@@ -337,6 +339,11 @@ class Server:
     def _go_on(self, work: Coroutine[Any, Any, None]) -> None:
         """Let `work` go on beside calls, until the server ends."""
         self._exit.push_async_callback(ended, asyncio.create_task(work))
+
+    def _on_overtime(self, resolver: Resolver | None) -> None:
+        if resolver:
+            resolver.give_up()
+        self._engine.close()
 
     def _on_report(self, report: Report) -> None:
         for take in self._report_takers:

@@ -2,18 +2,23 @@
 
 import asyncio
 import shutil
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from loramux import AsyncClient, Client
-from loramux.errors import FailedPreconditionError, NotFoundError
+from loramux.errors import FailedPreconditionError, NotFoundError, UnavailableError
 from loramux_server.access.caller import Role
 from loramux_server.config import ConfigError, make_config
 from loramux_server.opening import primary_of, templates_of
 from tests.support.access import Keys
+from tests.support.fake_server import FakeServer
+from tests.support.http_answers import answering
 from tests.support.polling import eventually
 from tests.support.server import RunningServer
 
@@ -86,6 +91,7 @@ def test_what_a_request_names_is_fetched_once(client: Client, server: RunningSer
     assert streamed[0].adapter and streamed[0].adapter.digest != answer.adapter.digest
     assert len(client.tokenize("hello", adapter="b")) > 0
     assert server.log.read_text().count("fetched adapter acme/a:1") == 1
+    assert server.log.read_text().count("act=adapter.resolve tenant=acme key=") == 3
 
 
 def test_many_who_ask_at_once_wait_for_one_fetch(
@@ -123,11 +129,69 @@ def test_what_cannot_be_served_says_why_each_time(client: Client) -> None:
         assert (caught.value.reason, caught.value.field) == ("INVALID_ADAPTER_FILE", "adapter")
 
 
+class Slow:
+    """A registry that waits before it answers that there is nothing, or that it is closed."""
+
+    def __init__(self) -> None:
+        self.was_asked, self.may_answer = threading.Event(), threading.Event()
+
+    def answer(self, path: str, headers: Message) -> tuple[int, dict[str, str], bytes]:
+        if "closed" in path:
+            return 403, {}, b"{}"
+        self.was_asked.set()
+        assert self.may_answer.wait(60)
+        return 404, {}, b"{}"
+
+
+def asked_while_it_ends(server: FakeServer, slow: Slow, *, answers: bool) -> Exception | None:
+    """Return what comes of a call that waits for a fetch while the server ends."""
+    with server.client() as client, ThreadPoolExecutor(2) as pool:
+        call = pool.submit(client.generate, [5], adapter="slow")
+        assert slow.was_asked.wait(30)
+        ending = pool.submit(server.stop)
+        if answers:
+            assert eventually(lambda: "SIGTERM" in server.log.read_text() or is_ending(client))
+            slow.may_answer.set()
+        error = call.exception(30)
+        slow.may_answer.set()
+        assert ending.result() == 0
+        return error if isinstance(error, Exception) else None
+
+
+def is_ending(client: Client) -> bool:
+    try:
+        client.info()
+    except UnavailableError:
+        return True
+    return False
+
+
+def test_a_server_that_ends_waits_for_fetches_as_for_all_that_calls_need(tmp_path: Path) -> None:
+    slow = Slow()
+    with answering(slow.answer) as address:
+        template = f"oci://{address.removeprefix('http://')}/{{name}}"
+        options = ("--resolve", template, "--drain-timeout")
+        with FakeServer(tmp_path, *options, "30") as server:
+            with server.client() as client, pytest.raises(FailedPreconditionError) as caught:
+                client.generate([5], adapter="closed")
+            assert "its source does not let" in str(caught.value)
+            assert address.removeprefix("http://") not in str(caught.value)
+            assert isinstance(asked_while_it_ends(server, slow, answers=True), NotFoundError)
+        slow.was_asked.clear()
+        slow.may_answer.clear()
+        with FakeServer(tmp_path, *options, "0.3") as server:
+            error = asked_while_it_ends(server, slow, answers=False)
+            assert isinstance(error, UnavailableError)
+            assert error.reason == "ENGINE_UNAVAILABLE"
+
+
 @pytest.mark.parametrize(("settings", "said"), [
     ({"resolve": ["s3://bucket/{tenant}"]}, r"needs \{name\}"),
     ({"resolve": ["/mnt/{name}/{base}"]}, "nothing else in braces"),
     ({"resolve": ["ftp://x/{name}"]}, "expected one that begins with"),
-    ({"resolve": ["s3://{name}"]}, "expected s3://"),
+    ({"resolve": ["s3://{name}/adapter"]}, "lets callers choose the host, bucket"),
+    ({"resolve": ["hf://{name}/adapter"]}, "lets callers choose the host, bucket"),
+    ({"resolve": ["oci://x-{name}.example/adapter"]}, "lets callers choose the host, bucket"),
     ({"resolve_ttl": 5.0}, "--resolve-ttl is for --resolve"),
     ({"resolve": ["/mnt/{name}"], "replica_of": "127.0.0.1:1"}, "--resolve cannot be used with"),
 ])  # fmt: skip

@@ -40,6 +40,8 @@ ACTS = {
 }
 """Full name of the method -> what it does."""
 
+ADAPTER_RESOLVE = "adapter.resolve"
+"""The server fetched an adapter because the caller named it."""
 QUARANTINE_SET = "quarantine.set"
 """The server refuses something from now on."""
 DIRECTORY_ADD = "directory.add"

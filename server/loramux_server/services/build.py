@@ -230,6 +230,8 @@ def build_services(parts: Parts) -> Services:
             parts.templates,
             imports,
             registry,
+            parts.audit,
+            default_timeout=parts.config.default_timeout,
             ttl=parts.config.resolve_ttl,
             on_result=lambda outcome: metrics.resolved.labels(outcome).inc(),
         )

@@ -1,5 +1,6 @@
 """Adapters in a folder of this machine, such as a network file system that all servers mount."""
 
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -33,12 +34,16 @@ class LocalFiles:
         sizes: dict[str, int] = {}
         for name, file in self._files.items():
             try:
-                sizes[name] = file.stat().st_size
+                state = file.stat()
             except (FileNotFoundError, NotADirectoryError):
                 if name not in OPTIONAL:
                     raise not_found(self.origin, f"there is no {name}") from None
             except OSError as error:
                 raise unavailable(self.origin, error.strerror or "it cannot be read") from error
+            else:
+                if not stat.S_ISREG(state.st_mode):  # a pipe may have no end
+                    raise not_found(self.origin, f"{name} is no file")
+                sizes[name] = state.st_size
         self.sizes: Mapping[str, int] = sizes
 
     def read(self, name: str) -> Iterator[bytes]:

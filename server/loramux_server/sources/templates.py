@@ -29,6 +29,12 @@ class Templates:
                     f"{text!r} needs {{name}}, may have {{tenant}}, and nothing else in braces, "
                     "such as s3://bucket/{tenant}/{name} or /mnt/adapters/{name}"
                 )
+            scheme, _, place = text.rpartition("://")
+            if scheme and "{name}" in place.partition("/")[0]:
+                raise ValueError(
+                    f"{text!r} lets callers choose the host, bucket or organisation; "
+                    "{name} must come after it"
+                )
             self._opening(text, _EXAMPLE)
             check_installed(text)
 

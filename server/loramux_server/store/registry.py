@@ -192,9 +192,14 @@ class Registry:
             raise read_only(name, field)
 
     def register(
-        self, record: AdapterRecord, *, must_not_exist: bool = False
+        self, record: AdapterRecord, *, must_not_exist: bool = False, if_absent: bool = False
     ) -> tuple[AdapterRecord, bool]:
         """Give published bytes a name and the next number; durable and visible on return.
+
+        Args:
+            record: The version; its number is not known yet.
+            must_not_exist: Whether to refuse a name that has other content.
+            if_absent: Whether to leave a name alone that has any.
 
         Returns:
             The newest version of the name, and whether it is new: content that is the newest
@@ -206,6 +211,8 @@ class Registry:
         """
         with self._writing:
             old = self._names.newest(record.adapter)
+            if old and if_absent:
+                return old, False
             if not record.is_provided:
                 self.check_writable(record.full_name, "header.name")
             if old and old.digest == record.digest and old.is_provided == record.is_provided:

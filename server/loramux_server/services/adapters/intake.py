@@ -47,6 +47,8 @@ class Registration:
     must_not_exist: bool
     ttl: datetime.timedelta | None
     """How long it stays; None if until it is deleted."""
+    if_absent: bool = False
+    """Whether a name that has versions by then stays as it is."""
     origin: str = ""
     """Where it was imported from; empty for an upload."""
     field: str = "chunk"
@@ -139,7 +141,10 @@ class Intake:
             expires_at=end_of(wanted.ttl),
         )
         registering = asyncio.to_thread(
-            self.registry.register, record, must_not_exist=wanted.must_not_exist
+            self.registry.register,
+            record,
+            must_not_exist=wanted.must_not_exist,
+            if_absent=wanted.if_absent,
         )
         registered, is_new = await finished(registering)
         note(adapter=str(registered), digest=registered.digest)

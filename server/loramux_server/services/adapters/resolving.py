@@ -8,6 +8,8 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from typing import Any
 
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
@@ -21,13 +23,19 @@ from loramux.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
-from loramux_server.access.caller import Permission
+from loramux_server.access.caller import Permission, caller
 from loramux_server.access.naming import named
 from loramux_server.access.rules import RULES, Rule
+from loramux_server.observe.acts import ADAPTER_RESOLVE
+from loramux_server.observe.audit import Audit
+from loramux_server.services.adapter_fields import MAX_ADAPTERS
+from loramux_server.services.adapters.fetch_shares import Shares
 from loramux_server.services.adapters.imports import Imports
 from loramux_server.services.adapters.intake import Registration
 from loramux_server.services.adapters.storage import storage_errors
+from loramux_server.services.deadline import Deadline
 from loramux_server.sources.templates import Templates
+from loramux_server.store.record import AdapterRecord
 from loramux_server.store.reference import LATEST, Reference, full_name, parse_reference
 from loramux_server.store.registry import Registry
 from loramux_server.transport.rpc import Context, Service
@@ -36,8 +44,6 @@ _log = logging.getLogger(__name__)
 
 FORGET_SECONDS = 30.0
 """How long it is remembered that an adapter is nowhere, or cannot be served."""
-MAX_FETCHING = 256
-"""Adapters that are fetched, or wait for it, at once."""
 _MAX_MISSING = 1 << 14
 
 
@@ -53,7 +59,9 @@ class Resolver:
         templates: Templates,
         imports: Imports,
         registry: Registry,
+        audit: Audit,
         *,
+        default_timeout: float,
         ttl: float = 0.0,
         on_result: Callable[[str], object] = lambda outcome: None,
         clock: Callable[[], float] = time.monotonic,
@@ -64,6 +72,8 @@ class Resolver:
             templates: Where to look, in this order.
             imports: Fetches, checks and registers.
             registry: Has what is here.
+            audit: Told of what was brought, and for whom.
+            default_timeout: Seconds that a call without a deadline waits.
             ttl: Seconds after which what was brought is forgotten, to be fetched anew when it is
                 named again; 0 keeps it.
             on_result: Told `ok`, `not_found`, `refused` or `unavailable` of each fetch.
@@ -72,10 +82,14 @@ class Resolver:
         self._templates = templates
         self._imports = imports
         self._registry = registry
+        self._audit = audit
+        self._default_timeout = default_timeout
         self._ttl = datetime.timedelta(seconds=ttl) if ttl else None
         self._on_result = on_result
         self._clock = clock
+        self._shares = Shares()
         self._fetching: dict[str, asyncio.Task[None]] = {}
+        self._end = asyncio.get_running_loop().create_future()
         self._missing: OrderedDict[str, tuple[float, _Refusal | None]] = OrderedDict()
         """Adapter -> until when it is not looked for, and why it is not served if it is there."""
 
@@ -86,23 +100,35 @@ class Resolver:
             return _Resolved(service, self)
         return service
 
-    async def bring(self, request: Message, rule: Rule) -> None:
+    async def bring(self, request: Message, rule: Rule, context: Context) -> None:
         """Bring each adapter that `request` names and that is not here, if it is anywhere.
 
         Raises:
+            DeadlineExceededError: It took longer than the call may.
             FailedPreconditionError: What is there cannot be served.
             ResourceExhaustedError: Too many are fetched, or the tenant stores too much.
-            UnavailableError: A source does not answer.
+            UnavailableError: A source does not answer, or the server ends.
         """
-        for reference, field in _references(request, rule):
+        asked = list(islice(_references(request, rule), MAX_ADAPTERS + 1))
+        if len(asked) > MAX_ADAPTERS:
+            return  # the service says that it is too many
+        for reference, field in asked:
             name = full_name(reference.tenant, reference.name)
             if reference.tag in ("", LATEST) and not self._registry.versions(name):
-                await self._fetched(name, reference, field)
+                with self._shares.waiting(caller().tenant, request.ByteSize(), field):
+                    async with Deadline.of(context, self._default_timeout).ending():
+                        await self._fetched(name, reference, field)
+
+    def give_up(self) -> None:
+        """Let calls fail that still wait, because the server ends."""
+        if not self._end.done():
+            self._end.set_result(None)
+        for task in self._fetching.values():
+            task.cancel()
 
     async def close(self) -> None:
         """Give up what is being fetched."""
-        for task in self._fetching.values():
-            task.cancel()
+        self.give_up()
         await asyncio.gather(*self._fetching.values(), return_exceptions=True)
 
     async def _fetched(self, name: str, reference: Reference, field: str) -> None:
@@ -113,28 +139,46 @@ class Resolver:
             return
         task = self._fetching.get(name)
         if task is None:
-            if len(self._fetching) >= MAX_FETCHING:
-                raise ResourceExhaustedError(
-                    f"{field}: {MAX_FETCHING} adapters are being fetched; try again",
-                    reason="SERVER_BUSY", field=field, retry_delay=1.0,
-                )  # fmt: skip
-            task = self._fetching[name] = asyncio.create_task(self._fetch(name, reference, field))
-            task.add_done_callback(lambda _: self._fetching.pop(name, None))
+            tenant = caller().tenant
+            turns = self._shares.begin(tenant, field)
+            task = asyncio.create_task(self._fetch(name, reference, field, turns))
+            self._fetching[name] = task
+            task.add_done_callback(partial(self._ended, name, tenant))
         # Others may wait for it, and who asks again is glad of it: it goes on without a caller.
-        await asyncio.shield(task)
+        await asyncio.wait((task, self._end), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done() or task.cancelled():
+            raise UnavailableError(
+                "the server is ending; try again", reason="ENGINE_UNAVAILABLE", retry_delay=1.0
+            )
+        task.result()
 
-    async def _fetch(self, name: str, reference: Reference, field: str) -> None:
-        wanted = Registration(name=name, must_not_exist=False, ttl=self._ttl, field=field)
+    def _ended(self, name: str, tenant: str, task: "asyncio.Task[None]") -> None:
+        del self._fetching[name]
+        self._shares.end(tenant)
+        if not task.cancelled():
+            task.exception()  # nobody may wait for it any more
+
+    async def _fetch(
+        self, name: str, reference: Reference, field: str, turns: asyncio.Semaphore
+    ) -> None:
+        async with turns:
+            await self._look(name, reference, field)
+
+    async def _look(self, name: str, reference: Reference, field: str) -> None:
+        # What somebody registered meanwhile is what is meant from then on.
+        wanted = Registration(
+            name=name, must_not_exist=False, if_absent=True, ttl=self._ttl, field=field
+        )
         for opening in self._templates.openings(reference):
             try:
                 with storage_errors():
-                    record, _ = await self._imports.bring(wanted, opening)
+                    record, is_new = await self._imports.bring(wanted, opening)
             except NotFoundError:
                 continue
             except (InvalidArgumentError, FailedPreconditionError) as error:
                 _log.warning("adapter %s cannot be served: %s", name, error)
                 self._on_result("refused")
-                refusal = _Refusal(name, str(error), error.reason)
+                refusal = _Refusal(name, _told(error), error.reason)
                 self._miss(name, refusal)
                 raise refusal.error(field) from None
             except LoramuxError as error:
@@ -146,12 +190,21 @@ class Resolver:
                     f"adapter {name!r} cannot be fetched at present", reason="SOURCE_UNAVAILABLE",
                     field=field, retry_delay=5.0,
                 ) from None  # fmt: skip
-            _log.info("fetched adapter %s from %s", record, record.origin)
             self._on_result("ok")
             self._missing.pop(name, None)
+            if is_new:
+                _log.info("fetched adapter %s from %s", record, record.origin)
+                await self._tell(record)
             return
         self._on_result("not_found")
         self._miss(name, None)
+
+    async def _tell(self, record: AdapterRecord) -> None:
+        who = caller()
+        await self._audit.tell(
+            ADAPTER_RESOLVE, tenant=who.tenant, key=who.key_id, role=str(who.role),
+            adapter=str(record), digest=record.digest, outcome="OK",
+        )  # fmt: skip
 
     def _miss(self, name: str, why: "_Refusal | None") -> None:
         self._missing[name] = self._clock() + FORGET_SECONDS, why
@@ -196,7 +249,7 @@ def _after(
     if method.server_streaming:
 
         async def stream(request: Message, context: Context) -> AsyncGenerator[Message, None]:
-            await resolver.bring(request, rule)
+            await resolver.bring(request, rule, context)
             async with aclosing(behaviour(request, context)) as responses:
                 async for response in responses:
                     yield response
@@ -204,11 +257,18 @@ def _after(
         return stream
 
     async def call(request: Message, context: Context) -> Message:
-        await resolver.bring(request, rule)
+        await resolver.bring(request, rule, context)
         answer: Awaitable[Message] = behaviour(request, context)
         return await answer
 
     return call
+
+
+def _told(error: LoramuxError) -> str:
+    """Return what callers may know of why something cannot be served: not where it is."""
+    if error.reason == "SOURCE_NOT_READABLE":
+        return "its source does not let the server read it"
+    return str(error)
 
 
 def _resolves(rule: Rule) -> bool:

@@ -1,0 +1,87 @@
+"""How much of what is fetched on demand may be for one tenant, so that others have the rest."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from loramux.errors import ResourceExhaustedError
+from loramux_server.services.adapters.imports import MAX_AT_ONCE
+
+MAX_FETCHING = 256
+"""Adapters that are fetched, or wait for it, at once: half of them for one tenant."""
+MAX_WAITING_BYTES = 64 << 20
+"""Of calls that wait for adapters: half of them for one tenant."""
+CALL_BYTES = 16 << 10
+"""What a call takes beside its message."""
+
+
+@dataclass(slots=True)
+class _Share:
+    """What callers of one tenant take."""
+
+    turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_AT_ONCE - 1))
+    """Fewer than all imports at once."""
+    num_fetching: int = 0
+    num_bytes: int = 0
+
+
+class Shares:
+    """Counts what the callers of each tenant let the server fetch. Lives on the event loop."""
+
+    def __init__(self) -> None:
+        self._shares: defaultdict[str, _Share] = defaultdict(_Share)
+        self._all = _Share()
+
+    @contextmanager
+    def waiting(self, tenant: str, num_bytes: int, name: str) -> Iterator[None]:
+        """Count a call of `num_bytes` that waits for an adapter, named in the field `name`.
+
+        Raises:
+            ResourceExhaustedError: So many wait that it cannot be kept. One may always wait.
+        """
+        share, num_bytes = self._shares[tenant], num_bytes + CALL_BYTES
+        if share.num_bytes and (
+            share.num_bytes + num_bytes > MAX_WAITING_BYTES // 2
+            or self._all.num_bytes + num_bytes > MAX_WAITING_BYTES
+        ):
+            raise _busy(name, "too many calls wait for adapters that are fetched")
+        for each in (share, self._all):
+            each.num_bytes += num_bytes
+        try:
+            yield
+        finally:
+            for each in (share, self._all):
+                each.num_bytes -= num_bytes
+            self._clear(tenant)
+
+    def begin(self, tenant: str, name: str) -> asyncio.Semaphore:
+        """Count one more adapter that is fetched until `end`; return what gives it its turn.
+
+        Raises:
+            ResourceExhaustedError: So many are fetched already, for this tenant or at all.
+        """
+        share = self._shares[tenant]
+        if self._all.num_fetching >= MAX_FETCHING or share.num_fetching >= MAX_FETCHING // 2:
+            raise _busy(name, f"{share.num_fetching} adapters are being fetched for your tenant")
+        for each in (share, self._all):
+            each.num_fetching += 1
+        return share.turns
+
+    def end(self, tenant: str) -> None:
+        """Note that one is not fetched any more."""
+        for each in (self._shares[tenant], self._all):
+            each.num_fetching -= 1
+        self._clear(tenant)
+
+    def _clear(self, tenant: str) -> None:
+        share = self._shares[tenant]
+        if not (share.num_fetching or share.num_bytes):
+            del self._shares[tenant]
+
+
+def _busy(name: str, why: str) -> ResourceExhaustedError:
+    return ResourceExhaustedError(
+        f"{name}: {why}; try again", reason="SERVER_BUSY", field=name, retry_delay=1.0
+    )
