@@ -25,35 +25,27 @@ from loramux_server.observe.audit import Audit
 from loramux_server.observe.call_log import CallLog
 from loramux_server.observe.tracing import Tracing, tracing_to
 from loramux_server.opening import (
-    adapters_folder,
     become,
     claim,
     default_store,
     open_audit,
     open_registry,
-    primary_of,
-    signers_of,
-    sources_of,
-    templates_of,
     weights_of,
 )
+from loramux_server.origins import Origins, origins_of
 from loramux_server.ready_file import write_ready_file
 from loramux_server.replica.forwarding import Forwarding
 from loramux_server.replica.mirror import Mirror
-from loramux_server.replica.primary import Primary
 from loramux_server.served_names import named
 from loramux_server.services.adapters.expiry import expire, keep_expiring
 from loramux_server.services.adapters.resolving import Resolver
 from loramux_server.services.build import Parts, Services, build_services
 from loramux_server.services.deadline import MAX_TIMEOUT
 from loramux_server.services.generation.images import max_images
-from loramux_server.sources.policy import Sources
-from loramux_server.sources.templates import Templates
 from loramux_server.statuses import Statuses
 from loramux_server.store.check import ServedBase
 from loramux_server.store.directory import Directory
 from loramux_server.store.registry import Registry
-from loramux_server.store.signers import TrustedSigners
 from loramux_server.tasks import ended
 from loramux_server.transport.connection_limits import ConnectionLimits, message_bytes
 from loramux_server.transport.listener import Listener, held_port
@@ -84,19 +76,11 @@ class _Opened:
     """What the config names, as far as it can be had before the model is loaded."""
 
     tls: ServerTls | None
-    adapters: Path | None
-    """The folder of adapters that is watched."""
-    sources: Sources
-    signers: TrustedSigners
-    """Who has to vouch for packages."""
-    templates: Templates
-    """Where adapters are fetched from that a request names."""
+    origins: Origins
     store: _Store | None
     """None where it depends on the model which it is."""
     tracing: Tracing | None
     audit: Audit
-    primary: Primary | None
-    """Whose adapters are these, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,9 +154,7 @@ class Server:
         config = self._config
         check_exposure(config, knows_callers=True)
         tls = ServerTls.of(config)
-        adapters = adapters_folder(config)
-        primary = primary_of(config)
-        sources, signers, templates = sources_of(config), signers_of(config), templates_of(config)
+        origins = origins_of(config)
         store = self._open_store(Path(config.store)) if config.store else None
         show_memory(self._metrics.memory, lambda: self.engine_pid)
         self._metrics.quarantined.set_function(lambda: len(self._engine.quarantine.entries))
@@ -187,7 +169,7 @@ class Server:
         audit = open_audit(config)
         self._exit.callback(audit.close)
         self._exit.enter_context(held_port(config.listen))
-        return _Opened(tls, adapters, sources, signers, templates, store, tracing, audit, primary)
+        return _Opened(tls, origins, store, tracing, audit)
 
     def _open_store(self, folder: Path) -> _Store:
         registry = open_registry(folder, self._config)
@@ -199,12 +181,12 @@ class Server:
 
     async def _load(self, opened: _Opened) -> _Loaded:
         """Load the model, take in the folder of adapters, and build what answers."""
-        config = self._config
+        config, origins = self._config, opened.origins
         self._exit.push_async_callback(self._engine.process.stop)
         model = await self._engine.process.start()
         store = opened.store or self._open_store(default_store(model))
         claim(store.registry, model)
-        become(store.registry, is_replica=opened.primary is not None)
+        become(store.registry, is_replica=origins.primary is not None)
         base = replace(
             ServedBase.of(model, max_host_bytes=model.sizes.host_adapter_memory),
             identity=BaseIdentity(config.model),
@@ -214,10 +196,10 @@ class Server:
         model = named(model, config)
         self._metrics.describe(model)
         changes = Changes(opened.audit)
-        directory = Directory(opened.adapters, store.registry, base, changes.tell, opened.signers)
-        if opened.primary is None:
+        directory = Directory(origins.folder, store.registry, base, changes.tell, origins.signers)
+        if origins.primary is None:
             total = await look(directory, settles=False)
-            if opened.adapters:
+            if origins.folder:
                 changes.sum_up(total)
         services = build_services(
             Parts(
@@ -225,9 +207,7 @@ class Server:
                 engine=self._engine,
                 model=model,
                 base=base,
-                signers=opened.signers,
-                templates=opened.templates,
-                sources=opened.sources,
+                origins=origins,
                 metrics=self._metrics,
                 quotas=store.entrance.quotas,
                 audit=opened.audit,
@@ -236,10 +216,10 @@ class Server:
             )
         )
         mirror = None
-        if opened.primary:
-            is_up = self._metrics.primary_up.labels(opened.primary.target)
-            mirror = Mirror(opened.primary, services.intake, is_up.set)
-            self._exit.push_async_callback(opened.primary.close)
+        if origins.primary:
+            is_up = self._metrics.primary_up.labels(origins.primary.target)
+            mirror = Mirror(origins.primary, services.intake, is_up.set)
+            self._exit.push_async_callback(origins.primary.close)
         return _Loaded(model, store, directory, services, mirror)
 
     async def _begin(self, opened: _Opened, loaded: _Loaded) -> None:
@@ -267,7 +247,7 @@ class Server:
         if loaded.mirror:
             await loaded.mirror.begin()
             self._go_on(loaded.mirror.run())
-        if opened.adapters and self._config.adapters_interval:
+        if opened.origins.folder and self._config.adapters_interval:
             self._go_on(watch(loaded.directory, self._config.adapters_interval))
 
     async def _listen(self, opened: _Opened, loaded: _Loaded) -> None:
@@ -283,8 +263,8 @@ class Server:
         self._exit.push_async_callback(listener.close)
         # Before that, so that nobody waits for who only watches.
         self._exit.callback(services.changes.close)
-        if opened.primary and loaded.mirror:
-            forwarding = Forwarding(opened.primary, loaded.mirror)
+        if opened.origins.primary and loaded.mirror:
+            forwarding = Forwarding(opened.origins.primary, loaded.mirror)
             answering = [forwarding.over(service) for service in answering]
         await listener.open(answering, opened.tls)
         self._is_serving = lambda: listener.is_serving

@@ -16,7 +16,7 @@ from loramux.cli.gateway import EXIT_CONFIG
 from loramux.errors import InvalidArgumentError, UnavailableError
 from loramux_server.access.caller import Role
 from loramux_server.config import ConfigError, make_config
-from loramux_server.opening import primary_of
+from loramux_server.origins import primary_of
 from tests.support.access import Keys
 from tests.support.certificates import Authority
 from tests.support.fake_server import FakeServer
@@ -162,7 +162,7 @@ def test_a_gateway_that_others_reach_is_nobody(site: Site, tmp_path: Path) -> No
 async def test_a_replica_presents_one(site: Site, tmp_path: Path) -> None:
     file = tmp_path / "key"
     file.write_text(site.key)
-    settings = {
+    settings: dict[str, object] = {
         "model": "m", "replica_of": site.target,
         "replica_key": str(file), "replica_ca": str(site.authority.path),
         "replica_cert": str(site.plain[0]), "replica_cert_key": str(site.plain[1]),
@@ -172,7 +172,10 @@ async def test_a_replica_presents_one(site: Site, tmp_path: Path) -> None:
     assert await primary.lineage()
     await primary.demand_all()
     await primary.close()
-    named = {"replica_cert": str(site.admin[0]), "replica_cert_key": str(site.admin[1])}
+    named: dict[str, object] = {
+        "replica_cert": str(site.admin[0]),
+        "replica_cert_key": str(site.admin[1]),
+    }
     for more, told in (
         (named, "--replica-cert .*: it names the caller spiffe"),
         ({"replica_cert_key": None}, "--replica-cert and --replica-cert-key go together"),

@@ -29,7 +29,8 @@ from loramux_adapters import read_package
 from loramux_server.access.caller import Role
 from loramux_server.access.key import parse_key
 from loramux_server.config import ConfigError, make_config
-from loramux_server.opening import become, primary_of
+from loramux_server.opening import become
+from loramux_server.origins import primary_of
 from loramux_server.replica import mirror as mirror_module
 from loramux_server.replica.mirror import Mirror
 from loramux_server.replica.primary import Primary

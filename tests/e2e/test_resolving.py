@@ -15,7 +15,7 @@ from loramux import AsyncClient, Client
 from loramux.errors import FailedPreconditionError, NotFoundError, UnavailableError
 from loramux_server.access.caller import Role
 from loramux_server.config import ConfigError, make_config
-from loramux_server.opening import primary_of, templates_of
+from loramux_server.origins import primary_of, templates_of
 from tests.support.access import Keys
 from tests.support.fake_server import FakeServer
 from tests.support.http_answers import answering

@@ -9,7 +9,7 @@ from loramux.errors import InvalidArgumentError
 from loramux_adapters import open_package, pack
 from loramux_adapters.signing import new_key, sign
 from loramux_server.config import ConfigError, make_config
-from loramux_server.opening import signers_of
+from loramux_server.origins import signers_of
 from tests.support.server import RunningServer
 
 

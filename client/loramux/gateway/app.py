@@ -125,6 +125,7 @@ class Gateway:
         caller = caller_of(request.scope)
         body = parse(await read(request, partial(self._most_bytes, caller)), TokenizeBody)
         server = await self.backend.info(caller)
+        body.model = reported(body.model or server.base_model, server)
         asked = body.request(server.base_model, caller.request_id)
         return WhileThere(
             Tokenizing(self.backend, caller, asked, returns_pieces=body.return_token_strs).whole
@@ -133,7 +134,10 @@ class Gateway:
     async def detokenize(self, request: Request) -> WhileThere:
         """`POST /detokenize`."""
         request.state.names = DETOKENIZE_NAMES
-        return await self._read(request, DetokenizeBody, Detokenizing.of)
+        body, caller = parse(await read(request), DetokenizeBody), caller_of(request.scope)
+        server = await self.backend.info(caller)
+        body.model = reported(body.model or server.base_model, server)
+        return WhileThere(Detokenizing.of(body, self.backend, caller, server.base_model).whole)
 
     async def load_lora_adapter(self, request: Request) -> Response:
         """`POST /v1/load_lora_adapter`."""

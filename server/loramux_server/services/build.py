@@ -14,6 +14,7 @@ from loramux_server.images.preparer import Preparer
 from loramux_server.metrics.loop_lag import LoopLag
 from loramux_server.metrics.series import Metrics
 from loramux_server.observe.audit import Audit
+from loramux_server.origins import Origins
 from loramux_server.served_names import SharedNames
 from loramux_server.services.adapters.aliases import AliasService
 from loramux_server.services.adapters.changes import Changes
@@ -41,8 +42,6 @@ from loramux_server.services.quarantine import QuarantineService
 from loramux_server.services.request_spans import RequestSpans
 from loramux_server.services.server import ServerService
 from loramux_server.services.tokenization import TokenizationService
-from loramux_server.sources.policy import Sources
-from loramux_server.sources.templates import Templates
 from loramux_server.statuses import Statuses
 from loramux_server.store.alias import Move
 from loramux_server.store.check import ServedBase
@@ -50,7 +49,6 @@ from loramux_server.store.instructions import Instructions
 from loramux_server.store.record import AdapterRecord
 from loramux_server.store.reference import full_name
 from loramux_server.store.registry import Registry
-from loramux_server.store.signers import TrustedSigners
 from loramux_server.store.uploads import Uploads
 from loramux_server.store.writing import ADDED, REMOVED, UPDATED
 from loramux_server.transport.rpc import Service
@@ -139,12 +137,8 @@ class Parts:
     """The base model."""
     base: ServedBase
     """The same, as adapters are compared with it."""
-    signers: TrustedSigners
-    """Who has to vouch for packages."""
-    templates: Templates
-    """Where adapters are fetched from that a request names."""
-    sources: Sources
-    """Where adapters may be imported from."""
+    origins: Origins
+    """Where adapters come from."""
     metrics: Metrics
     """What happens is counted there."""
     quotas: Quotas
@@ -193,7 +187,7 @@ def build_services(parts: Parts) -> Services:
         engine=parts.engine,
         model=parts.model,
         base=parts.base,
-        signers=parts.signers,
+        signers=parts.origins.signers,
         max_upload_bytes=parts.config.max_upload,
     )
     chunks = Chunks(parts.config.upload_idle_timeout, parts.config.min_upload_rate)
@@ -204,7 +198,7 @@ def build_services(parts: Parts) -> Services:
         metrics=metrics,
         chunks=chunks,
     )
-    imports = Imports(intake, parts.sources, parts.config.max_upload)
+    imports = Imports(intake, parts.origins.sources, parts.config.max_upload)
     adapters = AdapterService(
         intake=intake,
         imports=imports,
@@ -227,7 +221,7 @@ def build_services(parts: Parts) -> Services:
         ],
         intake=intake,
         resolver=Resolver(
-            parts.templates,
+            parts.origins.templates,
             imports,
             registry,
             parts.audit,
@@ -235,7 +229,7 @@ def build_services(parts: Parts) -> Services:
             ttl=parts.config.resolve_ttl,
             on_result=lambda outcome: metrics.resolved.labels(outcome).inc(),
         )
-        if parts.templates
+        if parts.origins.templates
         else None,
         uploads=uploads,
         seals=FoundSeals(registry),

@@ -1,0 +1,169 @@
+"""Where the adapters of a server come from, as its config says, or why they cannot."""
+
+import logging
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from loramux._access import certificate_files
+from loramux._certificate_files import check_names_nobody
+from loramux.errors import InvalidArgumentError
+from loramux_server.config import ConfigError, ServerConfig
+from loramux_server.replica.primary import Primary
+from loramux_server.sources.policy import MissingExtraError, Sources
+from loramux_server.sources.templates import Templates
+from loramux_server.store.signers import TrustedSigners
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origins:
+    """Where adapters come from, and whose are taken."""
+
+    folder: Path | None
+    """The folder that is watched."""
+    sources: Sources
+    """Where they may be imported from."""
+    templates: Templates
+    """Where those are fetched from that a request names."""
+    signers: TrustedSigners
+    """Who has to vouch for them."""
+    primary: Primary | None
+    """The server whose adapters these are, too, if this is a replica."""
+
+
+def origins_of(config: ServerConfig) -> Origins:
+    """Return where adapters come from.
+
+    Raises:
+        ConfigError: A setting is wrong, or does not go with another.
+    """
+    return Origins(
+        folder=adapters_folder(config),
+        primary=primary_of(config),
+        sources=sources_of(config),
+        signers=signers_of(config),
+        templates=templates_of(config),
+    )
+
+
+def adapters_folder(config: ServerConfig) -> Path | None:
+    """Return the folder of adapters that is watched, if one is.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if not config.adapters:
+        return None
+    path = Path(config.adapters)
+    if not path.is_dir():
+        raise ConfigError(f"--adapters {config.adapters} is not a directory")
+    return path
+
+
+def sources_of(config: ServerConfig) -> Sources:
+    """Return where adapters may be imported from.
+
+    Raises:
+        ConfigError: A place is malformed, or needs what is not installed.
+    """
+    try:
+        return Sources(config.hub_allow, config.object_allow, config.oci_allow)
+    except InvalidArgumentError as error:
+        raise ConfigError(f"--object-allow: {error}") from None
+    except MissingExtraError as error:
+        raise ConfigError(str(error)) from None
+
+
+def signers_of(config: ServerConfig) -> TrustedSigners:
+    """Return who has to vouch for packages.
+
+    Raises:
+        ConfigError: A file holds no public key, or cannot be read.
+    """
+    try:
+        return TrustedSigners([Path(name) for name in config.trusted_signer])
+    except OSError as error:
+        raise ConfigError(f"--trusted-signer {error.filename}: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"--trusted-signer: {error}") from None
+
+
+def templates_of(config: ServerConfig) -> Templates:
+    """Return where adapters are fetched from that a request names.
+
+    Raises:
+        ConfigError: A template is wrong, or does not go with another setting.
+    """
+    if config.resolve_ttl and not config.resolve:
+        raise ConfigError("--resolve-ttl is for --resolve, which is not given")
+    try:
+        return Templates(config.resolve)
+    except (ValueError, InvalidArgumentError, MissingExtraError) as error:
+        raise ConfigError(f"--resolve: {error}") from None
+
+
+def primary_of(config: ServerConfig) -> Primary | None:
+    """Return the server whose adapters this one is to have, if it is a replica.
+
+    None as well if --replica-of names this server: pods of a StatefulSet have the same options.
+
+    Raises:
+        ConfigError: A setting does not go with that, or its file cannot be read.
+    """
+    if config.replica_of is None:
+        for name in ("replica_key", "replica_ca", "replica_cert", "replica_cert_key"):
+            if getattr(config, name):
+                raise ConfigError(f"--{name.replace('_', '-')} requires --replica-of")
+        return None
+    if is_itself(config.replica_of, config.listen):
+        _log.info("--replica-of %s is this server: it is the primary", config.replica_of)
+        return None
+    for name in ("adapters", "resolve"):
+        if getattr(config, name):
+            raise ConfigError(
+                f"--{name} cannot be used with --replica-of: adapters come from the primary"
+            )
+    try:
+        key = Path(config.replica_key).read_text().strip() if config.replica_key else ""
+        authorities = Path(config.replica_ca) if config.replica_ca else None
+        return Primary(
+            config.replica_of, key=key, authorities=authorities, certificate=_certificate(config)
+        )
+    except OSError as error:
+        raise ConfigError(f"--replica-of: {error.filename}: {error.strerror}") from None
+    except (InvalidArgumentError, ValueError) as error:
+        raise ConfigError(f"--replica-of {config.replica_of}: {error}") from None
+
+
+def _certificate(config: ServerConfig) -> tuple[Path, Path] | None:
+    """Return the files of what is presented to the primary: for others, whose calls go there too.
+
+    Raises:
+        ConfigError: One of the two options is missing.
+        InvalidArgumentError: The same, in the environment.
+        OSError: The certificate cannot be read.
+        ValueError: It is none, or names a caller.
+    """
+    given = config.replica_cert, config.replica_cert_key
+    if any(given) and not all(given):
+        raise ConfigError("--replica-cert and --replica-cert-key go together; set both")
+    cert, key = given
+    files = certificate_files((cert, key) if cert and key else None)
+    if files:
+        check_names_nobody("--replica-cert", files[0])
+    return files
+
+
+def is_itself(target: str, listen: str) -> bool:
+    """Return whether `target` is the server of this machine that listens on `listen`.
+
+    Args:
+        target: HOST:PORT, where HOST or its first label is the name of a machine. Names are
+            compared, not addresses: that of a pod that starts is not known yet.
+        listen: HOST:PORT that the server listens on.
+    """
+    host, _, port = target.rpartition(":")
+    ours = socket.gethostname().lower()
+    return port == listen.rpartition(":")[2] and ours in (host.lower(), host.lower().split(".")[0])
