@@ -91,6 +91,11 @@ class RunningGateway:
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         return self._ask("POST", path, raw, {"content_type": "application/json"} | headers)
 
+    def ask_json(self, method: str, path: str, body: object, **headers: str) -> Answer:
+        """Send `body` as JSON by any method, or no body if it is None."""
+        raw = None if body is None else json.dumps(body).encode()
+        return self._ask(method, path, raw, {"content_type": "application/json"} | headers)
+
     def put(self, path: str, body: bytes, **headers: str) -> Answer:
         return self._ask("PUT", path, body, headers)
 

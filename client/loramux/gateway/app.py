@@ -14,6 +14,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from loramux.gateway import anthropic
+from loramux.gateway.adapters import adapter_routes
 from loramux.gateway.answering import Answering, WhileThere
 from loramux.gateway.answers import Answers
 from loramux.gateway.asked import asked_by_chat, asked_by_completion
@@ -125,7 +126,8 @@ class Gateway:
         caller = caller_of(request.scope)
         body = parse(await read(request, partial(self._most_bytes, caller)), TokenizeBody)
         server = await self.backend.info(caller)
-        body.model = reported(body.model or server.base_model, server)
+        if body.model is not None:
+            body.model = reported(body.model, server)
         asked = body.request(server.base_model, caller.request_id)
         return WhileThere(
             Tokenizing(self.backend, caller, asked, returns_pieces=body.return_token_strs).whole
@@ -134,9 +136,11 @@ class Gateway:
     async def detokenize(self, request: Request) -> WhileThere:
         """`POST /detokenize`."""
         request.state.names = DETOKENIZE_NAMES
-        body, caller = parse(await read(request), DetokenizeBody), caller_of(request.scope)
+        caller = caller_of(request.scope)
+        body = parse(await read(request), DetokenizeBody)
         server = await self.backend.info(caller)
-        body.model = reported(body.model or server.base_model, server)
+        if body.model is not None:
+            body.model = reported(body.model, server)
         return WhileThere(Detokenizing.of(body, self.backend, caller, server.base_model).whole)
 
     async def load_lora_adapter(self, request: Request) -> Response:
@@ -265,6 +269,7 @@ def make_app(
             Route("/v1/load_lora_adapter", gateway.load_lora_adapter, methods=["POST"]),
             Route("/v1/unload_lora_adapter", gateway.unload_lora_adapter, methods=["POST"]),
             *gateway.messages.routes,
+            *adapter_routes(lambda: gateway.backend),
             Route("/v1/models", gateway.models),
             Route("/v1/models/{id:path}", gateway.model),
             Route("/health", gateway.health),

@@ -208,6 +208,10 @@ class Backend:
                 if not token:
                     return found
 
+    def channel(self, caller: Caller) -> grpc.aio.Channel:
+        """Return what makes the caller's calls at the server that each is for."""
+        return cast(grpc.aio.Channel, cast(Calling, self._channel).showing(caller.metadata))
+
     async def servers(self, caller: Caller) -> list[grpc.aio.Channel]:
         """Return what makes the caller's calls at each server by itself."""
         own = cast(Calling, self._channel).showing(caller.metadata)

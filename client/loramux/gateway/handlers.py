@@ -20,6 +20,7 @@ _log = logging.getLogger(__name__)
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, LoramuxError)
     refuse = anthropic.refusal if anthropic.is_anthropic(request.scope) else refusal
+    refuse = getattr(request.state, "refuse", refuse)
     answer = refuse(error, caller_of(request.scope), getattr(request.state, "names", Names()))
     if getattr(request.state, "is_cut_off", False):  # the rest of the body is not waited for
         answer.headers["connection"] = "close"
@@ -30,11 +31,12 @@ _HTTP = {
     404: ("there is no such route", "not_found"),
     405: ("the route has no such method", "method_not_allowed"),
     408: (f"the body took more than {BODY_SECONDS:g} s", "body_timeout"),
+    411: ("", "length_required"),
     413: ("", "body_too_large"),
     415: ("", "unsupported_media_type"),
 }
 """Status -> message, empty where the error has its own, and code."""
-_CLOSING = (408, 413)
+_CLOSING = (408, 411, 413, 415)
 """After which the rest of a body is not waited for."""
 
 

@@ -94,7 +94,7 @@ def told(error: LoramuxError) -> dict[str, object]:
 
 def own_refusal(error: LoramuxError, caller: Caller) -> Response:
     """Return the answer that tells `caller` of `error` as it is."""
-    status, _ = _STATUSES.get(error.code, _DEFECT)
+    status, _ = own_status_of(error)
     return json_response({"error": told(error)}, headers_of(error, status, caller), status)
 
 
@@ -132,6 +132,11 @@ def headers_of(error: LoramuxError, status: int, caller: Caller) -> dict[str, st
 def status_of(error: LoramuxError) -> tuple[int, str]:
     """Return HTTP's status for `error`, and OpenAI's type."""
     return _STATUSES.get(grpc.StatusCode.NOT_FOUND if _is_of_model(error) else error.code, _DEFECT)
+
+
+def own_status_of(error: LoramuxError) -> tuple[int, str]:
+    """Return the same where adapters are no models."""
+    return _STATUSES.get(error.code, _DEFECT)
 
 
 def _is_of_model(error: LoramuxError) -> bool:

@@ -14,10 +14,10 @@ from loramux.gateway.answering import WhileThere
 from loramux.gateway.backend import Backend
 from loramux.gateway.caller import caller_of
 from loramux.gateway.console.live import Live
-from loramux.gateway.console.uploads import Start, Uploading
 from loramux.gateway.parsing import parse
 from loramux.gateway.reading import read
 from loramux.gateway.refusal import invalid, json_response
+from loramux.gateway.uploading import Start, Uploading
 from loramux.types import Adapter
 
 _BY = "console"

@@ -1,10 +1,11 @@
-"""Packages that a browser sends: passed on as they come, a piece at a time.
+"""Packages that come over HTTP: passed on as they come, a piece at a time.
 
-The page knows size and digest before it sends anything, so the server judges the name and the
-caller first, and an upload that breaks off goes on where it was.
+Size and digest are known before anything is sent, so the server judges the name and the caller
+first, and an upload that breaks off goes on where it was.
 """
 
 import asyncio
+import datetime
 from collections.abc import AsyncGenerator, AsyncIterable
 from contextlib import aclosing
 
@@ -20,6 +21,8 @@ from loramux.gateway.refusal import invalid
 from loramux.v1 import adapters_pb2, uploads_pb2
 from loramux.v1.uploads_pb2_grpc import UploadServiceStub
 
+_MAX_TTL = 100 * 365 * 86_400
+
 
 class Start(msgspec.Struct, kw_only=True):
     """What will be sent."""
@@ -28,6 +31,21 @@ class Start(msgspec.Struct, kw_only=True):
     size_bytes: int
     sha256: str
     must_not_exist: bool = False
+    ttl_seconds: float | None = None
+
+
+def ttl_of(field: str, seconds: float) -> datetime.timedelta:
+    """Return the time to live that `field` gives in seconds.
+
+    Raises:
+        InvalidArgumentError: It is none.
+    """
+    # Written so that NaN fails. More fits no timestamp.
+    if not 0 < seconds <= _MAX_TTL:
+        raise invalid(
+            field, f"{field} is {seconds}; expected seconds above 0, and {_MAX_TTL} at most"
+        )
+    return datetime.timedelta(seconds=seconds)
 
 
 class Uploading:
@@ -50,6 +68,8 @@ class Uploading:
                 sha256=start.sha256,
                 must_not_exist=start.must_not_exist,
             )
+        if start.ttl_seconds is not None:
+            header.ttl.FromTimedelta(ttl_of("ttl_seconds", start.ttl_seconds))
         with _wire.raising():
             response = await self._service.StartUpload(
                 uploads_pb2.StartUploadRequest(header=header), timeout=self._timeout

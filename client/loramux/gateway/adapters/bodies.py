@@ -1,0 +1,91 @@
+"""The JSON bodies of `/v1/adapters`, and what its queries may say."""
+
+import re
+
+import msgspec
+from starlette.requests import Request
+
+from loramux.gateway.parsing import Unserved
+from loramux.gateway.refusal import invalid
+
+NOTHING_ELSE = Unserved(harmless=frozenset(), unsupported={})
+"""Every field counts."""
+_FLAGS = {"": True, "true": True, "1": True, "false": False, "0": False}
+
+
+class ImportBody(msgspec.Struct, kw_only=True):
+    """Whence a server is to fetch an adapter."""
+
+    uri: str
+    must_not_exist: bool = False
+    ttl_seconds: float | None = None
+
+
+class AliasBody(msgspec.Struct, kw_only=True):
+    """What an alias is to stand for: one version, or several by weight."""
+
+    version: int | None = None
+    weights: dict[int, int] | None = None
+    expected: int | dict[int, int] | None = None
+    """What it has to stand for now, as the same; `{}` for no alias at all."""
+
+
+class NoBody(msgspec.Struct, kw_only=True):
+    """Nothing to say."""
+
+
+class TtlBody(msgspec.Struct, kw_only=True):
+    """How long a version is to live from now on."""
+
+    seconds: float | None = None
+    """None for no end."""
+
+
+def reference_of(request: Request, part: str = "reference") -> str:
+    """Return the adapter that the path means, with the tenant of the query, if one is given."""
+    reference: str = request.path_params[part]
+    tenant = request.query_params.get("tenant", "")
+    return f"{tenant}/{reference}" if tenant else reference
+
+
+def check_query(request: Request, *known: str) -> None:
+    """Demand that the query has only what is known, each once.
+
+    Raises:
+        InvalidArgumentError: It has more; the error names it.
+    """
+    names = [name for name, _ in request.query_params.multi_items()]
+    for name in names:
+        if name not in known:
+            what = f"; there is {', '.join(known)}" if known else ""
+            raise invalid(name, f"{name[:80]!r} is nothing that this query may have{what}")
+        if names.count(name) > 1:
+            raise invalid(name, f"{name} is given more than once")
+
+
+def flag(request: Request, name: str) -> bool:
+    """Return whether the query has `name`.
+
+    Raises:
+        InvalidArgumentError: Its value is neither true nor false.
+    """
+    if name not in request.query_params:
+        return False
+    given = request.query_params[name].lower()
+    if given not in _FLAGS:
+        raise invalid(name, f"{name} is {given[:80]!r}; expected true or false")
+    return _FLAGS[given]
+
+
+def number(request: Request, name: str) -> float | None:
+    """Return the number `name` of the query; None where there is none.
+
+    Raises:
+        InvalidArgumentError: It is none.
+    """
+    given = request.query_params.get(name)
+    if given is None:
+        return None
+    if not re.fullmatch(r"\d{1,15}(\.\d{1,9})?", given, re.ASCII):
+        raise invalid(name, f"{name} is {given[:80]!r}; expected a number")
+    return float(given)

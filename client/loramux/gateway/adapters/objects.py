@@ -1,0 +1,91 @@
+"""How adapters look in JSON, and what is told of errors."""
+
+import datetime
+from collections.abc import Mapping
+
+from starlette.responses import Response
+
+from loramux.errors import LoramuxError
+from loramux.gateway.caller import Caller
+from loramux.gateway.names import Names
+from loramux.gateway.refusal import headers_of, json_response, own_status_of, words_of
+from loramux.types import Adapter, AliasMove
+
+Object = dict[str, object]
+
+_FIELDS = {"header.size_bytes": "content-length", "header.sha256": "x-content-sha256"}
+"""Field of the server's requests -> header of HTTP that it comes of."""
+
+
+def adapter_object(adapter: Adapter) -> Object:
+    """Return one version of an adapter."""
+    return {
+        "object": "adapter",
+        "name": adapter.name,
+        "tenant": adapter.tenant,
+        "version": adapter.version,
+        "reference": adapter.reference,
+        "digest": adapter.digest,
+        "size_bytes": adapter.size_bytes,
+        "method": adapter.method,
+        "rank": adapter.rank,
+        "task": adapter.task,
+        "base_model": adapter.base_model,
+        "source": adapter.source,
+        "origin": adapter.origin,
+        "created_at": _moment(adapter.created_at),
+        "expires_at": _moment(adapter.expires_at),
+        "aliases": list(adapter.aliases),
+        "pinned": adapter.is_pinned,
+        "tier": adapter.tier,
+    }
+
+
+def list_object(found: list[Object]) -> Object:
+    """Return a list of objects."""
+    return {"object": "list", "data": found}
+
+
+def alias_object(name: str, alias: str, weights: Mapping[int, int]) -> Object:
+    """Return an alias: which versions it stands for, each with its weight."""
+    return {
+        "object": "adapter.alias",
+        "name": name,
+        "alias": alias,
+        "weights": weights_object(weights),
+    }
+
+
+def weights_object(weights: Mapping[int, int]) -> Object:
+    """Return weight by version."""
+    return {str(version): weight for version, weight in weights.items()}
+
+
+def move_object(move: AliasMove) -> Object:
+    """Return one move of an alias."""
+    return {
+        "object": "adapter.alias.move",
+        "before": weights_object(move.before),
+        "after": weights_object(move.after),
+        "moved_at": _moment(move.moved_at),
+        "moved_by": move.moved_by,
+    }
+
+
+def refusal(error: LoramuxError, caller: Caller, names: Names) -> Response:
+    """Return the answer that tells `caller` of `error`, in OpenAI's form.
+
+    What other routes call `model` is the resource itself here.
+    """
+    status, kind = own_status_of(error)
+    field = _FIELDS.get(error.field, error.field.removeprefix("header."))
+    told = words_of(error)
+    if error.field and told.startswith(error.field):
+        told = field + told.removeprefix(error.field)
+    code = (error.reason or error.code.name).lower()
+    body = {"error": {"message": told, "type": kind, "param": field or None, "code": code}}
+    return json_response(body, headers_of(error, status, caller), status)
+
+
+def _moment(moment: datetime.datetime | None) -> str | None:
+    return None if moment is None else moment.isoformat().replace("+00:00", "Z")

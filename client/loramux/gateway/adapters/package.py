@@ -1,0 +1,96 @@
+"""A package that is the body of a request."""
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, AsyncIterable
+
+import grpc
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from loramux._calling import to_home
+from loramux.gateway.reading import BODY_SECONDS
+from loramux.gateway.refusal import invalid
+from loramux.gateway.uploading import Start, Uploading
+from loramux.types import Adapter
+
+DIGEST = "x-content-sha256"
+_TYPE = "application/octet-stream"
+
+
+async def upload(
+    request: Request, channel: grpc.aio.Channel, seconds: float, start: Start
+) -> tuple[Adapter, bool]:
+    """Send the body of `request`; return what it became, and whether that was there already.
+
+    A call of the server may take `seconds`. The server has judged name, size and digest before a
+    byte is read. Where it has a part of the same package, of an upload that broke off, only the
+    rest goes there.
+
+    Raises:
+        LoramuxError: The server refuses it.
+        HTTPException: The body comes too slowly.
+        ClientDisconnect: The caller left before it was whole.
+    """
+    # All parts of an upload come to one server.
+    uploading = Uploading(to_home(channel, start.name), seconds)
+    request.state.is_cut_off = True  # nothing of what is refused is waited for
+    started = await uploading.start(start)
+    parts = request.stream()
+    if started["adapter"] is None:
+        upload_id, committed = str(started["upload_id"]), started["committed_bytes"]
+        assert isinstance(committed, int)
+        if committed < start.size_bytes:
+            await uploading.send(upload_id, committed, _without(parts, committed))
+        started = await uploading.finish(upload_id)
+    await _drained(parts)
+    request.state.is_cut_off = False
+    adapter = started["adapter"]
+    assert isinstance(adapter, Adapter)
+    return adapter, bool(started["already_existed"])
+
+
+def start_of(request: Request, name: str, *, must_not_exist: bool, ttl: float | None) -> Start:
+    """Return what the headers of `request` declare.
+
+    Raises:
+        HTTPException: The body has no length, or is not called bytes.
+        InvalidArgumentError: There is no digest.
+    """
+    headers = request.headers
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != _TYPE:
+        # Any page may let a browser send other types here; to send this one, it would have to ask.
+        raise HTTPException(415, f"content-type is {kind!r}; expected {_TYPE!r}")
+    length = headers.get("content-length", "")
+    if not (length.isascii() and length.isdecimal() and len(length) < 19):
+        raise HTTPException(411, "content-length is missing; a package is sent with its size")
+    digest = headers.get(DIGEST, "").lower()
+    if not re.fullmatch(r"[0-9a-f]{64}", digest):
+        raise invalid(
+            DIGEST, f"{DIGEST} is {digest[:80]!r}; expected the package's SHA-256, in hex"
+        )
+    return Start(
+        name=name,
+        size_bytes=int(length),
+        sha256=digest,
+        must_not_exist=must_not_exist,
+        ttl_seconds=ttl,
+    )
+
+
+async def _without(parts: AsyncIterable[bytes], count: int) -> AsyncGenerator[bytes, None]:
+    """Yield `parts` but for the first `count` bytes."""
+    async for part in parts:
+        yield part[count:]
+        count = max(0, count - len(part))
+
+
+async def _drained(parts: AsyncIterable[bytes]) -> None:
+    """Read what is left: clients hear an answer only once they sent all."""
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for _ in parts:
+                pass
+    except TimeoutError:
+        raise HTTPException(408) from None
