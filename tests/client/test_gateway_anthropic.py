@@ -2,6 +2,7 @@
 
 import base64
 import json
+import time
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -306,3 +307,12 @@ async def test_the_context_leaves_what_prompt_and_virtual_tokens_do_not_take() -
     counting = Counting.of(cast(Backend, Server()), CALLER, request, None)
     assert await counting.room() == 86
     assert request.sampling.max_tokens == 5
+
+
+@pytest.mark.parametrize("block", [text("t"), {"type": "thinking", "thinking": "t"}])
+def test_what_many_blocks_take_grows_with_their_number(block: dict[str, Any]) -> None:
+    kind = block["type"]
+    blocks = [block | {kind: "t" * (16 << 20)}, *[block] * 30_000]
+    started = time.process_time()
+    asked(messages=[user(text("a")), {"role": "assistant", "content": blocks}, user(text("b"))])
+    assert time.process_time() - started < 8

@@ -1,6 +1,7 @@
 """What becomes of the items of an input, and of the pieces of an answer."""
 
 import json
+import time
 from typing import Any
 
 import pydantic
@@ -188,3 +189,15 @@ def test_a_stream_that_fails_tells_so_and_what_there_is(
     assert response["error"]["message"] == failure["message"]
     (item,) = response["output"]
     assert (item["status"], item["content"][0]["text"]) == ("incomplete", "s")
+
+
+@pytest.mark.parametrize("items", [
+    pytest.param([CALL, *[SAY] * 150_000], id="texts"),
+    pytest.param([CALL] * 150_000, id="calls"),
+    pytest.param([{**THINK, "content": [{"text": "t" * (16 << 20)}]}, *[THINK] * 30_000],
+                 id="thoughts"),
+])  # fmt: skip
+def test_what_many_items_take_grows_with_their_number(items: Any) -> None:
+    started = time.process_time()
+    talk_of(None, items)
+    assert time.process_time() - started < 8

@@ -40,29 +40,34 @@ class Turn:
     role: str
     name: str
     """The field of the request that it comes from; likewise in `part_names` and `call_names`."""
-    parts: list[str | Image] = field(default_factory=list)
+    parts: list[list[str] | Image] = field(default_factory=list)
+    """A part of text is the texts that it is made of, joined at the end: there may be thousands."""
     part_names: list[str] = field(default_factory=list)
     calls: list[ToolCall] = field(default_factory=list)
     call_names: list[str] = field(default_factory=list)
-    reasoning: str = ""
+    thoughts: list[str] = field(default_factory=list)
     call_id: str = ""
 
     def add(self, name: str, part: str | Image) -> None:
         """Append `part`, which comes from the field `name`; adjacent texts become one part."""
-        if isinstance(part, str) and self.parts and isinstance(self.parts[-1], str):
-            self.parts[-1] = _BETWEEN.join(filter(None, (self.parts[-1], part)))
+        last = self.parts[-1] if self.parts else None
+        if isinstance(part, str) and isinstance(last, list):
+            last.append(part)
         else:
-            self.parts.append(part)
+            self.parts.append([part] if isinstance(part, str) else part)
             self.part_names.append(name)
 
     @property
     def message(self) -> Message:
         """The message."""
-        found: Message = {"role": self.role, "content": self.parts}
+        found: Message = {
+            "role": self.role,
+            "content": [_joined(part) if isinstance(part, list) else part for part in self.parts],
+        }
         if self.calls:
             found["tool_calls"] = self.calls
-        if self.reasoning:
-            found["reasoning"] = self.reasoning
+        if thought := _joined(self.thoughts):
+            found["reasoning"] = thought
         if self.call_id:
             found["tool_call_id"] = self.call_id
         return found
@@ -144,7 +149,7 @@ class Turns:
             if isinstance(block, TextBlock):
                 turn.add(part, block.text)
             elif isinstance(block, ThinkingBlock):
-                turn.reasoning = _BETWEEN.join(filter(None, (turn.reasoning, block.thinking)))
+                turn.thoughts.append(block.thinking)
             elif isinstance(block, ToolUseBlock):
                 arguments = msgspec.json.encode(block.input).decode()
                 turn.calls.append(ToolCall(block.id, block.name, arguments))
@@ -180,6 +185,10 @@ class Turns:
         return self._turns[-1]
 
 
+def _joined(texts: Sequence[str]) -> str:
+    return _BETWEEN.join(filter(None, texts))
+
+
 def _texts(name: str, content: str | Sequence[dict[str, object]]) -> Iterator[tuple[str, str]]:
     """Yield the texts of a system message, each with its field."""
     for part, block in blocks_of(name, content, OF_SYSTEM):
@@ -205,6 +214,6 @@ def _result(name: str, block: ToolResultBlock) -> Turn:
     for part, each in blocks_of(f"{name}.content", block.content or "", OF_RESULT):
         turn.add(part, _part(part, each))
     if block.is_error:
-        turn.parts.insert(0, _FAILED)
+        turn.parts.insert(0, [_FAILED])
         turn.part_names.insert(0, name)
     return turn

@@ -83,6 +83,9 @@ class Talk:
     messages: list[ChatMessage] = field(default_factory=list)
     sources: list[Source] = field(default_factory=list)
     """Of each message."""
+    thoughts: list[list[str]] = field(default_factory=list)
+    """The reasoning of each message, which `end` puts into it. An input has thousands of items: no
+    text or list may be copied for each of them."""
 
     def begin(self, name: str, role: str, content: str | list[Part], of_content: str) -> None:
         """Add a message.
@@ -95,6 +98,7 @@ class Talk:
         """
         self.messages.append(ChatMessage(role, content))
         self.sources.append(Source(name, of_content))
+        self.thoughts.append([])
 
     def add(self, name: str, given: Mapping[str, object]) -> None:
         """Add `given`, the item at `name`.
@@ -127,20 +131,28 @@ class Talk:
         elif isinstance(item, ReasoningItem):
             self._think(name, item)
 
+    def end(self) -> None:
+        """Complete the messages."""
+        for message, thoughts in zip(self.messages, self.thoughts, strict=True):
+            if thoughts:
+                message.reasoning = "\n\n".join(thoughts)
+
     def _say(self, name: str, content: str | list[Part]) -> None:
         message, source = self._turn(name)
         if message.content and not message.tool_calls:
             message, source = self._turn(name, is_new=True)
         if message.content:  # text after calls
-            before, after = _parts(message.content), _parts(content)
-            message.content = [*before, *after]
+            message.content = _parts(message.content)
+            message.content += _parts(content)
         else:
             message.content, source.content = content, f"{name}.content"
 
     def _call(self, name: str, item: CallItem) -> None:
         message, source = self._turn(name)
         call = ToolCall(CalledFunction(item.name, item.arguments), item.call_id)
-        message.tool_calls = [*(message.tool_calls or ()), call]
+        if message.tool_calls is None:
+            message.tool_calls = []
+        message.tool_calls.append(call)
         source.calls.append(name)
 
     def _think(self, name: str, item: ReasoningItem) -> None:
@@ -156,7 +168,7 @@ class Talk:
         message, source = self._turn(name)
         if message.content or message.tool_calls:
             message, source = self._turn(name, is_new=True)
-        message.reasoning = "\n\n".join(filter(None, (message.reasoning, thought)))
+        self.thoughts[-1].append(thought)
         source.reasoning = source.reasoning or f"{name}.content"
 
     def _turn(self, name: str, *, is_new: bool = False) -> tuple[ChatMessage, Source]:
@@ -182,6 +194,7 @@ def talk_of(instructions: str | None, given: str | list[dict[str, object]]) -> T
         raise invalid("input", "input is an empty list; give a text, or at least one item")
     for place, item in enumerate(given):
         talk.add(f"input[{place}]", item)
+    talk.end()
     return talk
 
 
