@@ -1,11 +1,17 @@
 """Prompts as tokens, tokens as text, over the real socket: as transformers has them."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from loramux import AsyncClient, Client, Message
-from loramux.errors import InvalidArgumentError, NotFoundError
+from loramux.errors import InvalidArgumentError, NotFoundError, ResourceExhaustedError
+from loramux_server.access.access_file import append_key
+from loramux_server.access.caller import Role
+from loramux_server.access.key import new_key
+from loramux_server.access.key_making import new_record
+from tests.support.fake_server import FakeServer
 from tests.support.server import RunningServer
 from tests.support.templates import CHATML, HEADERS, chat_tokenizer
 
@@ -86,3 +92,17 @@ async def test_the_asynchronous_client_has_both(server: RunningServer) -> None:
     async with AsyncClient(server.target) as client:
         found = await client.tokenize("hello", add_special_tokens=False)
         assert await client.detokenize(found.ids) == "hello"
+
+
+def test_tokens_become_text_within_the_quota_of_requests(tmp_path: Path) -> None:
+    key, access = new_key(), tmp_path / "access.toml"
+    access.write_text("[tenants.acme]\nrequests_per_second = 0.01\n")
+    append_key(access, new_record(key.id, key.sha256, tenant="acme", role=Role.USER))
+    with (
+        FakeServer(tmp_path, "--access", str(access)) as server,
+        server.client(key=key.text) as client,
+    ):
+        with pytest.raises(InvalidArgumentError, match="no tokenizer"):
+            client.detokenize([5])
+        with pytest.raises(ResourceExhaustedError, match=r"0\.01 requests a second"):
+            client.detokenize([5])

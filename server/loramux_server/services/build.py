@@ -273,6 +273,7 @@ def _generating(parts: Parts, shared: _Shared) -> list[Service]:
     )
     tokenization = TokenizationService(
         generation=generation,
+        calls=shared.calls,
         prompts=shared.prompts,
         instructions=shared.instructions,
         registry=parts.registry,

@@ -6,6 +6,7 @@ from functools import partial
 
 from loramux.v1 import tokenization_pb2
 from loramux_server.field_errors import wrong
+from loramux_server.services.calls import Calls
 from loramux_server.services.deadline import Deadline
 from loramux_server.services.generation.service import GenerationService
 from loramux_server.services.limits import check_tokens
@@ -20,8 +21,8 @@ from loramux_server.wire.model_info import ModelInfo
 class TokenizationService:
     """Implements `loramux.v1.TokenizationService`.
 
-    A prompt is made exactly as for `Generate`, and passes the same checks; it takes a place in the
-    waiting room meanwhile, and counts as a request of its tenant, but none of its tokens do.
+    A prompt is made exactly as for `Generate`, and passes the same checks. A call takes a place in
+    the waiting room meanwhile, and counts as a request of its tenant, but none of its tokens do.
     """
 
     descriptor = tokenization_pb2.DESCRIPTOR.services_by_name["TokenizationService"]
@@ -30,6 +31,7 @@ class TokenizationService:
         self,
         *,
         generation: GenerationService,
+        calls: Calls,
         prompts: Prompts,
         instructions: Instructions,
         registry: Registry,
@@ -37,6 +39,7 @@ class TokenizationService:
         default_timeout: float,
     ) -> None:
         self._generation = generation
+        self._calls = calls
         self._prompts = prompts
         self._instructions = instructions
         self._registry = registry
@@ -71,7 +74,10 @@ class TokenizationService:
             raise wrong(
                 "token_ids", f"has {len(tokens)} tokens; expected at most {most}, the context"
             )
+        deadline = Deadline.of(context, self._default_timeout)
         with ExitStack() as held:
+            held.enter_context(self._calls.placed(request, 0, deadline))
+            held.enter_context(self._calls.live(""))
             told, vocab_size = NONE, self._model.vocab_size
             if request.adapter:
                 record, source = held.enter_context(self._registry.lease(request.adapter))
@@ -79,8 +85,8 @@ class TokenizationService:
                 vocab_size = record.vocab_size or vocab_size
             check_tokens("token_ids", tokens, vocab_size)
             tokenizer = await self._prompts.tokenizer(told)
-        if tokenizer is None:
-            raise wrong("token_ids", "cannot become text: the base model has no tokenizer")
-        make = partial(tokenizer.text_of, tokens, skip_special=request.skip_special_tokens)
-        text = await asyncio.to_thread(make) if len(tokens) > OFF_LOOP else make()
+            if tokenizer is None:
+                raise wrong("token_ids", "cannot become text: the base model has no tokenizer")
+            make = partial(tokenizer.text_of, tokens, skip_special=request.skip_special_tokens)
+            text = await asyncio.to_thread(make) if len(tokens) > OFF_LOOP else make()
         return tokenization_pb2.DetokenizeResponse(text=text)
