@@ -185,3 +185,9 @@ def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "adapter_model.safetensors")
     with pytest.raises(NotFoundError, match=r"adapter_model\.safetensors is no file"):
         LocalFiles(tmp_path)
+
+
+def test_a_name_that_a_source_cannot_have_is_not_there() -> None:
+    templates = Templates(["oci://registry.example/x:a-{tenant}-{name}", "/mnt/{name}"])
+    assert len(templates.openings(Reference("a", "b"))) == 2
+    assert len(templates.openings(Reference("a" * 63, "b" * 63))) == 1

@@ -2,8 +2,10 @@
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
+from loramux.errors import InvalidArgumentError
 from loramux_server.sources.local import LocalFiles
 from loramux_server.sources.policy import Opening, check_installed, open_uri
 from loramux_server.store.reference import Reference
@@ -43,7 +45,11 @@ class Templates:
 
     def openings(self, adapter: Reference) -> list[Opening]:
         """Return what opens each place where `adapter` may be; nothing is asked before."""
-        return [self._opening(text, adapter) for text in self._texts]
+        found: list[Opening] = []
+        for text in self._texts:
+            with suppress(InvalidArgumentError):  # nothing has such a name there, as a tag too long
+                found.append(self._opening(text, adapter))
+        return found
 
     def _opening(self, text: str, adapter: Reference) -> Opening:
         # Names have letters, digits, `-`, `_` and `.` between them: none leads elsewhere.
