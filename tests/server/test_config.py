@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from loramux.cli.app import app
 from loramux_server.commands.flags import parse_size, show_size, takes_config
-from loramux_server.commands.headings import HEADINGS
+from loramux_server.commands.headings import HEADINGS, METAVARS
 from loramux_server.commands.serve import run
 from loramux_server.config import ConfigError, ServerConfig, make_config, split_address
 from loramux_server.served_names import named
@@ -21,7 +21,7 @@ def from_flags(*arguments: str) -> ServerConfig:
     """What `loramux serve` would serve with."""
     given: list[dict[str, object]] = []
     only = typer.Typer()
-    only.command()(takes_config(ServerConfig, HEADINGS)(given.append))
+    only.command()(takes_config(ServerConfig, HEADINGS, METAVARS)(given.append))
     result = CliRunner().invoke(only, arguments)
     assert result.exit_code == 0, result.output
     return make_config(given[0])
@@ -74,6 +74,8 @@ def test_every_flag_is_below_one_heading_of_the_help() -> None:
     help_lines = CliRunner().invoke(app, ["serve", "--help"]).output.splitlines()
     headings = [line for line in help_lines if line.endswith(":") and not line.startswith(" ")]
     assert headings == [f"{heading}:" for heading in (*HEADINGS, "Other")]
+    assert METAVARS.keys() <= set(names)
+    assert not any(line.split()[1:2] == ["TEXT"] for line in help_lines), "see METAVARS"
     below = help_lines[help_lines.index("Memory:") :]
     assert below[1].split()[:2] == ["--kv-memory", "SIZE|auto"]
 

@@ -10,6 +10,8 @@ import typer
 from typer.core import TyperCommand
 
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+_METAVARS = {int: "N", float: "SECONDS", str: "TEXT", list[str]: "TEXT"}
+_CHOICES = re.compile(r"\^\(([a-z0-9|]+)\)\$")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
 
@@ -51,13 +53,16 @@ class HeadedCommand(TyperCommand):
 
 
 def takes_config(
-    config: type[msgspec.Struct], headings: Mapping[str, Iterable[str]]
+    config: type[msgspec.Struct],
+    headings: Mapping[str, Iterable[str]],
+    metavars: Mapping[str, str],
 ) -> Callable[[Callable[[dict[str, object]], None]], Callable[..., None]]:
     """Make a command that has a flag for each field of `config` and gets them as a dict.
 
     Args:
         config: What is to be set.
         headings: Heading -> the fields below it in the help of a `HeadedCommand`, all together.
+        metavars: Field -> what stands for its value in the help, where its type does not tell.
     """
 
     def decorate(command: Callable[[dict[str, object]], None]) -> Callable[..., None]:
@@ -66,7 +71,7 @@ def takes_config(
 
         fields = {field.name: field for field in msgspec.structs.fields(config)}
         parameters = [
-            _parameter(fields[name], config, heading)
+            _parameter(fields[name], config, heading, metavars.get(name))
             for heading, names in headings.items()
             for name in names
         ]
@@ -80,7 +85,10 @@ def takes_config(
 
 
 def _parameter(
-    field: msgspec.structs.FieldInfo, config: type[msgspec.Struct], heading: str
+    field: msgspec.structs.FieldInfo,
+    config: type[msgspec.Struct],
+    heading: str,
+    metavar: str | None,
 ) -> inspect.Parameter:
     hint = get_type_hints(config, include_extras=True)[field.name]
     assert get_origin(hint) is Annotated
@@ -96,9 +104,13 @@ def _parameter(
     if schema.get("format") == "bytes":
         details |= {"parser": parse_size, "metavar": "SIZE"}
         default = show_size(field.default)
+    elif found := _CHOICES.fullmatch(meta.pattern or ""):
+        details["metavar"] = found[1]
+    elif kind is not bool:
+        details["metavar"] = metavar or _METAVARS[kind]
     if word := schema.get("zero"):
         details["parser"] = _or_zero(word, details.get("parser", int))
-        details["metavar"] = f"{details.get('metavar', 'INTEGER')}|{word}"
+        details["metavar"] = f"{details.get('metavar', _METAVARS[int])}|{word}"
         default = default if field.default else word
     return inspect.Parameter(
         field.name,

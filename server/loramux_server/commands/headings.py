@@ -35,3 +35,16 @@ HEADINGS = {
     "Logging and tracing": ("log_format", "audit_log", "tracing_endpoint"),
 }  # fmt: skip
 """Heading -> fields of `ServerConfig`, all of them, in the order of the help."""
+
+METAVARS = {
+    "model": "DIR|HUB-ID", "revision": "NAME", "device": "NAME",
+    "generation_config": "auto|none|DIR", "served_model_name": "NAME", "max_tenant_share": "RATIO",
+    "adapters": "DIR", "hub_allow": "PATTERN", "object_allow": "URI", "oci_allow": "PATTERN",
+    "resolve": "TEMPLATE", "trusted_signer": "FILE", "replica_of": "HOST:PORT",
+    "replica_key": "FILE", "replica_ca": "FILE", "replica_cert": "FILE",
+    "replica_cert_key": "FILE", "store": "DIR", "catalog": "URL", "listen": "HOST:PORT",
+    "metrics": "HOST:PORT", "tls_cert": "FILE", "tls_key": "FILE", "tls_client_ca": "FILE",
+    "tls_client_domain": "DOMAIN", "access": "FILE", "ready_file": "FILE", "audit_log": "FILE",
+    "tracing_endpoint": "URL",
+}  # fmt: skip
+"""Field -> what stands for its value in the help; others have it by their type."""

@@ -7,7 +7,7 @@ import typer
 
 from loramux._json_lines import set_up_logging
 from loramux_server.commands.flags import HeadedCommand, takes_config
-from loramux_server.commands.headings import HEADINGS
+from loramux_server.commands.headings import HEADINGS, METAVARS
 from loramux_server.config import ConfigError, ServerConfig, make_config
 
 COMMAND = HeadedCommand
@@ -18,7 +18,7 @@ EXIT_BUSY = 75
 """EX_TEMPFAIL of sysexits.h: somebody else has the store, or its database is away."""
 
 
-@takes_config(ServerConfig, HEADINGS)
+@takes_config(ServerConfig, HEADINGS, METAVARS)
 def serve(settings: dict[str, object]) -> None:
     """Serve a base model and its adapters over gRPC."""
     set_up_logging(log_format=str(settings["log_format"]))
