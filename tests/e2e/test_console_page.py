@@ -121,6 +121,7 @@ def test_adapters_are_seen_and_filtered(page: Page, site: Site) -> None:
 
 def test_two_answers_come_side_by_side(page: Page) -> None:
     page.click("nav a", "Playground")
+    page.click(".segments input[value=completion] + span")
     for field, text in (
         ("#model-a", "reverse"), ("#model-b", "upper"), ("#temperature", "0"),
         ("#prompt", "abandon ->"),
@@ -144,8 +145,10 @@ def test_two_answers_come_side_by_side(page: Page) -> None:
     assert "nobody" in page.text(".answer .notice")
     page.click(".segments input[value=chat] + span")
     page.write("#model-a", "reverse")
+    page.write("#prompt", "abandon")
+    page.write("#max-tokens", "32")
     page.click("#run")
-    page.wait("document.querySelector('.answer .notice')?.innerText.includes('template')")
+    page.wait("document.querySelector('.answer .text')?.innerText === ' nodnaba'")
 
 
 def test_a_conversation_goes_on(page: Page, site: Site, packages: list[Path]) -> None:

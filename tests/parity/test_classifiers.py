@@ -2,7 +2,7 @@
 
 import copy
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ from peft import IA3Config, LNTuningConfig, LoraConfig, PeftConfig
 from torch import nn
 from transformers import GPT2LMHeadModel, PreTrainedModel
 
+from loramux_adapters.base import read_base
 from loramux_adapters.head import Task
 from loramux_server.store.check import ServedBase
 from loramux_server.wire.adapter_source import AdapterSource
@@ -111,7 +112,10 @@ def test_texts_and_prompts_in_one_batch_equal_peft_alone(architecture: str, tmp_
         copy.deepcopy(model), kernels="cpu", rows=256, num_blocks=40, max_batch_tokens=24,
         max_running=8, host_adapter_memory=1 << 20,
     )  # fmt: skip
-    served = ServedBase.of(harness.info, max_host_bytes=1 << 30)
+    model.save_pretrained(str(tmp_path / "base"))  # some methods are folded with its weights
+    served = replace(
+        ServedBase.of(harness.info, max_host_bytes=1 << 30), folder=read_base(tmp_path / "base")
+    )
     classified = texts(model, tmp_path, served, every=architecture in EVERY_METHOD)
     asked: dict[int, Text] = {}
     order: list[Text | Case] = [*prompts, *classified]

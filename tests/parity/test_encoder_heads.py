@@ -1,11 +1,13 @@
 """Heads of encoders in one batch of many texts: each has the logits that PEFT has for it alone."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from peft import VeraConfig
 
+from loramux_adapters.base import read_base
 from loramux_adapters.head import Task
 from loramux_server.models.loading import load_base_model
 from loramux_server.store.check import ServedBase, check_package
@@ -19,13 +21,15 @@ from tests.support.engine import Harness
 def test_heads_of_one_batch_equal_peft_alone(name: str, tmp_path: Path) -> None:
     folder = save_encoder(name, tmp_path / "base")
     harness = Harness(load_base_model(str(folder)), kernels="cpu", rows=256, max_running=16)
-    served = ServedBase.of(harness.info, max_host_bytes=1 << 30)
+    served = replace(ServedBase.of(harness.info, max_host_bytes=1 << 30), folder=read_base(folder))
     wanted: dict[int, torch.Tensor] = {}
     sources = []
     for task in Task:
         linear = task is Task.SEQUENCE and name in ("bert", "modernbert-mean")
         lora = config_for(name, task, **({"target_modules": "all-linear"} if linear else {}))
         others = folded.configs(lora.target_modules or (), str(task))
+        if linear and name == "modernbert-mean":
+            del others["beft"]  # its head has no bias to add to, which is said when it is packed
         others["biases"] = VeraConfig(
             task_type=str(task), r=2, bias="all", target_modules=lora.target_modules
         )

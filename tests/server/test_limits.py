@@ -270,7 +270,7 @@ def test_a_message_tells_a_count_as_a_count(params: dict[str, Any], said: str) -
     assert str(caught.value) == f"sampling.{said}"
 
 
-def test_no_more_completions_than_may_wait_and_none_of_too_long_a_prompt() -> None:
+def test_no_more_completions_than_run_and_wait_and_none_of_too_long_a_prompt() -> None:
     def prepared(num_tokens: int, num_bytes: int = 0) -> Prepared:
         array = Array("uint8", [num_bytes], bytes(num_bytes))
         image = PlacedImage(0, 1, Image(b"", {"pixel_values": array}))
@@ -286,8 +286,9 @@ def test_no_more_completions_than_may_wait_and_none_of_too_long_a_prompt() -> No
         ):
             limits.check(SamplingParams(n=n))
     few = CompletionLimits.of(msgspec.structs.replace(config, max_waiting=5), MODEL)
-    with pytest.raises(InvalidArgumentError, match="from 1 to 5"):
-        few.check(SamplingParams(n=6))
+    few.check(SamplingParams(n=13))
+    with pytest.raises(InvalidArgumentError, match="from 1 to 13"):
+        few.check(SamplingParams(n=14))
     limits.check_copies(64, prepared(140))
     limits.check_copies(8, prepared(5000, 1 << 20))
     for large, told in (

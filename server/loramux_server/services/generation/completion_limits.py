@@ -31,9 +31,9 @@ class CompletionLimits:
 
     @classmethod
     def of(cls, config: ServerConfig, model: ModelInfo) -> Self:
-        """Return those of a server: never more than may wait in its queue."""
+        """Return those of a server: never more than may run and wait in it together."""
         return cls(
-            most=min(config.max_completions, config.max_waiting),
+            most=min(config.max_completions, model.max_running + config.max_waiting),
             most_tokens=max(_ALWAYS * model.context_length, config.max_waiting_tokens),
             most_bytes=config.max_waiting_bytes,
         )
