@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -166,8 +167,9 @@ class Worker:
     def cancel(self, adapter: str | None) -> None:
         """Hang up while the answer comes; a stream that is closed cancels its request."""
         stream = self._open(adapter, max_tokens=self._setting.max_tokens, n=2)
-        for _ in range(self._choice.randint(1, 4)):
-            next(stream)
+        # Chunks are merged where they are read late, so that there may be fewer.
+        for _ in islice(stream, self._choice.randint(1, 4)):
+            pass
         stream.close()  # type: ignore[attr-defined]
 
     def slow(self, adapter: str | None) -> None:
