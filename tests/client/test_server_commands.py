@@ -16,13 +16,19 @@ SERVER_ALONE = (
     "platformdirs", "proclimits", "prometheus_client", "psutil", "sqlalchemy", "tokenizers",
     "torch", "transformers", "uvloop",
 )  # fmt: skip
-WITHOUT = f"""
+BY_THE_GATEWAY = ("msgspec", "platformdirs", "prometheus_client", "uvloop")
+"""Those that are there, too, where the gateway is."""
+
+
+def without(names: tuple[str, ...]) -> str:
+    """Return a program that is the command line where these packages are not installed."""
+    return f"""
 import sys
 
 
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {SERVER_ALONE!r}:
+        if name.partition(".")[0] in {names!r}:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 
 
@@ -44,11 +50,14 @@ def run(
     )  # fmt: skip
 
 
-def test_without_the_server_its_commands_say_what_to_install() -> None:
-    done = run(["-c", WITHOUT], "serve", "--model", "x")
+@pytest.mark.parametrize("has_gateway", [False, True])
+def test_without_the_server_its_commands_say_what_to_install(has_gateway: bool) -> None:
+    there = BY_THE_GATEWAY if has_gateway else ()
+    program = ["-c", without(tuple(name for name in SERVER_ALONE if name not in there))]
+    done = run(program, "serve", "--model", "x")
     assert done.returncode == 1
     assert done.stderr == f"loramux: serve {NEEDS}\n"
-    told = run(["-c", WITHOUT], "--help").stdout
+    told = run(program, "--help").stdout
     assert told.count("Needs the extra `server`: ") == 4
     assert cut_off(told) == []
 

@@ -1,6 +1,7 @@
 """The tree of commands."""
 
 import importlib
+import importlib.util
 import os
 import sys
 from collections.abc import Callable
@@ -77,7 +78,11 @@ Plaintext = Annotated[
 
 _WEIGHT_COMMANDS = frozenset({"pack", "inspect", "verify", "lint", "convert", "diff", "merge"})
 
-_OF_THE_SERVER = frozenset({"loramux_server", "msgspec", "platformdirs", "prometheus_client"})
+_ITS_OWN = "sqlalchemy"
+"""What no other extra brings: without it the server is not installed."""
+_OF_THE_SERVER = frozenset({
+    "loramux_server", "msgspec", "platformdirs", "prometheus_client", _ITS_OWN
+})  # fmt: skip
 """What commands of the server import at once, and a client's installation lacks."""
 
 app = typer.Typer(
@@ -97,6 +102,8 @@ def _server_command(name: str, summary: str) -> None:
     Where the server is not installed, the command says what to install, and `summary` is its help.
     """
     try:
+        if importlib.util.find_spec(_ITS_OWN) is None:
+            raise ModuleNotFoundError(name=_ITS_OWN)
         module = importlib.import_module(f"loramux_server.commands.{name}")
     except ImportError as error:
         app.command(
