@@ -59,7 +59,8 @@ def grpc_loop(target: str) -> Send:
 def find_tcmalloc() -> str | None:
     """Return the name of the allocator that vLLM's documentation advises, if it is installed.
 
-    With adapters vLLM was two to three times as slow without it.
+    With 32 adapters vLLM made 15, 32 and 44 tokens per second with it, and 8, 11 and 13 in a run
+    without it.
     """
     return find_library("tcmalloc_minimal")
 

@@ -105,7 +105,7 @@ def main(
             "ranks": RANKS,
             "output_tokens": tokens,
             "results": results,
-            "tcmalloc": peers.find_tcmalloc(),
+            "tcmalloc": peers.find_tcmalloc() if vllm else None,
             "machine": machine.describe(),
         }
         output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

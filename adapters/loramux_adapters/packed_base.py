@@ -12,7 +12,7 @@ from pathlib import Path
 
 from loramux_adapters.base_tensor import BaseTensor
 
-_PAIR = struct.Struct("<2q")
+_PAIRS = {"I64": struct.Struct("<2q"), "I32": struct.Struct("<2i")}
 _AWQ_BITS = 4
 _NONE = BaseTensor("", "", (), 0, 0)
 
@@ -56,9 +56,10 @@ def _shape_of_groups(
 
 def _saved_pair(folder: Path, tensor: BaseTensor) -> tuple[int, ...]:
     """Return the numbers in a tensor of two; nothing if it is another."""
-    if tensor.dtype != "I64" or tensor.num_bytes != _PAIR.size:
+    pair = _PAIRS.get(tensor.dtype)
+    if pair is None or tensor.num_bytes != pair.size:
         return ()
     with (folder / tensor.file).open("rb") as file:
         file.seek(tensor.offset)
-        raw = file.read(_PAIR.size)
-    return _PAIR.unpack(raw) if len(raw) == _PAIR.size else ()
+        raw = file.read(pair.size)
+    return pair.unpack(raw) if len(raw) == pair.size else ()

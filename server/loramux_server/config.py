@@ -17,6 +17,11 @@ _TOGETHER = (
     ("tls_key", "tls_cert"),
     ("tls_client_ca", "tls_cert"),
     ("tls_client_domain", "tls_client_ca"),
+    ("replica_key", "replica_of"),
+    ("replica_ca", "replica_of"),
+    ("replica_cert", "replica_of"),
+    ("replica_cert", "replica_cert_key"),
+    ("replica_cert_key", "replica_cert"),
 )
 """Settings that mean nothing without the other one."""
 

@@ -1,7 +1,6 @@
 """What the config of a server names, opened, or refused with what would be right."""
 
 import contextlib
-import logging
 from functools import partial
 from pathlib import Path
 
@@ -18,8 +17,6 @@ from loramux_server.store.quota import Quotas, StorageLimits
 from loramux_server.store.registry import Registry
 from loramux_server.store.schema import NewerFormatError
 from loramux_server.wire.model_info import ModelInfo
-
-_log = logging.getLogger(__name__)
 
 _REPLICA = "is_replica"
 

@@ -113,9 +113,6 @@ def primary_of(config: ServerConfig) -> Primary | None:
         ConfigError: A setting does not go with that, or its file cannot be read.
     """
     if config.replica_of is None:
-        for name in ("replica_key", "replica_ca", "replica_cert", "replica_cert_key"):
-            if getattr(config, name):
-                raise ConfigError(f"--{name.replace('_', '-')} requires --replica-of")
         return None
     if is_itself(config.replica_of, config.listen):
         _log.info("--replica-of %s is this server: it is the primary", config.replica_of)
@@ -141,15 +138,11 @@ def _certificate(config: ServerConfig) -> tuple[Path, Path] | None:
     """Return the files of what is presented to the primary: for others, whose calls go there too.
 
     Raises:
-        ConfigError: One of the two options is missing.
-        InvalidArgumentError: The same, in the environment.
+        InvalidArgumentError: One of the two is missing in the environment.
         OSError: The certificate cannot be read.
         ValueError: It is none, or names a caller.
     """
-    given = config.replica_cert, config.replica_cert_key
-    if any(given) and not all(given):
-        raise ConfigError("--replica-cert and --replica-cert-key go together; set both")
-    cert, key = given
+    cert, key = config.replica_cert, config.replica_cert_key
     files = certificate_files((cert, key) if cert and key else None)
     if files:
         check_names_nobody("--replica-cert", files[0])

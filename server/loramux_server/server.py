@@ -191,7 +191,7 @@ class Server:
             ServedBase.of(model, max_host_bytes=model.sizes.host_adapter_memory),
             identity=BaseIdentity(config.model),
             is_strict=config.strict_base,
-            folder=weights_of(config.engine.model),
+            folder=weights_of(config.model) if origins.folder else None,
         )
         model = named(model, config)
         self._metrics.describe(model)

@@ -222,14 +222,20 @@ def test_a_config_that_is_not_served_is_named(
     assert message in refusal(source, base)
 
 
-def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
-    source = save(tmp_path / "a", CONFIGS["loha"])
+@pytest.mark.parametrize(
+    ("method", "ending"),
+    [("loha", ".hada_w2_b"), ("pissa", ".lora_A.weight"), ("olora", ".lora_B.weight")],
+)
+def test_a_missing_tensor_is_named(
+    method: str, ending: str, tmp_path: Path, base: BaseFolder
+) -> None:
+    source = save(tmp_path / "a", CONFIGS[method])
     path = source / "adapter_model.safetensors"
     tensors = load_file(path)
-    name = min(name for name in tensors if name.endswith("hada_w2_b"))
+    name = min(name for name in tensors if name.endswith(ending))
     save_file({key: value for key, value in tensors.items() if key != name}, path)
-    module = name.removeprefix("base_model.model.").removesuffix(".hada_w2_b")
-    assert refusal(source) == f"module {module} has no hada_w2_b"
+    module = name.removeprefix("base_model.model.").removesuffix(ending)
+    assert refusal(source, base) == f"module {module} has no {ending.removeprefix('.')}"
 
 
 def test_a_weight_that_is_not_finite_is_named(tmp_path: Path) -> None:

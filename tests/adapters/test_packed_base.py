@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from loramux_adapters.base import read_base
 from tests.support.adapters import save_adapter
@@ -17,6 +18,16 @@ def test_its_layers_have_the_widths_of_the_model(name: str, tmp_path: Path) -> N
     base = read_base(save_quantised(model, tmp_path, METHODS[name]))
     assert base.features_of("model.layers.1.mlp.down_proj") == (48, 32)
     assert base.features_of("model.layers.0.self_attn.k_proj") == (32, 16)
+
+
+def test_a_shape_may_be_of_either_integer(tmp_path: Path) -> None:
+    folder = save_quantised(tiny_model("llama"), tmp_path, METHODS["packed-4"])
+    for path in folder.glob("*.safetensors"):
+        tensors = load_file(path)
+        shapes = {n: t.int() for n, t in tensors.items() if n.endswith("weight_shape")}
+        save_file({**tensors, **shapes}, path)
+    base = read_base(folder)
+    assert base.features_of("model.layers.1.mlp.down_proj") == (48, 32)
 
 
 def test_adapters_are_checked_against_it_and_not_added_to_it(

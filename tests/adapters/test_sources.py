@@ -14,9 +14,10 @@ from safetensors.torch import save_file as save_torch_file
 
 from loramux._upload import open_upload
 from loramux_adapters import PackageError, open_package
-from loramux_adapters.kinds import FOLDED
+from loramux_adapters.kinds import FOLDED, WHOLE
 from loramux_adapters.tensorfile import tensor_reader
 from loramux_adapters.weights.sources import FIELDS_OF_FOLDED
+from loramux_adapters.weights.sources import FOLDED as METHODS
 from loramux_adapters.weights.update import read_updates
 from tests.adapters.test_adalora import save_adalora
 from tests.support.command_line import Loramux
@@ -248,3 +249,4 @@ def test_a_package_is_not_packed_again_with_other_notes(loramux: Loramux, poet: 
 
 def test_what_is_folded_is_known_where_numpy_is_not() -> None:
     assert FIELDS_OF_FOLDED.keys() == FOLDED
+    assert {name for name, method in METHODS.items() if method.fold is None} == WHOLE

@@ -178,8 +178,8 @@ async def test_a_replica_presents_one(site: Site, tmp_path: Path) -> None:
     }
     for more, told in (
         (named, "--replica-cert .*: it names the caller spiffe"),
-        ({"replica_cert_key": None}, "--replica-cert and --replica-cert-key go together"),
-        ({"replica_of": None}, "--replica-key requires --replica-of"),
+        ({"replica_cert_key": None}, "--replica-cert is set; set --replica-cert-key, too"),
+        ({"replica_of": None}, "--replica-key is set; set --replica-of, too"),
     ):
         with pytest.raises(ConfigError, match=told):
             primary_of(make_config(settings | more))

@@ -423,7 +423,7 @@ async def _broken(name: str = "") -> dict[str, list[Adapter]]:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--replica-key", "x"], "--replica-key requires --replica-of"),
+        (["--replica-key", "x"], "--replica-key is set; set --replica-of, too"),
         (["--replica-of", "127.0.0.1:1", "--adapters", "."], "--adapters cannot be used with"),
         (["--replica-of", "127.0.0.1:1", "--replica-key", "none"], "none: No such file"),
         (["--replica-of", "db.example:1", "--replica-key", "KEY"], "db.example:1 in plaintext"),

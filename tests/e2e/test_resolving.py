@@ -122,11 +122,14 @@ def test_what_is_nowhere_is_not_found_as_ever(client: Client) -> None:
         client.generate("hello", adapter="other/secret", **GREEDY)
 
 
-def test_what_cannot_be_served_says_why_each_time(client: Client) -> None:
+def test_what_cannot_be_served_says_why_each_time(client: Client, server: RunningServer) -> None:
+    ended = 'loramux_tenant_requests_total{outcome="failed_precondition",tenant="acme"}'
+    before = server.metrics().get(ended, 0)
     for _ in range(2):
         with pytest.raises(FailedPreconditionError, match="'acme/broken' was found, but") as caught:
             client.generate("hello", adapter="broken", **GREEDY)
         assert (caught.value.reason, caught.value.field) == ("INVALID_ADAPTER_FILE", "adapter")
+    assert server.metrics()[ended] == before + 2
 
 
 class Slow:

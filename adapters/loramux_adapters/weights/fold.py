@@ -146,15 +146,11 @@ def fold(
             saved |= {name: each for name, each in others.items() if name.endswith(".bias")}
         own = {name: each for name, each in others.items() if name not in saved}
         dtypes = {tensor.dtype for tensor in (*own.values(), *shared.values())} - set(INTEGER_BYTES)
-        common = _decoded(shared, read)
-        for module, tensors in _modules(own, method):
+        common = finite_values(shared, read)
+        for module, tensors in modules_of(own, method.endings):
             if not checked.targets(module):
                 raise not_targeted(module, "layers_to_transform")
-            parts = {**common, **_decoded(tensors, read)}
-            if not all(np.isfinite(values).all() for values in parts.values()):
-                raise PackageError(
-                    f"module {module}: a weight is NaN or infinite", "ADAPTER_NOT_FINITE"
-                )
+            parts = {**common, **finite_values(tensors, read)}
             layer = Layer(module, checked.rank_of(module), config, base)
             if method.whole and (not method.fold or method.is_whole(config)):
                 wholes[module] = partial(method.whole, layer, parts)
@@ -198,25 +194,39 @@ def _as_lora(config: Mapping[str, object], method: Method) -> tuple[dict[str, ob
     return as_lora, check_config(as_lora)
 
 
-def _decoded(tensors: Mapping[str, TensorInfo], read: ReadTensor) -> dict[str, npt.NDArray[Any]]:
-    """Return the values of `tensors`."""
+def finite_values(
+    tensors: Mapping[str, TensorInfo], read: ReadTensor
+) -> dict[str, npt.NDArray[Any]]:
+    """Return the values of `tensors`.
+
+    Raises:
+        PackageError: One is NaN or infinite.
+    """
     found: dict[str, npt.NDArray[Any]] = {}
     for key, tensor in tensors.items():
         raw = b"".join(read(tensor))
         values = (integers if tensor.dtype in INTEGER_BYTES else decoded)(raw, tensor.dtype)
+        if not np.isfinite(values).all():
+            raise PackageError(
+                f"tensor {tensor.name}: a weight is NaN or infinite", "ADAPTER_NOT_FINITE"
+            )
         found[key] = values.reshape(tensor.shape)
     return found
 
 
-def _modules(
-    tensors: Mapping[str, TensorInfo], method: Method
+def modules_of(
+    tensors: Mapping[str, TensorInfo], endings: tuple[str, ...]
 ) -> Iterator[tuple[str, dict[str, TensorInfo]]]:
-    """Yield each layer and its tensors by their endings."""
-    endings = ", ".join(repr(ending) for ending in method.endings)
-    served = f"{endings} are served of it, and modules in modules_to_save"
+    """Yield each layer and its tensors by their endings.
+
+    Raises:
+        PackageError: A tensor has none of `endings`, or holds no numbers.
+    """
+    named = ", ".join(map(repr, endings))
+    served = f"{named} are served of it, and modules in modules_to_save"
     found: dict[str, dict[str, TensorInfo]] = {}
     for name, tensor in tensors.items():
-        module, ending = split_name(name, method.endings, served)
+        module, ending = split_name(name, endings, served)
         found.setdefault(module, {})[ending] = tensor
     for module, parts in sorted(found.items()):
         for tensor in parts.values():

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from loramux_adapters.errors import PackageError
-from loramux_adapters.fields import PREFIX, unsupported
+from loramux_adapters.fields import unsupported
 from loramux_adapters.known_layers import KnownLayers
 from loramux_adapters.lora_config import Bias
 from loramux_adapters.packing import Output
@@ -28,7 +28,8 @@ from loramux_adapters.peft_folder import open_tensors, read_config
 from loramux_adapters.saved import saved_names, saved_tensors
 from loramux_adapters.tensorfile import read_header, tensor_reader
 from loramux_adapters.weights.base_weight import weight
-from loramux_adapters.weights.dtypes import Array, decoded
+from loramux_adapters.weights.dtypes import Array
+from loramux_adapters.weights.fold import Layer, finite_values, modules_of, part, shaped
 from loramux_adapters.weights.spectrum import Factors
 from loramux_adapters.weights.update import Update, write_updates
 
@@ -78,34 +79,22 @@ def pack_start(
         if checked.bias is not Bias.NONE:
             saved |= {n: each for n, each in header.tensors.items() if n.endswith(".bias")}
 
-        def factor(name: str) -> Array:
-            if name not in header.tensors:
-                raise PackageError(f"tensor {name} is missing")
-            tensor = header.tensors[name]
-            return decoded(b"".join(read(tensor)), tensor.dtype).reshape(tensor.shape)
-
+        own = {n: each for n, each in header.tensors.items() if n not in saved}
         updates = []
-        for name in sorted(header.tensors.keys() - saved.keys()):
-            module, is_a, _ = name.removeprefix(PREFIX).rpartition(_A)
-            if not is_a:
-                if not name.endswith(_B):
-                    raise PackageError(
-                        f"tensor {name} is refused: only '{_A}' and '{_B}' are served beside "
-                        f"{FIELD} = {start!r}",
-                        "UNSUPPORTED_ADAPTER_FEATURE",
-                    )
-                continue
-            a_RI, b_OR = factor(name), factor(f"{PREFIX}{module}{_B}")
-            scale, rank = checked.scale_of(module), len(a_RI)
-            weight_OI = weight(base, module, f"{FIELD} = {start!r}")
-            if a_RI.shape != (rank, weight_OI.shape[1]) or b_OR.shape != (len(weight_OI), rank):
-                raise PackageError(f"module {module}: lora_A and lora_B do not fit the base")
-            if 2 * rank > MAX_RANK or rank != checked.rank_of(module):
+        for module, tensors in modules_of(own, (_A, _B)):
+            layer = Layer(module, checked.rank_of(module), config, base)
+            parts = finite_values(tensors, read)
+            rank = len(part(layer, parts, _A))
+            if 2 * rank > MAX_RANK or rank != layer.rank:
                 raise PackageError(
                     f"module {module}: rank {rank} is not what adapter_config.json says, or above "
                     f"{MAX_RANK // 2}, the highest that is served with {FIELD} = {start!r}",
                     "UNSUPPORTED_ADAPTER_FEATURE",
                 )
+            weight_OI = weight(base, module, f"{FIELD} = {start!r}")
+            a_RI = shaped(layer, parts, _A, rank, weight_OI.shape[1])
+            b_OR = shaped(layer, parts, _B, len(weight_OI), rank)
+            scale = checked.scale_of(module)
             parted = _principal(weight_OI, rank) if start == "pissa" else (
                 _orthonormal(scale, weight_OI, rank)
             )  # fmt: skip

@@ -1,8 +1,8 @@
 """Reads tensors out of a pickle of torch: `python -m … < adapter_model.bin > adapter.safetensors`.
 
 A process of its own, since a pickle may be hostile. torch's restricted unpickler makes tensors and
-nothing else; besides, this process can open, import and start nothing once it is ready, and its
-processor time and memory are bounded.
+nothing else; besides, once this process is ready Python's audit hook lets it open, import and start
+nothing, which native code could get around, and its processor time and memory are bounded.
 """
 
 import io

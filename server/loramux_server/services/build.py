@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from loramux.v1 import adapters_pb2
+from loramux_server.access.caller import caller
 from loramux_server.access.quotas import Quotas
 from loramux_server.config import ServerConfig
 from loramux_server.engine_link.client import EngineClient
@@ -32,6 +33,7 @@ from loramux_server.services.calls import Calls
 from loramux_server.services.generation.completion_limits import CompletionLimits
 from loramux_server.services.generation.images import ImageLimits, max_images
 from loramux_server.services.generation.service import GenerationService
+from loramux_server.services.observer import Observer
 from loramux_server.services.open_inference import OpenInferenceService
 from loramux_server.services.pooling.classification import ClassificationService
 from loramux_server.services.pooling.embedding import EmbeddingService
@@ -228,6 +230,7 @@ def build_services(parts: Parts) -> Services:
             default_timeout=parts.config.default_timeout,
             ttl=parts.config.resolve_ttl,
             on_result=lambda outcome: metrics.resolved.labels(outcome).inc(),
+            on_refused=lambda error: Observer(metrics, caller().tenant).ended(error),
         )
         if parts.origins.templates
         else None,

@@ -83,11 +83,8 @@ class ServedBase:
     """The folder that the base was loaded from; None where it is not at hand."""
 
     @classmethod
-    def of(cls, model: ModelInfo, *, max_host_bytes: int, folder: BaseFolder | None = None) -> Self:
-        """Return what `model` allows where the host's adapter memory is so large.
-
-        `folder` is what it was loaded from, where that is at hand.
-        """
+    def of(cls, model: ModelInfo, *, max_host_bytes: int) -> Self:
+        """Return what `model` allows where the host's adapter memory is so large."""
         return cls(
             layers=_features(model.layers),
             parameters={name: tuple(shape) for name, shape in model.parameters.items()},

@@ -25,7 +25,7 @@ from loramux_server.store.lineage import Lineage
 from loramux_server.store.names import Names
 from loramux_server.store.quota import Quotas
 from loramux_server.store.record import AdapterRecord, source_of
-from loramux_server.store.reference import parse_name, parse_reference
+from loramux_server.store.reference import Reference, parse_name, parse_reference
 from loramux_server.store.refusals import in_use, read_only, taken
 from loramux_server.store.reserve import RESERVE_BYTES
 from loramux_server.store.writing import ADDED, REMOVED, UPDATED, Writing
@@ -98,6 +98,11 @@ class Registry:
         """
         with self._lock:
             return self._names.find(parse_reference(reference, field), field=field)
+
+    def has(self, adapter: Reference) -> bool:
+        """Return whether an adapter has a version, whichever `adapter` means."""
+        with self._lock:
+            return self._names.newest((adapter.tenant, adapter.name)) is not None
 
     def versions(self, name: str, *, field: str = "name") -> list[AdapterRecord]:
         """Return all versions of an adapter, oldest first; none if it is not registered."""

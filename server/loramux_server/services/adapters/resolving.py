@@ -45,6 +45,8 @@ _log = logging.getLogger(__name__)
 FORGET_SECONDS = 30.0
 """How long it is remembered that an adapter is nowhere, or cannot be served."""
 _MAX_MISSING = 1 << 14
+_UNCOUNTED = frozenset({"TokenizationService", "ResidencyService"})
+"""Services whose calls are no requests to the metrics, as they ask nothing of the model."""
 
 
 class Resolver:
@@ -64,6 +66,7 @@ class Resolver:
         default_timeout: float,
         ttl: float = 0.0,
         on_result: Callable[[str], object] = lambda outcome: None,
+        on_refused: Callable[[LoramuxError], object] = lambda error: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Prepare.
@@ -77,6 +80,7 @@ class Resolver:
             ttl: Seconds after which what was brought is forgotten, to be fetched anew when it is
                 named again; 0 keeps it.
             on_result: Told `ok`, `not_found`, `refused` or `unavailable` of each fetch.
+            on_refused: Told why a request ended before its service got it.
             clock: Seconds that never go back.
         """
         self._templates = templates
@@ -86,6 +90,7 @@ class Resolver:
         self._default_timeout = default_timeout
         self._ttl = datetime.timedelta(seconds=ttl) if ttl else None
         self._on_result = on_result
+        self.on_refused = on_refused
         self._clock = clock
         self._shares = Shares()
         self._fetching: dict[str, asyncio.Task[None]] = {}
@@ -95,8 +100,7 @@ class Resolver:
 
     def over(self, service: Service) -> Service:
         """Return `service` whose methods wait until the adapters they are asked for are here."""
-        rules = {method: RULES[method.full_name] for method in service.descriptor.methods}
-        if any(_resolves(rule) for rule in rules.values()):
+        if any(_resolves(RULES[method.full_name]) for method in service.descriptor.methods):
             return _Resolved(service, self)
         return service
 
@@ -113,8 +117,8 @@ class Resolver:
         if len(asked) > MAX_ADAPTERS:
             return  # the service says that it is too many
         for reference, field in asked:
-            name = full_name(reference.tenant, reference.name)
-            if reference.tag in ("", LATEST) and not self._registry.versions(name):
+            if reference.tag in ("", LATEST) and not self._registry.has(reference):
+                name = full_name(reference.tenant, reference.name)
                 with self._shares.waiting(caller().tenant, request.ByteSize(), field):
                     async with Deadline.of(context, self._default_timeout).ending():
                         await self._fetched(name, reference, field)
@@ -246,10 +250,20 @@ def _after(
     behaviour: Callable[..., Any], resolver: Resolver, rule: Rule, method: MethodDescriptor
 ) -> Callable[..., Any]:
     """Return `behaviour`, once the adapters that its request names are here."""
+    is_counted = method.containing_service.name not in _UNCOUNTED
+
+    async def bring(request: Message, context: Context) -> None:
+        try:
+            await resolver.bring(request, rule, context)
+        except LoramuxError as error:
+            if is_counted:
+                resolver.on_refused(error)
+            raise
+
     if method.server_streaming:
 
         async def stream(request: Message, context: Context) -> AsyncGenerator[Message, None]:
-            await resolver.bring(request, rule, context)
+            await bring(request, context)
             async with aclosing(behaviour(request, context)) as responses:
                 async for response in responses:
                     yield response
@@ -257,7 +271,7 @@ def _after(
         return stream
 
     async def call(request: Message, context: Context) -> Message:
-        await resolver.bring(request, rule, context)
+        await bring(request, context)
         answer: Awaitable[Message] = behaviour(request, context)
         return await answer
 

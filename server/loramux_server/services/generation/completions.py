@@ -22,7 +22,6 @@ class Completions:
         self._arriving = PromptFirst(submission.mailbox, is_asked=call.tells_prompt)
         self.outputs = call.outputs()
         self.num_open = len(self.outputs)
-        self._num_pushed = 0
         self._response = call.first_response()
         """What is sent next."""
         self._ends_with_prompt = False
@@ -71,8 +70,8 @@ class Completions:
             output.end(response.delta)
         elif count := output.push(tokens, response.delta):
             self._call.observer.tokens(index, count)
-            self._num_pushed += count
-            self._call.reserved.use(self._call.prepared.num_asked + self._num_pushed)
+            num_made = self._call.observer.num_made
+            self._call.reserved.use(self._call.prepared.num_asked + num_made)
         if output.is_finished:
             self.num_open -= 1
             self._submission.finish(index)
