@@ -14,6 +14,7 @@ from loramux.gateway.anthropic.answer import PING_SECONDS, Answer
 from loramux.gateway.anthropic.asked import asked_by
 from loramux.gateway.anthropic.body import UNSERVED, MessagesBody
 from loramux.gateway.anthropic.counting import Counting
+from loramux.gateway.anthropic.fitting import Fitting
 from loramux.gateway.anthropic.names import MessageNames
 from loramux.gateway.anthropic.refusal import refusal
 from loramux.gateway.anthropic.turns import Turns
@@ -307,6 +308,38 @@ async def test_the_context_leaves_what_prompt_and_virtual_tokens_do_not_take() -
     counting = Counting.of(cast(Backend, Server()), CALLER, request, None)
     assert await counting.room() == 86
     assert request.sampling.max_tokens == 5
+
+
+@pytest.mark.parametrize(("most", "calls"), [(100, "tg"), (1 << 40, "tg"), (99, "gtg"), (90, "g")])
+async def test_a_prompt_goes_no_oftener_than_it_must(most: int, calls: str) -> None:
+    made = ""
+
+    class Server:
+        async def info(self, _: Any) -> Any:
+            return SimpleNamespace(context_length=100, kind="decoder")
+
+        async def tokenize(self, *_: Any) -> tokenization_pb2.TokenizeResponse:
+            nonlocal made
+            made += "t"
+            return tokenization_pb2.TokenizeResponse(token_ids=[7] * 10, context_length=100)
+
+        async def generate(self, request: Any, *_: Any) -> generation_pb2.GenerateResponse:
+            nonlocal made
+            made += "g"
+            if request.sampling.max_tokens > 90:
+                raise InvalidArgumentError(
+                    "too many", reason="CONTEXT_LENGTH_EXCEEDED", field="sampling.max_tokens"
+                )
+            return generation_pb2.GenerateResponse(completions=[generation_pb2.Completion()])
+
+    async def send(_: Any) -> None:
+        pass
+
+    request, _ = asked(max_tokens=most)
+    answer = Answer("mine", "bot", stop_sequences=(), shows_thoughts=True, names=MessageNames())
+    fitting = Fitting(cast(Backend, Server()), CALLER, request, answer, None)
+    await fitting.whole({"type": "http"}, cast(Any, None), send)
+    assert (made, request.sampling.max_tokens, answer.is_shortened) == (calls, 90, most > 90)
 
 
 @pytest.mark.parametrize("block", [text("t"), {"type": "thinking", "thinking": "t"}])

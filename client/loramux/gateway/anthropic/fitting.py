@@ -43,18 +43,21 @@ class Fitting:
         return Answering(self.backend, self.caller, [self.asked], self.answer, self.seconds)
 
     async def _answer(self, answer: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        context = (await self.backend.info(self.caller)).context_length
-        if self.asked.sampling.max_tokens > context:  # refused with any prompt
-            self._shorten(context)
+        server = await self.backend.info(self.caller)
+        fills_context = self.asked.sampling.max_tokens >= server.context_length
+        if fills_context and server.kind != "seq2seq":  # refused with any prompt
+            await self._shorten()
+            await answer(scope, receive, send)
+            return
         try:
             await answer(scope, receive, send)
         except InvalidArgumentError as error:  # before anything was sent
             if (error.reason, error.field) != ("CONTEXT_LENGTH_EXCEEDED", "sampling.max_tokens"):
                 raise
-            counting = Counting.of(self.backend, self.caller, self.asked, self.seconds)
-            self._shorten(await counting.room())
+            await self._shorten()
             await answer(scope, receive, send)
 
-    def _shorten(self, num_tokens: int) -> None:
-        self.asked.sampling.max_tokens = num_tokens
+    async def _shorten(self) -> None:
+        counting = Counting.of(self.backend, self.caller, self.asked, self.seconds)
+        self.asked.sampling.max_tokens = await counting.room()
         self.answer.is_shortened = True
