@@ -238,7 +238,7 @@ def test_what_cannot_be_done_is_named(given: dict[str, Any], field: str, says: s
 )  # fmt: skip
 def test_errors_of_the_server_name_fields_of_the_request(ours: str, theirs: str) -> None:
     messages = [user(text("a"), IMAGE), ASSISTANT, user(result(), text("b"))]
-    names = MessageNames(places=asked(messages=messages, system="x")[1].names)
+    names = MessageNames(sources=asked(messages=messages, system="x")[1].sources)
     error = errors.InvalidArgumentError(f"{ours} is {ours!r}", reason="INVALID_FIELD", field=ours)
     told = json.loads(bytes(refusal(error, CALLER, names).body))["error"]["message"]
     assert told.startswith(f"{theirs} is ")
@@ -305,9 +305,9 @@ async def test_the_context_leaves_what_prompt_and_virtual_tokens_do_not_take() -
             return SimpleNamespace(virtual_tokens=4)
 
     request, _ = asked()
-    counting = Counting.of(cast(Backend, Server()), CALLER, request, None)
+    counting = Counting(cast(Backend, Server()), CALLER, request, None)
     assert await counting.room() == 86
-    assert request.sampling.max_tokens == 5
+    assert counting.asked is request  # no copy, which would hold images twice
 
 
 @pytest.mark.parametrize(("most", "calls"), [(100, "tg"), (1 << 40, "tg"), (99, "gtg"), (90, "g")])

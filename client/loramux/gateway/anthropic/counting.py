@@ -1,7 +1,6 @@
 """Counts the tokens of a prompt, without running the model."""
 
 from dataclasses import dataclass
-from typing import Self
 
 from starlette.types import Receive, Scope, Send
 
@@ -19,22 +18,12 @@ class Counting:
     backend: Backend
     caller: Caller
     asked: generation_pb2.GenerateRequest
-    """Its `max_tokens` is 1, which leaves room for any prompt that can be answered."""
+    """Its `max_tokens` is set to 1, which leaves room for any prompt that can be answered. A copy
+    would hold all its images a second time."""
     seconds: float | None
 
-    @classmethod
-    def of(
-        cls,
-        backend: Backend,
-        caller: Caller,
-        asked: generation_pb2.GenerateRequest,
-        seconds: float | None,
-    ) -> Self:
-        """Return what counts the prompt of `asked`, which is not changed."""
-        shortened = generation_pb2.GenerateRequest()
-        shortened.CopyFrom(asked)
-        shortened.sampling.max_tokens = 1
-        return cls(backend, caller, shortened, seconds)
+    def __post_init__(self) -> None:
+        self.asked.sampling.max_tokens = 1
 
     async def whole(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer with the count."""

@@ -58,6 +58,6 @@ class Fitting:
             await answer(scope, receive, send)
 
     async def _shorten(self) -> None:
-        counting = Counting.of(self.backend, self.caller, self.asked, self.seconds)
+        counting = Counting(self.backend, self.caller, self.asked, self.seconds)
         self.asked.sampling.max_tokens = await counting.room()
         self.answer.is_shortened = True

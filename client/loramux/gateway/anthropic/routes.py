@@ -69,7 +69,7 @@ class Messages:
     async def count_tokens(self, request: Request) -> WhileThere:
         """`POST /v1/messages/count_tokens`."""
         caller, body, _, asked = await self._asked(request, CountBody)
-        return WhileThere(Counting.of(self._backend(), caller, asked, body.timeout).whole)
+        return WhileThere(Counting(self._backend(), caller, asked, body.timeout).whole)
 
     async def _asked(
         self, request: Request, kind: type[B]
@@ -79,7 +79,7 @@ class Messages:
         request.state.names = MessageNames()
         body = parse(await read(request, partial(self._most_bytes, caller)), kind, UNSERVED)
         turns = Turns(body)
-        request.state.names = names = MessageNames(places=turns.names)
+        request.state.names = names = MessageNames(sources=turns.sources)
         server = await self._backend().info(caller)
         body.model = reported(body.model, server)
         asked = asked_by(body, turns, server.base_model)

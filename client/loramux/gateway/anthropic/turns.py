@@ -21,6 +21,7 @@ from loramux.gateway.anthropic.blocks import (
 )
 from loramux.gateway.anthropic.body import CountBody
 from loramux.gateway.anthropic.body import Message as Given
+from loramux.gateway.anthropic.names import Source
 from loramux.gateway.refusal import check_one_of, invalid
 from loramux.types import Image, Message, ToolCall
 
@@ -106,18 +107,12 @@ class Turns:
         return [turn.message for turn in self._turns]
 
     @property
-    def names(self) -> dict[str, str]:
-        """Field of the server's request -> field of this one."""
-        found = {}
-        for number, turn in enumerate(self._turns):
-            ours = f"messages[{number}]"
-            found[ours] = turn.name
-            found[f"{ours}.content"] = (turn.part_names or [turn.name])[0]
-            found |= {f"{ours}.parts[{i}].image": name for i, name in enumerate(turn.part_names)}
-            found |= {f"{ours}.tool_calls[{i}]": name for i, name in enumerate(turn.call_names)}
-            if turn.role == "tool":
-                found[f"{ours}.tool_call_id"] = f"{turn.name}.tool_use_id"
-        return found
+    def sources(self) -> list[Source]:
+        """What each of `messages` was made of, for errors."""
+        return [
+            Source(turn.name, turn.role == "tool", turn.part_names, turn.call_names)
+            for turn in self._turns
+        ]
 
     def _take(self, name: str, given: Given) -> None:
         check_one_of(f"{name}.role", given.role, ("user", "assistant", "system"))
