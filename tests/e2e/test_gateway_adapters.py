@@ -173,6 +173,7 @@ def test_the_rights_are_those_of_the_caller(site: Site) -> None:
         ("GET", "?tenants=acme", None, 400, "tenants"),
         ("GET", "/x:", None, 400, "name"),
         ("DELETE", "/nothing", None, 404, "name"),
+        ("DELETE", "/x/aliases/live?expected=1.5", None, 400, "expected"),
     ],
 )
 def test_what_is_wrong_is_named(

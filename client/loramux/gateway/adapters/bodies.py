@@ -89,3 +89,17 @@ def number(request: Request, name: str) -> float | None:
     if not re.fullmatch(r"\d{1,15}(\.\d{1,9})?", given, re.ASCII):
         raise invalid(name, f"{name} is {given[:80]!r}; expected a number")
     return float(given)
+
+
+def whole_number(request: Request, name: str) -> int | None:
+    """Return the whole number `name` of the query; None where there is none.
+
+    Raises:
+        InvalidArgumentError: It is none.
+    """
+    given = request.query_params.get(name)
+    if given is None:
+        return None
+    if not (given.isascii() and given.isdecimal() and len(given) < 19):
+        raise invalid(name, f"{name} is {given[:80]!r}; expected a whole number")
+    return int(given)

@@ -21,6 +21,7 @@ from loramux.gateway.adapters.bodies import (
     flag,
     number,
     reference_of,
+    whole_number,
 )
 from loramux.gateway.adapters.objects import (
     Object,
@@ -191,11 +192,9 @@ class Adapters:
     async def delete_alias(self, request: Request) -> Response:
         """`DELETE /v1/adapters/{name}/aliases/{alias}`: take it away."""
         check_query(request, "tenant", "expected")
-        expected = number(request, "expected")
+        expected = whole_number(request, "expected")
         name, alias = _alias_of(request)
-        await self._client(request).adapters.delete_alias(
-            name, alias, expected=None if expected is None else int(expected), by=_BY
-        )
+        await self._client(request).adapters.delete_alias(name, alias, expected=expected, by=_BY)
         return _told(request, alias_object(name, alias, {}) | {"deleted": True})
 
     async def roll_back(self, request: Request) -> Response:

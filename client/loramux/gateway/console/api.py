@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from loramux.aio import AsyncClient
+from loramux.gateway.adapters.bodies import whole_number
 from loramux.gateway.answering import WhileThere
 from loramux.gateway.backend import Backend
 from loramux.gateway.caller import caller_of
@@ -126,7 +127,7 @@ class Api:
     async def send_chunks(self, request: Request) -> Response:
         """`PUT uploads/chunks?upload_id=&offset=`: bring bytes."""
         uploading = await self._uploading(request)
-        upload_id, offset = _given(request, "upload_id"), _number(request, "offset")
+        upload_id, offset = _given(request, "upload_id"), whole_number(request, "offset") or 0
         return _told(request, await uploading.send(upload_id, offset, request.stream()))
 
     async def finish_upload(self, request: Request) -> Response:
@@ -152,7 +153,7 @@ class Api:
     async def _channel(self, request: Request) -> grpc.aio.Channel:
         """Return what calls the server that the page shows."""
         channels = await self._backend().servers(caller_of(request.scope))
-        number = _number(request, "server")
+        number = whole_number(request, "server") or 0
         if number >= len(channels):
             raise invalid("server", f"server is {number}; there are {len(channels)}, from 0")
         return channels[number]
@@ -166,11 +167,3 @@ def _given(request: Request, name: str) -> str:
     if name not in request.query_params:
         raise invalid(name, f"{name} is missing in the query")
     return request.query_params[name]
-
-
-def _number(request: Request, name: str) -> int:
-    """Return a whole number, 0 where none is given."""
-    given = request.query_params.get(name, "0")
-    if not (given.isascii() and given.isdecimal() and len(given) < 19):
-        raise invalid(name, f"{name} is {given[:32]!r}; expected a whole number")
-    return int(given)
