@@ -2,10 +2,13 @@
 
 import datetime
 import io
+from dataclasses import replace
 
+import pytest
 from rich.console import Console
 
 from loramux.cli.listing import property_table, usage_table
+from loramux.cli.tables import table_console
 from loramux.types import Adapter, AdapterStatus
 
 LONG = "support-for-customers-of-northern-regions:12"
@@ -42,6 +45,17 @@ def test_in_80_columns_names_are_whole_and_targets_counted() -> None:
     assert any(LONG in line for line in printed(usage_table(adapters), 80))
 
 
-def test_wide_shows_all_targets_and_digests() -> None:
-    _, line = printed(property_table([adapter(LONG, *MODULES)], wide=True), 300)
-    assert " ".join(MODULES) in line and "sha256:" + "a" * 64 in line
+def test_wide_shows_all_targets_and_digests(capsys: pytest.CaptureFixture[str]) -> None:
+    modules = [f"layers.{number}.{name}" for number in range(9) for name in MODULES]
+    table_console(wide=True).print(property_table([adapter(LONG, *modules)], wide=True))
+    _, line = capsys.readouterr().out.splitlines()
+    assert " ".join(modules) in line and "sha256:" + "a" * 64 in line
+
+
+def test_texts_of_a_server_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    failure = "no [bold] weight in [/tmp/a] :warning:"
+    failed = adapter("a:1", "q_proj")
+    failed = replace(failed, status=replace(failed.status, load_failure=failure))
+    table_console().print(property_table([failed], wide=False))
+    table_console().print(usage_table([failed]))
+    assert capsys.readouterr().out.count(failure) == 2

@@ -2,13 +2,14 @@
 
 import dataclasses
 import io
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
 from loramux._rates import rates_of
-from loramux.cli.top import View, render
-from loramux.types import ServerInfo, ServerLoad, TierLoad
+from loramux.cli.top import View, render, top
+from loramux.types import AdapterStatus, ServerInfo, ServerLoad, TierLoad
 
 TIER = TierLoad(2, 3_000_000, 9_000_000, 10, 4, 1, 0)
 BEFORE = ServerLoad(
@@ -49,13 +50,41 @@ def test_a_server_that_started_again_counts_from_there() -> None:
     assert (rates.seconds, rates.tokens_per_second, rates.requests_per_second) == (5.0, 20.0, 0.2)
 
 
+INFO = ServerInfo(
+    "1", "tiny", "Llama", "sha256:0", "float32", "cpu", 100, 259, True, 1000, False, 64, 1 << 30
+)
+
+
 def test_a_look_is_readable() -> None:
-    info = ServerInfo(
-        "1", "tiny", "Llama", "sha256:0", "float32", "cpu", 100, 259, True, 1000, False, 64, 1 << 30
-    )
     load = later(uptime_seconds=3725.0, running_requests=3)
     console = Console(width=160, record=True, file=io.StringIO())
-    console.print(render(View(info, load, rates_of(BEFORE, load), [])))
+    console.print(render(View(INFO, load, rates_of(BEFORE, load), [])))
     shown = console.export_text()
     for part in ("tiny on cpu, up 1:02:05", "running 3/64", "KV blocks 0/100", "device", "3.0 MB"):
         assert part in shown
+
+
+def test_texts_of_a_server_are_no_markup(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failure = "no [bold] weight in [/tmp/a] :warning:"
+    failed = SimpleNamespace(
+        reference="a:1", tier="host", is_pinned=False, expires_at=None, rank=1,
+        status=AdapterStatus(False, failure, 0, 1, 2, 3, 4, None),
+    )  # fmt: skip
+
+    class Fake:
+        adapters = SimpleNamespace(list=lambda tier, **_: [failed] if tier == "host" else [])
+
+        def __init__(self, server: str) -> None:
+            self.info, self.load = lambda: INFO, lambda: BEFORE
+
+        def __enter__(self) -> "Fake":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setattr("loramux.cli.top.Client", Fake)
+    top(interval=0.1, limit=9, once=True, server="here")
+    assert failure in capsys.readouterr().out

@@ -6,10 +6,10 @@ import json
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from loramux.cli.options import DEFAULT_SERVER, Json, Server
+from loramux.cli.tables import table_console
 from loramux.client import Client
 
 app = typer.Typer(
@@ -103,7 +103,7 @@ def log(
     for move in moves:
         when = move.moved_at.astimezone().isoformat(sep=" ", timespec="seconds")
         table.add_row(when, move.moved_by, _text(move.before), _text(move.after))
-    Console().print(table)
+    table_console().print(table)
 
 
 def _weights(texts: list[str]) -> dict[str, int]:

@@ -17,7 +17,7 @@ def property_table(adapters: Sequence[Adapter], *, wide: bool) -> Table:
     table.add_column("name", no_wrap=True, min_width=_longest(adapters))
     table.add_column("aliases")
     table.add_column("rank", justify="right", no_wrap=True)
-    table.add_column("targets")
+    table.add_column("targets", no_wrap=wide)
     table.add_column("size", justify="right", no_wrap=True)
     table.add_column("state")
     table.add_column("source")
@@ -44,7 +44,7 @@ def usage_table(adapters: Sequence[Adapter]) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("name", no_wrap=True, min_width=_longest(adapters))
     table.add_column("state")
-    for heading in ("memory", "calls", "requests", "hits", "loads"):
+    for heading in ("memory", "in flight", "requests", "hits", "loads"):
         table.add_column(heading, justify="right")
     table.add_column("last used")
     for adapter in adapters:

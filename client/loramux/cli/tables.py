@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from rich.console import Console
 from rich.table import Table
 
-_WIDTH = 200
-"""Where no terminal says how wide it is, nothing has to be cut."""
+_WIDTH = 1 << 16
+"""Wider than any row: each is one line."""
 
 
 def show(headings: str, rows: Iterable[Iterable[object]]) -> None:
@@ -17,13 +17,18 @@ def show(headings: str, rows: Iterable[Iterable[object]]) -> None:
         table.add_column(heading.removeprefix(">"), justify=side, overflow="fold")  # type: ignore[arg-type]
     for row in rows:
         table.add_row(*("-" if value is None else str(value) for value in row))
-    table_console().print(table, markup=False)
+    table_console().print(table)
 
 
 def table_console(*, wide: bool = False) -> Console:
-    """Return a console as wide as the terminal, or wide: without a terminal, and on demand."""
-    console = Console()
-    return Console(width=_WIDTH, soft_wrap=True) if wide or not console.is_terminal else console
+    """Return a console as wide as the terminal, or as any row: without a terminal, and on demand.
+
+    Texts are shown as they are: those of a server may have brackets and colons.
+    """
+    console = Console(markup=False, emoji=False)
+    if wide or not console.is_terminal:
+        console = Console(width=_WIDTH, markup=False, emoji=False)
+    return console
 
 
 def short(value: float | None) -> str:

@@ -17,12 +17,10 @@ from loramux._rates import Rates, rates_of
 from loramux.cli.adapters import plain
 from loramux.cli.listing import state_of, when
 from loramux.cli.options import DEFAULT_SERVER, Json, Server
+from loramux.cli.tables import table_console
 from loramux.client import Client
 from loramux.errors import UnavailableError
 from loramux.types import Adapter, ServerInfo, ServerLoad, TierLoad
-
-WIDTH = 160
-"""Where no terminal says how wide it is."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -55,9 +53,7 @@ def top(
     """
     if as_json and not once:
         raise typer.BadParameter("--json prints a single sample: add --once")
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDTH)
+    console = table_console()
     with Client(server) as client, contextlib.suppress(KeyboardInterrupt):
         info, before = client.info(), client.load()
         if once:
