@@ -93,6 +93,12 @@ def test_blocks_become_messages_of_a_chat() -> None:
     ]
 
 
+def test_a_null_in_a_block_is_the_same_as_no_field() -> None:
+    thinking = {"type": "thinking", "thinking": "Hm.", "signature": None}
+    turn = {"role": "assistant", "content": [thinking, text("Oh", citations=None)]}
+    assert said([user(text("Hi")), turn, user(text("So?"))])[1] == ("assistant", "Oh", "Hm.")
+
+
 def test_results_are_texts_or_images_and_say_that_a_call_failed() -> None:
     results = [
         result([text("a"), text("b"), IMAGE], "1"), result("lost", "2", is_error=True),

@@ -5,7 +5,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from loramux.gateway.parsing import converted
+from loramux.gateway.kinds import of_kind
 from loramux.gateway.refusal import check_one_of, invalid, unsupported
 from loramux.types import Image
 
@@ -15,7 +15,6 @@ _MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif")
 class TextBlock(msgspec.Struct, forbid_unknown_fields=True):
     """A text."""
 
-    type: str
     text: str
     cache_control: object = None
     citations: object = None
@@ -35,7 +34,6 @@ class ImageSource(msgspec.Struct, forbid_unknown_fields=True):
 class ImageBlock(msgspec.Struct, forbid_unknown_fields=True):
     """An image."""
 
-    type: str
     source: ImageSource
     cache_control: object = None
     transformations: None = None
@@ -44,7 +42,6 @@ class ImageBlock(msgspec.Struct, forbid_unknown_fields=True):
 class ToolUseBlock(msgspec.Struct, forbid_unknown_fields=True):
     """A call of a tool that an assistant asked for."""
 
-    type: str
     id: str
     name: str
     input: dict[str, object]
@@ -57,7 +54,6 @@ class ToolUseBlock(msgspec.Struct, forbid_unknown_fields=True):
 class ToolResultBlock(msgspec.Struct, forbid_unknown_fields=True):
     """What came of a call."""
 
-    type: str
     tool_use_id: str
     content: str | list[dict[str, object]] | None = None
     is_error: bool | None = None
@@ -68,7 +64,6 @@ class ToolResultBlock(msgspec.Struct, forbid_unknown_fields=True):
 class ThinkingBlock(msgspec.Struct, forbid_unknown_fields=True):
     """What an assistant thought."""
 
-    type: str
     thinking: str
     signature: str = ""
 
@@ -76,7 +71,6 @@ class ThinkingBlock(msgspec.Struct, forbid_unknown_fields=True):
 class RedactedThinkingBlock(msgspec.Struct, forbid_unknown_fields=True):
     """An encrypted thought, which only Anthropic can read."""
 
-    type: str
     data: str
 
 
@@ -84,24 +78,20 @@ Block: TypeAlias = (
     TextBlock | ImageBlock | ToolUseBlock | ToolResultBlock | ThinkingBlock | RedactedThinkingBlock
 )
 
-_KINDS: dict[str, type[Block]] = {
-    "text": TextBlock,
-    "image": ImageBlock,
-    "tool_use": ToolUseBlock,
-    "tool_result": ToolResultBlock,
-    "thinking": ThinkingBlock,
-    "redacted_thinking": RedactedThinkingBlock,
-}
+Kinds: TypeAlias = Mapping[str, type[Block]]
 
-OF_SYSTEM = ("text",)
-OF_USER = ("text", "image", "tool_result")
-OF_ASSISTANT = ("text", "thinking", "redacted_thinking", "tool_use")
-OF_RESULT = ("text", "image")
-"""Types of blocks that a content may have."""
+OF_SYSTEM: Kinds = {"text": TextBlock}
+OF_RESULT: Kinds = {"text": TextBlock, "image": ImageBlock}
+OF_USER: Kinds = {**OF_RESULT, "tool_result": ToolResultBlock}
+OF_ASSISTANT: Kinds = {
+    "text": TextBlock, "thinking": ThinkingBlock, "redacted_thinking": RedactedThinkingBlock,
+    "tool_use": ToolUseBlock,
+}  # fmt: skip
+"""The blocks that a content may have, by type."""
 
 
 def blocks_of(
-    name: str, content: str | Sequence[Mapping[str, object]], known: Sequence[str]
+    name: str, content: str | Sequence[Mapping[str, object]], known: Kinds
 ) -> list[tuple[str, Block]]:
     """Return the blocks in the field `name`, each with its own field.
 
@@ -109,17 +99,11 @@ def blocks_of(
         InvalidArgumentError: One is malformed, or its type is not one of `known`.
     """
     if isinstance(content, str):
-        return [(name, TextBlock("text", content))]
+        return [(name, TextBlock(content))]
     return [
-        (f"{name}[{place}]", _block(f"{name}[{place}]", block, known))
+        (f"{name}[{place}]", of_kind(f"{name}[{place}]", block, known))
         for place, block in enumerate(content)
     ]
-
-
-def _block(name: str, block: Mapping[str, object], known: Sequence[str]) -> Block:
-    kind = block.get("type")
-    check_one_of(f"{name}.type", kind, known)
-    return converted(block, _KINDS[str(kind)], name)
 
 
 def image_of(name: str, block: ImageBlock) -> Image:

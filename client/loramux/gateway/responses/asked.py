@@ -16,9 +16,9 @@ from loramux.gateway.body import (
     TextFormat,
 )
 from loramux.gateway.effort import effort_variables
+from loramux.gateway.kinds import of_kind
 from loramux.gateway.refusal import invalid
 from loramux.gateway.responses.body import ResponsesBody
-from loramux.gateway.responses.kinds import of_kind
 from loramux.gateway.styles import Object
 from loramux.gateway.tools import Function, FunctionName, NamedTool, Tool
 from loramux.v1 import generation_pb2

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import msgspec
 
 from loramux.gateway.body import ChatMessage
+from loramux.gateway.kinds import of_kind
 from loramux.gateway.refusal import check_one_of, invalid, unsupported
-from loramux.gateway.responses.kinds import of_kind
 from loramux.gateway.responses.names import Source
 from loramux.gateway.responses.parts import Part, parts_of
 from loramux.gateway.tools import CalledFunction, ToolCall

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from loramux.gateway.kinds import of_kind
 from loramux.gateway.refusal import invalid, unsupported
-from loramux.gateway.responses.kinds import of_kind
 
 Part = dict[str, object]
 
