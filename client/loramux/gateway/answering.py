@@ -65,15 +65,33 @@ class WhileThere:
 
 
 @dataclass(frozen=True, slots=True)
-class Answering:
-    """What it takes to answer a request."""
+class Streaming:
+    """What it takes to answer a request with a stream."""
 
     backend: Backend
     caller: Caller
     asked: Sequence[generation_pb2.GenerateRequest]
-    answers: Telling
+    answers: TellingEvents
     seconds: float | None
     """How long it may take."""
+
+    async def events(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer with the events of each piece."""
+        async with aclosing(self.pieces()) as pieces:
+            await _send_events(pieces, self.answers, self.caller, send)
+
+    def pieces(self) -> AsyncGenerator[tuple[int, generation_pb2.StreamGenerateResponse], None]:
+        """Yield the pieces of all answers as they come, each with the place of its prompt."""
+        return _merged(
+            [self.backend.stream(each, self.caller, self.seconds) for each in self.asked]
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Answering(Streaming):
+    """What it takes to answer a request, whole or with a stream."""
+
+    answers: Telling
 
     async def whole(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer with one object."""
@@ -85,14 +103,8 @@ class Answering:
         answer = await _made(lambda: json_response(self.answers.whole(responses), headers), is_long)
         await answer(scope, receive, send)
 
-    async def events(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer with the events of each piece."""
-        streams = [self.backend.stream(each, self.caller, self.seconds) for each in self.asked]
-        async with aclosing(_merged(streams)) as pieces:
-            await send_events(pieces, self.answers, self.caller, send)
 
-
-async def send_events(
+async def _send_events(
     pieces: AsyncIterator[tuple[int, generation_pb2.StreamGenerateResponse]],
     answers: TellingEvents,
     caller: Caller,

@@ -1,16 +1,14 @@
 """Answering `/v1/responses`, with one object or a stream of events."""
 
 import itertools
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from starlette.types import Receive, Scope, Send
 
 from loramux.errors import LoramuxError
-from loramux.gateway.answering import headers_by, send_events
-from loramux.gateway.backend import Backend
-from loramux.gateway.caller import Caller
+from loramux.gateway.answering import Streaming, headers_by
 from loramux.gateway.events import event
 from loramux.gateway.refusal import error_object, json_response
 from loramux.gateway.responses.names import ResponsesNames
@@ -74,15 +72,10 @@ class ResponseEvents:
 
 
 @dataclass(frozen=True, slots=True)
-class Responding:
+class Responding(Streaming):
     """What it takes to answer a request."""
 
-    backend: Backend
-    caller: Caller
-    asked: generation_pb2.GenerateRequest
     answers: ResponseEvents
-    seconds: float | None
-    """How long it may take."""
 
     async def whole(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer with one object.
@@ -91,22 +84,9 @@ class Responding:
         and which tokens are text.
         """
         adapters: Sequence[generation_pb2.AdapterIdentity] = ()
-        async with aclosing(self._pieces()) as pieces:
+        async with aclosing(self.pieces()) as pieces:
             async for _, piece in pieces:
                 adapters = adapters or piece.adapters
                 self.answers.taken(piece)
         headers = headers_by(self.caller, adapters)
         await json_response(self.answers.response.ended(), headers)(scope, receive, send)
-
-    async def events(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer with a stream of events."""
-        async with aclosing(self._pieces()) as pieces:
-            await send_events(pieces, self.answers, self.caller, send)
-
-    async def _pieces(
-        self,
-    ) -> AsyncGenerator[tuple[int, generation_pb2.StreamGenerateResponse], None]:
-        stream = self.backend.stream(self.asked, self.caller, self.seconds)
-        async with aclosing(stream) as pieces:
-            async for piece in pieces:
-                yield 0, piece
