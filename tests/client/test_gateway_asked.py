@@ -33,7 +33,7 @@ def test_what_is_told_of_prompts_with_images_is_bounded() -> None:
     def asked(**options: int) -> int:
         image = {"type": "image_url", "image_url": {"url": "data:image/gif;base64,R0lGOA=="}}
         talk = {"model": "base", "messages": [{"role": "user", "content": [image]}], **options}
-        return len(asked_by_chat(parse(msgspec.json.encode(talk), ChatBody), "base", ""))
+        return len(asked_by_chat(parse(msgspec.json.encode(talk), ChatBody), "base"))
 
     # Only the server knows how many tokens stand for an image.
     assert asked(prompt_logprobs=1, n=4) == asked(n=8) == 1
@@ -56,7 +56,7 @@ def test_a_prediction_goes_along_with_each_prompt(content: object, text: str) ->
     talk = {
         "model": "base", "messages": [{"role": "user", "content": "x"}], "prediction": prediction,
     }  # fmt: skip
-    asked += asked_by_chat(parse(msgspec.json.encode(talk), ChatBody), "base", "")
+    asked += asked_by_chat(parse(msgspec.json.encode(talk), ChatBody), "base")
     assert [request.prediction for request in asked] == [text] * 3
 
 
@@ -88,7 +88,7 @@ def test_beams_are_as_many_as_the_best_are_of() -> None:
         given = {"model": "base", "use_beam_search": True, **fields}
         read = parse(msgspec.json.encode(given), kind)
         if isinstance(read, ChatBody):
-            (request,) = asked_by_chat(read, "base", "")
+            (request,) = asked_by_chat(read, "base")
         else:
             assert isinstance(read, CompletionBody)
             (request,) = asked_by_completion(read, "base", "")
@@ -119,7 +119,7 @@ def talk(**fields: Any) -> ChatBody:
 
 def test_an_effort_is_a_variable_of_the_chat_template() -> None:
     def variables(**fields: Any) -> dict[str, Any]:
-        (asked,) = asked_by_chat(talk(**fields), "base", "")
+        (asked,) = asked_by_chat(talk(**fields), "base")
         found: dict[str, Any] = msgspec.json.decode(asked.chat_template_kwargs or "{}")
         return found
 
@@ -143,7 +143,7 @@ def test_fields_of_vllm_may_have_their_defaults_alone() -> None:
         "continue_final_message": False, "stream": True,
         "stream_options": {"include_usage": True, "continuous_usage_stats": False},
     }  # fmt: skip
-    assert len(asked_by_chat(talk(**defaults, add_special_tokens=False), "base", "")) == 1
+    assert len(asked_by_chat(talk(**defaults, add_special_tokens=False), "base")) == 1
     assert len(asked_by_completion(body(prompt="x", **defaults), "base", "")) == 1
     for field, value in (
         ("priority", 1), ("spaces_between_special_tokens", False), ("truncate_prompt_tokens", 5),
@@ -154,4 +154,4 @@ def test_fields_of_vllm_may_have_their_defaults_alone() -> None:
         assert caught.value.field == field
     told = talk(stream=True, stream_options={"continuous_usage_stats": True})
     with pytest.raises(InvalidArgumentError, match="tokens are counted at the end only"):
-        asked_by_chat(told, "base", "")
+        asked_by_chat(told, "base")

@@ -91,7 +91,10 @@ class Gateway:
     async def chat(self, request: Request) -> WhileThere:
         """`POST /v1/chat/completions`."""
         return await self._completions(
-            request, ChatBody, asked_by_chat, lambda options: ChatStyle()
+            request,
+            ChatBody,
+            lambda body, base, request_id: asked_by_chat(body, base),
+            lambda options: ChatStyle(),
         )
 
     async def completions(self, request: Request) -> WhileThere:
@@ -128,7 +131,7 @@ class Gateway:
         server = await self.backend.info(caller)
         if body.model is not None:
             body.model = reported(body.model, server)
-        asked = body.request(server.base_model, caller.request_id)
+        asked = body.request(server.base_model)
         return WhileThere(
             Tokenizing(self.backend, caller, asked, returns_pieces=body.return_token_strs).whole
         )

@@ -30,9 +30,7 @@ _AS_THEY_ARE = (
 """Fields of a body that the server calls the same."""
 
 
-def asked_by_chat(
-    body: ChatBody, base: str, request_id: str
-) -> list[generation_pb2.GenerateRequest]:
+def asked_by_chat(body: ChatBody, base: str) -> list[generation_pb2.GenerateRequest]:
     """Return what `body` asks of a server whose base model is called `base`.
 
     Raises:
@@ -57,7 +55,10 @@ def asked_with(
 def asked_by_completion(
     body: CompletionBody, base: str, request_id: str
 ) -> list[generation_pb2.GenerateRequest]:
-    """Return what `body` asks, a message for each prompt; see `asked_by_chat`."""
+    """Return what `body`, of the request `request_id`, asks: a message for each prompt.
+
+    See `asked_by_chat`.
+    """
     num_completions = 1 if body.n is None else body.n
     if body.best_of not in (None, num_completions) and not body.use_beam_search:
         raise unsupported(

@@ -8,7 +8,7 @@ from typing import cast
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from loramux import _adapter_wire, _server_wire, _wire
+from loramux import _adapter_wire, _server_wire, _token_wire, _wire
 from loramux._access import Certificate, open_aio_channel
 from loramux._aio_adapters import AsyncAdapters
 from loramux._calling import Calling, Ended
@@ -134,7 +134,7 @@ class Backend:
         """Return the prompt of `request` as tokens, with the bytes of each if wanted."""
         with _wire.raising():
             return await self._tokenization.Tokenize(
-                tokenization_pb2.TokenizeRequest(request=request, return_pieces=return_pieces),
+                _token_wire.tokenize_request(request, return_pieces),
                 timeout=self._limit(seconds),
                 metadata=caller.metadata,
             )

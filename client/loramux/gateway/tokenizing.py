@@ -36,7 +36,7 @@ class TokenizeBody(msgspec.Struct, kw_only=True):
     # Our own.
     parse_special_tokens: bool = False
 
-    def request(self, base: str, request_id: str) -> generation_pb2.GenerateRequest:
+    def request(self, base: str) -> generation_pb2.GenerateRequest:
         """Return the request whose prompt this is, of a server whose base model is called `base`.
 
         Raises:
@@ -54,7 +54,7 @@ class TokenizeBody(msgspec.Struct, kw_only=True):
                 tools=self.tools,
                 chat_template_kwargs=self.chat_template_kwargs,
             )
-            return asked_by_chat(chat, base, request_id)[0]
+            return asked_by_chat(chat, base)[0]
         if self.prompt is None:
             raise invalid("prompt", "prompt is missing, and so is messages; give one of them")
         if self.tools or self.chat_template_kwargs is not None:
@@ -67,7 +67,7 @@ class TokenizeBody(msgspec.Struct, kw_only=True):
             add_special_tokens=self.add_special_tokens is not False,
             parse_special_tokens=self.parse_special_tokens,
         )
-        return asked_by_completion(completion, base, request_id)[0]
+        return asked_by_completion(completion, base, request_id="")[0]
 
     def _check_chat(self) -> None:
         if self.prompt is not None:

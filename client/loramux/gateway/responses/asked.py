@@ -32,7 +32,7 @@ _SHARED = [field.name for field in msgspec.structs.fields(SamplingBody)]
 
 
 def asked_by_response(
-    body: ResponsesBody, messages: list[ChatMessage], base: str, request_id: str
+    body: ResponsesBody, messages: list[ChatMessage], base: str
 ) -> generation_pb2.GenerateRequest:
     """Return the request to the server.
 
@@ -40,7 +40,6 @@ def asked_by_response(
         body: The body.
         messages: Its input as messages.
         base: The name of the base model.
-        request_id: The id of the request.
 
     Raises:
         LoramuxError: A value is invalid; the error names the field, that of a message as in a chat.
@@ -58,7 +57,7 @@ def asked_by_response(
         parallel_tool_calls=body.parallel_tool_calls,
         chat_template_kwargs=_variables(body) or None,
     )
-    (asked,) = asked_by_chat(chat, base, request_id)
+    (asked,) = asked_by_chat(chat, base)
     return asked
 
 

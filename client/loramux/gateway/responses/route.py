@@ -46,9 +46,7 @@ async def respond(
     responding = Responding(
         backend=backend,
         caller=caller,
-        asked=[
-            asked_by_response(body, talk.messages, server.base_model, caller.request_id)
-        ],
+        asked=[asked_by_response(body, talk.messages, server.base_model)],
         answers=ResponseEvents(Response(body, caller.request_id), names),
         seconds=body.timeout,
     )
