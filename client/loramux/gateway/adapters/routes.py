@@ -1,4 +1,4 @@
-"""The routes of `/v1/adapters`: one call of the client's each, made for the caller."""
+"""The routes of `/v1/adapters`: calls of the client's, made with the caller's key."""
 
 import datetime
 from collections.abc import Awaitable, Callable

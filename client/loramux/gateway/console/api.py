@@ -1,4 +1,4 @@
-"""What the page asks for: one call of the client's each, made for the caller."""
+"""What the page asks for: calls of the client's, made with the caller's key."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
