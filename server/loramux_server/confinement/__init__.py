@@ -1,1 +1,1 @@
-"""Processes that work on what strangers wrote, without files, sockets or other processes."""
+"""Sandboxed processes that handle untrusted input, without files, sockets or child processes."""

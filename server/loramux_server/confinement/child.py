@@ -1,4 +1,4 @@
-"""A child process that works on what strangers wrote: how it is started, and how it ends."""
+"""A child process that handles untrusted input: how it is started, and how it ends."""
 
 import contextlib
 import enum
@@ -14,36 +14,36 @@ from collections.abc import Mapping
 _log = logging.getLogger(__name__)
 
 START_SECONDS = 60.0
-"""How long it may take until it is ready."""
+"""How long it may take to become ready."""
 _KEPT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "TZ", "VIRTUAL_ENV")
-"""What it may know of the environment."""
+"""The environment variables that it inherits."""
 _HAS = {"TOKENIZERS_PARALLELISM": "false"}
-"""What its environment has beside: threads that begin early can be out of reach of Landlock."""
+"""Set in addition: Landlock cannot confine threads that start before it is applied."""
 
 
 class Offence(enum.Enum):
-    """Why a process did not live to answer."""
+    """Why a process ended without answering."""
 
     TIME = "takes more time than {} may"
     MEMORY = "takes more memory than {} may"
     SYSTEM_CALL = "makes a forbidden system call"
 
     def by(self, who: str) -> str:
-        """Return it for messages, where `who` is whose fault it is, such as "a template"."""
+        """Return it for messages; `who` is what caused it, such as "a template"."""
         return self.value.format(who)
 
 
 def spawn(
     module: str, variables: Mapping[str, str] | None = None
 ) -> tuple[socket.socket, "subprocess.Popen[bytes]"]:
-    """Start `python -m MODULE FD`, and return the other end of the socket FD and the process.
+    """Start `python -m MODULE FD`; return the other end of the socket FD, and the process.
 
     Args:
-        module: What it runs.
-        variables: What its environment has beside what every such process has.
+        module: The module to run.
+        variables: Environment variables in addition to those that every such process gets.
 
     Raises:
-        OSError: The system has nothing left for it.
+        OSError: The system is out of processes, file descriptors or memory.
     """
     known = {name: os.environ[name] for name in _KEPT if name in os.environ}
     ours, theirs = socket.socketpair()
@@ -60,9 +60,9 @@ def spawn(
 
 
 def end(process: "subprocess.Popen[bytes]") -> int | None:
-    """End it; return the code with which it ended by itself, None if it did not."""
+    """End the process; return its exit code, or None if it had to be killed."""
     try:
-        # One that ended by itself is about to be reaped.
+        # Give one that is exiting by itself the time to, so that its exit code is known.
         return process.wait(0.2)
     except subprocess.TimeoutExpired:
         process.kill()
@@ -71,7 +71,7 @@ def end(process: "subprocess.Popen[bytes]") -> int | None:
 
 
 def offence_of(code: int | None) -> Offence:
-    """Return why a process ended so, as `end` tells it."""
+    """Return why a process ended, given the code that `end` returned."""
     if code == -signal.SIGSYS:
         return Offence.SYSTEM_CALL
     return Offence.TIME if code in (-signal.SIGPROF, None) else Offence.MEMORY
@@ -79,11 +79,11 @@ def offence_of(code: int | None) -> Offence:
 
 @functools.cache
 def tell_missing(work: str, missing: bytes) -> None:
-    """Log, once, what the system does not enforce of what confines a process.
+    """Log, once, which of the restrictions the system does not enforce.
 
     Args:
         work: What the process does, such as "renders chat templates".
-        missing: What it said about that before anything else; empty where there is nothing.
+        missing: What the process reported when it locked itself down; empty if nothing is missing.
     """
     if missing:
         _log.warning("the process that %s is confined without %s", work, missing.decode())

@@ -1,4 +1,4 @@
-"""System calls that Python has no function for."""
+"""System calls for which Python has no function."""
 
 import ctypes
 import os
@@ -7,18 +7,18 @@ _PR_SET_NO_NEW_PRIVS = 38
 
 
 def call(number: int, *arguments: int) -> int:
-    """Make the system call `number` and return what it returns.
+    """Make the system call `number` and return its result.
 
     Args:
-        number: Of the system call, on this architecture.
-        arguments: Its arguments; pointers are addresses.
+        number: The number of the call on this architecture.
+        arguments: Its arguments; pointers are passed as addresses.
 
     Raises:
-        OSError: The kernel refuses it.
+        OSError: The call failed.
     """
     library = ctypes.CDLL(None, use_errno=True)
     library.syscall.restype = ctypes.c_long
-    # What is passed to a variadic function is converted to int, which has 32 bits.
+    # ctypes passes variadic arguments as a 32-bit int unless they have a ctypes type.
     returned = int(library.syscall(*map(ctypes.c_long, (number, *arguments))))
     if returned == -1:
         _raise(ctypes.get_errno())
@@ -26,10 +26,10 @@ def call(number: int, *arguments: int) -> int:
 
 
 def forgo_privileges() -> None:
-    """Let this thread, and what it starts, gain no privileges: Landlock and seccomp require it.
+    """Set no_new_privs for this thread and its children; Landlock and seccomp require it.
 
     Raises:
-        OSError: The kernel refuses it.
+        OSError: The kernel refuses.
     """
     library = ctypes.CDLL(None, use_errno=True)
     one, zero = ctypes.c_ulong(1), ctypes.c_ulong(0)

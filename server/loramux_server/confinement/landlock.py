@@ -1,4 +1,4 @@
-"""A Landlock domain without a rule: no file can be opened, made or removed, no TCP port reached."""
+"""A Landlock domain without rules: no file can be opened, created or removed, no TCP port used."""
 
 import ctypes
 import errno
@@ -8,10 +8,10 @@ from pathlib import Path
 from loramux_server.confinement import kernel
 
 _CREATE_RULESET, _RESTRICT_SELF = 444, 446
-"""System calls, on all architectures."""
+"""System call numbers, the same on all architectures."""
 _TELL_VERSION = 1
 _FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 5: 16}
-"""Version of the interface -> how many rights to files and folders it knows."""
+"""Landlock ABI version -> number of file system access rights that it knows."""
 _NETWORK_VERSION, _SCOPE_VERSION, _ALL_THREADS_VERSION = 4, 6, 8
 _BIND_AND_CONNECT = 0b11
 _UNIX_SOCKETS_AND_SIGNALS = 0b11
@@ -19,7 +19,7 @@ _ALL_THREADS = 1 << 3
 
 
 class _Rules(ctypes.Structure):
-    """What the kernel calls `struct landlock_ruleset_attr`; older ones expect zeros at its end."""
+    """`struct landlock_ruleset_attr`; older kernels expect its last fields to be zero."""
 
     _fields_ = (
         ("files", ctypes.c_uint64),
@@ -29,14 +29,14 @@ class _Rules(ctypes.Structure):
 
 
 def confine() -> None:
-    """Refuse this process files, TCP, others' abstract sockets and signals to others, for good.
+    """Permanently deny this process files, TCP, foreign abstract sockets and signals to others.
 
-    What the kernel does not know yet of this stays allowed. What is open stays open.
+    What this kernel's Landlock does not cover stays allowed. Open files stay open.
 
     Raises:
-        OSError: The kernel has no Landlock, or it is turned off, or what confines this process
-            already does not let it; or it has more than one thread, and this kernel confines
-            only the one that asks, which is done then.
+        OSError: The kernel has no Landlock, or it is disabled, or an enclosing sandbox forbids it.
+            Or the process has other threads and this kernel confines only the calling one; that has
+            been done then.
     """
     version = kernel.call(_CREATE_RULESET, 0, 0, _TELL_VERSION)
     rights = max(count for first, count in _FILE_RIGHTS.items() if first <= version)

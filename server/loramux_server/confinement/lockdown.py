@@ -1,4 +1,4 @@
-"""How a process gives up, for good, what it does not need to work on untrusted input."""
+"""How a process permanently gives up what it does not need to handle untrusted input."""
 
 import contextlib
 import os
@@ -14,36 +14,36 @@ _FORBIDDEN = (
     "mmap.", "pty.", "signal.", "fcntl.", "tempfile.", "glob.", "urllib.", "http.", "sqlite3.",
     "webbrowser.", "syslog.", "setopencodehook", "sys.settrace", "gc.",
 )  # fmt: skip
-"""What audit events begin with that are refused."""
+"""Prefixes of the audit events that are refused."""
 
 _LAYERS: tuple[tuple[str, Callable[[], None]], ...] = (
     ("no_new_privs", kernel.forgo_privileges),
     ("Landlock", landlock.confine),
-    # Last, because it lets nothing more be restricted.
+    # Last, because its filter forbids the calls of the other two.
     ("seccomp", seccomp.confine),
 )
-"""What the kernel of Linux enforces, in this order."""
+"""What the Linux kernel enforces, in the order in which it is applied."""
 
 
 def lock_down(memory: int, who: str) -> list[str]:
-    """Let this process open no file, socket or process from now on, and import nothing.
+    """Deny this process files, sockets, child processes and imports from now on.
 
-    Limits of the system hold everywhere. On Linux the kernel enforces the rest. Python's audit
-    hook says what was tried, before the kernel refuses it; alone it does not hold native code.
+    Resource limits hold on every system. On Linux the kernel enforces the rest. Python's audit hook
+    names what was tried before the kernel refuses it; alone, it cannot stop native code.
 
     Args:
-        memory: Bytes of address space, Python's own among them.
-        who: What the message of a refusal calls that which tried.
+        memory: Limit of the address space in bytes, including the interpreter.
+        who: What error messages call the offender, such as "a template".
 
     Returns:
-        What this Linux does not enforce, and why; nothing on another system.
+        What this Linux kernel does not enforce, and why; empty on other systems.
     """
     for limit, size in (
         (resource.RLIMIT_AS, memory),
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_CORE, 0),
     ):
-        with contextlib.suppress(ValueError, OSError):  # a lower one holds already
+        with contextlib.suppress(ValueError, OSError):  # a lower limit holds already
             resource.setrlimit(limit, (size, size))
     missing = _have_the_kernel_confine() if sys.platform == "linux" else []
 
@@ -56,7 +56,7 @@ def lock_down(memory: int, who: str) -> list[str]:
 
 
 def _have_the_kernel_confine() -> list[str]:
-    # Where it is not said which time zone it is, libc looks at the file each time.
+    # Without TZ, libc checks /etc/localtime on every call.
     os.environ.setdefault("TZ", ":/etc/localtime")
     time.tzset()
     missing = []

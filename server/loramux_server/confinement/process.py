@@ -1,4 +1,4 @@
-"""A process that works on what strangers wrote: started late, ended when stuck, started again."""
+"""A sandboxed process: started on first use, killed if it hangs, restarted when needed."""
 
 import asyncio
 import logging
@@ -22,36 +22,36 @@ _LOST = (OSError, asyncio.IncompleteReadError)
 
 
 class LostAnswerError(Exception):
-    """The process ended, or had to be ended, and the answer that was due does not come."""
+    """The process ended, or was killed, before it sent the answer that was due."""
 
     def __init__(self, code: int | None) -> None:
         super().__init__(f"it ended with exit code {code}" if code is not None else "it hung")
         self.code = code
-        """With which it ended by itself; None if it did not."""
+        """Its exit code; None if it was killed because it hung."""
 
     @property
     def offence(self) -> Offence:
-        """Why."""
+        """Why it ended."""
         return offence_of(self.code)
 
 
 class ConfinedProcess:
-    """Owns one process, `python -m MODULE FD`, and asks it one thing at a time.
+    """Owns one process, `python -m MODULE FD`, and sends it one message at a time.
 
-    It is sent the setup, and answers when it is ready; from then on it answers each message. To ask
-    while another waits for an answer is the caller's mistake.
+    The process is sent the setup and answers when it is ready. After that it answers each message.
+    Callers must not call `ask` while another call is in progress.
     """
 
     def __init__(
         self, module: str, setup: bytes, work: str, variables: Mapping[str, str] | None = None
     ) -> None:
-        """Prepare; nothing is started yet.
+        """Store the settings; the process is started on first use.
 
         Args:
-            module: What it runs.
-            setup: What it is sent first.
+            module: The module to run.
+            setup: The first message that it is sent.
             work: What it does, for messages, such as "renders chat templates".
-            variables: What its environment has beside what every such process has.
+            variables: Environment variables in addition to those that every such process gets.
         """
         self._module = module
         self._setup = setup
@@ -63,7 +63,7 @@ class ConfinedProcess:
         self._ready = b""
 
     async def ready(self) -> bytes:
-        """Return what it said when it was ready, and start it first where there is none.
+        """Return the process's first answer; start the process if it is not running.
 
         Raises:
             UnavailableError: It does not start.
@@ -73,14 +73,14 @@ class ConfinedProcess:
         return self._ready
 
     async def ask(self, message: bytes, seconds: float) -> bytes:
-        """Return the answer to `message`; the process is started first where there is none.
+        """Return the answer to `message`; start the process if it is not running.
 
         Args:
-            message: What it is sent.
-            seconds: How long the answer may take.
+            message: The message to send.
+            seconds: Time limit for the answer.
 
         Raises:
-            LostAnswerError: There is none; the process has been ended.
+            LostAnswerError: The process ended or timed out; it is not running any more.
             UnavailableError: It does not start.
         """
         await self.ready()
@@ -94,12 +94,12 @@ class ConfinedProcess:
                 _log.error("the process that %s made a forbidden system call", self._work)
             raise lost from None
         except BaseException:
-            # The answer to come would be taken for that to the next message.
+            # Otherwise the late answer would be taken for the answer to the next message.
             await self.end()
             raise
 
     async def end(self) -> int | None:
-        """End it; return the code with which it ended by itself, None if it did not."""
+        """End the process; return its exit code, or None if it was killed or not running."""
         process, writer = self._process, self._writer
         self._process = self._reader = self._writer = None
         if writer:
@@ -124,12 +124,12 @@ class ConfinedProcess:
                 return
 
     async def _start_once(self) -> None:
-        # Not by the event loop: it forks, and in a fork handlers of gRPC would run.
+        # In a thread: spawning forks, and on the event loop gRPC's fork handlers would run.
         starting = asyncio.create_task(asyncio.to_thread(spawn, self._module, self._variables))
         try:
             ours, self._process = await asyncio.shield(starting)
         except asyncio.CancelledError:
-            ours, self._process = await starting  # to be ended, now that it is there
+            ours, self._process = await starting  # wait for it, so that it can be ended
             ours.close()
             raise
         self._reader, self._writer = await asyncio.open_connection(sock=ours)

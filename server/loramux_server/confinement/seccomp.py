@@ -1,7 +1,7 @@
-"""A seccomp filter that leaves a process what it needs to compute and to answer.
+"""A seccomp filter that leaves a process only what it needs to compute and to answer.
 
-It refuses what is not listed here. Calls of which no library tries another way, and that only
-an attack makes, end the process.
+It is an allowlist. Calls that only an attack makes, and for which libraries have no fallback, kill
+the process.
 """
 
 import ctypes
@@ -17,18 +17,18 @@ from loramux_server.confinement.system_calls import FIRST_COMMON, number
 _PROT_EXEC = 0x4
 _CLONE_THREAD = 0x10000
 _CLONE_NEW = 0x7E020000
-"""All flags for namespaces that `clone` has."""
+"""All namespace flags of `clone`."""
 _PR_SET_NAME, _PR_GET_NAME = 15, 16
 
 _ALLOWED = (
-    # messages; the calls that an answer makes come first
+    # messages; first the calls that every answer makes
     "recvfrom", "setitimer", "clock_gettime", "brk", "futex",
     # memory
     "munmap", "mremap", "madvise",
-    # time, and random numbers
+    # clocks and random numbers
     "clock_getres", "clock_nanosleep", "nanosleep", "gettimeofday", "time", "times", "getrusage",
     "getrandom",
-    # threads and signals of its own, and its end
+    # its own threads and signals, and exiting
     "sched_yield", "sched_getaffinity", "getcpu", "membarrier", "rseq", "set_robust_list",
     "rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "sigaltstack", "restart_syscall",
     "getpid", "gettid", "sysinfo", "close", "exit", "exit_group",
@@ -44,19 +44,19 @@ _DEADLY = (
 
 _SET_MODE_FILTER, _ALL_THREADS = 1, 1
 _LOAD, _AND, _EQUALS, _AT_LEAST, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x06
-"""Instructions: load a word of the call, mask it, compare it and jump, return."""
+"""BPF instructions: load a word of `seccomp_data`, AND, jump if equal, jump if at least, return."""
 _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16
-"""Offsets of what a filter is told of a call."""
+"""Offsets in `struct seccomp_data`."""
 _ALLOW, _REFUSE, _KILL_PROCESS = 0x7FFF0000, 0x00050000, 0x80000000
 _AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-"""Numbers of the architectures; both have the least significant byte of a word first."""
+"""Audit numbers (AUDIT_ARCH_*); both architectures are little-endian."""
 _X32 = 0x40000000
-"""Numbers from here on are those of a third ABI of x86_64, whose calls are not looked at."""
+"""Call numbers from here on belong to the x32 ABI of x86_64, which is refused as a whole."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Only:
-    """Holds where half an argument, and a mask, are one of some values."""
+    """Condition: one 32-bit half of an argument, ANDed with `mask`, is one of `values`."""
 
     argument: int
     values: tuple[int, ...]
@@ -69,31 +69,31 @@ def _is_null(argument: int) -> tuple[_Only, _Only]:
 
 
 def _conditions() -> dict[str, tuple[_Only, ...]]:
-    """Return what has to hold for each call that is allowed sometimes."""
+    """Return the conditions of each call that is allowed only with certain arguments."""
     return {
-        "sendto": _is_null(4),  # to the other side of the socket, and nowhere else
+        "sendto": _is_null(4),  # no address: only to the other end of the socket pair
         "mmap": (_Only(2, (0,), mask=_PROT_EXEC),),
         "mprotect": (_Only(2, (0,), mask=_PROT_EXEC),),
-        "write": (_Only(0, (1, 2)),),  # last words of libraries
+        "write": (_Only(0, (1, 2)),),  # final error messages of libraries
         "writev": (_Only(0, (1, 2)),),
         "clone": (_Only(0, (_CLONE_THREAD,), mask=_CLONE_THREAD | _CLONE_NEW),),
-        "prctl": (_Only(0, (_PR_SET_NAME, _PR_GET_NAME)),),  # of a thread
-        "tgkill": (_Only(0, (os.getpid(),)),),  # abort
-        "prlimit64": (_Only(0, (0,)), *_is_null(2)),  # to read one's own limits
+        "prctl": (_Only(0, (_PR_SET_NAME, _PR_GET_NAME)),),  # names of threads
+        "tgkill": (_Only(0, (os.getpid(),)),),  # for abort()
+        "prlimit64": (_Only(0, (0,)), *_is_null(2)),  # only to read its own limits
     }
 
 
 def confine() -> None:
-    """Refuse this process, with all of its threads, what it does not need, for good.
+    """Permanently deny this process, with all its threads, the system calls that it does not need.
 
-    It opens no file, socket or process, signals no other, writes only to standard output and
-    error, makes no memory executable, and changes no limit. A refused call fails with EPERM, or
-    with ENOSYS where a library takes an older one then. A call that only an attack makes ends
-    the process with SIGSYS, as one of another architecture does.
+    It can open no file, socket or process, signal no other process, write only to standard output
+    and error, make no memory executable, and change no limit. A refused call fails with EPERM, or
+    with ENOSYS where libraries then fall back to an older call. A call that only an attack makes,
+    or one of another architecture, kills the process with SIGSYS.
 
     Raises:
-        OSError: The kernel, or what confines this process already, does not take a filter; or
-            system calls of this architecture are not known here.
+        OSError: The kernel, or an enclosing sandbox, does not accept a filter; or the system call
+            numbers of this architecture are not known here.
     """
     machine = os.uname().machine
     if machine not in _AUDIT or struct.calcsize("P") != 8:
@@ -108,13 +108,13 @@ def confine() -> None:
 
 
 class _Program(ctypes.Structure):
-    """What the kernel calls `struct sock_fprog`."""
+    """The kernel's `struct sock_fprog`."""
 
     _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_void_p))
 
 
 def _program(machine: str) -> Iterator[bytes]:
-    """Yield the instructions, of 8 bytes each."""
+    """Yield the BPF instructions, 8 bytes each."""
     yield _instruction(_LOAD, _ARCHITECTURE)
     yield _instruction(_EQUALS, _AUDIT[machine], if_true=1)
     yield _instruction(_RETURN, _KILL_PROCESS)
@@ -129,14 +129,14 @@ def _program(machine: str) -> Iterator[bytes]:
         yield from _where(name, machine, [*map(_check, conditions), *allowed])
     for name in _DEADLY:
         yield from _where(name, machine, [_instruction(_RETURN, _KILL_PROCESS)])
-    # What libraries try first where a kernel is new.
+    # Libraries try these first and fall back if the kernel does not have them.
     yield _instruction(_AT_LEAST, FIRST_COMMON, if_false=1)
     yield _instruction(_RETURN, _REFUSE | errno.ENOSYS)
     yield _instruction(_RETURN, _REFUSE | errno.EPERM)
 
 
 def _where(name: str, machine: str, then: Sequence[bytes]) -> Iterator[bytes]:
-    """Yield what does `then` if the call is `name`."""
+    """Yield the instructions that run `then` if the call is `name`."""
     wanted = number(name, machine)
     if wanted is not None:
         code = b"".join(then)
@@ -145,7 +145,7 @@ def _where(name: str, machine: str, then: Sequence[bytes]) -> Iterator[bytes]:
 
 
 def _check(condition: _Only) -> bytes:
-    """Return what refuses a call unless `condition` holds."""
+    """Return the instructions that refuse the call unless `condition` holds."""
     offset = _ARGUMENTS + 8 * condition.argument + 4 * condition.is_high
     code = [_instruction(_LOAD, offset), _instruction(_AND, condition.mask)]
     for left, value in zip(range(len(condition.values), 0, -1), condition.values, strict=True):
@@ -154,5 +154,5 @@ def _check(condition: _Only) -> bytes:
 
 
 def _instruction(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
-    """Return one, with how many are skipped after it where a comparison holds, or does not."""
+    """Return a BPF instruction; `if_true`, `if_false`: how many to skip after a comparison."""
     return struct.pack("=HBBI", code, if_true, if_false, value)

@@ -1,7 +1,7 @@
-"""What a process is that works on what strangers wrote, seen from within: `python -m MODULE FD`.
+"""The main loop of a sandboxed process, started as `python -m MODULE FD`.
 
-It is sent what it needs to know, gets ready, gives up what it does not need, says what the system
-does not enforce of that, and answers messages until the other side closes.
+It receives its setup, prepares, locks itself down, reports which restrictions the system does not
+enforce, and answers messages until the other side closes the socket.
 """
 
 import contextlib
@@ -19,28 +19,28 @@ from loramux_server.wire.channel import read_message, write_message
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What such a process does once it is ready."""
+    """What a sandboxed process does once it is ready."""
 
     greeting: bytes
-    """What it says first."""
+    """Its first answer, sent when it is ready."""
     answer: Callable[[bytes], bytes | None]
-    """Makes the answer to a message; None where there is none."""
+    """Returns the answer to a message; None if the message has none."""
     who: str
-    """What the message of a refusal calls that which tried, such as "a template"."""
+    """What error messages call the offender, such as "a template"."""
     memory: int
-    """Bytes of address space, Python's own among them."""
+    """Limit of the address space in bytes, including the interpreter."""
     cpu_seconds: float
-    """Processor time that one answer may take."""
+    """Limit of processor time for one answer."""
 
 
 def serve(prepare: Callable[[bytes], Work | bytes]) -> None:
-    """Answer what comes on the inherited socket until the other side closes.
+    """Answer messages on the inherited socket until the other side closes it.
 
     Args:
-        prepare: Is given the first message, and returns what is to be done, or what is said where
-            nothing can be.
+        prepare: Takes the first message; returns the work to do, or an answer that says why there
+            is none.
     """
-    # They reach the whole process group, and who started this process says when it is over.
+    # These signals reach the whole process group; the parent decides when this process ends.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     connection = socket.socket(fileno=int(sys.argv[1]))
@@ -53,7 +53,7 @@ def serve(prepare: Callable[[bytes], Work | bytes]) -> None:
         write_message(connection, work)
         return
     missing = lock_down(work.memory, work.who)
-    with contextlib.suppress(ConnectionError):  # which is the other side's end
+    with contextlib.suppress(ConnectionError):  # the other side has closed
         write_message(connection, ", ".join(missing).encode())
         write_message(connection, work.greeting)
         while (message := read_message(connection)) is not None:
@@ -64,13 +64,13 @@ def serve(prepare: Callable[[bytes], Work | bytes]) -> None:
 
 
 def silence() -> None:
-    """Let nothing more come to the log from here: what is written there strangers could write."""
+    """Redirect standard error to /dev/null: untrusted input could write to the log there."""
     with Path(os.devnull).open("wb") as nothing:
         os.dup2(nothing.fileno(), sys.stderr.fileno())
 
 
 def address_space() -> int:
-    """Return the bytes that this process has now."""
+    """Return the current size of this process's address space in bytes."""
     import psutil
 
     return int(psutil.Process().memory_info().vms)
@@ -78,12 +78,12 @@ def address_space() -> int:
 
 @contextlib.contextmanager
 def limited(cpu_seconds: float) -> Iterator[None]:
-    """End this process, also in the middle of an operation, where the block takes longer.
+    """Kill this process if the block takes longer, even in the middle of an operation.
 
     Args:
-        cpu_seconds: Processor time of all threads.
+        cpu_seconds: Limit of processor time, summed over all threads.
     """
-    # The default action of the signal ends the process.
+    # The default action of SIGPROF terminates the process.
     signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
     try:
         yield

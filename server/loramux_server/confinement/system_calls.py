@@ -1,4 +1,4 @@
-"""Numbers of system calls on the architectures that are known here.
+"""System call numbers of the supported architectures.
 
 From the kernel's `arch/x86/entry/syscalls/syscall_64.tbl` and `include/uapi/asm-generic/unistd.h`.
 From 424 on they are the same on all architectures.
@@ -30,19 +30,19 @@ _NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "times": (100, 153), "umount2": (166, 39), "unshare": (272, 97), "userfaultfd": (323, 282),
     "write": (1, 64), "writev": (20, 66),
 }  # fmt: skip
-"""Name -> number on x86_64 and on aarch64; None where the call does not exist."""
+"""Name -> number on x86_64 and on aarch64; None if the architecture does not have the call."""
 
 _ARCHITECTURES = ("x86_64", "aarch64")
 
 FIRST_COMMON = 424
-"""The first number that is the same on all architectures, which are all of Linux 5.1 or later."""
+"""From here on, numbers are the same on all architectures, and calls are of Linux 5.1 or later."""
 
 
 def number(name: str, machine: str) -> int | None:
-    """Return the number of the system call `name`, None where `machine` does not have it.
+    """Return the number of the system call `name`, or None if `machine` does not have it.
 
     Args:
-        name: As in the kernel's tables.
+        name: The name in the kernel's tables.
         machine: "x86_64" or "aarch64".
     """
     return _NUMBERS[name][_ARCHITECTURES.index(machine)]
