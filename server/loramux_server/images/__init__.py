@@ -1,1 +1,1 @@
-"""Images in conversations: from files to what a base model takes of them."""
+"""Images in conversations: from file bytes to the base model's inputs."""

@@ -1,7 +1,7 @@
-"""Bytes of a file -> its pixels, upright.
+"""Image file bytes -> pixels, upright.
 
-What a file is its first bytes say, and nothing else. It is looked at before it is decoded: a few
-bytes can stand for more pixels than there is memory.
+The format is determined by the first bytes alone. The size is checked before decoding: a few bytes
+can stand for more pixels than there is memory.
 """
 
 import struct
@@ -25,13 +25,13 @@ from PIL.Image import Transpose
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 MAX_ASPECT = 200
-"""Of the longer side to the shorter: beyond that some processors refuse an image, and others scale
-it until the shorter side is what they want."""
+"""Longest allowed aspect ratio. Beyond it some processors refuse an image, and others scale it
+until the shorter side has the size they want."""
 USED = (
     GifImagePlugin, ImagePalette, JpegImagePlugin, MpoImagePlugin, PngImagePlugin, TiffImagePlugin,
     WebPImagePlugin,
 )  # fmt: skip
-"""What Pillow imports when a file first needs it; TIFF's is what it reads EXIF with."""
+"""The modules that Pillow imports on first use; it reads EXIF with TIFF's."""
 
 _ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -43,21 +43,21 @@ _BROKEN = (
     OSError, ValueError, SyntaxError, IndexError, KeyError, TypeError, AttributeError, EOFError,
     OverflowError, ZeroDivisionError, struct.error, zlib.error, NotImplementedError,
 )  # fmt: skip
-"""What Pillow raises for files that are not as they should be."""
+"""What Pillow raises for malformed files."""
 
 
 class RefusedImageError(Exception):
-    """The bytes are no image that is taken; the message is for callers."""
+    """The bytes are not an acceptable image; the message is for callers."""
 
 
 def decode(data: bytes, max_pixels: int) -> Image.Image:
-    """Return the image in a file, of several the first, as its camera was held.
+    """Return the image in a file, upright; of several frames the first.
 
     Raises:
-        RefusedImageError: It is of another format, damaged, or too large.
+        RefusedImageError: The format is not supported, or the file is damaged or too large.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a bomb is refused below, and odd metadata is of no use
+        warnings.simplefilter("ignore")  # decompression bombs are refused below
         image = _opened(data, max_pixels)
         width, height = image.size
         _check_size(width, height, max_pixels)
@@ -105,13 +105,13 @@ def _upright(image: Image.Image) -> Image.Image:
     try:
         turned = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
     except _BROKEN:
-        # As in a browser: what cannot be read says nothing.
+        # As in a browser: unreadable metadata is ignored.
         return image
     return image if turned is None else image.transpose(turned)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Return gray of 16 bits as gray of 8; Pillow would make white of what is above 255."""
+    """Return 16-bit gray as 8-bit gray; Pillow would clip everything above 255 to white."""
     if not image.mode.startswith("I"):
         return image
     return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))

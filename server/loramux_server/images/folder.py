@@ -1,4 +1,4 @@
-"""A base model's folder, with files in it that transformers does not fetch with the model."""
+"""A base model's folder, with the files that transformers does not fetch with the model."""
 
 import json
 from collections.abc import Sequence
@@ -7,21 +7,21 @@ from pathlib import Path
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 _FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
-"""What a processor is made of."""
+"""Files of a processor."""
 
 
 _BESIDE_WEIGHTS = [*_FILES, "*.spm", "*.tiktoken"]
-"""What configs, tokenizers, processors and templates are made of."""
+"""Files of configs, tokenizers, processors and chat templates."""
 
 
 def revision_of(path: str, revision: str | None) -> str:
-    """Return where a base model is: `path`, or the folder of one `revision` of that hub id.
+    """Return where a base model is: `path`, or the folder of `revision` of that hub id.
 
-    All that a model is made of has been fetched into that folder, and nothing beside.
+    Everything that a model consists of has been downloaded into that folder, and nothing else.
 
     Raises:
         OSError: The hub does not have it, or does not answer.
-        ValueError: `path` is a folder, which has no revisions, or no hub id.
+        ValueError: `path` is a folder, which has no revisions, or is not a valid hub id.
     """
     if revision is None:
         return path
@@ -31,7 +31,7 @@ def revision_of(path: str, revision: str | None) -> str:
         raise ValueError(
             f"revision is {revision!r}, but it is a folder; revisions are those of a hub id"
         )
-    import huggingface_hub  # takes a while, and few need it
+    import huggingface_hub  # slow to import, and rarely needed
 
     found = huggingface_hub.snapshot_download(
         path, revision=revision, allow_patterns=_BESIDE_WEIGHTS
@@ -39,20 +39,20 @@ def revision_of(path: str, revision: str | None) -> str:
     index, weights = Path(found) / SAFE_WEIGHTS_INDEX_NAME, {SAFE_WEIGHTS_NAME}
     if index.is_file():
         weights = set(json.loads(index.read_bytes())["weight_map"].values())
-    # Of what may be a branch, the weights are those of the same commit.
+    # The revision may be a branch: take the weights of the same commit.
     commit = Path(found).name
     return huggingface_hub.snapshot_download(path, revision=commit, allow_patterns=sorted(weights))
 
 
 def folder_of(path: str, files: Sequence[str] = _FILES) -> str:
-    """Return the folder or hub id `path` as a folder, into which `files` have been fetched.
+    """Return `path` if it is a folder, else the folder to which `files` of that hub id are fetched.
 
     Raises:
         OSError: The hub does not have it, or does not answer.
-        ValueError: It is neither a folder nor a hub id.
+        ValueError: It is neither a folder nor a valid hub id.
     """
     if Path(path).is_dir():
         return path
-    import huggingface_hub  # takes a while, and few need it
+    import huggingface_hub  # slow to import, and rarely needed
 
     return huggingface_hub.snapshot_download(path, allow_patterns=list(files))

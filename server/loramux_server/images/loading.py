@@ -1,8 +1,8 @@
-"""A folder -> transformers' processor of images and text, of its own kind.
+"""Folder -> transformers' processor for images and text.
 
-transformers' processors of vision-language models come with one for videos as well, which needs
-torchvision, and some with one for sound. Images need neither, so a processor is put together
-without them.
+transformers' processors of vision-language models also have a part for video, which needs
+torchvision, and some have one for audio. Images need neither, so the processor is assembled without
+them.
 """
 
 import contextlib
@@ -21,18 +21,18 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING, processo
 from loramux_server.images.folder import folder_of, revision_of
 
 FILES = ("processor_config.json", "preprocessor_config.json")
-"""One of which every base that sees images has."""
+"""Every base with vision support has one of these."""
 _PARTS = {"image_processor": AutoImageProcessor, "tokenizer": AutoTokenizer}
 _LEFT_OUT = frozenset(("video_processor", "feature_extractor", "audio_processor"))
-"""What is for videos, and for sound."""
+"""Parts for video and audio."""
 
 
 class NoProcessorError(Exception):
-    """The folder has no processor for images that can be used; the message says why."""
+    """The folder has no usable image processor; the message says why."""
 
 
 def load_processor(path: str, revision: str | None = None) -> ProcessorMixin:
-    """Return the processor of the base model in folder or hub id `path`, of a `revision` of it.
+    """Return the processor of the base model in folder or hub id `path`, at `revision`.
 
     Raises:
         NoProcessorError: It has none, or one that cannot be used here.
@@ -51,7 +51,7 @@ def load_processor(path: str, revision: str | None = None) -> ProcessorMixin:
         return _assembled(folder)
     except NoProcessorError:
         raise
-    # The files are somebody else's, and so is what comes of them.
+    # The files are not ours, so anything can be raised.
     except Exception as error:
         raise NoProcessorError(
             f"the base model's processor cannot be loaded: {said(error)}"
@@ -59,7 +59,7 @@ def load_processor(path: str, revision: str | None = None) -> ProcessorMixin:
 
 
 def said(error: Exception) -> str:
-    """Return the begin of what `error` says, on one line."""
+    """Return the start of the message of `error`, on one line."""
     return " ".join(str(error).split())[:400] or type(error).__name__
 
 
@@ -67,15 +67,15 @@ def _assembled(path: str) -> ProcessorMixin:
     kind = _with_torchvision_or_without(_kind_of(path))
 
     class OfImages(kind):  # type: ignore[misc,valid-type]
-        """One that lacks what is for anything else."""
+        """`kind` without the parts that are left out."""
 
         def check_argument_for_proper_class(self, argument_name: str, argument: object) -> object:
-            """Check what is there."""
+            """Check the type of a part, unless it is left out."""
             if argument_name in _LEFT_OUT:
                 return None
             return super().check_argument_for_proper_class(argument_name, argument)
 
-    OfImages.__name__ = kind.__name__  # transformers looks at names
+    OfImages.__name__ = kind.__name__  # transformers looks up names
     names, parts = kind.get_attributes(), []
     if missing := _PARTS.keys() - set(names):
         raise NoProcessorError(f"{kind.__name__} is no processor of images: no {min(missing)}")
@@ -94,7 +94,7 @@ def _part(name: str, path: str) -> object:
 
 
 def _kind_of(path: str) -> Any:  # noqa: ANN401, a class that has a type of its own
-    """Return the class of the processor, found as transformers' AutoProcessor does."""
+    """Return the class of the processor, resolved as transformers' AutoProcessor does."""
     for file in (*FILES, "tokenizer_config.json"):
         if (Path(path) / file).is_file():
             name = json.loads((Path(path) / file).read_bytes()).get("processor_class")
@@ -107,10 +107,10 @@ def _kind_of(path: str) -> Any:  # noqa: ANN401, a class that has a type of its 
 
 
 def _with_torchvision_or_without(kind: Any) -> Any:  # noqa: ANN401
-    """Return `kind`, or what it stands for: where torchvision is missing, it may be a stand-in.
+    """Return `kind`; if it is transformers' dummy for missing torchvision, the class behind it.
 
-    Such a class asks the module that makes numbers of images with torchvision for a function that
-    is in its twin as well, which does so with Pillow.
+    The real class imports a helper from an image processing module that needs torchvision. The
+    module's Pillow twin has the same helper and is imported in its place.
     """
     if not getattr(kind, "is_dummy", False):
         return kind
@@ -128,7 +128,7 @@ def _with_torchvision_or_without(kind: Any) -> Any:  # noqa: ANN401
 
 @contextlib.contextmanager
 def _module_as(name: str, module: object) -> Iterator[None]:
-    """Have `module` imported where `name` is asked for."""
+    """Let imports of `name` in the block find `module`."""
     sys.modules[name] = module  # type: ignore[assignment]
     try:
         yield

@@ -1,6 +1,6 @@
-"""What an image is to the process that prepares it, to the frontend, and to the engine.
+"""Images as exchanged between the preprocessing process, the frontend and the engine.
 
-Typed structs in MessagePack, each preceded by its length, as between frontend and engine.
+Typed structs in MessagePack, each with a length prefix, as between frontend and engine.
 """
 
 import msgspec
@@ -8,34 +8,34 @@ from msgspec import Struct
 
 
 class Array(Struct, frozen=True, array_like=True):
-    """Numbers, in the order of C."""
+    """An array in C order."""
 
     dtype: str
-    """numpy's name for their format."""
+    """Name of the numpy dtype."""
     shape: list[int]
     data: bytes
 
 
 class Image(Struct, frozen=True):
-    """An image as a base model takes it."""
+    """A preprocessed image: the base model's input."""
 
     digest: bytes
-    """BLAKE2b of its tokens and arrays, 32 bytes: what it is known by in prefixes."""
+    """BLAKE2b of its tokens and arrays, 32 bytes; identifies it in prefix caching."""
     arrays: dict[str, Array]
-    """What transformers' image processor made of it, by its names, such as pixel_values."""
+    """The output of transformers' image processor by name, such as pixel_values."""
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the arrays."""
+        """Size of the arrays."""
         return sum(len(array.data) for array in self.arrays.values())
 
 
 class PreparedImage(Struct, frozen=True):
-    """An image, and what stands for it in a prompt."""
+    """An image and the tokens that stand for it in a prompt."""
 
     tokens: list[int]
-    """What takes the place of the token that a template writes for an image. Text around it is
-    there already."""
+    """These replace the placeholder token that the template writes. Text around it is not
+    included."""
     image: Image
 
 
@@ -43,36 +43,36 @@ class PlacedImage(Struct, frozen=True):
     """An image in a prompt."""
 
     start: int
-    """Position of the first of its tokens."""
+    """Position of its first token."""
     length: int
-    """Number of its tokens. Those of them that are the model's own token for images get an
-    embedding of the image each; others, such as line breaks, are ordinary."""
+    """Number of its tokens. Those that are the model's image token get one embedding of the image
+    each; others, such as line breaks, are ordinary tokens."""
     image: Image
 
 
 class Setup(Struct, frozen=True):
-    """What a process needs to know before it prepares images."""
+    """Settings of the process that preprocesses images."""
 
     path: str
     """Folder or hub id of the base model."""
     max_pixels: int
-    """Pixels that an image may have."""
+    """Limit of pixels per image."""
     revision: str | None = None
-    """That of the hub id; None means what the hub has now."""
+    """Revision of the hub id; None means the current one."""
     cpu_seconds: float = 10.0
-    """Processor time that one image may take."""
+    """Limit of processor time per image."""
 
 
 class Placeholder(Struct, frozen=True):
-    """What stands for an image before it is prepared."""
+    """What stands for an image in the prompt before it is preprocessed."""
 
     token: int
-    """What templates write."""
+    """The token that templates write."""
     before: str = ""
-    """Text that is put before it. It is a part of the prompt's text, and may share a token with
+    """Text to put before it. It is tokenized with the prompt's text, and may share a token with
     what the template wrote there, such as a line break."""
     after: str = ""
-    """Text that is put after it, likewise."""
+    """Text to put after it, likewise."""
 
 
 class Loaded(Struct, frozen=True, tag=True):
@@ -82,19 +82,19 @@ class Loaded(Struct, frozen=True, tag=True):
 
 
 class Unavailable(Struct, frozen=True, tag=True):
-    """The folder has no processor that can be used."""
+    """The folder has no usable processor."""
 
     message: str
 
 
 class Prepared(Struct, frozen=True, tag=True):
-    """What became of an image."""
+    """The image was preprocessed."""
 
     prepared: PreparedImage
 
 
 class Refused(Struct, frozen=True, tag=True):
-    """The bytes are no image that is taken; the message is for callers."""
+    """The bytes are not an acceptable image; the message is for callers."""
 
     message: str
 

@@ -1,6 +1,6 @@
-"""The process that prepares images, seen from the frontend; what it made is kept for a while.
+"""The frontend's side of image preprocessing, with a cache of results.
 
-A conversation brings its images again with each turn.
+The cache matters because a conversation sends its images again with each turn.
 """
 
 import asyncio
@@ -34,19 +34,19 @@ T = TypeVar("T")
 
 KEPT_BYTES = 64 << 20
 MAX_ENDED = 256
-"""Images that are remembered because the process ended over them."""
+"""How many images are remembered for having crashed the process."""
 ANSWER_SECONDS = 60.0
-"""The process counts the time in which it runs; this is for one that does not get to run."""
+"""The process limits its own processor time; this is for one that does not get scheduled."""
 _VARIABLES = {
     "OMP_NUM_THREADS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_OFFLINE": "1",
 }
-"""It has one core, nothing to tell, and no network."""
+"""The process has one core, logs nothing and has no network."""
 
 
 class Preparer:
-    """Owns one process that prepares images, and gives it one at a time."""
+    """Owns one process that preprocesses images, one at a time."""
 
     def __init__(
         self,
@@ -55,39 +55,40 @@ class Preparer:
         kept_bytes: int = KEPT_BYTES,
         answer_seconds: float = ANSWER_SECONDS,
     ) -> None:
-        """Prepare; nothing is started before the first image.
+        """Store the settings; the process is started with the first image.
 
         Args:
-            setup: What the process needs to know.
-            kept_bytes: How much of what it made is kept.
-            answer_seconds: How long it may work on an image, or not get to.
+            setup: Settings of the process.
+            kept_bytes: Size of the cache of results.
+            answer_seconds: Wall-clock limit per image, including time in which the process is not
+                scheduled.
         """
         self._setup = setup
         self._process: ConfinedProcess | None = None
         self._turns = TenantTurns()
         self._works = set[asyncio.Task[Any]]()
         self._why_none = ""
-        """Why the base model has no processor; empty where it may have one."""
+        """Why the base model has no processor; empty if it has one or that is not known yet."""
         self._placeholder: Placeholder | None = None
         self._ended = OrderedDict[bytes, Offence]()
-        """Digest of a file over which the process ended -> why it did."""
+        """Digest of a file that crashed the process -> why it ended."""
         self._kept = OrderedDict[tuple[str, bytes], PreparedImage]()
-        """Those that were used last, the last one last, by tenant and digest of the file. How long
-        a request takes tells nobody what images others have."""
+        """LRU cache by tenant and file digest, most recently used last. It is per tenant so that
+        the latency of a request does not reveal what images others have."""
         self._room = kept_bytes
         self._answer_seconds = answer_seconds
 
     async def prepare(self, data: bytes, field: str, tenant: str) -> PreparedImage:
-        """Return what the base model takes of the image in a file.
+        """Return the preprocessed image.
 
         Args:
             data: The bytes of the file.
-            field: The request field that it is.
-            tenant: Whose it is; tenants take turns.
+            field: Name of the request field, for errors.
+            tenant: The tenant it belongs to; tenants take turns.
 
         Raises:
-            InvalidArgumentError: The bytes are no image that is taken.
-            FailedPreconditionError: The base model has no processor that can be used.
+            InvalidArgumentError: The bytes are not an acceptable image.
+            FailedPreconditionError: The base model has no usable processor.
             UnavailableError: The process does not start, or does not answer.
         """
         key = tenant, hashlib.blake2b(data, digest_size=32).digest()
@@ -96,10 +97,10 @@ class Preparer:
         return await self._in_turn(tenant, lambda: self._work(key, data, field))
 
     async def placeholder(self, tenant: str) -> Placeholder:
-        """Return what stands for an image of `tenant` before it is prepared.
+        """Return what stands for an image of `tenant` before it is preprocessed.
 
         Raises:
-            FailedPreconditionError: The base model has no processor that can be used.
+            FailedPreconditionError: The base model has no usable processor.
             UnavailableError: The process does not start.
         """
         if self._placeholder is None:
@@ -117,10 +118,10 @@ class Preparer:
             await self._process.end()
 
     async def _in_turn(self, tenant: str, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Return what `make` gives, which has the process for itself.
+        """Return the result of `make`, which has the process to itself.
 
-        If the caller goes away, it is at work nevertheless: many who do not wait long would keep it
-        from ever being ready.
+        It runs to the end even if the caller is cancelled: otherwise callers with short deadlines
+        could keep the process from ever becoming ready.
         """
         await self._turns.take(tenant)
         work = asyncio.create_task(make())
@@ -132,11 +133,11 @@ class Preparer:
         self._works.discard(work)
         self._turns.give_back()
         if not work.cancelled():
-            work.exception()  # whoever waited has it; where nobody does, nobody has to know
+            work.exception()  # mark it as retrieved: the caller has it, or is gone
 
     async def _work(self, key: tuple[str, bytes], data: bytes, field: str) -> PreparedImage:
-        """Return what becomes of an image, and keep it."""
-        if (kept := self._find(key)) is not None:  # another caller had it prepared
+        """Return the preprocessed image, and cache it."""
+        if (kept := self._find(key)) is not None:  # another caller had it preprocessed meanwhile
             return kept
         _, digest = key
         if digest in self._ended:
@@ -162,7 +163,7 @@ class Preparer:
         return answer.prepared
 
     async def _started(self) -> ConfinedProcess:
-        """Return the process, which is ready."""
+        """Return the process once it is ready."""
         if not self._why_none:
             if self._process is None:
                 self._process = ConfinedProcess(
@@ -183,7 +184,7 @@ class Preparer:
         )
 
     async def _with_folder(self) -> Setup:
-        """Return the setup with a folder where it has a hub id: the process has no network."""
+        """Return the setup with a folder in place of a hub id: the process has no network."""
         try:
             folder = await asyncio.to_thread(folder_of, self._setup.path)
         except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Bytes of an image -> what the base model takes of it, by transformers' own processor."""
+"""Image file bytes -> the base model's input, by transformers' own processor."""
 
 import hashlib
 from collections.abc import Mapping
@@ -12,17 +12,17 @@ from loramux_server.images.loading import NoProcessorError, load_processor, said
 from loramux_server.images.messages import Array, Image, Placeholder, PreparedImage, encode
 
 _TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
-"""What a processor makes of text."""
+"""Those outputs of a processor that describe text."""
 
 
 class ImageProcessor:
-    """Prepares images, each alone, so that what becomes of one depends on nothing beside it."""
+    """Preprocesses images one by one, so that the result depends on nothing else."""
 
     def __init__(self, processor: ProcessorMixin, max_pixels: int) -> None:
-        """Prepare with `processor`; `load` takes that of a folder.
+        """Wrap `processor`; use `load` for the processor of a folder.
 
         Raises:
-            NoProcessorError: What it makes is nothing that can be used.
+            NoProcessorError: Its output is not usable.
         """
         self._processor = processor
         self._tokenizer = processor.tokenizer
@@ -35,7 +35,7 @@ class ImageProcessor:
         if self._word not in added:
             raise NoProcessorError(f"the tokenizer has no {self._word}, which stands for an image")
         self._added = frozenset(token for word, token in added.items() if word.strip())
-        """Those that are no text; some tokenizers have added tokens for line breaks."""
+        """Added tokens other than whitespace; some tokenizers have added tokens for line breaks."""
         try:
             tokens, _ = self._make(Pillow.new("RGB", (64, 64)))
             first, last = self._bounds(tokens)
@@ -45,7 +45,7 @@ class ImageProcessor:
             ) from error
         before, after = map(self._tokenizer.decode, (tokens[:first], tokens[last:]))
         self.placeholder = Placeholder(added[self._word], before, after)
-        """What stands for an image before it is prepared."""
+        """What stands for an image before it is preprocessed."""
 
     @classmethod
     def load(cls, path: str, max_pixels: int, *, revision: str | None = None) -> "ImageProcessor":
@@ -53,8 +53,8 @@ class ImageProcessor:
 
         Args:
             path: The folder or hub id.
-            max_pixels: Pixels that an image may have.
-            revision: That of the hub id; None means what the hub has now.
+            max_pixels: Limit of pixels per image.
+            revision: Revision of the hub id; None means the current one.
 
         Raises:
             NoProcessorError: It has none, or one that cannot be used here.
@@ -62,10 +62,10 @@ class ImageProcessor:
         return cls(load_processor(path, revision), max_pixels)
 
     def prepare(self, data: bytes) -> PreparedImage:
-        """Return what the base model takes of the image in a file.
+        """Return the image in a file, preprocessed.
 
         Raises:
-            RefusedImageError: The bytes are no image that is taken.
+            RefusedImageError: The bytes are not an acceptable image.
         """
         image = decode(data, self._max_pixels)
         try:
@@ -85,7 +85,7 @@ class ImageProcessor:
         return PreparedImage(own, Image(_digest(own, arrays), arrays))
 
     def _make(self, image: Pillow.Image) -> tuple[list[int], dict[str, Array]]:
-        """Return what transformers makes of the token for an image, and of the image."""
+        """Return the tokens and arrays that transformers makes of the image token and the image."""
         if not getattr(self._processor.image_processor, "do_convert_rgb", False):
             image = image.convert("RGB")
         made = self._processor(
@@ -95,7 +95,7 @@ class ImageProcessor:
         return made["input_ids"][0].tolist(), arrays
 
     def _bounds(self, tokens: list[int]) -> tuple[int, int]:
-        """Return where `tokens` begin and end to be more than text."""
+        """Return the span of `tokens` from the first to the last token that is not text."""
         places = [place for place, token in enumerate(tokens) if token in self._added]
         return places[0], places[-1] + 1
 
@@ -105,9 +105,10 @@ def _array(numbers: np.ndarray) -> Array:
 
 
 def _digest(tokens: list[int], arrays: Mapping[str, Array]) -> bytes:
-    """Return what an image is known by.
+    """Return the digest that identifies an image.
 
-    Tiles side by side may have the numbers of tiles one above the other, but never their tokens.
+    It includes the tokens: two tilings, such as side by side and one above the other, can give the
+    same arrays, but never the same tokens.
     """
     digest = hashlib.blake2b(encode(tokens), digest_size=32)
     for name, array in sorted(arrays.items()):

@@ -1,20 +1,20 @@
-"""Whose turn it is at what does one thing at a time: tenants take turns."""
+"""Fair access to an exclusive resource: tenants take turns."""
 
 import asyncio
 from collections import OrderedDict, deque
 
 
 class TenantTurns:
-    """Gives one turn at a time."""
+    """A lock that is handed out round-robin over tenants."""
 
     def __init__(self) -> None:
-        """Begin with nobody at it."""
+        """Start unlocked."""
         self._is_taken = False
         self._lines: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
-        """Those who wait, by tenant; the tenant whose turn is next comes first."""
+        """The waiters of each tenant; the tenant whose turn is next comes first."""
 
     async def take(self, tenant: str) -> None:
-        """Return when it is the turn of the caller, who is of `tenant`; `give_back` ends it."""
+        """Wait until it is `tenant`'s turn; `give_back` ends the turn."""
         if not self._is_taken:
             self._is_taken = True
             return
@@ -23,12 +23,12 @@ class TenantTurns:
         try:
             await given
         except asyncio.CancelledError:
-            if not given.cancelled():  # it came, and the caller went
+            if not given.cancelled():  # the turn was given, but the caller was cancelled
                 self.give_back()
             raise
 
     def give_back(self) -> None:
-        """Let the next one have a turn."""
+        """End the turn and wake the next waiter."""
         while self._lines:
             tenant, line = self._lines.popitem(last=False)
             given = line.popleft()

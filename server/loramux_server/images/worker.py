@@ -1,9 +1,9 @@
-"""The process that prepares images: `python -m loramux_server.images.worker FD`.
+"""The process that preprocesses images: `python -m loramux_server.images.worker FD`.
 
-What decodes images is written in C, and images come from strangers. So this process has nothing:
-once it is ready, the kernel lets it open no file, socket or process, and an audit hook lets it
-import nothing; its memory and the processor time of one image are limited by the system, and the
-frontend ends it where it does not answer.
+Image decoders are written in C, and images are untrusted. So the process is sandboxed: once it is
+ready, the kernel denies it files, sockets and child processes, and an audit hook denies imports.
+Memory and the processor time per image are limited by the system. The frontend kills it if it does
+not answer.
 """
 
 import itertools
@@ -29,8 +29,8 @@ from loramux_server.images.processor import ImageProcessor
 
 MEMORY = 1 << 30
 MEMORY_OF_PIXEL = 160
-"""Bytes of address space for an image, and for each pixel that it may have: what it is on the way
-to being sent, in several formats and copies."""
+"""Bytes of address space per image, and per pixel that it may have: for copies in several formats
+on the way to the answer."""
 _WARMING = (
     ("PNG", ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")),
     ("JPEG", ("L", "RGB", "CMYK")),
@@ -41,7 +41,7 @@ _SIZES = ((64, 64), (300, 50), (50, 300))
 
 
 def answer_to(processor: ImageProcessor, data: bytes) -> Answer:
-    """Return what becomes of the image in a file, or why nothing does."""
+    """Return the preprocessed image, or why it is refused."""
     try:
         return Prepared(processor.prepare(data))
     except RefusedImageError as error:
@@ -51,9 +51,9 @@ def answer_to(processor: ImageProcessor, data: bytes) -> Answer:
 
 
 def prepare(message: bytes) -> Work | bytes:
-    """Return how to prepare images after `message`, a Setup, or why none can be."""
+    """Return the work to do for `message`, a Setup, or an answer that says why there is none."""
     setup = decode_setup(message)
-    torch.set_num_threads(1)  # others have the cores as well
+    torch.set_num_threads(1)  # leave the cores to others
     warnings.simplefilter("ignore")
     try:
         processor = ImageProcessor.load(setup.path, setup.max_pixels, revision=setup.revision)
@@ -71,12 +71,12 @@ def prepare(message: bytes) -> Work | bytes:
 
 
 def _warm(processor: ImageProcessor) -> None:
-    """Import now what is imported when it is first needed."""
+    """Trigger all lazy imports now, before imports are denied."""
     for (kind, modes), size in itertools.product(_WARMING, _SIZES):
         for mode in modes:
             file = BytesIO()
             image = Image.new(mode, size)
-            image.getexif()[0x0112] = 6  # on its side
+            image.getexif()[0x0112] = 6  # rotated by 90 degrees
             image.save(file, kind, exif=image.getexif())
             answer_to(processor, file.getvalue())
             answer_to(processor, file.getvalue()[:-20])
