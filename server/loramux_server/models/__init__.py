@@ -1,1 +1,1 @@
-"""Base models: transformers' modelling code with our attention and our linear layers in it."""
+"""Base models: transformers' modelling code with our attention and linear layers in it."""

@@ -1,8 +1,8 @@
-"""The bridge from transformers' attention interface to the paged cache.
+"""The bridge from transformers' attention interface to the paged KV cache.
 
 Source of the interface: `transformers.AttentionInterface`. A model calls the registered function
-with query, key and value of one layer; positions and masks are ours to know, so no mask function is
-registered under that name, and models make none.
+with query, key and value of one layer. Positions and masks are ours, so no mask function is
+registered under that name, and models make no masks.
 """
 
 import itertools
@@ -20,12 +20,12 @@ from loramux_server.models.step import Step
 
 _numbers = itertools.count()
 _POSITIONS = {"position_ids", "cache_position"}
-"""What models pass along to attention although it is in queries and keys already."""
+"""Arguments that models pass to attention although queries and keys include them already."""
 
 
 @dataclass(frozen=True, slots=True)
 class CacheShape:
-    """What one layer keeps of a token."""
+    """What one layer caches per token."""
 
     num_heads: int
     key_width: int
@@ -33,7 +33,7 @@ class CacheShape:
 
     @property
     def weights(self) -> int:
-        """Numbers kept of one token."""
+        """Number of elements per token."""
         return self.num_heads * (self.key_width + self.value_width)
 
 
@@ -43,42 +43,42 @@ class AttentionBridge:
     def __init__(self, step: Step) -> None:
         self._step = step
         self.shapes: dict[int, CacheShape] = {}
-        """Layer number -> what it keeps of a token, seen when the model first ran."""
+        """Layer number -> what it caches per token; recorded when the model first runs."""
         self.forms: dict[int, AttentionForm] = {}
-        """Layer number -> how it turns scores into weights, seen likewise."""
+        """Layer number -> scale, window, softcap and sinks of its attention; recorded likewise."""
         self.attending: list[nn.Module] = []
-        """The modules that attend, seen likewise."""
+        """The attention modules; recorded likewise."""
         self._keys: dict[int, torch.Tensor] = {}
         self._values: dict[int, torch.Tensor] = {}
         self.name = f"loramux-{next(_numbers)}"
         AttentionInterface.register(self.name, self)
 
     def cut(self, layer: int, shard: Shard) -> None:
-        """Keep only what `shard` has of the heads of a layer."""
+        """Keep only the heads of a layer that belong to `shard`."""
         shape = self.shapes[layer]
         self.shapes[layer] = replace(shape, num_heads=shape.num_heads // shard.count)
         sinks = self.forms[layer].sinks_H
-        if sinks is not None:  # the layer's own parameter, which it keeps
+        if sinks is not None:  # a parameter of the layer, which it still uses
             sinks.data = sinks.data[shard.of(len(sinks))].clone()
 
     def allocate(self, num_slots: int, dtype: torch.dtype, device: torch.device) -> None:
-        """Make the cache: `num_slots` tokens in each layer. Memory is taken when it is touched."""
+        """Allocate the cache: `num_slots` tokens per layer. Memory is committed on first touch."""
         for layer, shape in self.shapes.items():
             size = (num_slots, shape.num_heads)
             self._keys[layer] = torch.empty(*size, shape.key_width, dtype=dtype, device=device)
             self._values[layer] = torch.empty(*size, shape.value_width, dtype=dtype, device=device)
 
     def release(self) -> None:
-        """Give the cache's memory back; `allocate` makes another."""
+        """Free the cache; `allocate` makes a new one."""
         self._keys.clear()
         self._values.clear()
 
     def cache(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the keys and values of a layer, as [S, J, D] and [S, J, E]."""
+        """Return the cached keys and values of a layer, [S, J, D] and [S, J, E]."""
         return self._keys[layer], self._values[layer]
 
     def fill(self, run: VirtualRun) -> None:
-        """Put keys and values of virtual tokens into the cache, as they are."""
+        """Write keys and values of virtual tokens into the cache, unchanged."""
         for layer, keys_SJD in self._keys.items():
             slots = run.place_V.to(keys_SJD.device)
             values_SJE = self._values[layer]
@@ -106,11 +106,11 @@ class AttentionBridge:
             key: [1, J, T, D].
             value: [1, J, T, E].
             attention_mask: None, unless the model makes one of its own.
-            scaling: Factor of the scores; D ** -0.5 where absent.
-            sliding_window: Tokens that a token sees, itself included; all before it where absent.
-            softcap: Bound of the scores; none where absent.
-            s_aux: Attention sinks, [H]; none where absent.
-            kwargs: What else a model passes along.
+            scaling: Scale of the scores; D ** -0.5 if absent.
+            sliding_window: Tokens that a token sees, including itself; all before it if absent.
+            softcap: Bound of the scores; none if absent.
+            s_aux: Attention sinks, [H]; none if absent.
+            kwargs: Other arguments of the model.
 
         Returns:
             The output as [1, T, H, E], and no weights.
@@ -143,7 +143,7 @@ class AttentionBridge:
         num_heads: int,
         kwargs: dict[str, Any],
     ) -> None:
-        """Refuse what would be left out of account."""
+        """Refuse anything that would otherwise be ignored."""
         if s_aux is not None and s_aux.shape != (num_heads,):
             raise NotImplementedError(
                 f"attention sinks of shape {list(s_aux.shape)}; one for each of {num_heads} heads, "

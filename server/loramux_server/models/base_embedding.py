@@ -1,4 +1,4 @@
-"""What the folder of a base model says of vectors of texts, as sentence-transformers saves that."""
+"""How a base model's folder says that texts are embedded, in sentence-transformers' format."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,15 +13,15 @@ from loramux_server.wire.model_kind import ModelKind
 
 @dataclass(frozen=True, slots=True)
 class BaseEmbedding:
-    """How the base makes one vector of a text, as far as its folder says."""
+    """How the base embeds a text, as far as its folder says."""
 
     note: Mapping[str, object] = field(default_factory=dict)
-    """The same as a package notes it."""
+    """The same in the form that packages use."""
     fault: str = ""
-    """Why that cannot be done; empty where it can."""
+    """Why texts cannot be embedded that way; empty if they can."""
 
     def on(self, kind: ModelKind) -> Embedding:
-        """Return how a base of `kind` makes one where neither request nor package says."""
+        """Return how a base of `kind` embeds a text if neither request nor package says."""
         pooling = Pooling.LAST if kind is ModelKind.DECODER else Pooling.MEAN
         return embedding_of(self.note, Embedding(pooling))
 

@@ -1,4 +1,4 @@
-"""The layers of a base model as adapters are packed for them."""
+"""The layers of a base model, as seen by the code that packs adapters for them."""
 
 from collections.abc import Callable, Mapping
 
@@ -17,7 +17,7 @@ from loramux_server.wire.model_info import told_blind
 
 
 class BaseLayers:
-    """What a package is packed for.
+    """The base that a package is packed for.
 
     See `lora.packed.Base`, `lora.packed_edits.BaseLayers` and `lora.sight_change.SeeingBase`.
     """
@@ -48,24 +48,24 @@ class BaseLayers:
         self.device = model.device
 
     def is_end(self, module: str) -> bool:
-        """Return whether `module` is before or behind layers that are done as one."""
+        """Return whether `module` lies outside the fused decoder layers, before or after them."""
         stack = self._model.stack
         return stack is not None and not stack.holds(self._model.editor.modules[module])
 
     def bias(self, module: str) -> torch.Tensor | None:
-        """Return the bias of a layer, float32 in memory of the host; None if it has none."""
+        """Return the bias of a layer, float32 on the host; None if it has none."""
         if self._model.output and module == self.vocabulary.output:
             return self._model.output.bias
         place = self.places[module]
         return self._groups[place.group].bias(place.part)
 
     def rows(self, module: str, start: int, end: int) -> torch.Tensor:
-        """Return some rows of the weight of a layer or of the embeddings.
+        """Return some rows of the weight of a layer or of the embedding.
 
-        They are [rows, K], float32, where the model is.
+        They are [rows, K], float32, on the model's device.
 
         Raises:
-            PackageError: They cannot be had.
+            PackageError: The weight is quantized and cannot be read.
         """
         try:
             if module == self.vocabulary.embedding:
@@ -81,7 +81,7 @@ class BaseLayers:
             ) from None
 
     def as_held(self, module: str, parameter: str, value: torch.Tensor) -> torch.Tensor:
-        """Return a parameter of `module`, as PEFT saves it, as the module holds it here."""
+        """Return a parameter of `module`, as PEFT saves it, in the form that it has here."""
         if module in self._model.replaceable.transposed and parameter == "weight":
             value = value.T.contiguous()
         if module in self.places or module in (self.vocabulary.embedding, self.vocabulary.output):
@@ -91,13 +91,13 @@ class BaseLayers:
         return held + part.offset if isinstance(part, RmsNorm) else held
 
     def linear(self, weight_NK: torch.Tensor, dtype: torch.dtype) -> SavedLinear:
-        """Return a layer with a weight in the model's format, which is to rest in `dtype`."""
+        """Return a layer with this weight, which is in the model's dtype, stored in `dtype`."""
         return self._model.step.backend.make_saved_linear(weight_NK, dtype)
 
     def edits(self, package: Package, read: Callable[[TensorInfo], Array]) -> Edits | None:
-        """Return what `package`, whose tensors `read` returns, does beside rank rows.
+        """Return what `package` changes apart from rank rows; `read` reads its tensors.
 
         Raises:
-            PackageError: That cannot be done to the base.
+            PackageError: The change is not possible on this base.
         """
         return pack_edits(package, self, lambda tensor: torch.from_numpy(read(tensor).copy()))

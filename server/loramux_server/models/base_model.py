@@ -30,32 +30,32 @@ from loramux_server.wire.writing import Writing
 
 @dataclass(frozen=True, slots=True)
 class BaseModel:
-    """A base model whose linear layers are packed and whose attention is ours."""
+    """A base model with packed linear layers and our attention."""
 
     module: PreTrainedModel
     step: Step
     attention: AttentionBridge
     recurrent: Recurrent
-    """The layers that know of tokens by states; none in most models."""
+    """The layers that keep recurrent states; none in most models."""
     groups: list[PackedLinear]
     embedding: InputEmbedding
     output: OutputLayer | None
-    """None where no logits are made."""
+    """None if the model produces no logits."""
     editor: Editor
-    """Does what adapters do to other modules than those."""
+    """Applies what adapters do to modules other than packed linear layers."""
     stack: DecoderStack | None
-    """All layers in one; None where they are made of parts that it does not know."""
+    """All layers fused into one; None if they consist of other parts than it supports."""
     check: Check
     sight: Sight | None
-    """What sees images; None where they are not served."""
+    """Encodes images; None if images are not served."""
     blindness: str
-    """Why they are not, where the model's kind sees; else empty."""
+    """Why images are not served although models of this type support them; else empty."""
     places: dict[str, LayerPlace]
-    """Name of each layer that adapters can change -> where it is among the groups."""
+    """Name of each layer that adapters can change -> its group and place in it."""
     experts: dict[str, ServedExperts]
-    """Each layer's experts that adapters can change, by name."""
+    """The experts of each layer that adapters can change, by name."""
     replaceable: Replaceable
-    """What adapters can do beside that."""
+    """The parameters that adapters can replace."""
     name: str
     architecture: str
     fingerprint: str
@@ -68,49 +68,50 @@ class BaseModel:
     text: TextFormat
     kind: ModelKind = ModelKind.DECODER
     generation: dict[str, int | float] = field(default_factory=dict)
-    """How it wants its tokens chosen: field of the sampling parameters -> its default."""
+    """The model's default sampling parameters: field -> value."""
     writing: Writing | None = None
-    """What it says of the texts that it writes; None where it goes on with what it reads."""
+    """Settings of the decoder of an encoder-decoder; None for other models."""
     whole_texts: WholeTexts | None = None
-    """What takes a step in place of `module`, where that reads one text at a time."""
+    """Takes a step in place of `module`, if that reads one text at a time."""
     takes_token_types: bool = False
-    """Whether it is told which tokens are of the second of two texts."""
+    """Whether it takes token type ids for the second text of a pair."""
     source_length: int = 0
-    """Tokens of the context that are for what an encoder reads, where a decoder writes the rest."""
+    """Part of the context length that is the encoder's source, in an encoder-decoder."""
     own_cache_shapes: list[CacheShape] = field(default_factory=list)
-    """What is kept of a token beside blocks."""
+    """What a layer caches per token outside of KV blocks."""
     prefix_shapes: list[CacheShape] = field(default_factory=list)
-    """What adapters may bring of a token before texts, where that is something else."""
+    """Shapes of the keys and values that prefix tuning may bring per token, if not
+    `cache_shapes`."""
     heads: Heads | None = None
-    """What adapters for tasks have behind its layers; None where that is a linear layer."""
+    """The heads for tasks; None if a head is a linear layer."""
     shard: Shard = WHOLE
-    """Which part of its layers this process holds."""
+    """The part of its layers that this process holds."""
 
     @property
     def runs(self) -> nn.Module:
-        """What takes a step."""
+        """The module that takes a step."""
         return self.whole_texts or self.module
 
     @property
     def embedding_width(self) -> int:
-        """Numbers of an embedding."""
+        """Width of an embedding."""
         return self.replaceable.width[0]
 
     @property
     def cache_shapes(self) -> list[CacheShape]:
-        """What each layer keeps of a token."""
+        """What each layer caches per token."""
         return self.own_cache_shapes or list(self.attention.shapes.values())
 
 
 def own(module: PreTrainedModel) -> None:
-    """Copy what is left of the weights, so that nothing holds the mapped file any longer."""
+    """Copy the remaining weights, so that nothing keeps the mapped file open."""
     for parameter in module.parameters():
-        if type(parameter) is nn.Parameter:  # others lie where their library has put them
+        if type(parameter) is nn.Parameter:  # quantized weights belong to their library
             parameter.data = parameter.data.clone()
 
 
 def eos_token_ids_of(module: PreTrainedModel, vocab_size: int) -> list[int]:
-    """Return the tokens with which `module` ends a text, of those that it has."""
+    """Return the end-of-sequence tokens of `module` that are in its vocabulary."""
     found: set[int] = set()
     for config in (module.generation_config, module.config.get_text_config()):
         ids = getattr(config, "eos_token_id", None)

@@ -1,7 +1,7 @@
-"""Base models that are decoders, made ready to serve adapters.
+"""Decoder models, prepared to serve adapters.
 
-Any decoder will do whose attention goes through transformers' attention interface. What the model
-looks like is found by running it once: which layers share an input, and what each keeps of a token.
+Any decoder works whose attention goes through transformers' attention interface. Its structure is
+found by running it once: which layers share an input, and what each caches per token.
 """
 
 import inspect
@@ -48,13 +48,13 @@ def prepare(
 
     Args:
         module: The model.
-        name: What it is called.
-        text: How it takes text.
-        example: An image with which is tried whether it sees; None where it is not to.
-        blindness: Why it is not, where its kind sees.
+        name: Its name.
+        text: Its tokenizer and chat template.
+        example: An image to test image support with; None to serve text only.
+        blindness: Why images are not served although models of this type support them.
 
     Raises:
-        UnservableModelError: The model is of a kind that is not served.
+        UnservableModelError: This type of model is not supported.
     """
     module.eval().requires_grad_(False)
     num_parameters = module.num_parameters()
@@ -134,9 +134,12 @@ def prepare(
 def _check_layers(
     module: PreTrainedModel, count: int, attending: set[int], recurrent: set[int]
 ) -> None:
-    """Demand that it is known what each of `count` layers keeps of tokens.
+    """Check that it is known what each of `count` layers keeps per token.
 
-    Where some are recurrent, others may keep nothing.
+    If some layers are recurrent, others may keep nothing.
+
+    Raises:
+        UnservableModelError: It is not known.
     """
     if not recurrent and attending != set(range(count)):
         raise UnservableModelError(
@@ -147,9 +150,12 @@ def _check_layers(
 
 
 def _check_arguments(module: PreTrainedModel, *, attends: bool) -> None:
-    """Demand that `module` takes what each step tells it; many models swallow other names.
+    """Check that `module` takes the arguments of a step; many models silently accept unknown ones.
 
-    Positions are for attention alone.
+    Positions are required only if it has attention.
+
+    Raises:
+        UnservableModelError: It lacks an argument.
     """
     known = inspect.signature(module.forward).parameters
     for name in ("position_ids", "logits_to_keep"):
@@ -158,7 +164,7 @@ def _check_arguments(module: PreTrainedModel, *, attends: bool) -> None:
 
 
 def _let_go(module: PreTrainedModel, names: Collection[str]) -> None:
-    """Let go of the weights of parts that no text needs, such as those that see images."""
+    """Free the weights of submodels that are not needed, such as vision towers."""
     idle = [module.get_submodule(name) for name in names]
     inside = {id(part) for each in idle for part in each.modules()}
     used = {
@@ -176,10 +182,10 @@ def _let_go(module: PreTrainedModel, names: Collection[str]) -> None:
 def _checked_stack(
     layers: nn.ModuleList | None, step: Step, bridge: AttentionBridge, check: SelfCheck
 ) -> tuple[DecoderStack | None, float]:
-    """Do all `layers` as one, if they let themselves be done so and that makes no difference.
+    """Fuse all `layers` into one, if that is possible and makes no difference.
 
     Returns:
-        What does them, or None, and how far the logits are from the model's own.
+        The fused layers, or None; and how far the logits are from the model's own.
     """
     try:
         stack = None if layers is None else DecoderStack(layers, step, bridge)
@@ -189,7 +195,7 @@ def _checked_stack(
         return None, math.inf
     try:
         difference = check.difference(stack)
-    except UNKNOWN_WAYS:  # the layers are called in another way
+    except UNKNOWN_WAYS:  # the layers are called differently
         difference = math.inf
     if difference <= check.tolerance:
         return stack, difference

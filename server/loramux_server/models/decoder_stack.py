@@ -1,8 +1,8 @@
-"""The layers of a model, done as one where they are made of the parts that most decoders have.
+"""The layers of a model fused into one, if they consist of the usual parts of a decoder.
 
-A layer is recognised by what it consists of: a norm, attention with rotary embeddings, a norm, a
-gated MLP. Nothing is read of its code; whether it computes what it seems to is for the self-check
-to say, which runs the model in both ways.
+A layer is recognised by its submodules: a norm, attention with rotary embeddings, a norm, a gated
+MLP. Its code is not read; the self-check, which runs the model both ways, verifies that it computes
+what it seems to.
 """
 
 import math
@@ -30,7 +30,7 @@ _Part = TypeVar("_Part", bound=nn.Module)
 
 @dataclass(frozen=True, slots=True)
 class _Recognised:
-    """What a layer of the model consists of."""
+    """The parts of one layer of the model."""
 
     number: int
     attention_norm: RmsNorm
@@ -42,13 +42,13 @@ class _Recognised:
 
 
 class DecoderStack(nn.Module):
-    """Stands where the first layer stood, and does what all of them did."""
+    """Takes the place of the first layer, and computes all of them."""
 
     def __init__(self, layers: nn.ModuleList, step: Step, bridge: AttentionBridge) -> None:
-        """Take the place of `layers`; `restore` gives it back.
+        """Replace `layers`; `restore` undoes it.
 
         Raises:
-            ValueError: They are made of other parts.
+            ValueError: They consist of other parts.
         """
         super().__init__()
         self._found = [_recognised(layer) for layer in layers]
@@ -58,14 +58,14 @@ class DecoderStack(nn.Module):
                 raise ValueError("attention sinks are made anew in each step")
         self.originals = list(layers)
         """The model's own layers."""
-        # In a list, so that torch does not take it for a part of this one.
+        # In a list, so that torch does not register it as a submodule.
         self._places = [layers]
         self._step = step
         self._bridge = bridge
         self._decoder: Decoder | None = None
         self._repeated: RepeatedDecoder | None = None
         self._turns: tuple[torch.Tensor, ...] = ()
-        """What the first layer turned queries and keys by."""
+        """The rotary cosines and sines that the first layer was given in this step."""
         self._inside = {part for original in self.originals for part in original.modules()}
         for index, original in enumerate(self.originals):
             layers[index] = _Passing(original, self) if index else self
@@ -77,14 +77,14 @@ class DecoderStack(nn.Module):
             self._places[0][index] = original
 
     def holds(self, part: nn.Module) -> bool:
-        """Return whether `part` is one of the layers or is in one."""
+        """Return whether `part` is one of the layers or inside one."""
         return part in self._inside
 
     def cut(self, shard: Shard) -> None:
-        """Keep only what `shard` has of each layer: its heads, its share of the MLP.
+        """Keep only the part of each layer that belongs to `shard`: its heads, its MLP columns.
 
         Raises:
-            ValueError: They cannot be divided so; nothing is changed then.
+            ValueError: The sizes are not divisible; nothing is changed then.
         """
         sizes = sorted({size for found in self._found for size in self._sizes(found)})
         if any(number % shard.count for number, _ in sizes):
@@ -104,7 +104,7 @@ class DecoderStack(nn.Module):
             self._bridge.cut(found.number, shard)
 
     def _sizes(self, found: _Recognised) -> list[tuple[int, str]]:
-        """Return what must be divided of a layer."""
+        """Return the sizes of a layer that must be divisible."""
         queries, keys, _ = found.qkv.shape.out_features
         heads = self._bridge.shapes[found.number].num_heads
         inner = found.mlp.down_proj.packed.shape.in_features
@@ -115,17 +115,17 @@ class DecoderStack(nn.Module):
         ]
 
     def move(self, device: torch.device) -> None:
-        """Bring the layers' norms to `device`; their packed layers are moved on their own."""
+        """Move the layers' norms to `device`; their packed layers are moved separately."""
         self._decoder = self._repeated = None
         self._turns = ()
         for original in self.originals:
             original.to(device)
 
     def prepare(self, repeat: Repeat | None = None) -> None:
-        """Take the parts as they are now: weights, cache, slab and backend.
+        """Build the decoder from the current weights, cache, slab and backend.
 
         Args:
-            repeat: Runs layers that have a key of their own.
+            repeat: Records and replays the layers of steps that have a key for them.
         """
         backend = self._step.backend
         self._decoder = backend.make_decoder([self._layer(found) for found in self._found], backend)
@@ -138,7 +138,7 @@ class DecoderStack(nn.Module):
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         **kwargs: Any,  # noqa: ANN401
     ) -> torch.Tensor:
-        """Return what the last layer makes of `hidden_states`, [1, T, K]."""
+        """Return the output of the last layer for `hidden_states`, [1, T, K]."""
         self._turns = cos, sin = position_embeddings
         batch, segments = self._step.attention, self._step.segments
         assert batch is not None
@@ -157,7 +157,7 @@ class DecoderStack(nn.Module):
         return self._decoder(*given)[None]
 
     def turns_by(self, position_embeddings: tuple[torch.Tensor, ...] | None) -> bool:
-        """Return whether these turned queries and keys in the step that runs."""
+        """Return whether these are the cosines and sines that the first layer used in this step."""
         given = position_embeddings or ()
         return len(given) == len(self._turns) and all(map(operator.is_, given, self._turns))
 
@@ -180,11 +180,11 @@ class DecoderStack(nn.Module):
 
 
 class _Passing(nn.Module):
-    """Stands where another layer stood."""
+    """Takes the place of the other layers, and passes on what it gets."""
 
     def __init__(self, original: nn.Module, stack: DecoderStack) -> None:
         super().__init__()
-        # In a list, likewise.
+        # In a list for the same reason.
         self._stacks = [stack]
         self.attention_type = getattr(original, "attention_type", None)
 
@@ -195,10 +195,10 @@ class _Passing(nn.Module):
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None,
         **kwargs: Any,  # noqa: ANN401
     ) -> torch.Tensor:
-        """Return `hidden_states`, to which everything has been done.
+        """Return `hidden_states`, which have passed all layers already.
 
         Raises:
-            ValueError: Queries and keys of this layer are not turned as those of the first.
+            ValueError: This layer has other rotary embeddings than the first.
         """
         if not self._stacks[0].turns_by(position_embeddings):
             raise ValueError("each layer turns queries and keys in its own way")
@@ -206,7 +206,7 @@ class _Passing(nn.Module):
 
 
 def find_layers(module: PreTrainedModel, bridge: AttentionBridge) -> nn.ModuleList | None:
-    """Return the list of the layers of `module` that attend over `bridge`, if there is one."""
+    """Return the list of the layers of `module` that attend over `bridge`; None if not found."""
     found = [
         part
         for part in module.modules()
@@ -218,10 +218,10 @@ def find_layers(module: PreTrainedModel, bridge: AttentionBridge) -> nn.ModuleLi
 
 
 def _recognised(layer: nn.Module) -> _Recognised:
-    """Return what `layer` consists of.
+    """Return the parts of `layer`.
 
     Raises:
-        ValueError: It is something else.
+        ValueError: It consists of other parts.
     """
     parts = dict(layer.named_children())
     attention = parts.get("self_attn", nn.Module())

@@ -1,4 +1,4 @@
-"""Linear layers with what adapters do to them beside low-rank changes, in plain torch.
+"""Linear layers with changes of adapters other than low-rank ones, in plain torch.
 
 Legend: T tokens, K input width, N output width over all layers that share an input.
 """
@@ -16,20 +16,20 @@ Project = Callable[[torch.Tensor], torch.Tensor]
 def project_edited(
     project: Project, x_TK: torch.Tensor, segments: Segments, group: int, columns: list[int]
 ) -> torch.Tensor:
-    """Return what `project` makes of `x_TK`, with the changes of each segment's adapter.
+    """Return the output of `project` for `x_TK`, with the changes of each segment's adapter.
 
     Semantics, for tokens t0:t1 of an adapter and columns n0:n1 of a layer that it changes:
 
         y[t0:t1, n0:n1] = project(x[t0:t1] * input)[:, n0:n1]
 
-    Where there is a weight, affine.of(weight(x[t0:t1])) takes the place of what is projected.
+    If the adapter replaces the weight, affine.of(weight(x[t0:t1])) is used instead.
 
     Args:
-        project: The layers with what the slab has for them; rows do not depend on each other.
+        project: Computes the layers with the low-rank updates from the slab; rows are independent.
         x_TK: Their input.
         segments: Which adapter applies to which tokens.
         group: Number of the group of layers.
-        columns: Borders between the layers' outputs.
+        columns: Boundaries between the layers' outputs.
     """
     found = list(_of_group(segments, group))
     has_one_layer = len(columns) == 2
@@ -50,7 +50,7 @@ def project_edited(
             n0, n1 = columns[part : part + 2]
             y = y_TN[start:end, n0:n1]
             if (start, part) in x_of_layer and not has_one_layer:
-                # The other layers of the group take the input as it is.
+                # The other layers of the group take the unscaled input.
                 whole = x_TK.clone()
                 whole[start:end] = x_of_layer[start, part]
                 y.copy_(project(whole)[start:end, n0:n1])
@@ -60,7 +60,7 @@ def project_edited(
 
 
 def _of_group(segments: Segments, group: int) -> Iterator[tuple[int, int, Mapping[int, LayerEdit]]]:
-    """Yield first token, token after the last, and changes, for the segments that have any."""
+    """Yield start, end and changes of the segments that change this group."""
     for start, end, edits in segments.edited():
         if group in edits.layers:
             yield start, end, edits.layers[group]

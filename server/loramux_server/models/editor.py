@@ -1,4 +1,4 @@
-"""Modules of the model that adapters and images edit, for as long as such a step runs."""
+"""Edits of modules by adapters and images, for the duration of a step."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,32 +14,32 @@ from loramux_server.lora.virtual import VirtualRun
 
 
 class Editor:
-    """Puts the edits of a step's adapters behind the modules that they are for."""
+    """Applies the edits of a step's adapters to the outputs of modules, with forward hooks."""
 
     def __init__(
         self, modules: Mapping[str, nn.Module], output: nn.Module, axes: Mapping[str, int],
         embedding: nn.Module | None = None, layers: Sequence[nn.Module] = (),
     ) -> None:  # fmt: skip
-        """Know the modules by name.
+        """Store the modules by name.
 
         Args:
-            modules: Name in the base model -> what stands there.
-            output: What makes logits; it sees the rows alone whose logits are needed.
-            axes: Name -> the dimension of the tokens in what a module takes and makes, from 0 to 2;
-                1 where nothing is said. Before them is the one sequence that all tokens are.
-            embedding: What takes tokens, of which an adapter may have more than the base.
+            modules: Name in the base model -> the module there.
+            output: The output layer; it sees only the rows whose logits are needed.
+            axes: Name -> token dimension of a module's input and output, 0 to 2; 1 by default. If
+                it is not 0, dimension 0 is the one sequence that all tokens form.
+            embedding: The input embedding; an adapter may have more tokens than it.
             layers: The model's own layers, in order.
         """
         self._embedding = embedding
         self._layers = layers
         self._axes = axes
         self.modules = modules
-        """What stands under each name, however layers are run."""
+        """The modules by name, even if layers are run by the fused stack."""
         self._output = output
 
     @contextmanager
     def editing(self, given: StepInput) -> Iterator[None]:
-        """Do the edits of the adapters of `given` while the block runs."""
+        """Apply the edits of the adapters of `given` while the block runs."""
         hooks = []
         try:
             for name, found in _edits_of(given.segments).items():
@@ -48,9 +48,9 @@ class Editor:
                 token_T = None
                 if module is self._embedding:
                     token_T = given.token_T
-                    # Before the one that looks up their rows, if there is one.
+                    # Prepended, to run before the hook that looks up rows, if there is one.
                     hooks.append(module.register_forward_pre_hook(known_tokens, prepend=True))
-                is_new = module is self._output  # logits are many, and nobody else has them
+                is_new = module is self._output  # logits are large and not shared
                 edit = _hook(rows, self._axes.get(name, 1), token_T, is_new=is_new)
                 hooks.append(module.register_forward_hook(edit))
             if given.embedded:
@@ -71,7 +71,7 @@ class Editor:
 
 
 def _edits_of(segments: Segments | None) -> dict[str, list[tuple[int, ModuleEdit]]]:
-    """Return number of the segment, and edit, of all edits of each module."""
+    """Return module -> (segment number, edit) for all edits."""
     if segments is None or segments.edits is None:
         return {}
     edits_of: dict[str, list[tuple[int, ModuleEdit]]] = {}
@@ -104,7 +104,7 @@ def _adding_hook(runs: tuple[VirtualRun, ...]) -> Callable[..., torch.Tensor]:
 def _hook(
     found: list[tuple[slice, ModuleEdit]], axis: int, token_T: torch.Tensor | None, *, is_new: bool
 ) -> Callable[..., torch.Tensor]:
-    """Return a hook that does what was `found`; with `is_new`, to the very output of the module."""
+    """Return a hook that applies the edits in `found`; with `is_new`, in place."""
 
     def edit_output(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> torch.Tensor:  # noqa: ANN401
         x_T = _by_token(arguments[0], axis) if token_T is None else token_T
@@ -114,9 +114,10 @@ def _hook(
         for rows, edit in found:
             place = y_T[rows]
             piece = edit(module, x_T[rows], place)
-            if piece is not place:  # else it is there
+            if piece is not place:  # else it was edited in place
                 made.append((rows, piece))
-        # Some adapters have logits for more tokens; whoever reads them knows how many a row has.
+        # Some adapters have logits for more tokens; the reader knows the vocabulary size of each
+        # row.
         num_more = max((piece.shape[-1] for _, piece in made), default=0) - y.shape[-1]
         if num_more > 0:
             y = nn.functional.pad(y, (0, num_more))
@@ -129,12 +130,12 @@ def _hook(
 
 
 def _by_token(tensor: torch.Tensor, axis: int) -> torch.Tensor:
-    """Return `tensor` with the tokens as its first dimension, and without that of sequences."""
+    """Return `tensor` with tokens as its first dimension, and without that of sequences."""
     return tensor if axis == 0 else tensor[0].movedim(axis - 1, 0)
 
 
 def known_tokens(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[torch.Tensor]:
-    """Return tokens that the base has: those that it lacks have rows of the adapter's own."""
+    """Clamp tokens to those of the base; the adapter's edit provides the rows of the others."""
     (token_T,) = arguments
     assert isinstance(module, nn.Embedding)
     return (token_T.clamp(max=module.num_embeddings - 1),)

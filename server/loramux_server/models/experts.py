@@ -1,11 +1,11 @@
-"""Experts of a mixture whose weights are in one parameter, with the adapters' changes on top.
+"""Mixture-of-experts layers with stacked weights, with the adapters' changes on top.
 
-transformers describes such experts to whoever computes them otherwise: see its
-`use_experts_implementation`. Where no backend takes their weights, as that of a CPU does, steps in
-which nobody changes them are left to the experts themselves.
+transformers exposes the layout of such experts to other implementations: see its
+`use_experts_implementation`. Steps in which no adapter changes them run the model's own experts,
+unless the backend has taken the weights, as the CPU's does.
 
-Legend: T tokens, X experts that each token has, P = T * X pairs of token and expert, E experts,
-K input width, N output width of a matrix.
+Legend: T tokens, X experts chosen per token, P = T * X pairs of token and expert, E experts, K
+input width, N output width of a matrix.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,7 +31,7 @@ _TOLERANCE = 1e-5
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """What an adapter does to the experts of its tokens."""
+    """The change of one adapter to the experts, for its tokens."""
 
     start: int
     end: int
@@ -39,23 +39,23 @@ class _Change:
 
 
 class ServedExperts(nn.Module):
-    """Stands where the experts of a layer stood."""
+    """Takes the place of the experts of a layer."""
 
     def __init__(self, own: nn.Module, name: str, shape: ExpertsShape, step: Step) -> None:
         super().__init__()
         self.own = own
-        """The model's own."""
+        """The model's own experts."""
         self.shape = shape
         self._name = name
         self._step = step
         self._names = (_first_name(own), "down_proj")
         self._linears: list[ExpertLinears] = [_weights(own, each) for each in self._names]
-        """The first and the last matrices."""
+        """The first and the second matrix of all experts."""
         self._leaves_to_own = True
-        """Whether the model's own experts compute where nobody changes them."""
+        """Whether the model's own experts run if no adapter changes them."""
 
     def attach(self, backend: Backend) -> None:
-        """Let `backend` take the weights, if it does so; once."""
+        """Hand the weights over to `backend`, if it takes them; call once."""
         if not backend.takes_experts or self.own.down_proj.dtype is not torch.float32:
             return
         for at, name in enumerate(self._names):
@@ -67,7 +67,7 @@ class ServedExperts(nn.Module):
         self._leaves_to_own = False
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ANN401
-        """Return what experts make of tokens, given these, and which experts, and their weights."""
+        """Return the experts' output, given hidden states, chosen experts and their weights."""
         changes = list(_changes(self._step.segments, self._name))
         if self._leaves_to_own and not changes:
             found: torch.Tensor = self.own(*args, **kwargs)
@@ -80,7 +80,7 @@ class ServedExperts(nn.Module):
         self, x_TK: torch.Tensor, index_TX: torch.Tensor, weight_TX: torch.Tensor,
         changes: Sequence[_Change],
     ) -> torch.Tensor:  # fmt: skip
-        """Return what experts make of `x_TK` with the changes of some tokens' adapters."""
+        """Return the experts' output for `x_TK`, with `changes` applied to their tokens."""
         own: Any = self.own
         num_chosen = index_TX.shape[1]
         order_P, pairs = _in_order(index_TX, changes)
@@ -90,7 +90,7 @@ class ServedExperts(nn.Module):
         y_PN = multiply(x_PK, first, pairs, [change.edit.first for change in changes])
         y_PN = own._apply_gate(y_PN) if own.has_gate else own.act_fn(y_PN)
         y_PK = multiply(y_PN, last, pairs, [change.edit.last for change in changes])
-        if getattr(own, "has_post_expert_norm", False):  # unknown to transformers 5.17
+        if getattr(own, "has_post_expert_norm", False):  # newer than transformers 5.17
             y_PK = own.post_expert_norm(y_PK)
         y_PK = y_PK * weight_TX.reshape(-1)[order_P, None]
         back_PK = torch.empty_like(y_PK)
@@ -99,12 +99,12 @@ class ServedExperts(nn.Module):
 
 
 def find_experts(module: nn.Module, step: Step) -> dict[str, ServedExperts]:
-    """Replace those experts of `module` that adapters can change, and what chooses among them.
+    """Replace the experts of `module` that adapters can change, and their routers.
 
-    They are tried on random numbers first; what computes something else here stays as it is.
+    They are tested on random numbers first; experts that compute something else are left alone.
 
     Returns:
-        What stands there now, by name.
+        Name -> replacement.
     """
     found = {}
     for name, part in list(module.named_modules()):
@@ -121,14 +121,14 @@ def find_experts(module: nn.Module, step: Step) -> dict[str, ServedExperts]:
 
 
 def _changes(segments: Segments | None, name: str) -> Iterator[_Change]:
-    """Yield what the adapters of a step do to the experts called `name`."""
+    """Yield the changes of a step's adapters to the experts called `name`."""
     for start, end, edits in segments.edited() if segments else ():
         if name in edits.experts:
             yield _Change(start, end, edits.experts[name])
 
 
 def _in_order(index_TX: torch.Tensor, changes: Sequence[_Change]) -> tuple[torch.Tensor, Pairs]:
-    """Return which pair is at each place, and what they are in this order."""
+    """Return the order of pairs sorted by expert and change, and the sorted pairs."""
     change_T = np.zeros(len(index_TX), np.int64)
     for number, change in enumerate(changes, 1):
         change_T[change.start : change.end] = number
@@ -146,7 +146,7 @@ def _weights(own: Any, name: str) -> ExpertWeights:  # noqa: ANN401
 
 
 def _shape(part: nn.Module) -> ExpertsShape | None:
-    """Return the shape of the experts that `part` is; None if it is something else."""
+    """Return the shape of experts `part`; None if it is something else."""
     if not all(hasattr(part, name) for name in _ABOUT):
         return None
     own: Any = part
@@ -166,7 +166,7 @@ def _first_name(own: Any) -> str:  # noqa: ANN401
 
 
 def _is_same(served: ServedExperts) -> bool:
-    """Return whether `served` computes what the model's own experts do."""
+    """Return whether `served` computes the same as the model's own experts."""
     own: Any = served.own
     shape = served.shape
     weight = own.down_proj

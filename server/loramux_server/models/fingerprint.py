@@ -1,4 +1,4 @@
-"""What tells one base model from another: its architecture, its weights and its tokenizer."""
+"""A digest that identifies a base model: its architecture, weights and tokenizer."""
 
 import hashlib
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ _SAMPLES = 4096
 
 
 def fingerprint(module: PreTrainedModel, tokenizer_json: str | None) -> str:
-    """Return a digest over the architecture, every weight's shape and a sample of its values."""
+    """Return a digest of architecture, tokenizer, and shape and sampled values of each weight."""
     digest = hashlib.sha256(type(module).__name__.encode())
     for name, weight in sorted(_weights(module)):
         digest.update(f"\0{name}\0{tuple(weight.shape)}\0".encode())
@@ -24,11 +24,11 @@ def fingerprint(module: PreTrainedModel, tokenizer_json: str | None) -> str:
 
 
 def _weights(module: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield all parameters, and what quantised layers keep beside theirs, as plain tensors."""
+    """Yield all parameters, and the other tensors of quantized layers, as plain tensors."""
     found = dict(module.named_parameters())
     for name, layer in module.named_modules():
         if is_quantized(layer):
-            # The factors of bitsandbytes are no parameters, but they are saved.
+            # The scales of bitsandbytes are not parameters, but they are saved.
             state = layer.state_dict(prefix=f"{name}.", keep_vars=True)
             found |= {key: value for key, value in state.items() if key not in found}
     for name, weight in found.items():
@@ -36,7 +36,7 @@ def _weights(module: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _inner(name: str, weight: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield `weight`, or the tensors that it consists of."""
+    """Yield `weight`, or the tensors that a tensor subclass consists of."""
     if not hasattr(weight, "__tensor_flatten__"):
         yield name, weight
         return

@@ -1,8 +1,8 @@
-"""Parts of a model that are done in one pass over memory where transformers takes five or ten.
+"""Fused replacements of parts that transformers computes in many passes over memory.
 
-Norms, gated layers and rotary embeddings look the same in most models, and their modelling code
-differs in spelling only. Each one found is tried against our operation on random numbers, and
-replaced if it gives the same; what is not recognised stays as it is.
+Norms, gated MLPs and rotary embeddings are the same in most models; their modelling code differs in
+spelling only. Each candidate is compared with our operation on random numbers, and replaced if the
+results agree. What is not recognised is left alone.
 """
 
 import inspect
@@ -21,13 +21,13 @@ _TOLERANCE = 1e-5
 
 
 class RmsNorm(nn.Module):
-    """Stands where a norm of the model stood."""
+    """Takes the place of an RMS norm."""
 
     def __init__(self, weight_K: torch.Tensor, epsilon: float, step: Step, offset: int = 0) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight_K + offset if offset else weight_K, requires_grad=False)
         self.offset = offset
-        """What the weight has been given that the model's own does not have."""
+        """What was added to the model's own weight."""
         self.epsilon = epsilon
         self._step = step
 
@@ -37,7 +37,7 @@ class RmsNorm(nn.Module):
 
 
 class GatedMlp(nn.Module):
-    """Stands where an MLP stood whose gate goes through SiLU."""
+    """Takes the place of a gated MLP with SiLU."""
 
     def __init__(self, gate_up: PackedLinear, down: PackedPart, step: Step) -> None:
         super().__init__()
@@ -56,8 +56,9 @@ def fuse(module: nn.Module, step: Step, called: Collection[nn.Module]) -> None:
 
     Args:
         module: The model.
-        step: What its layers know of a step.
-        called: The parts that steps run. Others may run beside them, and keep their own operations.
+        step: The step object of its layers.
+        called: The modules that run in steps. Others may run concurrently, and keep their own
+            operations.
     """
     parts = [(name, part) for name, part in module.named_modules() if part in called]
     with torch.inference_mode():
@@ -75,10 +76,10 @@ def _norm(part: nn.Module, step: Step) -> RmsNorm | None:
         return None
     if weight.dim() != 1 or not len(weight) or not isinstance(epsilon, float):
         return None
-    if len(inspect.signature(part.forward).parameters) > 1:  # others take a gate beside the input
+    if len(inspect.signature(part.forward).parameters) > 1:  # others also take a gate
         return None
     x = _random(1, 3, len(weight), like=weight)
-    # Gemma keeps what is to be added to one.
+    # Gemma's weights are offsets from one.
     for candidate in (RmsNorm(weight, epsilon, step), RmsNorm(weight, epsilon, step, offset=1)):
         if _same(part, candidate, x):
             return candidate
@@ -101,7 +102,7 @@ def _mlp(part: nn.Module, step: Step) -> GatedMlp | None:
 
 
 def _fuse_rotary(parts: Sequence[nn.Module], step: Step) -> None:
-    """Let attention layers call our rotary embedding under the name that they know it by."""
+    """Let attention layers call our rotary embedding in place of the one that they look up."""
     forwards: dict[type[nn.Module], Callable[..., Any] | None] = {}
     for layer in parts:
         kind = type(layer)
@@ -112,7 +113,7 @@ def _fuse_rotary(parts: Sequence[nn.Module], step: Step) -> None:
 
 
 def _with_rotary(forward: Callable[..., Any], step: Step) -> Callable[..., Any] | None:
-    """Return `forward` with another `apply_rotary_pos_emb`, or None if it calls none like ours."""
+    """Return `forward` with our `apply_rotary_pos_emb`; None if its own is not equivalent."""
     name = "apply_rotary_pos_emb"
     if not calls(forward, name):
         return None
@@ -153,7 +154,7 @@ def _same(part: nn.Module, candidate: nn.Module, x: torch.Tensor) -> bool:
 
 
 def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
-    # Of 16 bits, one rounding more or less; of float32, sums in another order.
+    # In 16 bits one more or less rounding; in float32 another order of summation.
     tolerance = max(_TOLERANCE, 2 * torch.finfo(a.dtype).eps)
     return a.shape == b.shape and bool((a - b).abs().max() <= tolerance * (1 + a.abs().max()))
 

@@ -1,4 +1,4 @@
-"""How a base model wants its tokens chosen where nobody says otherwise: its generation config."""
+"""Default sampling parameters of a base model: its generation config."""
 
 import json
 import logging
@@ -13,25 +13,25 @@ from loramux_adapters.generation_config import FILE, base_defaults_of
 from loramux_server.models.servable import UnservableModelError
 
 AUTO = "auto"
-"""The generation config in the model's own folder; in `config.json`, where old models have it."""
+"""The generation config in the model's folder; old models have it in `config.json`."""
 NONE = ("none", "vllm")
-"""No generation config: sampling at temperature 1. vLLM's name for that is taken, too."""
+"""No generation config: sample at temperature 1. vLLM's name for it is accepted, too."""
 _MAX_BYTES = 64 << 10
 
 _log = logging.getLogger(__name__)
 
 
 def generation_of(module: PreTrainedModel, source: str) -> dict[str, int | float]:
-    """Return the defaults of sampling parameters, by their names, that `module` has from `source`.
+    """Return the default sampling parameters of `module` from `source`, by name.
 
-    A field that would change results and is not applied is named in the log.
+    Fields that would change results but are not applied are logged.
 
     Args:
         module: The model, as transformers loaded it.
         source: `AUTO`, one of `NONE`, or a folder with a `generation_config.json`.
 
     Raises:
-        UnservableModelError: There is no such file, or a field has an impossible value.
+        UnservableModelError: There is no such file, or a field has an invalid value.
     """
     if source in NONE:
         return {}

@@ -1,7 +1,7 @@
-"""The heads that adapters for tasks may have on an encoder, by transformers' own classes.
+"""Task heads on encoders, evaluated by transformers' own classes.
 
-No list of models says what they are. transformers has a class for each task; what it has beside its
-base model, and what the base model has behind its layers, is the head, and its own forward
+There is no list of models. transformers has a class for each task. What it has besides its base
+model, and what the base model has after its layers, is the head, and the class's own forward
 evaluates it.
 
 Legend: T tokens, K width of a hidden state, L labels.
@@ -23,11 +23,11 @@ _NUM_TOKENS = 7
 _NUM_LABELS = 3
 _TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-4}
 _ROUNDED = 3e-2
-"""Of the spread of logits, that 16 bits may make on the way."""
+"""Tolerance of 16-bit dtypes, relative to the largest logit."""
 
 
 class Heads:
-    """What stands behind the layers of a base model, for each task; used on one thread."""
+    """The heads of a base model, by task; used on one thread."""
 
     def __init__(
         self,
@@ -39,22 +39,22 @@ class Heads:
         self._heads = heads
         self._known = known
         self.shapes = shapes
-        """What adapters may bring, by task; see `ModelInfo.heads`."""
+        """The head parameters that adapters may bring, by task; see `ModelInfo.heads`."""
         self.behind = behind
-        """Names of the modules of the base model whose results only heads read."""
+        """Names of the base model's modules after its layers, whose results only heads read."""
 
     @classmethod
     def of(cls, module: PreTrainedModel, config: PreTrainedConfig, path: str = "") -> Self:
-        """Return the heads of a base model. Each is tried with random weights.
+        """Return the heads of a base model. Each is tested with random weights.
 
         Args:
             module: The base model, as it was loaded.
             config: Its config.
-            path: The folder or hub id that it was loaded from; empty where it was made otherwise,
-                and what it has counts as saved.
+            path: The folder or hub id that it was loaded from; if empty, the module's own weights
+                count as saved.
 
         Raises:
-            OSError: Its weights cannot be read.
+            OSError: The weights cannot be read.
         """
         saved = SavedWeights(path) if path else None
         token_1T = _text(config, module.device)
@@ -99,17 +99,17 @@ class Heads:
         return cls(heads, known, shapes, behind)
 
     def known(self, task: Task) -> Mapping[str, torch.Tensor]:
-        """Return the parameters that were saved with the base model, float32, where it is."""
+        """Return the head parameters saved with the base model, float32, on its device."""
         return self._known[task]
 
     @torch.inference_mode()
     def logits(
         self, task: Task, parameters: Mapping[str, torch.Tensor], hidden_TK: torch.Tensor
     ) -> torch.Tensor:
-        """Return what a head makes of a whole text: [1, L], or [T, L] where it reads each token.
+        """Return a head's logits for a whole text: [1, L], or [T, L] for token tasks.
 
         Args:
-            task: What it is for.
+            task: The task of the head.
             parameters: Those that differ from `known`.
             hidden_TK: The last hidden state of each token, float32.
         """
@@ -117,7 +117,7 @@ class Heads:
 
 
 def _text(config: PreTrainedConfig, device: torch.device) -> torch.Tensor:
-    """Return a text of tokens that are likely not to be those for padding and the like."""
+    """Return a text of tokens that are unlikely to be special ones."""
     generator = torch.Generator().manual_seed(0)
     size = config.get_text_config().vocab_size
     token_1T = torch.randint(size // 2, size, (1, _NUM_TOKENS), generator=generator)
@@ -130,7 +130,7 @@ def _tried(
     """Return random parameters of `head`, and the last hidden states of a text, [T, K].
 
     Raises:
-        ValueError: It does not compute what transformers' class does as a whole.
+        ValueError: The head computes something else than transformers' class as a whole.
     """
     pooled = head.pooled
     generator = torch.Generator().manual_seed(1)
@@ -156,7 +156,7 @@ def _tried(
 
 
 def _cache_fault(head: TaskHead, given: Mapping[str, torch.Tensor], hidden_TK: torch.Tensor) -> str:
-    """Return why `head` is not what PEFT has behind keys and values of virtual tokens, if so."""
+    """Return why PEFT's prefix tuning does not use `head` as a whole; empty if it does."""
     wanted = head.logits(given, hidden_TK)
     try:
         found = head.behind_cache(given, hidden_TK)
@@ -172,7 +172,7 @@ def _cache_fault(head: TaskHead, given: Mapping[str, torch.Tensor], hidden_TK: t
 def _idle(
     head: TaskHead, given: Mapping[str, torch.Tensor], hidden_TK: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """Return zeros for those parameters of `head` that make no difference."""
+    """Return zeros for the parameters of `head` that have no effect."""
     idle = {}
     for name, value in given.items():
         without = head.logits({**given, name: torch.full_like(value, torch.nan)}, hidden_TK)
@@ -184,15 +184,15 @@ def _idle(
 def _saved(
     head: TaskHead, module: PreTrainedModel, saved: SavedWeights | None
 ) -> dict[str, torch.Tensor]:
-    """Return those parameters of `head` that were saved with the base model, float32, where it is.
+    """Return the parameters of `head` that were saved with the base model, float32, on its device.
 
-    A checkpoint names those of the base model as the class for a task does, or as the bare one.
+    A checkpoint may use the names of the task class or those of the bare base model.
     """
     pooled, loaded = head.pooled, dict(module.named_parameters())
     found: dict[str, torch.Tensor] = {}
     for name, shape in head.parameters.items():
         if LABELS in shape:
-            continue  # the adapter's own
+            continue  # always the adapter's own
         value = None
         if saved is not None:
             value = saved.read(filter(None, (name, pooled.get(name))))
@@ -204,7 +204,7 @@ def _saved(
 
 
 def _told(error: Exception, fault: str = "") -> str:
-    """Return why a class is not served, in a line; `fault` is what is odd behind the layers."""
+    """Return, in one line, why a task is not served; `fault` is the problem with the pooler."""
     told = str(error).partition("\n")[0]
     told = told if isinstance(error, ValueError) else f"{type(error).__name__}: {told}"
     return f"{told} ({fault})" if fault and fault != told else told

@@ -1,4 +1,4 @@
-"""The last hidden states of a step: read by heads, and made into logits some rows at a time.
+"""The last hidden states of a step: for heads, and for computing logits of some rows at a time.
 
 Legend: T tokens, K width of a hidden state.
 """
@@ -15,10 +15,10 @@ from loramux_server.models.encoders.whole_texts import WholeTexts
 
 @contextmanager
 def last_hidden(module: PreTrainedModel | WholeTexts) -> Iterator[list[Any]]:
-    """Keep what the model below the layer of logits, final norm included, gives in the block.
+    """Record the output of the model below the output layer, final norm included, in the block.
 
     Yields:
-        A list to which each step adds its own; `hidden_states` tells those of one.
+        A list to which each step appends its output; pass one to `hidden_states`.
     """
     found: list[Any] = []
 
@@ -33,19 +33,19 @@ def last_hidden(module: PreTrainedModel | WholeTexts) -> Iterator[list[Any]]:
 
 
 def hidden_states(output: Any) -> torch.Tensor:  # noqa: ANN401
-    """Return the hidden states, [T, K], of what `last_hidden` kept."""
+    """Return the hidden states, [T, K], of an output that `last_hidden` recorded."""
     hidden_TK: torch.Tensor = output[0][0]
     return hidden_TK
 
 
 @contextmanager
 def given_hidden(module: PreTrainedModel, output: Any) -> Iterator[None]:  # noqa: ANN401
-    """Let the model, in the block, take what `last_hidden` kept for what is below the logits.
+    """Let the model, in the block, reuse an output of `last_hidden` instead of running its layers.
 
-    All that it does with hidden states then is done by its own code, for the rows it is asked for.
+    Everything after the layers is still done by its own code, for the requested rows.
     """
     below: Any = module.base_model
-    own = vars(below).get("forward")  # which libraries of quantised models put there
+    own = vars(below).get("forward")  # set by quantization libraries
     below.forward = lambda *arguments, **options: output
     try:
         yield

@@ -1,4 +1,4 @@
-"""The module that takes tokens. A weight that the output layer has, too, is in memory once."""
+"""The input embedding. A weight that is tied to the output layer is in memory only once."""
 
 from collections.abc import Callable
 
@@ -10,20 +10,21 @@ from loramux_server.models.packed_linear import OutputLayer
 
 
 class InputEmbedding:
-    """A module of embeddings, and its rows wherever they are."""
+    """The input embedding, and access to its rows wherever they are stored."""
 
     def __init__(self, module: nn.Module, *, is_tied: bool) -> None:
-        """Take `module`, an `nn.Embedding` with the weight of the output layer if `is_tied`."""
+        """Wrap `module`; `is_tied` says that it is an `nn.Embedding` tied to the output layer."""
         self._module = module
         self._is_tied = is_tied
         self._output: OutputLayer | None = None
-        """Whose copy of the weight is read."""
+        """The output layer whose copy of the weight is used, if any."""
 
     def attach(self, output: OutputLayer) -> None:
-        """Let go of the weight if `output`, which is attached, has a copy of it; once.
+        """Free the weight if `output`, which is attached, has a copy of it; call once.
 
-        In each call the rows of its tokens are the module's weight then. So whatever else the
-        module does goes on, and one that needs more of the weight keeps it.
+        Before each call, a hook then sets the module's weight to the rows of the call's tokens. So
+        anything else that the module does is kept. If that gives other results, the module keeps
+        its weight.
         """
         if not self._is_tied or output.lookup is None:
             return
@@ -34,7 +35,7 @@ class InputEmbedding:
         tokens = torch.tensor([[last, 0, last // 2, last]])
         wanted = module(tokens)
         hook = module.register_forward_pre_hook(_giving_rows(output.lookup))
-        module.padding_idx = None  # of use in training alone, and may be more than the rows
+        module.padding_idx = None  # used in training only, and may exceed the number of rows
         if torch.equal(module(tokens), wanted):
             self._output = output
             return

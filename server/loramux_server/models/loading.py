@@ -1,4 +1,4 @@
-"""A folder or hub id -> a base model, by transformers."""
+"""Folder or hub id -> base model, loaded by transformers."""
 
 from collections.abc import Collection
 from dataclasses import replace
@@ -47,9 +47,9 @@ from loramux_server.models.text_format import read_text_format
 from loramux_server.wire.model_kind import ModelKind
 
 _LOADS = {ModelKind.ENCODER: AutoModel, ModelKind.SEQ2SEQ: AutoModelForSeq2SeqLM}
-"""What loads models that are no decoders."""
+"""Classes that load models other than decoders."""
 _POOLER = "pooler."
-"""What stands before names of parameters that make one vector of a text."""
+"""Prefix of the names of an encoder's pooler parameters."""
 _DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -70,27 +70,26 @@ def load_base_model(
     sees: bool = False,
     unseeing: str = "",
 ) -> BaseModel:
-    """Load the base model in folder or hub id `model` and make it ready.
+    """Load the base model in folder or hub id `model` and prepare it for serving.
 
-    Nothing of the model's folder is executed: remote code is never trusted.
+    No code from the model's folder is executed: remote code is never trusted.
 
     Args:
         model: The folder or hub id.
-        revision: Branch, tag or commit of the hub id; None means what its branch main is now.
-        dtype: Its number format; `auto` is the one that suits `device`, and the one it was saved in
-            if its layers stay quantised.
+        revision: Branch, tag or commit of the hub id; None means the current main branch.
+        dtype: Its dtype; `auto` is the one that suits `device`, or the saved one if its layers stay
+            quantized.
         device: Where it is to run.
-        kernels: The operations to use there. Those of a CPU round weights themselves, when they
-            take them; for others it is done here.
-        quantization: How weights are rounded.
-        generation_config: From where it has its defaults of sampling parameters; see
-            `models.generation`.
-        stays_on_host: Leave it in memory of the host, for somebody who moves a part of it.
-        sees: Whether it is to take images, where its kind does.
-        unseeing: Why it is not.
+        kernels: The backend. The CPU's quantizes weights itself when it takes them; for others it
+            is done here.
+        quantization: How weights are quantized.
+        generation_config: Source of its default sampling parameters; see `models.generation`.
+        stays_on_host: Leave it in host memory, so that the caller can move a shard of it.
+        sees: Whether to serve images, if models of this type support them.
+        unseeing: Why not.
 
     Raises:
-        UnservableModelError: The model cannot be loaded or is of a kind that is not served.
+        UnservableModelError: The model cannot be loaded, or its type is not supported.
     """
     target = _device(device)
     try:
@@ -119,7 +118,7 @@ def load_base_model(
                 "quantised layers are not divided among processes: tensor_parallel can only be 1"
             )
         if is_quantized and target.type == "cuda":
-            # Weights are rounded and ordered there, and never all of them on the host.
+            # Quantize on the GPU, without ever having all weights on the host.
             options["device_map"] = {"": target}
         kind, example, blindness = model_kind(config), None, ""
         loads = _LOADS.get(kind)
@@ -152,7 +151,7 @@ def load_base_model(
         named = repr(model) if revision is None else f"revision {revision!r} of {model!r}"
         raise UnservableModelError(f"cannot load a base model from {named}: {error}") from None
     if not stays_on_host:
-        # Weights in the format that they were saved in have been pages of their file until here.
+        # Until here, weights that keep their saved dtype are pages of the mapped file.
         module = module.to(target)
     if kind is not ModelKind.DECODER:
         heads = Heads.of(module, config, path) if kind is ModelKind.ENCODER else None
@@ -172,11 +171,11 @@ def load_base_model(
 
 
 def _check_there(path: str) -> None:
-    """Demand that what can be no hub id is a folder, and not of GGUF.
+    """Check that a path that cannot be a hub id is a folder, and that it is not GGUF.
 
     Raises:
-        OSError: It is none.
-        ValueError: It is of GGUF.
+        OSError: There is no such folder.
+        ValueError: It is GGUF.
     """
     folder = Path(path)
     is_gguf = path.endswith(".gguf") or (
@@ -193,13 +192,13 @@ def _check_there(path: str) -> None:
 
 
 def _name(path: str) -> str:
-    """Return what the model in folder or hub id `path` is called; `.` is called as the folder."""
+    """Return the name of the model in folder or hub id `path`; `.` gets the name of the folder."""
     name = Path(path).name
     return Path(path).resolve().name if name in ("", "..") else name
 
 
 def model_kind(config: PreTrainedConfig) -> ModelKind:
-    """Return what kind of model a `config` is of."""
+    """Return the kind of model that `config` describes."""
     if writes_another(config):
         return ModelKind.SEQ2SEQ
     return ModelKind.ENCODER if only_reads(config) else ModelKind.DECODER
@@ -208,10 +207,11 @@ def model_kind(config: PreTrainedConfig) -> ModelKind:
 def _decoder(
     path: str, kind: type[PreTrainedConfig], *, sees: bool, unseeing: str
 ) -> tuple[Any, PreparedImage | None, str]:
-    """Return what loads the decoder in `path`: text alone where that is all that is wanted.
+    """Return what loads the decoder in `path`: the text model alone, if that suffices.
 
     Returns:
-        That, an image to try it with, or else why it takes none where its kind does.
+        The loading class; an image to test with, or None; and why images are not served although
+        models of this type support them.
     """
     if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         return AutoModelForCausalLM, None, ""
@@ -228,10 +228,13 @@ def _decoder(
 
 
 def _check_whole(module: PreTrainedModel, missing: Collection[str], kind: ModelKind) -> None:
-    """Demand that no weight is `missing`, in place of which transformers puts random numbers.
+    """Check that no weight is `missing`, since transformers would initialize it randomly.
 
-    Of an encoder, what makes one vector of a text may be: many are saved without, and only heads
-    that bring one of their own need it. It is 0 then.
+    Poolers of encoders may be missing and are set to zero: many encoders are saved without one, and
+    only heads that bring their own need it.
+
+    Raises:
+        ValueError: A weight is missing.
     """
     if kind is ModelKind.ENCODER:
         for name in (name for name in missing if name.startswith(_POOLER)):
@@ -254,7 +257,7 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # the latter where torch has no CUDA
+    except (RuntimeError, AssertionError) as error:  # the latter if torch was built without CUDA
         reason = str(error).partition("\n")[0]
         raise UnservableModelError(f"device {name!r} cannot be used: {reason}") from None
     if device.type not in ("cpu", "cuda"):

@@ -19,7 +19,7 @@ from loramux_server.models.quantized import is_quantized
 from loramux_server.models.step import Step
 
 Layer: TypeAlias = nn.Linear
-"""Or transformers' Conv1D, which has the transposed weight."""
+"""Or transformers' Conv1D, whose weight is transposed."""
 Weights: TypeAlias = tuple[torch.Tensor, torch.Tensor | None]
 """Weight [N, K] and bias [N]."""
 
@@ -33,25 +33,25 @@ def features(layer: Layer) -> tuple[int, int]:
 
 
 class PackedLinear:
-    """A group of layers that are called with the same input, one after the other.
+    """A group of linear layers that are called with the same input, one after the other.
 
-    The first call computes all of them and keeps the others' results until they are asked for. The
-    layers' own modules stand in the model as `PackedPart`s, so modelling code need not know. Where
-    one of them is quantised, each is computed on its own, by the module that it was.
+    The first call computes all of them and keeps the other outputs until they are requested. In the
+    model, the layers are replaced by `PackedPart`s, so modelling code is unaffected. If one of them
+    is quantized, each is computed by its own module.
     """
 
     def __init__(self, layers: list[Layer], group: int, step: Step, dtype: torch.dtype) -> None:
         self._group = group
         self._step = step
         self.dtype = dtype
-        """Of inputs and outputs."""
+        """Dtype of inputs and outputs."""
         self.device = layers[0].weight.device
         self.is_plain = not any(map(is_quantized, layers))
-        """Whether the weights can be joined, divided and put anywhere."""
+        """Whether the weights can be concatenated, sharded and moved."""
         self.whole = GroupShape(
             features(layers[0])[0], tuple(features(layer)[1] for layer in layers)
         )
-        """The shape of the layers in the model, of which this process may hold a part."""
+        """The shape of the layers in the model; this process may hold a shard of it."""
         self.split = Split.NOTHING
         self._weights: Weights | None = None
         self._linear: Linear
@@ -74,12 +74,12 @@ class PackedLinear:
 
     def _take(self, shape: GroupShape) -> None:
         self.shape = shape
-        """The shape of what this process holds."""
+        """The shape that this process holds."""
         self._columns = np.cumsum([0, *shape.out_features], dtype=np.int32)
         self._borders = self._columns.tolist()
 
     def cut(self, split: Split, shard: Shard) -> None:
-        """Keep only what `shard` has of the weights; once, before `attach`."""
+        """Keep only the shard's part of the weights; call once, before `attach`."""
         assert self._weights is not None and self.split is Split.NOTHING
         weight_NK, bias_N = self._weights
         if split is Split.OUTPUTS:
@@ -88,19 +88,19 @@ class PackedLinear:
             bias_N = None if bias_N is None else _cut_parts(bias_N, widths, shard)
         elif split is Split.INPUTS:
             weight_NK = weight_NK[:, shard.of(self.whole.in_features)].contiguous()
-            # It is to be there once in the sum of all processes.
+            # Only one process adds the bias to the sum of all processes.
             bias_N = bias_N if shard.index == 0 else None
         self.split = split
         self._hold((weight_NK, bias_N), cut_shape(self.whole, split, shard))
 
     def move(self, device: torch.device) -> None:
-        """Bring the weights to `device`; before `attach`."""
+        """Move the weights to `device`; before `attach`."""
         assert self._weights is not None
         self.device = device
         self._hold(_moved(self._weights, device), self.shape)
 
     def attach(self, slab: Slab, backend: Backend) -> None:
-        """Let `backend` take the weights, and read adapters from `slab`; once."""
+        """Hand the weights over to `backend`, and read adapters from `slab`; call once."""
         assert self._slab is None
         if self._weights is not None:
             weight_NK, bias_N = self._weights
@@ -109,26 +109,26 @@ class PackedLinear:
         self._slab = slab
 
     def bias(self, part: int) -> torch.Tensor | None:
-        """Return the bias of layer number `part`, float32 in memory of the host."""
+        """Return the bias of layer number `part`, float32 on the host; None if no layer has one."""
         if self._bias_N is None:
             return None
         return self._bias_N[self._borders[part] : self._borders[part + 1]].float().cpu()
 
     def rows(self, part: int, start: int, end: int) -> torch.Tensor:
-        """Return outputs `start` to `end` of layer number `part`, [rows, K], float32.
+        """Return outputs `start` to `end` of the weight of layer number `part`, [rows, K], float32.
 
         Raises:
-            ValueError: They cannot be told.
+            ValueError: The weight is quantized and cannot be read.
         """
         first = self._borders[part]
         return self._linear.rows(first + start, first + end)
 
     def place(self, part: int) -> LayerPlace:
-        """Return where adapters have their changes of layer number `part`."""
+        """Return the place of layer number `part`, by which adapters address it."""
         return LayerPlace(self._group, part)
 
     def projection(self) -> Projection:
-        """Return what `compute` computes with."""
+        """Return the operands of `compute`."""
         slab, group = self._slab, self._group
         is_partial = self.split is Split.INPUTS
         if slab is None:
@@ -153,7 +153,7 @@ class PackedLinear:
         return out
 
     def compute(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the outputs of all layers side by side for input `x` of shape [..., K]."""
+        """Return the concatenated outputs of all layers for input `x` of shape [..., K]."""
         x_TK = x.reshape(-1, x.shape[-1])
         step = self._step
         segments = step.segments
@@ -169,7 +169,7 @@ class PackedLinear:
 
 
 class PackedPart(nn.Module):
-    """Stands where a layer of a `PackedLinear` stood."""
+    """Takes the place of one layer of a `PackedLinear`."""
 
     def __init__(self, packed: PackedLinear, part: int) -> None:
         super().__init__()
@@ -178,27 +178,27 @@ class PackedPart(nn.Module):
 
     @property
     def place(self) -> LayerPlace:
-        """Where adapters have their changes of the layer."""
+        """The layer's place, by which adapters address it."""
         return self.packed.place(self.part)
 
     @property
     def weight(self) -> torch.Tensor:
-        """Shape and format of the layer's weight, for which some models ask, without numbers."""
+        """The layer's weight on the meta device: some models read its shape and dtype."""
         width_in, width_out = self.packed.whole.in_features, self.packed.whole.out_features
         return torch.empty(width_out[self.part], width_in, dtype=self.packed.dtype, device="meta")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the layer's output with the adapters' changes of the running step."""
+        """Return the layer's output, with the adapters' changes of the running step."""
         return self.packed.part(x, self.part)
 
 
 class OutputLayer(nn.Module):
-    """Stands where the layer stood that makes logits; the slab has nothing for it."""
+    """Takes the place of the output layer (lm_head); the slab has no rank rows for it."""
 
     def __init__(self, layer: Layer) -> None:
         super().__init__()
         self.bias = None if layer.bias is None else layer.bias.float().cpu()
-        """Float32 in memory of the host; None if it has none."""
+        """Float32 on the host; None if it has none."""
         self._format = layer.weight.shape, layer.weight.dtype
         self._weights: Weights | None = None
         self._linear: Linear
@@ -212,32 +212,32 @@ class OutputLayer(nn.Module):
         self._linear = make_linear(*weights)
 
     def move(self, device: torch.device) -> None:
-        """Bring the weights to `device`; before `attach`."""
+        """Move the weights to `device`; before `attach`."""
         assert self._weights is not None
         self._hold(_moved(self._weights, device))
 
     def attach(self, backend: Backend) -> None:
-        """Let `backend` take the weights; once."""
+        """Hand the weights over to `backend`; call once."""
         if self._weights is not None:
             self._linear = backend.make_linear(*self._weights)
             self._weights = None
 
     @property
     def weight(self) -> torch.Tensor:
-        """Shape and format of the weight, for which some models ask, without numbers."""
+        """The weight on the meta device: some models read its shape and dtype."""
         shape, dtype = self._format
         return torch.empty(shape, dtype=dtype, device="meta")
 
     @property
     def lookup(self) -> Lookup | None:
-        """What tells rows of the weight, if it has them in a copy of its own; else None."""
+        """Looks up rows of the weight, if the layer keeps a copy that allows it; else None."""
         return self._linear.lookup
 
     def rows(self, start: int, end: int) -> torch.Tensor:
-        """Return the weights of logits `start` to `end`, [rows, K], float32.
+        """Return rows `start` to `end` of the weight, one per token, [rows, K], float32.
 
         Raises:
-            ValueError: They cannot be told.
+            ValueError: The weight is quantized and cannot be read.
         """
         return self._linear.rows(start, end)
 
@@ -268,7 +268,7 @@ def _join_biases(layers: list[Layer]) -> torch.Tensor | None:
 
 
 def _cut_parts(x_N: torch.Tensor, widths: tuple[int, ...], shard: Shard) -> torch.Tensor:
-    """Return what `shard` has of each part of `x_N`, [N] or [N, K]."""
+    """Return the shard's part of each section of `x_N`, [N] or [N, K]."""
     return torch.cat([part[shard.of(len(part))] for part in torch.split(x_N, list(widths))])
 
 

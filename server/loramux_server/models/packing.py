@@ -1,6 +1,6 @@
-"""Which linear layers of a model share an input, found by running it, and their groups.
+"""Groups of linear layers that share an input, found by running the model.
 
-Nothing is read of modelling code: layers that are called with the same tensor belong together.
+Modelling code is not read: layers that are called with the same tensor belong together.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ from loramux_server.models.recurrent.recurrent import Recurrent
 from loramux_server.models.step import Step
 
 _NUM_TOKENS = 7
-"""No usual number of heads, with which they would be confused."""
+"""Unlike common numbers of heads, so that the dimensions cannot be confused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,19 +28,19 @@ class Probed:
     """What a run of a model has shown."""
 
     calls: list[tuple[str, torch.Tensor]]
-    """(name, input) for each linear layer, in the order of the calls; the inputs are kept so that
-    two of them are the same object only if they are the same tensor."""
+    """(name, input) for each linear layer, in call order. Inputs are kept alive so that two of them
+    are the same object only if they are the same tensor."""
     vocab_size: int
-    """The number of logits."""
+    """Number of logits."""
     plain: Mapping[str, int]
-    """Other modules with parameters of their own that make one tensor of another -> the dimension
-    of the tokens in both. Those inside of recurrent layers are none: they see a batch in parts."""
+    """Other modules with parameters of their own that map one tensor to one -> the token dimension
+    of both. Modules inside recurrent layers are excluded: they see a batch in parts."""
     recurrent: Recurrent
-    """The layers that know of tokens by states."""
+    """The recurrent layers."""
     called: frozenset[nn.Module]
-    """Modules that text comes to, but for linear layers."""
+    """The modules that run for text, except linear layers."""
     idle: frozenset[str]
-    """Models inside of the model that text does not come to, such as one that sees images."""
+    """Submodels that do not run for text, such as vision towers."""
 
 
 def probe(module: PreTrainedModel, bridge: AttentionBridge) -> Probed:
@@ -77,7 +77,7 @@ def probe(module: PreTrainedModel, bridge: AttentionBridge) -> Probed:
         for name, part in module.named_modules()
         if isinstance(part, PreTrainedModel) and called.isdisjoint(part.modules())
     )
-    # Whoever holds a linear layer keeps its memory when it is replaced.
+    # Without linear layers: a reference would keep their memory after they are replaced.
     others = frozenset(part for part in called if not is_linear(part))
     return Probed(calls, output.logits.shape[-1], plain, recurrent, others, idle)
 
@@ -90,7 +90,7 @@ def _run(module: PreTrainedModel) -> Any:  # noqa: ANN401
 
 
 def _run_again(module: PreTrainedModel, bridge: AttentionBridge) -> None:
-    bridge.shapes.clear()  # which tell who attends twice
+    bridge.shapes.clear()  # else each layer would seem to attend twice
     _run(module)
 
 
@@ -113,7 +113,7 @@ def _judge(axes: set[int | None]) -> Callable[..., None]:
 
 
 def _token_axis(tensor: object) -> int | None:
-    """Return the dimension of the probe's tokens, behind that of sequences if there is one."""
+    """Return the dimension of the probe's tokens, after that of sequences if there is one."""
     if not isinstance(tensor, torch.Tensor):
         return None
     axes = [axis for axis, size in enumerate(tensor.shape[:3]) if size == _NUM_TOKENS]
@@ -123,10 +123,10 @@ def _token_axis(tensor: object) -> int | None:
 def pack(
     module: PreTrainedModel, calls: list[tuple[str, torch.Tensor]], step: Step
 ) -> tuple[list[PackedLinear], dict[str, LayerPlace]]:
-    """Replace the layers of `calls` by packed ones, siblings with one input together.
+    """Replace the layers of `calls` by packed ones; siblings with the same input form a group.
 
-    Nothing here holds a layer that is replaced, so that packing takes the memory of one group more,
-    not that of the whole model.
+    No reference to a replaced layer is kept, so packing needs the memory of one more group, not of
+    a second model.
 
     Raises:
         ValueError: A layer is called twice.

@@ -1,4 +1,4 @@
-"""What a model makes of its last hidden states behind its layers, found by running it.
+"""What a model computes from its last hidden states after its layers, found by running it.
 
 Legend: T tokens, K width of a hidden state.
 """
@@ -15,21 +15,21 @@ from transformers.modeling_outputs import BaseModelOutput
 
 @dataclass(frozen=True, slots=True)
 class Pooler:
-    """Modules that make one state of a text, each of what the one before it made."""
+    """Modules that compute one vector of a text, each from the output of the one before."""
 
     names: tuple[str, ...] = ()
-    """Of the modules in the model, in order; none where it makes nothing."""
+    """Their names in the model, in order; empty if it has no pooler."""
     takes_first: bool = False
-    """Whether the first takes the state of the first token, [1, K]; else all, [1, T, K]."""
+    """Whether the first one takes the first token's state, [1, K]; otherwise all, [1, T, K]."""
     output: Any = BaseModelOutput
-    """The class of what the model returns."""
+    """The class of the model's output."""
 
 
 def find_pooler(module: PreTrainedModel, input_ids: torch.Tensor) -> Pooler:
-    """Return what makes `pooler_output` of `module`, by how it reads the text `input_ids`, [1, T].
+    """Return how `module` computes `pooler_output`, determined on the text `input_ids`, [1, T].
 
     Raises:
-        ValueError: It is made in a way that is not known.
+        ValueError: It is computed in an unknown way.
     """
     calls: list[tuple[str, Any, Any]] = []
 

@@ -1,9 +1,8 @@
-"""Linear layers whose weights rest in fewer bits than they are computed with.
+"""Linear layers whose weights are stored in fewer bits than they compute in.
 
-transformers makes them, with torchao (a weight that is a tensor of a class of its own) or with
-bitsandbytes (a layer of a class of its own). Neither is imported here unless it is asked for.
-What was saved in MXFP4, as the experts of gpt-oss are, is dequantised by transformers while it is
-loaded, and what was saved in other formats by `models/dequantize`.
+transformers creates them, with torchao (a tensor subclass as weight) or with bitsandbytes (a layer
+subclass). Neither is imported here unless it is used. MXFP4, as in gpt-oss' experts, is dequantized
+by transformers while it is loaded; other saved formats by `models/dequantize`.
 """
 
 import logging
@@ -25,13 +24,13 @@ _FP8_CAPABILITY = (8, 9)
 
 
 def is_linear(layer: nn.Module) -> bool:
-    """Return whether `layer` is a linear layer, plain or quantised, and nothing else."""
-    # A subclass may compute something else, as the routers of some models do.
+    """Return whether `layer` is a linear layer, plain or quantized, and nothing else."""
+    # A subclass may compute something else, such as some models' routers.
     return type(layer).forward in _PLAIN_FORWARDS or is_quantized(layer)
 
 
 def is_quantized(layer: nn.Module) -> bool:
-    """Return whether `layer` is a linear layer whose weights only its own forward understands."""
+    """Return whether `layer` is a linear layer whose weight only its own forward can use."""
     if type(layer).forward in _PLAIN_FORWARDS:
         return type(layer.weight) not in (nn.Parameter, torch.Tensor)
     return isinstance(layer, nn.Linear) and any(
@@ -40,19 +39,19 @@ def is_quantized(layer: nn.Module) -> bool:
 
 
 def rounds_inputs(module: nn.Module) -> bool:
-    """Return whether a layer of `module` rounds what it is given to 8 bits as well."""
+    """Return whether a layer of `module` also rounds its input to 8 bits."""
     return any(
         is_quantized(layer)
         and (
-            layer.weight.dtype is torch.int8  # of bitsandbytes: LLM.int8()
-            or getattr(layer.weight, "act_quant_kwargs", None) is not None  # of torchao
+            layer.weight.dtype is torch.int8  # bitsandbytes: LLM.int8()
+            or getattr(layer.weight, "act_quant_kwargs", None) is not None  # torchao
         )
         for layer in module.modules()
     )
 
 
 def mxfp4_config(path: str) -> Mxfp4Config:
-    """Return what lets transformers dequantise the weights in `path` while it loads them."""
+    """Return the config that makes transformers dequantize the weights in `path` while loading."""
     _log.info(
         "%s is saved in MXFP4, for which there are no kernels: its 4-bit weights are dequantised, "
         "exactly, to 16 or 32 bits",
@@ -62,9 +61,9 @@ def mxfp4_config(path: str) -> Mxfp4Config:
 
 
 def hold_dequantised(module: nn.Module, dtype: torch.dtype | str) -> None:
-    """Bring what was dequantised to `dtype`, unless that is "auto": it may have come as bfloat16.
+    """Convert what was dequantized to `dtype`, unless that is "auto": it may still be bfloat16.
 
-    transformers 5.17 leaves it so, whatever it is asked for.
+    transformers 5.17 leaves it so, whatever dtype was requested.
     """
     if not isinstance(dtype, torch.dtype):
         return
@@ -74,10 +73,11 @@ def hold_dequantised(module: nn.Module, dtype: torch.dtype | str) -> None:
 
 
 def torchao_config(quantization: Quantization, device: torch.device) -> TorchAoConfig:
-    """Return what lets transformers round the weights of linear layers while it loads them.
+    """Return the config that makes transformers quantize linear layers while loading.
 
     Raises:
-        ValueError: They are not rounded so on `device`, or torchao is not installed.
+        ValueError: The quantization is not supported on `device` or by torchao, or torchao is not
+            installed.
     """
     if quantization is Quantization.FP8 and device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
@@ -106,10 +106,10 @@ def torchao_config(quantization: Quantization, device: torch.device) -> TorchAoC
 
 
 def check_quantized(module: PreTrainedModel, quantization: Quantization) -> None:
-    """Demand that the quantised layers of `module` compute in its dtype, if it has any.
+    """Check that the quantized layers of `module`, if it has any, compute in its dtype.
 
     Raises:
-        ValueError: They do not; or there are none, and `quantization` asked for them.
+        ValueError: They do not; or there are none, although `quantization` asks for them.
     """
     if getattr(module.config, "quantization_config", None) is None:
         return

@@ -1,4 +1,4 @@
-"""Functions of modelling code with something else under one of the names that they look up."""
+"""Functions of modelling code with one global name bound to something else."""
 
 import types
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def calls(function: Callable[..., Any], name: str) -> bool:
-    """Return whether `function` looks up `name` among what its module defines."""
+    """Return whether `function` looks up the global `name` of its module."""
     code = getattr(function, "__code__", None)
     return (
         isinstance(function, types.FunctionType)
@@ -17,7 +17,7 @@ def calls(function: Callable[..., Any], name: str) -> bool:
 
 
 def rebound(function: Callable[..., Any], name: str, found: Any) -> Callable[..., Any]:  # noqa: ANN401
-    """Return `function` with `found` under `name`."""
+    """Return a copy of `function` in which the global `name` is `found`."""
     assert isinstance(function, types.FunctionType)
     changed = types.FunctionType(
         function.__code__,

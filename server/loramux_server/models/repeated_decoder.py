@@ -1,4 +1,4 @@
-"""Layers that a device repeats by themselves, where a step changes what is before and behind them.
+"""Decoder layers as a device graph of their own, for steps whose other parts vary.
 
 Legend: T tokens, K model width, D head width.
 """
@@ -13,23 +13,23 @@ from loramux_server.kernels.decoder import Decoder
 from loramux_server.lora.segments import Segments
 
 Repeat: TypeAlias = Callable[[Hashable, Callable[[], torch.Tensor]], torch.Tensor]
-"""Takes the key of a step and what runs it; runs that, or what an equal step recorded."""
+"""Takes a key and a function: runs the function, or replays what was recorded under that key."""
 _Kept: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
-"""Hidden states, cosines and sines that come in, and hidden states that come out."""
+"""Static buffers: hidden states, cosines, sines; and output hidden states."""
 
 
 class RepeatedDecoder:
-    """A decoder whose inputs come to memory that stays, so that what it did can be repeated.
+    """A decoder with static input and output buffers, so that it can be recorded and replayed.
 
-    Its outputs do, too: each record would keep memory of its own for them. They are overwritten by
-    the next step with as many tokens.
+    The output buffer is shared because each recording would otherwise keep one of its own. The next
+    step with the same number of tokens overwrites it.
     """
 
     def __init__(self, decoder: Decoder, repeat: Repeat) -> None:
         self._decoder = decoder
         self._repeat = repeat
         self._kept: dict[int, _Kept] = {}
-        """Number of tokens -> where their inputs come, and their outputs."""
+        """Number of tokens -> buffers."""
 
     def __call__(
         self,
@@ -40,7 +40,7 @@ class RepeatedDecoder:
         batch: AttentionBatch,
         segments: Segments | None,
     ) -> torch.Tensor:
-        """Return what the decoder makes of `hidden_TK`, in a step whose layers have this key."""
+        """Return the decoder's output for `hidden_TK`; `key` identifies equal steps."""
         given = hidden_TK, cos_TD, sin_TD
         num_tokens = len(hidden_TK)
         if num_tokens not in self._kept:
@@ -52,7 +52,7 @@ class RepeatedDecoder:
         for x, place in zip(given, inputs, strict=True):
             place.copy_(x)
         hidden, cos, sin = inputs
-        # Not where inputs are: a step that is recorded runs twice.
+        # Not into the inputs: a step that is being recorded runs twice.
         return self._repeat(
             key, lambda: out_TK.copy_(self._decoder(hidden, cos, sin, batch, segments))
         )

@@ -1,4 +1,4 @@
-"""The parameters of a model of which an adapter may bring its own."""
+"""The parameters of a model that adapters can replace."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,24 +15,24 @@ from loramux_server.models.packing import Probed
 
 @dataclass(frozen=True, slots=True)
 class Replaceable:
-    """What of a model can be replaced whole, and which modules its tokens go in and out by."""
+    """What adapters can replace, and the modules of the vocabulary."""
 
     shapes: Mapping[str, tuple[int, ...]]
-    """Name of a parameter -> its shape, as the model has it."""
+    """Name of a parameter -> its shape in the model."""
     transposed: frozenset[str]
     """Names of the layers whose weight is [in_features, out_features]."""
     axes: Mapping[str, int]
-    """Name of a module that is no layer -> the dimension of the tokens in its input and output."""
+    """Name of a module other than a linear layer -> token dimension of its input and output."""
     vocabulary: BaseVocabulary
-    """Where tokens go in and come out; a name is empty where more than they do."""
+    """The embedding and the output layer; a name is empty if that module is not a plain one."""
     width: tuple[int, int]
-    """Of an embedding, and of what logits are made of."""
+    """Width of an embedding, and input width of the output layer."""
 
     @property
     def outer_layers(self) -> Mapping[str, tuple[int, int]]:
-        """Name of what can be adapted before and behind the layers -> width of input and output.
+        """Name of the embedding and the output layer, if adaptable -> width of input and output.
 
-        Embeddings take as many inputs as there are tokens.
+        The embedding's input width is the number of tokens.
         """
         known = self.vocabulary
         found = {
@@ -43,7 +43,7 @@ class Replaceable:
 
 
 def find_replaceable(module: PreTrainedModel, probed: Probed) -> Replaceable:
-    """Return what of `module`, which was `probed`, can be replaced."""
+    """Return what of `module`, of which `probed` is a run, can be replaced."""
     inputs, outputs = module.get_input_embeddings(), module.get_output_embeddings()
     names = {id(part): name for name, part in module.named_modules()}
     embedding, output = names[id(inputs)], names[id(outputs)]
@@ -73,11 +73,11 @@ def find_replaceable(module: PreTrainedModel, probed: Probed) -> Replaceable:
 def layer_shapes(
     module: nn.Module, names: Iterable[str]
 ) -> tuple[dict[str, tuple[int, ...]], frozenset[str]]:
-    """Return the shapes of the parameters of linear layers, and names of those that are transposed.
+    """Return the shapes of linear layers' parameters, and the names of transposed layers.
 
     Args:
         module: The model.
-        names: The layers.
+        names: Names of the layers.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     transposed = set()

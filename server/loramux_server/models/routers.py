@@ -1,7 +1,6 @@
-"""What chooses among the experts of a mixture, with the weights of adapters in place of its own.
+"""Routers of mixture-of-experts layers, with adapters' weights in place of the model's.
 
-A choice is no number to which something could be added, so the tokens of an adapter that changes it
-go through it again.
+Routing is not additive, so the tokens of an adapter that changes the router go through it again.
 
 Legend: T tokens, E experts, K width of a token.
 """
@@ -19,12 +18,12 @@ _NUM_TOKENS = 5
 
 
 class ServedRouter(nn.Module):
-    """Stands where a router stood."""
+    """Takes the place of a router."""
 
     def __init__(self, own: nn.Module, name: str, step: Step) -> None:
         super().__init__()
         self.own = own
-        """The model's own."""
+        """The model's own router."""
         self._name = name
         self._step = step
 
@@ -35,7 +34,7 @@ class ServedRouter(nn.Module):
         return weight
 
     def forward(self, hidden: torch.Tensor) -> Any:  # noqa: ANN401
-        """Return what is chosen for each token of `hidden`, as the model's own returns it."""
+        """Return the routing of each token of `hidden`, in the form of the model's own router."""
         found = self.own(hidden)
         x_TK = hidden.reshape(-1, hidden.shape[-1])
         for start, end, edit in self._edits():
@@ -46,7 +45,7 @@ class ServedRouter(nn.Module):
         return found
 
     def _edits(self) -> Iterator[tuple[int, int, RouterEdit]]:
-        """Yield first token, token after the last, and change, of the step's adapters."""
+        """Yield start, end and change of the segments that change this router."""
         segments = self._step.segments
         for start, end, edits in segments.edited() if segments else ():
             if self._name in edits.routers:
@@ -54,16 +53,16 @@ class ServedRouter(nn.Module):
 
 
 def find_router(module: nn.Module, experts: str, size: tuple[int, int], step: Step) -> str:
-    """Replace what chooses among the experts called `experts`, and return its name.
+    """Replace the router of the experts called `experts`, and return its name.
 
     Args:
         module: The model.
         experts: Name of the experts in it.
-        size: How many they are, and the width of a token.
+        size: Number of experts, and width of a token.
         step: The step that runs.
 
     Returns:
-        Empty if there is none that can be changed.
+        The name; empty if there is no router that can be changed.
     """
     parent = experts.rpartition(".")[0]
     for child, part in module.get_submodule(parent).named_children():
@@ -80,7 +79,7 @@ def find_router(module: nn.Module, experts: str, size: tuple[int, int], step: St
 
 
 def _is_router(part: nn.Module, width: int) -> bool:
-    """Return whether `part` takes tokens alone, and makes some tensors by token of its weight."""
+    """Return whether `part` maps hidden states alone to a tuple of tensors with a row per token."""
     weight: Any = part.weight
     x_TK = torch.ones(_NUM_TOKENS, width, device=weight.device, dtype=weight.dtype)
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Weights of a model as they were saved: single ones, or all that are not read yet."""
+"""Saved weights of a model: single ones, or all, read on demand."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -15,10 +15,10 @@ _PLAIN = ("F64", "F32", "F16", "BF16")
 
 
 class SavedWeights:
-    """The weights in a folder or of a hub id, in safetensors files."""
+    """The safetensors weights in a folder or of a hub id."""
 
     def __init__(self, path: str) -> None:
-        """Look at the names of all weights of `path`.
+        """Read the names of all weights of `path`.
 
         Raises:
             OSError: There are none.
@@ -26,16 +26,16 @@ class SavedWeights:
         self._files = {name: file for file in _files(path) for name in _names(file)}
 
     def slices(self) -> dict[str, Slice]:
-        """Return all weights by their names; they are read from their files when they are asked."""
+        """Return all weights by name; each is read from its file when it is indexed."""
         opened: dict[str, Any] = {
             file: safe_open(file, framework="pt") for file in set(self._files.values())
         }
         return {name: opened[file].get_slice(name) for name, file in self._files.items()}
 
     def read(self, names: Iterable[str]) -> torch.Tensor | None:
-        """Return the first weight of `names` that there is, float32; None if there is none.
+        """Return the first of `names` that exists, as float32; None if none does.
 
-        What was saved quantised counts as not there: its numbers say nothing without others.
+        Quantized weights do not count: they are meaningless without their scales.
         """
         for name in names:
             if name in self._files:
@@ -47,7 +47,7 @@ class SavedWeights:
 
 
 def _files(path: str) -> Iterator[str]:
-    """Yield the paths of the files with weights: one, where there is one of the whole."""
+    """Yield the paths of the weight files: a single one if it exists, else the shards."""
     names = [SAFE_WEIGHTS_NAME]
     if not _has(path, SAFE_WEIGHTS_NAME) and _has(path, SAFE_WEIGHTS_INDEX_NAME):
         index = cached_file(path, SAFE_WEIGHTS_INDEX_NAME)

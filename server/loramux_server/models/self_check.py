@@ -1,9 +1,9 @@
 """Whether a base model computes the same with our parts in it as on its own.
 
-What is served goes other ways than transformers' own forward: several requests in one row of
-tokens, positions from outside, no mask, a paged cache, packed layers. A model may read any of these
-in a way of its own, and would then be wrong without a word; so two short sequences go both ways
-when it is loaded, and where it sees images, one with an image.
+Serving differs from transformers' own forward: several requests in one row of tokens, explicit
+positions, no mask, a paged cache, packed layers. A model may treat any of these in its own way, and
+would silently be wrong. So two short sequences run both ways when it is loaded; with vision, also
+one with an image.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,31 +30,31 @@ _LENGTHS = (7, 12)
 _CUTS = ((3,), (5,))
 """Where each sequence is cut: the first pieces run in one batch, the others in the next."""
 _CUTS_OF_STATES = ((3, 4, 6), (5, 10, 11))
-"""The same for models with recurrent layers, for which single tokens are something else."""
+"""The same for models with recurrent layers, which treat single tokens differently."""
 _BLOCK_SIZE = 4
 _TABLE_BM = np.array([[4, 1, 0], [2, 0, 3]], np.int32)
-"""Neighbouring blocks of a sequence do not lie side by side."""
+"""Adjacent blocks of a sequence are not adjacent in the cache."""
 _NOT_A_SCORE = 1e6
-"""Models write -inf or the least number of the format where a token can never come."""
+"""Models write -inf or the dtype's minimum for tokens that can never occur."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A sequence that goes both ways."""
+    """A sequence that is run both ways."""
 
     token_T: torch.Tensor
     spans: list[tuple[int, int]]
-    """What of it runs in one batch after another."""
+    """Its pieces, which run in successive batches."""
     block_M: Int32
-    """Its KV blocks; neighbours do not lie side by side."""
+    """Its KV blocks; adjacent ones are not adjacent in the cache."""
     own: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    """What the model's own forward is given beside tokens."""
+    """Further arguments for the model's own forward."""
     look: Callable[[], View] | None = None
-    """What sees the images in it; None where there are none."""
+    """Encodes the images in it; None if it has none."""
 
 
 class SelfCheck:
-    """Some sequences and what `module` makes of them before its layers are packed."""
+    """Some sequences, and the model's own logits for them from before its layers are packed."""
 
     def __init__(
         self,
@@ -64,14 +64,14 @@ class SelfCheck:
         recurrent: Recurrent,
         samples: Sequence[Sample] | None = None,
     ) -> None:
-        """Run `module` on one sequence at a time, with transformers' own plain attention.
+        """Run `module` on one sequence at a time, with transformers' eager attention.
 
         Args:
             module: The model.
-            step: What its layers know of a step.
+            step: The step object of its layers.
             bridge: Its attention.
-            recurrent: Its layers with states.
-            samples: The sequences; two of text where nothing is said.
+            recurrent: Its recurrent layers.
+            samples: The sequences; two of text by default.
         """
         self._module = module
         self._step = step
@@ -88,12 +88,12 @@ class SelfCheck:
         module.set_attn_implementation(bridge.name)
 
     def cut_anew(self, spans: list[tuple[int, int]]) -> None:
-        """Let the only sequence run in other pieces."""
+        """Change the pieces of the only sequence."""
         (sample,) = self._samples
         self._samples = [replace(sample, spans=spans)]
 
     def move(self, device: torch.device) -> None:
-        """Bring what is compared to `device`, where `module` and its layers are by now."""
+        """Move the samples and reference logits to `device`, where `module` is already."""
         self._samples = [replace(s, token_T=s.token_T.to(device)) for s in self._samples]
         self._own_TV = self._own_TV.to(device)
 
@@ -101,8 +101,8 @@ class SelfCheck:
         """Return how far the served logits are from the model's own, relative to their spread.
 
         Args:
-            stack: What does all layers as one, if anything does.
-            editor: What puts embeddings of images into a step, where there are images.
+            stack: The fused layers, if any.
+            editor: Inserts embeddings of images, if there are any.
         """
         with self._small_cache():
             if stack:
@@ -110,14 +110,14 @@ class SelfCheck:
             served_TV = torch.cat(self._in_batches(editor))
         own_TV = self._own_TV
         is_score = own_TV.abs() < _NOT_A_SCORE
-        # One rounding of a logit, however large they all are, is no error.
+        # A rounding error of a logit, however large the logits are, does not count.
         rounding_TV = torch.finfo(self._module.dtype).eps * own_TV.abs()
         error = torch.where(is_score, ((served_TV - own_TV).abs() - rounding_TV).relu(), 0.0)
         spread = torch.where(is_score, own_TV - own_TV.mean(-1, keepdim=True), 0.0)
         return float(error.norm() / spread.norm())
 
     def is_invariant(self, stack: DecoderStack | None) -> bool:
-        """Return whether the logits are the same to the last bit however the work is cut up."""
+        """Return whether the logits are bitwise independent of how the work is batched."""
         numbers = range(len(self._samples))
         lengths = [len(sample.token_T) for sample in self._samples]
         with self._small_cache():
@@ -138,14 +138,14 @@ class SelfCheck:
     def tolerance(self) -> float:
         """The largest difference that rounding explains."""
         rounding = 16 * torch.finfo(self._module.dtype).eps
-        # Where two experts score nearly the same, rounding decides which of them runs; where inputs
-        # are rounded to 8 bits as well, which of 255 numbers one becomes.
+        # When two experts score nearly the same, rounding decides which one runs. When inputs are
+        # also rounded to 8 bits, it decides their value.
         is_coarse = _has_experts(self._module.config.get_text_config()) or self._rounds_inputs
         return rounding + (0.1 if is_coarse else 1e-3)
 
     @contextmanager
     def _small_cache(self) -> Iterator[None]:
-        """Give attention a KV cache for the block, and take everything back after it."""
+        """Allocate a small KV cache and state slots for the block, and free them after it."""
         num_slots = _BLOCK_SIZE * (max(int(each.block_M.max()) for each in self._samples) + 1)
         self._bridge.allocate(num_slots, self._module.dtype, self._module.device)
         self._recurrent.allocate(BEGINNING + 1 + 2 * len(self._samples), self._module.device)
@@ -157,7 +157,7 @@ class SelfCheck:
             self._recurrent.release()
 
     def _in_batches(self, editor: Editor | None = None) -> list[torch.Tensor]:
-        """Return the logits of each sequence, computed in batches of all."""
+        """Return the logits of each sequence, computed in batches of all sequences."""
         numbers = range(len(self._samples))
         together = zip(*(sample.spans for sample in self._samples), strict=True)
         served = [self._serve(list(spans), numbers, editor) for spans in together]
@@ -166,7 +166,7 @@ class SelfCheck:
     def _serve(
         self, spans: list[tuple[int, int]], numbers: Sequence[int], editor: Editor | None = None
     ) -> list[torch.Tensor]:
-        """Return the logits of one span of each sequence of `numbers`, computed in one batch."""
+        """Return the logits of one span of each of the sequences `numbers`, run in one batch."""
         samples = [self._samples[n] for n in numbers]
         table_BM = np.stack([sample.block_M for sample in samples])
         starts, ends = (np.array(side, np.int32) for side in zip(*spans, strict=True))
@@ -182,7 +182,7 @@ class SelfCheck:
         given = StepInput(
             token_T=tokens.cpu(),
             position_T=torch.from_numpy(np.concatenate(positions)),
-            # Backwards, to see that the model gives the rows that it is asked for.
+            # In reverse, to check that the model returns the requested rows.
             sampled_R=torch.arange(len(tokens) - 1, -1, -1),
             attention=AttentionBatch(
                 query_start_B=query_start,
@@ -195,7 +195,7 @@ class SelfCheck:
             states=self._states(starts, ends, numbers),
         )
         looks = [sample.look for sample in samples]
-        if looks[0] is not None:  # it is alone
+        if looks[0] is not None:  # a sample with images is the only one
             given = _with_view(given, looks[0](), *spans[0])
         given = self._step.take(given)
         with torch.inference_mode(), editor.editing(given) if editor else nullcontext():
@@ -214,16 +214,16 @@ class SelfCheck:
         own = np.array(numbers) + BEGINNING + 1
         kept: list[Kept] = []
         if self._recurrent.goes_on:
-            # Whatever is kept on the way, its request goes through a layer as one part and another.
+            # Keeping an intermediate state makes a request run through a layer in two parts.
             spare = (own + len(self._samples)).tolist()
             kept += [Kept(b, 2, spare[b]) for b in np.flatnonzero(ends - starts > 3).tolist()]
         return StateBatch(np.where(starts, own, BEGINNING), own, tuple(kept))
 
 
 def ordinary_tokens(module: PreTrainedModel, count: int) -> torch.Tensor:
-    """Return `count` tokens that are nothing else than text to `module`, always the same."""
+    """Return `count` tokens that are plain text to `module`, always the same ones."""
     config = module.config.get_text_config()
-    # Padding, images and the like may mean more to a model than their embedding.
+    # Padding, image tokens and the like may be more than an embedding to a model.
     special = {
         value
         for name, value in [*config.to_dict().items(), *module.config.to_dict().items()]
@@ -237,7 +237,7 @@ def ordinary_tokens(module: PreTrainedModel, count: int) -> torch.Tensor:
 def sample_of_image(
     token_T: torch.Tensor, own: Mapping[str, torch.Tensor], look: Callable[[], View]
 ) -> Sample:
-    """Return a sequence with an image, which is cut in its middle and before its last token."""
+    """Return a sequence with an image, cut in the middle and before its last token."""
     length = len(token_T)
     spans = [(0, length // 2), (length // 2, length - 1), (length - 1, length)]
     block_M = np.arange(-(-length // _BLOCK_SIZE), dtype=np.int32)[::-1].copy()
@@ -253,7 +253,7 @@ def _texts(module: PreTrainedModel, cuts: tuple[tuple[int, ...], ...]) -> list[S
 
 
 def _with_view(given: StepInput, view: View, start: int, end: int) -> StepInput:
-    """Return a step of one sequence, of tokens `start` to `end`, as its images change it."""
+    """Return a step of tokens `start` to `end` of one sequence, with its images inserted."""
     position_T, position_3T = positions(view.turns(start, end))
     together = view.together(start, end) if view.is_whole else None
     return replace(

@@ -1,4 +1,4 @@
-"""Whether a model can be served, and what is said of one that cannot."""
+"""Whether a model can be served, and the errors for those that cannot."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from torch import nn
 from loramux_server.models.decoder_stack import DecoderStack
 
 UNKNOWN_WAYS = (RuntimeError, LookupError, ValueError, TypeError, AttributeError, AssertionError)
-"""What is raised where a model is run in a way that it does not know."""
+"""Raised when a model is run in a way that it does not support."""
 
 
 class Check(Protocol):
@@ -24,10 +24,10 @@ class Check(Protocol):
         """Return how far the served results are from the model's own, relative to their spread."""
 
     def is_invariant(self, stack: DecoderStack | None) -> bool:
-        """Return whether results are the same to the last bit however the work is cut up."""
+        """Return whether results are bitwise independent of how the work is batched."""
 
     def move(self, device: torch.device) -> None:
-        """Bring what is compared to `device`."""
+        """Move what is compared to `device`."""
 
 
 class UnservableModelError(Exception):
@@ -35,7 +35,11 @@ class UnservableModelError(Exception):
 
 
 def check_difference(module: nn.Module, difference: float, check: Check) -> None:
-    """Demand that `difference`, which `check` has found in `module`, may be rounding."""
+    """Check that `difference`, which `check` found for `module`, is within rounding.
+
+    Raises:
+        UnservableModelError: It is not.
+    """
     if not difference <= check.tolerance:  # so that NaN is refused
         raise UnservableModelError(
             f"{type(module).__name__} computes something else when it is served than in its own "
@@ -46,7 +50,7 @@ def check_difference(module: nn.Module, difference: float, check: Check) -> None
 
 @contextmanager
 def refused(module: nn.Module) -> Iterator[None]:
-    """Turn what `module` raises when it is run in an unknown way into a reason not to serve it."""
+    """Turn exceptions of a model that is run in an unsupported way into an UnservableModelError."""
     try:
         yield
     except torch.OutOfMemoryError:

@@ -1,4 +1,4 @@
-"""A base model of which each of several processes holds a part; see `loramux_server.lora.shard`."""
+"""Tensor parallelism: a base model of which each process holds a shard; see `lora.shard`."""
 
 from dataclasses import replace
 
@@ -12,18 +12,18 @@ from loramux_server.models.servable import UnservableModelError
 
 
 def shard_model(model: BaseModel, shard: Shard, device: torch.device | None = None) -> BaseModel:
-    """Return what `shard` has of `model`, which is changed in place.
+    """Return the part of `model` that belongs to `shard`; `model` is changed in place.
 
-    Embeddings, norms and the output layer stay whole. The processes with the other shards do the
-    same at the same time: at the end all of them check what they compute together.
+    Embeddings, norms and the output layer stay whole. The processes of the other shards must do the
+    same at the same time: at the end, all of them check their joint results.
 
     Args:
-        model: All of the model, prepared.
-        shard: Which part of it is kept.
-        device: Where that is brought; it stays where it is by default.
+        model: The whole model, prepared.
+        shard: The part to keep.
+        device: Where to move it; not moved by default.
 
     Raises:
-        UnservableModelError: Its layers cannot be divided so.
+        UnservableModelError: Its layers cannot be sharded.
     """
     if model.recurrent.states:
         raise UnservableModelError(
@@ -54,7 +54,7 @@ def shard_model(model: BaseModel, shard: Shard, device: torch.device | None = No
 
 
 def moved(model: BaseModel, device: torch.device) -> BaseModel:
-    """Return `model`, whose layers are one and which nothing is attached to yet, on `device`."""
+    """Return `model`, with fused layers and not attached yet, on `device`."""
     assert model.stack is not None
     model.module.to(device)
     model.stack.move(device)

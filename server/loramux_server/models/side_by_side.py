@@ -1,9 +1,9 @@
-"""Texts that an encoder reads at once: side by side, the shorter ones filled up.
+"""Texts that an encoder reads at once, side by side, with padding.
 
-Each text alone takes as many operations as all of them, which on a GPU is what takes the time. What
-was filled up is seen by no token, and linear layers are not given it.
+One text takes as many kernel launches as several, and on a GPU these dominate. Padding is masked
+from attention and left out of linear layers.
 
-Legend: B texts, L tokens of the longest, T tokens of all, N places where a token may be (B * L).
+Legend: B texts, L tokens of the longest, T tokens of all, N positions with padding (B * L).
 """
 
 from collections.abc import Sequence
@@ -12,28 +12,28 @@ from dataclasses import dataclass
 import torch
 
 MOST_PLACES = 1 << 14
-"""Of texts that are read at once."""
+"""Limit of positions, including padding, of texts that are read at once."""
 MOST_PAIRS = 1 << 22
-"""Of tokens that may see each other in them: attention of some models has a number for each, and
-for each head."""
+"""Limit of pairs of positions within them: some models' attention has a number for each pair and
+head."""
 _FREE_PLACES = 1 << 10
-"""Filled up without a thought: they take less than the operations of another text would."""
+"""Padding that is always accepted: it costs less than a separate forward."""
 
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where the tokens of texts are that lie side by side."""
+    """Where the tokens of texts that are side by side are."""
 
     token_T: torch.Tensor
-    """The tokens in the batch, text by text; int64."""
+    """Indices of the tokens in the batch, text by text; int64."""
     place_T: torch.Tensor
-    """The place of each, likewise."""
+    """Their positions in the padded layout, likewise."""
     lengths: tuple[int, ...]
     """Tokens of each text."""
 
     @staticmethod
     def of(spans: Sequence[tuple[int, int]], device: torch.device) -> "Places":
-        """Return those of texts with these first tokens and tokens after the last."""
+        """Return those of the texts with these (start, end) spans."""
         lengths = tuple(end - start for start, end in spans)
         width = max(lengths)
         token_T = torch.cat([torch.arange(start, end) for start, end in spans])
@@ -47,36 +47,36 @@ class Places:
 
     @property
     def num_places(self) -> int:
-        """How many there are, those that are filled up among them."""
+        """Number of positions, including padding."""
         return len(self.lengths) * max(self.lengths)
 
     @property
     def is_full(self) -> bool:
-        """Whether no text is filled up."""
+        """Whether there is no padding."""
         return len(self) == self.num_places
 
     def taken(self, x_NK: torch.Tensor) -> torch.Tensor:
-        """Return the rows of tokens, [T, K]."""
+        """Return the rows without padding, [T, K]."""
         return x_NK if self.is_full else x_NK.index_select(0, self.place_T)
 
     def spread(self, y_TN: torch.Tensor, fill: float = 0) -> torch.Tensor:
-        """Return rows of tokens in their places, and `fill` in others."""
+        """Return the rows in the padded layout, with `fill` as padding."""
         if self.is_full:
             return y_TN
         spread = y_TN.new_full((self.num_places, *y_TN.shape[1:]), fill)
         return spread.index_copy_(0, self.place_T, y_TN)
 
     def side_by_side(self, token_T: torch.Tensor, fill: int) -> torch.Tensor:
-        """Return the texts as [B, L]; `token_T` are all tokens of the batch."""
+        """Return the texts padded to [B, L]; `token_T` are all tokens of the batch."""
         return self.spread(token_T.index_select(0, self.token_T), fill).view(len(self.lengths), -1)
 
     def is_token(self) -> torch.Tensor:
-        """Return 1 where there is a token, [B, L], int64; 0 where it was filled up."""
+        """Return the attention mask, [B, L], int64: 1 for tokens, 0 for padding."""
         return self.spread(torch.ones_like(self.token_T)).view(len(self.lengths), -1)
 
 
 def together(lengths: Sequence[int], is_alone: Sequence[bool]) -> list[list[int]]:
-    """Return which texts are read at once: the numbers of each such group, and of all texts.
+    """Group texts that are read at once; return the indices of the texts of each group.
 
     Args:
         lengths: Tokens of each text.

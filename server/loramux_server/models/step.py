@@ -1,7 +1,7 @@
-"""What the layers of the model need to know of the step that runs.
+"""What the model's layers need to know of the running step.
 
-transformers passes no arguments of ours through every model, so attention and the layers that we
-put in hold a reference to this object; the model runner, its only writer, sets it before each step.
+transformers does not pass our arguments through every model, so attention and the layers that we
+put in hold a reference to this object. The model runner, its only writer, sets it before each step.
 """
 
 from collections.abc import Hashable
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 @dataclass(slots=True)
 class Step:
-    """The step that runs."""
+    """The running step."""
 
     device: torch.device = CPU
     """Where the model runs."""
@@ -30,22 +30,22 @@ class Step:
     """The operations to use; set once, before the first step."""
     attention: AttentionBatch | None = None
     states: StateBatch | None = None
-    """None where the model has no recurrent layers."""
+    """None if the model has no recurrent layers."""
     texts: tuple[WholeText, ...] = ()
-    """Texts of the requests, where the model reads them as wholes."""
+    """Texts of the requests, if the model reads whole texts."""
     embedded: tuple[VirtualRun, ...] = ()
-    """Virtual tokens whose embeddings stand before the layers."""
+    """Virtual tokens whose embeddings replace those of the input embedding."""
     num_tokens: int = 0
-    """Tokens of all requests."""
+    """Number of tokens of all requests."""
     segments: Segments | None = None
     """None when no token has an adapter: then no adapter code runs at all."""
     adds: bool = False
-    """Whether something is added between the first layers."""
+    """Whether features are added between the first layers."""
     layers_graph_key: Hashable = None
     """See `StepInput`."""
 
     def take(self, given: StepInput) -> StepInput:
-        """Make `given` the step that runs, and return it as it is on the device."""
+        """Make `given` the running step, and return it as it is on the device."""
         given = self.backend.stage(given.with_rows(), self.device)
         self.num_tokens = len(given.token_T)
         self.attention, self.segments = given.attention, given.segments

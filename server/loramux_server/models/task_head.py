@@ -1,4 +1,4 @@
-"""The part of a transformers' class for a task that stands behind the layers of its base model.
+"""The part of a transformers task class that comes after the layers of its base model.
 
 Legend: T tokens, K width of a hidden state, L labels.
 """
@@ -33,22 +33,22 @@ _CLASSES: dict[Task, tuple[Any, Any]] = {
     Task.SPANS: (AutoModelForQuestionAnswering, MODEL_FOR_QUESTION_ANSWERING_MAPPING),
 }
 _UNLIKELY = 4093
-"""A number of labels that no model has as the width of anything."""
+"""A number of labels that does not occur as a width in any model."""
 
 
 class TaskHead:
-    """transformers' class for a task with nothing in place of its base model's layers.
+    """A transformers task class with a stub in place of its base model's layers.
 
-    It has no weights: who evaluates it brings them.
+    It has no weights: callers pass them.
     """
 
     def __init__(self, module: PreTrainedModel, config: PreTrainedConfig, task: Task) -> None:
-        """Make the class.
+        """Build the class on the meta device.
 
         Args:
             module: The base model.
             config: Its config.
-            task: What the class is for.
+            task: The task of the class.
 
         Raises:
             ValueError: There is no such class, or it has another base model.
@@ -73,11 +73,11 @@ class TaskHead:
         self._base_name = next(name for name, child in model.named_children() if child is base)
         self._given = _Given()
         self.parameters: dict[str, tuple[int, ...]] = {}
-        """Name of each parameter, as the class has it -> its shape."""
+        """Name of each parameter in the class -> its shape."""
 
     @property
     def pooled(self) -> dict[str, str]:
-        """Name of each parameter that is of the base model -> its name there."""
+        """Name of each parameter that belongs to the base model -> its name there."""
         first = f"{self._base_name}."
         return {
             name: name.removeprefix(first) for name in self.parameters if name.startswith(first)
@@ -85,9 +85,10 @@ class TaskHead:
 
     @contextmanager
     def lending(self, module: PreTrainedModel) -> Iterator[bool]:
-        """Give `module` what the class's base model has and it has not, with random weights.
+        """Lend `module` the children that only the class's base model has, with random weights.
 
-        Yields whether there is anything.
+        Yields:
+            Whether there are any.
         """
         lent = {
             name: child
@@ -106,7 +107,7 @@ class TaskHead:
                 setattr(module, name, None)
 
     def take_place(self, pooler: Pooler) -> None:
-        """Put what is behind the layers of the base model, `pooler`, in its place."""
+        """Replace the base model by a stub with what comes after its layers, `pooler`."""
         self._given.take(self._base, pooler)
         setattr(self._model, self._base_name, self._given)
         self.parameters.update(
@@ -117,15 +118,15 @@ class TaskHead:
     def logits(
         self, parameters: Mapping[str, torch.Tensor], hidden_TK: torch.Tensor
     ) -> torch.Tensor:
-        """Return what the class makes of the last hidden states: [1, L] or [T, L].
+        """Return the class's logits for given last hidden states: [1, L] or [T, L].
 
         Args:
             parameters: All of `self.parameters`.
-            hidden_TK: Of each token of a text.
+            hidden_TK: The last hidden states of a text.
         """
         self._given.hidden_1TK = hidden_TK[None]
         try:
-            # What the tokens are is in their states.
+            # Token ids do not matter: the hidden states are given.
             token_1T = torch.zeros(1, len(hidden_TK), dtype=torch.long, device=hidden_TK.device)
             output = functional_call(self._model, dict(parameters), (), {"input_ids": token_1T})
         finally:
@@ -135,10 +136,10 @@ class TaskHead:
     def behind_cache(
         self, parameters: Mapping[str, torch.Tensor], hidden_TK: torch.Tensor
     ) -> torch.Tensor:
-        """Return what PEFT makes of them behind keys and values that it puts before a text.
+        """Return the logits that PEFT computes when prefix keys and values precede a text.
 
-        Where a class for a task does not take these, PEFT (0.21, `_prefix_tuning_forward`) runs its
-        base model, and then that child of the class which has the name of a head.
+        If a task class takes no `past_key_values`, PEFT (0.21, `_prefix_tuning_forward`) runs its
+        base model, and then the child of the class that has the name of a head.
         """
         if "past_key_values" in inspect.signature(self._model.forward).parameters:
             return self.logits(parameters, hidden_TK)
@@ -165,11 +166,11 @@ class TaskHead:
         self, module: PreTrainedModel, parameters: Mapping[str, torch.Tensor],
         token_1T: torch.Tensor,
     ) -> torch.Tensor:  # fmt: skip
-        """Return what the whole class makes of a text.
+        """Return the logits of the whole class for a text.
 
         Args:
             module: The base model.
-            parameters: Those of `self.parameters` that are not of the base model.
+            parameters: Those of `self.parameters` that do not belong to the base model.
             token_1T: The text.
         """
         setattr(self._model, self._base_name, _Widened(module))
@@ -189,7 +190,7 @@ class TaskHead:
 
 
 class _Given(nn.Module):
-    """Stands in place of a base model, and returns hidden states that are given."""
+    """A stub in place of a base model, which returns given hidden states."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -197,14 +198,14 @@ class _Given(nn.Module):
         self._pooler = Pooler()
 
     def take(self, base: PreTrainedModel, pooler: Pooler) -> None:
-        """Take what `base` has behind its layers, as far as it was built with that."""
+        """Adopt what `base` has after its layers, if it was built with all of it."""
         found = {name: getattr(base, name, None) for name in pooler.names}
         self._pooler = pooler if all(found.values()) else Pooler(output=pooler.output)
         for name in self._pooler.names:
             self.add_module(name, found[name])
 
     def forward(self, *_: object, **__: object) -> Any:  # noqa: ANN401
-        """Return them, and what is made of them behind the layers."""
+        """Return the given hidden states, and the pooler's output for them."""
         hidden_1TK = self.hidden_1TK
         assert hidden_1TK is not None
         made = {"last_hidden_state": hidden_1TK}
@@ -217,7 +218,7 @@ class _Given(nn.Module):
 
 
 class _Direct(nn.Module):
-    """Gives what a base model makes to a head, and nothing between them."""
+    """Passes a base model's output to a head, with nothing between."""
 
     def __init__(self, base: nn.Module, head: nn.Module, task: Task) -> None:
         super().__init__()
@@ -226,7 +227,7 @@ class _Direct(nn.Module):
         self._task = task
 
     def forward(self) -> torch.Tensor:
-        """Return what the head makes of it: of the text as a whole, if there is such a thing."""
+        """Return the head's output, in sequence tasks for the pooled state, if there is one."""
         made = self.base().to_tuple()
         is_pooled = self._task is Task.SEQUENCE and len(made) > 1
         logits: torch.Tensor = self.head(made[1 if is_pooled else 0])
@@ -234,14 +235,14 @@ class _Direct(nn.Module):
 
 
 class _Widened(nn.Module):
-    """A base model whose results are float32."""
+    """A base model whose outputs are converted to float32."""
 
     def __init__(self, module: PreTrainedModel) -> None:
         super().__init__()
         self.module = module
 
     def forward(self, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401
-        """Return what the base model makes of a text."""
+        """Return the base model's output for a text."""
         output = self.module(*arguments, **options)
         for name in ("last_hidden_state", "pooler_output"):
             if getattr(output, name, None) is not None:

@@ -1,4 +1,4 @@
-"""How a base model takes text: its tokenizer, and the template that makes a prompt of a chat."""
+"""How a base model takes text: its tokenizer and its chat template."""
 
 import logging
 from dataclasses import dataclass, field
@@ -18,11 +18,11 @@ class TextFormat:
     chat_template: str | None = None
     """Its chat template; None where the base has none."""
     special_tokens: dict[str, str] = field(default_factory=dict)
-    """What a template may name, such as `bos_token` -> the text of the token."""
+    """Names that a template may use, such as `bos_token` -> the text of the token."""
     has_token_types: bool = False
-    """Whether the tokenizer tells which tokens are of the second of two texts."""
+    """Whether the tokenizer returns token type ids for the second text of a pair."""
     embedding: BaseEmbedding = field(default_factory=BaseEmbedding)
-    """How one vector is made of a text."""
+    """How texts are embedded."""
 
 
 WITHOUT_TEXT = TextFormat()
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 def read_text_format(path: str) -> TextFormat:
-    """Return what the folder or hub id `path` says; if it holds no tokenizer, of vectors alone."""
+    """Return what the folder or hub id `path` says; without a tokenizer, only about embeddings."""
     embedding = read_embedding(path)
     try:
         made = make_tokenizer_of(path)
@@ -44,14 +44,14 @@ def read_text_format(path: str) -> TextFormat:
         return TextFormat(*made, embedding=embedding)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    # Some classes ask for files of a vocabulary without looking whether there are any.
+    # Some classes request vocabulary files without checking that they exist.
     except (OSError, ValueError, KeyError, ImportError, TypeError):
         return TextFormat(embedding=embedding)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return TextFormat(embedding=embedding)
     template = tokenizer.chat_template
-    if isinstance(template, dict):  # several, by name
+    if isinstance(template, dict):  # several templates, by name
         template = template.get("default")
     return TextFormat(
         str(backend.to_str()),

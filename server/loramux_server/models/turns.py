@@ -1,10 +1,9 @@
-"""Parts of a batch that go their own ways, but for linear layers, which see the whole batch.
+"""Coroutines for parts of a batch, which meet at linear layers.
 
-What is recurrent, and what reads a text as a whole, cannot take requests one behind the other in a
-row of tokens, but linear layers can, and have to: only of the whole batch it is known which adapter
-each token has. So the rest is computed for each part alone, each in a greenlet. Where they come to
-a linear layer they wait for each other, that layer computes the batch, and each goes on with what
-is its own.
+Recurrent layers and models that read whole texts cannot take requests concatenated in one row.
+Linear layers can, and must: adapters are assigned to tokens of the whole batch. So each part runs
+in a greenlet of its own. At a linear layer the parts wait for each other, the layer is computed for
+the whole batch, and each part continues with its rows.
 """
 
 import itertools
@@ -24,9 +23,9 @@ from loramux_server.models.side_by_side import Places
 from loramux_server.models.step import Step
 
 Spans: TypeAlias = tuple[tuple[int, int], ...]
-"""First token, and token after the last, of runs of tokens."""
+"""(start, end) of runs of tokens."""
 _LAST = 1 << 30
-"""Number of the layer that makes logits."""
+"""Order of the output layer."""
 
 
 class Waiting(Protocol):
@@ -34,24 +33,24 @@ class Waiting(Protocol):
 
     @property
     def number(self) -> int:
-        """Its place among those that a part comes to."""
+        """Its order: parts reach layers with smaller numbers first."""
 
     side: int
-    """Which of the rows of a part it is given: see `LayerTurns.run`."""
+    """Which rows of a part it sees: see `LayerTurns.run`."""
 
     def whole(self, x: torch.Tensor) -> torch.Tensor:
-        """Return what it makes of the rows of all parts, as [1, T, N]."""
+        """Return its output for the rows of all parts, [1, T, N]."""
 
 
 class Joint(nn.Module, ABC):
-    """Something larger at which parts wait for each other, and that knows how to compute them."""
+    """A larger module at which parts wait for each other, and that computes them itself."""
 
     number: int
     side: int
 
     @abstractmethod
     def made(self, calls: Sequence[Any]) -> list[Any]:
-        """Return what becomes of what each part came with."""
+        """Return the result for each part's call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,21 +62,22 @@ class _Asked:
 
 
 class LayerTurns:
-    """Runs the parts of one batch after another; one for a model."""
+    """Runs the parts of a batch interleaved; there is one for a model."""
 
     def __init__(self, step: Step) -> None:
-        """Begin without parts; `step` tells whose adapters apply to the batch."""
+        """Start without parts; `step` tells which adapters apply to the batch."""
         self.is_running = False
-        """Whether there are parts that wait for each other."""
+        """Whether parts are running that wait for each other."""
         self.current = 0
-        """Number of the part that goes on."""
+        """Number of the part that is running."""
         self.sees_others = False
-        """Whether layers are given other rows of a part than its tokens, as many as it likes."""
+        """Whether some layers see rows of a part that are not its tokens, in any number."""
         self._step = step
         self._asked: list[torch.Tensor] = []
         self._gathered = _NOTHING
         self._segments: dict[tuple[Spans, tuple[int, ...]], Segments | None] = {}
-        """Of some of the tokens, by their runs, and of rows for which these stand."""
+        """Cached segments of some tokens, or of rows that these tokens stand for; by spans and row
+        borders."""
 
     def run(
         self,
@@ -85,21 +85,21 @@ class LayerTurns:
         rows: Sequence[tuple[Rows | Places, ...]],
         numbers: Sequence[int] = (),
     ) -> list[Any]:
-        """Return what each of `calls` gives, which computes one part.
+        """Return the result of each of `calls`, each of which computes one part.
 
         Args:
             calls: The parts.
-            rows: Tokens of the batch that each has. Where layers have sides, those of each side,
-                which are slices, in order.
-            numbers: The number of each part; how many there are before it if left out.
+            rows: Tokens of the batch that belong to each part. If layers have sides, those of each
+                side, as slices in order.
+            numbers: The number of each part; by default its index.
 
         Raises:
-            NotImplementedError: Parts that are no slices do not come to the same layers.
+            NotImplementedError: Parts that are not slices do not reach the same layers.
         """
         numbers = numbers or range(len(calls))
         self.current = numbers[0]
         if len(calls) == 1 and _is_all(rows[0]) and not self.sees_others:
-            return [calls[0]()]  # layers are given all tokens of the batch
+            return [calls[0]()]  # the layers see exactly the batch
         parts = [greenlet(call) for call in calls]
         self.is_running = True
         try:
@@ -108,7 +108,7 @@ class LayerTurns:
                 self.current = numbers[i]
                 said[i] = part.switch()
             while waiting := [i for i, part in enumerate(parts) if not part.dead]:
-                # Who has come less far goes first, so that others find it where they are.
+                # The part that is furthest behind goes first, so that the others can join it.
                 layer = min((said[i].layer for i in waiting), key=lambda one: one.number)
                 those = [i for i in waiting if said[i].layer is layer]
                 xs = [said[i].x for i in those]
@@ -128,23 +128,23 @@ class LayerTurns:
 
     @property
     def joins(self) -> bool:
-        """Whether what edits modules for one part alone is not in the way of larger things."""
+        """Whether joint layers can be used: parts are running, and no module is edited."""
         segments = self._step.segments
         edits = segments.edits if segments else None
         is_plain = not edits or not any(each and (each.modules or each.ends) for each in edits)
         return self.is_running and is_plain
 
     def wait(self, layer: Waiting, x: torch.Tensor) -> torch.Tensor:
-        """Return what `layer` makes of `x`, which a part has, when all parts have come to it."""
+        """Wait until all parts have reached `layer`; return its output for `x` of this part."""
         found: torch.Tensor = getcurrent().parent.switch(_Asked(layer, x))
         return found
 
     def join(self, layer: Joint, call: Any) -> Any:  # noqa: ANN401
-        """Return what `layer` makes of `call`, with which a part has come to it, when all have."""
+        """Wait until all parts have reached `layer`; return its result for `call` of this part."""
         return getcurrent().parent.switch(_Asked(layer, call))
 
     def _join(self, layer: Joint, calls: list[Any], rows: list[Rows | Places]) -> list[Any]:
-        """Return what `layer` makes of `calls`, each with the last token of those of its part."""
+        """Return the results of `layer` for `calls`, each with the last token of its part."""
         step = self._step
         of_batch = step.segments
         spans = tuple((each.stop - 1, each.stop) for each in rows if isinstance(each, slice))
@@ -163,8 +163,8 @@ class LayerTurns:
         rows: list[Rows | Places],
         last: list[Rows | Places],
     ) -> list[torch.Tensor]:
-        """Return what `layer` makes of `xs`; `rows` are of its side, and those of the last side."""
-        # Layers with the same input know each other by it.
+        """Return the outputs of `layer` for `xs`; `rows` are of its side, `last` of the last."""
+        # Layers that share an input recognise it by identity.
         if not (len(xs) == len(self._asked) and all(map(_is, xs, self._asked))):
             self._gathered = self._gather(xs, rows, last)
             self._asked = xs
@@ -208,35 +208,35 @@ class LayerTurns:
         borders = tuple(itertools.accumulate(sizes, initial=0))
         of_parts = [slice(*pair) for pair in itertools.pairwise(borders)]
         if all(size <= _size(each) for size, each in zip(sizes, slices, strict=True)):
-            # Of what it was given before, a part may have the last tokens alone.
+            # A layer may see only the last tokens of a part.
             spans = tuple(
                 (each.stop - size, each.stop) for size, each in zip(sizes, slices, strict=True)
             )
             return _Gathered(whole, spans, of_parts)
-        # Rows that are no tokens have the adapter that the last token has.
+        # Rows that are not tokens get the adapter of the part's last token.
         return _Gathered(whole, tuple((end - 1, end) for end in ends), of_parts, borders)
 
 
 @dataclass(frozen=True, slots=True)
 class _Gathered:
-    """Rows of several parts, side by side."""
+    """Rows of several parts, concatenated."""
 
     x: torch.Tensor
     """[1, T, K]."""
     spans: tuple[tuple[int, int], ...] = ()
-    """Where they are in the batch, if they are not all of it."""
+    """Their (start, end) in the batch, unless they are all of it."""
     rows: list[slice] | None = None
-    """Where they are here, then."""
+    """Their slices in `x`, in that case."""
     borders: tuple[int, ...] = ()
-    """The first row here of each of `spans`, and the number of all, where tokens there stand for
-    others; empty where they are here themselves."""
+    """If the tokens of `spans` stand for other rows: the first row in `x` of each span, and the
+    total. Else empty."""
 
 
 _NOTHING = _Gathered(torch.empty(0))
 
 
 class WaitingPart(PackedPart):
-    """Stands where a linear layer stood that parts of a batch come to."""
+    """Takes the place of a linear layer at which parts of a batch meet."""
 
     def __init__(self, part: PackedPart, turns: LayerTurns, side: int = 0) -> None:
         super().__init__(part.packed, part.part)
@@ -245,22 +245,22 @@ class WaitingPart(PackedPart):
 
     @property
     def number(self) -> int:
-        """Twice that of its group: there may be something else before it."""
+        """Twice the number of its group, to leave room for joint layers in between."""
         return 2 * self.place.group
 
     def whole(self, x: torch.Tensor) -> torch.Tensor:
-        """Return what it makes of the rows of all parts."""
+        """Return its output for the rows of all parts."""
         return self.packed.part(x, self.part)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the layer's output with the adapters' changes of the running step."""
+        """Return the layer's output, with the adapters' changes of the running step."""
         if self._turns.is_running:
             return self._turns.wait(self, x)
         return super().forward(x)
 
 
 class WaitingOutput(nn.Module):
-    """Stands where the layer stood that makes logits."""
+    """Takes the place of the output layer."""
 
     number = _LAST
 
@@ -272,7 +272,7 @@ class WaitingOutput(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """Shape and format of the weight, without numbers."""
+        """The weight on the meta device."""
         return self.output.weight
 
     def whole(self, x: torch.Tensor) -> torch.Tensor:
@@ -286,7 +286,7 @@ class WaitingOutput(nn.Module):
 
 
 def _is_all(rows: tuple[Rows | Places, ...]) -> bool:
-    """Return whether these rows of a part that is alone are all of the batch, as it has them."""
+    """Return whether these rows of the only part are exactly the batch."""
     if len(rows) == 1:
         return not isinstance(rows[0], Places)
     return sum(_size(of_side) > 0 for of_side in rows) == 1
@@ -297,12 +297,12 @@ def _size(rows: Rows | Places) -> int:
 
 
 def _tokens(x_NK: torch.Tensor, rows: Rows | Places) -> torch.Tensor:
-    """Return those of a part's rows that are tokens."""
+    """Return the rows of a part, without padding."""
     return rows.taken(x_NK) if isinstance(rows, Places) else x_NK
 
 
 def _of_part(y_TN: torch.Tensor, rows: Rows | Places) -> torch.Tensor:
-    """Return the rows of a part where it has them."""
+    """Return a part's rows of `y_TN`, with padding if it has any."""
     return rows.spread(y_TN[rows.token_T]) if isinstance(rows, Places) else y_TN[rows]
 
 

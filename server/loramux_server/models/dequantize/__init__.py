@@ -1,6 +1,6 @@
-"""Bases that were saved with quantised weights, dequantised one weight at a time as they load.
+"""Bases saved with quantized weights, dequantized one weight at a time as they load.
 
-transformers can load these formats with packages that need a GPU, or with one package for each.
-Here each is a plain definition in torch, and what transformers gets is a state dict of usual names
-whose weights are computed when it asks for them.
+transformers can load these formats with packages that need a GPU, or with a separate package for
+each. Here each format has a plain definition in torch, and transformers gets a state dict of the
+usual names, whose weights are computed when they are read.
 """

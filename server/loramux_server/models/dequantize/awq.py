@@ -1,13 +1,13 @@
-"""Weights of AWQ in its "gemm" layout: 4 bits each, packed along outputs.
+"""AWQ weights in the "gemm" layout: 4 bits each, packed along outputs.
 
 Source: AutoAWQ's `modules/linear/gemm.py`, whose files have
 
-    qweight  [K, N / 8]  int32: eight neighbouring outputs, in the order 0, 2, 4, 6, 1, 3, 5, 7
+    qweight  [K, N / 8]  int32: eight adjacent outputs, in the order 0, 2, 4, 6, 1, 3, 5, 7
                          from the lowest bits
     qzeros   [G, N / 8]  int32: zero points, packed in the same order
     scales   [G, N]
 
-Legend: N output width, K input width, G groups of inputs, n outputs that are asked for.
+Legend: N output width, K input width, G groups of inputs, n requested outputs.
 """
 
 import torch
@@ -20,22 +20,22 @@ FORMAT = "gemm"
 _PER_WORD = 32 // BITS
 _FLOATS = ("F16", "BF16", "F32")
 _PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
-"""Where each of eight neighbouring outputs is among those of a word."""
+"""Position in a word's bit order of each of its eight outputs."""
 
 
 class AwqWeight:
     """W[n, k] = scales[g, n] * (q[k, n] - zeros[g, n]), where input k is of group g."""
 
     def __init__(self, name: str, slices: Slices, said_group_size: int | None) -> None:
-        """Look at the shapes.
+        """Check the shapes.
 
         Args:
-            name: Of the layer.
+            name: Name of the layer.
             slices: The tensors above.
-            said_group_size: How many inputs the config says are in a group.
+            said_group_size: Inputs per group according to the config.
 
         Raises:
-            ValueError: They do not fit each other.
+            ValueError: The shapes do not fit each other.
         """
         width, words = (*slices["qweight"].get_shape(), 0)[:2]
         groups, outputs = (*slices["scales"].get_shape(), 0)[:2]
@@ -56,5 +56,5 @@ class AwqWeight:
 
 
 def _in_order(values: torch.Tensor) -> torch.Tensor:
-    """Return numbers that are in the order of the bits in that of outputs."""
+    """Return numbers that are in bit order in the order of outputs."""
     return values.view(len(values), -1, _PER_WORD)[..., list(_PLACES)].flatten(1)

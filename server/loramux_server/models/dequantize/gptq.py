@@ -1,15 +1,15 @@
-"""Weights of GPTQ: a few bits each, packed along inputs.
+"""GPTQ weights: a few bits each, packed along inputs.
 
 Source: AutoGPTQ's `qlinear_cuda_old.py` and GPTQModel, whose files have
 
-    qweight  [K * bits / 32, N]  int32: number k of an output in bits of row k * bits // 32
-    qzeros   [G, N * bits / 32]  int32: zero points, packed along outputs; in format "gptq" each is
-                                 saved less one, modulo 2 ** bits, and in "gptq_v2" as it is
+    qweight  [K * bits / 32, N]  int32: input k of an output is in row k * bits // 32
+    qzeros   [G, N * bits / 32]  int32: zero points, packed along outputs; format "gptq" saves
+                                 them minus one, modulo 2 ** bits, and "gptq_v2" as they are
     scales   [G, N]
-    g_idx    [K]                 int32: the group of each input, which need not be in order if
-                                 they were quantised by activation order (desc_act)
+    g_idx    [K]                 int32: the group of each input; not in order if quantized by
+                                 activation order (desc_act)
 
-Legend: N output width, K input width, G groups of inputs, n outputs that are asked for.
+Legend: N output width, K input width, G groups of inputs, n requested outputs.
 """
 
 import torch
@@ -18,7 +18,7 @@ from loramux_server.models.dequantize.bits import unpacked
 from loramux_server.models.dequantize.layout import Parts, Slices, expect, group_size, groups_of
 
 BITS = (2, 4, 8)
-"""Of which a whole number is in 32."""
+"""Those that divide 32."""
 FORMATS = ("gptq", "gptq_v2")
 
 
@@ -28,16 +28,16 @@ class GptqWeight:
     def __init__(
         self, name: str, slices: Slices, said_group_size: int | None, *, is_less_one: bool
     ) -> None:
-        """Look at the shapes, which tell the number of bits.
+        """Check the shapes, which determine the number of bits.
 
         Args:
-            name: Of the layer.
+            name: Name of the layer.
             slices: The tensors above; `g_idx` may be missing.
-            said_group_size: How many inputs the config says are in a group.
-            is_less_one: Whether zero points are saved less one.
+            said_group_size: Inputs per group according to the config.
+            is_less_one: Whether zero points are saved minus one.
 
         Raises:
-            ValueError: They do not fit each other.
+            ValueError: The shapes do not fit each other.
         """
         groups, outputs = _matrix(f"{name}.scales", slices["scales"].get_shape())
         words = _matrix(f"{name}.qzeros", slices["qzeros"].get_shape())[1]

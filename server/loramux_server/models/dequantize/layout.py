@@ -1,6 +1,6 @@
-"""How one weight was saved quantised, and its numbers in a plain format.
+"""How one weight was saved quantized, and how it is dequantized.
 
-Legend: N output width, K input width, G groups of inputs that share a factor.
+Legend: N output width, K input width, G groups of inputs that share a scale.
 """
 
 from collections.abc import Mapping
@@ -9,32 +9,32 @@ from typing import Any, Protocol
 import torch
 
 Parts = Mapping[str, torch.Tensor]
-"""What a layout calls its saved tensors -> them, all on one device."""
+"""Name of a tensor within its layout -> the tensor; all on one device."""
 _NUMBERS = 1 << 20
-"""About as many are dequantised at a time: 4 MiB as float32, which caches hold."""
+"""About how many elements are dequantized at a time: 4 MiB as float32, which fits caches."""
 _STEP = 32
-"""The most numbers that are packed into one of 32 bits."""
+"""The most numbers that are packed into 32 bits."""
 
 
 class Slice(Protocol):
-    """A tensor in a file of which only the header has been read; safetensors makes them."""
+    """A tensor in a file of which only the header has been read, as safetensors returns it."""
 
     def get_shape(self) -> list[int]:
         """Return its shape."""
 
     def get_dtype(self) -> str:
-        """Return its format by safetensors' name, such as F16 or I32."""
+        """Return safetensors' name of its dtype, such as F16 or I32."""
 
     def __getitem__(self, index: Any) -> torch.Tensor:  # noqa: ANN401
-        """Return a part of it, read from the file; `...` is all of it."""
+        """Read a part of it from the file; `...` is all of it."""
 
 
 Slices = Mapping[str, Slice]
-"""Names -> tensors in files."""
+"""Name -> tensor in a file."""
 
 
 class Layout(Protocol):
-    """One weight as it was saved; nothing but shapes has been read."""
+    """The layout of one saved weight; only shapes have been read."""
 
     shape: tuple[int, ...]
     """The shape of the weight, [..., N, K]."""
@@ -47,19 +47,19 @@ class Layout(Protocol):
 
 
 class Dequantized:
-    """A weight that is dequantised when it is asked for."""
+    """A weight that is dequantized when it is read."""
 
     def __init__(
         self, layout: Layout, slices: Slices, dtype: torch.dtype, device: torch.device
     ) -> None:
-        """Round the weight in `slices`, saved as `layout` says, to `dtype` on `device`."""
+        """Wrap the weight in `slices`, saved in `layout`, to be read as `dtype` on `device`."""
         self._layout = layout
         self._slices = slices
         self._dtype = dtype
         self._device = device
 
     def __getitem__(self, index: Any) -> torch.Tensor:  # noqa: ANN401
-        """Return a part of the weight, all of which is dequantised: one of rows after another."""
+        """Return a part of the weight; all of it is dequantized, a block of rows at a time."""
         *leading, outputs, width = self._layout.shape
         parts = {name: part[...].to(self._device) for name, part in self._slices.items()}
         weight = torch.empty(self._layout.shape, dtype=self._dtype, device=self._device)
@@ -73,10 +73,10 @@ class Dequantized:
 
 
 def expect(name: str, found: Slice, shape: tuple[int, ...], dtypes: tuple[str, ...]) -> None:
-    """Demand that the saved tensor `found` has a `shape` and one of `dtypes`.
+    """Check that the saved tensor `found` has this `shape` and one of `dtypes`.
 
     Raises:
-        ValueError: It has another.
+        ValueError: It does not.
     """
     saved = found.get_shape()
     if tuple(saved) != shape:
@@ -91,13 +91,13 @@ def group_size(name: str, width: int, groups: int, said: int | None) -> int:
     """Return how many of `width` inputs are in each of `groups`.
 
     Args:
-        name: Of the tensor that has a factor for each group.
-        width: The number of inputs.
-        groups: How many groups there are.
-        said: How many the config says are in each; a layer may have its own.
+        name: Name of the tensor that has a scale per group.
+        width: Number of inputs.
+        groups: Number of groups.
+        said: Inputs per group according to the config; a layer may differ from it.
 
     Raises:
-        ValueError: They cannot be divided so.
+        ValueError: The inputs cannot be divided evenly.
     """
     if said is not None and said > 0 and -(-width // said) == groups:
         return said
@@ -112,7 +112,7 @@ def groups_of(name: str, index_K: torch.Tensor, groups: int) -> torch.Tensor:
     """Return the saved group of each input, [K], int64.
 
     Raises:
-        ValueError: One is none of `groups`.
+        ValueError: A group number is out of range.
     """
     low, high = (int(each) for each in torch.aminmax(index_K))
     if low < 0 or high >= groups:

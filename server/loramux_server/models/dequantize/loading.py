@@ -1,4 +1,4 @@
-"""A base that was saved quantised -> a model of plain weights, by transformers."""
+"""A base saved quantized -> a model with plain weights, loaded by transformers."""
 
 import copy
 import logging
@@ -17,13 +17,13 @@ from loramux_server.models.saved_weights import SavedWeights
 
 _log = logging.getLogger(__name__)
 _BITS = {"BF16": 16, "F16": 16, "I16": 16, "F32": 32, "I32": 32, "F64": 64, "I64": 64}
-"""Of formats that have not 8."""
+"""Bits of the dtypes that do not have 8."""
 
 
 def held_dtype(config: PreTrainedConfig, method: SavedMethod) -> torch.dtype:
-    """Return what weights are rounded to when they are dequantised: what the base computes in.
+    """Return the dtype that weights are dequantized to: the one in which the base computes.
 
-    On all devices it is the same, so that a base has one fingerprint.
+    It is the same on all devices, so that a base has one fingerprint.
     """
     for each in (config, config.get_text_config()):
         if isinstance(each.dtype, torch.dtype) and each.dtype.is_floating_point:
@@ -40,24 +40,24 @@ def load_dequantised(
     device: torch.device,
     options: Mapping[str, Any],
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Load the base in folder or hub id `path`, whose weights were quantised by `method`.
+    """Load the base in folder or hub id `path`, whose weights were quantized by `method`.
 
-    Not more than a part of one weight is held in another format at a time.
+    At most a part of one weight is held in another format at a time.
 
     Args:
         loads: The class of transformers that loads such models.
         path: The folder or hub id.
         config: Its config.
-        method: How it was quantised.
-        device: Where weights are to be; on a GPU they are dequantised there, and never all of them
-            on the host, if accelerate is installed.
-        options: More for transformers, with the `dtype` of the model.
+        method: How it was quantized.
+        device: Where the weights go. On a GPU they are dequantized there, without ever being on the
+            host as a whole, if accelerate is installed.
+        options: Other arguments for transformers, including the `dtype` of the model.
 
     Returns:
-        The model, and what transformers says of its loading.
+        The model, and transformers' loading info.
 
     Raises:
-        ValueError: Weights are missing, or of shapes that do not fit.
+        ValueError: Weights are missing, or have shapes that do not fit.
         OSError: There are no weights.
     """
     if config.model_type in CONV1D_MODELS:
@@ -92,7 +92,7 @@ def load_dequantised(
 
 
 def _size(saved: Mapping[str, Slice]) -> int:
-    """Return how many bytes the tensors in files have."""
+    """Return the total size of the saved tensors in bytes."""
     return sum(
         torch.Size(part.get_shape()).numel() * _BITS.get(part.get_dtype(), 8) // 8
         for part in saved.values()
@@ -100,7 +100,7 @@ def _size(saved: Mapping[str, Slice]) -> int:
 
 
 def _plain(config: PreTrainedConfig) -> PreTrainedConfig:
-    """Return `config` as that of a model that was never quantised."""
+    """Return a copy of `config` without its quantization."""
     config = copy.deepcopy(config)
     for each in (config, config.get_text_config()):
         if hasattr(each, "quantization_config"):
@@ -111,5 +111,5 @@ def _plain(config: PreTrainedConfig) -> PreTrainedConfig:
 def _generation_config(path: str) -> GenerationConfig | None:
     try:
         return GenerationConfig.from_pretrained(path)
-    except OSError:  # transformers makes one of the config
+    except OSError:  # transformers derives one from the config
         return None

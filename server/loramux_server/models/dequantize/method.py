@@ -1,4 +1,4 @@
-"""How a base was quantised before it was saved, by the quantization_config in its config.json."""
+"""How a base was quantized before it was saved, by the quantization_config of its config.json."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,10 +15,10 @@ _SUPPORTED = (
 )
 BY_TRANSFORMERS = ("torchao", "bitsandbytes", "mxfp4")
 _OLDEST = "bitsandbytes"
-"""Whose configs did not say of which method they are."""
+"""Its early configs have no quant_method."""
 _WAY_OUT = "or serve the unquantised model with --quantization"
 _USUAL_BLOCK = (128, 128)
-"""Of FP8 where the config leaves it out."""
+"""FP8's block size if the config does not say."""
 _COMPRESSED = (
     "float-quantized", "int-quantized", "naive-quantized", "pack-quantized", "mixed-precision",
 )  # fmt: skip
@@ -26,7 +26,7 @@ _COMPRESSED = (
 
 @dataclass(frozen=True, slots=True)
 class SavedMethod:
-    """How weights were quantised."""
+    """How weights were quantized."""
 
     name: str
     """Its quant_method, such as gptq."""
@@ -35,12 +35,12 @@ class SavedMethod:
 
     @property
     def is_dequantised_here(self) -> bool:
-        """Whether weights are dequantised by this package, and not loaded by transformers."""
+        """Whether weights are dequantized by this package, and not by transformers."""
         return self.name not in BY_TRANSFORMERS
 
     @property
     def title(self) -> str:
-        """Its name for people."""
+        """Its name for messages."""
         bits = self.config.get("bits", self.config.get("w_bit"))
         what = self.config.get("format", "") if self.name == "compressed-tensors" else ""
         return " ".join(
@@ -49,7 +49,7 @@ class SavedMethod:
 
     @property
     def group_size(self) -> int | None:
-        """How many inputs share a factor; None where the config does not say, or not for all."""
+        """Inputs that share a scale; None if the config does not say, or differs between layers."""
         sizes = {self.config.get("group_size", self.config.get("q_group_size"))}
         sizes |= {weights.get("group_size") for weights in self._weights()}
         sizes.discard(None)
@@ -57,7 +57,11 @@ class SavedMethod:
 
     @property
     def block(self) -> tuple[int, int] | None:
-        """Outputs and inputs that share a factor, if blocks of weights do."""
+        """Outputs and inputs that share a scale, if weights are quantized in blocks.
+
+        Raises:
+            ValueError: The config has several block sizes, or an impossible one.
+        """
         usual = _USUAL_BLOCK if self.name == "fp8" else None
         found = [self.config.get("weight_block_size", usual)]
         found += [weights.get("block_structure") for weights in self._weights()]
@@ -77,20 +81,20 @@ class SavedMethod:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the method's own kernels compute in, where config.json does not say."""
+        """The dtype of the method's own kernels, if config.json does not say."""
         return torch.float16 if self.name in ("gptq", "awq") else torch.bfloat16
 
     def _weights(self) -> list[Mapping[str, Any]]:
-        """Return what compressed-tensors says of weights, for each group of layers."""
+        """Return compressed-tensors' settings of weights, for each group of layers."""
         groups = self.config.get("config_groups") or {}
         return [group.get("weights") or {} for group in groups.values()]
 
 
 def saved_method(config: PreTrainedConfig) -> SavedMethod | None:
-    """Return how the base of `config` was quantised before it was saved; None if it was not.
+    """Return how the base of `config` was quantized before it was saved; None if it was not.
 
     Raises:
-        ValueError: In a way that is not served.
+        ValueError: The method is not supported.
     """
     found = getattr(config, "quantization_config", None)
     if found is None:
@@ -117,10 +121,10 @@ def saved_method(config: PreTrainedConfig) -> SavedMethod | None:
 
 
 def check_unquantised(unexpected: Mapping[str, object] | set[str]) -> None:
-    """Demand that nothing among weights for which there was no use belongs to a quantised weight.
+    """Check that no tensor that the model did not use belongs to a quantized weight.
 
     Raises:
-        ValueError: Something does.
+        ValueError: One does.
     """
     for name in sorted(unexpected):
         if name.endswith(QUANTISED):
@@ -134,7 +138,7 @@ QUANTISED = (
     ".qweight", ".qzeros", ".scales", ".weight_scale", ".weight_scale_inv", ".weight_packed",
     ".weight_zero_point", ".weight_global_scale",
 )  # fmt: skip
-"""How names of tensors end that are saved for quantised weights alone."""
+"""Name suffixes that only tensors of quantized weights have."""
 
 
 def _check_fp8(said: Mapping[str, Any]) -> None:
@@ -155,7 +159,7 @@ def _check_gptq(said: Mapping[str, Any]) -> None:
 
 
 def gptq_format(said: Mapping[str, Any]) -> str:
-    """Return the format of files of GPTQ, which the config `said`, or else the first there was."""
+    """Return GPTQ's checkpoint format by the config `said`; by default the original one."""
     return str(said.get("checkpoint_format") or said.get("format") or gptq.FORMATS[0])
 
 
@@ -198,4 +202,4 @@ _CHECKS = {
     "awq": _check_awq,
     "compressed-tensors": _check_compressed,
 }
-"""quant_method -> what demands that its files are of a kind that is dequantised here."""
+"""quant_method -> check that a config is one that can be dequantized here."""

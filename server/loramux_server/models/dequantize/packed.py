@@ -1,16 +1,16 @@
-"""Weights of compressed-tensors' format pack-quantized: 4 or 8 bits each, packed along inputs.
+"""Weights in compressed-tensors' format pack-quantized: 4 or 8 bits each, packed along inputs.
 
 Source: compressed-tensors' `compressors/pack_quantized`, whose files have
 
     weight_packed      [N, ceil(K * bits / 32)]  int32: signed numbers, saved plus 2 ** (bits - 1)
     weight_scale       [N, G], [N, 1] or [1]
     weight_zero_point  of the same shape, but packed along outputs: [ceil(N * bits / 32), G] int32;
-                       as int8 where it is one for all. Missing if the numbers are symmetric
+                       int8 if there is one for the whole tensor. Missing if symmetric
     weight_shape       [2]  N and K
-    weight_g_idx       [K]  int32: the group of each input, where they were quantised by activation
-                       order; missing, or -1, where groups are in order
+    weight_g_idx       [K]  int32: the group of each input, if quantized by activation order;
+                       missing or -1 if groups are in order
 
-Legend: N output width, K input width, G groups of inputs, n outputs that are asked for.
+Legend: N output width, K input width, G groups of inputs, n requested outputs.
 """
 
 import torch
@@ -25,15 +25,15 @@ class PackedWeight:
     """W[n, k] = scale[n, g] * (q[n, k] - zero[n, g]), where input k is of group g."""
 
     def __init__(self, name: str, slices: Slices, said_group_size: int | None) -> None:
-        """Look at the shapes, which tell the number of bits.
+        """Check the shapes, which determine the number of bits.
 
         Args:
-            name: Of the layer.
-            slices: The tensors above, by what stands behind `weight_`.
-            said_group_size: How many inputs the config says are in a group.
+            name: Name of the layer.
+            slices: The tensors above, by their names without `weight_`.
+            said_group_size: Inputs per group according to the config.
 
         Raises:
-            ValueError: They do not fit each other.
+            ValueError: The shapes do not fit each other.
         """
         expect(f"{name}.weight_shape", slices["shape"], (2,), ("I64", "I32"))
         outputs, width = slices["shape"][...].tolist()
@@ -90,5 +90,5 @@ class PackedWeight:
 
 
 def _spread(values: torch.Tensor, index_K: torch.Tensor) -> torch.Tensor:
-    """Return the numbers of groups, [n, G], for each input, [n, K]; one for all as it is."""
+    """Expand numbers per group, [n, G], to one per input, [n, K]; one for all stays a scalar."""
     return values.reshape(()) if values.numel() == 1 else values[:, index_K]

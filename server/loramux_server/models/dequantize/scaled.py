@@ -1,11 +1,11 @@
-"""Weights of FP8 or int8 with factors beside them.
+"""FP8 or int8 weights with separate scales.
 
-Source: DeepSeek-V3's `inference/kernel.py` (a factor for each block of 128 by 128, saved as
-`weight_scale_inv`, by which numbers are multiplied nevertheless); compressed-tensors' formats
-float-quantized, int-quantized and naive-quantized (`weight_scale`, and a zero point where the
-numbers are not symmetric); FBGEMM's FP8 (`weight_scale`, for each output).
+Source: DeepSeek-V3's `inference/kernel.py` (a scale per block of 128 by 128, saved as
+`weight_scale_inv`, but multiplied with nevertheless); compressed-tensors' formats float-quantized,
+int-quantized and naive-quantized (`weight_scale`, and a zero point if asymmetric); FBGEMM's FP8
+(`weight_scale` per output).
 
-Legend: N output width, K input width, G groups of inputs, n outputs that are asked for.
+Legend: N output width, K input width, G groups of inputs, n requested outputs.
 """
 
 import torch
@@ -18,20 +18,21 @@ _FACTORS = ("F32", "F16", "BF16", "F8_E8M0")
 
 
 class ScaledWeight:
-    """W = (weight - zero) * scale, each spread over what it is for."""
+    """W = (weight - zero) * scale, with scale and zero broadcast to their outputs and inputs."""
 
     def __init__(self, name: str, slices: Slices, block: tuple[int, int] | None) -> None:
-        """Look at the shapes.
+        """Check the shapes.
 
         Args:
-            name: Of the weight.
-            slices: `weight`, [..., N, K]; `scale`, and maybe `zero` of its shape. That is [] or [1]
-                for the whole weight, [N] or [N, 1] for each output, [N, G], or
+            name: Name of the weight.
+            slices: `weight`, [..., N, K]; `scale`, and optionally `zero` of its shape. That is []
+                or
+                [1] for the whole weight, [N] or [N, 1] for each output, [N, G], or
                 [..., ceil(N / block[0]), ceil(K / block[1])].
-            block: Outputs and inputs of a block, if the config says there are any.
+            block: Outputs and inputs of a block, if the config has any.
 
         Raises:
-            ValueError: They do not fit each other.
+            ValueError: The shapes do not fit each other.
         """
         self.shape = tuple(slices["weight"].get_shape())
         scale = tuple(slices["scale"].get_shape())
@@ -68,7 +69,7 @@ class ScaledWeight:
         return weight_nK.mul_(self._spread(parts["scale"], start, end))
 
     def _spread(self, values: torch.Tensor, start: int, end: int) -> torch.Tensor:
-        """Return the numbers for outputs `start` to `end`, [..., n, K], or one for all."""
+        """Expand numbers to outputs `start` to `end`, [..., n, K]; one for all stays a scalar."""
         values = values.float()
         if values.numel() == 1:
             return values.reshape(())

@@ -1,4 +1,4 @@
-"""The weights in the files of a quantised base, by the names that they have unquantised."""
+"""The saved tensors of a quantized base as a state dict with the unquantized names."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,34 +17,34 @@ _OF_ACTIVATIONS = (
     ".input_scale", ".input_scale_ub", ".input_zero_point", ".activation_scale", ".output_scale",
     ".q_scale", ".k_scale", ".v_scale",
 )  # fmt: skip
-"""How names end of factors for what is not a weight, which is not rounded here."""
+"""Name suffixes of scales of activations and caches, which are not quantized here."""
 State = dict[str, Slice | Dequantized]
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """A weight among the saved tensors."""
+    """A quantized weight among the saved tensors."""
 
     name: str
-    """Its name unquantised."""
+    """Its unquantized name."""
     parts: Mapping[str, str]
-    """What its layout calls its tensors -> their names."""
+    """Name of a tensor within its layout -> its saved name."""
     make: Callable[[str, Slices], Layout]
 
 
 def dequantised_state(
     saved: Slices, method: SavedMethod, dtype: torch.dtype, device: torch.device
 ) -> State:
-    """Return what is `saved` as if it had never been quantised.
+    """Return the state dict of `saved` as if it had never been quantized.
 
     Args:
         saved: The tensors in the files of the base.
-        method: How they were quantised.
-        dtype: What quantised weights are rounded to.
-        device: Where they are dequantised, when they are asked for.
+        method: How they were quantized.
+        dtype: The dtype to dequantize to.
+        device: Where they are dequantized when they are read.
 
     Raises:
-        ValueError: Something of a quantised weight is missing, or its shapes do not fit.
+        ValueError: A part of a quantized weight is missing, or its shapes do not fit.
     """
     state: State = {}
     used: set[str] = set()
@@ -65,7 +65,7 @@ def dequantised_state(
 
 
 def _found(saved: Slices, method: SavedMethod) -> Iterator[_Found]:
-    """Yield the quantised weights."""
+    """Yield the quantized weights."""
     size = method.group_size
     if method.name == "gptq":
         is_less_one = gptq_format(method.config) == FORMATS[0]
@@ -95,7 +95,7 @@ def _packed(
     optional: tuple[str, ...],
     make: Callable[[str, Slices], Layout],
 ) -> Iterator[_Found]:
-    """Yield weights that are several tensors with a name of its own each, one of which is `main`.
+    """Yield weights saved as several tensors with names of their own, one of which is `main`.
 
     Raises:
         ValueError: One of `others` is missing.
@@ -115,10 +115,10 @@ def _packed(
 def _scaled(
     saved: Slices, formats: tuple[str, ...], block: tuple[int, int] | None
 ) -> Iterator[_Found]:
-    """Yield weights in one of `formats`, whose factors are called as they are and something more.
+    """Yield weights in one of `formats`, whose scales have the weight's name and a suffix.
 
     Raises:
-        ValueError: Factors are missing.
+        ValueError: Scales are missing.
     """
     for name, weight in saved.items():
         if weight.get_dtype() not in formats or name.endswith(("_zero_point", "_scale")):

@@ -1,1 +1,1 @@
-"""Base models that read a text as a whole: encoders, and encoders with a decoder behind them."""
+"""Base models that read whole texts: encoders and encoder-decoders."""

@@ -1,7 +1,7 @@
-"""Attention of a decoder behind an encoder, where the next tokens of several requests are in a row.
+"""Attention for a decoder layer of an encoder-decoder that runs for several requests at once.
 
-A layer is called once for all of them (`joint_layers.py`), and what each has seen before is
-attended to for one after another.
+The layer is called once, with the next tokens of all requests in one row (`joint_layers.py`).
+Attention to what each request has cached is computed per request.
 
 Legend: B requests, K width of a hidden state, H heads, D width of a key.
 """
@@ -31,19 +31,19 @@ from loramux_server.models.step import Step
 
 _numbers = itertools.count()
 _KNOWN = {"dropout", "scaling", "position_bias", "is_causal"}
-"""What attention may be told beside a mask to be that of `kernels.row_attention`."""
+"""Arguments besides the mask that `kernels.row_attention` supports."""
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What a layer is called with for one request."""
+    """The arguments with which a layer is called for one request."""
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     values: tuple[Any, ...]
-    """All of it, in an order that is the same for all requests."""
+    """All arguments, flattened, in an order that is the same for all requests."""
     cache: EncoderDecoderCache | None
-    """What the request has seen before; None where there is no such thing."""
+    """The request's cache; None if there is none."""
 
     @staticmethod
     def of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> "Call":
@@ -59,7 +59,7 @@ class Call:
         return hidden
 
     def goes_on(self, num_layers: int) -> bool:
-        """Whether it is one token, of a request that has seen its source in so many layers."""
+        """Return whether it is one token of a request whose source is cached in all layers."""
         cache = self.cache
         if cache is None or self.hidden.shape[:2] != (1, 1):
             return False
@@ -68,7 +68,7 @@ class Call:
 
 
 class _Rows(EncoderDecoderCache):  # type: ignore[misc]
-    """Stands for what requests have seen before, for which attention asks each of them."""
+    """Stands in for the requests' caches, which attention then uses one by one."""
 
     def __init__(
         self, shapes: Sequence[CacheShape], dtype: torch.dtype, device: torch.device
@@ -90,7 +90,7 @@ class _Rows(EncoderDecoderCache):  # type: ignore[misc]
         )
         self.is_updated = dict.fromkeys(range(len(shapes)), True)
         self.keys: torch.Tensor | None = None
-        """Of the tokens in the row, [1, H, B, D]."""
+        """Keys of the tokens in the row, [1, H, B, D]."""
 
     def update(
         self,
@@ -99,40 +99,40 @@ class _Rows(EncoderDecoderCache):  # type: ignore[misc]
         *_: Any,  # noqa: ANN401
         **__: Any,  # noqa: ANN401
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what the tokens in the row bring."""
+        """Return keys and values of the tokens in the row."""
         self.keys = key_states
         return key_states, value_states
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return a number: who needs the right one asks in the first layer."""
+        """Return 0: models that need the length read it in the first layer, not here."""
         del layer_idx
         return 0
 
 
 class JointAttention:
-    """The model's own attention; where tokens of several requests are in a row, that of each."""
+    """The model's own attention; if a row holds tokens of several requests, per request."""
 
     def __init__(self, module: PreTrainedModel, shapes: Sequence[CacheShape], step: Step) -> None:
-        """Take the place of the attention of `module`.
+        """Replace the attention of `module`.
 
         Args:
             module: The model.
-            shapes: What each layer of its decoder keeps.
-            step: Tells with which operations the step runs.
+            shapes: What each layer of its decoder caches per token.
+            step: Knows the backend of the running step.
 
         Raises:
-            KeyError: It is not known what its attention is.
+            KeyError: Its attention implementation is unknown.
         """
         self._module = module
         self._step = step
         self._kind = str(module.config._attn_implementation)
         self.num_layers = len(shapes)
-        """Of the decoder."""
+        """Layers of the decoder."""
         self._rows = _Rows(shapes, module.dtype, module.device)
         self._is_joint = False
-        """Whether requests are in a row."""
+        """Whether a row of several requests is running."""
         self._theirs: dict[int, list[Any]] = {}
-        """What each request has, by the identity of what stands for it."""
+        """Identity of a stand-in -> the value of each request that it stands for."""
         self._caches: list[EncoderDecoderCache] = []
         name = f"loramux-joint-{next(_numbers)}"
         AttentionInterface.register(name, self)
@@ -140,15 +140,15 @@ class JointAttention:
         module.set_attn_implementation(name)
 
     def remove(self) -> None:
-        """Give the model its own attention back."""
+        """Restore the model's own attention."""
         self._module.set_attn_implementation(self._kind)
 
     def made(self, layer: nn.Module, calls: Sequence[Call]) -> list[Any]:
-        """Return what `layer` makes of the token of each of `calls`.
+        """Return the output of `layer` for the token of each of `calls`.
 
         Raises:
-            NotImplementedError: It makes more than hidden states of it, or is given other kinds of
-                things for one than for another.
+            NotImplementedError: It returns more than hidden states, or its arguments have different
+                types for different requests.
         """
         hidden_1BK = torch.cat([call.hidden for call in calls], 1)
         first, values = calls[0], [call.values for call in calls]
@@ -190,7 +190,7 @@ class JointAttention:
         return found
 
     def _of(self, value: Any, number: int) -> Any:  # noqa: ANN401
-        """Return what a request has where `value` stands for it."""
+        """Return the value of one request for which `value` stands."""
         if not isinstance(value, torch.Tensor):
             return value
         if id(value) not in self._theirs:
@@ -209,12 +209,12 @@ class JointAttention:
         """Attend for one layer, as `module`'s own attention does.
 
         Args:
-            module: What attends, which knows the number of its layer.
+            module: The attention module, which knows the number of its layer.
             query: [1, H, tokens, D].
-            key: Likewise; of the tokens of a source there are none where requests are in a row.
+            key: Likewise; for cross-attention of a row of several requests, a stand-in.
             value: Likewise.
-            attention_mask: What stands for that of each request, then; so is what is `named`.
-            named: What else a model passes along.
+            attention_mask: The mask; for such a row, a stand-in for the masks of the requests.
+            named: Other arguments of the model; likewise.
         """
         own: Any = ALL_ATTENTION_FUNCTIONS.get(self._kind)
         if own is None:
@@ -244,7 +244,7 @@ class JointAttention:
     def _seen(
         self, layer: int, key: torch.Tensor, value: torch.Tensor
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Return the keys and values that the token of each request sees in `layer`."""
+        """Return the keys and values that the token of each request attends to in `layer`."""
         if key is not self._rows.keys:
             kept = (cache.cross_attention_cache.layers[layer] for cache in self._caches)
             return [(each.keys, each.values) for each in kept]
@@ -257,7 +257,7 @@ class JointAttention:
 
 
 def _leaves(values: Iterable[Any]) -> Iterator[Any]:
-    """Yield `values`, and in place of tuples and lists what is in them."""
+    """Yield `values`, with tuples and lists flattened."""
     for value in values:
         if isinstance(value, tuple | list):
             yield from _leaves(value)
@@ -266,10 +266,10 @@ def _leaves(values: Iterable[Any]) -> Iterator[Any]:
 
 
 def _stand_in(value: torch.Tensor) -> torch.Tensor:
-    """Return what stands for what each request has where the first has `value`.
+    """Return a stand-in for an argument whose value for the first request is `value`.
 
-    Only attention knows whose that is. What does anything else with it makes of it what is not
-    finite, which `WholeCheck` sees; whole numbers are those of the first.
+    Only attention looks up the real value of each request. NaN makes any other use visible to
+    `WholeCheck`. Integers are those of the first request.
     """
     if not value.is_floating_point():
         return value

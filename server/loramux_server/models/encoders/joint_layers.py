@@ -1,9 +1,9 @@
-"""Layers of a decoder behind an encoder, which take the next tokens of several requests at once.
+"""Decoder layers of an encoder-decoder that run the next tokens of several requests at once.
 
-What a decoder makes of one token takes many small operations. So where requests come to a layer
-with one token each, it is called once for all of them, which lie in a row as the tokens of one text
-do, and only attention, which sees what each has seen before, is computed for one after another. The
-first layer is called for each: it may tell the others where tokens are.
+Decoding a token takes many small operations. So when requests reach a layer with one token each,
+the layer is called once for all, with the tokens in one row as if they were one text. Only
+attention to the cached tokens is computed per request. The first layer runs per request, since it
+may compute positions for the others.
 """
 
 from collections.abc import Sequence
@@ -17,25 +17,25 @@ from loramux_server.models.turns import Joint, LayerTurns
 
 
 class JointLayer(Joint):
-    """Stands where a layer of a decoder stood."""
+    """Takes the place of a decoder layer."""
 
     def __init__(
         self, own: nn.Module, attention: JointAttention, turns: LayerTurns, number: int, side: int
     ) -> None:
         super().__init__()
         self.own = own
-        """The model's own."""
+        """The model's own layer."""
         self.number = number
         self.side = side
         self._attention = attention
         self._turns = turns
 
     def made(self, calls: Sequence[Any]) -> list[Any]:
-        """Return what the layer makes of the tokens of all requests, for each."""
+        """Return the layer's output for each of `calls`, computed together."""
         return self._attention.made(self.own, calls)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        """Return what the layer makes of tokens of one request."""
+        """Return the layer's output for tokens of one request."""
         call = Call.of(args, kwargs)
         if self._turns.joins and call.goes_on(self._attention.num_layers):
             return self._turns.join(self, call)
@@ -45,14 +45,14 @@ class JointLayer(Joint):
 def join_layers(
     decoder: nn.Module, attention: JointAttention, turns: LayerTurns, count: int, side: int
 ) -> None:
-    """Let the layers of `decoder`, of which there are `count`, take requests together.
+    """Let the layers of `decoder`, `count` in number, run several requests together.
 
     Args:
-        decoder: It.
-        attention: What attends in it.
+        decoder: The decoder.
+        attention: Its attention.
         turns: Lets requests wait for each other.
         count: Number of its layers.
-        side: Which of the tokens of a request they are given.
+        side: Which of a request's tokens the layers see.
     """
     layers = next(
         part for part in decoder.modules() if isinstance(part, nn.ModuleList) and len(part) == count
@@ -63,7 +63,7 @@ def join_layers(
 
 
 def part_layers(decoder: nn.Module) -> None:
-    """Undo that."""
+    """Undo `join_layers`."""
     for part in list(decoder.modules()):
         if isinstance(part, nn.ModuleList):
             for place, layer in enumerate(part):

@@ -1,4 +1,4 @@
-"""What models with an encoder know of texts with which other requests may begin."""
+"""Prefix caching for encoder-decoders: encoded sources, and caches of what was written to them."""
 
 import hashlib
 from array import array
@@ -11,28 +11,28 @@ import torch
 from loramux_server.kernels.whole_text import Owner, Recall
 
 BESIDE = 640
-"""Bytes that a tensor takes beside its numbers, with its part of what holds it."""
+"""Overhead of a tensor besides its elements, including its share of containers, in bytes."""
 Tokens = tuple[int, ...]
 _Key = tuple[Owner, bytes, bytes]
-"""Whose it is, and the names of its source and of what was written."""
+"""Owner, and the hashes of the source and of what was written."""
 
 
 class KeptTexts:
-    """What was known of sources, and of beginnings of what was written to them, last.
+    """LRU cache of encoded sources, each with a prefix of the written tokens.
 
-    Only requests of one tenant and adapter know of each other.
+    Entries are shared within one tenant and adapter only.
     """
 
     def __init__(self) -> None:
         self.max_bytes = 0
-        """Memory for it. Numbers that several texts have in common count once."""
+        """Size limit. Elements that several entries share count once."""
         self._kept: OrderedDict[_Key, Recall] = OrderedDict()
         self._uses: Counter[int] = Counter()
-        """How many of them have numbers that begin at an address."""
+        """Address of elements -> number of cached tensors that share them."""
         self._num_bytes = 0
 
     def find(self, owner: Owner, source: Tokens, written: Tokens) -> Recall | None:
-        """Return what is known of `source` and most of `written`, less its last token at least."""
+        """Return the entry of `source` and the longest cached proper prefix of `written`."""
         if not self._kept:
             return None
         of_source = _name(source)
@@ -44,7 +44,7 @@ class KeptTexts:
         return None
 
     def keep(self, owner: Owner, source: Tokens, written: Tokens, *, recall: Recall) -> None:
-        """Keep what is known of that, and let go of what was not asked for longest."""
+        """Add an entry, and evict the least recently used ones beyond the size limit."""
         if not self.max_bytes:
             return
         key = (owner, _name(source), _name(written))
@@ -70,12 +70,12 @@ class KeptTexts:
 
 
 def _name(tokens: Tokens) -> bytes:
-    """Return what `tokens` are called: 32 bytes, however many they are."""
+    """Return the hash of `tokens`, 32 bytes."""
     return hashlib.sha256(array("q", tokens).tobytes()).digest()
 
 
 def _names(tokens: Tokens) -> list[bytes]:
-    """Return the `_name` of each beginning of `tokens`, the empty one first."""
+    """Return the `_name` of each prefix of `tokens`, the empty one first."""
     digest = hashlib.sha256()
     names = [digest.digest()]
     for token in tokens:
@@ -85,9 +85,9 @@ def _names(tokens: Tokens) -> list[bytes]:
 
 
 def copied(cache: Any) -> Any:  # noqa: ANN401
-    """Return a cache to which can be added while `cache` stays as it is; they share their numbers.
+    """Return a copy of `cache` that can be extended without changing it; tensors are shared.
 
-    transformers makes new tensors when it adds to one.
+    transformers creates new tensors when it extends a cache.
     """
     if cache is None:
         return None
@@ -101,14 +101,14 @@ def copied(cache: Any) -> Any:  # noqa: ANN401
 
 
 def forgets(cache: Any) -> bool:  # noqa: ANN401
-    """Return whether there are layers in `cache` that let go of the first tokens for the last."""
+    """Return whether `cache` has layers that drop old tokens (sliding windows)."""
     return cache is not None and any(
         layer.is_sliding for layer in cache.self_attention_cache.layers
     )
 
 
 def shortened(cache: Any) -> Any:  # noqa: ANN401
-    """Return a cache without the last token that was written, while `cache` stays as it is."""
+    """Return a copy of `cache` without the last written token."""
     other = copied(cache)
     for layer in other.self_attention_cache.layers:
         layer.crop(-1)
@@ -116,14 +116,14 @@ def shortened(cache: Any) -> Any:  # noqa: ANN401
 
 
 def _copy(value: Any) -> Any:  # noqa: ANN401
-    """Return what `copy.copy` does; each step copies each layer of each request."""
+    """Do what `copy.copy` does, but faster; each step copies each layer of each request."""
     other = object.__new__(type(value))
     vars(other).update(vars(value))
     return other
 
 
 def _numbers(recall: Recall) -> list[torch.Tensor]:
-    """Return all that `recall` holds."""
+    """Return all tensors in `recall`."""
     parts = (recall.cache.self_attention_cache, recall.cache.cross_attention_cache)
     layers = [layer for part in parts for layer in part.layers]
     return [recall.encoded[0], *(half for layer in layers for half in (layer.keys, layer.values))]

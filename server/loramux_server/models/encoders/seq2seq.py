@@ -1,4 +1,4 @@
-"""Models whose encoder reads one text, and whose decoder writes another.
+"""Encoder-decoders: the encoder reads one text, and the decoder writes another.
 
 Legend: L tokens of a request, N those of them that are written, R rows whose logits are needed, V
 tokens of the vocabulary.
@@ -16,7 +16,7 @@ from loramux_server.models.encoders.whole_texts import Told, cache_of
 from loramux_server.models.recurrent.parts import Rows
 
 SOURCE, WRITTEN = 0, 1
-"""Sides of such a model."""
+"""The two sides of such a model."""
 
 
 class Seq2Seq:
@@ -27,12 +27,12 @@ class Seq2Seq:
         self._kept = KeptTexts()
 
     def rows(self, start: int, end: int, text: WholeText) -> tuple[Rows, ...]:
-        """Return those of the source, and those of what is written."""
+        """Return the tokens of the source, and those of the written text."""
         border = start + max(0, text.num_source - text.start)
         return slice(start, border), slice(border, end)
 
     def read(self, token_1L: torch.Tensor, text: WholeText) -> torch.Tensor:
-        """Return the logits of the last of what is written, [1, N, V]."""
+        """Return the logits of the written tokens that were not cached, [1, N, V]."""
         recall, num_source = text.recall, max(0, text.num_source - text.start)
         source, written = token_1L[:, :num_source], token_1L[:, num_source:]
         if num_source:
@@ -41,7 +41,7 @@ class Seq2Seq:
                 virtual = cache_of(text.virtual, self._own)
                 recall.cache = EncoderDecoderCache(virtual, DynamicCache())
             written = written[:, recall.num_written :]
-        elif recall.num_written > text.start - text.num_source:  # its last token comes once more
+        elif recall.num_written > text.start - text.num_source:  # the last token is computed again
             before = recall.before
             recall.cache = shortened(recall.cache) if before is None else before
             recall.num_written -= 1
@@ -62,11 +62,11 @@ class Seq2Seq:
         return logits_1NV
 
     def keep(self, num_bytes: int) -> None:
-        """Keep for others what is known of the texts of requests, in so much memory."""
+        """Let requests share encoded sources and prefixes, in a cache of `num_bytes`."""
         self._kept.max_bytes = num_bytes
 
     def alone(self, token_1L: torch.Tensor, text: WholeText) -> torch.Tensor:
-        """Return the logits of all that is written, [N, V], computed at once."""
+        """Return the logits of all written tokens, [N, V], computed at once."""
         logits_1NV: torch.Tensor = self._own(
             input_ids=token_1L[:, : text.num_source],
             decoder_input_ids=token_1L[:, text.num_source :],
@@ -77,7 +77,7 @@ class Seq2Seq:
     def told(
         self, made: Sequence[torch.Tensor], starts: Sequence[int], sampled: Sequence[int]
     ) -> Told:
-        """Return the logits of the rows that are needed."""
+        """Return the logits of the requested rows."""
         ends = starts[1:]
         rows = []
         for token in sampled:
@@ -87,7 +87,7 @@ class Seq2Seq:
         return Told(logits_RV.new_empty(1, 0, 0), logits_RV[None])
 
     def _begin(self, source: torch.Tensor, written: torch.Tensor, text: WholeText) -> None:
-        """Let a request that begins know what others of its kind did."""
+        """Start a request, from a cached prefix if there is one."""
         recall, known = text.recall, None
         if text.owner:
             known = self._kept.find(text.owner, *_tokens(source, written))

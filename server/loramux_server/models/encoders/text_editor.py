@@ -1,4 +1,4 @@
-"""Modules that adapters edit where a model reads one text after another."""
+"""Edits of modules by adapters for models that read one text after another."""
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
@@ -18,17 +18,17 @@ from loramux_server.models.turns import LayerTurns
 
 @dataclass(slots=True)
 class _Text:
-    """What is done to modules while one text is read."""
+    """The edits of one text."""
 
     token_L: torch.Tensor
     edits: Mapping[str, ModuleEdit] = field(default_factory=dict)
-    """By the names of modules."""
+    """Name of a module -> its edit."""
     virtual: VirtualRun | None = None
     start: int = 0
-    """Its first token in the batch."""
+    """Index of its first token in the batch."""
 
     def embedded(self, y: torch.Tensor) -> torch.Tensor:
-        """Return embeddings `y`, [1, L, K], with those of virtual tokens in their places."""
+        """Return embeddings `y`, [1, L, K], with those of virtual tokens inserted."""
         if self.virtual is None:
             return y
         y = y.clone()
@@ -38,18 +38,18 @@ class _Text:
 
 
 class TextEditor(Editor):
-    """Puts the edits of a text's adapter behind the modules that they are for, while it is read."""
+    """Applies the edits of a text's adapter to the outputs of modules while that text is read."""
 
     def __init__(
         self, modules: Mapping[str, nn.Module], turns: LayerTurns, embedding: nn.Module
     ) -> None:
-        """Know the modules by name; `turns` tells which text is read, `embedding` takes tokens."""
+        """Store the modules by name; `turns` tells which text is being read."""
         super().__init__(modules, nn.Identity(), {}, embedding)
         self._turns = turns
 
     @contextmanager
     def editing(self, given: StepInput) -> Iterator[None]:
-        """Do the edits of the adapters of `given` while the block runs."""
+        """Apply the edits of the adapters of `given` while the block runs."""
         if not (given.embedded or (given.segments and given.segments.edits)):
             yield
             return
@@ -84,7 +84,7 @@ class TextEditor(Editor):
             if found is None:
                 return y
             x = text.token_L if is_embedding else given[0][0]
-            # An edit may write into what it is given.
+            # An edit may write in place.
             return found(module, x, y[0].clone()).to(y.dtype)[None]
 
         return edit

@@ -22,17 +22,17 @@ from loramux_server.models.step import Step
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A text that goes both ways."""
+    """A text that is run both ways."""
 
     token_L: torch.Tensor
     second_from: int = 0
     num_source: int = 0
     cuts: tuple[int, ...] = ()
-    """Where it is cut: the pieces are in one batch after another."""
+    """Where it is cut: the pieces run in successive batches."""
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of the source and of what is written to it, or of the only text."""
+        """Tokens of the source and of the written text, or of the only text."""
         if not self.num_source:
             return [len(self.token_L)]
         return [self.num_source, len(self.token_L) - self.num_source]
@@ -45,24 +45,24 @@ class Sample:
     def text(
         self, start: int = 0, recall: Recall | None = None, virtual: Virtual | None = None
     ) -> WholeText:
-        """Return it as one request of a batch has it that begins at `start`."""
+        """Return it as a request of a batch, from position `start` on."""
         recall = Recall() if recall is None else recall
         return WholeText(self.second_from, self.num_source, start, None, virtual, recall)
 
 
 class WholeCheck:
-    """Some texts, and what a model makes of them before its layers are packed."""
+    """Some texts, and what a model computes for them before its layers are packed."""
 
     def __init__(
         self, reader: Reader, samples: Sequence[Sample], step: Step, dtype: torch.dtype
     ) -> None:
-        """Run the model on its own.
+        """Run the model's own forward.
 
         Args:
-            reader: Runs it.
+            reader: Runs the model.
             samples: The texts.
-            step: What its layers know of a step.
-            dtype: Its number format.
+            step: The step object of its layers.
+            dtype: The model's dtype.
         """
         self._samples = samples
         self._step = step
@@ -72,11 +72,11 @@ class WholeCheck:
                 reader.alone(sample.token_L[None], sample.text()).float() for sample in samples
             ]
         self.serves: nn.Module | None = None
-        """What takes batches; set before anything is compared."""
+        """The module that takes batches; set before anything is compared."""
 
     @property
     def width(self) -> int:
-        """How many numbers the model makes of a token."""
+        """Width of the model's output per token."""
         return self._own[0].shape[-1]
 
     @property
@@ -85,11 +85,11 @@ class WholeCheck:
         return 16 * torch.finfo(self._dtype).eps + 1e-3
 
     def move(self, device: torch.device) -> None:
-        """Refuse: such a model is not divided among processes."""
+        """Refuse: such a model does not support tensor parallelism."""
         raise NotImplementedError(f"a model with an encoder on {device}")
 
     def difference(self, stack: DecoderStack | None = None) -> float:
-        """Return how far what is served is from the model's own, relative to its spread."""
+        """Return how far the served results are from the model's own, relative to their spread."""
         del stack
         served = torch.cat(self._in_batches(range(len(self._samples))))
         own = torch.cat(self._own)
@@ -98,14 +98,14 @@ class WholeCheck:
         return float(error.norm() / (own - own.mean(-1, keepdim=True)).norm())
 
     def is_invariant(self, stack: DecoderStack | None = None) -> bool:
-        """Return whether all is the same to the last bit whatever is in a batch beside a text."""
+        """Return whether results are bitwise independent of what else is in the batch."""
         del stack
         numbers = range(len(self._samples))
         together = self._in_batches(numbers)
         return all(torch.equal(together[n], self._in_batches([n])[0]) for n in numbers)
 
     def _in_batches(self, numbers: Sequence[int]) -> list[torch.Tensor]:
-        """Return what comes of the samples `numbers`, whose pieces are in batches together."""
+        """Return the results of the samples `numbers`, whose pieces share batches."""
         samples = [self._samples[n] for n in numbers]
         recalls = [Recall() for _ in samples]
         served = [
@@ -121,10 +121,10 @@ class WholeCheck:
         spans: Sequence[tuple[int, int]],
         recalls: Sequence[Recall],
     ) -> list[torch.Tensor]:
-        """Return what comes of one piece of each of `samples`."""
+        """Return the results of one piece of each of `samples`."""
         starts = np.cumsum([0, *(end - start for start, end in spans)], dtype=np.int32)
         borders = itertools.pairwise(starts.tolist())
-        # Of a source nothing is told.
+        # Source tokens have no logits.
         told = [
             range(first + max(0, sample.num_source - start), last)
             for (first, last), (start, _), sample in zip(borders, spans, samples, strict=True)

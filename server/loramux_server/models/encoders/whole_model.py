@@ -1,4 +1,4 @@
-"""Base models that read whole texts, made ready to serve adapters."""
+"""Base models that read whole texts, prepared to serve adapters."""
 
 import inspect
 import math
@@ -42,12 +42,12 @@ from loramux_server.models.turns import LayerTurns, WaitingOutput, WaitingPart
 from loramux_server.wire.model_kind import ModelKind
 
 _READ, _WRITTEN = (7, 12), (5, 4)
-"""Tokens of two texts, and of what is written to each."""
+"""Lengths of two sample texts, and of the texts written for them."""
 _UNBOUNDED = 4096
-"""Tokens of a text that are served at most where a model has no positions of its own."""
+"""Longest text that is served if the model has no limit of positions."""
 _SCORES_BYTES = 1 << 30
-"""What the attention of one of its layers may make of each token and each other, float32: a step
-has about five times as much in memory."""
+"""Limit of one layer's attention scores, tokens by tokens by heads, in float32; a step takes about
+five times as much memory."""
 
 
 def prepare_whole(
@@ -56,13 +56,13 @@ def prepare_whole(
     """Put packed layers into `module`, which has an encoder and is changed in place.
 
     Args:
-        module: The model; an encoder that is alone has no head.
-        kind: Which of the two it is.
-        name: What it is called.
-        text: How it takes text.
+        module: The model; an encoder without decoder has no head.
+        kind: Encoder or encoder-decoder.
+        name: Its name.
+        text: Its tokenizer and chat template.
 
     Raises:
-        UnservableModelError: The model is of a kind that is not served.
+        UnservableModelError: This type of model is not supported.
     """
     module.eval().requires_grad_(False)
     num_parameters = module.num_parameters()
@@ -172,7 +172,7 @@ def _join(
     step: Step,
     check: WholeCheck,
 ) -> None:
-    """Let layers of the decoder of `module` take requests together, if that changes nothing."""
+    """Let decoder layers of `module` run several requests together, if results stay the same."""
     try:
         attention = JointAttention(module, shapes, step)
     except KeyError:
@@ -189,7 +189,7 @@ def _join(
 
 
 def let_read_at_once(serves: WholeTexts, check: Check) -> None:
-    """Let texts lie side by side, if that changes nothing."""
+    """Let texts be read side by side, if results stay the same."""
     serves.reads_at_once = True
     try:
         difference = check.difference(None)
@@ -199,7 +199,7 @@ def let_read_at_once(serves: WholeTexts, check: Check) -> None:
 
 
 def _takes_token_types(module: PreTrainedModel, text: TextFormat) -> bool:
-    """Return whether `module` is told which tokens are of the second of two texts."""
+    """Return whether `module` takes token type ids for the second text of a pair."""
     known = inspect.signature(module.forward).parameters
     count = getattr(module.config, "type_vocab_size", 0)
     return text.has_token_types and count > 1 and "token_type_ids" in known
@@ -210,7 +210,11 @@ def _replaceable(
 ) -> Replaceable:
     """Return what adapters can replace in `module`, whose hidden states are `width` wide.
 
-    With `takes_tokens`, that is embeddings as well.
+    Args:
+        module: The model.
+        probed: What its run has shown.
+        width: Width of its hidden states.
+        takes_tokens: Whether embeddings can be replaced, too.
     """
     shapes, transposed = layer_shapes(module, (name for name, _ in probed.calls))
     embedding, vocabulary = module.get_input_embeddings(), BaseVocabulary()
@@ -226,12 +230,12 @@ def _replaceable(
 
 
 def _samples(vocab_size: int, device: torch.device, *, writes: bool) -> list[Sample]:
-    """Return two texts; where something is written to them, it comes in three batches."""
+    """Return two texts; written tokens come in three batches."""
     samples = []
     for seed, (length, written) in enumerate(zip(_READ, _WRITTEN, strict=True)):
         token_L = tokens_of(length + (written if writes else 0), vocab_size, seed).to(device)
         if writes:
-            # In the second batch one token of each, which have different positions.
+            # In the second batch one token of each, at different positions.
             cuts = (length + 1 + seed, length + 2 + seed)
             samples.append(Sample(token_L, num_source=length, cuts=cuts))
         else:
@@ -240,7 +244,7 @@ def _samples(vocab_size: int, device: torch.device, *, writes: bool) -> list[Sam
 
 
 def _cache_shapes(reader: Reader, sample: Sample) -> list[CacheShape]:
-    """Return what each layer of a decoder keeps of a token."""
+    """Return what each decoder layer caches per token."""
     recall = Recall()
     with torch.inference_mode():
         reader.read(sample.token_L[None], sample.text(recall=recall))
@@ -251,7 +255,7 @@ def _cache_shapes(reader: Reader, sample: Sample) -> list[CacheShape]:
 
 
 def _head_shapes(config: PreTrainedConfig) -> list[CacheShape]:
-    """Return the heads of each layer of an encoder, by its config."""
+    """Return the key and value shapes of each layer of an encoder, from its config."""
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     shape = CacheShape(config.num_attention_heads, width, width)
     return [shape] * config.num_hidden_layers
@@ -260,7 +264,7 @@ def _head_shapes(config: PreTrainedConfig) -> list[CacheShape]:
 def _takes_prefix(
     reader: Reader, sample: Sample, shapes: Sequence[CacheShape], module: PreTrainedModel
 ) -> bool:
-    """Return whether keys and values of `shapes` that stand before a text make a difference."""
+    """Return whether the model attends to prefix keys and values of `shapes`."""
     generator = torch.Generator().manual_seed(0)
 
     def random(width: str) -> dict[int, torch.Tensor]:
@@ -289,7 +293,7 @@ def _replace_output(module: PreTrainedModel, turns: LayerTurns) -> OutputLayer:
 
 
 def _length(probed: WholeProbed, side: int, config: PreTrainedConfig) -> int:
-    """Return how many tokens a text of a side may have."""
+    """Return the longest text that a side supports."""
     told = getattr(config, "max_position_embeddings", None)
     if not told:
         told = min(_UNBOUNDED, math.isqrt(_SCORES_BYTES // (4 * config.num_attention_heads)))

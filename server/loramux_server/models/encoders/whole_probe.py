@@ -1,4 +1,4 @@
-"""What a run of a model shows that reads whole texts: its linear layers, and its positions."""
+"""What running a model on whole texts shows: its linear layers and its positions."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,22 +13,22 @@ from loramux_server.models.quantized import is_linear
 
 @dataclass(slots=True)
 class WholeProbed:
-    """What a run has shown."""
+    """What runs of a model have shown."""
 
     calls: list[tuple[str, torch.Tensor]] = field(default_factory=list)
-    """(name, input) for each linear layer that sees rows of one text alone, in its first call."""
+    """(name, input) of the first call of each linear layer that sees rows of one text only."""
     sides: dict[str, int] = field(default_factory=dict)
-    """Name of such a layer -> number of the text whose tokens it sees; 0 if of none."""
+    """Name of such a layer -> the side whose tokens it sees; SOURCE (0) if it sees none."""
     beside: set[str] = field(default_factory=set)
-    """Names of those that see other rows than tokens, as of distances between them, or also do."""
+    """Names of those that also or only see rows that are not tokens, such as relative distances."""
     plain: set[str] = field(default_factory=set)
-    """Names of other modules with parameters that make something of each token of a text."""
+    """Names of other modules with parameters that map a text token by token."""
     num_positions: dict[int, int] = field(default_factory=dict)
-    """Number of a text -> how many tokens it may have, where positions are looked up in a table."""
+    """Side -> longest text, if positions are looked up in a table."""
 
 
 def tokens_of(count: int, vocab_size: int, seed: int = 0) -> torch.Tensor:
-    """Return so many tokens that do not follow each other, and are none of the first few."""
+    """Return `count` tokens without an obvious pattern, and none of the first few."""
     first = min(8, vocab_size // 2)
     return first + (torch.arange(count) * 7 + seed * 5 + 3) ** 2 % (vocab_size - first)
 
@@ -40,10 +40,10 @@ def probe_whole(
 
     Args:
         module: The model.
-        runs: Each runs it on texts, one for each side, of which it is told how long they are.
+        runs: Functions that run the model, each with the length of the text of each side.
 
     Raises:
-        NotImplementedError: A linear layer sees now these, now those tokens.
+        NotImplementedError: A linear layer sees tokens of both sides.
     """
     found = WholeProbed()
     output = module.get_output_embeddings()
@@ -55,7 +55,7 @@ def probe_whole(
     seen_ever: set[str] = set()
 
     def saw(name: str, x: torch.Tensor) -> None:
-        if x.dim() != 3 or len(x) != 1:  # such as one vector of a text
+        if x.dim() != 3 or len(x) != 1:  # such as a single vector for a text
             others.add(name)
             return
         if name not in seen_ever:
@@ -106,7 +106,7 @@ def probe_whole(
     finally:
         for hook in hooks:
             hook.remove()
-    # What comes with rows of its own is computed apart from what else is given the same.
+    # A new object, so that such a layer is not grouped with others that have the same input.
     found.calls = [
         (name, x.view_as(x) if name in found.beside else x)
         for name, x in found.calls
@@ -117,7 +117,7 @@ def probe_whole(
 
 
 def _length(tensor: object) -> int | None:
-    """Return the tokens of a text of which `tensor` tells, behind the only one of its sequences."""
+    """Return the number of tokens in `tensor`, [1, tokens, ...]; None if it has another shape."""
     if isinstance(tensor, torch.Tensor) and tensor.dim() > 1 and len(tensor) == 1:
         return tensor.shape[1]
     return None

@@ -1,8 +1,8 @@
-"""Models that read a text as a whole: those with an encoder.
+"""Models that read a whole text at once: those with an encoder.
 
-What an encoder makes of a token depends on all tokens of its text, and each model has its own way
-of telling which those are. So transformers' own forward runs on one text after another, or on
-several side by side (`side_by_side.py`), and only linear layers see all of a batch (`turns.py`).
+An encoder's output for a token depends on the whole text, and each model has its own way of marking
+where a text begins and ends. So transformers' own forward runs on one text after another, or on
+several side by side (`side_by_side.py`), and only linear layers see the whole batch (`turns.py`).
 
 Legend: T tokens of the batch, L tokens of a text, K width of a hidden state, R rows whose logits
 are needed, V tokens of the vocabulary.
@@ -26,10 +26,10 @@ from loramux_server.models.turns import LayerTurns
 
 
 class Told(NamedTuple):
-    """What a model makes of a batch."""
+    """The model's output for a batch."""
 
     hidden: torch.Tensor
-    """The last hidden states of an encoder that is alone, [1, T, K]."""
+    """The last hidden states of an encoder without decoder, [1, T, K]."""
     logits: torch.Tensor
     """[1, R, V]."""
 
@@ -38,37 +38,37 @@ class Reader(Protocol):
     """Runs a model on one text."""
 
     def rows(self, start: int, end: int, text: WholeText) -> tuple[Rows, ...]:
-        """Return which tokens of the batch, of `start` to `end`, each side of the model is given.
+        """Return which of the batch's tokens `start` to `end` each side of the model sees.
 
-        `text` is the text that they are of.
+        `text` is the text that they belong to.
         """
 
     def read(self, token_1L: torch.Tensor, text: WholeText) -> torch.Tensor:
-        """Return what the model makes of the tokens of one request, of which some may be known."""
+        """Return the model's output for the tokens of one request, some of which may be cached."""
 
     def keep(self, num_bytes: int) -> None:
-        """Keep for others what is known of the texts of requests, in so much memory."""
+        """Let requests share encoded sources and prefixes, in a cache of `num_bytes`."""
 
     def alone(self, token_1L: torch.Tensor, text: WholeText) -> torch.Tensor:
-        """Return what one forward of the model makes of a text: of those tokens that are told of.
+        """Return the output of one forward of the model on a text.
 
-        They are [L, K] or [L, V].
+        It is [L, K], or [tokens, V] for the written tokens of an encoder-decoder.
         """
 
     def told(
         self, made: Sequence[torch.Tensor], starts: Sequence[int], sampled: Sequence[int]
     ) -> Told:
-        """Return what is told of what was `made` of each request.
+        """Return the output for the batch.
 
         Args:
-            made: What `read` gave for each.
-            starts: The first token of each in the batch, and the number of all.
+            made: What `read` returned for each request.
+            starts: Index of the first token of each request in the batch, followed by the total.
             sampled: The tokens whose logits are needed.
         """
 
 
 class Encoder:
-    """Runs an encoder that is alone."""
+    """Runs an encoder without decoder."""
 
     def __init__(self, own: PreTrainedModel, *, takes_token_types: bool) -> None:
         self._own = own
@@ -76,7 +76,7 @@ class Encoder:
         self._filler: int = getattr(own.config.get_text_config(), "pad_token_id", None) or 0
 
     def rows(self, start: int, end: int, text: WholeText) -> tuple[Rows, ...]:
-        """Return all of them."""
+        """Return all of them, on one side."""
         del text
         return (slice(start, end),)
 
@@ -95,12 +95,12 @@ class Encoder:
     def read_at_once(
         self, token_T: torch.Tensor, places: Places, texts: Sequence[WholeText]
     ) -> list[torch.Tensor]:
-        """Return what `read` does for each of `texts`, which lie side by side.
+        """Return what `read` does for each of `texts`, computed side by side.
 
         Args:
             token_T: Tokens of the batch.
-            places: Where those of the texts are.
-            texts: As many.
+            places: Where the tokens of the texts are.
+            texts: The texts.
         """
         token_BL = places.side_by_side(token_T, self._filler)
         told: dict[str, Any] = {}
@@ -117,23 +117,23 @@ class Encoder:
         ]
 
     def keep(self, num_bytes: int) -> None:
-        """Keep nothing: each text is read once."""
+        """Do nothing: each text is read once."""
 
     def alone(self, token_1L: torch.Tensor, text: WholeText) -> torch.Tensor:
-        """Return the same, [L, K]."""
+        """Return the last hidden states, [L, K]."""
         return self.read(token_1L, text)[0]
 
     def told(
         self, made: Sequence[torch.Tensor], starts: Sequence[int], sampled: Sequence[int]
     ) -> Told:
-        """Return hidden states, and logits of no tokens: an encoder has none."""
+        """Return hidden states, and no logits: an encoder has none."""
         del starts, sampled
         hidden_1TK = torch.cat(list(made), 1)
         return Told(hidden_1TK, hidden_1TK.new_empty(1, 0, 1))
 
 
 def cache_of(virtual: Virtual, model: PreTrainedModel) -> DynamicCache:
-    """Return the keys and values of `virtual` as attention of `model` takes them."""
+    """Return the keys and values of `virtual` as a transformers cache for `model`."""
     cache = DynamicCache()
     for layer, (k_VJD, v_VJE) in enumerate(
         zip(virtual.keys.values(), virtual.values.values(), strict=True)
@@ -144,40 +144,41 @@ def cache_of(virtual: Virtual, model: PreTrainedModel) -> DynamicCache:
 
 
 class WholeTexts(nn.Module):
-    """Takes a batch of texts as decoders do, and lets the model read them."""
+    """Takes a batch as decoders do, and runs the model on its texts."""
 
     def __init__(self, own: PreTrainedModel, reader: Reader, turns: LayerTurns, step: Step) -> None:
         super().__init__()
         self.own = own
         """The model itself."""
         self.reads_at_once = False
-        """Whether texts lie side by side; else the model reads one after another."""
+        """Whether texts are read side by side; otherwise one after another."""
         self._reader = reader
         self._turns = turns
         self._step = step
-        # Models that count positions leave padding out, and virtual tokens are none.
+        # Some models count only tokens other than padding as positions, so virtual tokens must not
+        # look like padding.
         padding = getattr(own.config.get_text_config(), "pad_token_id", None)
         self._stand_in = 1 if padding == 0 else 0
 
     @property
     def is_given_tokens(self) -> bool:
-        """Whether each linear layer is given all tokens of a batch, and nothing else."""
+        """Whether each linear layer sees exactly the tokens of the batch."""
         return isinstance(self._reader, Encoder) and not self._turns.sees_others
 
     @property
     def base_model(self) -> nn.Module:
-        """What gives hidden states: this itself."""
+        """What returns hidden states: this module itself."""
         return self
 
     def keep(self, num_bytes: int) -> None:
-        """Keep for others what is known of the texts of requests, in so much memory."""
+        """Let requests share encoded sources and prefixes, in a cache of `num_bytes`."""
         self._reader.keep(num_bytes)
 
     def forward(self, input_ids: torch.Tensor, logits_to_keep: torch.Tensor, **_: Any) -> Told:  # noqa: ANN401
-        """Return what the model makes of the running step.
+        """Return the model's output for the running step.
 
         Args:
-            input_ids: Tokens of all requests, one behind the other, [1, T].
+            input_ids: Tokens of all requests, concatenated, [1, T].
             logits_to_keep: The tokens whose logits are needed, [R].
         """
         step, reader = self._step, self._reader
@@ -214,7 +215,7 @@ class WholeTexts(nn.Module):
         return reader.told(made, starts, logits_to_keep.tolist())
 
     def _are_alone(self, spans: Sequence[tuple[int, int]]) -> list[bool]:
-        """Return which texts have something done to modules, or before them, for them alone."""
+        """Return which texts must be read alone: those with prefixes, edits or virtual tokens."""
         step = self._step
         edited = step.segments.edited() if step.segments else ()
         changed = [(start, end) for start, end, edits in edited if edits.modules or edits.ends]

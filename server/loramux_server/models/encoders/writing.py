@@ -1,4 +1,4 @@
-"""What a model with a decoder behind an encoder says of the texts that it writes."""
+"""Generation settings of encoder-decoders."""
 
 from transformers import PreTrainedModel
 
@@ -7,16 +7,16 @@ from loramux_server.wire.writing import Writing
 
 
 def writing_of(module: PreTrainedModel, vocab_size: int, eos_token_ids: list[int]) -> Writing:
-    """Return what the generation config of `module` says.
+    """Return the settings in the generation config of `module`.
 
     Args:
         module: The model.
-        vocab_size: How many tokens it has.
-        eos_token_ids: Those with which it ends a text: as in transformers they may come although
-            they are among bad words.
+        vocab_size: Size of its vocabulary.
+        eos_token_ids: Its end-of-sequence tokens: as in transformers, they are allowed even if
+            listed as bad words.
 
     Raises:
-        UnservableModelError: It does not say with which token the decoder begins.
+        UnservableModelError: There is no decoder start token.
     """
     config = module.generation_config
     start = _first(config.decoder_start_token_id)
@@ -38,5 +38,5 @@ def writing_of(module: PreTrainedModel, vocab_size: int, eos_token_ids: list[int
 
 
 def _first(token: int | list[int] | None) -> int | None:
-    """Return `token`, of which there may be a list, one for each text of a batch."""
+    """Return `token`, or the first one of a list with one for each text of a batch."""
     return token[0] if isinstance(token, list) else token

@@ -1,1 +1,1 @@
-"""Layers that keep a state of each request: linear attention, state spaces, short convolutions."""
+"""Recurrent layers: linear attention, state-space models and short convolutions."""

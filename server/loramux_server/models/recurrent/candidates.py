@@ -1,4 +1,4 @@
-"""Layers that may be recurrent, and whether they are: what they do with a cache tells."""
+"""Layers that may be recurrent, and whether they are: their use of a cache shows it."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -13,34 +13,34 @@ from loramux_server.models.recurrent.parts import Run
 from loramux_server.models.recurrent.states import GivenStates, LayerStates, State, StateShape
 
 _ROUNDING = 64
-"""Units in the last place by which a layer may differ from itself."""
+"""Tolerance between two runs of a layer, in units of eps of the largest output."""
 
 
 class Candidate:
-    """A layer that takes a cache, and what it did with it when the model was run."""
+    """A layer that takes a cache, and what it did with it when the model ran."""
 
     def __init__(self, call: LayerCall, number: int) -> None:
         self.layer = call.layer
         self.given = GivenStates({})
-        """What it was given, and made there."""
+        """The states that it was given, and those that it made."""
         self._number = number
         self._call = call
         self._arguments: tuple[Args, Kwargs] = ((), {})
         self._shape = torch.Size()
-        """Of the text that it was given: one of some tokens."""
+        """Batch size and number of tokens of that run."""
 
     def tell(self, layer: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
-        """Give the layer a cache of its own; a hook."""
+        """Give the layer a cache of its own and record its arguments; a forward pre-hook."""
         del layer
         self._arguments = self._call.with_cache(args, kwargs, None)
         self._shape = next(chain(args, kwargs.values())).shape[:2]
         return self._call.with_cache(args, kwargs, self.given.as_cache(self._number))
 
     def states(self) -> LayerStates:
-        """Return what it keeps of a request, without slots.
+        """Return the states that it keeps per request, without slots.
 
         Raises:
-            NotImplementedError: What it makes of a token depends on more than tokens.
+            NotImplementedError: Its arguments include tensors that are not one row per token.
         """
 
         def check(x: torch.Tensor) -> torch.Tensor:
@@ -58,7 +58,7 @@ class Candidate:
         return LayerStates(self._number, shapes)
 
     def goes_on(self, states: LayerStates) -> bool:
-        """Return whether it makes the same of random tokens in two pieces as of all of them."""
+        """Return whether it computes the same for random tokens in two pieces as in one."""
         slot, device = BEGINNING + 1, next(self.layer.parameters()).device
         num_tokens = self._shape[1]
         generator = torch.Generator().manual_seed(0)
@@ -69,7 +69,7 @@ class Candidate:
         args, kwargs = mapped(self._arguments, random)
 
         def made(*borders: int, other: State | None = None) -> torch.Tensor:
-            """Return what comes of it in pieces; between them, `other` is not what it was."""
+            """Return the output in pieces; state `other` is overwritten after each piece."""
             states.allocate(slot + 1, device)
             parts = [Run(slice(*piece), slot, slot) for piece in itertools.pairwise(borders)]
             found = []
@@ -85,7 +85,8 @@ class Candidate:
         with torch.inference_mode():
             whole = made(0, num_tokens)
             halves = made(0, cut, num_tokens)
-            # In few bits, what a state adds may be less than what rounding does; not what it is.
+            # In low precision, a state's contribution may be within the tolerance. So a wrong state
+            # must also change the result.
             others = [made(0, cut, num_tokens, other=state) for state in self.given.states]
         error = (halves - whole).abs().max()
         states.release()
@@ -96,7 +97,7 @@ class Candidate:
 def candidates(
     module: nn.Module, attending: Sequence[nn.Module]
 ) -> Iterator[tuple[str, Candidate]]:
-    """Yield the layers of `module` that take a cache and have nothing that attends inside."""
+    """Yield the layers of `module` that take a cache and contain no attention."""
     attends = set(map(id, attending))
     for name, layer in module.named_modules():
         call, number = LayerCall.of(layer), getattr(layer, "layer_idx", None)

@@ -1,4 +1,4 @@
-"""Layers of linear attention whose states learn one token where they lie."""
+"""Gated delta rule of linear attention, which updates states in their slots."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ _EPSILON = 1e-6
 
 
 class DeltaRule(InSlots):
-    """Stands where a layer's forward calls the rule for one token of each text.
+    """Takes the place of the function that a layer's forward calls for single tokens.
 
     Legend: T requests, H value heads, J key heads, K key width, V value width, S slots.
     """
@@ -29,19 +29,19 @@ class DeltaRule(InSlots):
         use_qk_l2norm_in_kernel: bool = False,
         **kwargs: Any,  # noqa: ANN401
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return what each request reads, [T, 1, H, V], and the states.
+        """Return each request's output, [T, 1, H, V], and the states.
 
         Args:
             query: [T, 1, J, K].
             key: Likewise.
             value: [T, 1, H, V].
-            g: Logarithms of decays, [T, 1, H] or [T, 1, H, K].
+            g: Log decays, [T, 1, H] or [T, 1, H, K].
             beta: [T, 1, H].
-            initial_state: All slots, [S, H, K, V], as `begin` was given them; else one state for
-                each request, which the layer's own rule takes.
+            initial_state: All slots, [S, H, K, V], as passed to `begin`; anything else is one state
+                per request, and is handled by the layer's own function.
             output_final_state: Whether states are wanted.
-            use_qk_l2norm_in_kernel: Whether queries and keys are still to be normalized.
-            kwargs: What else a layer passes along.
+            use_qk_l2norm_in_kernel: Whether queries and keys still have to be normalized.
+            kwargs: Other arguments of the layer.
         """
         slots = self._taken(initial_state)
         if slots is None or initial_state is None:
@@ -70,7 +70,7 @@ class DeltaRule(InSlots):
         v, beta = random(2, 1, heads, columns), random(2, 1, heads).sigmoid()
         slots = random(4, heads, rows, columns)
         read_T, write_T = torch.tensor([1, 2]), torch.tensor([1, 3])
-        for size in ((2, 1, heads), (2, 1, heads, rows)):  # it takes one of them
+        for size in ((2, 1, heads), (2, 1, heads, rows)):  # a rule supports one of them
             named: dict[str, Any] = {
                 "g": -random(*size).abs(), "beta": beta, "output_final_state": True,
                 "use_qk_l2norm_in_kernel": True,

@@ -1,8 +1,8 @@
-"""States that take in one token where they lie.
+"""Recurrent states that are updated in their slots by single tokens.
 
-transformers takes a request's state, makes several others of it, and gives one back. What layers
-call for that is found by its name, tried against our operation on random numbers, and replaced if
-it gives the same; it then changes slots, of which nothing is copied.
+transformers takes a request's state, creates several temporaries, and returns a new state. The
+function that layers call for this is found by name, compared with our operation on random numbers,
+and replaced if the results agree. Ours updates the slots without copies.
 """
 
 import inspect
@@ -19,14 +19,14 @@ from loramux_server.models.step import Step
 
 _TOLERANCE = 1e-5
 Slots = tuple[torch.Tensor, torch.Tensor]
-"""Where the states of some requests are read, and where they are written."""
+"""The slots of some requests: to read, and to write."""
 
 
 class InSlots(ABC):
-    """Stands where a layer's forward calls what lets states take in one token of each request."""
+    """Takes the place of the function that updates states by one token per request."""
 
     names: ClassVar[tuple[str, ...]]
-    """What that is called."""
+    """Names of that function in modelling code."""
 
     def __init__(self, original: Callable[..., Any], step: Step) -> None:
         self._original = original
@@ -36,11 +36,11 @@ class InSlots(ABC):
 
     @classmethod
     def put_into(cls, layer: nn.Module, shape: tuple[int, ...], step: Step) -> Self | None:
-        """Let `layer` call it, if it calls such a thing; else return None.
+        """Let `layer` call our operation if it calls an equivalent one; else return None.
 
         Args:
-            layer: A recurrent one.
-            shape: Of its state.
+            layer: A recurrent layer.
+            shape: Shape of its state.
             step: The step that runs.
         """
         forward = inspect.unwrap(type(layer).forward)
@@ -58,11 +58,11 @@ class InSlots(ABC):
         return own
 
     def begin(self, states: torch.Tensor, read_T: torch.Tensor, write_T: torch.Tensor) -> None:
-        """Let the next call that is given all slots change those of some requests."""
+        """Set the slots that the next call updates, if that is given all `states`."""
         self._states, self._slots = states, (read_T, write_T)
 
     def _taken(self, states: torch.Tensor | None) -> Slots | None:
-        """Return the slots that a call is about; None where it is given states of its own."""
+        """Return the slots set for a call; None if it is given other states."""
         if states is None or states is not self._states:
             return None
         self._states = None
@@ -70,9 +70,9 @@ class InSlots(ABC):
 
     @abstractmethod
     def _is_same(self, heads: int, rows: int, columns: int) -> bool:
-        """Return whether it computes what the layer's own does, with states of this shape."""
+        """Return whether it computes the same as the layer's own function, for this state shape."""
 
 
 def is_close(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Return whether two results are the same but for rounding."""
+    """Return whether two results are equal up to rounding."""
     return a.shape == b.shape and bool((a - b).abs().max() <= _TOLERANCE * (1 + b.abs().max()))

@@ -1,4 +1,4 @@
-"""How a layer is called that takes a cache, with one part of a batch after another.
+"""How a recurrent layer is called, with one part of a batch after another.
 
 Legend: T tokens of the batch.
 """
@@ -15,37 +15,37 @@ from loramux_server.models.recurrent.parts import Part
 from loramux_server.models.recurrent.states import LayerStates
 
 _CACHES = ("cache_params", "past_key_values")
-"""What a layer may call the argument that is its cache."""
+"""Possible names of a layer's cache argument."""
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class LayerCall:
-    """How a layer is called that takes a cache."""
+    """How a layer that takes a cache is called."""
 
     layer: nn.Module
     cache: str
-    """Name of that argument."""
+    """Name of the cache argument; empty if it takes none."""
     place: int
-    """Its place."""
+    """Its position."""
 
     @staticmethod
     def of(layer: nn.Module) -> "LayerCall":
-        """Return how `layer` is called; there is no cache among what it takes, if it takes none."""
+        """Return how `layer` is called."""
         for place, name in enumerate(inspect.signature(layer.forward).parameters):
             if name in _CACHES:
                 return LayerCall(layer, name, place)
         return LayerCall(layer, "", 0)
 
     def with_cache(self, args: Args, kwargs: Kwargs, cache: object) -> tuple[Args, Kwargs]:
-        """Return arguments with `cache` among them."""
+        """Return the arguments with `cache` in place."""
         if self.place < len(args):
             return (*args[: self.place], cache, *args[self.place + 1 :]), kwargs
         return args, {**kwargs, self.cache: cache}
 
     def made(self, part: Part, states: LayerStates, args: Args, kwargs: Kwargs) -> Any:  # noqa: ANN401
-        """Return what the layer makes of a part of the batch, as rows of tokens."""
+        """Return the layer's output for a part of the batch, as rows of tokens."""
         given = part.begin(states)
         args, kwargs = mapped((args, kwargs), part.take)
         args, kwargs = self.with_cache(args, kwargs, given.as_cache(states.number))
@@ -55,7 +55,7 @@ class LayerCall:
 
 
 def mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:  # noqa: ANN401
-    """Return `value` with each tensor in it changed."""
+    """Return `value` with `change` applied to each tensor in it."""
     if isinstance(value, torch.Tensor):
         return change(value)
     if isinstance(value, tuple | list):
@@ -66,7 +66,7 @@ def mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:  
 
 
 def joined(made: Sequence[Any], parts: Sequence[Part]) -> Any:  # noqa: ANN401
-    """Return what was made of parts as what is made of the batch, [1, T, ...]."""
+    """Return the outputs of parts, put together to that of the batch, [1, T, ...]."""
     first = made[0]
     if isinstance(first, tuple | list):
         return type(first)(joined(each, parts) for each in zip(*made, strict=True))

@@ -1,4 +1,4 @@
-"""The parts of a batch that a recurrent layer takes one after the other.
+"""The parts into which a batch is divided for recurrent layers.
 
 Legend: T tokens of the batch, B requests, N tokens of a part.
 """
@@ -14,7 +14,7 @@ from loramux_server.lora.segments import Int32
 from loramux_server.models.recurrent.states import GivenStates, LayerStates
 
 Rows = slice | torch.Tensor
-"""Tokens of a batch, in order."""
+"""Indices of tokens in a batch, in order."""
 
 
 class Part(ABC):
@@ -24,19 +24,19 @@ class Part(ABC):
 
     @abstractmethod
     def take(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the part's tokens of `x`, [1, T, ...], as texts of one length."""
+        """Return the part's tokens of `x`, [1, T, ...], as a batch of texts of equal length."""
 
     @abstractmethod
     def row(self, y: torch.Tensor) -> torch.Tensor:
-        """Return what came of such texts as a row of tokens, [N, ...]."""
+        """Return the output for these texts as rows of tokens, [N, ...]."""
 
     @abstractmethod
     def begin(self, states: LayerStates) -> GivenStates:
-        """Return what a layer knows of them."""
+        """Return a layer's states of its requests."""
 
     @abstractmethod
     def end(self, states: LayerStates, given: GivenStates) -> None:
-        """Leave what it knows of them now."""
+        """Store the updated states."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,22 +47,22 @@ class SingleTokens(Part):
     read_N: torch.Tensor
     write_N: torch.Tensor
     kept: tuple[tuple[int, int], ...] = ()
-    """Slots to copy, and to where."""
+    """(source, target) slots to copy afterwards."""
 
     def take(self, x: torch.Tensor) -> torch.Tensor:
         """Return them as texts of one token."""
         return x[0, self.rows].unsqueeze(1)
 
     def row(self, y: torch.Tensor) -> torch.Tensor:
-        """Return what came of these."""
+        """Return their output as rows."""
         return y.squeeze(1)
 
     def begin(self, states: LayerStates) -> GivenStates:
-        """Return what a layer knows of each."""
+        """Return a layer's states of the requests."""
         return states.gathered(self.read_N, self.write_N)
 
     def end(self, states: LayerStates, given: GivenStates) -> None:
-        """Leave that in its slots, and copy it on."""
+        """Write the states to their slots, and copy those that are kept."""
         states.scatter(given, self.write_N)
         for source, target in self.kept:
             states.copy(source, target)
@@ -70,32 +70,32 @@ class SingleTokens(Part):
 
 @dataclass(frozen=True, slots=True)
 class Run(Part):
-    """Tokens of one request, which change what is known of it in its slot."""
+    """Successive tokens of one request, which update its state in its slot."""
 
     rows: slice
     read: int
     write: int
     kept: int = BEGINNING
-    """Slot to which that is copied; `BEGINNING` for none."""
+    """Slot to which the resulting state is copied; `BEGINNING` for none."""
     is_followed: bool = False
-    """Whether the request has another part, which goes on before this one has ended."""
+    """Whether another part of the same request follows, which continues before this one's `end`."""
 
     def take(self, x: torch.Tensor) -> torch.Tensor:
-        """Return it as a text."""
+        """Return the tokens as one text."""
         return x[:, self.rows]
 
     def row(self, y: torch.Tensor) -> torch.Tensor:
-        """Return what came of it."""
+        """Return its output as rows."""
         return y[0]
 
     def begin(self, states: LayerStates) -> GivenStates:
-        """Return what a layer knows of it, in its slot."""
+        """Return a layer's state of the request, in its slot."""
         if self.read != self.write:
             states.copy(self.read, self.write)
         return states.at(self.write, self.kept if self.is_followed else BEGINNING)
 
     def end(self, states: LayerStates, given: GivenStates) -> None:
-        """Copy what is known at the end."""
+        """Copy the final state if it is to be kept."""
         del given
         if self.kept != BEGINNING and not self.is_followed:
             states.copy(self.write, self.kept)
@@ -126,7 +126,7 @@ def parts_of(query_start_B: Int32, states: StateBatch, device: torch.device) -> 
 
 
 def in_steps(part: Part) -> list[Part]:
-    """Return the parts that take one token of `part` each, if its request has begun before."""
+    """Return parts of one token each, if the request of `part` has started before."""
     if isinstance(part, Run) and part.read != BEGINNING:
         places = range(part.rows.start, part.rows.stop)
         reads = [part.read] + [part.write] * (len(places) - 1)

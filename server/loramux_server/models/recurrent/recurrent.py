@@ -1,7 +1,7 @@
-"""Layers that are recurrent, such as linear attention, state spaces and short convolutions.
+"""Recurrent layers, such as linear attention, state-space models and short convolutions.
 
-They are found by running the model: whoever brings a state to transformers' cache is one. What they
-know of a request lies in slots.
+They are found by running the model: a layer that puts a state into transformers' cache is one. The
+states of requests are kept in slots.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,12 +30,12 @@ class Recurrent:
 
     states: dict[str, LayerStates] = field(default_factory=dict)
     goes_on: bool = True
-    """Whether all of them take several tokens at once of a text that has begun before; else each
-    is a part of its own, and nothing is kept on the way."""
+    """Whether all of them can continue a text with several tokens at once. If not, each such token
+    is a part of its own, and no intermediate states are kept."""
 
     @property
     def slot_bytes(self) -> int:
-        """What the states of a request take."""
+        """Bytes of the states of a request."""
         return sum(each.slot_bytes for each in self.states.values())
 
     @property
@@ -44,22 +44,22 @@ class Recurrent:
         return {each.number for each in self.states.values()}
 
     def has(self, name: str) -> bool:
-        """Return whether the module called `name` is inside of one of the layers."""
+        """Return whether the module called `name` is inside one of the layers."""
         return any(name.startswith(f"{each}.") for each in self.states)
 
     @staticmethod
     def found(
         module: nn.Module, attending: Sequence[nn.Module], run: Callable[[], object]
     ) -> "Recurrent":
-        """Return the layers of `module`.
+        """Return the recurrent layers of `module`.
 
         Args:
             module: The model.
-            attending: Its modules that attend; for what is around them a cache is something else.
-            run: Runs it on one text.
+            attending: Its attention modules; layers that contain them use a cache for attention.
+            run: Runs the model on one text.
 
         Raises:
-            NotImplementedError: A layer is recurrent in a way that is not served.
+            NotImplementedError: A layer is recurrent in an unsupported way.
         """
         seen = dict(candidates(module, attending))
         if not seen:
@@ -80,7 +80,7 @@ class Recurrent:
         return Recurrent(states, goes_on=all(tried.values()))
 
     def serve(self, module: nn.Module, step: Step) -> None:
-        """Let the layers of `module`, whose linear layers are packed, take batches."""
+        """Let the layers of `module`, whose linear layers are packed already, take batches."""
         turns, division = LayerTurns(step), _Division(step, goes_on=self.goes_on)
         for name, states in self.states.items():
             layer = module.get_submodule(name)
@@ -91,20 +91,20 @@ class Recurrent:
             module.set_submodule(name, RecurrentLayer(layer, states, turns, division))
 
     def allocate(self, num_slots: int, device: torch.device) -> None:
-        """Make so many slots for each layer."""
+        """Allocate `num_slots` slots for each layer."""
         for each in self.states.values():
             each.allocate(num_slots, device)
 
     def release(self) -> None:
-        """Give the slots' memory back; `allocate` makes others."""
+        """Free the slots; `allocate` makes new ones."""
         for each in self.states.values():
             each.release()
 
 
 class RecurrentLayer(nn.Module):
-    """Stands where a recurrent layer stood, which takes texts of one length side by side.
+    """Takes the place of a recurrent layer that expects texts of equal length side by side.
 
-    Requests with one token go through it together, each of the others alone.
+    Requests with one token run through it together, each other request alone.
     """
 
     def __init__(
@@ -112,21 +112,21 @@ class RecurrentLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.own = own
-        """The model's own."""
+        """The model's own layer."""
         self._call = LayerCall.of(own)
         self._states = states
         self._turns = turns
         self._division = division
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        """Return what the layer makes of a row of tokens, those of one request after another."""
+        """Return the layer's output for a row of tokens, in which requests are concatenated."""
         parts = self._division.parts()
         calls = [partial(self._call.made, part, self._states, args, kwargs) for part in parts]
         return joined(self._turns.run(calls, [(part.rows,) for part in parts]), parts)
 
 
 class _Division:
-    """The parts of the step that runs, found out once."""
+    """The parts of the running step, computed once per step."""
 
     def __init__(self, step: Step, *, goes_on: bool) -> None:
         self._step = step

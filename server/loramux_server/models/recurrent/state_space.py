@@ -1,4 +1,4 @@
-"""Layers that are state spaces, whose states take in one token where they lie."""
+"""State-space layers that update states in their slots."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from loramux_server.models.recurrent.in_slots import InSlots, is_close
 
 
 class StateSpace(InSlots):
-    """Stands where a layer's forward calls the recurrence of Mamba-2.
+    """Takes the place of the recurrence of Mamba-2 that a layer's forward calls.
 
     Legend: T requests, H heads, G groups of heads, P head width, N state width, S slots.
     """
@@ -30,21 +30,21 @@ class StateSpace(InSlots):
         z: torch.Tensor | None = None,
         **kwargs: Any,  # noqa: ANN401
     ) -> torch.Tensor:
-        """Return what each request reads, [T, H, P], and change the states.
+        """Return each request's output, [T, H, P], and update the states in place.
 
         Args:
-            state: All slots, [S, H, P, N], as `begin` was given them; else one state for each
-                request, which the layer's own recurrence takes.
+            state: All slots, [S, H, P, N], as passed to `begin`; anything else is one state per
+                request, and is handled by the layer's own recurrence.
             hidden_states: [T, H, P].
-            dt: Time steps, [T, H, P], the same in each head.
-            A: Logarithms of decays, [H, P, N], the same in each head.
+            dt: Time steps, [T, H, P], constant within a head.
+            A: Continuous-time decay rates, negative, [H, P, N], constant within a head.
             B: [T, G, N].
             C: Likewise.
-            D: Factors of what passes by the state, [H, P]; none where absent.
-            dt_bias: What is added to time steps, [H, P], the same in each head.
-            dt_softplus: Whether they are made positive.
-            z: What gates the output, [T, H, P]; nothing where absent.
-            kwargs: What else a layer passes along.
+            D: Skip connection, [H, P]; none if absent.
+            dt_bias: Bias of the time steps, [H, P], constant within a head.
+            dt_softplus: Whether softplus is applied to the time steps.
+            z: Gate of the output, [T, H, P]; none if absent.
+            kwargs: Other arguments of the layer.
         """
         slots = self._taken(state)
         if slots is None:

@@ -1,7 +1,7 @@
-"""What recurrent layers know of requests, in slots.
+"""States of recurrent layers, in slots.
 
-Source of the interface: `transformers.cache_utils.LinearAttentionLayer`, to which such layers bring
-what they know (states of convolutions, and recurrent ones) and from which they take it.
+Source of the interface: `transformers.cache_utils.LinearAttentionLayer`, through which such layers
+read and write their convolution and recurrent states.
 """
 
 from collections.abc import Mapping
@@ -21,17 +21,17 @@ from loramux_server.models.step import Step
 
 CONV, RECURRENT = "conv", "recurrent"
 State = tuple[str, int]
-"""Kind, and the number that a layer gives to a state of that kind."""
+"""Kind of state, and the layer's index for it within that kind."""
 _FIRST = (RECURRENT, 0)
 _MOST_STATES = 16
-"""Of one kind in a layer; those that are known have three."""
+"""Most states of one kind in a layer; known layers have at most three."""
 
 
 class GivenStates(LinearAttentionLayer):  # type: ignore[misc]
-    """What a layer knows of some requests, as it takes that."""
+    """A layer's states of some requests, in the form that it takes."""
 
     def __init__(self, states: Mapping[State, torch.Tensor]) -> None:
-        """Give `states`, which the layer changes in place; none where it is to make them."""
+        """Wrap `states`, which the layer updates in place; if empty, the layer creates them."""
         count = 1 + max((number for _, number in states), default=_MOST_STATES - 1)
         super().__init__(number_of_states=count)
         for (kind, number), state in states.items():
@@ -43,14 +43,14 @@ class GivenStates(LinearAttentionLayer):  # type: ignore[misc]
                 self.is_recurrent_states_initialized[number] = True
             self.dtype, self.device = state.dtype, state.device
         if states:
-            # Before its first token everything is zero, which is what these layers begin with.
+            # The initial states are zero, which equals no previous state.
             self.has_previous_state = dict.fromkeys(range(count), True)
         self.copies: Mapping[State, torch.Tensor] = {}
-        """Where what becomes of states is copied to."""
+        """Where updated states are copied to."""
 
     @property
     def states(self) -> dict[State, torch.Tensor]:
-        """What the layer knows now."""
+        """The current states."""
         return {
             (kind, number): state
             for kind in (CONV, RECURRENT)
@@ -59,7 +59,7 @@ class GivenStates(LinearAttentionLayer):  # type: ignore[misc]
         }
 
     def as_cache(self, number: int) -> Cache:
-        """Return the cache in which layer `number` looks for them."""
+        """Return a cache in which layer number `number` finds these states."""
         return _OneLayer(layers=[self] * (number + 1))
 
     def update_conv_state(
@@ -68,7 +68,7 @@ class GivenStates(LinearAttentionLayer):  # type: ignore[misc]
         state_idx: int = 0,
         **kwargs: Any,  # noqa: ANN401
     ) -> torch.Tensor:
-        """Take in what a convolution has seen, and return it with what it saw before."""
+        """Update a convolution state, and return it with the previous inputs."""
         found: torch.Tensor = super().update_conv_state(conv_states, state_idx, **kwargs)
         self._copy((CONV, state_idx))
         return found
@@ -79,7 +79,7 @@ class GivenStates(LinearAttentionLayer):  # type: ignore[misc]
         state_idx: int = 0,
         **kwargs: Any,  # noqa: ANN401
     ) -> torch.Tensor:
-        """Take in a state, and return it."""
+        """Update a recurrent state, and return it."""
         found: torch.Tensor = super().update_recurrent_state(recurrent_states, state_idx, **kwargs)
         self._copy((RECURRENT, state_idx))
         return found
@@ -107,21 +107,21 @@ class _OneLayer(Cache):  # type: ignore[misc]
         *args: Any,  # noqa: ANN401
         **kwargs: Any,  # noqa: ANN401
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return keys and values as they are."""
+        """Return keys and values unchanged."""
         del args, kwargs
         return key_states, value_states
 
 
 @dataclass(frozen=True, slots=True)
 class StateShape:
-    """One state of a layer for one request."""
+    """Shape and dtype of one state of a layer for one request."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
 
     @property
     def num_bytes(self) -> int:
-        """What it takes."""
+        """Its size."""
         return self.dtype.itemsize * torch.Size(self.shape).numel()
 
 
@@ -132,32 +132,32 @@ class LayerStates:
     """
 
     def __init__(self, number: int, shapes: Mapping[State, StateShape]) -> None:
-        """Begin without slots, for layer `number`."""
+        """Create the states of layer `number`, without slots."""
         self.number = number
         self._shapes = shapes
         self._slots: dict[State, torch.Tensor] = {}
         """[S, ...] each."""
         self._in_slots: InSlots | None = None
-        """What changes the first recurrent state in its slots; None where nothing does."""
+        """Updates the first recurrent state in its slots; None if not supported."""
 
     @property
     def slot_bytes(self) -> int:
-        """What a slot takes."""
+        """Size of a slot."""
         return sum(each.num_bytes for each in self._shapes.values())
 
     def allocate(self, num_slots: int, device: torch.device) -> None:
-        """Make slots in which everything is zero. The host's memory is taken when it is touched."""
+        """Allocate zeroed slots. Host memory is committed on first touch."""
         self._slots = {
             state: torch.zeros(num_slots, *each.shape, dtype=each.dtype, device=device)
             for state, each in self._shapes.items()
         }
 
     def release(self) -> None:
-        """Give the slots' memory back."""
+        """Free the slots."""
         self._slots = {}
 
     def fill(self, state: State, slot: int, value: float) -> None:
-        """Make each number of a state in a slot `value`."""
+        """Set each element of a state in a slot to `value`."""
         self._slots[state][slot] = value
 
     def copy(self, source: int, target: int) -> None:
@@ -166,18 +166,18 @@ class LayerStates:
             slots[target] = slots[source]
 
     def change_in_slots(self, layer: nn.Module, step: Step) -> None:
-        """Let `layer` change its state in its slots, where one token of each request comes."""
+        """Let `layer` update its state in its slots for single tokens, if that is supported."""
         shape = self._shapes.get(_FIRST)
         if shape and shape.dtype is torch.float32:
             tried = (kind.put_into(layer, shape.shape, step) for kind in (DeltaRule, StateSpace))
             self._in_slots = next(filter(None, tried), None)
 
     def gathered(self, read_B: torch.Tensor, write_B: torch.Tensor) -> GivenStates:
-        """Return what is known of requests: copies, but of what changes in its slots all of them.
+        """Return the states of requests: copies, or all slots of a state that is updated in place.
 
         Args:
-            read_B: Where it is found.
-            write_B: Where `scatter` will put it.
+            read_B: Slots to read.
+            write_B: Slots that `scatter` will write.
         """
         given = {}
         for state, slots in self._slots.items():
@@ -189,17 +189,17 @@ class LayerStates:
         return GivenStates(given)
 
     def scatter(self, given: GivenStates, write_B: torch.Tensor) -> None:
-        """Put what is known of requests into slots."""
+        """Write the states of requests to their slots."""
         for state, made in given.states.items():
             if made is not self._slots[state]:
                 self._slots[state].index_copy_(0, write_B, made)
 
     def at(self, slot: int, kept: int = BEGINNING) -> GivenStates:
-        """Return what is known of one request, which changes in its slot.
+        """Return the state of one request, which is updated in its slot.
 
         Args:
-            slot: The request's.
-            kept: Where it is copied to when it has changed; `BEGINNING` for nowhere.
+            slot: The request's slot.
+            kept: Slot to which the updated state is copied; `BEGINNING` for none.
         """
         given = GivenStates(self._slot(slot))
         if kept != BEGINNING:

@@ -1,1 +1,1 @@
-"""What a base model sees in images."""
+"""Vision: images encoded by the base model's own modules."""

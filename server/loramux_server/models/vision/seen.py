@@ -1,7 +1,7 @@
-"""What a base model has seen in the images of a prompt, and where in a step it goes.
+"""Encoded images of a prompt, and where they go in a step.
 
-Legend: V tokens that have an embedding of an image, L tokens of an image, P tokens of a prompt,
-K width of an embedding.
+Legend: V tokens that have an embedding of an image, L tokens of an image, P tokens of a prompt, K
+width of an embedding.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ Int64 = npt.NDArray[np.int64]
 
 
 def positions(turn_3T: Int64) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return the positions of a step's tokens by time, and all where height and width differ."""
+    """Return the temporal positions of tokens, [T], and all three, [3, T], if they differ."""
     turn_3T = np.ascontiguousarray(turn_3T)
     differ = bool((turn_3T != turn_3T[0]).any())
     return torch.from_numpy(turn_3T[0]), torch.from_numpy(turn_3T) if differ else None
@@ -26,20 +26,21 @@ def positions(turn_3T: Int64) -> tuple[torch.Tensor, torch.Tensor | None]:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a base model makes of one image."""
+    """What a base model's vision modules make of one image."""
 
     place_V: Int64
     """Which of the image's tokens have an embedding, ascending; the others are ordinary tokens."""
     embeddings: Virtual
     """The embeddings, [V, K]."""
     added: tuple[Virtual, ...] = ()
-    """What is added for these tokens to what the first layers make, [V, K] for each layer."""
+    """Features added to these tokens after each of the first layers (DeepStack), [V, K] per
+    layer."""
     is_whole: bool = False
-    """Whether those of its tokens that lie side by side see each other, so that all of them have to
-    be in one step."""
+    """Whether adjacent tokens of the image attend to each other, so that all must be in one
+    step."""
     turn_3L: Int64 | None = None
-    """Positions of the image's tokens by time, height and width, from 0 on; None where they are
-    counted like those of text."""
+    """Temporal, height and width positions of the image's tokens (M-RoPE), from 0 on; None if they
+    are those of text."""
 
     @property
     def num_bytes(self) -> int:
@@ -50,17 +51,17 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """The images of one prompt, as its base model sees them."""
+    """The encoded images of one prompt."""
 
     images: tuple[tuple[int, Seen], ...]
-    """Position of each image's first token, and what was seen; in order."""
+    """Position of each image's first token, and the encoded image; in order."""
     turn_3P: Int64 | None
-    """Positions of the prompt's tokens by time, height and width; None where all are as in text."""
+    """Temporal, height and width positions of the prompt's tokens; None if all are those of
+    text."""
     end: int = 0
-    """Position behind the last token of an image: from there on a text is one as any other, but for
-    `shift`."""
+    """Position after the last image token. From there on, the text is plain except for `shift`."""
     shift: int = 0
-    """How much larger than its place in the text the position of a later token is."""
+    """Added to the index of later tokens to get their position."""
 
     @staticmethod
     def of(num_tokens: int, images: Sequence[tuple[int, int, Seen]]) -> "View":
@@ -68,7 +69,7 @@ class View:
 
         Args:
             num_tokens: Tokens of the prompt.
-            images: Position of the first token, number of tokens, and what was seen, of each.
+            images: Position of the first token, number of tokens, and encoded image, for each.
         """
         placed = tuple((start, seen) for start, _, seen in images)
         end = max(start + length for start, length, _ in images)
@@ -87,7 +88,7 @@ class View:
         return View(placed, turn_3P, end, turn - done)
 
     def turns(self, start: int, end: int) -> Int64:
-        """Return the positions of tokens `start` to `end` by time, height and width, [3, ·]."""
+        """Return the temporal, height and width positions of tokens `start` to `end`, [3, ·]."""
         own_T = np.broadcast_to(np.arange(start, end), (3, end - start))
         if self.turn_3P is None:
             return own_T
@@ -96,11 +97,14 @@ class View:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the tokens of an image have to be in one step."""
+        """Whether the tokens of an image must be in one step."""
         return any(seen.is_whole for _, seen in self.images)
 
     def together(self, start: int, end: int) -> Int32:
-        """Return which positions tokens `start` to `end` see in any case, from and to, [·, 2]."""
+        """Return the range that each of tokens `start` to `end` sees beyond causality, [·, 2].
+
+        It is the token's run of image tokens, or the token itself.
+        """
         own_T2 = np.arange(start, end, dtype=np.int32)[:, None] + np.array([0, 1], np.int32)
         for at, seen in self.images:
             if not seen.is_whole:
@@ -111,12 +115,12 @@ class View:
         return own_T2
 
     def embedded(self, start: int, end: int, row: int) -> list[VirtualRun]:
-        """Return the embeddings of a step's tokens.
+        """Return the image embeddings in a step.
 
         Args:
-            start: The first token of this prompt in the step.
-            end: The token after its last.
-            row: Where in the step the first one is.
+            start: First token of this prompt in the step.
+            end: Token after its last.
+            row: Row of the first one in the step.
         """
         return [
             VirtualRun(seen.embeddings, first, place_V)
@@ -124,7 +128,7 @@ class View:
         ]
 
     def added(self, start: int, end: int, row: int) -> list[list[VirtualRun]]:
-        """Return what is added behind each of the first layers; arguments as in `embedded`."""
+        """Return the features added after each of the first layers; arguments as in `embedded`."""
         layers: list[list[VirtualRun]] = []
         for seen, first, place_V in self._between(start, end, row):
             for number, virtual in enumerate(seen.added):
@@ -134,7 +138,7 @@ class View:
         return layers
 
     def _between(self, start: int, end: int, row: int) -> Iterator[tuple[Seen, int, torch.Tensor]]:
-        """Return each image with embeddings there: the number of the first, and their rows."""
+        """Yield each image with embeddings in the range, the index of the first, and their rows."""
         for at, seen in self.images:
             first, last = np.searchsorted(seen.place_V, (start - at, end - at)).tolist()
             if first < last:
@@ -143,4 +147,4 @@ class View:
 
 
 PLAIN = View((), None)
-"""Of a prompt of text."""
+"""The view of a prompt without images."""

@@ -1,8 +1,8 @@
-"""How a base model sees: its own forward, stopped where text would begin to be read.
+"""How a base model encodes images: its own forward, stopped before the text model.
 
-What a model does with an image before its layers for text is its own: a tower, a projection, token
-types, positions by height and width, features for some of the layers. So the model's forward runs,
-on one image at a time, and in place of the part for text stands one that notes what it is given.
+What comes before the text model is specific to each model: a vision tower, a projection, token
+types, positions by height and width, features for some layers. So the model's forward runs on one
+image at a time, with a stub in place of the text model that records its inputs.
 
 Legend: V tokens that have an embedding of an image, L tokens of an image, K width of an embedding.
 """
@@ -26,30 +26,30 @@ from loramux_server.models.quantized import is_linear, is_quantized
 from loramux_server.models.vision.seen import Int64, Seen
 
 _TYPES = ("mm_token_type_ids", "token_type_ids")
-"""Names under which models are told which tokens are of images."""
+"""Argument names by which models learn which tokens belong to images."""
 
 
 class BlindError(Exception):
-    """The model does not see images in a way that is served; the message says why."""
+    """The model does not take images in a supported way; the message says why."""
 
 
 class NotFiniteError(Exception):
-    """The weights of what sees overflow on an image."""
+    """The vision modules overflow on an image."""
 
     def __init__(self, *, is_changed: bool) -> None:
         super().__init__("what the model sees in an image is not finite: weights overflow on it")
         self.is_changed = is_changed
-        """Whether some of them are an adapter's."""
+        """Whether some of their weights are an adapter's."""
 
 
 class Sight:
-    """What sees images in one base model. May be used beside its steps, by one thread."""
+    """Encodes images with one base model. May run concurrently with steps, on one thread."""
 
     def __init__(self, module: PreTrainedModel) -> None:
-        """Find the parts of `module`.
+        """Find the vision modules of `module`.
 
         Raises:
-            BlindError: It has none, or not where they are looked for.
+            BlindError: The text model is not a separate part of it, or it has no image token.
         """
         inner = module.base_model
         embedding = module.get_input_embeddings()
@@ -58,12 +58,12 @@ class Sight:
         if name is None or inner is module or self.image_token is None:
             raise BlindError(f"{type(module).__name__} does not keep its part for text apart")
         self.is_whole = False
-        """Whether tokens of an image see each other; for who tries it to say."""
+        """Whether tokens of an image attend to each other; set by `SightTrial`."""
         self.adds = False
-        """Whether something is added for an image behind layers; known after the first look."""
+        """Whether images add features after layers; known after the first call of `look`."""
         self._dtype, self._device = module.dtype, module.device
-        # The very parts that see, around another part for text: what happens to that meanwhile,
-        # in a step, is none of their business.
+        # A shallow copy that shares the vision modules but has a stub as text model: the text model
+        # may be changed by a step meanwhile.
         self._stand_in = _StandIn(embedding)
         self._model = copy.copy(inner)
         self._model._modules = {**inner._modules, name: self._stand_in}
@@ -77,19 +77,19 @@ class Sight:
             if not is_quantized(part)
             for parameter, value in part.named_parameters(recurse=False)
         }
-        """Name of each parameter -> its shape; of a quantised layer none."""
+        """Name of each parameter -> its shape; without those of quantized layers."""
 
     @torch.inference_mode()
     def look(self, image: Image, tokens: Sequence[int], change: SightChange | None = None) -> Seen:
-        """Return what is seen in `image`, for which `tokens` stand in a prompt.
+        """Return the encoding of `image`, for which `tokens` stand in a prompt.
 
         Args:
             image: The image.
             tokens: Its tokens.
-            change: What an adapter does to the modules that see; it fits them.
+            change: An adapter's changes of the vision modules; they fit.
 
         Raises:
-            BlindError: The model does something else with an image than is known here.
+            BlindError: The model handles images in an unknown way.
             NotFiniteError: The weights overflow.
         """
         given = self.arguments(image, tokens)
@@ -118,7 +118,7 @@ class Sight:
 
     @contextmanager
     def _changed(self, change: SightChange) -> Iterator[None]:
-        """Let the modules that see be as `change` has them, while the block runs."""
+        """Apply `change` to the vision modules while the block runs."""
         with ExitStack() as changed:
             for name, layer in change.layers.items():
                 hook = self._parts[name].register_forward_hook(_changing(layer))
@@ -133,7 +133,7 @@ class Sight:
             yield
 
     def arguments(self, image: Image, tokens: Sequence[int]) -> dict[str, torch.Tensor]:
-        """Return what the model's forward is given beside `tokens`, in which `image` is."""
+        """Return the arguments besides `tokens`, which contain `image`, for the model's forward."""
         known = inspect.signature(type(self._model).forward).parameters
         types = torch.tensor([[int(token == self.image_token) for token in tokens]])
         return {
@@ -148,11 +148,11 @@ class Sight:
 
 
 class _ReachedTextError(Exception):
-    """All that is wanted is known."""
+    """The stub has been reached; the rest of the forward is not needed."""
 
 
 class _StandIn(nn.Module):
-    """Stands where the part for text stands, and notes what it is given."""
+    """A stub in place of the text model, which records its arguments."""
 
     def __init__(self, embedding: nn.Module) -> None:
         super().__init__()
@@ -160,11 +160,11 @@ class _StandIn(nn.Module):
         self.given: Mapping[str, Any] | None = None
 
     def get_input_embeddings(self) -> nn.Module:
-        """Return what takes tokens, as transformers asks for it."""
+        """Return the input embedding, for which transformers asks."""
         return self.embed_tokens
 
     def forward(self, **given: Any) -> None:  # noqa: ANN401
-        """Note what is `given`, and end the forward.
+        """Record the arguments, and end the forward.
 
         Raises:
             _ReachedTextError: Always.
@@ -174,7 +174,7 @@ class _StandIn(nn.Module):
 
 
 class _NoEmbedding(nn.Module):
-    """Gives no number for any token, so that it is seen which ones get those of an image."""
+    """Embeds every token as NaN, to show which ones get an image's embeddings."""
 
     def __init__(self, embedding: nn.Module) -> None:
         super().__init__()
@@ -188,7 +188,7 @@ class _NoEmbedding(nn.Module):
 
 
 def _changing(layer: SightLayer) -> Callable[..., torch.Tensor]:
-    """Return a hook that changes what a module makes as `layer` has it."""
+    """Return a forward hook that applies the change `layer`."""
 
     def change(part: nn.Module, given: tuple[torch.Tensor, ...], y: torch.Tensor) -> torch.Tensor:
         return layer.of(part, given[0], y)
@@ -203,7 +203,7 @@ def _image_token(module: PreTrainedModel) -> int | None:
 
 
 def _turns(position_ids: torch.Tensor | None, num_tokens: int) -> Int64 | None:
-    """Return positions by time, height and width; None where a model has no others than text."""
+    """Return temporal, height and width positions; None if they are those of text."""
     if position_ids is None or position_ids.ndim != 3:
         return None
     turn_3L: Int64 = position_ids[-3:, 0].cpu().numpy().astype(np.int64)

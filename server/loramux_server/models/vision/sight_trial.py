@@ -1,4 +1,4 @@
-"""Whether a base model sees images as it does in its own forward, tried with one image."""
+"""Whether a base model handles an image as in its own forward."""
 
 from collections.abc import Collection
 
@@ -17,12 +17,12 @@ from loramux_server.models.vision.seen import View
 from loramux_server.models.vision.sight import BlindError, Sight
 
 _BEFORE, _BEHIND = 5, 4
-"""Tokens of text around the image."""
+"""Tokens of text before and after the image."""
 _UNKNOWN_WAYS = (RuntimeError, LookupError, ValueError, TypeError, AttributeError, BlindError)
 
 
 class SightTrial:
-    """Tries one base model; to be made before its layers are packed."""
+    """Tests one base model; create it before its layers are packed."""
 
     def __init__(
         self,
@@ -35,16 +35,16 @@ class SightTrial:
         example: PreparedImage | None,
         blindness: str,
     ) -> None:
-        """Let the model see `example` in its own forward.
+        """Run `example` through the model's own forward.
 
         Args:
             module: The model.
-            step: What its layers know of a step.
+            step: The step object of its layers.
             bridge: Its attention.
-            recurrent: Its layers with states.
-            idle: Models inside of it that text does not come to.
-            example: An image, and what stands for it; None where none are served.
-            blindness: Why none are, where its kind sees.
+            recurrent: Its recurrent layers.
+            idle: Submodels that do not run for text.
+            example: An image and its tokens; None if images are not to be served.
+            blindness: Why not, although models of this type support them.
         """
         self._module = module
         self._idle = set(idle)
@@ -69,15 +69,15 @@ class SightTrial:
 
     @property
     def idle(self) -> Collection[str]:
-        """Models inside of the model that nothing needs."""
+        """Submodels that are not needed."""
         return self._idle
 
     def sight(self, stack: DecoderStack | None, editor: Editor) -> Sight | None:
-        """Return what sees, if what is seen is the same when it is served; else `blindness` tells.
+        """Return the image encoder if served results are the same; else None, and set `blindness`.
 
         Args:
-            stack: What does all layers as one, if anything does.
-            editor: What puts embeddings into a step.
+            stack: The fused layers, if any.
+            editor: Inserts embeddings into a step.
         """
         if self._sight is None:
             return None
@@ -100,7 +100,7 @@ class SightTrial:
         return self._sight
 
     def _attend_apart(self) -> None:
-        """Let what sees attend by itself: it has keys and values for nobody to keep."""
+        """Let vision modules use their own attention: they need no KV cache."""
         for name in self._idle:
             part = self._module.get_submodule(name)
             assert isinstance(part, PreTrainedModel)
@@ -111,7 +111,7 @@ class SightTrial:
         self.blindness = f"{type(self._module).__name__} is not served with images: {why}"
 
     def _called_by(self, sight: Sight, example: PreparedImage) -> set[str]:
-        """Return which idle models a look at `example` needs."""
+        """Return the idle submodels that encoding `example` needs."""
         parts = {name: set(self._module.get_submodule(name).modules()) for name in self._idle}
         called: set[nn.Module] = set()
         hooks = [
@@ -134,7 +134,7 @@ def _check(
     sight: Sight,
     example: PreparedImage,
 ) -> SelfCheck:
-    """Return a check of a text in which `example` stands."""
+    """Return a check of a text that contains `example`."""
     text = ordinary_tokens(module, _BEFORE + _BEHIND).tolist()
     tokens = [*text[:_BEFORE], *example.tokens, *text[_BEFORE:]]
     length = len(example.tokens)
