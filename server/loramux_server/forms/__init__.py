@@ -1,1 +1,1 @@
-"""Forms that a text must have: what they are, and the process that keeps texts on their way."""
+"""Structured output: forms that constrain a text, and the worker that computes token masks."""

@@ -1,10 +1,10 @@
-"""Tokens as bits, the lowest of a byte first."""
+"""Sets of tokens as bit masks, the lowest bit of a byte first."""
 
 from collections.abc import Iterable
 
 
 def bits_of(tokens: Iterable[int]) -> int:
-    """Return a number in which the bit of each of `tokens` is set."""
+    """Return an integer in which the bit of each of `tokens` is set."""
     return sum(1 << token for token in set(tokens))
 
 

@@ -1,4 +1,4 @@
-"""What was found out about texts that have a form, until the engine takes it."""
+"""Results about constrained texts, until the engine takes them."""
 
 import threading
 from collections.abc import Callable, Collection, Sequence
@@ -7,39 +7,40 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Next:
-    """What may come next in one text, or why nothing may."""
+    """What may come next in a text, or why nothing may."""
 
     key: int
     allowed: bytes | None
-    """A bit for each token, the lowest of a byte first; None where nothing may."""
+    """One bit per token, the lowest of a byte first; None if the text cannot go on."""
     reason: str = ""
-    """Then: a name of `loramux.v1.ErrorReason` without its prefix."""
+    """In that case, a name of `loramux.v1.ErrorReason` without its prefix."""
     why: str = ""
     seconds: float | None = None
-    """How long its form took to compile, if it had to be."""
+    """Time spent compiling the form; None if it was compiled already."""
     forced: Sequence[int] = ()
-    """Tokens that come next unless what they say is said in others."""
+    """Tokens of the only possible continuation; other tokens may spell the same text."""
     foresees: bool = False
-    """Whether it is found out in time what may come behind a draft."""
+    """Whether masks behind a draft can be computed in time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ahead:
-    """What may come behind a draft of one text."""
+    """What may follow each token of a text's draft."""
 
     key: int
     behind: Sequence[bytes]
-    """As `Next.allowed`, behind each of its tokens; fewer where one is not, or it takes long."""
+    """Masks like `Next.allowed`, one per draft token; fewer if one is not allowed or it takes too
+    long."""
 
 
 class Findings:
-    """Owns them; one thread tells, another takes."""
+    """Thread-safe list of results: one thread adds, another takes."""
 
     def __init__(self, wake: Callable[[], None]) -> None:
-        """Begin without any.
+        """Start empty.
 
         Args:
-            wake: Called, from the thread that tells, when there is something to `take`.
+            wake: Called from the adding thread when there is something to `take`.
         """
         self._wake = wake
         self._found: list[Next | Ahead] = []
@@ -49,7 +50,7 @@ class Findings:
         return bool(self._found)
 
     def tell(self, found: Next | Ahead) -> None:
-        """Add what was found out."""
+        """Add a result."""
         with self._changed:
             self._found.append(found)
             self._changed.notify()
@@ -58,12 +59,12 @@ class Findings:
     def take(
         self, wanted: Collection[int], seconds: float, ahead: Collection[int]
     ) -> list[Next | Ahead]:
-        """Return what was found out since the last time, when all is that is wanted, or time is up.
+        """Return the results since the last call, once all that is awaited is there or time is up.
 
         Args:
-            wanted: Texts of which it is wanted what may come next.
+            wanted: Texts whose next mask is awaited.
             seconds: How long to wait.
-            ahead: Those of which it is wanted what may come behind their draft.
+            ahead: Texts whose masks behind the draft are awaited.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._has(wanted, ahead), seconds)
@@ -73,6 +74,6 @@ class Findings:
     def _has(self, wanted: Collection[int], ahead: Collection[int]) -> bool:
         told = [found for found in self._found if isinstance(found, Next)]
         done = {found.key for found in self._found if isinstance(found, Ahead)}
-        # Where nothing may come next, nothing comes behind a draft.
+        # A text that cannot go on gets no answer about its draft.
         done |= {found.key for found in told if found.allowed is None}
         return {found.key for found in told}.issuperset(wanted) and done.issuperset(ahead)

@@ -1,18 +1,18 @@
-"""A form that a text must have, as a request asks for it."""
+"""A form: the structured-output constraint that a request puts on its text."""
 
 import enum
 
 from msgspec import Struct
 
 MAX_BYTES = 64 << 10
-"""Of all texts of a form together."""
+"""UTF-8 bytes of all strings of a form together."""
 MAX_CHOICES = 1024
 MAX_NESTING = 64
-"""How deep arrays and objects of a JSON schema may lie in each other."""
+"""Arrays and objects of a JSON schema must be nested less deep than this."""
 
 
 class FormKind(enum.StrEnum):
-    """What asks for it: a field of `loramux.v1.StructuredOutput`, or a choice of tools."""
+    """Where a form comes from: a field of `loramux.v1.StructuredOutput`, or the request's tools."""
 
     JSON_SCHEMA = "json_schema"
     JSON_OBJECT = "json_object"
@@ -20,26 +20,27 @@ class FormKind(enum.StrEnum):
     CHOICE = "choice"
     GRAMMAR = "grammar"
     TOOL_CALLS = "tool_calls"
-    """Rules of ours, the first of them `answer`, in which added tokens have their numbers."""
+    """Our own Lark rules, starting with `answer`, which refer to added tokens by id."""
 
 
 class Form(Struct, frozen=True):
-    """A form."""
+    """A constraint on generated text."""
 
     kind: FormKind
     text: str = ""
     """The schema, regular expression or grammar."""
     choices: tuple[str, ...] = ()
     before: str = ""
-    """Rules of a grammar of what comes before it, first `before`; empty where nothing does."""
+    """Lark rules for the text that precedes the form, starting with `before`; empty if there is
+    none."""
 
     @property
     def field(self) -> str:
-        """The field of a request that asks for it."""
+        """The request field that asks for it."""
         if self.kind is FormKind.TOOL_CALLS:
             return "tools"
         return f"sampling.structured_output.{self.kind}"
 
     def __repr__(self) -> str:
-        # What a user wrote is in no log.
+        # User content must not reach the logs.
         return f"Form({self.kind.value})"

@@ -1,6 +1,6 @@
-"""Which tokens may come next in texts that have a form, found out beside the steps.
+"""Token masks for constrained texts, computed beside the steps.
 
-A thread owns the texts (`texts.py`), does what it is told, and tells what it finds out.
+A thread owns the texts (`texts.py`), carries out the engine's commands and reports the results.
 """
 
 import logging
@@ -18,60 +18,60 @@ _log = logging.getLogger(__name__)
 
 
 class Forms:
-    """Follows the texts of one engine; no process is started before the first of them."""
+    """Tracks the constrained texts of one engine; the process starts with the first text."""
 
     def __init__(self, setup: Setup, wake: Callable[[], None]) -> None:
-        """Prepare.
+        """Prepare; start neither thread nor process yet.
 
         Args:
             setup: What the process needs to know.
-            wake: Called, from the thread, when there is something to `take`.
+            wake: Called from the thread when there is something to `take`.
         """
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        """What the thread is told; None ends it."""
+        """Commands for the thread; None stops it."""
         self._findings = Findings(wake)
         self._thread: threading.Thread | None = None
         self._texts = Texts(setup, self._findings)
-        """The thread's own."""
+        """Owned by the thread."""
 
     @property
     def has_found(self) -> bool:
-        """Whether there is something to `take`."""
+        """Whether there are results to `take`."""
         return bool(self._findings)
 
     def begin(self, key: int, form: Form, tenant: str = "") -> None:
-        """Follow a text of `tenant` from its beginning."""
+        """Track a new text of `tenant`."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="forms", daemon=True)
             self._thread.start()
         self._inbox.put(partial(self._texts.begin, key, form, tenant))
 
     def advance(self, chosen: Sequence[tuple[int, Sequence[int]]]) -> None:
-        """Go on in each text of `chosen` with its tokens."""
+        """Append the chosen tokens to each text, and request what may come next."""
         self._inbox.put(partial(self._texts.advance, chosen))
 
     def foresee(self, drafts: Sequence[tuple[int, Sequence[int]]]) -> None:
-        """Find out what may come behind each token of what is drafted for texts."""
+        """Request what may follow each token of the drafts, given as (key, tokens)."""
         self._inbox.put(partial(self._texts.foresee, drafts))
 
     def end(self, key: int) -> None:
-        """Forget a text."""
+        """Stop tracking a text."""
         self._inbox.put(partial(self._texts.end, key))
 
     def take(
         self, wanted: Collection[int] = (), seconds: float = 0.0, ahead: Collection[int] = ()
     ) -> list[Next | Ahead]:
-        """Return what was found out since the last time, when all is that is wanted, or time is up.
+        """Return the results since the last call, once all that is awaited is there or time is up.
 
         Args:
-            wanted: Texts of which it is wanted what may come next.
+            wanted: Texts whose next mask is awaited.
             seconds: How long to wait.
-            ahead: Those of which it is wanted what may come behind their draft.
+            ahead: Texts whose masks behind the draft are awaited.
         """
         return self._findings.take(wanted, seconds, ahead)
 
     def close(self) -> None:
-        """End thread and process."""
+        """Stop the thread and the process."""
         if self._thread:
             self._inbox.put(None)
             self._thread.join()
@@ -89,7 +89,7 @@ class Forms:
         self._texts.drop()
 
     def _heed(self) -> bool:
-        """Do what the thread was told, and return whether it goes on; wait if there is no more."""
+        """Run the queued commands, waiting while idle; return False once told to stop."""
         while not self._texts.has_work or not self._inbox.empty():
             told = self._inbox.get()
             if told is None:

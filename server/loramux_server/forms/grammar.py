@@ -1,4 +1,4 @@
-"""Forms and tokenizers as llguidance takes them, and what of its errors is for callers."""
+"""Forms and tokenizers in llguidance's format, and its errors as shown to callers."""
 
 import json
 import re
@@ -18,24 +18,24 @@ LIMITS = LLParserLimits(
     max_grammar_size=100_000,
     verbose_errors=False,
 )
-"""A fifth of the library's own, or less: the worst token that was found took 0.09 s and 25 MiB with
-these, 0.65 s and 200 MiB with those."""
+"""At most a fifth of the library's defaults: the worst token found took 0.09 s and 25 MiB with
+these, 0.65 s and 200 MiB with the defaults."""
 MAX_SAID = 200
-"""Characters of an error."""
+"""Maximum length of an error message, in characters."""
 
 _SLASH = re.compile(r"\\.|/|\n", re.DOTALL)
-"""What an expression between slashes has to escape, and what is escaped already."""
+"""What a regular expression between slashes has to escape, and what is escaped already."""
 _SPACE = r"\n?[ \t]{0,32}"
-"""White space between two parts of JSON. Without an end, a model may write it for ever."""
+"""White space between two JSON tokens. Bounded, or a model might never stop writing it."""
 
 
 def grammar_of(form: Form) -> str:
-    """Return the grammar of `form`, which may turn out to be none.
+    """Return the llguidance grammar of `form`, which may still fail to compile.
 
-    What comes before a form is no part of a `grammar`, which has its own rules.
+    `form.before` is not used for the kind `grammar`, which has its own rules.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The form is invalid.
     """
     if form.kind is FormKind.TOOL_CALLS or form.before:
         return LLMatcher.grammar_from_lark(_rules(form))
@@ -51,10 +51,11 @@ def grammar_of(form: Form) -> str:
 
 
 def tokenizer_of(tokenizer_json: str) -> str:
-    """Return the tokenizer with names for its added tokens that no text has.
+    """Return `tokenizer_json`, adapted for llguidance, with unguessable names for its added tokens.
 
-    By its own the library would take `</s>` in a form for the end token. Nor does it know tokens
-    beyond those of the base model, what is left out where tokens are decoded, or T5's decoder.
+    Without that, the library would take `</s>` in a form for the end token. Nor does it support
+    tokens beyond the base model's vocabulary, characters that are dropped when tokens are decoded,
+    or T5's decoder.
     """
     content: dict[str, Any] = json.loads(tokenizer_json)
     _leave_out(content)
@@ -75,39 +76,39 @@ def tokenizer_of(tokenizer_json: str) -> str:
 
 
 def added_tokens(tokenizer_json: str) -> list[int]:
-    """Return the tokens that are no text, or are not made of it."""
+    """Return the ids of the tokenizer's added tokens."""
     return [token["id"] for token in json.loads(tokenizer_json)["added_tokens"]]
 
 
 def said(error: str) -> str:
-    """Return the one line of `error` that tells what is wrong."""
+    """Return the one line of llguidance's `error` that says what is wrong."""
     if "NoExtensionBias" in error:
         return "no text has this form"
-    # What the tokens are called is no more for callers than the state.
+    # Token names and parser state are internal.
     text = error.partition("<state>")[0].partition("; following special tokens")[0].strip()
-    # Of a regular expression the parser's own words come last.
+    # For a regular expression, the parser's own message comes last.
     text = text.rpartition("error: ")[2] or text
     line = next(iter(text.splitlines()), "it cannot be followed")
     return re.sub(r"^at \d+\(\d+\): ", "", line)[:MAX_SAID]
 
 
 def json_rule(schema: dict[str, object]) -> str:
-    """Return what stands in a rule for what meets `schema`."""
+    """Return the Lark expression for JSON that matches `schema`."""
     return "%json " + json.dumps(schema | {"x-guidance": {"whitespace_pattern": _SPACE}})
 
 
 def quoted(text: str) -> str:
-    """Return `text` as an expression has it, in which it stands for itself."""
+    """Return `text` escaped to match literally in a regular expression."""
     return "".join(char if char.isalnum() else f"\\x{{{ord(char):x}}}" for char in text)
 
 
 def slashed(expression: str) -> str:
-    """Return `expression` as a rule has it between slashes."""
+    """Return the regular expression `expression` as a Lark literal between slashes."""
     return f"/{_SLASH.sub(_escaped_slash, expression)}/"
 
 
 def _rules(form: Form) -> str:
-    """Return the rules of a form that is an answer of ours, or comes after something else."""
+    """Return the Lark rules of a form that is our own, or that follows `form.before`."""
     rules = ["start: before answer", form.before] if form.before else ["start: answer"]
     if form.kind is FormKind.JSON_SCHEMA:
         rules.append(f"answer: {json_rule(json.loads(form.text))}")
@@ -123,10 +124,10 @@ def _rules(form: Form) -> str:
 
 
 def _spell_out(content: dict[str, Any], secret: str) -> dict[str, str]:
-    """Let the decoder of the tokenizer `content`, where it is Metaspace, be steps that mean it.
+    """Replace a Metaspace decoder of the tokenizer `content` by equivalent steps, in place.
 
     Returns:
-        Names, which no text has, for pieces that are called like bytes and are none.
+        New, unguessable names for pieces that look like byte tokens but are plain text.
     """
     decoder = content["decoder"] or {}
     steps = decoder.get("decoders", [decoder])
@@ -148,9 +149,9 @@ def _spell_out(content: dict[str, Any], secret: str) -> dict[str, str]:
 
 
 def _leave_out(content: dict[str, Any]) -> None:
-    """Leave out of the tokenizer `content` what is beyond its base model, and marks in its tokens.
+    """Remove tokens beyond the base model from the tokenizer `content`, and marks in token names.
 
-    A form has no part that the tokenizer does not know, so there is nothing to put marks around.
+    A form has no part that the tokenizer does not know, so nothing needs marks.
     """
     model, steps = content["model"], (content["decoder"] or {}).get("decoders", [])
     marks = {

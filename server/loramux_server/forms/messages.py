@@ -1,4 +1,4 @@
-"""What the engine and the process that follows forms say to each other.
+"""Messages between the engine and the worker process.
 
 Typed structs in MessagePack, each preceded by its length, as between frontend and engine.
 """
@@ -16,22 +16,22 @@ class Setup(Struct, frozen=True):
     """The base model's tokenizer in the format of the tokenizers library."""
     vocab_size: int
     end_tokens: list[int]
-    """With which the model ends a text."""
+    """Tokens that end a text."""
     cpu_seconds: float = 1.0
-    """Processor time that one answer may take."""
+    """Maximum processor time of one answer."""
     text_seconds: float = 5.0
-    """Processor time that all answers about a text may take together."""
+    """Maximum processor time of all answers about one text."""
     memory: int = 1 << 30
-    """Bytes of address space beside what the tokenizer takes."""
+    """Bytes of address space in addition to what the tokenizer takes."""
 
 
 class Begin(Struct, frozen=True, tag=True, array_like=True):
-    """Follow a form."""
+    """Start tracking a text."""
 
     key: int
     form: Form
     tokens: list[int]
-    """What was chosen already, where this was followed before in a process that has ended."""
+    """Tokens chosen so far, if a process that has ended tracked the text before."""
 
 
 class Advance(Struct, frozen=True, tag=True, array_like=True):
@@ -42,14 +42,14 @@ class Advance(Struct, frozen=True, tag=True, array_like=True):
 
 
 class Foresee(Struct, frozen=True, tag=True, array_like=True):
-    """Find out what may come behind each token of a draft; the text stays where it is."""
+    """Compute what may follow each token of a draft; the text's state does not move."""
 
     key: int
     draft: list[int]
 
 
 class End(Struct, frozen=True, tag=True, array_like=True):
-    """Forget; there is no answer."""
+    """Stop tracking a text; there is no answer."""
 
     key: int
 
@@ -58,34 +58,34 @@ class Prepared(Struct, frozen=True, tag=True, array_like=True):
     """The answer to `Setup`."""
 
     fault: str = ""
-    """Why no form can be followed with this tokenizer; empty where all is well."""
+    """Why this tokenizer cannot be used; empty if it can."""
 
 
 class Allowed(Struct, frozen=True, tag=True, array_like=True):
     """Which tokens may come next."""
 
     bits: bytes
-    """One for each token, the lowest of a byte first."""
+    """One bit per token, the lowest of a byte first."""
     cpu_seconds: float
-    """Processor time that it took to find out."""
+    """Processor time spent on the answer."""
     seconds: float | None = None
-    """How long it took to compile the form, if it had to be."""
+    """Time spent compiling the form; None if it was compiled already."""
     forced: list[int] = []
-    """Tokens that come next unless what they say is said in others."""
+    """Tokens of the only possible continuation; other tokens may spell the same text."""
 
 
 class Foreseen(Struct, frozen=True, tag=True, array_like=True):
-    """Which tokens may come behind those of a draft."""
+    """Which tokens may follow those of a draft."""
 
     bits: list[bytes] | None
-    """As of `Allowed`, behind each of its tokens, fewer where one is not allowed, or it takes long;
-    None where the form is so near its limits that no more is found out than its text needs."""
+    """A mask as in `Allowed` behind each draft token; fewer if one is not allowed or it takes too
+    long. None if the form is so close to its limits that drafts are not looked at."""
     cpu_seconds: float
-    """Processor time that it took to find out."""
+    """Processor time spent on the answer."""
 
 
 class Broken(Struct, frozen=True, tag=True, array_like=True):
-    """The form cannot be followed, or not any further."""
+    """The form cannot be used, or the text cannot be continued."""
 
     why: str
 

@@ -1,4 +1,4 @@
-"""The process that follows forms, seen from the engine: one answer after the other, or none."""
+"""The engine's handle on the worker process: one answer at a time."""
 
 import contextlib
 import logging
@@ -30,30 +30,30 @@ from loramux_server.wire.channel import read_message, write_message
 _log = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 20.0
-"""The process counts the time in which it runs; this is for one that does not get to run."""
+"""The process limits its own processor time; this is for one that does not get to run."""
 
 
 class UnusableError(Exception):
-    """No form can be followed with this tokenizer, whatever is done."""
+    """No form can be used with this base's tokenizer."""
 
 
 class NotStartedError(Exception):
-    """The process does not start."""
+    """The process could not be started."""
 
 
 class LostError(Exception):
-    """The process ended, or has to be ended, and the answer that was due does not come."""
+    """The process ended, or must be ended, before it answered."""
 
 
 class Process:
-    """Owns one process."""
+    """Owns one worker process."""
 
     def __init__(self, setup: Setup) -> None:
         """Start it, and wait until it is ready.
 
         Raises:
-            UnusableError: It cannot do anything with this tokenizer.
-            NotStartedError: The system has nothing left for it, it ended, or hangs.
+            UnusableError: It cannot work with this tokenizer.
+            NotStartedError: The system has no resources for it, or it ended or hung during start.
         """
         try:
             self._connection, self._process = spawn("loramux_server.forms.worker")
@@ -76,16 +76,16 @@ class Process:
 
     @property
     def has_ended(self) -> bool:
-        """Whether it ended by itself."""
+        """Whether it exited by itself."""
         return self._process.poll() is not None
 
     def ask(self, messages: Sequence[ToWorker], take: Callable[[Allowed | Broken], None]) -> None:
-        """Send `messages`, and give the answer to each to `take` as it comes.
+        """Send `messages`, and pass each answer to `take` as it arrives.
 
-        They have to fit into the socket: no answer is read before all are sent.
+        All messages must fit into the socket buffer: no answer is read before all are sent.
 
         Raises:
-            LostError: One does not come.
+            LostError: An answer did not come.
         """
         for message in messages:
             self._write(message)
@@ -95,10 +95,10 @@ class Process:
             take(answer)
 
     def foresee(self, message: Foresee) -> Foreseen:
-        """Return what may come behind a draft.
+        """Return what may follow each token of a draft.
 
         Raises:
-            LostError: There is no answer.
+            LostError: No answer came.
         """
         self._write(message)
         answer = self._read()
@@ -106,17 +106,17 @@ class Process:
         return answer
 
     def tell(self, message: End) -> None:
-        """Send a message that has no answer; whether it arrives, the next one shows."""
+        """Send a message that has no answer; if it is lost, the next request fails."""
         with contextlib.suppress(LostError):
             self._write(message)
 
     def close(self) -> int | None:
-        """End it; return the code with which it ended by itself, None if it did not."""
+        """Stop it; return its exit code if it exited by itself, else None."""
         self._connection.close()
         return end(self._process)
 
     def why_lost(self) -> Offence:
-        """End it and return why it did not answer."""
+        """Stop it and return why it did not answer."""
         return offence_of(self.close())
 
     def _write(self, message: Setup | ToWorker) -> None:

@@ -1,4 +1,4 @@
-"""A text that has a form, as far as the engine has told of it, and how quickly it is followed."""
+"""A constrained text, as the engine has reported it, and how fast its answers come."""
 
 from dataclasses import dataclass, field
 
@@ -7,38 +7,38 @@ from loramux_server.forms.messages import Allowed, Foreseen
 from loramux_server.forms.turns import Pace
 
 SLOW_SECONDS = 0.005
-"""Processor time of an answer from which on a text is slow."""
+"""Processor time of an answer above which a text counts as slow."""
 LONG_SECONDS = 0.02
-"""That of one about a draft, from which on none is asked for again."""
+"""Processor time of an answer about a draft above which the text gets no more drafts."""
 
 
 @dataclass(slots=True)
 class Text:
-    """A text."""
+    """A constrained text."""
 
     form: Form
     tenant: str
     tokens: list[int] = field(default_factory=list)
     num_told: int = 0
-    """Of them, how many the process that follows it was told."""
+    """How many of them the current process has been sent."""
     pace: Pace = Pace.NEW
     used: float = 0.0
-    """Seconds of processor time; what another process does again does not count, nor do drafts."""
+    """Processor seconds used; excludes drafts and replays in a new process."""
     may_draft: bool = True
-    """Whether it never took too much to find out what may come behind a draft."""
+    """Whether looking at its drafts never took too long."""
 
     @property
     def foresees(self) -> bool:
-        """Whether it is found out soon what may come behind a draft."""
+        """Whether drafts are worth trying: looking at them is fast."""
         return self.may_draft and self.pace is Pace.QUICK
 
     def answered(self, answer: Allowed, *, counts: bool) -> None:
-        """Take in what an answer took; `counts` says whether for the first time."""
+        """Record the cost of an answer; `counts` is False for a replay."""
         if counts:
             self.used += answer.cpu_seconds
         self.pace = Pace.SLOW if answer.cpu_seconds > SLOW_SECONDS else Pace.QUICK
         self.num_told = len(self.tokens)
 
     def foreseen(self, answer: Foreseen) -> None:
-        """Take in what it took to find out what may come behind a draft."""
+        """Record the cost of an answer about a draft."""
         self.may_draft = answer.bits is not None and answer.cpu_seconds <= LONG_SECONDS

@@ -1,8 +1,8 @@
-"""Texts that have a form, and the process that follows them: what the thread of forms owns.
+"""Constrained texts and the process that tracks them; owned by the thread of `forms.py`.
 
-The process (`process.py`) is asked about whoever's turn it is (`turns.py`). Where it ends, another
-takes its texts up, each when it is next asked for. The one that it was at is given up if it alone
-was too much. What may come behind a draft is found out while nobody waits to know what comes next.
+The process (`process.py`) serves texts in fair turns (`turns.py`). If it ends, a new process takes
+over its texts, each when it is next asked about. The text being worked on is given up if it alone
+exceeded a limit. Drafts are looked at only while no text waits for its next mask.
 """
 
 import itertools
@@ -32,45 +32,46 @@ from loramux_server.forms.turns import Line, LineTurns
 _log = logging.getLogger(__name__)
 
 MAX_UNBEGUN = 16
-"""Texts without a token that the process keeps; the others of them may wait for long."""
+"""Texts without any token that the process keeps; further ones may wait for long, so it forgets
+them."""
 
 
 class Texts:
-    """Finds out what may come next in them."""
+    """Computes what may come next in each text."""
 
     def __init__(self, setup: Setup, findings: Findings) -> None:
-        """Begin without texts or a process.
+        """Start without texts or a process.
 
         Args:
             setup: What the process needs to know.
-            findings: Told what is found out.
+            findings: Receives the results.
         """
         self._setup = setup
         self._findings = findings
         self._turns = LineTurns()
         self._drafts: dict[int, Sequence[int]] = {}
-        """Text -> the draft behind which it is wanted what may come."""
+        """Text key -> draft that waits to be looked at."""
         self._process: Process | None = None
         self._has_answered = False
-        """Whether the process did, ever."""
+        """Whether the current process has ever answered."""
         self._texts: dict[int, Text] = {}
         self._known: set[int] = set()
-        """Texts that the process follows."""
+        """Keys of texts that the process tracks."""
         self._unusable: UnusableError | None = None
         self._lost_forms = LostForms()
 
     @property
     def has_work(self) -> bool:
-        """Whether there is anything to find out."""
+        """Whether a text waits for its turn, or a draft to be looked at."""
         return bool(self._turns or self._drafts)
 
     def begin(self, key: int, form: Form, tenant: str) -> None:
-        """Follow a text of `tenant` from its beginning."""
+        """Track a new text of `tenant`."""
         self._texts[key] = Text(form, tenant)
         self._wait(key)
 
     def advance(self, chosen: Sequence[tuple[int, Sequence[int]]]) -> None:
-        """Go on in each text of `chosen` with its tokens."""
+        """Append the chosen tokens to each text, and queue it for its next mask."""
         for key, tokens in chosen:
             self._drafts.pop(key, None)
             if key in self._texts:  # it may have been given up
@@ -78,30 +79,32 @@ class Texts:
                 self._wait(key)
 
     def foresee(self, drafts: Sequence[tuple[int, Sequence[int]]]) -> None:
-        """Find out what may come behind each token of what is drafted for texts."""
+        """Queue drafts, given as (key, tokens)."""
         self._drafts.update(drafts)
 
     def end(self, key: int) -> None:
-        """Forget a text."""
+        """Stop tracking a text."""
         self._texts.pop(key, None)
         self._drafts.pop(key, None)
         self._forget(key)
 
     def work(self) -> None:
-        """Find out what comes next in some texts, or behind a draft where nobody waits for that."""
+        """Serve one turn, or one draft if no text waits."""
         if self._turns:
             self._take_turn()
         else:
             self._look_ahead()
 
     def give_up_all(self) -> None:
-        """Give up all texts, after a defect: nobody may wait for an answer that never comes."""
+        """Fail all texts after an internal error, so that none waits for an answer that never
+        comes.
+        """
         self.drop()
         for key in list(self._texts):
             self._give_up(key, "INTERNAL", "an internal error")
 
     def drop(self) -> None:
-        """End the process; texts that it follows are another's to take up."""
+        """Stop the process; its texts continue in the next one."""
         if self._process:
             self._process.close()
             self._process = None
@@ -111,12 +114,12 @@ class Texts:
     def _take_turn(self) -> None:
         line, keys = self._turns.take()
         begin = time.perf_counter()
-        # One that was ended or given up meanwhile is none any more.
+        # Texts may have been ended or given up since they were queued.
         self._follow([key for key in keys if key in self._texts])
         self._turns.charge(line, time.perf_counter() - begin)
 
     def _look_ahead(self) -> None:
-        """Find out what may come behind the draft that has waited longest."""
+        """Compute what may follow each token of the draft that has waited longest."""
         key = next(iter(self._drafts))
         draft = self._drafts.pop(key)
         if key not in self._texts:  # it may have been given up
@@ -139,13 +142,13 @@ class Texts:
         self._turns.add(Line(text.pace, text.tenant), key)
 
     def _forget(self, key: int) -> None:
-        """Let the process forget a text, if it knows that."""
+        """Make the process stop tracking a text, if it does."""
         if self._process and key in self._known:
             self._known.remove(key)
             self._process.tell(End(key))
 
     def _is_refused(self, key: int) -> bool:
-        """Give up a text that would cost the process, and return whether it would."""
+        """Give up a text that is likely to cost the process; return whether it was given up."""
         if key in self._known:
             return False
         text = self._texts[key]
@@ -153,13 +156,13 @@ class Texts:
             self._give_up(key, "INVALID_FIELD", why)
             return True
         if text.used > self._setup.cpu_seconds:
-            # To follow it anew takes longer than an answer may.
+            # Replaying it would take longer than an answer may.
             self._give_up(key, "STRUCTURED_OUTPUT_FAILED", _said(Offence.TIME))
             return True
         return False
 
     def _follow(self, keys: list[int]) -> None:
-        """Find out what may come next in the texts `keys`."""
+        """Compute what may come next in the texts `keys`."""
         waiting = deque(keys)
         while waiting:
             if self._is_refused(waiting[0]):
@@ -176,8 +179,8 @@ class Texts:
                 self._give_up(waiting.popleft(), "ENGINE_UNAVAILABLE", str(error))
 
     def _ask(self, process: Process, waiting: deque[int]) -> None:
-        """Ask for the first of `waiting`, or several; who has an answer waits no more."""
-        # Those that are known are short messages; another may fill the socket.
+        """Ask about the first of `waiting`, or several; remove each once it is answered."""
+        # Advances are short; a Begin may fill the socket buffer, so it is sent alone.
         known = [
             self._message(key) for key in itertools.takewhile(self._known.__contains__, waiting)
         ]
@@ -189,7 +192,7 @@ class Texts:
     def _running(self) -> Process:
         if self._unusable:
             raise self._unusable
-        if self._process and self._process.has_ended:  # for none of our messages
+        if self._process and self._process.has_ended:  # not because of a message of ours
             self.drop()
         if self._process is None:
             self._process = Process(self._setup)
@@ -226,12 +229,12 @@ class Texts:
         return sum(not self._texts[key].tokens for key in self._known)
 
     def _lost(self, waiting: deque[int]) -> None:
-        """End the process; give up the first of `waiting` if nothing else can have been its end."""
+        """Stop the process; give up the first of `waiting` unless others may be the cause."""
         assert self._process is not None
         why, was_alone = self._process.why_lost(), not self._has_answered
         self.drop()
         if why is Offence.MEMORY and not was_alone:
-            return  # it may be the memory of others, so it is tried again, alone
+            return  # other texts may have used the memory: retry this one alone
         key = waiting.popleft()
         text, said = self._texts[key], _said(why)
         _log.warning("a text of %s was given up: %s", text.form, said)
@@ -240,7 +243,7 @@ class Texts:
         self._give_up(key, self._blame(key), said)
 
     def _blame(self, key: int) -> str:
-        """Return the reason where nothing may follow: the form, or what it leads to."""
+        """Return the error reason: the form itself, or what the text led to."""
         return "STRUCTURED_OUTPUT_FAILED" if self._texts[key].tokens else "INVALID_FIELD"
 
     def _give_up(self, key: int, reason: str, why: str) -> None:

@@ -1,9 +1,10 @@
-"""Whose turn it is: texts of several tenants and paces stand in lines that share one process.
+"""Fair queueing of texts, by tenant and pace, for the one worker process.
 
-A line that comes up is due when the last one was that had its turn, and is due again later by what
-its own turn took; the one that is due first goes. So each gets its part of the process, whatever
-the turns of others take, and one that comes up waits for little more than the turn that is on: the
-start-time fair queueing of Goyal, Vin and Cheng (SIGCOMM 1996).
+Start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996). Virtual time is when the queue served
+last was due. A queue that becomes non-empty is due then, or at its own due time if that is later; a
+turn postpones it by what the turn took. The earliest is served first. So each queue gets its share
+of the process, whatever the turns of others take, and a newcomer waits for little more than the
+turn in progress.
 """
 
 import enum
@@ -12,50 +13,50 @@ from dataclasses import dataclass
 
 
 class Pace(enum.IntEnum):
-    """How long the next answer about a text is likely to take; between equals the first goes."""
+    """Expected duration of a text's next answer; among equals the lower value is served first."""
 
     QUICK = 0
     SLOW = 1
-    """Its last one took long."""
+    """The last answer took long."""
     NEW = 2
     """Its form may have to be compiled."""
 
 
 MOST_AT_ONCE = {Pace.QUICK: 16, Pace.SLOW: 1, Pace.NEW: 1}
-"""Texts in a turn. More would save little, and keep others waiting if they turn out to be slow."""
+"""Texts per turn. More would save little, and delay others if they turn out to be slow."""
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Texts that share turns."""
+    """A queue of texts that share turns."""
 
     pace: Pace
     tenant: str
 
 
 class LineTurns:
-    """Owns the lines; one in which nobody stands is soon forgotten."""
+    """Owns the queues; an empty one is forgotten once its due time has passed."""
 
     def __init__(self) -> None:
         self._keys: dict[Line, deque[int]] = {}
-        """Who stands in each; none is empty."""
+        """Texts waiting in each; none is empty."""
         self._due: dict[Line, float] = {}
-        """When each has its turn, in seconds of turns."""
+        """Virtual time of each queue's next turn, in seconds of service."""
         self._now = 0.0
-        """When the last one was due that had one."""
+        """Virtual time: when the last served queue was due."""
 
     def __len__(self) -> int:
         return len(self._keys)
 
     def add(self, line: Line, key: int) -> None:
-        """Put `key` at the end of `line`."""
+        """Append `key` to `line`."""
         if line not in self._keys:
             self._keys[line] = deque()
             self._due[line] = max(self._due.get(line, 0.0), self._now)
         self._keys[line].append(key)
 
     def take(self) -> tuple[Line, list[int]]:
-        """Take those who are next out of their line, of which there has to be one."""
+        """Remove and return the texts of the next turn, with their queue; one must be waiting."""
         line = min(self._keys, key=lambda line: (self._due[line], line.pace))
         self._now = self._due[line]
         keys = self._keys[line]
@@ -65,9 +66,9 @@ class LineTurns:
         return line, taken
 
     def charge(self, line: Line, seconds: float) -> None:
-        """Count what the turn of `line` took that was the last one."""
+        """Add what the last turn, of `line`, took to its due time."""
         self._due[line] += seconds
-        # What is due later is kept, or to come and go would be a way to the front.
+        # Keep due times in the future, or leaving and rejoining would be a way to the front.
         self._due = {
             line: due for line, due in self._due.items() if due > self._now or line in self._keys
         }

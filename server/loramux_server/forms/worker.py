@@ -1,9 +1,8 @@
-"""The process that follows forms: `python -m loramux_server.forms.worker FD`.
+"""The worker process: `python -m loramux_server.forms.worker FD`.
 
-Forms come from strangers, and the library that compiles them can be made to run out of its stack or
-of memory. So it does that here, in a process that has nothing to lose: the kernel lets it open no
-file, socket or process, memory and the processor time of each answer are limited by the system, and
-the engine starts another.
+Forms are untrusted input, and can make the library that compiles them overflow its stack or exhaust
+memory. So this runs in a sandboxed process: it can open no file, socket or process, the system
+limits its memory and the processor time of each answer, and the engine can start another.
 """
 
 import itertools
@@ -33,13 +32,13 @@ from loramux_server.forms.messages import (
 )
 
 KEPT = 16
-"""Forms that stay compiled."""
+"""Compiled forms in the LRU cache."""
 MOST_FORCED = 64
-"""Tokens of which it is told that nothing else can come."""
+"""Most forced tokens in an answer."""
 _FORCED_SECONDS = 0.001
-"""Processor time of an answer beyond which it is not found out what is forced."""
+"""Processor time of an answer beyond which forced tokens are not computed."""
 _AHEAD_SECONDS = 0.01
-"""Processor time after which no more is found out about a draft."""
+"""Processor time after which computing masks behind a draft stops."""
 
 
 class UnusableFormError(Exception):
@@ -48,7 +47,7 @@ class UnusableFormError(Exception):
 
 @dataclass(slots=True, eq=False)
 class _Compiled:
-    """A compiled form. What is found out about it in one text, all of its texts know."""
+    """A compiled form. State computed for one of its texts is shared by all of them."""
 
     matcher: LLMatcher
     num_texts: int = 0
@@ -61,19 +60,19 @@ class _Text:
     matcher: LLMatcher
     tokens: list[int]
     bits: bytes = b""
-    """What may come next."""
+    """Mask of the tokens that may come next."""
     is_alone: bool = False
-    """Whether `compiled` has nothing that was found out for other texts, or drafts."""
+    """Whether `compiled` is used by this text only, and by no draft."""
 
 
 class TextFollower:
-    """Knows where in its form each text is."""
+    """Tracks the parser state of each text."""
 
     def __init__(self, setup: Setup) -> None:
-        """Read the tokenizer, which takes a second where it is large.
+        """Read the tokenizer; a large one takes a second.
 
         Raises:
-            ValueError: The library cannot make text of its tokens.
+            ValueError: The library cannot use this tokenizer.
         """
         self._tokenizer = LLTokenizer(
             tokenizer_of(setup.tokenizer_json),
@@ -82,13 +81,13 @@ class TextFollower:
         )
         self._ends = bits_of(setup.end_tokens)
         self._controls = bits_of(added_tokens(setup.tokenizer_json)) & ~self._ends
-        """A grammar can ask for them by number."""
+        """Added tokens other than the ends; a grammar can ask for them by id."""
         self._live: dict[int, _Text] = {}
         self._compiled: OrderedDict[Form, _Compiled] = OrderedDict()
-        """Those that were used last, the last one last."""
+        """LRU cache, the most recently used last."""
 
     def answer(self, message: ToWorker) -> Allowed | Foreseen | Broken | None:
-        """Return which tokens may come next, or why none may; None if nobody asks."""
+        """Return which tokens may come next, or why none may; None if no answer is due."""
         if isinstance(message, End):
             self._live.pop(message.key, None)
             return None
@@ -107,7 +106,7 @@ class TextFollower:
             return Broken(str(error))
 
     def _begin(self, message: Begin) -> float | None:
-        """Return how long the form took to compile, if it had to be."""
+        """Start a text; return the seconds spent compiling its form, None if it was cached."""
         form, seconds = message.form, None
         if form not in self._compiled:
             begin = time.perf_counter()
@@ -128,7 +127,7 @@ class TextFollower:
             return text.bits
         if text.compiled.num_texts == 1:
             raise UnusableFormError(said(text.matcher.get_error()))
-        # It may be at its limits because of other texts, so this one goes on with its own.
+        # Other texts may have used up the shared limits, so this one continues with its own copy.
         if self._compiled.get(text.form) is text.compiled:
             del self._compiled[text.form]
         self._live[key] = _copied(text.form, self._compile(text.form))
@@ -139,7 +138,7 @@ class TextFollower:
         begin, found, bits = time.process_time(), list[bytes](), text.bits
         if text.is_alone:
             return Foreseen(None, 0.0)
-        # As another text of the form a draft may take it to its limits.
+        # Like another text of the form, a draft may use up the shared limits.
         text.compiled.num_texts += 1
         matcher = text.matcher.deep_copy()
         for token in draft:
@@ -157,7 +156,10 @@ class TextFollower:
         return Foreseen(found, time.process_time() - begin)
 
     def _forced(self, text: _Text) -> list[int]:
-        """Return the tokens that come next unless what they say is said in others."""
+        """Return the tokens of the only possible continuation, up to an end token.
+
+        Other tokens may spell the same text.
+        """
         tokens = text.matcher.deep_copy().compute_ff_tokens()[:MOST_FORCED]
         return list(itertools.takewhile(lambda token: not self._ends >> token & 1, tokens))
 
@@ -166,7 +168,11 @@ class TextFollower:
         return self._without_controls(bits, matcher) if form.kind is FormKind.GRAMMAR else bits
 
     def _without_controls(self, bits: bytes, matcher: LLMatcher) -> bytes:
-        """Return `bits` without control tokens, of which only the end counts where a text ends."""
+        """Return `bits` without control tokens; end tokens stay where the text may end.
+
+        Raises:
+            UnusableFormError: Nothing else is left.
+        """
         allowed = int.from_bytes(bits, "little") & ~self._controls
         if allowed & self._ends and not matcher.is_accepting():
             allowed &= ~self._ends
@@ -191,17 +197,17 @@ def _copied(form: Form, compiled: _Compiled) -> _Text:
 
 
 def prepare(message: bytes) -> Work | bytes:
-    """Return how to follow forms after `message`, a Setup, or why none can be."""
+    """Return the work of this process after `message`, a Setup, or the answer that refuses it."""
     setup = decode_setup(message)
     try:
         follower = TextFollower(setup)
     # A panic in the library is a BaseException.
     except BaseException as error:
         return encode(Prepared(said(str(error))))
-    # What is imported when it is first needed is imported now.
+    # Triggers lazy imports, which are impossible once sandboxed.
     follower.answer(Begin(0, Form(FormKind.JSON_OBJECT), []))
     follower.answer(End(0))
-    silence()  # a panic tells what it was about
+    silence()  # a panic message may contain user content
 
     def answer(message: bytes) -> bytes | None:
         found = follower.answer(decode_to_worker(message))
