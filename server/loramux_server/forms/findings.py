@@ -29,8 +29,8 @@ class Ahead:
 
     key: int
     behind: Sequence[bytes]
-    """Masks like `Next.allowed`, one per draft token; fewer if one is not allowed or it takes too
-    long."""
+    """One mask as in `Next.allowed` per draft token; fewer if one is not allowed or time is
+    short."""
 
 
 class Findings:

@@ -31,8 +31,7 @@ class Form(Struct, frozen=True):
     """The schema, regular expression or grammar."""
     choices: tuple[str, ...] = ()
     before: str = ""
-    """Lark rules for the text that precedes the form, starting with `before`; empty if there is
-    none."""
+    """Lark rules for what precedes the form, starting with `before`; empty if nothing does."""
 
     @property
     def field(self) -> str:

@@ -32,7 +32,7 @@ _SPACE = r"\n?[ \t]{0,32}"
 def grammar_of(form: Form) -> str:
     """Return the llguidance grammar of `form`, which may still fail to compile.
 
-    `form.before` is not used for the kind `grammar`, which has its own rules.
+    A form of kind `grammar` has its own rules, so its `before` must be empty.
 
     Raises:
         ValueError: The form is invalid.
@@ -51,11 +51,11 @@ def grammar_of(form: Form) -> str:
 
 
 def tokenizer_of(tokenizer_json: str) -> str:
-    """Return `tokenizer_json`, adapted for llguidance, with unguessable names for its added tokens.
+    """Return the tokenizer in a form that llguidance takes: added tokens get unguessable names.
 
-    Without that, the library would take `</s>` in a form for the end token. Nor does it support
-    tokens beyond the base model's vocabulary, characters that are dropped when tokens are decoded,
-    or T5's decoder.
+    Otherwise the library would take `</s>` in a form for the end token. Nor does it support tokens
+    beyond the base model's vocabulary, characters that are dropped when tokens are decoded, or T5's
+    decoder.
     """
     content: dict[str, Any] = json.loads(tokenizer_json)
     _leave_out(content)

@@ -96,9 +96,7 @@ class Texts:
             self._look_ahead()
 
     def give_up_all(self) -> None:
-        """Fail all texts after an internal error, so that none waits for an answer that never
-        comes.
-        """
+        """Fail all texts after an internal error, so that none waits for ever."""
         self.drop()
         for key in list(self._texts):
             self._give_up(key, "INTERNAL", "an internal error")

@@ -1,1 +1,1 @@
-"""Text and tokens."""
+"""Tokenization and detokenization."""

@@ -1,8 +1,8 @@
-"""Tokenizers that do not know control tokens by their names, so that no text becomes one.
+"""Tokenizers that do not match control tokens by name, so that no text becomes one.
 
-The library can be told to take `</s>` in a text for text, and then does not look for it. But where
-the vocabulary has it as a piece, as those of T5, XLM-R and DeBERTa do, the model of the tokenizer
-finds it all the same. So there such a piece gets a name that nobody can write.
+With `encode_special_tokens`, the library does not look for `</s>` in a text. But where the
+vocabulary contains it as a piece, as in T5, XLM-R and DeBERTa, the tokenizer's model still finds
+it. Such a piece is renamed to something that nobody can guess.
 """
 
 import secrets
@@ -15,12 +15,12 @@ _SECRET = secrets.token_hex(8)
 
 
 def name_for(token: int) -> str:
-    """Return what `token` is called instead, while this process lives."""
+    """Return the new name of `token`, fixed for the lifetime of this process."""
     return f"{_SECRET}x{token}x"
 
 
 def finds(tokenizer: Tokenizer, names: Mapping[int, str]) -> bool:
-    """Return whether `tokenizer`, which is told to take `names` for text, makes tokens of them.
+    """Return whether `tokenizer`, set to treat `names` as plain text, still makes tokens of them.
 
     Args:
         tokenizer: The tokenizer.
@@ -37,9 +37,8 @@ def nameless(described: Mapping[str, Any], tokens: Set[int]) -> dict[str, Any]:
     """Return a tokenizer that knows none of its added `tokens` by name.
 
     Args:
-        described: It, as tokenizer.json describes it.
-        tokens: The tokens. One that stands for all that the tokenizer does not know keeps its name
-            where the model calls it by that.
+        described: The tokenizer, as in tokenizer.json.
+        tokens: Ids of the tokens. The model's unknown token keeps its name.
     """
     model, added = dict(described["model"]), described.get("added_tokens", [])
     unknown = model.get("unk_token")
@@ -67,6 +66,6 @@ def nameless(described: Mapping[str, Any], tokens: Set[int]) -> dict[str, Any]:
 
 
 def _of(merge: str | list[str]) -> tuple[str, str, str]:
-    """Return the pieces of a merge, and what becomes of them."""
+    """Return the two pieces of a merge, and the piece that they form."""
     first, second = merge.split(" ") if isinstance(merge, str) else merge
     return first, second, first + second

@@ -1,13 +1,13 @@
-"""Finding stop strings in a text that arrives in pieces."""
+"""Detection of stop strings in streamed text."""
 
 from collections.abc import Sequence
 
 
 class StopStrings:
-    """Lets text through that can no longer be part of a stop string."""
+    """Holds back text that may still become part of a stop string."""
 
     def __init__(self, stops: Sequence[str], *, include: bool) -> None:
-        """Look for `stops`; keep the one that is found in the text if `include`."""
+        """Look for `stops`; the one that is found stays in the text if `include`."""
         self._stops = [stop for stop in stops if stop]
         self._include = include
         self._held = ""
@@ -17,7 +17,7 @@ class StopStrings:
         if not self._stops:
             return text, None
         held = self._held + text
-        # The one that ends first; of several that end there, the one that began first.
+        # The match that ends first; of several that end there, the one that starts first.
         found = [
             (position + len(stop), position, stop)
             for stop in self._stops
@@ -32,13 +32,13 @@ class StopStrings:
         return held[: len(held) - keep], None
 
     def flush(self) -> str:
-        """Return the text that was held back, at the end of the completion."""
+        """Return the text still held back, at the end of the completion."""
         held, self._held = self._held, ""
         return held
 
 
 def overlap(stop: str, text: str) -> int:
-    """Return the length of the longest end of `text` that is a beginning of `stop`, but not all."""
+    """Return the length of the longest suffix of `text` that is a proper prefix of `stop`."""
     for size in range(min(len(stop) - 1, len(text)), 0, -1):
         if text.endswith(stop[:size]):
             return size

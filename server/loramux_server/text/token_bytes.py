@@ -1,4 +1,4 @@
-"""What each token is in UTF-8, also where it is but a part of a character."""
+"""The UTF-8 bytes of each token, even where it is only part of a character."""
 
 import json
 import re
@@ -8,14 +8,15 @@ from tokenizers import Tokenizer
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _KNOWN = {"ByteLevel", "ByteFallback", "Replace", "Metaspace", "Fuse", "Strip"}
-"""Decoders that turn a token into what it always is; the last two look at a text's ends."""
+"""Decoders that treat each token the same way everywhere, except that the last two also look at the
+ends of a text."""
 
 
 class TokenBytes:
-    """The bytes of a tokenizer's tokens, without what a text has at its ends alone."""
+    """The bytes of a tokenizer's tokens, regardless of their position in a text."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        """Read what `tokenizer` has; tokens that it gets later are unknown."""
+        """Read the decoders of `tokenizer`; tokens added to it later are unknown."""
         self._tokenizer = tokenizer
         added = tokenizer.get_added_tokens_decoder()
         self._added = {token: about.content.encode() for token, about in added.items()}
@@ -24,7 +25,7 @@ class TokenBytes:
         self._replaced = [found for step in steps if (found := _replaced(step))]
 
     def of(self, token: int) -> bytes:
-        """Return the bytes of `token`; none if there is no such token."""
+        """Return the bytes of `token`; empty if there is no such token."""
         if token in self._added:
             return self._added[token]
         piece = self._tokenizer.id_to_token(token)
@@ -43,7 +44,7 @@ class TokenBytes:
 
 
 def _steps(tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """Return the decoders of `tokenizer`, as its file describes them."""
+    """Return the decoder steps of `tokenizer`, as in tokenizer.json."""
     if tokenizer.decoder is None:
         return []
     described: dict[str, Any] = json.loads(tokenizer.decoder.__getstate__())
@@ -60,9 +61,9 @@ def _replaced(step: dict[str, Any]) -> tuple[str, str] | None:
 
 
 def _byte_characters() -> list[str]:
-    """Return the characters that stand for bytes in vocabularies of GPT-2 and after it.
+    """Return the characters that stand for bytes in byte-level BPE vocabularies, as in GPT-2.
 
-    Those that can be seen stand for themselves, the others come in their order from 256 on.
+    Printable characters stand for themselves, the other bytes map in order to 256 and up.
     """
     seen = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), 256)]
     unseen = [byte for byte in range(256) if byte not in seen]
@@ -72,5 +73,5 @@ def _byte_characters() -> list[str]:
 
 
 BYTE_CHARACTERS = _byte_characters()
-"""What stands for each byte."""
+"""The character that stands for each byte."""
 _BYTES = {character: byte for byte, character in enumerate(BYTE_CHARACTERS)}

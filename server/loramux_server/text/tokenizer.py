@@ -1,4 +1,4 @@
-"""Text -> tokens, and tokens -> text as they come."""
+"""Tokenization, and incremental detokenization."""
 
 import json
 from collections.abc import Iterator, Sequence, Set
@@ -16,44 +16,45 @@ from loramux_server.text.pieces.beyond import Beyond
 from loramux_server.text.token_bytes import TokenBytes
 
 MAX_UNBROKEN = 64 << 10
-"""Longest run of characters without white space, which to some tokenizers is one word."""
+"""Maximum run of characters without white space, which some tokenizers treat as one word."""
 OFF_LOOP = 4096
-"""Characters from which a text is tokenized in a thread."""
+"""Characters from which a text is tokenized in a thread, off the event loop."""
 Span = tuple[int, int]
 """First character and the one after the last, in code points."""
 _MAX_CONTEXT = 6
-"""Tokens at the end of a prompt that are looked at, to know whether a text goes on."""
+"""Tokens at the end of a prompt that may affect the first text after it, such as a space."""
 _MAX_BYTES = 4
-"""Bytes of a character in UTF-8."""
+"""Maximum bytes of a character in UTF-8."""
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-"""What stands for bytes that are no character, or not yet one."""
+"""What the library decodes invalid or incomplete bytes to."""
 
 
 class TextPair(NamedTuple):
-    """Two texts that are read as one."""
+    """Two texts, tokenized as a pair."""
 
     tokens: list[int]
     places: Encoding
-    """Where in which of the texts each of them is."""
+    """The library's encoding: which text, and where in it, each token comes from."""
 
 
 class TextTokenizer:
-    """The base model's tokenizer, with tokens of an adapter."""
+    """The base model's tokenizer, with the added tokens of an adapter."""
 
     _control: Tokenizer
     _plain: Tokenizer
 
     def __init__(self, base: "str | TextTokenizer", added: Sequence[AddedToken] = ()) -> None:
-        """Make it ready; to read a large vocabulary takes a second.
+        """Load it; a large vocabulary takes a second.
 
         Args:
-            base: The base model's: its tokenizer.json, or what was made of that, to share it.
-            added: An adapter's own tokens, by their ids; those that the base has are no others.
+            base: The base model's tokenizer.json, or its loaded tokenizer, to share the vocabulary.
+            added: An adapter's added tokens, in the order of their ids; those of the base may be
+                among them.
 
         Raises:
-            ValueError: They do not follow the base's.
+            ValueError: Their ids do not continue the base's.
         """
-        # Two, because whether `</s>` in a text is a control token is state of a tokenizer.
+        # Two instances: whether `</s>` in a text is a control token is a setting of a tokenizer.
         if isinstance(base, str):
             self._control = _load(base)
             self._plain = _plain(self._control, base)
@@ -73,9 +74,9 @@ class TextTokenizer:
 
         Args:
             text: What the user wrote.
-            field: The request field that it is.
+            field: The request field that holds it, for errors.
             parse_special: Whether text such as `</s>` is a control token or plain text.
-            add_special: Whether the tokenizer puts its own prefix before the text.
+            add_special: Whether to add the tokenizer's own special tokens, such as a prefix.
 
         Raises:
             InvalidArgumentError: The text cannot be tokenized.
@@ -85,10 +86,10 @@ class TextTokenizer:
     def encode_placed(
         self, text: str, field: str, *, parse_special: bool, add_special: bool
     ) -> tuple[list[int], list[Span | None]]:
-        """Return the tokens of `text`, the request field `field`, and where in it each is.
+        """Return the tokens of `text`, and where in it each one is.
 
-        Tokens that share a character share its place; None stands for those that are of no text.
-        The arguments, and what is raised, are else those of `encode`.
+        Tokens that share a character share its span; None stands for tokens that are not from the
+        text. Arguments and errors are those of `encode`.
         """
         found = self._encoding(text, field, parse_special, add_special)
         is_added = found.special_tokens_mask if add_special else [0] * len(found.ids)
@@ -101,8 +102,8 @@ class TextTokenizer:
     ) -> TextPair:  # fmt: skip
         """Return the tokens of two texts, joined as the tokenizer joins a pair.
 
-        The arguments, of which `fields` are the request fields of `texts`, and what is raised, are
-        else those of `encode`.
+        `fields` are the request fields of `texts`. Other arguments and errors are those of
+        `encode`.
         """
         for text, field in zip(texts, fields, strict=True):
             check_unbroken(text, field)
@@ -111,7 +112,7 @@ class TextTokenizer:
             with panics_refused(fields[1]):
                 found = tokenizer.encode(*texts, add_special_tokens=add_special)
         except InvalidArgumentError:
-            # Alone it tells whether it is the first text that cannot be tokenized.
+            # Encoded alone, the first text shows whether it is at fault.
             self._encoding(texts[0], fields[0], parse_special, add_special)
             raise
         return TextPair(self._beyond.read(found.ids), found)
@@ -127,16 +128,16 @@ class TextTokenizer:
         return tuple(token for token in added if self._control.id_to_token(token.id) is None)
 
     def token_of(self, text: str) -> int | None:
-        """Return the token that is called `text`; None if there is none."""
+        """Return the id of the token named `text`; None if there is none."""
         found: int | None = self._control.token_to_id(text)
         return None if found is None or found in self._beyond.tokens else found
 
     def bytes_of(self, token: int) -> bytes:
-        """Return what `token` is in UTF-8, which may be a part of a character."""
+        """Return the UTF-8 bytes of `token`, which may be part of a character."""
         return b"" if token in self._beyond.tokens else self._bytes.of(token)
 
     def text_of(self, tokens: Sequence[int], *, skip_special: bool = False) -> str:
-        """Return the text of `tokens`, in which control tokens have names or are left out."""
+        """Return the text of `tokens`, with control tokens by name, or skipped."""
         known = [token for token in tokens if token not in self._beyond.tokens]
         return str(self._control.decode(known, skip_special_tokens=skip_special))
 
@@ -151,10 +152,10 @@ class TextTokenizer:
         """Return a decoder for what follows `prompt`.
 
         Args:
-            prompt: What went before.
-            skip_special: Whether control tokens give no text.
-            ends: Tokens that are such, whatever the tokenizer says of them.
-            shown: Control tokens that give text in either case.
+            prompt: The tokens before.
+            skip_special: Whether control tokens are left out of the text.
+            ends: Tokens that count as control tokens, even if the tokenizer does not say so.
+            shown: Control tokens that appear in the text in any case.
         """
         silent = (self._special | ends) - shown if skip_special else frozenset[int]()
         if self._beyond.tokens:  # the base may have an id for which there is no text
@@ -163,17 +164,17 @@ class TextTokenizer:
 
 
 class TextDecoder:
-    """Turns tokens into text without ever splitting a character.
+    """Detokenizes incrementally without ever splitting a character.
 
     The library's own `DecodeStream` decodes everything since the last whole character again for
-    each token: of bytes that never form one, which any caller can force by a bias, 20,000 took it
-    52 seconds. This one looks at a few tokens only, so that a token costs the same however long
-    the text is: those that gave the last piece of text, because a space may depend on them, and
-    those after it.
+    each token: 20,000 tokens that never form one, which any caller can force by a bias, took it 52
+    seconds. This one only decodes a few tokens, so that a token costs the same however long the
+    text is: those that gave the last piece of text, because a space may depend on them, and those
+    after it.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], silent: Set[int]) -> None:
-        """Decode what follows `prompt`; tokens of `silent` give no text."""
+        """Decode what follows `prompt`; tokens in `silent` give no text."""
         self._tokenizer = tokenizer
         self._silent = silent
         self._window = self._context(prompt)
@@ -190,7 +191,7 @@ class TextDecoder:
         if text.endswith(_REPLACEMENT) or len(text) <= len(self._given):
             if end - self._num_given <= _MAX_BYTES:
                 return ""
-            # The first of them is no beginning of a character: that would be whole by now.
+            # The first of them cannot start a character: it would be complete by now.
             end = self._num_given + 1
             begin = max(0, end - _MAX_BYTES)
             text = self._decode(self._window[:end])
@@ -201,7 +202,7 @@ class TextDecoder:
         return piece
 
     def _context(self, prompt: Sequence[int]) -> list[int]:
-        """Return the end of `prompt`, short, but whole characters; none if it breaks one off."""
+        """Return the shortest suffix of `prompt` that is whole characters, or none."""
         for size in range(1, _MAX_CONTEXT + 1):
             end = [token for token in prompt[-size:] if token not in self._silent]
             text = self._decode(end)
@@ -214,10 +215,10 @@ class TextDecoder:
 
 
 def check_unbroken(text: str, field: str) -> None:
-    """Demand that `text`, of the request field `field`, has white space in it now and then.
+    """Check that `text`, of the request field `field`, has no very long run without white space.
 
     Raises:
-        InvalidArgumentError: It has not.
+        InvalidArgumentError: It has one.
     """
     longest = max(map(len, text.split()), default=0)
     if longest > MAX_UNBROKEN:
@@ -227,14 +228,14 @@ def check_unbroken(text: str, field: str) -> None:
 
 @contextmanager
 def panics_refused(field: str) -> Iterator[None]:
-    """Turn what the library raises for a text of `field` into an error of the caller.
+    """Turn anything the library raises for a text of `field` into an error of the caller.
 
     Raises:
         InvalidArgumentError: The text cannot be tokenized.
     """
     try:
         yield
-    # A panic in the library is a BaseException, and another user's server must not stop for it.
+    # A panic in the library is a BaseException, and must not stop a server that others use.
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
@@ -249,7 +250,7 @@ def _load(tokenizer_json: str) -> Tokenizer:
 
 
 def _plain(tokenizer: Tokenizer, tokenizer_json: str) -> Tokenizer:
-    """Return `tokenizer`, of `tokenizer_json`, as one for which control tokens are plain text."""
+    """Return a copy of `tokenizer`, of `tokenizer_json`, to which control tokens are plain text."""
     plain = twin_of(tokenizer)
     plain.encode_special_tokens = True
     special = {
@@ -263,7 +264,7 @@ def _plain(tokenizer: Tokenizer, tokenizer_json: str) -> Tokenizer:
 
 
 def twin_of(tokenizer: Tokenizer) -> Tokenizer:
-    """Return another with the same parts: a large vocabulary takes tens of megabytes."""
+    """Return a copy that shares all parts, as a large vocabulary takes tens of megabytes."""
     twin = Tokenizer(tokenizer.model)
     for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
         setattr(twin, part, getattr(tokenizer, part))
@@ -273,10 +274,10 @@ def twin_of(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def _add(tokenizer: Tokenizer, added: Sequence[AddedToken]) -> list[AddedToken]:
-    """Add those of `added` that are not there, and return them.
+    """Add those of `added` that are missing, and return them.
 
     Raises:
-        ValueError: They do not follow those that are.
+        ValueError: Their ids do not continue those of the tokenizer.
     """
     new = []
     for token in added:

@@ -1,1 +1,1 @@
-"""Tokenizers of the tokenizers library, made of what other libraries read."""
+"""Tokenizers of the tokenizers library, built from files in other formats."""

@@ -1,9 +1,8 @@
-"""Tokens that a tokenizer takes a text apart into, and that its base model does not have.
+"""Tokens that a tokenizer needs for segmentation, but that its base model lacks.
 
-Of what a SentencePiece model or a list of merges makes, a vocabulary may lack some, and the base
-reads these as unknown. A tokenizer needs them nevertheless, since a text falls apart by all that
-there are. So they have ids beyond the base's, which become that of the unknown token where a text
-is encoded.
+A vocabulary may lack some of the pieces of a SentencePiece model or of a list of merges; the base
+reads these as unknown. The tokenizer needs them nevertheless, since segmentation depends on all of
+them. So they get ids beyond the base's, which encoding replaces by that of the unknown token.
 """
 
 from collections.abc import Sequence
@@ -14,19 +13,19 @@ from loramux_server.text.pieces.names import BEYOND, UNKNOWN
 
 
 class Beyond:
-    """Turns tokens of a tokenizer into those of its base model."""
+    """Maps a tokenizer's tokens to those of its base model."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        """Find out where in `tokenizer` they are, if it has any."""
+        """Find the tokens beyond the base model in `tokenizer`, if it has any."""
         first = tokenizer.token_to_id(BEYOND)
         self.tokens = range(0)
-        """Those that the base model does not have."""
+        """Ids that the base model does not have."""
         if first is not None:
             self.tokens = range(first, tokenizer.get_vocab_size(with_added_tokens=False))
             self._unknown = tokenizer.encode(UNKNOWN, add_special_tokens=False).ids[-1]
 
     def read(self, tokens: Sequence[int]) -> list[int]:
-        """Return `tokens` as the base model reads them."""
+        """Return `tokens` with those beyond the base replaced by the unknown token."""
         if not self.tokens:
             return list(tokens)
         return [self._unknown if token in self.tokens else token for token in tokens]

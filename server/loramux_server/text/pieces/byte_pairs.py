@@ -1,10 +1,11 @@
-"""Merges of characters in words, as fastBPE and subword-nmt write them: PhoBERT and BERTweet.
+"""BPE in the formats of fastBPE and subword-nmt, for PhoBERT and BERTweet.
 
-Where a word goes on behind a piece, `@@` follows that in the vocabulary. In a tokenizer of the
-tokenizers library it is the other way around: what ends a word is marked. Pieces that the merges
-make and the vocabulary lacks have ids beyond the base's (`beyond.py`).
+There, `@@` marks a piece of the vocabulary after which the word continues. The tokenizers library
+marks the end of a word instead. Pieces that merges produce and the vocabulary lacks have ids beyond
+the base's (`beyond.py`).
 
-Token ids are those of transformers, unless merges are not in the order in which they were learned.
+Token ids are those of transformers, unless the merges are not in the order in which they were
+learned.
 """
 
 from collections.abc import Mapping
@@ -19,20 +20,20 @@ _SPACES = (
     r"\x{9}-\x{d}\x{1c}-\x{20}\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}"
     r"\x{205f}\x{3000}"
 )
-"""What is white space to Python."""
+"""White space as Python defines it."""
 _WORD = rf"[^{_SPACES}]+\n?"
-"""A word, of which a line break behind it is a part."""
+"""A word, including a line break after it."""
 
 
 def read_vocabulary(text: str, first: list[str]) -> dict[str, int]:
     """Return the tokens of a vocabulary and their ids.
 
     Args:
-        text: Lines of a token and how often it was seen.
-        first: Tokens before those.
+        text: One token and its count per line.
+        first: Tokens that precede those.
 
     Raises:
-        ValueError: A line is none of these.
+        ValueError: A line is malformed.
     """
     found = {token: number for number, token in enumerate(first)}
     for line in text.splitlines():
@@ -49,18 +50,18 @@ def make_tokenizer(
     """Return the tokenizer of the merges `codes`, whose tokens have the ids of `vocabulary`.
 
     Args:
-        codes: Lines of two pieces and how often they were seen side by side.
+        codes: Two pieces and the count of their pair per line.
         vocabulary: Text -> id, of all tokens.
         unknown: The token for other pieces.
-        control: Tokens that are made of no text.
+        control: Tokens that no text is encoded to.
 
     Raises:
-        ValueError: A line is none of these.
+        ValueError: A line is malformed.
     """
     merges: dict[tuple[str, str], None] = {}
     for line in codes.split("\n")[:-1]:
         one, other = _pair(line)
-        merges.pop((one, other), None)  # the last of the same counts
+        merges.pop((one, other), None)  # the last duplicate wins
         merges[one, other] = None
     ids = {_name_of(text, control): token for text, token in vocabulary.items()}
     needed = dict.fromkeys(piece for pair in merges for piece in (*pair, "".join(pair)))

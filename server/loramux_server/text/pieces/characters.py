@@ -1,19 +1,18 @@
-"""How SentencePiece replaces characters, in steps of the tokenizers library.
+"""SentencePiece's character normalization, in normalizers of the tokenizers library.
 
-A SentencePiece model has a list of what is replaced, mostly NFKC and some white space, and at each
-place of a text takes the longest entry. The tokenizers library reads the list, too, but looks up
-what is seen as one character, and of entries for it takes the shortest, which loses accents. So
-where a list is made of NFKC, that goes before it, and nothing is left for several characters
-together.
+A SentencePiece model has a table of replacements, mostly NFKC and some white space, and applies the
+longest entry at each position. The tokenizers library reads the table, too, but looks up grapheme
+clusters, and takes the shortest entry for one, which loses accents. So where a table is derived
+from NFKC, NFKC runs first, and no entries for several characters are left to apply.
 
-What becomes of a text is the same but for this:
+The result is the same, with these exceptions:
 
-- Marks of which one stands between another and the letter with which that makes one character:
-  of an `a` with a cedilla and an acute the acute goes to the `a`. Behind what is replaced by
-  several characters, such as a ligature, a mark goes to the last of them.
-- Characters of later versions of Unicode than the list's are replaced where NFKC has them.
-- In a list that is not NFKC a mark behind a character that is replaced may be lost, and several
-  characters that are replaced together, of six bytes or more, are replaced one by one.
+- A combining mark between a letter and another mark that composes with the letter: of `a` + cedilla
+  + acute, the acute composes with the `a`. After a character that is replaced by several, such as a
+  ligature, a mark attaches to the last of them.
+- Characters of later Unicode versions than the table's are replaced as NFKC says.
+- With a table not derived from NFKC, a mark after a replaced character may be lost, and entries for
+  several characters, of six bytes or more, are replaced character by character.
 """
 
 import sys
@@ -27,18 +26,18 @@ from tokenizers import Regex, normalizers
 from loramux_server.text.pieces.names import SPACE
 
 _NFKC = ("nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf")
-"""Names of lists that are made of NFKC."""
+"""Names of rules that are derived from NFKC."""
 _WAVE = "\uff5e"
-"""Character that NFKC replaces, and some of the lists do not."""
+"""A character that NFKC replaces, and some of the tables do not."""
 
 
 def replacing(name: str, charsmap: bytes, marks: tuple[str, str]) -> list[normalizers.Normalizer]:
-    """Return what replaces characters of a text as the list `charsmap` called `name` says.
+    """Return normalizers that replace characters as the table `charsmap` called `name` says.
 
     Args:
-        name: As SentencePiece calls it.
-        charsmap: The list, in SentencePiece's own format; empty for none.
-        marks: Two characters that no text has.
+        name: SentencePiece's name of the rules.
+        charsmap: The table, in SentencePiece's own format; empty for none.
+        marks: Two characters that occur in no text.
     """
     if not charsmap:
         return []
@@ -51,7 +50,7 @@ def replacing(name: str, charsmap: bytes, marks: tuple[str, str]) -> list[normal
         found.append(normalizers.Replace(SPACE, " "))
     if keeps_wave := listed.normalize_str(_WAVE) == _WAVE:
         found.append(normalizers.Replace(_WAVE, kept))
-    # It would bring marks into an order, too.
+    # NFKC would also reorder combining marks, unless they are kept apart.
     found.append(normalizers.Replace(Regex(_out_of_order()), parting))
     found += [normalizers.NFKC(), normalizers.Replace(parting, ""), listed]
     if keeps_wave:
@@ -60,7 +59,7 @@ def replacing(name: str, charsmap: bytes, marks: tuple[str, str]) -> list[normal
 
 
 def class_of(characters: Collection[str]) -> str:
-    """Return what stands between brackets for one of `characters` in an expression."""
+    """Return the inside of a bracket expression (regex) that matches one of `characters`."""
     runs: list[list[int]] = []
     for point in sorted(map(ord, characters)):
         if runs and point == runs[-1][1] + 1:
@@ -72,7 +71,7 @@ def class_of(characters: Collection[str]) -> str:
 
 @cache
 def _out_of_order() -> str:
-    """Return what is between two marks that Unicode has in the other order."""
+    """Return a regex for positions between two combining marks that are not in canonical order."""
     by_order = defaultdict(set)
     for point in range(sys.maxunicode + 1):
         if order := unicodedata.combining(chr(point)):

@@ -1,4 +1,4 @@
-"""The folder of a tokenizer, as transformers saves one that is not of the tokenizers library."""
+"""The files of a tokenizer that transformers saved without a tokenizer.json."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -11,17 +11,17 @@ from tokenizers import Tokenizer
 
 CONFIG = "tokenizer_config.json"
 LEGACY = ("special_tokens_map.json", "added_tokens.json")
-"""What older versions wrote beside it: names of special tokens, and ids of added ones."""
+"""Files of older versions: names of special tokens, and ids of added ones."""
 MODEL_CONFIG = "config.json"
 TEMPLATE = "chat_template.jinja"
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-"""What tokens are for, in the order in which those that a vocabulary lacks get their ids."""
+"""Roles of special tokens, in the order in which those missing in a vocabulary get their ids."""
 _EXTRA = ("extra_special_tokens", "additional_special_tokens")
 
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """A token that is found in a text before that is taken apart."""
+    """A token that is matched in a text before the model segments the rest."""
 
     content: str
     is_special: bool = True
@@ -34,7 +34,7 @@ class TokenizerFolder:
     """The files of a tokenizer."""
 
     def __init__(self, path: Path) -> None:
-        """Read what the folder `path` says of its tokenizer.
+        """Read the tokenizer config of the folder `path`.
 
         Raises:
             OSError: A file cannot be read.
@@ -50,7 +50,7 @@ class TokenizerFolder:
 
         Raises:
             OSError: It cannot be read.
-            ValueError: It is no JSON object.
+            ValueError: It is not a JSON object.
         """
         path = self.path / name
         found = json.loads(path.read_bytes()) if path.is_file() else {}
@@ -63,7 +63,7 @@ class TokenizerFolder:
 
         Raises:
             OSError: It cannot be read.
-            ValueError: It is no JSON object of integers.
+            ValueError: It is not a JSON object of integers.
         """
         found = self.json(name)
         for text, token in found.items():
@@ -72,10 +72,10 @@ class TokenizerFolder:
         return found
 
     def named(self, defaults: Mapping[str, str]) -> dict[str, Added]:
-        """Return the tokens that have a name such as `eos_token`, by it, in their order.
+        """Return the special tokens by role, such as `eos_token`, in the order of NAMES.
 
         Raises:
-            ValueError: One is neither a text nor a token.
+            ValueError: One is neither a string nor a token.
         """
         found = {name: self.config.get(name, defaults.get(name)) for name in NAMES}
         return {name: _added(token) for name, token in found.items() if token}
@@ -83,15 +83,15 @@ class TokenizerFolder:
     def added(
         self, vocabulary: Mapping[str, int], named: Iterable[Added], instead: Iterable[str] = ()
     ) -> dict[int, Added]:
-        """Return the added tokens by their ids, of which some are beyond those of `vocabulary`.
+        """Return the added tokens by id; ids may lie beyond those of `vocabulary`.
 
         Args:
-            vocabulary: All others.
-            named: Those that have a name.
-            instead: Those that there are beside them where the folder lists none.
+            vocabulary: All other tokens.
+            named: The special tokens that have a role.
+            instead: Further special tokens to assume if the folder lists none.
 
         Raises:
-            ValueError: One is neither a text nor a token.
+            ValueError: One is neither a string nor a token.
         """
         listed = next((self.config[key] for key in _EXTRA if self.config.get(key)), instead)
         if isinstance(listed, dict):
@@ -115,7 +115,7 @@ class TokenizerFolder:
         return found
 
     def chat_template(self) -> str | None:
-        """Return the template that makes a prompt of a chat; None if there is none."""
+        """Return the chat template; None if there is none."""
         if (path := self.path / TEMPLATE).is_file():
             return path.read_text()
         found = self.config.get("chat_template")
@@ -125,7 +125,7 @@ class TokenizerFolder:
 
 
 def add_to(tokenizer: Tokenizer, added: Mapping[int, Added]) -> None:
-    """Let `tokenizer`, whose model has them, find the tokens `added`."""
+    """Register the tokens `added`, which its model has, as added tokens of `tokenizer`."""
     tokenizer.add_tokens([
         LibraryToken(
             token.content, special=token.is_special, lstrip=token.lstrip, rstrip=token.rstrip,

@@ -1,13 +1,12 @@
-"""Which tokenizer a folder has whose class in transformers is not of the tokenizers library.
+"""Build tokenizers for folders whose tokenizer class in transformers is not a fast one.
 
-Token ids are those of that class, but for what `sentence_pieces.py` and `byte_pairs.py` say, and
-this:
+Token ids are those of that class, except as `sentence_pieces.py` and `byte_pairs.py` say, and:
 
-- Languages of M2M100 (`__fr__`) are always special tokens, also where the folder names none.
-- A text for ByT5 that ends with a special `</s>` gets another; and white space that special tokens
-  take is that of Unicode, to which the characters from U+001C to U+001F do not belong.
-- A text that Marian or M2M100 wrote has the white space at its ends, but for one space before it;
-  where ByT5 wrote bytes that are no character, there is a replacement character.
+- Languages of M2M100 (`__fr__`) are always special tokens, even if the folder names none.
+- ByT5: a text that ends with a special `</s>` gets another; and the white space that special tokens
+  strip is Unicode's, which excludes U+001C to U+001F.
+- Text decoded for Marian or M2M100 keeps its outer white space, except for one leading space;
+  invalid bytes of ByT5 become replacement characters.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,11 +39,11 @@ _LANGUAGES = {
 }
 """Languages of M2M100, in the order of their tokens."""
 _OF_MODELS = {"marian": "MarianTokenizer", "m2m_100": "M2M100Tokenizer"}
-"""Kinds of models whose folders need not name the class of their tokenizer."""
+"""Model types whose folders need not name their tokenizer class."""
 
 
 class Made(NamedTuple):
-    """A tokenizer that was made."""
+    """A tokenizer that was built."""
 
     tokenizer_json: str
     chat_template: str | None
@@ -53,18 +52,18 @@ class Made(NamedTuple):
 
 class _Kind(NamedTuple):
     files: tuple[str, ...]
-    """What it is made of, beside its config."""
+    """Files it is built from, besides its config."""
     make: Callable[[TokenizerFolder, dict[str, Added]], Tokenizer]
     names: dict[str, str]
-    """Tokens that have a name where its config says nothing."""
+    """Default special tokens, by role, where the config says nothing."""
 
 
 def make_tokenizer_of(path: str) -> Made | None:
-    """Return the tokenizer of the folder or hub id `path`; None if transformers has to know it.
+    """Return the tokenizer of the folder or hub id `path`; None if it is left to transformers.
 
     Raises:
         OSError: A file cannot be read.
-        ValueError: It cannot be made of the files, with the reason.
+        ValueError: It cannot be built from the files, with the reason.
     """
     settings = (CONFIG, MODEL_CONFIG, *LEGACY, TEMPLATE)
     folder = TokenizerFolder(Path(folder_of(path, settings)))
@@ -131,7 +130,7 @@ def _of_pieces(
     languages: Sequence[str] = (),
     before: str | None = None,
 ) -> Tokenizer:
-    """Return a tokenizer of pieces, which ends a text, and puts the token `before` before it."""
+    """Return a SentencePiece tokenizer that appends the end token, and prepends `before`."""
     if (folder.config.get("sp_model_kwargs") or {}).get("enable_sampling"):
         raise ValueError("it takes a text apart at random (enable_sampling)")
     unknown, end = named["unk_token"].content, named["eos_token"].content
@@ -158,7 +157,7 @@ def _byt5(folder: TokenizerFolder, named: dict[str, Added]) -> Tokenizer:
     first = [named[name].content for name in ("pad_token", "eos_token", "unk_token")]
     vocabulary = {text: token for token, text in enumerate((*first, *BYTE_CHARACTERS))}
     tokens = [
-        # Named by a text alone, they take the white space around them.
+        # Configured as plain strings, they strip the white space around them.
         token
         if isinstance(folder.config.get(name), dict)
         else replace(token, lstrip=True, rstrip=True)
@@ -193,7 +192,7 @@ def _byte_pairs(folder: TokenizerFolder, named: dict[str, Added]) -> Tokenizer:
 
 
 def _put_around(tokenizer: Tokenizer, single: str, pair: str, tokens: list[str]) -> None:
-    """Let `tokenizer` put `tokens` around a text, and around two."""
+    """Make `tokenizer` add `tokens` around a text, and around a pair, as the templates say."""
     tokenizer.post_processor = processors.TemplateProcessing(
         single=single.format(*tokens),
         pair=pair.format(*tokens),

@@ -1,10 +1,10 @@
-"""What is in names of tokens, and in no text. Unicode has no characters at these places."""
+"""Characters used in token names that occur in no text: Unicode noncharacters, except SPACE."""
 
 MARKS = ("\ufdd0", "\ufdd1", "\ufdd2")
-"""What is left out of a name where its token is decoded."""
+"""Removed from a name when its token is decoded."""
 BEYOND = "\ufdd1beyond\ufdd0"
-"""What the first token beyond those of a base model is called. It stands for none."""
+"""Name of the first token beyond those of a base model. It stands for no text."""
 UNKNOWN = "\ufdd3"
-"""A character that no tokenizer made here knows."""
+"""A character that is unknown to every tokenizer built here."""
 SPACE = "▁"
-"""What a space is in names of pieces."""
+"""How SentencePiece writes a space in a piece."""

@@ -1,21 +1,21 @@
-"""SentencePiece with a vocabulary of its own, as a tokenizer of the tokenizers library.
+"""SentencePiece with a separate vocabulary, as a tokenizer of the tokenizers library.
 
-Marian and M2M100 let a SentencePiece model take a text apart, and look each piece up by its text in
-another file. A run of characters that are in no piece is one, and is looked up, too. So in the
-tokenizer that is made here
+Marian and M2M100 segment a text by a SentencePiece model, and look each piece up by its text in
+another file. A run of characters that are in no piece counts as one piece, and is looked up, too.
+So in the tokenizer that is built here
 
 - a piece that the other file lacks has an id beyond those of the base (`beyond.py`);
-- what only the other file has, such as words of the other language, has marks around it, which are
-  put around such runs alone and left out where tokens are decoded;
-- control tokens are made of no text.
+- entries that only the other file has, such as words of the other language, have marks around their
+  names. Only unknown runs of a text get such marks; decoding removes them;
+- control tokens match no text.
 
-Token ids are SentencePiece's but for this:
+Token ids are SentencePiece's, with these exceptions:
 
-- Some rare sequences of marks are replaced by others (`characters.py`).
+- Some rare sequences of combining marks are normalized differently (`characters.py`).
 - Scores are added in double precision. Where sums are equal but for rounding, as in a long run of
-  one letter, another of the equally good ways may be taken.
-- Where pieces are merged (BPE), an unknown run is never looked up; and pieces of one score, or
-  characters that are pieces only with others, may be merged in another order.
+  one letter, another of the equally good segmentations may be chosen.
+- With BPE, an unknown run is never looked up; and pieces of equal score, or characters that are
+  pieces only as part of others, may be merged in another order.
 """
 
 import re
@@ -28,10 +28,10 @@ from loramux_server.text.pieces.names import BEYOND, MARKS, SPACE, UNKNOWN
 from loramux_server.text.pieces.wire import SentencePieces
 
 _BEGIN, _END, _HEAD = MARKS
-"""What is put around an unknown run, and behind what a text begins with."""
+"""Marks before and after an unknown run, and after the head of a text, such as `>>fra<<`."""
 _ANY_MARK = "".join(MARKS)
 _PENALTY = 10.0
-"""How much worse than the worst piece an unknown character is, as SentencePiece has it."""
+"""How far below the worst piece an unknown character scores, as in SentencePiece."""
 
 
 def make_tokenizer(
@@ -44,15 +44,16 @@ def make_tokenizer(
     """Return the tokenizer of `pieces`, whose tokens have the ids of `vocabulary`.
 
     Args:
-        pieces: What takes a text apart.
+        pieces: The SentencePiece model.
         vocabulary: Text -> id, of all tokens.
         unknown: The token for what is in neither.
-        control: Those that are made of no text.
-        heads: What may come before a text, such as `>>fra<<`, unknown if it is none of them; None
-            if that is text as well.
+        control: Tokens that no text is encoded to.
+        heads: Tokens that may precede a text, such as `>>fra<<`; another of this form is unknown.
+            None if such a prefix is plain text.
 
     Raises:
-        ValueError: The ids have a gap, or a text has a character that Unicode has not.
+        ValueError: Ids have a gap or repeat, a token has a Unicode noncharacter, or heads are not
+            supported by the pieces.
     """
     by_id = {token: text for text, token in vocabulary.items()}
     for token in range(len(by_id)):
@@ -73,7 +74,7 @@ def make_tokenizer(
 
     needed = dict.fromkeys(pieces.scores)
     if pieces.merges:
-        # A character that is a piece only with others has to be there to be merged.
+        # BPE also needs single characters that are pieces only as part of others.
         needed |= dict.fromkeys(char for piece in pieces.scores for char in piece)
 
     def name_of(text: str) -> str:
@@ -95,7 +96,7 @@ def make_tokenizer(
         [
             *(decoders.Replace(mark, "") for mark in MARKS),
             decoders.Replace(SPACE, " "),
-            decoders.ByteFallback(),  # without it no form is taken
+            decoders.ByteFallback(),  # llguidance needs it
             decoders.Fuse(),
             decoders.Strip(" ", 1, 0),
         ]
@@ -107,7 +108,7 @@ def _scoring(
     pieces: SentencePieces, names: Sequence[str], unknown: int, control: Collection[str]
 ) -> models.Unigram:
     worst = min(pieces.scores.values()) - _PENALTY
-    # Its characters, one by one, are always better.
+    # So low that its characters, one by one, always score better.
     never = {text: worst * (len(text) + 1) for text in control if text not in pieces.scores}
     scores = [(name, pieces.scores.get(name, never.get(name, 0.0))) for name in names]
     return models.Unigram(scores, unk_id=unknown)
@@ -126,7 +127,7 @@ def _merging(pieces: SentencePieces, names: Sequence[str], unknown: str) -> mode
 
 
 def _steps(pieces: SentencePieces, heads: Sequence[str] | None) -> list[normalizers.Normalizer]:
-    """Return what becomes of a text before it is taken apart."""
+    """Return the normalizers that run before segmentation."""
 
     def replace(expression: str, content: str) -> normalizers.Replace:
         return normalizers.Replace(Regex(expression), content)

@@ -1,4 +1,4 @@
-"""What a SentencePiece model holds. Format: sentencepiece_model.proto of google/sentencepiece."""
+"""Parser for SentencePiece models. Format: sentencepiece_model.proto of google/sentencepiece."""
 
 import struct
 from collections.abc import Iterator, Mapping
@@ -17,27 +17,27 @@ _REFUSED = {
 
 @dataclass(frozen=True, slots=True)
 class SentencePieces:
-    """A SentencePiece model, as far as a text is encoded by it."""
+    """The parts of a SentencePiece model that encoding needs."""
 
     scores: Mapping[str, float]
-    """Pieces that a text falls apart into, without control tokens."""
+    """Piece -> score, without control tokens."""
     merges: bool
-    """Whether pieces are merged by their scores (BPE); else the best sum of scores counts."""
+    """Whether pieces are merged by score (BPE); else the best total score wins (Unigram)."""
     rules: str
-    """What the list of characters that are replaced is called, such as `nmt_nfkc`."""
+    """Name of the normalization rules, such as `nmt_nfkc`."""
     charsmap: bytes
-    """That list, in SentencePiece's own format; empty for none."""
+    """The rules, in SentencePiece's own format; empty for none."""
     adds_prefix: bool
-    """Whether a text begins with a space."""
+    """Whether a space is put before a text."""
     drops_spaces: bool
-    """Whether spaces at the ends, and after another, are left out."""
+    """Whether spaces at the ends, and repeated ones, are dropped."""
 
 
 def read_sentence_pieces(data: bytes, name: str) -> SentencePieces:
-    """Return what the file called `name` with the content `data` holds.
+    """Parse the content `data` of the file called `name`.
 
     Raises:
-        ValueError: It is malformed, or has what only SentencePiece itself encodes.
+        ValueError: It is malformed, or uses features that only SentencePiece itself supports.
     """
     try:
         return _read(data)
