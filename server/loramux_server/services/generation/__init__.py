@@ -1,1 +1,1 @@
-"""Requests to continue a text: from the fields of a message to the pieces of an answer."""
+"""Text generation: from the fields of a request to the chunks of its answer."""

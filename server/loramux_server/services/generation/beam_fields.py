@@ -1,4 +1,4 @@
-"""What a request says of beam search, and what cannot go with it."""
+"""Validation of beam search parameters, and what cannot be combined with them."""
 
 from collections.abc import Iterator, Mapping
 
@@ -14,23 +14,23 @@ MAX_BEAMS = 10
 MAX_LENGTH_PENALTY = 10.0
 
 _DRAWS = ("temperature", "top_k", "top_p", "min_p")
-"""How tokens are drawn, which a search does not do: as with transformers, defaults of these do not
-count."""
+"""Sampling parameters, which a search does not use: as in transformers, their defaults are
+ignored."""
 _PENALTIES = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
-"""With the values that change nothing."""
+"""Penalty -> its neutral value."""
 
 
 def is_search(params: generation_pb2.SamplingParams) -> bool:
-    """Return whether `params` ask for a beam search."""
+    """Return whether `params` ask for beam search."""
     return params.num_beams > 1
 
 
 def check_beams(request: generation_pb2.GenerateRequest) -> None:
-    """Demand that what `request` says of beam search, if it does, can be had.
+    """Check the beam search parameters of `request`, if it has any.
 
     Raises:
-        InvalidArgumentError: It cannot; the message names the field, its value and what would be
-            right.
+        InvalidArgumentError: One is invalid; the message names the field, its value and what would
+            be right.
     """
     params = request.sampling
     if params.HasField("num_beams") and not 1 <= params.num_beams <= MAX_BEAMS:
@@ -55,16 +55,17 @@ def searching_defaults(
     defaults: Mapping[str, object],
     of_base: Mapping[str, object],
 ) -> Mapping[str, object]:
-    """Return the defaults that count for what `params` ask, search or not.
+    """Return the generation defaults that apply to `params`, with or without beam search.
 
     Args:
-        params: What was asked for.
+        params: The request's parameters.
         defaults: Those of the adapter.
         of_base: Those of the base model, for what the adapter leaves open. Its penalties do not
-            count in a search: nobody chose them for this request.
+            apply to a search: nobody chose them for this request.
 
     Raises:
-        FailedPreconditionError: One of them ends texts in a way that beams cannot.
+        FailedPreconditionError: The adapter's default stop strings are not supported by beam
+            search.
     """
     if not is_search(params):
         return {**of_base, **defaults}
@@ -80,11 +81,13 @@ def searching_defaults(
 
 
 def searched(params: generation_pb2.SamplingParams) -> generation_pb2.SamplingParams:
-    """Return `params`, which have the adapter's defaults, for a search if they ask for one.
+    """Return `params` as a beam search needs them, if they ask for one.
+
+    They include the adapter's defaults.
 
     Raises:
-        InvalidArgumentError: The adapter has a default that cannot be had, and `params` do not say
-            otherwise.
+        InvalidArgumentError: A penalty among the adapter's defaults is not supported, and the
+            request does not override it.
     """
     if not is_search(params):
         return params
@@ -106,17 +109,17 @@ def beams_of(
     own_vocab_size: int,
     num_begun: int = 0,
 ) -> BeamOptions | None:
-    """Return what is searched for; None where nothing is.
+    """Return the options of the beam search; None if there is none.
 
     Args:
-        params: What is used.
-        sampling: What became of it.
+        params: The effective parameters.
+        sampling: The sampling settings derived from them.
         model: The base model.
-        own_vocab_size: How many tokens there are with the adapter; 0 if as many as ever.
-        num_begun: With how many tokens the text begins that is written, if it is another.
+        own_vocab_size: Vocabulary size with the adapter; 0 if it is the base's.
+        num_begun: Tokens of an encoder-decoder's decoder prompt.
 
     Raises:
-        InvalidArgumentError: There are not so many tokens that end nothing as beams.
+        InvalidArgumentError: There are fewer tokens that do not end a completion than beams.
     """
     if not is_search(params):
         return None
@@ -132,7 +135,8 @@ def beams_of(
         ends=ends,
         forbidden=forbidden,
         min_tokens=sampling.min_tokens,
-        # To transformers one token behind the decoder's first is forced, and so one that was made.
+        # transformers takes a single token after the decoder's start token for a forced one, which
+        # counts as generated.
         num_forced=1 if num_begun == 2 else 0,
         length_penalty=params.length_penalty,
         early_stopping=params.early_stopping,
@@ -142,7 +146,7 @@ def beams_of(
 def _conflicts(
     request: generation_pb2.GenerateRequest,
 ) -> Iterator[tuple[str, object, str]]:
-    """Yield each field that does not go with a search, its value, and what would be right."""
+    """Yield each field that beam search does not support, its value, and what would be right."""
     params = request.sampling
     if params.temperature:
         yield "sampling.temperature", params.temperature, "0 or none"

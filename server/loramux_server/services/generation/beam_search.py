@@ -1,8 +1,7 @@
-"""A beam search with the engine: each step asks for one token of every beam, all at once.
+"""Beam search on top of the engine: each step asks for one token after every beam, all at once.
 
-A beam is a prompt to the engine, whose keys and values are in the prefix cache but for its last
-block; of the token that is chosen there nothing but the likeliest is wanted. As in vLLM, no part of
-the engine knows of beams.
+To the engine a beam is a prompt, whose KV blocks are in the prefix cache except for the last one;
+only the top tokens of the next position are used. As in vLLM, the engine knows nothing of beams.
 """
 
 import math
@@ -22,7 +21,7 @@ from loramux_server.wire.sampling import Sampling
 
 
 class BeamSearch:
-    """The search of one call, from its first step to its answer."""
+    """The beam search of one call, from its first step to its answer."""
 
     def __init__(
         self,
@@ -31,7 +30,7 @@ class BeamSearch:
         options: BeamOptions,
         deadline: Deadline,
     ) -> None:
-        """Begin with nothing; `first` is to run while the answer is waited for."""
+        """Prepare; the caller runs `first` while it awaits `responses`."""
         self._engine = engine
         self._call = call
         self._deadline = deadline
@@ -42,11 +41,11 @@ class BeamSearch:
         self._num_made = 0
         self.outputs = call.outputs()
         self.first = Submission[Token](engine, self._started)
-        """The first step. All others follow within `responses`."""
+        """The first step. All others run within `responses`."""
 
     @property
     def asked(self) -> list[Ask]:
-        """The next step: a token after each beam."""
+        """Requests of the next step: one token after each beam."""
         prepared = self._call.prepared
         return [
             Ask(
@@ -63,7 +62,7 @@ class BeamSearch:
 
     @contextmanager
     def accounted(self) -> Iterator[None]:
-        """Note after the block what of the quota was used: nothing if no token was made."""
+        """Charge what was used to the quota after the block: nothing if no token was generated."""
         try:
             yield
         finally:
@@ -71,7 +70,7 @@ class BeamSearch:
             self._call.reserved.use(num_used if self._num_made else 0)
 
     async def responses(self) -> list[generation_pb2.StreamGenerateResponse]:
-        """Wait for the end of the search, and return each of the best completions in one piece.
+        """Run the search to its end, and return each of the best completions as one chunk.
 
         Raises:
             LoramuxError: As `Mailbox.take`.
@@ -80,7 +79,8 @@ class BeamSearch:
         beams.advance(await self._likely(self.first))
         while beams.running:
             step = Submission[Token](self._engine, self._started)
-            # Whoever was admitted is ended by its deadline here, and not refused for it there.
+            # The call is admitted already: the deadline is enforced here, and the engine must not
+            # refuse a step for it.
             running = step.running(
                 self.asked, seconds_left=math.inf, weight=self._call.place.weight
             )
@@ -97,7 +97,7 @@ class BeamSearch:
         return responses
 
     async def _likely(self, step: Submission[Token]) -> list[Likely]:
-        """Return the likeliest tokens of each beam, when `step` has told all of them."""
+        """Wait for `step`, and return the top tokens of each beam."""
         found: dict[int, Likely] = {}
         with self._deadline.over(step.mailbox):
             while len(found) < len(step.ids):
@@ -108,7 +108,7 @@ class BeamSearch:
         return [found[index] for index in range(len(found))]
 
     def _started(self, started: Started) -> None:
-        """Note that the search left the engine's queue: all of its beams did."""
+        """Record that the search, with all of its beams, left the engine's queue."""
         for _ in range(self._beams.options.num_beams):
             self._call.place.started()
         self._call.observer.started(started)

@@ -1,12 +1,11 @@
-"""Beam search: which continuations of a prompt go on, and which completions are the best.
+"""The beam search algorithm: which beams continue, and which completions are the best.
 
-Knows nothing of the engine. After each step it is told the likeliest tokens of every beam, and says
-what the beams are now. What comes of it is what `generate` of transformers 5 gives with
-`num_beams` and without sampling.
+Independent of the engine: each step takes the top tokens of every beam and updates the beams.
+Results equal those of `generate` in transformers 5 with `num_beams` and without sampling.
 
-Source: `GenerationMixin._beam_search` of transformers, which differs from a textbook's beam search:
-only those among the `num_beams` likeliest continuations that end become completions, and lengths
-count when completions are compared, not when beams are.
+Source: `GenerationMixin._beam_search` of transformers, which differs from textbook beam search:
+only those among the `num_beams` likeliest continuations that end become completions, and the length
+penalty applies when completions are compared, not when beams are.
 """
 
 import math
@@ -14,43 +13,43 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 Likely = Sequence[tuple[int, float]]
-"""The likeliest tokens of a beam with their log-probabilities, likeliest first."""
+"""The top tokens after a beam with their log-probabilities, likeliest first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BeamOptions:
-    """What is searched for."""
+    """Options of a beam search."""
 
     num_beams: int
     max_tokens: int
     ends: frozenset[int] = frozenset()
-    """Tokens with which a completion ends."""
+    """Tokens that end a completion."""
     forbidden: frozenset[int] = frozenset()
-    """Tokens that never come."""
+    """Tokens that are never generated."""
     min_tokens: int = 0
-    """Tokens before which none of these comes."""
+    """Tokens before which none of `ends` is generated."""
     num_forced: int = 0
-    """Tokens before those of a completion that count where lengths do."""
+    """Tokens before the completion that count towards its length in scores."""
     length_penalty: float = 1.0
     early_stopping: bool = False
 
     @property
     def most_tokens(self) -> int:
-        """How many tokens all beams have at most."""
+        """Maximum tokens of all beams together."""
         return self.num_beams * self.max_tokens
 
     @property
     def num_likely(self) -> int:
-        """How many tokens of each beam have to be known.
+        """How many top tokens of each beam are needed.
 
-        With each of `ends` and `forbidden` among them there are still as many others as beams.
+        Even if each of `ends` and `forbidden` is among them, as many others as beams are left.
         """
         return self.num_beams + len(self.ends | self.forbidden)
 
 
 @dataclass(frozen=True, slots=True)
 class Beam:
-    """A continuation, with the sum of its log-probabilities."""
+    """A continuation, with its cumulative log-probability."""
 
     tokens: tuple[int, ...] = ()
     logprob: float = 0.0
@@ -63,23 +62,24 @@ class Found:
     tokens: tuple[int, ...]
     score: float
     is_stopped: bool
-    """Whether its last token ended it, and not its length."""
+    """Whether its last token ended it, rather than its length."""
 
 
 @dataclass(slots=True)
 class Beams:
-    """A search from its begin to its end."""
+    """The state of a search."""
 
     options: BeamOptions
     running: list[Beam] = field(default_factory=lambda: [Beam()])
-    """Those that go on, the likeliest first: at first nothing, once; none when the search ended."""
+    """Beams that continue, the likeliest first; at first one that is empty, none once the search
+    ended."""
     found: list[Found] = field(default_factory=list)
-    """The best completions so far, at most as many as beams, the best first."""
+    """The best completions so far, best first, at most `num_beams`."""
     length: int = 0
-    """Tokens that each of `running` has."""
+    """Tokens of each of `running`."""
 
     def advance(self, likely: Sequence[Likely]) -> None:
-        """Take one step; `likely` has the likeliest tokens of each of `running`, in that order."""
+        """Take one step; `likely` has the top tokens of each of `running`, in that order."""
         options = self.options
         self.length += 1
         is_last = self.length == options.max_tokens
@@ -108,7 +108,7 @@ class Beams:
             self.running = []
 
     def _may_improve(self) -> bool:
-        """Return whether a beam may become a completion that is wanted."""
+        """Return whether a beam may still become one of the best completions."""
         if not self.running or len(self.found) < self.options.num_beams:
             return True
         if self.options.early_stopping:
@@ -116,6 +116,6 @@ class Beams:
         return self._score(self.running[0].logprob) > self.found[-1].score
 
     def _score(self, logprob: float) -> float:
-        """Return what a completion of the present length scores."""
+        """Return the score of a completion of the current length."""
         length = self.options.num_forced + self.length
         return logprob / math.pow(length, self.options.length_penalty)

@@ -1,4 +1,4 @@
-"""A checked request for completions, with all that it takes while it is under way."""
+"""A checked generation request, with all resources that it holds while it runs."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,43 +16,43 @@ from loramux_server.wire.messages import Started
 
 @dataclass(frozen=True, slots=True)
 class GenerationCall:
-    """A checked request, on its way."""
+    """A checked request in progress."""
 
     request_id: str
     tenant: str
-    """Whose request it is, which need not be whose adapter it is."""
+    """The tenant of the caller, not necessarily the adapter's."""
     operation: str
-    """What traces call it."""
+    """Its operation name in traces."""
     adapters: Choice
     prepared: Prepared
     options: Options
     observer: Observer
     place: Place
-    """What it takes of the waiting room."""
+    """What it occupies in the waiting room."""
     reserved: Reserved
-    """Tokens of its tenant's quota."""
+    """Tokens reserved from the tenant's quota."""
 
     @property
     def tells_prompt(self) -> bool:
-        """Whether log-probabilities of the prompt are told."""
+        """Whether log-probabilities of the prompt are reported."""
         return self.options.used.HasField("prompt_logprobs")
 
     @property
     def is_cut_off(self) -> bool:
         """Whether a completion may end before the engine ends it.
 
-        What follows a stop string, or the one call that may be, is made in vain.
+        Tokens after a stop string, or after the only call that is allowed, are generated in vain.
         """
         tool_use = self.prepared.tool_use
         return bool(self.options.text.stops) or bool(tool_use and not tool_use.is_parallel)
 
     def started(self, started: Started) -> None:
-        """Note that a completion left the engine's queue."""
+        """Record that a completion left the engine's queue."""
         self.place.started()
         self.observer.started(started)
 
     def first_response(self) -> generation_pb2.StreamGenerateResponse:
-        """Return what the first response tells beside a piece of a completion."""
+        """Return the fields of the first response other than its chunk."""
         return generation_pb2.StreamGenerateResponse(
             request_id=self.request_id,
             adapter=self.adapters.identity,
@@ -66,12 +66,12 @@ class GenerationCall:
         outputs: Iterable[Output],
         num_made: int,
     ) -> None:
-        """Fill in the counts and times of the last response.
+        """Fill in usage and timing of the last response.
 
         Args:
             response: The last response.
             outputs: All completions.
-            num_made: Tokens that were generated for them.
+            num_made: Tokens generated for them.
         """
         response.usage.prompt_tokens = self.prepared.num_asked
         response.usage.completion_tokens = num_made
@@ -80,7 +80,7 @@ class GenerationCall:
         response.timing.CopyFrom(self.observer.timing())
 
     def outputs(self) -> list[Output]:
-        """Return what makes text of each completion."""
+        """Return the post-processor of each completion."""
         return [
             self._output(index, sampling.min_tokens)
             for index, sampling in enumerate(self.options.samplings)
@@ -91,7 +91,7 @@ class GenerationCall:
         tokenizer, tool_use, end = prepared.tokenizer, prepared.tool_use, prepared.end_token
         if tokenizer is None:
             return Output(index, None, lambda _: b"", text, min_tokens)
-        # What the readers look for is shown to them, be it a control token or not.
+        # The readers need to see their markers, even those that are control tokens.
         marked = [use.syntax for use in (tool_use, thinking) if use]
         shown = frozenset(token for syntax in marked for token in syntax.ids.values())
         return Output(

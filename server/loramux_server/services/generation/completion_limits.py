@@ -11,27 +11,27 @@ from loramux_server.services.generation.prepared import Prepared
 from loramux_server.wire.model_info import ModelInfo
 
 _ALWAYS = 8
-"""So many there may be whatever the prompt is."""
+"""This many are allowed whatever the prompt is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionLimits:
-    """What is too many.
+    """Limits on the completions of one request.
 
-    The engine gets a copy of the prompt and its images for each completion. As long as a request
-    waits alone the waiting room lets it have any number of them, so that they are limited here.
+    The engine gets a copy of the prompt and its images for each completion. The waiting room admits
+    a request that waits alone with any number of them, so they are limited here.
     """
 
     most: int
-    """Completions."""
+    """Maximum number of completions."""
     most_tokens: int
-    """Of prompts, where there are more than eight."""
+    """Maximum prompt tokens over all completions, if there are more than eight."""
     most_bytes: int
-    """Of images, likewise."""
+    """Maximum image bytes, likewise."""
 
     @classmethod
     def of(cls, config: ServerConfig, model: ModelInfo) -> Self:
-        """Return those of a server: never more than may run and wait in it together."""
+        """Return the limits of a server: never more than can run and wait in it at once."""
         return cls(
             most=min(config.max_completions, model.max_running + config.max_waiting),
             most_tokens=max(_ALWAYS * model.context_length, config.max_waiting_tokens),
@@ -39,20 +39,20 @@ class CompletionLimits:
         )
 
     def check(self, params: generation_pb2.SamplingParams) -> None:
-        """Demand that there may be as many completions as `params` say.
+        """Check that `params` do not ask for too many completions.
 
         Raises:
-            InvalidArgumentError: There may not.
+            InvalidArgumentError: They do.
         """
         most = 1 if is_empty(params) else self.most
         if params.HasField("n") and not 1 <= params.n <= most:
             raise invalid("sampling.n", params.n, f"an integer from 1 to {most}")
 
     def check_copies(self, num_completions: int, prepared: Prepared) -> None:
-        """Demand that the prompt is small enough for so many completions.
+        """Check that the prompt is small enough for so many completions.
 
         Raises:
-            InvalidArgumentError: It is not; the message tells for how many it would be.
+            InvalidArgumentError: It is not; the message says how many are possible.
         """
         if num_completions <= _ALWAYS:
             return

@@ -1,4 +1,4 @@
-"""What the engine makes of one call -> the pieces that its reader gets."""
+"""The engine's output for one call, turned into response chunks."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,23 +16,23 @@ class Completions:
     def __init__(
         self, call: GenerationCall, submission: Submission[Token | PromptLogprobs]
     ) -> None:
-        """Begin with no tokens; those of `call` come in by `submission`."""
+        """Start without tokens; those of `call` arrive through `submission`."""
         self._call = call
         self._submission = submission
         self._arriving = PromptFirst(submission.mailbox, is_asked=call.tells_prompt)
         self.outputs = call.outputs()
         self.num_open = len(self.outputs)
         self._response = call.first_response()
-        """What is sent next."""
+        """The next response."""
         self._ends_with_prompt = False
-        """Whether what is told of the prompt was all that is asked for."""
+        """Whether only log-probabilities of the prompt were asked for."""
 
     @contextmanager
     def accounted(self) -> Iterator[None]:
-        """Note after the block what of the quota was used.
+        """Charge what was used to the quota after the block.
 
-        A request for which no token was made, though some were asked for, used none. What was made
-        and not taken counts, but for what follows a stop string.
+        A request that asked for tokens and got none is free. Tokens that were generated and not
+        taken count, except for those after a stop string.
         """
         try:
             yield
@@ -45,9 +45,10 @@ class Completions:
             self._call.reserved.use(self._call.prepared.num_asked + num_made if is_done else 0)
 
     async def take(self) -> dict[int, list[Token]]:
-        """Wait, and return the tokens that have arrived, in order, by the completion's index.
+        """Wait, and return the tokens that have arrived, in order, by completion index.
 
-        Of the first one there may be none yet, when all that is told of the prompt has arrived.
+        The first completion may have no token yet, once the prompt's log-probabilities have
+        arrived.
 
         Raises:
             LoramuxError: As `Mailbox.take`.
@@ -61,7 +62,7 @@ class Completions:
         return arrived
 
     def push(self, index: int, tokens: list[Token]) -> generation_pb2.StreamGenerateResponse | None:
-        """Return what `tokens` of the completion at `index` make; None if it had ended before."""
+        """Return the response for `tokens` of the completion at `index`; None if it has ended."""
         output = self.outputs[index]
         if output.is_finished:
             return None

@@ -1,4 +1,4 @@
-"""The conversation of a request, checked: messages, tools, and what else its template is given."""
+"""The conversation of a request, validated: messages, tools, and template variables."""
 
 import asyncio
 from typing import Any
@@ -14,29 +14,29 @@ from loramux_server.tools.arguments import NAME, parse_object
 from loramux_server.wire.model_info import ModelInfo
 
 MAX_BYTES = 768 << 10
-"""Of all texts of a conversation together, where the context is long; images are counted by
-themselves. What a template writes has some more."""
+"""Of all texts of a conversation together, if the context is long; images are counted separately.
+The rendered prompt is somewhat larger."""
 MAX_MESSAGES = 1024
 MAX_TOOLS = 128
 MAX_CALLS = 128
-"""Of one message."""
+"""Per message."""
 MAX_CALL_ID = 128
 ROLES = ("system", "developer", "user", "assistant", "tool")
-"""Whose turn a message can be. A template may put the role into a control token, so that no text of
-a caller's own can be one."""
+"""Roles of messages. A template may put the role into a control token, so it must not be a caller's
+free text."""
 _ROLES_OF = {
     "tool_calls": "assistant", "reasoning": "assistant", "tool_call_id": "tool", "name": "tool",
 }  # fmt: skip
-"""Field of a message -> the role that it needs."""
+"""Field of a message -> the role that it requires."""
 _SHOWN_IMAGES = ("user", "system", "developer", "tool")
-"""Whose messages may have images."""
+"""Roles whose messages may have images."""
 _NAMES = "1 to 64 letters, digits, '_', '-' and '.'"
 _OURS = frozenset({"messages", "tools", "add_generation_prompt"})
-"""Variables that the request's other fields are."""
+"""Variables that come from other fields of the request."""
 
 
 async def conversation(request: generation_pb2.GenerateRequest, model: ModelInfo) -> Talk:
-    """Return `talk_of(request, model)`, found out in a thread where that may take long."""
+    """Return `talk_of(request, model)`, computed in a thread if that may take long."""
     has_json = bool(request.tools or request.chat_template_kwargs)
     has_json |= any(message.tool_calls for message in request.messages)
     if has_json and request.ByteSize() >= OFF_LOOP:
@@ -45,11 +45,11 @@ async def conversation(request: generation_pb2.GenerateRequest, model: ModelInfo
 
 
 def talk_of(request: generation_pb2.GenerateRequest, model: ModelInfo) -> Talk:
-    """Return the conversation of `request` with `model`, which has no turns if there is none.
+    """Return the validated conversation of `request`; it has no turns if there are no messages.
 
     Raises:
-        InvalidArgumentError: A field is out of its limits; the message names it, its value and what
-            would be right.
+        InvalidArgumentError: A field is invalid; the message names it, its value and what would be
+            right.
     """
     _check_size(request, most_bytes(model, MAX_BYTES))
     turns = [_turn(f"messages[{i}]", message) for i, message in enumerate(request.messages)]
@@ -64,7 +64,7 @@ def talk_of(request: generation_pb2.GenerateRequest, model: ModelInfo) -> Talk:
 
 
 def asks_for_tools(request: generation_pb2.GenerateRequest) -> bool:
-    """Return whether the model is to know of the tools of `request`, if it has any."""
+    """Return whether the tools of `request`, if it has any, are shown to the model."""
     return request.tool_choice.mode != generation_pb2.TOOL_MODE_NONE
 
 
@@ -115,7 +115,7 @@ def _turn(field: str, message: generation_pb2.ChatMessage) -> Turn:
     has_image = None in parts
     return Turn(
         message.role,
-        # Not every template knows of parts.
+        # Not every template supports parts.
         message.content if has_image else "".join([message.content, *filter(None, parts)]),
         calls,
         message.tool_call_id,
@@ -126,7 +126,7 @@ def _turn(field: str, message: generation_pb2.ChatMessage) -> Turn:
 
 
 def _parts(field: str, message: generation_pb2.ChatMessage) -> list[str | None]:
-    """Return the texts and images of a message; None is an image."""
+    """Return the parts of a message: a text, or None for an image."""
     if message.parts and message.content:
         raise wrong(f"{field}.parts", "is set, and so is content; expected one of them")
     parts: list[str | None] = []
@@ -221,7 +221,7 @@ def _variables(request: generation_pb2.GenerateRequest) -> dict[str, Any]:
 
 
 def _object(field: str, text: str) -> dict[str, Any]:
-    """Return the object that `text` is."""
+    """Return the JSON object in `text`."""
     try:
         return parse_object(text)
     except ValueError as error:

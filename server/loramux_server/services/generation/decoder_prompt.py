@@ -1,4 +1,4 @@
-"""What the text begins with that a decoder behind an encoder writes."""
+"""The decoder prompt of encoder-decoders."""
 
 from collections.abc import Mapping, Sequence
 from typing import cast
@@ -15,10 +15,10 @@ TEXT, TOKENS = "decoder_prompt", "decoder_prompt_token_ids"
 
 
 def check_decoder_prompt(request: generation_pb2.GenerateRequest, model: ModelInfo) -> None:
-    """Demand that what `request` lets a text begin with, and tells of its prompt, can be had.
+    """Check that the base model supports the decoder prompt and prompt log-probabilities asked for.
 
     Raises:
-        InvalidArgumentError: It cannot; the message names the field, its value and what would be
+        InvalidArgumentError: It does not; the message names the field, its value and what would be
             right.
     """
     field = _field(request)
@@ -45,17 +45,17 @@ def begun(
     model: ModelInfo,
     vocab_size: int,
 ) -> list[int]:
-    """Return the tokens with which the decoder begins; none where it goes on with the prompt.
+    """Return the tokens with which the decoder begins; none for a decoder-only model.
 
     Args:
         request: A checked request.
         asked: The tokens of its decoder prompt.
         defaults: The generation defaults of its adapter.
         model: The base model.
-        vocab_size: How many tokens there are with the adapter.
+        vocab_size: Vocabulary size with the adapter.
 
     Raises:
-        InvalidArgumentError: They leave no room for a completion, or the model lacks one of them.
+        InvalidArgumentError: They leave no room for a completion, or one is not in the vocabulary.
     """
     writing = model.writing
     if writing is None:
@@ -81,5 +81,5 @@ def _check_room(request: generation_pb2.GenerateRequest, num_begun: int, model: 
 
 
 def _field(request: generation_pb2.GenerateRequest) -> str:
-    """Return the field of `request` with what a text is to begin with; empty if there is none."""
+    """Return the field that holds the decoder prompt of `request`; empty if there is none."""
     return TEXT if request.decoder_prompt else TOKENS if request.decoder_prompt_token_ids else ""

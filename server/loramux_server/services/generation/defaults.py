@@ -1,4 +1,4 @@
-"""How tokens are chosen where a request does not say: as its adapter or the base model wants."""
+"""Generation defaults of the adapter or the base model, for what a request leaves open."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,7 +10,7 @@ from loramux_server.wire.model_info import ModelInfo
 from loramux_server.wire.sampling import Sampling
 
 _CLIPPED = ("max_tokens", "min_tokens", "top_k")
-"""Defaults that give way to what the request and the base model allow."""
+"""Defaults that are clipped to what the request and the base model allow."""
 
 
 def with_defaults(
@@ -20,11 +20,11 @@ def with_defaults(
     form: Form | None,
     end_token: int | None = None,
 ) -> generation_pb2.SamplingParams:
-    """Return `params` with generation defaults for what they do not say.
+    """Return `params`, completed by generation defaults.
 
-    `max_tokens` is left to `samplings`, which knows how much the context leaves. Where the text has
-    a `form`, that says where it ends; elsewhere it ends after `end_token`, too, if there is one and
-    `ignore_eos` is not set.
+    `max_tokens` is left to `samplings`, which knows how much room the context has. A `form` defines
+    where the text ends; without one, `end_token`, if there is one, also ends it, unless
+    `ignore_eos` is set.
     """
     if form:
         defaults = {name: value for name, value in defaults.items() if name not in ENDS}
@@ -51,7 +51,7 @@ def with_defaults(
 def used(
     params: generation_pb2.SamplingParams, chosen: Sequence[Sampling]
 ) -> generation_pb2.SamplingParams:
-    """Return what is used for completions that `params` led to `chosen` for."""
+    """Return the effective parameters of completions: `params`, with values from `chosen`."""
     first = chosen[0]
     result = generation_pb2.SamplingParams()
     result.CopyFrom(params)

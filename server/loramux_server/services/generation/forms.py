@@ -1,4 +1,4 @@
-"""The form that a request wants of its text, checked as far as that costs nothing."""
+"""The form that a request asks for, with checks that need no compilation."""
 
 import json
 from typing import cast
@@ -11,13 +11,13 @@ from loramux_server.forms.form import MAX_BYTES, MAX_CHOICES, MAX_NESTING, Form,
 from loramux_server.wire.model_info import ModelInfo
 
 ENDS = ("min_tokens", "stop", "stop_token_ids")
-"""Of these an adapter's defaults do not count beside a form, which says where a text ends."""
+"""Defaults of an adapter that are ignored with a form, which says where a text ends."""
 
 _FIELD = "sampling.structured_output"
 
 
 def form_of(params: generation_pb2.SamplingParams) -> Form | None:
-    """Return what `params` want of a text, None for nothing."""
+    """Return the form that `params` ask for, None if there is none."""
     wanted = params.structured_output
     name = wanted.WhichOneof("form")
     if name is None:
@@ -31,10 +31,10 @@ def form_of(params: generation_pb2.SamplingParams) -> Form | None:
 
 
 def check_form(params: generation_pb2.SamplingParams, model: ModelInfo) -> None:
-    """Demand that the form that `params` want, if they do, may be looked at closer.
+    """Check the form that `params` ask for, if there is one, before it is compiled.
 
     Raises:
-        InvalidArgumentError: It may not; the message names the field and what would be right.
+        InvalidArgumentError: It is invalid; the message names the field and what would be right.
     """
     if not params.HasField("structured_output"):
         return

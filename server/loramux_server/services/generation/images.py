@@ -1,4 +1,4 @@
-"""Images in the messages of a request: whether they may be there, and their place in its prompt."""
+"""Images in the messages of a request: validation, and their place in the prompt."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,46 +13,46 @@ from loramux_server.wire.model_info import ModelInfo
 
 
 class Preparer(Protocol):
-    """Whoever makes of a file what the base model takes of it."""
+    """Preprocesses images for the base model."""
 
     async def placeholder(self, tenant: str) -> Placeholder:
-        """Return what stands for an image of `tenant` before it is prepared."""
+        """Return the placeholder for an image of `tenant` before it is prepared."""
 
     async def prepare(self, data: bytes, field: str, tenant: str) -> PreparedImage:
-        """Return the image in the file `data` of `tenant`, the request field `field`."""
+        """Return the image in the file `data` of `tenant`, from the request field `field`."""
 
     async def close(self) -> None:
-        """End what was started."""
+        """Stop what was started."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """What a request may bring."""
+    """Limits on the images of a request."""
 
     max_images: int
-    """0 means that none are taken."""
+    """0 if no images are accepted."""
     max_bytes: int
-    """Of each."""
+    """Per image file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What is continued."""
+    """A prompt with its images."""
 
     tokens: list[int]
     images: list[PlacedImage]
-    """In order."""
+    """In the order of the prompt."""
 
 
 def max_images(model: ModelInfo, config: ServerConfig) -> int:
-    """Return how many images a request may have at a server of `model`."""
+    """Return how many images a request may have."""
     return config.max_images if model.sees_images else 0
 
 
 def images_of(
     request: generation_pb2.GenerateRequest,
 ) -> Iterator[tuple[str, generation_pb2.Image]]:
-    """Yield the images of `request`, in order, each after the path of its field."""
+    """Yield the images of `request` in order, as (path of the field, image)."""
     for i, message in enumerate(request.messages):
         for j, part in enumerate(message.parts):
             if part.HasField("image"):
@@ -62,11 +62,11 @@ def images_of(
 def check_images(
     request: generation_pb2.GenerateRequest, model: ModelInfo, limits: ImageLimits
 ) -> None:
-    """Demand that the base model sees the images of `request`, and that they are within `limits`.
+    """Check that the images of `request`, if any, are supported and within `limits`.
 
     Raises:
-        FailedPreconditionError: It sees none, or the server takes none.
-        InvalidArgumentError: There are too many, or one of them is too large or empty.
+        FailedPreconditionError: The base model takes no images, or the server accepts none.
+        InvalidArgumentError: There are too many, or one is too large or empty.
     """
     found = list(images_of(request))
     if not found:
@@ -87,12 +87,12 @@ def check_images(
 
 
 def check_written(tokens: Sequence[int], placeholder: int, num_images: int) -> None:
-    """Demand that the chat template put as many images into a prompt as there are.
+    """Check that the chat template put exactly the images of the messages into the prompt.
 
     Args:
-        tokens: What it wrote.
-        placeholder: The token that it writes for an image.
-        num_images: How many images the messages have.
+        tokens: The rendered and tokenized prompt.
+        placeholder: The token that stands for an image.
+        num_images: Number of images in the messages.
 
     Raises:
         FailedPreconditionError: It did not.
@@ -108,11 +108,11 @@ def check_written(tokens: Sequence[int], placeholder: int, num_images: int) -> N
 
 
 def check_room(num_tokens: int, images: Sequence[PreparedImage], model: ModelInfo) -> None:
-    """Demand that the context holds a prompt with the first of its images.
+    """Check that the prompt fits the context with the images prepared so far.
 
     Args:
-        num_tokens: What the template wrote, with a token for each image.
-        images: Those that are prepared.
+        num_tokens: Tokens of the prompt, with one for each image.
+        images: The images prepared so far.
         model: The base model.
 
     Raises:
@@ -131,7 +131,7 @@ def check_room(num_tokens: int, images: Sequence[PreparedImage], model: ModelInf
 
 
 def placed(tokens: Sequence[int], placeholder: int, images: Sequence[PreparedImage]) -> Prompt:
-    """Return a prompt with `images` in place of the placeholders among its `tokens`, in order."""
+    """Return a prompt with `images` in place of the placeholders in `tokens`, in order."""
     left = iter(images)
     found: list[int] = []
     places: list[PlacedImage] = []

@@ -1,4 +1,4 @@
-"""How the completions of a request are made: as it says, else as its adapter wants."""
+"""Effective options of a request: its own, then its adapter's and the base model's defaults."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,28 +30,28 @@ from loramux_server.wire.sampling import Sampling
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What is filled in and checked of a request."""
+    """A request's options, completed and checked."""
 
     samplings: list[Sampling]
-    """How the tokens of each completion are chosen."""
+    """Sampling settings of each completion."""
     used: generation_pb2.SamplingParams
-    """What the answer tells of that."""
+    """The effective parameters, as reported in the answer."""
     text: TextOptions
     form: Form | None
-    """What each completion has to be; None for anything."""
+    """The form of each completion; None for free text."""
     thinking: Thinking | None
-    """How what is thought is told apart in it; None where it is not."""
+    """How reasoning is separated from the answer; None if it is not."""
     beams: BeamOptions | None
-    """What a beam search is to find; None where tokens are chosen one by one."""
+    """Options of the beam search; None if there is none."""
     is_open: bool = False
-    """Whether nobody said how long the completions may be, which is what the context leaves."""
+    """Whether no length was given, so that only the context limits the completions."""
 
     @property
     def num_expected(self) -> int:
-        """Tokens that a quota has to have for the completions all together, or for a search.
+        """Tokens to reserve from the quota for all completions together, or for a search.
 
-        As many as there may be; of one that is open as many as of a text by default, since few
-        answers are nearly as long as a context.
+        The maximum; for completions without a given length, at most the default of a text, since
+        few answers are nearly as long as a context.
         """
         if self.beams:
             return self.beams.most_tokens
@@ -67,18 +67,17 @@ def options_of(
     adapters: Choice,
     defaults: Mapping[str, object],
 ) -> Options:
-    """Return how the completions of `request`, whose fields are checked, are made.
+    """Return the effective options of `request`, whose fields are checked.
 
     Args:
-        request: What was asked for.
-        prepared: What became of it.
+        request: The request.
+        prepared: Its prompt.
         model: The base model.
         adapters: Those of the request.
-        defaults: What theirs wants where the request leaves it open; then what the model wants
-            counts.
+        defaults: Defaults of its adapter, which precede those of the base model.
 
     Raises:
-        LoramuxError: It cannot be had with this model or adapter, or does not fit the context.
+        LoramuxError: This model or adapter does not support it, or it does not fit the context.
     """
     form, thinking = _form(request, prepared, model)
     defaults = searching_defaults(request.sampling, defaults, model.generation)
@@ -86,7 +85,8 @@ def options_of(
     num_virtual = adapters.source.virtual_tokens if adapters.source else 0
     num_before = prepared.num_begun
     if num_before and adapters.source and adapters.source.has_cache:
-        # Keys and values stand before what is written, and embeddings before what is read.
+        # Prefix tuning puts keys and values before the decoder's tokens, prompt tuning puts
+        # embeddings before the source.
         num_before, num_virtual = num_before + num_virtual, 0
     is_chat = bool(request.messages) and not is_search(params)
     chosen = samplings(
@@ -115,12 +115,12 @@ def options_of(
 def _form(
     request: generation_pb2.GenerateRequest, prepared: Prepared, model: ModelInfo
 ) -> tuple[Form | None, Thinking | None]:
-    """Return what a completion has to be, and how what is thought is told apart in it."""
+    """Return the form of a completion, and how reasoning is separated in it."""
     tool_use, thinking = prepared.tool_use, prepared.thinking
     form = tool_use.form(request, model) if tool_use else form_of(request.sampling)
     if not (form and thinking):
         return form, thinking
-    # A grammar is all that there may be.
+    # A grammar describes the whole completion.
     if form.kind is FormKind.GRAMMAR or thinking.has_own_tokens:
         return form, None
     return thinking.before(form), thinking

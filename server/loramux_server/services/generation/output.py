@@ -1,4 +1,4 @@
-"""The tokens of one completion -> the pieces that its reader gets."""
+"""The tokens of one completion, turned into response chunks."""
 
 from collections.abc import Callable, Iterable
 
@@ -13,7 +13,7 @@ from loramux_server.wire.messages import Finish, Logprobs, Token
 
 
 class Output:
-    """Decodes one completion, looks for its stop strings, and counts."""
+    """Detokenizes one completion, finds its stop strings, and counts its tokens."""
 
     def __init__(
         self,
@@ -28,13 +28,13 @@ class Output:
         """Prepare.
 
         Args:
-            index: Which completion it is.
-            decoder: Makes text of its tokens; None where the base has no tokenizer.
-            bytes_of: Tells the bytes of a token.
-            options: What happens to its text.
-            min_tokens: How many tokens come before a stop string is looked for.
-            reasoning: Takes what is thought out of its text; None where it stays there.
-            calls: Takes calls of tools out of the rest; None where there are no tools.
+            index: Index of the completion.
+            decoder: Detokenizes it; None if the base has no tokenizer.
+            bytes_of: Returns the bytes of a token.
+            options: How its text is post-processed.
+            min_tokens: Tokens before which stop strings are ignored.
+            reasoning: Separates reasoning from the text; None to leave it there.
+            calls: Parses tool calls in the rest; None if there are no tools.
         """
         self._index = index
         self._bytes_of = bytes_of
@@ -45,21 +45,21 @@ class Output:
         self._calls = calls
         self.num_tokens = 0
         self.num_reasoning = 0
-        """Tokens of what was taken out as reasoning."""
+        """Tokens of separated reasoning."""
         self._num_unknown = 0
-        """Tokens since the last that made text or reasoning."""
+        """Tokens since the last one that completed any text or reasoning."""
         self.finish_reason = generation_pb2.FINISH_REASON_UNSPECIFIED
 
     @property
     def is_finished(self) -> bool:
-        """Whether nothing may follow."""
+        """Whether the completion has ended."""
         return bool(self.finish_reason)
 
     def push(self, tokens: Iterable[Token], piece: generation_pb2.Completion) -> int:
-        """Fill in the piece that `tokens` make, and return how many of them it has.
+        """Fill in the chunk for `tokens`, and return how many of them belong to the completion.
 
-        It has a finish_reason if the completion ends with it; then nothing may follow, though the
-        engine may have made more after a stop string.
+        The chunk has a finish_reason if it ends the completion. The engine may have generated more
+        tokens after a stop string, which are ignored.
         """
         before = self.num_tokens
         piece.index = self._index
@@ -77,13 +77,13 @@ class Output:
         return self.num_tokens - before
 
     def end(self, piece: generation_pb2.Completion) -> None:
-        """Fill in the only piece of a completion for which no token was asked."""
+        """Fill in the only chunk of a completion for which no tokens were asked."""
         piece.index = self._index
         piece.finish_reason = generation_pb2.FINISH_REASON_LENGTH
         self.finish_reason = piece.finish_reason
 
     def _told(self, token: int, logprobs: Logprobs) -> generation_pb2.PositionLogprobs:
-        """Return what is told of the place of `token`."""
+        """Return the log-probabilities at the position of `token`."""
         chosen, *top = (
             generation_pb2.TokenLogprob(token_id=each, logprob=logprob, utf8=self._bytes_of(each))
             for each, logprob in [(token, logprobs.chosen), *logprobs.top]
@@ -91,7 +91,7 @@ class Output:
         return generation_pb2.PositionLogprobs(chosen=chosen, top=top)
 
     def _decode(self, token: Token, text: list[str], piece: generation_pb2.Completion) -> bool:
-        """Append the text of `token`, note in `piece` whether it ends here, and return that."""
+        """Append the text of `token`; note in `piece` if the completion ends, and return that."""
         decoded = self._decoder.step(token.token) if self._decoder else ""
         stop = None
         if self.num_tokens > self._min_tokens:
@@ -119,7 +119,7 @@ class Output:
         return True
 
     def _read(self, decoded: str, text: list[str], piece: generation_pb2.Completion) -> bool:
-        """Tell apart what `decoded` is; return whether there are as many calls as may be."""
+        """Split `decoded` into reasoning, calls and text; return whether no call may follow."""
         if self._reasoning is None and self._calls is None:
             text.append(decoded)
             return False
@@ -145,7 +145,7 @@ class Output:
 
 
 def join(pieces: list[generation_pb2.Completion]) -> generation_pb2.Completion:
-    """Return one completion out of its pieces."""
+    """Merge the chunks of one completion."""
     whole = generation_pb2.Completion()
     for piece in pieces:
         whole.MergeFrom(piece)

@@ -1,4 +1,4 @@
-"""What a caller thinks that the completions of a request will be: whether it may be told so."""
+"""Validation of predicted outputs: what the caller expects the completions to be."""
 
 from collections.abc import Sequence
 
@@ -12,10 +12,10 @@ TEXT, TOKENS = "prediction", "prediction_token_ids"
 
 
 def check_prediction(request: generation_pb2.GenerateRequest, model: ModelInfo) -> None:
-    """Demand that what `request` predicts, if it does, may become tokens.
+    """Check that the prediction of `request`, if there is one, can be tokenized.
 
     Raises:
-        InvalidArgumentError: It may not; the message names the field, its value and what would be
+        InvalidArgumentError: It cannot; the message names the field, its value and what would be
             right.
     """
     tokens = request.prediction_token_ids
@@ -29,16 +29,16 @@ def check_predicted(
     model: ModelInfo,
     vocab_size: int,
 ) -> None:
-    """Demand that a completion may be what `request` predicts.
+    """Check that a completion could be what `request` predicts.
 
     Args:
         request: The request.
         predicted: The tokens that it predicts.
         model: The base model.
-        vocab_size: How many tokens there are with the adapter of the request.
+        vocab_size: Vocabulary size with the adapter of the request.
 
     Raises:
-        InvalidArgumentError: None may; the message names the field, its value and what would be
+        InvalidArgumentError: None could; the message names the field, its value and what would be
             right.
     """
     field = TEXT if request.prediction else TOKENS

@@ -1,4 +1,4 @@
-"""What template and tokenizer make of a request, before anything of it is in the engine."""
+"""A tokenized request, before it is submitted to the engine."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,50 +13,49 @@ from loramux_server.waiting_room.place import Place
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A request as tokens, and what reads its completions."""
+    """A tokenized request, and how its completions are read."""
 
     prompt: list[int]
-    """What was asked, and behind that what the text begins with that is written, if it is another.
-    """
+    """The prompt; for an encoder-decoder, the source followed by the decoder prompt."""
     num_source: int
-    """Tokens of it that are read, if another text is written; else 0."""
+    """Tokens of an encoder-decoder's source; else 0."""
     images: list[PlacedImage]
-    """Those in the prompt, in order."""
+    """Images of the prompt, in order."""
     predicted: list[int]
-    """What every completion is, for the most part, if the caller is right."""
+    """Tokens of the predicted output; empty if there is none."""
     tokenizer: TextTokenizer | None
-    """The base's, with what the adapter adds; None where the base has none."""
+    """The base's tokenizer, with the adapter's added tokens; None if the base has none."""
     tool_use: ToolUse | None
-    """What takes calls out of a completion; None where there are no tools."""
+    """How tool calls are demanded and parsed; None if there are no tools."""
     thinking: Thinking | None
-    """How what is thought is told apart in a completion; None where it is not."""
+    """How reasoning is separated from the answer; None if it is not."""
     end_token: int | None
-    """The token with which the adapter ends a text; None if its base does, too."""
+    """An end token of the adapter that its base does not have as such; None if there is none."""
 
     @property
     def num_asked(self) -> int:
-        """Tokens of what was asked."""
+        """Tokens of the prompt, without the decoder prompt."""
         return self.num_source or len(self.prompt)
 
     @property
     def num_begun(self) -> int:
-        """Tokens with which the text begins that is written, if it is another; else 0."""
+        """Tokens of an encoder-decoder's decoder prompt; else 0."""
         return len(self.prompt) - self.num_asked
 
     @property
     def num_image_tokens(self) -> int:
-        """How many of the tokens stand for images."""
+        """Tokens that stand for images."""
         return sum(image.length for image in self.images)
 
 
 @dataclass(frozen=True, slots=True)
 class Entered:
-    """A request that was let in, with its adapters resolved and its prompt made."""
+    """An admitted request, with its adapters resolved and its prompt built."""
 
     request_id: str
     adapters: Choice
     prepared: Prepared
     defaults: Mapping[str, object]
-    """What its adapter's package says of sampling."""
+    """Generation defaults of its adapter's package."""
     place: Place
-    """What it takes of the waiting room."""
+    """What it occupies in the waiting room."""

@@ -1,4 +1,4 @@
-"""Log-probabilities of a prompt: how many there may be, and what callers are told of them."""
+"""Log-probabilities of prompts: their limit, and the message for them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import cast
@@ -13,14 +13,14 @@ from loramux_server.text.tokenizer import TextTokenizer
 from loramux_server.wire.messages import PromptLogprobs, Token
 
 MAX_TOLD = 1 << 18
-"""Log-probabilities of one prompt: as a rule some 6 MB of a message."""
+"""Maximum log-probabilities of one prompt: about 6 MB of a message."""
 
 
 def check_told(params: generation_pb2.SamplingParams, num_prompt: int) -> None:
-    """Demand that no more is told of a prompt of `num_prompt` tokens than fits an answer.
+    """Check that the log-probabilities of a prompt of `num_prompt` tokens fit an answer.
 
     Raises:
-        InvalidArgumentError: It is more.
+        InvalidArgumentError: There are too many.
     """
     if not params.HasField("prompt_logprobs"):
         return
@@ -34,17 +34,18 @@ def check_told(params: generation_pb2.SamplingParams, num_prompt: int) -> None:
 
 
 class PromptFirst:
-    """Takes what the engine makes of one call, and what it tells of the prompt before all else."""
+    """Reads the mailbox of one call; the prompt's log-probabilities come before any tokens."""
 
     def __init__(self, mailbox: Mailbox[Token | PromptLogprobs], *, is_asked: bool) -> None:
-        """Prepare; `is_asked` says whether anything is told of the prompt."""
+        """Prepare; `is_asked` says whether the prompt's log-probabilities are asked for."""
         self._mailbox = mailbox
         self._is_awaited = is_asked
         self._held: dict[int, list[Token]] = {}
-        """Tokens of completions that were sooner: the first one alone has to compute all."""
+        """Tokens that came earlier, from other completions: only the first computes the whole
+        prompt."""
 
     async def take(self) -> tuple[PromptLogprobs | None, dict[int, list[Token]]]:
-        """Wait, and return what is told of the prompt, once, and tokens by completion.
+        """Wait, and return the prompt's log-probabilities (once), and tokens by completion.
 
         Raises:
             LoramuxError: As `Mailbox.take`.
@@ -63,19 +64,19 @@ class PromptFirst:
         return prompt, {0: []} | tokens
 
     def num_waiting(self, index: int) -> int:
-        """Return how many tokens of the completion at `index` nobody has taken."""
+        """Return how many tokens of the completion at `index` have not been taken."""
         return len(self._held.get(index, ())) + self._mailbox.num_waiting(index)
 
 
 async def positions(
     prompt: Sequence[int], told: PromptLogprobs, tokenizer: TextTokenizer | None
 ) -> list[generation_pb2.PositionLogprobs]:
-    """Return what callers are told of each token of `prompt`.
+    """Return the message for each token of `prompt`.
 
     Args:
         prompt: Its tokens.
-        told: What the engine says of them.
-        tokenizer: Tells the bytes of tokens; None where the base has none.
+        told: The engine's log-probabilities of them.
+        tokenizer: Provides the bytes of tokens; None if the base has none.
     """
     bytes_of = tokenizer.bytes_of if tokenizer else lambda _: b""
     first = generation_pb2.TokenLogprob(token_id=prompt[0], utf8=bytes_of(prompt[0]))

@@ -1,4 +1,4 @@
-"""Calls at work: their completions wait, run in the engine, and are followed by a trace."""
+"""Running calls: submission to the engine, the waiting room, deadlines and tracing."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -20,7 +20,7 @@ from loramux_server.wire.messages import PromptLogprobs, Token
 
 
 class RunningCalls:
-    """Lets the engine work on calls."""
+    """Runs calls on the engine."""
 
     def __init__(
         self,
@@ -34,11 +34,11 @@ class RunningCalls:
         """Prepare.
 
         Args:
-            engine: Does the work.
-            room: Where completions wait for it.
-            spans: Follows them.
-            model_name: What traces call the base model.
-            stream_interval: Tokens that are taken at once where a completion may be cut off.
+            engine: Runs the completions.
+            room: Where completions wait.
+            spans: Traces them.
+            model_name: Name of the base model in traces.
+            stream_interval: Tokens per delivery where a completion may be cut off.
         """
         self._engine = engine
         self._room = room
@@ -50,7 +50,7 @@ class RunningCalls:
     def completions(
         self, call: GenerationCall, deadline: Deadline, interval: int
     ) -> Iterator[Completions]:
-        """Let the engine work on the completions of `call` until the block ends."""
+        """Run the completions of `call` until the block ends."""
         at_once = self._stream_interval if call.is_cut_off else interval
         submission = Submission[Token | PromptLogprobs](self._engine, call.started, at_once)
         completions = Completions(call, submission)
@@ -80,7 +80,7 @@ class RunningCalls:
     def search(
         self, call: GenerationCall, beams: BeamOptions, deadline: Deadline
     ) -> Iterator[BeamSearch]:
-        """Let the engine take the first step of a search, which the block goes on with."""
+        """Submit the first step of a beam search, which the block continues."""
         search = BeamSearch(self._engine, call, beams, deadline)
         self._enter(call, beams.num_beams, search.first, deadline)
         running = search.first.running(
@@ -94,7 +94,7 @@ class RunningCalls:
         self, call: GenerationCall, num_completions: int, submission: Submission[Any],
         deadline: Deadline,
     ) -> None:  # fmt: skip
-        """Let the completions of `call` wait, which give way by ending `submission`."""
+        """Queue the completions of `call`, which `submission` cancels if they are displaced."""
         call.place.max_tokens = max(sampling.max_tokens for sampling in call.options.samplings)
         self._room.enter(
             call.place,
@@ -107,7 +107,7 @@ class RunningCalls:
     def _followed(
         self, call: GenerationCall, outputs: list[Output], ids: list[int]
     ) -> AbstractContextManager[None]:
-        """Let a trace that there may be of `call` tell what becomes of it."""
+        """Trace `call`, if its trace is recorded."""
         digest = call.adapters.source.digest if call.adapters.source else None
         return self._spans.following(
             f"{call.operation} {self._model_name}",

@@ -1,4 +1,4 @@
-"""What `SamplingParams` ask for: how each token is chosen, and what happens to the text."""
+"""Sampling settings and text options of a request, from its `SamplingParams`."""
 
 import math
 import secrets
@@ -14,13 +14,13 @@ from loramux_server.wire.model_info import ModelInfo
 from loramux_server.wire.sampling import Sampling
 
 DEFAULT_MAX_TOKENS = 256
-"""Of a completion of a text; an answer in a conversation has what the context leaves."""
+"""For completions of a text; an answer in a conversation may fill the context."""
 _SEEDS = 1 << 64
 
 
 @dataclass(frozen=True, slots=True)
 class TextOptions:
-    """What happens to the text of a completion."""
+    """How the text of a completion is post-processed."""
 
     stops: tuple[str, ...]
     include_stop: bool
@@ -39,18 +39,18 @@ def samplings(
     fills_context: bool = False,
     form: Form | None = None,
 ) -> list[Sampling]:
-    """Return how each of the n completions of a prompt of `num_prompt` tokens is chosen.
+    """Return the sampling settings of each of the n completions of a prompt.
 
     Args:
-        params: What was asked for.
+        params: The request's parameters.
         num_prompt: Tokens of the prompt.
         model: The base model.
-        defaults: Where `params` name no `max_tokens`, that of these counts.
+        defaults: Provides `max_tokens` if `params` have none.
         num_virtual: Tokens that the adapter puts before the prompt.
-        num_seen: How many tokens of the prompt stand for images.
-        num_begun: With how many tokens the text begins that is written, if it is another.
-        fills_context: Whether each may be as long as the context allows where nobody says.
-        form: What each has to be; None for anything.
+        num_seen: Tokens of the prompt that stand for images.
+        num_begun: Tokens of an encoder-decoder's decoder prompt.
+        fills_context: Whether the context is the default limit of each completion.
+        form: The form of each completion; None for free text.
 
     Raises:
         InvalidArgumentError: Prompt and completion do not fit the context.
@@ -66,7 +66,7 @@ def samplings(
         Sampling(
             max_tokens=min(max_tokens, room),
             min_tokens=min(params.min_tokens, room),
-            # Seeds are signed 64-bit numbers; the one after the last is the first.
+            # Seeds are signed 64-bit integers and wrap around.
             seed=(seed + index + _SEEDS // 2) % _SEEDS - _SEEDS // 2,
             temperature=params.temperature if params.HasField("temperature") else 1.0,
             top_k=max(0, params.top_k),
@@ -81,7 +81,7 @@ def samplings(
             stop_token_ids=frozenset(params.stop_token_ids),
             ignore_eos=params.ignore_eos,
             num_logprobs=params.logprobs if params.HasField("logprobs") else None,
-            # All completions have the prompt in common.
+            # All completions share the prompt, so only the first reports it.
             num_prompt_logprobs=(
                 params.prompt_logprobs
                 if params.HasField("prompt_logprobs") and index == 0
@@ -94,7 +94,7 @@ def samplings(
 
 
 def text_options(params: generation_pb2.SamplingParams) -> TextOptions:
-    """Return what happens to the text."""
+    """Return how the text is post-processed."""
     return TextOptions(
         stops=tuple(params.stop),
         include_stop=params.include_stop,

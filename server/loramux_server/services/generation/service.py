@@ -37,7 +37,7 @@ from loramux_server.waiting_room.room import WaitingRoom
 from loramux_server.wire.model_info import ModelInfo
 
 WHOLE_INTERVAL = 16
-"""Tokens that are taken at once for who gets them all at the end."""
+"""Tokens per delivery from the engine when the answer is sent as a whole."""
 
 
 class GenerationService:
@@ -86,7 +86,7 @@ class GenerationService:
     async def Generate(
         self, request: generation_pb2.GenerateRequest, context: Context
     ) -> generation_pb2.GenerateResponse:
-        """Answer when every completion is finished."""
+        """Answer once every completion has finished."""
         responses = [piece async for piece in self._pieces(request, context, WHOLE_INTERVAL)]
         pieces: dict[int, list[generation_pb2.Completion]] = {}
         for response in responses:
@@ -106,13 +106,13 @@ class GenerationService:
     def StreamGenerate(
         self, request: generation_pb2.GenerateRequest, context: Context
     ) -> AsyncGenerator[generation_pb2.StreamGenerateResponse, None]:
-        """Answer piece by piece."""
+        """Stream the answer in chunks."""
         return self._pieces(request, context, self._stream_interval)
 
     async def _pieces(
         self, request: generation_pb2.GenerateRequest, context: Context, interval: int
     ) -> AsyncGenerator[generation_pb2.StreamGenerateResponse, None]:
-        """Yield the answer, `interval` tokens at once where nothing ends before them."""
+        """Yield the answer, about `interval` tokens per chunk."""
         deadline = Deadline.of(context, self._default_timeout)
         async with self._call(request, deadline) as call:
             if beams := call.options.beams:
@@ -130,7 +130,7 @@ class GenerationService:
     async def _call(
         self, request: generation_pb2.GenerateRequest, deadline: Deadline
     ) -> AsyncIterator[GenerationCall]:
-        """Check `request`, make tokens of it, and hold what it takes until the block ends."""
+        """Check and tokenize `request`, and hold its resources during the block."""
         most = self._model.output_length
         if request.sampling.HasField("max_tokens"):
             most = request.sampling.max_tokens
@@ -162,15 +162,15 @@ class GenerationService:
     async def entered(
         self, request: generation_pb2.GenerateRequest, most: int, deadline: Deadline
     ) -> AsyncIterator[Entered]:
-        """Check `request`, resolve its adapters and make its prompt; hold them in the block.
+        """Check `request`, resolve its adapters and build its prompt; hold them during the block.
 
         Args:
             request: The request.
-            most: Tokens that a completion may have.
-            deadline: When the call ends.
+            most: Maximum tokens of a completion.
+            deadline: When the call must end.
 
         Raises:
-            LoramuxError: A field is wrong, an adapter is not there, or there is no place.
+            LoramuxError: A field is invalid, an adapter is missing, or the waiting room is full.
         """
         with (
             self._calls.placed(request, most, deadline) as place,
@@ -191,9 +191,9 @@ class GenerationService:
         place: Place,
         deadline: Deadline,
     ) -> Prepared:
-        """Return what template and tokenizer make of `request`, whose adapter says `told`.
+        """Return what template and tokenizer make of `request`; `told` are its adapter's settings.
 
-        What its images take counts at `place`.
+        Its images' bytes are charged to `place`.
         """
         talk = await conversation(request, self._model)
         async with deadline.ending():
@@ -230,9 +230,9 @@ class GenerationService:
         place: Place,
         deadline: Deadline,
     ) -> Prompt:
-        """Return the prompt of `request`, for which the template wrote `tokens`, with its images.
+        """Return the prompt of `request`, tokenized by the template to `tokens`, with its images.
 
-        Meanwhile at least those are kept of the tenant's quota. What the images take counts at
+        Meanwhile, `tokens` are reserved from the tenant's quota. The images' bytes are charged to
         `place`.
         """
         async with deadline.ending():
@@ -243,7 +243,7 @@ class GenerationService:
 
     @contextmanager
     def _admitted(self, request: generation_pb2.GenerateRequest) -> Iterator[str]:
-        """Check the fields and keep the request's id for as long as the block runs."""
+        """Check all fields, and register the request's id during the block."""
         check_writes(self._model)
         check_fields(request, self._model)
         self._completions.check(request.sampling)

@@ -1,4 +1,4 @@
-"""What the tools of a request make of its answer."""
+"""How the tools of a request shape and parse its answer."""
 
 from dataclasses import dataclass
 
@@ -23,28 +23,28 @@ from loramux_server.wire.model_info import ModelInfo
 
 @dataclass(frozen=True, slots=True)
 class ToolUse:
-    """The tools that a model knows of."""
+    """The tools that the model is shown."""
 
     syntax: ToolSyntax | AddressedSyntax
     tools: tuple[Tool, ...]
     is_parallel: bool
     """Whether an answer may have several calls."""
     has_own_tokens: bool = False
-    """Whether calls have tokens that only the adapter has, which no form knows."""
+    """Whether calls use tokens that only the adapter has, which forms do not support."""
 
     def reader(self) -> Reader:
-        """Return what takes calls out of a completion."""
+        """Return the parser of tool calls for a completion."""
         most = None if self.is_parallel else 1
         if isinstance(self.syntax, AddressedSyntax):
             return AddressedReader(self.syntax, most=most)
         return CallReader(self.syntax, self.tools, most=most)
 
     def form(self, request: generation_pb2.GenerateRequest, model: ModelInfo) -> Form | None:
-        """Return the form of the answer of `model` to `request`, which has tools; None for any.
+        """Return the form of the answer to `request`, which has tools; None for free text.
 
         Raises:
-            InvalidArgumentError: What is asked for cannot be had with tools.
-            FailedPreconditionError: It cannot be had with those of this adapter.
+            InvalidArgumentError: What is asked for is not supported with tools.
+            FailedPreconditionError: It is not supported with this adapter's tokens.
         """
         choice, params = request.tool_choice, request.sampling
         is_named = choice.WhichOneof("choice") == "name"
@@ -66,7 +66,7 @@ class ToolUse:
             )
         _check_ends(params, model)
         tools = [tool for tool in self.tools if not is_named or tool.name == choice.name]
-        # A tool that is named is called once.
+        # A tool that is demanded by name is called once.
         is_parallel = self.is_parallel and not is_named
         try:
             if isinstance(self.syntax, AddressedSyntax):
@@ -86,7 +86,11 @@ class ToolUse:
 
 
 def _answer(form: Form | None) -> Otherwise:
-    """Return what an answer that is no call may be, if its `form` is asked for."""
+    """Return what an answer other than a call may be, given the `form` that is asked for.
+
+    Raises:
+        InvalidArgumentError: The form is not supported beside tools.
+    """
     if form is None:
         return ANY_TEXT
     if form.kind is FormKind.JSON_OBJECT:
@@ -98,7 +102,7 @@ def _answer(form: Form | None) -> Otherwise:
 
 
 def _check_ends(params: generation_pb2.SamplingParams, model: ModelInfo) -> None:
-    """Demand that an answer ends where its calls do."""
+    """Check that the answer can end where its calls do."""
     if not model.eos_token_ids:
         raise wrong("tool_choice", "demands calls; expected that not: the base has no end token")
     for name, is_set in (("min_tokens", params.min_tokens), ("ignore_eos", params.ignore_eos)):
