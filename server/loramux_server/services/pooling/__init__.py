@@ -1,1 +1,1 @@
-"""Requests to read texts to their end: labels, vectors, answers, scores."""
+"""Requests that read texts without generating: labels, embeddings, answers, scores."""

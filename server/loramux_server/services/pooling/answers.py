@@ -1,7 +1,7 @@
-"""Logits of begins and ends -> the answers that they speak for.
+"""Answer spans from start and end logits.
 
-The numbers are those of transformers' pipeline `question-answering`: of `decode_spans` and
-`select_starts_ends`, and of the way in which it adds up what several windows give.
+Scores equal those of transformers' `question-answering` pipeline: of `decode_spans` and
+`select_starts_ends`, and of how it adds up several windows.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,31 +25,31 @@ class Window:
     context: range
     """Where in `tokens` the part is."""
     first: int
-    """Token of the whole pair that the first of the part is."""
+    """Index in the whole pair of the part's first token."""
     second_from: int
-    """Where in `tokens` those of the second text begin, if that is told."""
+    """Index in `tokens` of the second text, if token types are used; else 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A question and its context as tokens."""
+    """A tokenized question and context."""
 
     text: str
     """The context."""
     read: TextPair
-    """Both."""
+    """The tokens of both."""
     context: range
     """Where the tokens of the context are."""
     knows_words: bool
-    """Whether the tokenizer parts the context into words."""
+    """Whether the tokenizer splits the context into words."""
     tells_types: bool
-    """Whether it is told which tokens are of the second text."""
+    """Whether token types are used."""
     words: dict[int, Span] = field(default_factory=dict)
-    """Word of the context -> its characters, of those that were looked for."""
+    """Cache: index of a word in the context -> its characters."""
 
     @staticmethod
     def of(text: str, read: TextPair, sequence: int, *, tells_types: bool = False) -> "Pair":
-        """Return the pair whose context, `text`, is the first or the second `sequence`, 0 or 1."""
+        """Return the pair whose first or second text (`sequence` 0 or 1) is the context, `text`."""
         places = read.places
         own = [i for i, each in enumerate(places.sequence_ids) if each == sequence]
         if not own:
@@ -61,21 +61,20 @@ class Pair:
 
     @property
     def num_others(self) -> int:
-        """Tokens that are not of the context, and in every window."""
+        """Tokens that are not of the context, and part of every window."""
         return len(self.read.tokens) - len(self.context)
 
     def num_windows(self, max_tokens: int, overlap: int) -> int:
-        """Return how many `windows` there are."""
+        """Return the number of `windows`."""
         room = max_tokens - self.num_others
         if len(self.context) <= room:
             return 1
         return -(-(len(self.context) - overlap) // (room - overlap))
 
     def windows(self, max_tokens: int, overlap: int) -> Iterator[Window]:
-        """Yield windows of at most `max_tokens`, each with `overlap` tokens of the one before it.
+        """Yield windows of at most `max_tokens`, which overlap by `overlap` tokens of the context.
 
-        Where not all fits in one, there have to be more tokens of the context in a window than
-        that.
+        If there is more than one, a window must have room for more context than `overlap`.
         """
         ids, begin, end = self.read.tokens, self.context.start, self.context.stop
         second = second_from(self.read) if self.tells_types else 0
@@ -92,10 +91,10 @@ class Pair:
                 return
 
     def place(self, begin: int, end: int, *, to_words: bool) -> Span:
-        """Return the characters of the context from one token to another.
+        """Return the characters of the context from token `begin` to token `end`, inclusive.
 
-        With `to_words` they are those of the whole words; where the context is one word to the
-        tokenizer, which then knows nothing of words, it is as without.
+        With `to_words` the span is extended to whole words, unless the tokenizer takes the context
+        for a single word.
         """
         if not to_words or not self.knows_words:
             return self._chars(begin)[0], self._chars(end)[1]
@@ -108,7 +107,7 @@ class Pair:
         word = self.read.places.token_to_word(token)
         if word is None:
             return self._chars(token)
-        if word not in self.words:  # looking for it takes time that grows with the context
+        if word not in self.words:  # the lookup takes time proportional to the context
             sequence = self.read.places.token_to_sequence(token) or 0
             self.words[word] = self.read.places.word_to_chars(word, sequence) or self._chars(token)
         return self.words[word]
@@ -120,15 +119,18 @@ class Best:
 
     top_k: int
     max_tokens: int
-    """Of an answer."""
+    """Maximum tokens of an answer."""
     may_be_none: bool
-    """Whether "no answer" is one."""
+    """Whether "no answer" is a possible answer."""
     to_words: bool
 
     def of(
         self, pair: Pair, windows: Sequence[Window], found: Sequence[bytes]
     ) -> question_answering_pb2.Answers:
-        """Return the best answers for `pair`, in whose `windows` float32 logits are `found`."""
+        """Return the best answers for `pair`; `found` has the logits of each window.
+
+        They are float32, [tokens, 2]: start and end.
+        """
         answers: list[question_answering_pb2.Answer] = []
         by_text: dict[str, question_answering_pb2.Answer] = {}
         none_score = 1.0
@@ -157,9 +159,9 @@ class Best:
         )
 
     def _likely(self, table: npt.NDArray[np.float32], context: range) -> Float64:
-        """Return softmax over the tokens that can be begin, and over those that can be end.
+        """Return the start and end probabilities of tokens, [tokens, 2], from their logits `table`.
 
-        Like `table`, it is [tokens, 2].
+        Only tokens of the context count, and token 0 if there may be no answer.
         """
         can_be = np.zeros(len(table), bool)
         can_be[context.start : context.stop] = True
@@ -171,11 +173,11 @@ class Best:
 
     def _spans(self, likely: Float64, context: range) -> list[tuple[float, int, int]]:
         """Return the best answers as (score, first token, last token), highest score first."""
-        # The first token of all stands for no answer, even where it is of the context.
+        # Token 0 stands for "no answer", even if it is part of the context.
         start = max(context.start, 1)
         first, last = likely[start : context.stop].T
         scores, begins, ends = [np.empty(0)], [np.empty(0, int)], [np.empty(0, int)]
-        least = 0.0  # so many as are wanted have this score or a higher one
+        least = 0.0  # top_k spans score at least this, once so many are known
         for length in range(min(self.max_tokens, len(first))):
             product = first[: len(first) - length] * last[length:]
             best = np.flatnonzero(product >= least)

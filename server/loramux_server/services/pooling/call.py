@@ -1,4 +1,4 @@
-"""One request to read texts to their end, which an adapter or the base does not continue."""
+"""A request that reads texts without generating."""
 
 from dataclasses import dataclass
 
@@ -15,40 +15,40 @@ from loramux_server.wire.messages import Started
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One such request, whose adapter is resolved and kept."""
+    """Such a request, with a lease on its resolved adapter."""
 
     request_id: str
     record: AdapterRecord | None
-    """The adapter; None for the base model alone, as `source`."""
+    """The adapter; None for the base model alone, as with `source`."""
     source: AdapterSource | None
     told: Instruction
-    """What the adapter's package says."""
+    """Settings from the adapter's package."""
     observer: Observer
     place: Place
-    """What it takes of the waiting room."""
+    """What it occupies in the waiting room."""
     deadline: Deadline
 
     @property
     def identity(self) -> generation_pb2.AdapterIdentity | None:
-        """The adapter, as callers are told of it."""
+        """The adapter, as named in the answer."""
         return identity_of(self.record) if self.record else None
 
     @property
     def adapter(self) -> str:
-        """Its full name; empty for the base model."""
+        """The adapter's full name; empty for the base model."""
         return self.record.full_name if self.record else ""
 
     @property
     def num_virtual(self) -> int:
-        """Virtual tokens that it puts before each text."""
+        """Virtual tokens that the adapter puts before each text."""
         return self.source.virtual_tokens if self.source else 0
 
     @property
     def digest(self) -> str | None:
-        """Its digest."""
+        """The adapter's digest; None for the base model."""
         return self.record.digest if self.record else None
 
     def started(self, started: Started) -> None:
-        """Note that a text left the engine's queue."""
+        """Record that a text left the engine's queue."""
         self.place.started()
         self.observer.started(started)

@@ -1,4 +1,4 @@
-"""ClassificationService: texts -> what the head of an adapter makes of them."""
+"""ClassificationService: labels of texts or of their tokens, by the head of an adapter."""
 
 from loramux.errors import DataLossError
 from loramux.v1 import classification_pb2
@@ -28,7 +28,7 @@ class ClassificationService:
     async def Classify(
         self, request: classification_pb2.ClassifyRequest, context: Context
     ) -> classification_pb2.ClassifyResponse:
-        """Answer when every text is classified."""
+        """Answer once every text is classified."""
         opened = self._readings.opened(request, context, check_request, check_classifies)
         async with opened as reading:
             scoring = _scoring(request, reading.source, reading.told)
@@ -59,10 +59,10 @@ class ClassificationService:
 def _scoring(
     request: classification_pb2.ClassifyRequest, source: AdapterSource | None, told: Instruction
 ) -> Scoring:
-    """Return how results are told.
+    """Return how logits are turned into results.
 
     Raises:
-        InvalidArgumentError: There are not so many labels as are asked for.
+        InvalidArgumentError: There are fewer labels than asked for.
         DataLossError: The package cannot be read.
     """
     if told.labels is None or source is None or source.task is None:

@@ -1,4 +1,4 @@
-"""Whether texts may be classified: every field within its limits."""
+"""Validation of classification requests."""
 
 from collections.abc import Sequence
 
@@ -12,14 +12,15 @@ from loramux_server.store.reference import parse_reference
 from loramux_server.wire.model_info import ModelInfo
 
 MAX_NUMBERS = 1 << 20
-"""Labels times tokens of a request whose tokens are labelled."""
+"""Maximum labels times tokens of a token classification request."""
 
 
 def check_request(request: classification_pb2.ClassifyRequest, model: ModelInfo) -> None:
-    """Demand that every field of `request` is within limits that no adapter changes.
+    """Check the fields of `request` against limits that do not depend on the adapter.
 
     Raises:
-        InvalidArgumentError: One is not; the message names it, its value and what would be right.
+        InvalidArgumentError: One is invalid; the message names it, its value and what would be
+            right.
     """
     if not request.adapter:
         raise invalid("adapter", "", "a reference: the base model has no head to classify with")
@@ -29,10 +30,10 @@ def check_request(request: classification_pb2.ClassifyRequest, model: ModelInfo)
 
 
 def check_pairs(request: classification_pb2.ClassifyRequest, task: Task) -> None:
-    """Demand that an adapter of `task` can read the inputs of a checked request.
+    """Check that an adapter of `task` supports the inputs of a checked request.
 
     Raises:
-        InvalidArgumentError: One is two texts, and the adapter labels the tokens of one.
+        InvalidArgumentError: One is a text pair, and the adapter labels tokens.
     """
     if task is not Task.TOKENS:
         return
@@ -48,9 +49,9 @@ def check_pairs(request: classification_pb2.ClassifyRequest, task: Task) -> None
 def check_sizes(
     lengths: Sequence[int], scoring: Scoring, model: ModelInfo, num_virtual: int = 0
 ) -> None:
-    """Demand that texts of so many tokens fit the context, and what is told of them a message.
+    """Check that texts of these `lengths` fit the context, and their scores a message.
 
-    An adapter has `num_virtual` tokens before each of them.
+    An adapter puts `num_virtual` tokens before each text.
 
     Raises:
         InvalidArgumentError: They do not.

@@ -1,4 +1,4 @@
-"""EmbeddingService: texts -> vectors of what the model makes of them."""
+"""EmbeddingService: embedding vectors of texts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class EmbeddingService:
     async def Embed(
         self, request: embedding_pb2.EmbedRequest, context: Context
     ) -> embedding_pb2.EmbedResponse:
-        """Answer when every text has its vector."""
+        """Answer once every text has its vector."""
         async with self._readings.opened(request, context, check_request, check_embeds) as reading:
             asked = Vectors.of(request, reading.told.embedding, self._readings.model)
             texts = await self._readings.inputs(request, reading)
@@ -49,7 +49,7 @@ class EmbeddingService:
             pooling = asked.pooling
             if pooling is Pooling.FIRST and self._readings.model.kind is ModelKind.DECODER:
                 _check_first(reading)
-                # What comes after a token changes nothing of it, and is not read.
+                # In a decoder, later tokens do not change the first state, so they are not read.
                 texts = [Text(text.tokens[:1], text.places[:1]) for text in texts]
                 pooling = Pooling.LAST
             found = await self._readings.run(reading, EMBED, texts, pooling)
@@ -67,10 +67,10 @@ class EmbeddingService:
 
 
 def _check_first(reading: Reading) -> None:
-    """Demand that what a decoder makes of the first token depends on the text.
+    """Check that a decoder's state at the first position depends on the text.
 
     Raises:
-        FailedPreconditionError: It is that of an embedding that stands before all texts.
+        FailedPreconditionError: It does not: the adapter's virtual tokens come first.
     """
     if reading.num_virtual and not (reading.source and reading.source.has_cache):
         raise FailedPreconditionError(
@@ -83,22 +83,22 @@ def _check_first(reading: Reading) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Vectors:
-    """What vectors are asked for."""
+    """What kind of vectors are asked for."""
 
     pooling: Pooling
     normalize: bool
     dimensions: int | None
-    """How many of their numbers are kept; None for all."""
+    """How many leading dimensions are kept; None for all."""
 
     @staticmethod
     def of(
         request: embedding_pb2.EmbedRequest, note: Mapping[str, object], model: ModelInfo
     ) -> "Vectors":
-        """Return what a checked request asks for; `note` is what its adapter's package says.
+        """Return what a checked request asks for; `note` has the settings of its adapter's package.
 
         Raises:
-            FailedPreconditionError: Neither says how vectors are made, and what the base model's
-                folder says cannot be done.
+            FailedPreconditionError: Neither says how to pool, and the pooling of the base model's
+                folder is not supported.
         """
         is_said = request.pooling != embedding_pb2.POOLING_UNSPECIFIED or "pooling" in note
         if model.embedding_fault and not is_said:
@@ -127,10 +127,11 @@ class Vectors:
 
 
 def check_request(request: embedding_pb2.EmbedRequest, model: ModelInfo) -> None:
-    """Demand that every field of `request` is within limits that no adapter changes.
+    """Check the fields of `request` against limits that do not depend on the adapter.
 
     Raises:
-        InvalidArgumentError: One is not; the message names it, its value and what would be right.
+        InvalidArgumentError: One is invalid; the message names it, its value and what would be
+            right.
     """
     if request.adapter:
         parse_reference(request.adapter, "adapter")

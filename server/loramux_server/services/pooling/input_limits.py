@@ -1,4 +1,4 @@
-"""Whether texts can be read: those of requests to classify and to embed."""
+"""Validation of the inputs of classification and embedding requests."""
 
 from collections.abc import Sequence
 from typing import TypeGuard
@@ -15,10 +15,10 @@ Input = classification_pb2.ClassifyInput | embedding_pb2.EmbedInput
 
 
 def check_inputs(inputs: Sequence[Input], model: ModelInfo) -> None:
-    """Demand that `inputs`, the request field of that name, are within limits.
+    """Check the request field `inputs`.
 
     Raises:
-        InvalidArgumentError: They are not; the message says what would be right.
+        InvalidArgumentError: It is invalid; the message says what would be right.
     """
     if not 1 <= len(inputs) <= MAX_INPUTS:
         raise wrong("inputs", f"has {len(inputs)} entries; expected 1 to {MAX_INPUTS}")
@@ -31,12 +31,12 @@ def check_inputs(inputs: Sequence[Input], model: ModelInfo) -> None:
 
 
 def is_pair(each: Input) -> TypeGuard[classification_pb2.ClassifyInput]:
-    """Return whether `each` is two texts."""
+    """Return whether `each` is a text pair."""
     return isinstance(each, classification_pb2.ClassifyInput) and each.HasField("text_pair")
 
 
 def check_lengths(lengths: Sequence[int], model: ModelInfo, num_virtual: int = 0) -> None:
-    """Demand that inputs of so many tokens fit the context beside virtual tokens of an adapter.
+    """Check that inputs of these `lengths` fit the context, with an adapter's virtual tokens.
 
     Raises:
         InvalidArgumentError: One does not.

@@ -1,4 +1,4 @@
-"""QuestionAnsweringService: questions and texts -> where in the texts the answers are."""
+"""QuestionAnsweringService: finds the answers to questions in texts."""
 
 from loramux.v1 import question_answering_pb2
 from loramux_server.services.gen_ai import ANSWER
@@ -27,7 +27,7 @@ class QuestionAnsweringService:
     async def Answer(
         self, request: question_answering_pb2.AnswerRequest, context: Context
     ) -> question_answering_pb2.AnswerResponse:
-        """Answer when every question is answered."""
+        """Answer once every question is answered."""
         opened = self._readings.opened(request, context, check_request, check_answers)
         async with opened as reading:
             pairs = await self._pairs(request, reading)
@@ -57,7 +57,7 @@ class QuestionAnsweringService:
     async def _pairs(
         self, request: question_answering_pb2.AnswerRequest, reading: Reading
     ) -> list[Pair]:
-        """Return the inputs of `request` as tokens."""
+        """Return the tokenized inputs of `request`."""
         adds = request.add_special_tokens if request.HasField("add_special_tokens") else True
         pairs = []
         for index, each in enumerate(request.inputs):
@@ -81,7 +81,7 @@ class QuestionAnsweringService:
 
 
 def _best(request: question_answering_pb2.AnswerRequest) -> Best:
-    """Return how the answers of a checked request are chosen."""
+    """Return how the answers to a checked request are chosen."""
     return Best(
         top_k=request.top_k if request.HasField("top_k") else 1,
         max_tokens=(

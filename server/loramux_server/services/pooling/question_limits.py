@@ -1,4 +1,4 @@
-"""Whether questions may be answered: every field within its limits."""
+"""Validation of question answering requests, and the windows of their contexts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,35 +14,36 @@ from loramux_server.store.reference import parse_reference
 from loramux_server.wire.model_info import ModelInfo
 
 MAX_WINDOWS = 256
-"""Windows of a request."""
+"""Maximum windows of a request."""
 MAX_WINDOW_TOKENS = 1 << 20
-"""Tokens of all windows of a request."""
+"""Maximum tokens of all windows of a request."""
 MAX_TOP_K = 100
 MAX_ANSWER_TOKENS = 512
 DEFAULT_ANSWER_TOKENS = 15
-"""That of transformers' pipeline, as is the next."""
+"""As in transformers' pipeline, like DEFAULT_OVERLAP."""
 DEFAULT_OVERLAP = 128
 
 
 @dataclass(frozen=True, slots=True)
 class WindowSize:
-    """How contexts are read."""
+    """How contexts are split into windows."""
 
     max_tokens: int
-    """Of a question and a part of its context."""
+    """Maximum tokens of a window: the question and a part of its context."""
     overlap: int
-    """Tokens of the context that a window has in common with the one before it."""
+    """Tokens of the context that a window shares with the one before it."""
     is_asked_for: bool
-    """Whether a context may take several windows."""
+    """Whether a context may be split into several windows."""
     has_default_overlap: bool = False
-    """Whether the request says nothing of `overlap`."""
+    """Whether the request leaves `overlap` open."""
 
 
 def check_request(request: question_answering_pb2.AnswerRequest, model: ModelInfo) -> None:
-    """Demand that every field of `request` is within limits that no adapter changes.
+    """Check the fields of `request` against limits that do not depend on the adapter.
 
     Raises:
-        InvalidArgumentError: One is not; the message names it, its value and what would be right.
+        InvalidArgumentError: One is invalid; the message names it, its value and what would be
+            right.
     """
     if not request.adapter:
         raise invalid("adapter", "", "a reference: the base model has no head that finds answers")
@@ -71,12 +72,12 @@ def check_request(request: question_answering_pb2.AnswerRequest, model: ModelInf
 def size_of(
     request: question_answering_pb2.AnswerRequest, model: ModelInfo, num_virtual: int = 0
 ) -> WindowSize:
-    """Return the size of windows that `request` asks for.
+    """Return the window size that `request` asks for.
 
-    An adapter has `num_virtual` tokens before each of them.
+    An adapter puts `num_virtual` tokens before each window.
 
     Raises:
-        InvalidArgumentError: There can be none of that size.
+        InvalidArgumentError: It is not possible.
     """
     most, is_asked_for = model.context_length - num_virtual, request.HasField("max_window_tokens")
     max_tokens = most
@@ -126,7 +127,7 @@ def windows_of(pairs: Sequence[Pair], size: WindowSize) -> list[list[Window]]:
         own = pair.num_windows(size.max_tokens, size.overlap)
         count += own
         num_tokens += length + (own - 1) * (pair.num_others + size.overlap)
-    # Before there are any: so many would take the time and the memory of others.
+    # Checked before any is built: too many would take the time and the memory of other requests.
     if count > MAX_WINDOWS:
         raise wrong("inputs", f"has {count} windows; expected at most {MAX_WINDOWS} in one request")
     if num_tokens > MAX_WINDOW_TOKENS:

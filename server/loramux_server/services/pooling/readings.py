@@ -1,7 +1,6 @@
-"""Texts that an adapter or the base reads to their end and does not continue.
+"""Running requests that read texts without generating.
 
-What they are read for is the matter of the services: to label them, to find answers in them, to
-make vectors of them.
+The services decide what for: classification, question answering, embeddings.
 """
 
 import asyncio
@@ -39,9 +38,9 @@ from loramux_server.wire.model_info import ModelInfo
 from loramux_server.wire.sampling import Sampling
 
 _SAMPLING = Sampling(max_tokens=1, seed=0)
-"""Of a request that ends before a token is chosen."""
+"""For a request that ends before a token is sampled."""
 OFF_LOOP = 16 << 10
-"""Bytes that are gone over from which on results are told in a thread."""
+"""Bytes of results from which they are processed in a thread."""
 T = TypeVar("T")
 Inputs = classification_pb2.ClassifyRequest | embedding_pb2.EmbedRequest
 R = TypeVar(
@@ -53,7 +52,7 @@ R = TypeVar(
 
 
 class Readable(Protocol):
-    """Tokens of one text, or of two, that are read together."""
+    """Tokens of one text, or of a pair."""
 
     @property
     def tokens(self) -> list[int]:
@@ -61,11 +60,11 @@ class Readable(Protocol):
 
     @property
     def second_from(self) -> int:
-        """At which of them the second of two texts begins, if types tell; 0 where none does."""
+        """Index of the second text, if it differs in token type; else 0."""
 
 
 class Readings:
-    """Takes requests to read texts from their arrival to what the engine makes of the texts."""
+    """Admits and runs requests that read texts."""
 
     def __init__(
         self,
@@ -102,14 +101,14 @@ class Readings:
         check_request: Callable[[R, ModelInfo], None],
         check_adapter: Callable[[AdapterRecord, ModelInfo, str], None],
     ) -> AsyncIterator[Reading]:
-        """Take in `request`, and keep what it holds for as long as the block runs.
+        """Check and admit `request`, and hold its resources during the block.
 
         Args:
-            request: What came.
-            context: Of its call.
-            check_request: Demands that its fields are within limits that no adapter changes.
-            check_adapter: Demands that an adapter on the base, named by a request field, is made
-                for it.
+            request: The request.
+            context: That of its call.
+            check_request: Checks its fields against limits that do not depend on the adapter.
+            check_adapter: Checks that an adapter, named by a request field, does on the base what
+                is asked for.
 
         Raises:
             LoramuxError: It is refused.
@@ -143,10 +142,10 @@ class Readings:
                     yield Reading(request_id, record, source, told, observer, place, deadline)
 
     async def inputs(self, request: Inputs, reading: Reading) -> list[Text]:
-        """Return the inputs of `request` as tokens.
+        """Return the tokenized inputs of `request`.
 
         Raises:
-            InvalidArgumentError: One has no tokens, or those of another model.
+            InvalidArgumentError: One has no tokens, or invalid ones.
         """
         adds = request.add_special_tokens if request.HasField("add_special_tokens") else True
         own_size = reading.record.vocab_size if reading.record else 0
@@ -180,16 +179,16 @@ class Readings:
         texts: Sequence[Readable],
         pooling: Pooling | None = None,
     ) -> list[bytes]:
-        """Return what the engine makes of each of `texts`.
+        """Return the engine's result for each of `texts`, as bytes of float32.
 
         Args:
-            reading: The request that they are of.
-            operation: What a trace calls it.
+            reading: Their request.
+            operation: Its operation name in traces.
             texts: Each fits the context.
-            pooling: How they are embedded; None where a head reads them.
+            pooling: How they are embedded; None if a head reads them.
 
         Raises:
-            LoramuxError: It makes nothing of one of them, or not in time.
+            LoramuxError: The engine fails on one of them, or the deadline passes.
         """
         tenant, num_tokens = caller().tenant, sum(len(text.tokens) for text in texts)
         tells_types = self.model.takes_token_types
@@ -231,7 +230,7 @@ class Readings:
     def _followed(
         self, reading: Reading, operation: str, num_texts: int, num_tokens: int, ids: list[int]
     ) -> AbstractContextManager[None]:
-        """Let a trace that there may be of `reading` tell what becomes of its texts."""
+        """Trace the request, if its trace is recorded."""
         return self._spans.following(
             f"{operation} {self.model.name}",
             lambda: asked_to_read(
@@ -250,9 +249,9 @@ class Readings:
 
 
 async def told_of(found: Sequence[bytes], tell: Callable[[], T], *, times: int = 1) -> T:
-    """Return what `tell`, which goes over it so many `times`, makes of `found`.
+    """Return what `tell`, which goes over `found` so many `times`, makes of it.
 
-    Where that is much it is told in a thread.
+    Runs in a thread if that is much work.
     """
     work = times * sum(map(len, found))
     return tell() if work < OFF_LOOP else await asyncio.to_thread(tell)

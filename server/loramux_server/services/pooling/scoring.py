@@ -1,4 +1,4 @@
-"""Logits of labels -> what a caller is told of them."""
+"""Label scores from logits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,16 +22,16 @@ Float64 = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Scoring:
-    """How results are told."""
+    """How logits are turned into results."""
 
     task: Task
     labels: Labels
     top_k: int | None
-    """Labels of each text or token; None for all of a text and one of a token."""
+    """Labels per text or token; None for all labels of a text, or one per token."""
     returns_logits: bool
 
     def result(self, text: Text, logits: bytes) -> classification_pb2.Classification:
-        """Return what is told of `text`, whose logits are float32."""
+        """Return the classification of `text` by its float32 `logits`: [1 or tokens, labels]."""
         each = np.frombuffer(logits, np.float32).reshape(-1, len(self.labels.names))
         likely = scores(each, self.labels.problem)
         if self.task is Task.SEQUENCE:
@@ -54,7 +54,7 @@ class Scoring:
         )
 
     def _best(self, scores: Float64) -> list[Sequence[classification_pb2.LabelScore]]:
-        """Return the labels that are told of each row, highest score first."""
+        """Return the top labels of each row, highest score first."""
         most = self.top_k or (1 if self.task is Task.TOKENS else None)
         order = np.argsort(-scores, axis=1, kind="stable")[:, :most]
         return [
@@ -69,7 +69,7 @@ class Scoring:
 
 
 def scores(logits: Float32, problem: ProblemType) -> Float64:
-    """Return softmax, sigmoid or nothing of `logits`, [tokens, labels], as `problem` asks for."""
+    """Return softmax, sigmoid or identity of `logits`, [rows, labels], depending on `problem`."""
     wide: Float64 = logits.astype(np.float64)
     if problem is ProblemType.REGRESSION:
         return wide
