@@ -1,1 +1,1 @@
-"""Adapters over the wire: uploads, imports, names, aliases, and where their weights are to be."""
+"""Adapters over the wire: uploads, imports, names, aliases, expiry and residency."""

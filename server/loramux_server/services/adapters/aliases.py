@@ -1,4 +1,4 @@
-"""AliasService: moves of aliases."""
+"""AliasService: moves and history of aliases."""
 
 import asyncio
 
@@ -28,7 +28,7 @@ class AliasService:
     async def SetAlias(
         self, request: aliases_pb2.SetAliasRequest, context: Context
     ) -> aliases_pb2.SetAliasResponse:
-        """Let an alias stand for other versions."""
+        """Point an alias at other versions."""
         if not request.split.weights:
             raise wrong("split.weights", "is empty; expected a weight for at least one version")
         split = await self._set(request, request.split, context)
@@ -37,14 +37,14 @@ class AliasService:
     async def DeleteAlias(
         self, request: aliases_pb2.DeleteAliasRequest, context: Context
     ) -> aliases_pb2.DeleteAliasResponse:
-        """Take an alias away."""
+        """Delete an alias."""
         await self._set(request, aliases_pb2.Split(), context)
         return aliases_pb2.DeleteAliasResponse()
 
     async def RollBackAlias(
         self, request: aliases_pb2.RollBackAliasRequest, context: Context
     ) -> aliases_pb2.RollBackAliasResponse:
-        """Let an alias stand for what it stood for before its last move."""
+        """Undo the last move of an alias."""
         by = _by(request.moved_by, context)
         with storage_errors():
             moving = asyncio.to_thread(
@@ -59,7 +59,7 @@ class AliasService:
     async def ListAliasMoves(
         self, request: aliases_pb2.ListAliasMovesRequest, context: Context
     ) -> aliases_pb2.ListAliasMovesResponse:
-        """Tell a page of the history; the page token is the number of the last move before it."""
+        """List a page of the history; the page token is the number of the last move before it."""
         reference = self._adapter(request.name)
         size = page_size(request.page_size)
         token = request.page_token
@@ -109,10 +109,10 @@ class AliasService:
 
 
 def _by(moved_by: str, context: Context) -> str:
-    """Return who moves an alias: the caller's key, or what it says, or where it calls from."""
+    """Return who moves an alias: the caller's key, its own statement, or its address."""
     if len(moved_by) > MAX_MOVED_BY or not moved_by.isprintable():
         raise invalid("moved_by", moved_by, f"at most {MAX_MOVED_BY} printable characters")
     if not (key_id := caller().key_id):
         return moved_by or context.peer().rpartition(":")[0]
-    # What the caller says cannot hide whose key it was.
+    # The caller's statement must not hide the key.
     return f"{moved_by} (key {key_id})" if moved_by else f"key {key_id}"

@@ -1,4 +1,4 @@
-"""Changes of adapters, for whoever watches them."""
+"""Changes of adapters, for watchers."""
 
 import asyncio
 from collections import deque
@@ -11,13 +11,13 @@ from loramux_server.services.adapters.descriptions import Descriptions
 from loramux_server.store.record import AdapterRecord
 
 MAX_BEHIND = 4096
-"""Changes that a watcher may have left to take."""
+"""Maximum changes queued for a watcher."""
 
 Change = adapters_pb2.WatchAdaptersResponse
 
 
 class Watcher:
-    """The changes that one caller has not taken yet."""
+    """The queue of changes for one caller."""
 
     def __init__(self, wants: Callable[[AdapterRecord], bool], who: Caller) -> None:
         self.wants = wants
@@ -28,7 +28,7 @@ class Watcher:
         self._wake = asyncio.Event()
 
     def put(self, change: Change) -> None:
-        """Add a change."""
+        """Queue a change."""
         if len(self._left) < MAX_BEHIND:
             self._left.append(change)
         else:
@@ -36,7 +36,7 @@ class Watcher:
         self._wake.set()
 
     def close(self) -> None:
-        """End after what is left."""
+        """End the stream after what is queued."""
         self._is_closed = True
         self._wake.set()
 
@@ -45,7 +45,7 @@ class Watcher:
 
         Raises:
             ResourceExhaustedError: They came faster than they were taken.
-            UnavailableError: The server ends.
+            UnavailableError: The server is shutting down.
         """
         while True:
             while self._left:
@@ -65,7 +65,7 @@ class Watcher:
 
 
 class Changes:
-    """Passes changes on to watchers. Lives on the event loop."""
+    """Distributes changes to watchers. Runs on the event loop."""
 
     def __init__(self, descriptions: Descriptions) -> None:
         self._descriptions = descriptions
@@ -75,14 +75,15 @@ class Changes:
     def tell(
         self, kind: adapters_pb2.AdapterChange.ValueType, records: Iterable[AdapterRecord]
     ) -> None:
-        """Tell who watches them of versions."""
+        """Queue a change of `records` for those who watch them."""
         if not self._watchers:
             return
         for record in records:
             changes: dict[str, Change] = {}
             for watcher in self._watchers:
                 if watcher.wants(record):
-                    # Who asks shows in a description: it names things as they may.
+                    # A description depends on the caller's tenant, e.g. how it refers to the
+                    # adapter.
                     if (tenant := watcher.who.tenant) not in changes:
                         with acting(watcher.who):
                             described = self._descriptions.of(record)
@@ -90,7 +91,7 @@ class Changes:
                     watcher.put(changes[tenant])
 
     def watch(self, wants: Callable[[AdapterRecord], bool]) -> Watcher:
-        """Return a watcher of the versions that the caller `wants`; `leave` it in the end."""
+        """Return a new watcher of versions for which `wants` is true; call `leave` in the end."""
         watcher = Watcher(wants, caller())
         if self._is_closed:
             watcher.close()
@@ -98,11 +99,11 @@ class Changes:
         return watcher
 
     def leave(self, watcher: Watcher) -> None:
-        """Tell a watcher no more."""
+        """Stop queueing changes for a watcher."""
         self._watchers.discard(watcher)
 
     def close(self) -> None:
-        """End all watches, so that nobody waits for them."""
+        """End all watches at shutdown."""
         self._is_closed = True
         for watcher in self._watchers:
             watcher.close()

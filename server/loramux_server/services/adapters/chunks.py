@@ -1,4 +1,4 @@
-"""The pieces of an upload: how large they may be, and how long they may take."""
+"""Limits on the chunks of an upload: size, pauses and rate."""
 
 import asyncio
 import time
@@ -16,7 +16,7 @@ M = TypeVar("M", bound=Message)
 
 
 class Chunks:
-    """What all ways of uploading demand of their messages."""
+    """Limits shared by all ways of uploading."""
 
     def __init__(
         self,
@@ -27,24 +27,24 @@ class Chunks:
         """Set the limits.
 
         Args:
-            idle_timeout: Seconds that the next message may take.
-            min_rate: Bytes per second that have to come, over each `idle_timeout` of waiting; 0
-                means any.
-            clock: Seconds, monotonic.
+            idle_timeout: Maximum seconds between messages.
+            min_rate: Minimum bytes per second, over each `idle_timeout` of waiting; 0 for no
+                minimum.
+            clock: Monotonic seconds.
         """
         self.idle_timeout = idle_timeout
         self.min_rate = min_rate
         self.clock = clock
 
     def of(self, requests: AsyncIterator[M]) -> "Incoming[M]":
-        """Return the messages of one stream."""
+        """Return the messages of one stream, with limits."""
         return Incoming(requests, self)
 
     def check_size(self, chunk: bytes, *, is_last: bool) -> None:
-        """Demand that `chunk` is as large as it has to be.
+        """Check the size of `chunk`.
 
         Raises:
-            InvalidArgumentError: It is not.
+            InvalidArgumentError: It is too large, or too small and not the last.
         """
         if len(chunk) > MAX_BYTES:
             raise protocol_error(f"a chunk has {len(chunk)} bytes; at most {MAX_BYTES}", "chunk")
@@ -53,21 +53,21 @@ class Chunks:
 
 
 class Incoming(Generic[M]):
-    """The messages of one upload, as fast as they have to come."""
+    """The messages of one upload, which must arrive fast enough."""
 
     def __init__(self, requests: AsyncIterator[M], limits: Chunks) -> None:
         self._requests = requests
         self._limits = limits
         self._waited = 0.0
-        """Seconds of waiting for messages since the rate was last judged."""
+        """Seconds spent waiting for messages since the rate was last checked."""
         self._num_bytes = 0
-        """What came in that time."""
+        """Bytes received in that time."""
 
     async def next(self) -> M | None:
         """Return the next message, or None at the end.
 
         Raises:
-            DeadlineExceededError: None came for too long, or they come too slowly.
+            DeadlineExceededError: None arrived in time, or they arrive too slowly.
         """
         begin, patience = self._limits.clock(), self._patience()
         try:
@@ -80,7 +80,7 @@ class Incoming(Generic[M]):
             raise DeadlineExceededError(
                 f"no message of the upload came for {patience:g} s", reason="DEADLINE_EXCEEDED"
             ) from None
-        # Only waiting counts: what the disk takes is not the caller's fault.
+        # Only waiting counts: disk writes are not the caller's fault.
         self._waited += self._limits.clock() - begin
         if message is not None:
             self._num_bytes += message.ByteSize()
@@ -88,7 +88,7 @@ class Incoming(Generic[M]):
         return message
 
     def _patience(self) -> float:
-        """Return the seconds after which no message could make up for the time that passed."""
+        """Return how many seconds to wait: later, no chunk could reach the minimum rate."""
         idle, rate = self._limits.idle_timeout, self._limits.min_rate
         if not rate:
             return idle
@@ -110,10 +110,10 @@ class Incoming(Generic[M]):
 
 
 def small_chunk() -> InvalidArgumentError:
-    """Return the error for a chunk that may only be the last one."""
+    """Return the error for a chunk that is too small unless it is the last."""
     return protocol_error(f"a chunk before the last has less than {MIN_BYTES} bytes", "chunk")
 
 
 def protocol_error(message: str, field: str) -> InvalidArgumentError:
-    """Return the error for messages of an upload in a wrong order or size."""
+    """Return the error for upload messages in a wrong order or of a wrong size."""
     return InvalidArgumentError(message, reason="UPLOAD_PROTOCOL", field=field)

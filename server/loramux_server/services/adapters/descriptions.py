@@ -1,4 +1,4 @@
-"""What is said of adapters over the wire."""
+"""Messages that describe adapters."""
 
 from loramux.v1 import adapters_pb2, aliases_pb2, generation_pb2
 from loramux_server.access.caller import caller
@@ -22,7 +22,7 @@ _TIERS = {
 
 
 class Descriptions:
-    """Describes versions to the caller, and what goes on with them."""
+    """Describes versions and their current state to the caller."""
 
     def __init__(self, registry: Registry, statuses: Statuses, model: ModelInfo) -> None:
         self._registry = registry
@@ -30,7 +30,7 @@ class Descriptions:
         self._model = model
 
     def tier_of(self, record: AdapterRecord) -> adapters_pb2.AdapterTier.ValueType:
-        """Return the fastest place that holds the weights of a version."""
+        """Return the fastest tier that holds the weights of a version."""
         return _TIERS[self._statuses.of(record.digest).tier]
 
     def of(self, record: AdapterRecord) -> adapters_pb2.Adapter:
@@ -76,7 +76,7 @@ class Descriptions:
 
 
 def _reference(record: AdapterRecord, tenant: str) -> str:
-    """Return what a caller of `tenant` has to say to mean exactly this version."""
+    """Return how a caller of `tenant` refers to exactly this version."""
     named = f"{record.name}:{record.version}"
     return named if record.tenant == tenant else f"{record.tenant}/{named}"
 
@@ -94,5 +94,5 @@ def alias_of(alias: str, split: Split) -> aliases_pb2.Alias:
 
 
 def split_of(split: Split) -> aliases_pb2.Split:
-    """Return the message for what an alias stands for."""
+    """Return the message for the versions that an alias points at."""
     return aliases_pb2.Split(weights=dict(split.weights))

@@ -1,4 +1,4 @@
-"""How long versions stay: what a caller may ask for, and what happens when the time is over."""
+"""Time to live of versions: validation, and deletion of expired ones."""
 
 import asyncio
 import datetime
@@ -18,12 +18,12 @@ _log = logging.getLogger(__name__)
 
 
 def ttl_of(message: Duration, field: str) -> datetime.timedelta:
-    """Return the duration that came in the request field `field`.
+    """Return the duration in the request field `field`.
 
     Raises:
-        InvalidArgumentError: It is out of its limits.
+        InvalidArgumentError: It is out of range.
     """
-    # Compared as numbers: what is far beyond the limits fits no timedelta.
+    # Compared as numbers, since values far out of range do not fit a timedelta.
     seconds = message.seconds + message.nanos / 1e9
     if not MIN_TTL.total_seconds() <= seconds <= MAX_TTL.total_seconds():
         raise wrong(field, f"is {seconds:g} s; expected 1 s to {MAX_TTL.days:,} days")
@@ -31,18 +31,18 @@ def ttl_of(message: Duration, field: str) -> datetime.timedelta:
 
 
 def end_of(ttl: datetime.timedelta | None) -> datetime.datetime | None:
-    """Return when it is over if it begins now."""
+    """Return when a `ttl` that starts now ends; None if there is none."""
     return None if ttl is None else datetime.datetime.now(datetime.UTC) + ttl
 
 
 def expire(registry: Registry) -> None:
-    """Take away what stayed long enough by the wall clock."""
+    """Delete versions that have expired by the wall clock."""
     for record in registry.expire(datetime.datetime.now(datetime.UTC)):
         _log.info("%s expired", record)
 
 
 async def keep_expiring(registry: Registry, every: float) -> None:
-    """Take away what stayed long enough, again and again, each `every` seconds."""
+    """Delete expired versions every `every` seconds, for ever."""
     said = ""
     while True:
         await asyncio.sleep(every)
@@ -50,7 +50,7 @@ async def keep_expiring(registry: Registry, every: float) -> None:
             await finished(asyncio.to_thread(expire, registry))
         except (OSError, sqlalchemy.exc.OperationalError) as error:
             why = str(error).partition("\n")[0]
-            if why != said:  # a database may be away for long
+            if why != said:  # a database may be down for long
                 _log.warning("cannot delete expired adapters, will retry: %s", why)
             said = why
         else:

@@ -1,4 +1,4 @@
-"""How much of what is fetched on demand may be for one tenant, so that others have the rest."""
+"""Per-tenant limits on fetching on demand, so that one tenant cannot block the others."""
 
 import asyncio
 from collections import defaultdict
@@ -10,25 +10,25 @@ from loramux.errors import ResourceExhaustedError
 from loramux_server.services.adapters.imports import MAX_AT_ONCE
 
 MAX_FETCHING = 256
-"""Adapters that are fetched, or wait for it, at once: half of them for one tenant."""
+"""Adapters being fetched or queued for it; one tenant may have half of them."""
 MAX_WAITING_BYTES = 64 << 20
-"""Of calls that wait for adapters: half of them for one tenant."""
+"""Memory of calls that wait for adapters; one tenant may have half of it."""
 CALL_BYTES = 16 << 10
-"""What a call takes beside its message."""
+"""Estimated memory of a call besides its message."""
 
 
 @dataclass(slots=True)
 class _Share:
-    """What callers of one tenant take."""
+    """What the callers of one tenant use."""
 
     turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_AT_ONCE - 1))
-    """Fewer than all imports at once."""
+    """Limits concurrent fetches to fewer than all imports at once."""
     num_fetching: int = 0
     num_bytes: int = 0
 
 
 class Shares:
-    """Counts what the callers of each tenant let the server fetch. Lives on the event loop."""
+    """Counts what each tenant's callers make the server fetch. Runs on the event loop."""
 
     def __init__(self) -> None:
         self._shares: defaultdict[str, _Share] = defaultdict(_Share)
@@ -39,7 +39,7 @@ class Shares:
         """Count a call of `num_bytes` that waits for an adapter, named in the field `name`.
 
         Raises:
-            ResourceExhaustedError: So many wait that it cannot be kept. One may always wait.
+            ResourceExhaustedError: Too many wait. A tenant's first call may always wait.
         """
         share, num_bytes = self._shares[tenant], num_bytes + CALL_BYTES
         if share.num_bytes and (
@@ -57,10 +57,10 @@ class Shares:
             self._clear(tenant)
 
     def begin(self, tenant: str, name: str) -> asyncio.Semaphore:
-        """Count one more adapter that is fetched until `end`; return what gives it its turn.
+        """Count one more fetch until `end`; return the semaphore that limits the tenant's fetches.
 
         Raises:
-            ResourceExhaustedError: So many are fetched already, for this tenant or at all.
+            ResourceExhaustedError: There are too many, for this tenant or in all.
         """
         share = self._shares[tenant]
         if self._all.num_fetching >= MAX_FETCHING or share.num_fetching >= MAX_FETCHING // 2:
@@ -70,7 +70,7 @@ class Shares:
         return share.turns
 
     def end(self, tenant: str) -> None:
-        """Note that one is not fetched any more."""
+        """Count one fetch less."""
         for each in (self._shares[tenant], self._all):
             each.num_fetching -= 1
         self._clear(tenant)

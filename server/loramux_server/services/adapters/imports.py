@@ -1,4 +1,4 @@
-"""Adapters that the server fetches itself, on the way of an upload from then on."""
+"""Adapters that the server fetches itself; from then on they are handled like uploads."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ IsCancelled = Callable[[], bool]
 
 
 class Imports:
-    """Brings adapters from elsewhere. Lives on the event loop."""
+    """Fetches adapters from external sources. Runs on the event loop."""
 
     def __init__(self, intake: Intake, sources: Sources, max_bytes: int) -> None:
         """Import from `sources`, at most `max_bytes` at a time."""
@@ -34,17 +34,17 @@ class Imports:
         self._sources = sources
         self._max_bytes = max_bytes
         self._turns = asyncio.Semaphore(MAX_AT_ONCE)
-        # Apart from the threads of all others, for which nobody is to wait who only writes a file.
+        # Separate threads, so that file writes of others do not wait for downloads.
         self._threads = ThreadPoolExecutor(MAX_AT_ONCE, thread_name_prefix="import")
 
     async def take(self, request: adapters_pb2.ImportAdapterRequest) -> tuple[AdapterRecord, bool]:
-        """Fetch what `request` names and make a version of it; see `Registry.register`.
+        """Fetch what `request` names and register it as a version; see `Registry.register`.
 
         Raises:
-            InvalidArgumentError: A field is out of its limits, or what came cannot be served.
-            PermissionDeniedError: Nothing may be imported from there.
+            InvalidArgumentError: A field is invalid, or what was fetched cannot be served.
+            PermissionDeniedError: Imports from there are not allowed.
             NotFoundError: There is no adapter.
-            ResourceExhaustedError: The tenant stores too much.
+            ResourceExhaustedError: The tenant's storage is full.
             UnavailableError: The source does not answer.
         """
         parse_name(request.name, "name")
@@ -55,7 +55,7 @@ class Imports:
         return await self.bring(wanted, self._sources.find(request.uri))
 
     async def bring(self, wanted: Registration, opening: Opening) -> tuple[AdapterRecord, bool]:
-        """Fetch what `opening` opens and make a version of it; see `take`."""
+        """Fetch what `opening` opens and register it as a version; see `take`."""
         reference = parse_name(wanted.name, "name")
         self._registry.check_writable(wanted.name, "name")
         async with self._turns:
@@ -73,15 +73,15 @@ class Imports:
     def _fetch(
         self, opening: Opening, reference: Reference, staged: Staged, is_cancelled: IsCancelled
     ) -> str:
-        """Stage what is there and return exactly what that was. Blocks.
+        """Stage the source's files and return its exact origin. Blocks.
 
         Raises:
-            InvalidArgumentError: It is too large, or no PEFT folder.
+            InvalidArgumentError: It is too large, or not a PEFT folder.
         """
         snapshot = opening(is_cancelled)
         size = sum(snapshot.sizes.values())
         self._check_size(size)
-        # What it will be called is not known yet.
+        # The digest is not known yet.
         with self._registry.quotas.reserved(reference, "", size):
             if len(snapshot.sizes) == 1:
                 (name,) = snapshot.sizes
@@ -114,11 +114,11 @@ def _copy(pieces: Iterator[bytes], file: BinaryIO) -> None:
 
 
 def _pieces(snapshot: Snapshot, name: str, is_cancelled: IsCancelled) -> Iterator[bytes]:
-    """Yield a file of a snapshot, as many bytes as were announced.
+    """Yield a file of a snapshot in pieces, and check its announced size.
 
     Raises:
-        UnavailableError: More or fewer came.
-        CancelledError: The caller gave up.
+        UnavailableError: The size differs.
+        CancelledError: The caller was cancelled.
     """
     size, num_came = snapshot.sizes[name], 0
     for piece in snapshot.read(name):

@@ -1,4 +1,4 @@
-"""The way of a package from staged bytes to a version that requests can name."""
+"""From staged bytes to a registered version."""
 
 import asyncio
 import datetime
@@ -41,22 +41,22 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registration:
-    """What is to become of a package."""
+    """How a package is to be registered."""
 
     name: str
     must_not_exist: bool
     ttl: datetime.timedelta | None
-    """How long it stays; None if until it is deleted."""
+    """How long it stays; None until it is deleted."""
     if_absent: bool = False
-    """Whether a name that has versions by then stays as it is."""
+    """Whether to keep a name that has versions by then as it is."""
     origin: str = ""
     """Where it was imported from; empty for an upload."""
     field: str = "chunk"
-    """The request field that brought it."""
+    """The request field to name in errors."""
 
     @classmethod
     def of(cls, header: adapters_pb2.UploadHeader) -> "Registration":
-        """Return what an upload declares, which has been checked."""
+        """Return what a checked upload header declares."""
         ttl = ttl_of(header.ttl, "header.ttl") if header.HasField("ttl") else None
         return cls(name=header.name, must_not_exist=header.must_not_exist, ttl=ttl)
 
@@ -85,10 +85,10 @@ class Intake:
         self._max_upload_bytes = max_upload_bytes
 
     def check_header(self, header: adapters_pb2.UploadHeader) -> None:
-        """Demand that an upload may begin that declares this.
+        """Check the declaration of an upload.
 
         Raises:
-            InvalidArgumentError: A field is out of its limits.
+            InvalidArgumentError: A field is invalid.
             FailedPreconditionError: The name belongs to the directory.
         """
         self.registry.check_writable(header.name, "header.name")
@@ -102,7 +102,7 @@ class Intake:
         Registration.of(header)
 
     def reserved(self, header: adapters_pb2.UploadHeader) -> AbstractContextManager[None]:
-        """Take room for what an upload declares while a block runs; see `Quotas.reserve`."""
+        """Reserve quota for a declared upload during a block; see `Quotas.reserved`."""
         reference = parse_name(header.name, "header.name")
         digest = f"sha256:{header.sha256}"
         return self.registry.quotas.reserved(reference, digest, header.size_bytes)
@@ -110,10 +110,10 @@ class Intake:
     async def take_upload(
         self, staged: Staged, header: adapters_pb2.UploadHeader
     ) -> tuple[AdapterRecord, bool]:
-        """Make a version of what came of an upload; see `take`.
+        """Register a complete upload; see `take`.
 
         Raises:
-            InvalidArgumentError: The bytes are not those declared.
+            InvalidArgumentError: The digest is not the declared one.
         """
         if staged.digest != f"sha256:{header.sha256}":
             raise InvalidArgumentError(
@@ -124,13 +124,13 @@ class Intake:
         return await self.take(staged, Registration.of(header))
 
     async def take(self, staged: Staged, wanted: Registration) -> tuple[AdapterRecord, bool]:
-        """Make a version of what was staged; see `Registry.register`.
+        """Register what was staged as a version; see `Registry.register`.
 
         Raises:
             InvalidArgumentError: It cannot be served.
             FailedPreconditionError: It seems to be made for another base, with --strict-base.
-            AlreadyExistsError: The name has other content and must not.
-            UnavailableError: The engine is away, and the package could not be tried out.
+            AlreadyExistsError: The name has other content, which `must_not_exist` forbids.
+            UnavailableError: The engine is down, so the package could not be tried out.
         """
         record = await finished(asyncio.to_thread(self._publish, wanted, staged))
         await self._try_out(record, wanted.field)
@@ -151,10 +151,13 @@ class Intake:
         return registered, is_new
 
     async def take_copy(self, staged: Staged, copied: Adapter) -> None:
-        """Make of what was staged the very version that a primary has, where it was tried out.
+        """Register what was staged as a replica's copy of a primary's version.
+
+        It keeps its number. The primary has tried it out already.
 
         Raises:
             InvalidArgumentError: It cannot be served here.
+            UnavailableError: The bytes are not those of the version.
         """
         if staged.digest != copied.digest:
             raise UnavailableError(f"{copied.reference} came with other bytes than it has")
@@ -172,15 +175,15 @@ class Intake:
         await finished(asyncio.to_thread(self.registry.mirror, record))
 
     async def load(self, record: AdapterRecord) -> None:
-        """Return when the weights of a version are on the device and made a token, or scores.
+        """Load a version to the device, and run a short prompt with it.
 
         Raises:
-            LoramuxError: They cannot be loaded, or the engine is away.
+            LoramuxError: It cannot be loaded, or the engine is down.
         """
         mailbox: Mailbox[Token | Scores] = Mailbox(on_started=lambda _: None)
         source = self.registry.source_of(record)
         sampling = Sampling(max_tokens=1, seed=0, temperature=0.0, ignore_eos=True)
-        # What waits for its invocation tokens would not be loaded without them.
+        # An aLoRA adapter would not be loaded without its invocation tokens.
         known = [t for t in self._probe_prompt if not 0 < record.vocab_size <= t] or [0]
         prompt = [*known, *source.invocation][source.virtual_tokens - self._max_prompt :]
         ask = Ask(
@@ -200,9 +203,9 @@ class Intake:
     def _publish(
         self, wanted: Registration, staged: Staged, *, is_copy: bool = False
     ) -> AdapterRecord:
-        """Check what came and store its bytes.
+        """Check what was staged and store its bytes.
 
-        For which base model a copy was made was its primary's to judge.
+        For a copy, the primary has decided whether it fits the base.
         """
         try:
             package = check_package(staged.file, staged.size, self.base)
@@ -219,7 +222,7 @@ class Intake:
         return replace(record, vocab_size=vocab_size, other_base=other)
 
     async def _try_out(self, record: AdapterRecord, field: str) -> None:
-        """Make a token with the adapter, so that what is registered is known to run."""
+        """Generate a token with the adapter, so that a registered adapter is known to run."""
         try:
             await self.load(record)
         except (UnavailableError, ResourceExhaustedError):
@@ -233,6 +236,6 @@ class Intake:
 
 
 def _probe_prompt(model: ModelInfo) -> list[int]:
-    """Return tokens from all over the vocabulary: some have no embedding, such as padding."""
+    """Return tokens from all over the vocabulary: some, such as padding, have no embedding."""
     count = max(1, min(PROBE_TOKENS, model.source_length or model.context_length - 1))
     return [model.vocab_size * (i + 1) // (count + 1) for i in range(count)]

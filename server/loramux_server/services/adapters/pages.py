@@ -1,4 +1,4 @@
-"""Pages of lists: how many entries each has."""
+"""Page sizes of lists."""
 
 from loramux_server.field_errors import invalid
 
@@ -7,7 +7,7 @@ DEFAULT_PAGE = 100
 
 
 def page_size(asked: int) -> int:
-    """Return how many entries a page has that was asked for with the field `page_size`.
+    """Return the effective page size for the field `page_size`.
 
     Raises:
         InvalidArgumentError: It is negative.

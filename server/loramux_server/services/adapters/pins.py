@@ -1,4 +1,4 @@
-"""Which versions are to stay on the device."""
+"""Versions that are pinned to the device."""
 
 import asyncio
 from dataclasses import replace
@@ -12,7 +12,7 @@ from loramux_server.store.registry import Registry
 
 
 class Pins:
-    """Keeps the engine in step with what the registry says is pinned. Lives on the event loop."""
+    """Keeps the engine's pins in sync with the registry's. Runs on the event loop."""
 
     def __init__(self, registry: Registry, engine: EngineClient, base: ServedBase) -> None:
         self._registry = registry
@@ -23,16 +23,16 @@ class Pins:
         self._changing = asyncio.Lock()
 
     def resume(self) -> None:
-        """Tell an engine that just started."""
+        """Pin all versions again in an engine that has just started."""
         for record in self._pinned.values():
             self._tell(record)
 
     async def pin(self, reference: str) -> AdapterRecord:
-        """Pin a version and return it; it is on its way to the device then.
+        """Pin a version and return it; its load has started then.
 
         Raises:
-            NotFoundError: There is none.
-            ResourceExhaustedError: It does not fit the device beside what is pinned.
+            NotFoundError: It is not registered.
+            ResourceExhaustedError: It does not fit the device together with what is pinned.
         """
         async with self._changing:
             record = self._registry.get(reference)
@@ -54,7 +54,7 @@ class Pins:
         """Unpin a version and return it.
 
         Raises:
-            NotFoundError: There is none.
+            NotFoundError: It is not registered.
         """
         async with self._changing:
             record = await self._set(self._registry.get(reference), pinned=False)
@@ -62,7 +62,7 @@ class Pins:
             return record
 
     def forget(self, record: AdapterRecord) -> None:
-        """Note that a version is pinned no more, or not there."""
+        """Handle that a version was unpinned or deleted."""
         if self._pinned.pop(record.key, None) is None:
             return
         if not any(other.digest == record.digest for other in self._pinned.values()):

@@ -1,4 +1,4 @@
-"""ResidencyService: where the weights of adapters are to be."""
+"""ResidencyService: pinning and prefetching of adapters."""
 
 from loramux.errors import LoramuxError
 from loramux.v1 import residency_pb2
@@ -23,7 +23,7 @@ class ResidencyService:
     async def PinAdapter(
         self, request: residency_pb2.PinAdapterRequest, context: Context
     ) -> residency_pb2.PinAdapterResponse:
-        """Keep a version on the device, and answer when it is there."""
+        """Pin a version to the device, and answer once it is loaded."""
         with storage_errors():
             record = await self._pins.pin(request.name)
         try:
@@ -37,7 +37,7 @@ class ResidencyService:
     async def UnpinAdapter(
         self, request: residency_pb2.UnpinAdapterRequest, context: Context
     ) -> residency_pb2.UnpinAdapterResponse:
-        """Let a version go when others need the room."""
+        """Unpin a version, so that it may be evicted."""
         with storage_errors():
             record = await self._pins.unpin(request.name)
         return residency_pb2.UnpinAdapterResponse(adapter=self._descriptions.of(record))
@@ -45,7 +45,7 @@ class ResidencyService:
     async def PrefetchAdapter(
         self, request: residency_pb2.PrefetchAdapterRequest, context: Context
     ) -> residency_pb2.PrefetchAdapterResponse:
-        """Bring a version to the device, and answer when it is there."""
+        """Load a version to the device, and answer once it is there."""
         record = await self._load(request.name)
         return residency_pb2.PrefetchAdapterResponse(adapter=self._descriptions.of(record))
 

@@ -1,4 +1,4 @@
-"""Adapters that are fetched when a request names them: `--resolve`."""
+"""Adapters that are fetched when a request first names them: `--resolve`."""
 
 import asyncio
 import datetime
@@ -43,17 +43,17 @@ from loramux_server.transport.rpc import Context, Service
 _log = logging.getLogger(__name__)
 
 FORGET_SECONDS = 30.0
-"""How long it is remembered that an adapter is nowhere, or cannot be served."""
+"""How long it is cached that an adapter does not exist or cannot be served."""
 _MAX_MISSING = 1 << 14
 _UNCOUNTED = frozenset({"TokenizationService", "ResidencyService"})
-"""Services whose calls are no requests to the metrics, as they ask nothing of the model."""
+"""Services whose calls do not count as requests in metrics, as they ask for no model output."""
 
 
 class Resolver:
-    """Brings adapters from where templates say, the first time that they are named.
+    """Fetches adapters from templated locations when they are first named.
 
-    Lives on the event loop. Who decides where to look is the operator, never a caller: what a
-    request chooses is a name of its own tenant, or a public one.
+    Runs on the event loop. Where to look is the operator's decision, never a caller's: a request
+    only chooses a name of its own tenant, or a public one.
     """
 
     def __init__(
@@ -74,14 +74,15 @@ class Resolver:
         Args:
             templates: Where to look, in this order.
             imports: Fetches, checks and registers.
-            registry: Has what is here.
-            audit: Told of what was brought, and for whom.
+            registry: The adapters already registered.
+            audit: Records what was fetched, and for whom.
             default_timeout: Seconds that a call without a deadline waits.
-            ttl: Seconds after which what was brought is forgotten, to be fetched anew when it is
-                named again; 0 keeps it.
-            on_result: Told `ok`, `not_found`, `refused` or `unavailable` of each fetch.
-            on_refused: Told why a request ended before its service got it.
-            clock: Seconds that never go back.
+            ttl: Seconds after which a fetched adapter is deleted, to be fetched again when it is
+                next named; 0 keeps it.
+            on_result: Called with `ok`, `not_found`, `refused` or `unavailable` for each fetch.
+            on_refused: Called with the error of a request that failed before it reached its
+                service.
+            clock: Monotonic seconds.
         """
         self._templates = templates
         self._imports = imports
@@ -96,26 +97,27 @@ class Resolver:
         self._fetching: dict[str, asyncio.Task[None]] = {}
         self._end = asyncio.get_running_loop().create_future()
         self._missing: OrderedDict[str, tuple[float, _Refusal | None]] = OrderedDict()
-        """Adapter -> until when it is not looked for, and why it is not served if it is there."""
+        """Adapter -> until when it is not looked for, and why it cannot be served (None if not
+        found)."""
 
     def over(self, service: Service) -> Service:
-        """Return `service` whose methods wait until the adapters they are asked for are here."""
+        """Wrap `service` so that its methods first fetch the adapters that they are asked for."""
         if any(_resolves(RULES[method.full_name]) for method in service.descriptor.methods):
             return _Resolved(service, self)
         return service
 
     async def bring(self, request: Message, rule: Rule, context: Context) -> None:
-        """Bring each adapter that `request` names and that is not here, if it is anywhere.
+        """Fetch each adapter that `request` names and that is not registered, if it exists.
 
         Raises:
-            DeadlineExceededError: It took longer than the call may.
-            FailedPreconditionError: What is there cannot be served.
-            ResourceExhaustedError: Too many are fetched, or the tenant stores too much.
-            UnavailableError: A source does not answer, or the server ends.
+            DeadlineExceededError: It took longer than the call's deadline.
+            FailedPreconditionError: What was found cannot be served.
+            ResourceExhaustedError: Too many are being fetched, or the tenant's storage is full.
+            UnavailableError: A source does not answer, or the server is shutting down.
         """
         asked = list(islice(_references(request, rule), MAX_ADAPTERS + 1))
         if len(asked) > MAX_ADAPTERS:
-            return  # the service says that it is too many
+            return  # the service refuses so many
         for reference, field in asked:
             if reference.tag in ("", LATEST) and not self._registry.has(reference):
                 name = full_name(reference.tenant, reference.name)
@@ -124,14 +126,14 @@ class Resolver:
                         await self._fetched(name, reference, field)
 
     def give_up(self) -> None:
-        """Let calls fail that still wait, because the server ends."""
+        """Fail calls that still wait, because the server is shutting down."""
         if not self._end.done():
             self._end.set_result(None)
         for task in self._fetching.values():
             task.cancel()
 
     async def close(self) -> None:
-        """Give up what is being fetched."""
+        """Cancel all fetches."""
         self.give_up()
         await asyncio.gather(*self._fetching.values(), return_exceptions=True)
 
@@ -148,7 +150,7 @@ class Resolver:
             task = asyncio.create_task(self._fetch(name, reference, field, turns))
             self._fetching[name] = task
             task.add_done_callback(partial(self._ended, name, tenant))
-        # Others may wait for it, and who asks again is glad of it: it goes on without a caller.
+        # The fetch goes on without its caller: others may wait for it, and a retry finds it done.
         await asyncio.wait((task, self._end), return_when=asyncio.FIRST_COMPLETED)
         if not task.done() or task.cancelled():
             raise UnavailableError(
@@ -160,7 +162,7 @@ class Resolver:
         del self._fetching[name]
         self._shares.end(tenant)
         if not task.cancelled():
-            task.exception()  # nobody may wait for it any more
+            task.exception()  # marks it as retrieved: no caller may be left
 
     async def _fetch(
         self, name: str, reference: Reference, field: str, turns: asyncio.Semaphore
@@ -169,7 +171,7 @@ class Resolver:
             await self._look(name, reference, field)
 
     async def _look(self, name: str, reference: Reference, field: str) -> None:
-        # What somebody registered meanwhile is what is meant from then on.
+        # A version that was registered meanwhile takes precedence.
         wanted = Registration(
             name=name, must_not_exist=False, if_absent=True, ttl=self._ttl, field=field
         )
@@ -219,14 +221,14 @@ class Resolver:
 
 @dataclass(frozen=True, slots=True)
 class _Refusal:
-    """Why what was found cannot be served."""
+    """Why an adapter that was found cannot be served."""
 
     name: str
     why: str
     reason: str
 
     def error(self, field: str) -> FailedPreconditionError:
-        """Return it as the error of a request whose `field` names the adapter."""
+        """Return the error for a request whose `field` names the adapter."""
         return FailedPreconditionError(
             f"adapter {self.name!r} was found, but cannot be served: {self.why}",
             reason=self.reason, field=field,
@@ -234,7 +236,7 @@ class _Refusal:
 
 
 class _Resolved:
-    """A service before which adapters are brought."""
+    """A service whose adapters are fetched first."""
 
     def __init__(self, service: Service, resolver: Resolver) -> None:
         self.descriptor: ServiceDescriptor = service.descriptor
@@ -249,7 +251,7 @@ class _Resolved:
 def _after(
     behaviour: Callable[..., Any], resolver: Resolver, rule: Rule, method: MethodDescriptor
 ) -> Callable[..., Any]:
-    """Return `behaviour`, once the adapters that its request names are here."""
+    """Wrap `behaviour` so that the adapters that its request names are fetched first."""
     is_counted = method.containing_service.name not in _UNCOUNTED
 
     async def bring(request: Message, context: Context) -> None:
@@ -279,7 +281,7 @@ def _after(
 
 
 def _told(error: LoramuxError) -> str:
-    """Return what callers may know of why something cannot be served: not where it is."""
+    """Return why something cannot be served, for callers: without its location."""
     if error.reason == "SOURCE_NOT_READABLE":
         return "its source does not let the server read it"
     return str(error)
@@ -297,4 +299,4 @@ def _references(request: Message, rule: Rule) -> Iterator[tuple[Reference, str]]
                 try:
                     yield parse_reference(text, shown), shown
                 except InvalidArgumentError:
-                    continue  # the service says what is wrong with it
+                    continue  # the service reports what is wrong with it

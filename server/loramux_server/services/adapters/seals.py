@@ -1,4 +1,4 @@
-"""Seals that the engine found out of files, on their way to the catalog."""
+"""Seals (BLAKE3 hashes of packages) that the engine computed, on their way to the catalog."""
 
 import logging
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ _log = logging.getLogger(__name__)
 
 
 class FoundSeals:
-    """Keeps them, so that the next engine begins with them; no report waits for the disk."""
+    """Saves them for the next engine, in a thread, so that reports do not wait for the disk."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
@@ -21,12 +21,12 @@ class FoundSeals:
         self._is_closed = False
 
     def report(self, report: Report) -> None:
-        """Take in what one step of the engine had to tell."""
+        """Process the report of one engine step."""
         if report.seals and not self._is_closed:
             self._writer.submit(self._keep, report.seals)
 
     def close(self) -> None:
-        """Wait until what was told is kept; what is told later is not."""
+        """Wait until all reported seals are saved; later ones are ignored."""
         self._is_closed = True
         self._writer.shutdown()
 
@@ -34,5 +34,5 @@ class FoundSeals:
         try:
             with storage_errors():
                 self._registry.keep_seals(seals)
-        except LoramuxError as error:  # the next engine finds them again
+        except LoramuxError as error:  # the next engine computes them again
             _log.warning("seals of %d adapters are not kept: %s", len(seals), error)

@@ -1,4 +1,4 @@
-"""Which adapters a page of a list may hold."""
+"""The adapters on a page of a list."""
 
 from collections.abc import Callable, Iterator
 
@@ -11,17 +11,17 @@ from loramux_server.store.registry import Registry
 
 
 class Selection:
-    """The adapters that a request for a list means, in order."""
+    """The adapters that a list request selects, in order."""
 
     def __init__(self, registry: Registry, descriptions: Descriptions) -> None:
         self._registry = registry
         self._descriptions = descriptions
 
     def after(self, request: adapters_pb2.ListAdaptersRequest) -> Iterator[AdapterRecord]:
-        """Yield what comes behind the page before, as far as the caller may see it.
+        """Yield the selected adapters after the previous page that the caller may see.
 
         Raises:
-            InvalidArgumentError: The page token is none.
+            InvalidArgumentError: The page token is invalid.
         """
         return filter(self._filter(request), self._behind(request))
 

@@ -1,4 +1,4 @@
-"""AdapterService: uploads, and what is registered."""
+"""AdapterService: uploads, imports, downloads, lists and deletion of adapters."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -74,7 +74,7 @@ class AdapterService:
     async def ImportAdapter(
         self, request: adapters_pb2.ImportAdapterRequest, context: Context
     ) -> adapters_pb2.ImportAdapterResponse:
-        """Fetch a package, and go on as with an upload."""
+        """Fetch a package, and handle it like an upload."""
         with counting_failed_uploads(self._metrics), storage_errors():
             record, is_new = await self._imports.take(request)
         self._metrics.uploads.labels("ok").inc()
@@ -96,7 +96,7 @@ class AdapterService:
     async def ListAdapters(
         self, request: adapters_pb2.ListAdaptersRequest, context: Context
     ) -> adapters_pb2.ListAdaptersResponse:
-        """Describe a page of adapters; the page token refers to the last one of the page before."""
+        """List a page of adapters; the page token names the last one of the previous page."""
         size = page_size(request.page_size)
         found: list[AdapterRecord] = []
         for record in self._selection.after(request):
@@ -112,7 +112,7 @@ class AdapterService:
     async def DeleteAdapter(
         self, request: adapters_pb2.DeleteAdapterRequest, context: Context
     ) -> adapters_pb2.DeleteAdapterResponse:
-        """Take an adapter or a version away."""
+        """Delete an adapter or a version."""
         with storage_errors():
             gone = await finished(asyncio.to_thread(self._registry.delete, request.name))
         if request.wait:
@@ -122,7 +122,7 @@ class AdapterService:
     async def SetAdapterTtl(
         self, request: adapters_pb2.SetAdapterTtlRequest, context: Context
     ) -> adapters_pb2.SetAdapterTtlResponse:
-        """Let a version stay for another time, from now on."""
+        """Set how long a version stays, from now on."""
         self._registry.check_writable(self._registry.get(request.name).full_name, "name")
         ends = end_of(ttl_of(request.ttl, "ttl") if request.HasField("ttl") else None)
         with storage_errors():
@@ -135,7 +135,7 @@ class AdapterService:
     async def DownloadAdapter(
         self, request: adapters_pb2.DownloadAdapterRequest, context: Context
     ) -> AsyncIterator[adapters_pb2.DownloadAdapterResponse]:
-        """Send a package; its bytes stay until the call ends, whatever is deleted meanwhile."""
+        """Send a package; a lease keeps its bytes until the call ends, even if it is deleted."""
         with self._registry.lease(request.name, field="name") as (record, _):
             if not 0 <= request.offset <= record.size_bytes:
                 raise invalid("offset", request.offset, f"0 to {record.size_bytes}")
@@ -148,7 +148,7 @@ class AdapterService:
     async def WatchAdapters(
         self, request: adapters_pb2.WatchAdaptersRequest, context: Context
     ) -> AsyncIterator[adapters_pb2.WatchAdaptersResponse]:
-        """Tell of changes, first of what is there if that is asked for."""
+        """Stream changes; existing adapters come first if asked for."""
         named = parse_name(request.name, "name") if request.name else None
         who = caller()
 
@@ -171,10 +171,10 @@ class AdapterService:
             self._changes.leave(watcher)
 
     def _open(self, record: AdapterRecord) -> BinaryIO:
-        """Open the bytes of a version that is leased.
+        """Open the bytes of a leased version.
 
         Raises:
-            DataLossError: They are not there.
+            DataLossError: They are missing.
         """
         try:
             return self._registry.blobs.open(record.digest)
@@ -184,7 +184,7 @@ class AdapterService:
             ) from None
 
     async def _is_free(self, record: AdapterRecord) -> None:
-        """Return when no call uses a version, and no memory holds what nobody else needs of it."""
+        """Wait until no call uses a version, and its memory is released unless shared."""
         loop = asyncio.get_running_loop()
         idle = asyncio.Event()
         self._registry.leases.when_idle(record, lambda: loop.call_soon_threadsafe(idle.set))
@@ -217,7 +217,7 @@ class AdapterService:
         staged: Staged,
         header: adapters_pb2.UploadHeader,
     ) -> None:
-        """Write the chunks that follow the header, which have to be what it declares."""
+        """Write the chunks that follow the header, and check them against it."""
         num_empty = 0
         was_small = False
         while (request := await incoming.next()) is not None:
@@ -227,7 +227,7 @@ class AdapterService:
             num_empty += not chunk
             if num_empty > MAX_EMPTY_CHUNKS:
                 raise protocol_error(f"more than {MAX_EMPTY_CHUNKS} empty chunks", "chunk")
-            # Whether a small one is the last shows with the next.
+            # Only the next chunk shows whether a small one was the last.
             self._chunks.check_size(chunk, is_last=True)
             if chunk and was_small:
                 raise small_chunk()

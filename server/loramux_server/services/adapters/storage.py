@@ -19,7 +19,7 @@ _POSTGRES_FULL = "53100"
 
 @contextmanager
 def storage_errors() -> Iterator[None]:
-    """Turn errors of the disk and the database into errors of ours, without their text."""
+    """Turn disk and database errors into gRPC errors, without their original text."""
     try:
         yield
     except LoramuxError:  # some are OSErrors as well
@@ -41,9 +41,9 @@ def storage_errors() -> Iterator[None]:
 
 
 async def finished(work: "Coroutine[Any, Any, T] | asyncio.Task[T]") -> T:
-    """Return what `work` returns; a caller that is cancelled meanwhile is so when it has ended.
+    """Await `work` to its end, even if the caller is cancelled, and return its result.
 
-    A thread cannot be cancelled, and nothing may be undone that it is still doing.
+    A thread cannot be cancelled, and nothing may be cleaned up while it still runs.
     """
     task = asyncio.ensure_future(work)
     try:
@@ -54,10 +54,10 @@ async def finished(work: "Coroutine[Any, Any, T] | asyncio.Task[T]") -> T:
 
 
 async def stoppable(work: Callable[[Callable[[], bool]], T], executor: Executor | None = None) -> T:
-    """Run `work`, which blocks, in a thread of `executor`, and return what it returns.
+    """Run the blocking `work` in a thread of `executor`, and return its result.
 
-    A caller that is cancelled meanwhile is so when it has ended; `work` can ask whether it is by
-    what it is given.
+    If the caller is cancelled, this still waits for `work`, which can check for that by the
+    function that it is passed.
     """
     cancelled = threading.Event()
     loop = asyncio.get_running_loop()
@@ -68,5 +68,5 @@ async def stoppable(work: Callable[[Callable[[], bool]], T], executor: Executor 
         cancelled.set()
         await asyncio.wait([future])
         if not future.cancelled():
-            future.exception()  # nobody asks any more why nothing came of it
+            future.exception()  # marks it as retrieved, since nobody will
         raise

@@ -1,4 +1,4 @@
-"""UploadService: packages that come in several attempts."""
+"""UploadService: resumable uploads."""
 
 import asyncio
 import logging
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Declared:
-    """What an upload under way declared last, and whether it is being finished."""
+    """The last declaration of an upload in progress, and a lock for finishing it."""
 
     header: adapters_pb2.UploadHeader
     finishing: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -50,19 +50,19 @@ class UploadService:
         self._metrics = metrics
         self._chunks = chunks
         self._declared: dict[str, _Declared] = {}
-        """Upload id -> what is known of each that is under way."""
+        """Upload id -> its declaration, for uploads in progress."""
 
     async def StartUpload(
         self, request: uploads_pb2.StartUploadRequest, context: Context
     ) -> uploads_pb2.StartUploadResponse:
-        """Begin, or say how far it came."""
+        """Start an upload, or report how far it got."""
         with counting_failed_uploads(self._metrics), storage_errors():
             return await self._start(request.header)
 
     async def SendChunks(
         self, requests: AsyncIterator[uploads_pb2.SendChunksRequest], context: Context
     ) -> uploads_pb2.SendChunksResponse:
-        """Keep what comes."""
+        """Store chunks."""
         upload: Upload | None = None
         committed = 0
         incoming = self._chunks.of(requests)
@@ -84,7 +84,7 @@ class UploadService:
     async def FinishUpload(
         self, request: uploads_pb2.FinishUploadRequest, context: Context
     ) -> uploads_pb2.FinishUploadResponse:
-        """Check and register."""
+        """Check and register a complete upload."""
         with counting_failed_uploads(self._metrics), storage_errors():
             record, is_new = await self._finish(request.upload_id)
         self._metrics.uploads.labels("ok").inc()
@@ -93,7 +93,7 @@ class UploadService:
         )
 
     async def expire(self, every: float) -> None:
-        """Delete, again and again, what nobody goes on with."""
+        """Delete abandoned uploads periodically, every `every` seconds."""
         while True:
             try:
                 await finished(asyncio.to_thread(self._uploads.expire))
@@ -103,7 +103,7 @@ class UploadService:
             await asyncio.sleep(every)
 
     def close(self) -> None:
-        """Keep what came, for the next server."""
+        """Keep partial uploads for the next server."""
         self._uploads.close()
 
     async def _start(self, header: adapters_pb2.UploadHeader) -> uploads_pb2.StartUploadResponse:
@@ -144,7 +144,7 @@ class UploadService:
             )
         declared = self._declared[upload_id]
         async with declared.finishing:
-            # Somebody else may have finished it meanwhile.
+            # A concurrent call may have finished it meanwhile.
             if done := self._uploads.finished(upload_id):
                 return done
             self._uploads.get(upload_id)
@@ -154,9 +154,9 @@ class UploadService:
                 result = await self._intake.take_upload(upload.staged, declared.header)
                 await finished(asyncio.to_thread(self._uploads.end, upload, result))
             except (UnavailableError, asyncio.CancelledError):
-                raise  # what came is kept: it may succeed the next time
+                raise  # the bytes are kept for a retry
             except BaseException:
-                # Also a fault of the disk: after a sync that failed, the next one proves nothing.
+                # Disk errors, too: after a failed sync, a later successful one proves nothing.
                 await finished(asyncio.to_thread(self._uploads.end, upload))
                 raise
             finally:
@@ -164,10 +164,10 @@ class UploadService:
             return result
 
     def _check_inherited(self, upload: Upload, header: adapters_pb2.UploadHeader) -> None:
-        """Demand that what an earlier server left was not damaged, as a power cut may have.
+        """Check that bytes from before a restart are intact: a power cut may have damaged them.
 
         Raises:
-            NotFoundError: It was; the caller has to begin again, and nothing is wrong with that.
+            NotFoundError: They are not; the caller has to start again.
         """
         if upload.staged.is_inherited and upload.is_hopeless(f"sha256:{header.sha256}"):
             raise NotFoundError(
@@ -178,10 +178,10 @@ class UploadService:
             )
 
     def _own(self, upload_id: str) -> Upload:
-        """Return an upload of the caller's.
+        """Return an upload of the caller's tenant.
 
         Raises:
-            NotFoundError: There is none with this id; one of another tenant is as good as none.
+            NotFoundError: There is none with this id; another tenant's does not count.
         """
         upload = self._uploads.get(upload_id)
         if not caller().owns(upload.tenant):
@@ -189,7 +189,11 @@ class UploadService:
         return upload
 
     def _check(self, request: uploads_pb2.SendChunksRequest, upload: Upload) -> None:
-        """Demand that a chunk is one of this upload, and of the right size."""
+        """Check that a chunk lies within the upload and has a valid size.
+
+        Raises:
+            InvalidArgumentError: It does not.
+        """
         end = request.offset + len(request.chunk)
         if request.offset < 0 or end > upload.size:
             raise InvalidArgumentError(
