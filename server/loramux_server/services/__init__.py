@@ -1,1 +1,1 @@
-"""The gRPC services: wire messages in, engine and registry calls, wire messages out."""
+"""The gRPC services: they turn wire messages into engine and registry calls, and back."""

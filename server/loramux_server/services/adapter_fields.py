@@ -1,4 +1,4 @@
-"""Whether the fields of a request that name adapters are within their limits."""
+"""Validation of the request fields that name adapters."""
 
 from loramux.v1 import generation_pb2
 from loramux_server.field_errors import at_fault, invalid, wrong
@@ -15,11 +15,10 @@ COMBINATIONS: dict[int, Combination] = {
 
 
 def check_adapters(request: generation_pb2.GenerateRequest) -> None:
-    """Demand that the adapters of `request` may be looked for.
+    """Check that the fields of `request` that name adapters are valid.
 
     Raises:
-        InvalidArgumentError: A field is out of its limits; the message names it, its value and what
-            would be right.
+        InvalidArgumentError: One is not; the message names it, its value and what would be right.
     """
     if request.adapter and request.adapters:
         raise at_fault("adapters", "adapter and adapters are both set; set one of them")

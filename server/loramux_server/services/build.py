@@ -1,4 +1,4 @@
-"""All services of a server, put together."""
+"""Construction and wiring of all services."""
 
 import asyncio
 import time
@@ -68,12 +68,12 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
-    """What answers calls, and what of it is told of the engine, the registry and of time."""
+    """The gRPC services, and what receives events of the engine and the registry."""
 
     answering: Sequence[Service]
     intake: Intake
     resolver: Resolver | None
-    """Fetches adapters that requests name; None if nowhere is said."""
+    """Fetches adapters on demand; None if no location is configured."""
     uploads: UploadService
     seals: FoundSeals
     statuses: Statuses
@@ -87,21 +87,21 @@ class Services:
     shared_names: SharedNames
 
     def report(self, report: Report) -> None:
-        """Take in what one step of the engine had to tell."""
+        """Process the report of one engine step."""
         self.seals.report(report)
         self.statuses.report(report)
         self.room.report(report.stats)
         self.spans.report(report)
 
     def engine_ready(self, is_ready: bool) -> None:
-        """Take in that the engine answers from now on, or that it died."""
+        """Handle that the engine became ready, or died."""
         if is_ready:
             self.pins.resume()
         else:
             self.statuses.engine_died()
 
     def follow(self, registry: Registry, loop: asyncio.AbstractEventLoop) -> None:
-        """Take in, on `loop`, what happens to the versions of `registry` from now on."""
+        """Handle, on `loop`, all further changes to the versions in `registry`."""
         self.shared_names.look_at(registry.records())
 
         def happened(what: str, record: AdapterRecord) -> None:
@@ -129,32 +129,27 @@ class Services:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """What services are made of, and do not make themselves."""
+    """What services depend on and do not create themselves."""
 
     registry: Registry
-    """The adapters."""
     engine: EngineClient
-    """Does what is asked."""
     model: ModelInfo
-    """The base model."""
     base: ServedBase
-    """The same, as adapters are compared with it."""
+    """The base model, in the form that adapters are checked against."""
     origins: Origins
     """Where adapters come from."""
     metrics: Metrics
-    """What happens is counted there."""
     quotas: Quotas
-    """What tenants may use."""
+    """Limits of tenants."""
     audit: Audit
-    """The log of acts."""
     is_ready: Callable[[], bool]
-    """Says what health checks do."""
+    """Whether health checks report SERVING."""
     config: ServerConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Shared:
-    """What services of several kinds work with."""
+    """What several services share."""
 
     statuses: Statuses
     prompts: Prompts
@@ -165,7 +160,7 @@ class _Shared:
 
 
 def build_services(parts: Parts) -> Services:
-    """Return the services of a server that is made of `parts`."""
+    """Return all services of a server, built from `parts`."""
     registry, metrics = parts.registry, parts.metrics
     lag = LoopLag()
     room = _waiting_room(parts, lag)
@@ -249,7 +244,7 @@ def build_services(parts: Parts) -> Services:
 
 
 def _generating(parts: Parts, shared: _Shared) -> list[Service]:
-    """Return what lets the model write."""
+    """Return the services that generate text."""
     generation = GenerationService(
         engine=parts.engine,
         registry=parts.registry,
@@ -287,7 +282,7 @@ def _generating(parts: Parts, shared: _Shared) -> list[Service]:
 
 
 def _reading(parts: Parts, shared: _Shared) -> list[Service]:
-    """Return what lets the model read texts."""
+    """Return the services that only read texts."""
     readings = Readings(
         engine=parts.engine,
         registry=parts.registry,
@@ -309,7 +304,7 @@ def _reading(parts: Parts, shared: _Shared) -> list[Service]:
 
 
 def _preparer(parts: Parts) -> Preparer | None:
-    """Return what makes of images what the model takes of them; None where none are taken."""
+    """Return what prepares images for the model; None if images are not accepted."""
     if not max_images(parts.model, parts.config):
         return None
     config = parts.config

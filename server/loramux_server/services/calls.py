@@ -1,4 +1,4 @@
-"""What every request for the engine passes, whatever it wants of it."""
+"""What all requests to the engine have in common: metrics, waiting room, quotas and ids."""
 
 import secrets
 from collections.abc import Iterator
@@ -19,18 +19,18 @@ from loramux_server.waiting_room.room import WaitingRoom
 
 
 class Calls:
-    """Measures and counts requests, and knows the ids of those under way."""
+    """Measures requests, admits them, and tracks the ids of those in flight."""
 
     def __init__(self, metrics: Metrics, quotas: Quotas, room: WaitingRoom) -> None:
         self._metrics = metrics
         self._quotas = quotas
         self._room = room
         self._live: set[tuple[str, str]] = set()
-        """Tenant and id of each request under way."""
+        """(tenant, request id) of each request in flight."""
 
     @contextmanager
     def observed(self) -> Iterator[Observer]:
-        """Measure a request that lasts as long as the block."""
+        """Measure a request for the duration of the block."""
         observer = Observer(self._metrics, caller().tenant)
         try:
             yield observer
@@ -42,7 +42,7 @@ class Calls:
     def placed(
         self, request: Message, max_tokens: int, deadline: Deadline
     ) -> AbstractContextManager[Place]:
-        """Take `request` into the waiting room; see `WaitingRoom.place`."""
+        """Admit `request` to the waiting room; see `WaitingRoom.place`."""
         tenant = caller().tenant
         return self._room.place(
             tenant,
@@ -54,12 +54,13 @@ class Calls:
 
     @contextmanager
     def live(self, asked: str) -> Iterator[str]:
-        """Keep the id of a request, one of ours if `asked` is empty, for as long as the block runs.
+        """Register a request id during the block; if `asked` is empty, generate one.
 
         Raises:
-            AlreadyExistsError: The tenant has a request of that id.
-            FailedPreconditionError: It may never have as many as are made together.
-            ResourceExhaustedError: It has too many requests.
+            AlreadyExistsError: The tenant has a request with that id in flight.
+            FailedPreconditionError: The call makes more requests at once than the tenant may ever
+                have.
+            ResourceExhaustedError: The tenant has too many requests.
         """
         request_id = asked or secrets.token_hex(8)
         tenant = caller().tenant

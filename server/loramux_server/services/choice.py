@@ -1,4 +1,4 @@
-"""What a request is answered with: no adapter, one, or a mix of several."""
+"""The adapters of a request: none, one, or a mix of several."""
 
 import secrets
 from collections.abc import Iterator
@@ -25,26 +25,26 @@ from loramux_server.wire.adapter_source import AdapterSource, Combination
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The adapters of a request, each as the version that it keeps to its end."""
+    """A request's adapters, each as the version that it keeps until it ends."""
 
     records: list[AdapterRecord] = field(default_factory=list)
     """In the order of the request."""
     source: AdapterSource | None = None
-    """What the engine loads; None for the base model, also where all weights are 0."""
+    """What the engine loads; None for the base model, also if all weights are 0."""
     is_mix: bool = False
     leading: AdapterSource | None = None
-    """The adapter that weighs most: its chat template and its defaults are used."""
+    """The adapter with the largest weight, whose chat template and defaults are used."""
     label: str = ""
-    """Whose the request counts as: that adapter's name; empty for the base model."""
+    """Full name of that adapter, to which the request is attributed; empty for the base model."""
 
     @property
     def identity(self) -> generation_pb2.AdapterIdentity | None:
-        """The adapter, unless there is none or there are several."""
+        """The adapter; None if there is none or a mix."""
         return None if self.is_mix or not self.records else identity_of(self.records[0])
 
     @property
     def vocab_size(self) -> int:
-        """Tokens that the model has with the adapter; 0 if as many as ever."""
+        """Vocabulary size with the adapters; 0 if it is the base's."""
         return max((record.vocab_size for record in self.records), default=0)
 
     @property
@@ -66,12 +66,13 @@ class _Asked:
 def chosen(
     request: generation_pb2.GenerateRequest, registry: Registry, statuses: Statuses
 ) -> Iterator[Choice]:
-    """Resolve each adapter of a checked request once, and keep it for as long as the block runs.
+    """Resolve each adapter of a checked request once, and hold a lease on it during the block.
 
     Raises:
-        NotFoundError: A reference stands for nothing.
-        InvalidArgumentError: Two stand for the same version.
-        FailedPreconditionError: The adapters cannot be mixed or scaled as asked, or classify.
+        NotFoundError: A reference does not resolve.
+        InvalidArgumentError: Two resolve to the same version.
+        FailedPreconditionError: The adapters cannot be mixed or scaled as asked, or do not continue
+            text.
     """
     asked = _asked(request)
     if not asked:
@@ -114,7 +115,7 @@ def _source(
     sources: list[AdapterSource],
     request: generation_pb2.GenerateRequest,
 ) -> AdapterSource | None:
-    """Return what the engine loads."""
+    """Return what the engine loads, None if all weights are 0."""
     combination = COMBINATIONS[request.combination]
     weights = [one.weight for one in asked]
     if weights == [1.0]:
@@ -141,7 +142,7 @@ def _source(
         )
     source = mixed(sources, weights, combination)
     if source and source.parts:
-        # Whoever asks for it takes the room, whosever its parts are.
+        # The memory of a mix counts for the caller's tenant, whoever owns its parts.
         return msgspec.structs.replace(source, tenant=caller().tenant)
     return source
 

@@ -1,4 +1,4 @@
-"""What the context has room for, with a prompt and the virtual tokens of an adapter in it."""
+"""How much room a prompt, and an adapter's virtual tokens, leave in the context."""
 
 from loramux.errors import InvalidArgumentError
 from loramux.v1 import generation_pb2
@@ -13,13 +13,13 @@ def context_room(
     num_virtual: int = 0,
     num_seen: int = 0,
 ) -> int:
-    """Return how many tokens may follow a prompt of `num_prompt` tokens, which came in `field`.
+    """Return how many tokens may follow a prompt of `num_prompt` tokens from the field `field`.
 
-    Of these `num_seen` stand for images, and an adapter has `num_virtual` beside them. Where an
-    encoder reads the prompt, as many may be written whatever its length.
+    `num_seen` of these tokens stand for images; an adapter adds `num_virtual` tokens. For an
+    encoder-decoder, the length of the output does not depend on that of the prompt.
 
     Raises:
-        InvalidArgumentError: The prompt leaves no room for what is asked for, or is too long.
+        InvalidArgumentError: The prompt is too long, or leaves no room for a completion.
     """
     if model.source_length:
         if num_prompt + num_virtual > model.source_length:
@@ -50,12 +50,12 @@ def completion_room(
     num_seen: int = 0,
     num_begun: int = 0,
 ) -> int:
-    """Do the same for a prompt whatever it came in, and demand that `max_tokens` fit.
+    """Return the same for a prompt from any field, and check that `max_tokens` fits.
 
-    Where another text is written, `num_begun` tokens go before a completion.
+    For an encoder-decoder, the decoder prompt takes `num_begun` tokens of it.
 
     Raises:
-        InvalidArgumentError: There is not as much room as is asked for.
+        InvalidArgumentError: There is too little room.
     """
     room = context_room("prompt", num_prompt, params, model, num_virtual, num_seen)
     after = (
@@ -82,11 +82,11 @@ def completion_room(
 
 
 def is_empty(params: generation_pb2.SamplingParams) -> bool:
-    """Return whether no token is to be made."""
+    """Return whether no token is to be generated."""
     return params.HasField("max_tokens") and params.max_tokens == 0
 
 
 def beside(num_virtual: int, num_seen: int = 0) -> str:
-    """Return what an error tells of a prompt's tokens for images, and of those of an adapter."""
+    """Return how an error mentions a prompt's image tokens and an adapter's virtual tokens."""
     seen = f" ({num_seen} of them for images)" if num_seen else ""
     return seen + (f" and {num_virtual} virtual tokens of the adapter" if num_virtual else "")

@@ -1,4 +1,4 @@
-"""Until when a request has to be finished."""
+"""The deadline of a request."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -10,19 +10,19 @@ from loramux_server.engine_link.mailbox import Mailbox
 from loramux_server.transport.rpc import Context
 
 MAX_TIMEOUT = 3600.0
-"""Seconds that a request may take at most, whatever its deadline."""
+"""Maximum seconds for a request, whatever its deadline."""
 
 
 class Deadline:
-    """The moment by which a request has to be finished.
+    """The moment by which a request must have finished.
 
-    Only the waits for a prompt and for the engine are cut short. Between the pieces of a stream the
-    task is gRPC's, and a stream whose task is cancelled there never ends for its reader.
+    Only the waits for a prompt and for the engine are cut short. Between the chunks of a stream the
+    task belongs to gRPC, and a stream whose task is cancelled there never ends for its reader.
     """
 
     @staticmethod
     def of(context: Context, default: float) -> "Deadline":
-        """Return that of a call, or the moment in `default` seconds if it has none."""
+        """Return the deadline of a call, `default` seconds from now if it has none."""
         remaining = context.time_remaining()
         return Deadline(default if remaining is None else min(remaining, MAX_TIMEOUT))
 
@@ -32,12 +32,12 @@ class Deadline:
 
     @property
     def remaining(self) -> float:
-        """Seconds that are left."""
+        """Seconds left, at least 0."""
         return max(0.0, self._when - asyncio.get_running_loop().time())
 
     @contextmanager
     def over(self, mailbox: Mailbox[Any]) -> Iterator[None]:
-        """Let `mailbox` fail with DeadlineExceededError when it is time, unless the block ends."""
+        """Fail `mailbox` with DeadlineExceededError at the deadline, unless the block has ended."""
         timer = asyncio.get_running_loop().call_at(self._when, mailbox.fail, self._error())
         try:
             yield
@@ -46,10 +46,10 @@ class Deadline:
 
     @asynccontextmanager
     async def ending(self) -> AsyncIterator[None]:
-        """End the block, which yields nothing to callers, when it is time.
+        """Cancel the block at the deadline; it must not yield chunks to callers.
 
         Raises:
-            DeadlineExceededError: It was.
+            DeadlineExceededError: The deadline passed.
         """
         try:
             async with asyncio.timeout_at(self._when):

@@ -1,4 +1,4 @@
-"""What a span tells of a request: OpenTelemetry's conventions for generative AI, and no text."""
+"""Span attributes of a request, by OpenTelemetry's conventions for generative AI; no text."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ EMBED = "embeddings"
 
 
 def operation_of(request: generation_pb2.GenerateRequest) -> str:
-    """Return what the conventions call that which `request` asks for."""
+    """Return the conventions' name for the operation of `request`."""
     return "chat" if request.messages else "text_completion"
 
 
@@ -33,7 +33,7 @@ def asked(
     adapter: str,
     digest: str | None,
 ) -> Attributes:
-    """Return what is known when the engine gets it; `sampling` is what is used for it."""
+    """Return what is known at submission; `sampling` has all defaults filled in."""
     form = sampling.structured_output.WhichOneof("form")
     return {
         "gen_ai.operation.name": operation,
@@ -66,7 +66,7 @@ def asked_to_read(
     adapter: str,
     digest: str | None,
 ) -> Attributes:
-    """Return the same of texts that are read alone, for which the conventions have few names."""
+    """Return the same for texts that are only read, for which the conventions have few names."""
     return {
         "gen_ai.operation.name": operation,
         "gen_ai.provider.name": "loramux",
@@ -81,7 +81,7 @@ def asked_to_read(
 
 
 def answered(outputs: Sequence[Output], observer: Observer) -> Attributes:
-    """Return what is known of the answer, so far as there is one."""
+    """Return what is known of the answer so far."""
     reasons = [_FINISH[output.finish_reason] for output in outputs if output.is_finished]
     timing = observer.timing()
     return {

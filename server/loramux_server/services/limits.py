@@ -1,4 +1,4 @@
-"""Whether a request may run: every field within its limits, before anything is done for it."""
+"""Validation of a generation request's fields, before anything is allocated for it."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -25,9 +25,9 @@ MAX_ROUTING_KEY = 256
 
 
 def check_fields(request: generation_pb2.GenerateRequest, model: ModelInfo) -> None:
-    """Demand that every field of `request` is within its limits.
+    """Check that every field of `request` is within its limits.
 
-    Which tokens there are depends on the adapter: see `check_own_tokens`.
+    Which tokens exist depends on the adapter: see `check_own_tokens`.
 
     Raises:
         InvalidArgumentError: One is not; the message names it, its value and what would be right.
@@ -41,7 +41,7 @@ def check_fields(request: generation_pb2.GenerateRequest, model: ModelInfo) -> N
 
 
 def check_names(request_id: str, routing_key: str) -> None:
-    """Demand that what a caller names a request, and the key of an alias, are within limits.
+    """Check that a request's own id, and its routing key for aliases, are within limits.
 
     Raises:
         InvalidArgumentError: One is not.
@@ -55,15 +55,15 @@ def check_names(request_id: str, routing_key: str) -> None:
 def check_own_tokens(
     request: generation_pb2.GenerateRequest, prompt: Sequence[int], vocab_size: int
 ) -> None:
-    """Demand that the model has each token of a request with the adapter that it names.
+    """Check that every token id of a request exists in the model with its adapter.
 
     Args:
         request: The request.
         prompt: The tokens of its prompt.
-        vocab_size: How many tokens there are.
+        vocab_size: Number of token ids.
 
     Raises:
-        InvalidArgumentError: It lacks one; the message names the field and the token.
+        InvalidArgumentError: One does not; the message names the field and the token.
     """
     fields = ("prompt_token_ids", "messages")
     field = next((name for name in fields if getattr(request, name)), "prompt")
@@ -73,10 +73,10 @@ def check_own_tokens(
 
 
 def check_tokens(field: str, tokens: Iterable[int], vocab_size: int) -> None:
-    """Demand that the model has each of `tokens`.
+    """Check that each of `tokens` is below `vocab_size`.
 
     Raises:
-        InvalidArgumentError: It lacks one; the message names `field` and the token.
+        InvalidArgumentError: One is not; the message names `field` and the token.
     """
     for token in tokens:
         if not 0 <= token < vocab_size:
@@ -92,7 +92,7 @@ def _check_prompt(request: generation_pb2.GenerateRequest, model: ModelInfo) -> 
     if field != "prompt_token_ids":
         check_readable(field, "set prompt_token_ids", model)
     check_size("prompt", request.prompt, most_bytes(model, MAX_LONG_PROMPT_BYTES))
-    # Before they are looked at one by one: a message may hold millions.
+    # Before the tokens are looked at one by one: a message may hold millions.
     context_room("prompt_token_ids", len(request.prompt_token_ids), request.sampling, model)
 
 

@@ -1,4 +1,4 @@
-"""What one request adds to the metrics, and its times."""
+"""Metrics and timing of one request."""
 
 import asyncio
 import time
@@ -16,7 +16,7 @@ from loramux_server.wire.messages import Started
 
 
 def outcome_of(error: BaseException) -> str:
-    """Return the label of a call that ended with `error`: the gRPC status in lower case."""
+    """Return the outcome label of a failed call: its gRPC status in lower case."""
     if isinstance(error, LoramuxError):
         return error.code.name.lower()
     is_cancelled = isinstance(error, asyncio.CancelledError | GeneratorExit)
@@ -25,7 +25,7 @@ def outcome_of(error: BaseException) -> str:
 
 @contextmanager
 def counting_failed_uploads(metrics: Metrics) -> Iterator[None]:
-    """Count an upload that ends with the error of the block."""
+    """Count the upload as failed if the block raises."""
     try:
         yield
     except BaseException as error:
@@ -35,10 +35,10 @@ def counting_failed_uploads(metrics: Metrics) -> Iterator[None]:
 
 
 class Observer:
-    """Follows one request from arrival to end."""
+    """Measures one request from arrival to end."""
 
     def __init__(self, metrics: Metrics, tenant: str) -> None:
-        """Begin with the arrival of a request of `tenant`."""
+        """Record the arrival of a request of `tenant`."""
         self._metrics = metrics
         self._tenant = tenant
         metrics.tenants.arrived(tenant)
@@ -49,12 +49,12 @@ class Observer:
         self._last: dict[int, float] = {}
         self._num_prompt = 0
         self.num_made = 0
-        """Tokens so far, over all completions."""
+        """Tokens generated so far, over all completions."""
         self._cached: list[int] = []
-        """Of each completion or text that has started: tokens that were not computed for it."""
+        """Prompt tokens that were not computed, for each completion or text that has started."""
 
     def resolved(self, adapter: str, num_prompt: int, form: FormKind | None = None) -> None:
-        """Note the request's adapter, empty for the base, its prompt's length, and its form."""
+        """Record the adapter (empty for the base), the length of the prompt, and the form."""
         if form:
             self._metrics.structured.labels(form.value).inc()
         self._adapter = adapter
@@ -65,21 +65,21 @@ class Observer:
         self._metrics.totals.prompt_tokens += num_prompt
 
     def started(self, started: Started) -> None:
-        """Note that a completion left the engine's queue; the time of the first one counts."""
+        """Record that a completion left the engine's queue; only the first one's time counts."""
         self._cached.append(started.cached_tokens)
         if self._queued is None:
             self._queued = started.queue_seconds
             self._metrics.queue.observe(started.queue_seconds)
 
     def tokens(self, index: int, count: int) -> None:
-        """Note `count` new tokens of completion `index`."""
+        """Record `count` new tokens of completion `index`."""
         series, totals, now = self._series, self._metrics.totals, time.monotonic()
         if self._first is None:
             self._first = now - self._arrival
             series.first_token.observe(self._first)
             totals.first_tokens += 1
             totals.first_token_seconds += self._first
-        # Tokens that came together share the time since the one before them.
+        # Tokens that arrive together share the time since the token before them.
         last = self._last.get(index)
         gaps, gap = (count - 1, 0.0) if last is None else (count, (now - last) / count)
         series.tokens.add(count, gaps, gap)
@@ -91,11 +91,11 @@ class Observer:
         totals.generated_tokens += count
 
     def ended(self, error: BaseException | None = None) -> None:
-        """Note the end: well, or with `error`."""
+        """Record the end: success, or `error`."""
         outcome = "ok" if error is None else outcome_of(error)
         self._metrics.totals.requests += 1
         self._of_tenant.ended(outcome, error)
-        if self._adapter is None:  # refused before it was known what it asks for
+        if self._adapter is None:  # refused before its adapter was resolved
             self._metrics.requests.labels(NONE, outcome).inc()
             return
         self._note()
@@ -112,21 +112,22 @@ class Observer:
         )
 
     def cached_tokens(self, *, is_shared: bool) -> int:
-        """Return how many tokens of its prompt nothing was computed for.
+        """Return how many prompt tokens were not computed.
 
-        Where completions share the prompt, that is so of those that no completion had to compute.
+        If completions share the prompt (`is_shared`), only tokens that no completion had to compute
+        count; otherwise those of all texts add up.
         """
         return min(self._cached, default=0) if is_shared else sum(self._cached)
 
     def timing(self) -> generation_pb2.Timing:
-        """Return where the time went so far."""
+        """Return the times so far."""
         return generation_pb2.Timing(
             queue_seconds=self._queued or 0.0,
             time_to_first_token_seconds=self._first or 0.0,
             total_seconds=time.monotonic() - self._arrival,
         )
 
-    # Both are asked for each time: a label may lose the series of its own while a request runs.
+    # Looked up each time: an adapter may lose its own metric series while a request runs.
     @property
     def _series(self) -> AdapterSeries:
         return self._metrics.of(self._adapter or "")

@@ -1,7 +1,7 @@
 """GRPCInferenceService: the Open Inference Protocol of KServe and Triton, on GenerationService.
 
-Each text is a request of ours, made by the caller of the whole: what is checked, counted, limited
-and told there is so here.
+Each text is a generation request of the caller, which is checked, counted, limited and logged
+there.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ from loramux_server.transport.rpc import Context
 from loramux_server.wire.model_info import ModelInfo
 
 _STRICT_KEY = "triton_grpc_error"
-"""Metadata with which an error ends a stream, as a status."""
+"""Metadata key that asks for errors to end a stream as a gRPC status."""
 
 Result = TypeVar("Result")
 
@@ -63,19 +63,19 @@ class OpenInferenceService:
     async def ServerLive(
         self, request: open_inference_pb2.ServerLiveRequest, context: Context
     ) -> open_inference_pb2.ServerLiveResponse:
-        """Say that calls are answered."""
+        """Report that the server answers calls."""
         return open_inference_pb2.ServerLiveResponse(live=True)
 
     async def ServerReady(
         self, request: open_inference_pb2.ServerReadyRequest, context: Context
     ) -> open_inference_pb2.ServerReadyResponse:
-        """Say whether requests are answered."""
+        """Report whether requests are served."""
         return open_inference_pb2.ServerReadyResponse(ready=self._is_ready())
 
     async def ServerMetadata(
         self, request: open_inference_pb2.ServerMetadataRequest, context: Context
     ) -> open_inference_pb2.ServerMetadataResponse:
-        """Say what the server is."""
+        """Describe the server."""
         return open_inference_pb2.ServerMetadataResponse(
             name="loramux", version=__version__, extensions=["parameters"]
         )
@@ -83,7 +83,7 @@ class OpenInferenceService:
     async def ModelReady(
         self, request: open_inference_pb2.ModelReadyRequest, context: Context
     ) -> open_inference_pb2.ModelReadyResponse:
-        """Say whether a model can be asked; what is not there cannot."""
+        """Report whether a model can be called; an unknown one cannot."""
         try:
             record = self._named(request.name, request.version)
         except (NotFoundError, InvalidArgumentError):
@@ -97,7 +97,7 @@ class OpenInferenceService:
     async def ModelMetadata(
         self, request: open_inference_pb2.ModelMetadataRequest, context: Context
     ) -> open_inference_pb2.ModelMetadataResponse:
-        """Say what a model takes and gives."""
+        """Describe the inputs and outputs of a model."""
         record = self._named(request.name, request.version)
         check_writes(self._model)
         if record is None:
@@ -108,7 +108,7 @@ class OpenInferenceService:
     async def ModelInfer(
         self, request: open_inference_pb2.ModelInferRequest, context: Context
     ) -> open_inference_pb2.ModelInferResponse:
-        """Answer when every text is continued."""
+        """Answer once every text has its completion."""
         asked, record = self._understood(request, may_stream=False)
         return await self._whole(request, asked, record, context)
 
@@ -139,7 +139,7 @@ class OpenInferenceService:
         record: AdapterRecord | None,
         context: Context,
     ) -> open_inference_pb2.ModelInferResponse:
-        """Return the answer to all texts, which are continued beside each other."""
+        """Return the answer to all texts, which run concurrently."""
 
         async def made(index: int) -> Made:
             with part(), _renaming(asked, index):
@@ -157,7 +157,7 @@ class OpenInferenceService:
         record: AdapterRecord | None,
         context: Context,
     ) -> AsyncGenerator[open_inference_pb2.ModelStreamInferResponse, None]:
-        """Yield the answer to the one text in pieces."""
+        """Yield the answer to the only text in chunks."""
         pieces = self._generation.StreamGenerate(_one(asked, 0, record), context)
         with part(), _renaming(asked, 0):
             async with aclosing(pieces):
@@ -169,10 +169,10 @@ class OpenInferenceService:
     def _understood(
         self, request: open_inference_pb2.ModelInferRequest, *, may_stream: bool
     ) -> tuple[Asked, AdapterRecord | None]:
-        """Return what `request` asks for, and the version that it names; None for the base model.
+        """Return the parsed `request` and the version that it names; None for the base model.
 
         Raises:
-            LoramuxError: It cannot be answered, which counts as a request that ended so.
+            LoramuxError: It cannot be answered, which counts as a request that failed.
         """
         try:
             asked = asked_of(request, goes_on=self._model.writing is None)
@@ -190,8 +190,8 @@ class OpenInferenceService:
 
         Raises:
             NotFoundError: There is none.
-            InvalidArgumentError: None can be called so, or the base model knows no text.
-            FailedPreconditionError: It, or the base model, does not continue text.
+            InvalidArgumentError: The name is invalid, or the base model has no tokenizer.
+            FailedPreconditionError: The adapter or the base model does not generate text.
         """
         reference = reference_of(request.model_name, request.model_version, self._model.names)
         check_writes(self._model)
@@ -205,18 +205,18 @@ class OpenInferenceService:
             return record
 
     def _named(self, name: str, version: str) -> AdapterRecord | None:
-        """Return the version that a request names in `name` and `version`; None for the base.
+        """Return the version that `name` and `version` stand for; None for the base model.
 
         Raises:
             NotFoundError: There is none.
-            InvalidArgumentError: None can be called so.
+            InvalidArgumentError: The name is invalid.
         """
         reference = reference_of(name, version, self._model.names, prefix="")
         return self._registry.get(reference) if reference else None
 
 
 def _one(asked: Asked, index: int, record: AdapterRecord | None) -> generation_pb2.GenerateRequest:
-    """Return the request for one of the texts."""
+    """Return the generation request for one of the texts."""
     return generation_pb2.GenerateRequest(
         adapter=f"{record}@{record.digest}" if record else "",
         prompt=asked.texts[index],
@@ -229,7 +229,7 @@ def _one(asked: Asked, index: int, record: AdapterRecord | None) -> generation_p
 
 @contextmanager
 def _renaming(asked: Asked, index: int) -> Iterator[None]:
-    """Let errors of the block name fields of what was `asked`."""
+    """Make errors of the block name the fields of the original request."""
     try:
         yield
     except LoramuxError as error:
@@ -237,7 +237,7 @@ def _renaming(asked: Asked, index: int) -> Iterator[None]:
 
 
 async def _all(calls: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
-    """Return what `calls` return, which run beside each other; if one fails all end."""
+    """Run `calls` concurrently and return their results; if one fails, the others are cancelled."""
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(call) for call in calls]

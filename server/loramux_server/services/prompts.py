@@ -1,4 +1,4 @@
-"""What a request asks to continue, as tokens: text, token ids, or a conversation."""
+"""Tokenized prompts: from text, token ids, or a conversation."""
 
 from collections.abc import Callable, Sequence
 
@@ -33,7 +33,7 @@ from loramux_server.wire.model_info import ModelInfo
 
 
 class Prompts:
-    """Makes tokens of requests, and text of tokens."""
+    """Builds prompts, and provides tokenizers."""
 
     def __init__(
         self,
@@ -42,19 +42,19 @@ class Prompts:
         adapter_templates: bool = True,
         preparer: Preparer | None = None,
     ) -> None:
-        """Prepare; what renders templates is started when it is needed.
+        """Prepare; the process that renders templates starts on first use.
 
         Args:
-            model: What is served.
-            adapter_templates: Whether templates of adapters are run at all.
-            preparer: Makes of images what the model takes of them; None where none are taken.
+            model: The base model.
+            adapter_templates: Whether chat templates of adapters may be used.
+            preparer: Prepares images for the model; None if images are not accepted.
         """
         self._model = model
         self._adapter_templates = adapter_templates
         self._preparer = preparer
         self._vocabularies = Vocabularies(model)
         self.texts = Texts(self._vocabularies)
-        """Of requests of all kinds."""
+        """Tokenizes texts for requests of all kinds."""
         self._chat: Chat | None = None
         if model.tokenizer_json:
             self._chat = Chat(model.tokenizer_json, model.chat_template, model.special_tokens)
@@ -63,7 +63,7 @@ class Prompts:
             self._contents = ContentFinder(self._chat)
 
     async def tokenizer(self, told: Instruction) -> TextTokenizer | None:
-        """Return the tokenizer of an adapter that says `told`; None where the base has none."""
+        """Return the tokenizer for the adapter `told`; None if the base has none."""
         return await self._vocabularies.tokenizer(told)
 
     async def tokens(
@@ -71,16 +71,16 @@ class Prompts:
     ) -> list[int]:
         """Return the tokens of the prompt of `request`, whose fields are checked.
 
-        A token stands for each image, until `with_images`.
+        Each image is a single token until `with_images`.
 
         Args:
             request: It has one of prompt, prompt_token_ids and messages.
             talk: Its conversation.
-            told: What its adapter says.
+            told: Settings from its adapter's package.
 
         Raises:
-            LoramuxError: The prompt makes no tokens, or those of another model; or the template
-                makes no prompt of the messages, or does not know of the images in them.
+            LoramuxError: The prompt cannot be tokenized or has no tokens; or the template cannot
+                render the messages, or does not support the images in them.
         """
         if request.prompt_token_ids:
             return list(request.prompt_token_ids)
@@ -100,16 +100,16 @@ class Prompts:
         tokens: list[int],
         hold: Callable[[int], None],
     ) -> Prompt:
-        """Return the prompt of `request`, whose fields are checked, with its images in it.
+        """Return the prompt of `request`, whose fields are checked, with its images expanded.
 
         Args:
             request: The request.
             tokens: What `tokens` returned.
-            hold: Told how many bytes each of them takes, once it is known; may raise.
+            hold: Called with the size of each image in bytes once it is known; may raise.
 
         Raises:
-            LoramuxError: A file holds no image that is taken, it cannot be prepared, or the context
-                is too small for all of them.
+            LoramuxError: A file is not a supported image, it cannot be prepared, or the context is
+                too small for all images.
         """
         preparer = self._preparer
         assert preparer is not None
@@ -123,20 +123,20 @@ class Prompts:
     async def predicted(
         self, request: generation_pb2.GenerateRequest, told: Instruction
     ) -> list[int]:
-        """Return the tokens that `request` predicts, if it does; its adapter says `told`.
+        """Return the tokens of the predicted output of `request`, empty if it has none.
 
         Raises:
             InvalidArgumentError: The text cannot be tokenized.
         """
         if not request.prediction:
             return list(request.prediction_token_ids)
-        # It goes on after the prompt: the tokenizer's own prefix does not come there.
+        # It continues the prompt, so the tokenizer's prefix is not added.
         return await self._of_text(request, request.prediction, "prediction", told)
 
     async def decoder_prompt(
         self, request: generation_pb2.GenerateRequest, told: Instruction
     ) -> list[int]:
-        """Return the tokens with which `request` lets a text begin that is written.
+        """Return the tokens of the decoder prompt of `request`, empty if it has none.
 
         Raises:
             InvalidArgumentError: The text cannot be tokenized.
@@ -148,12 +148,12 @@ class Prompts:
     async def tool_use(
         self, request: generation_pb2.GenerateRequest, talk: Talk, told: Instruction
     ) -> ToolUse | None:
-        """Return what the tools of a request, whose messages make tokens, make of its answer.
+        """Return how the answer to `request` calls tools; None if there are none.
 
-        The arguments are those of `tokens`. None where there are no tools.
+        The arguments are those of `tokens`, which must have succeeded.
 
         Raises:
-            LoramuxError: The template knows of none, or writes calls in an unknown way.
+            LoramuxError: The template does not support tools, or writes calls in an unknown way.
         """
         if not talk.tools:
             return None
@@ -168,15 +168,15 @@ class Prompts:
     async def thinking(
         self, request: generation_pb2.GenerateRequest, tokens: Sequence[int], told: Instruction
     ) -> Thinking | None:
-        """Return how what is thought is told apart in the answer; None where it is not.
+        """Return how reasoning is separated from the answer; None if it is not.
 
         Args:
             request: The request.
-            tokens: Those of its prompt.
-            told: What its adapter says.
+            tokens: Tokens of its prompt.
+            told: Settings from its adapter's package.
 
         Raises:
-            LoramuxError: The messages have no template.
+            LoramuxError: There is no chat template for the messages.
         """
         is_asked = request.separate_reasoning if request.HasField("separate_reasoning") else True
         if not request.messages or not is_asked:
@@ -190,7 +190,7 @@ class Prompts:
         return Thinking(syntax, end, self._vocabularies.has_own(told, syntax.ids))
 
     async def end_token(self, told: Instruction) -> int | None:
-        """Return the token with which an adapter ends a text; None if its base model does, too."""
+        """Return an adapter's own end token; None if it is also one of the base model's."""
         text = told.special_tokens.get(EOS_TOKEN)
         if text is None or text == self._model.special_tokens.get(EOS_TOKEN):
             return None
@@ -199,7 +199,7 @@ class Prompts:
         return None if token in self._model.eos_token_ids else token
 
     async def close(self) -> None:
-        """End the processes that render templates and prepare images."""
+        """Stop the processes that render templates and prepare images."""
         if self._chat:
             await self._chat.close()
         if self._preparer:

@@ -1,4 +1,4 @@
-"""QuarantineService: what is not run any more."""
+"""QuarantineService: adapters and requests that are refused after crashes."""
 
 import asyncio
 import logging
@@ -23,7 +23,7 @@ _MAX_KEY = 512
 
 
 class QuarantineService:
-    """Implements `loramux.v1.QuarantineService`, and keeps what is refused across restarts."""
+    """Implements `loramux.v1.QuarantineService`, and persists the quarantine across restarts."""
 
     descriptor = quarantine_pb2.DESCRIPTOR.services_by_name["QuarantineService"]
 
@@ -40,14 +40,14 @@ class QuarantineService:
     async def ListQuarantined(
         self, request: quarantine_pb2.ListQuarantinedRequest, context: Context
     ) -> quarantine_pb2.ListQuarantinedResponse:
-        """List what is refused."""
+        """List what is in quarantine."""
         entries = [self._message(entry) for entry in self._quarantine.entries]
         return quarantine_pb2.ListQuarantinedResponse(entries=entries)
 
     async def ClearQuarantined(
         self, request: quarantine_pb2.ClearQuarantinedRequest, context: Context
     ) -> quarantine_pb2.ClearQuarantinedResponse:
-        """Let something run again."""
+        """Release an adapter or a request from quarantine."""
         if not 0 < len(request.key) <= _MAX_KEY:
             raise invalid("key", request.key, f"1 to {_MAX_KEY} characters")
         key = request.key

@@ -1,8 +1,8 @@
-"""The spans of requests in the engine: what they waited for, and the steps that served them.
+"""Trace spans of requests in the engine: their phases, adapter loads and steps.
 
-The engine knows nothing of traces. Its reports tell how long things took, and that a step ended
-when its report came; so moments are as true as the way of a report is short. Where steps overlap,
-on a device, a load may have ended up to a step later than its span says.
+The engine knows nothing of traces. Its reports say how long things took, and a step counts as ended
+when its report arrives; so times are off by the report's latency. Where steps overlap on a device,
+a load may have ended up to a step later than its span says.
 """
 
 import time
@@ -15,17 +15,17 @@ from loramux_server.services.observer import outcome_of
 from loramux_server.wire.messages import BatchSize, Load, Report
 
 MAX_LOADS = 8
-"""Load spans of a completion: it has one for each tier, and more only if it starts over."""
+"""Load spans per completion: one for each tier, and more only if it starts over."""
 
 
 class RequestSpans:
-    """Owns the spans of the requests that the engine works on, where their calls have any."""
+    """Owns the spans of traced requests that the engine works on."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """Begin with none; `clock` is that of the spans."""
+        """Start empty; `clock` is that of the spans."""
         self._clock = clock
         self._live: dict[int, _Completion] = {}
-        """By the engine's ids."""
+        """The engine's request id -> completion."""
 
     @contextmanager
     def following(
@@ -37,14 +37,14 @@ class RequestSpans:
         ids: Sequence[int],
         digest: str | None,
     ) -> Iterator[None]:
-        """Follow a request, which was just submitted and ends with the block.
+        """Trace a request that was just submitted and ends with the block.
 
         Args:
-            name: Of its span.
-            asked: Returns what is told of it.
-            answered: Returns what is told of its answer, which may be a part of one.
+            name: Name of its span.
+            asked: Returns the attributes of the request.
+            answered: Returns the attributes of its answer, which may be incomplete.
             ids: The engine's ids of its completions, in order.
-            digest: Identity of its adapter, None for the base.
+            digest: Digest of its adapter, None for the base.
         """
         record = current()
         if record is None or record.span is None or not record.span.is_recorded:
@@ -68,12 +68,12 @@ class RequestSpans:
             whole.end(now, answered(), error=error)
 
     def report(self, report: Report) -> None:
-        """Take in what one step of the engine had to tell."""
+        """Process the report of one engine step."""
         if not self._live:
             return
         now = self._clock()
-        # When the step began that the report is of. Before it, loads were taken in and requests
-        # left the queue.
+        # When the step of this report began. Finished loads were collected and requests left the
+        # queue before that.
         begin = now - (report.batch.seconds if report.batch else 0.0)
         for load in report.loads:
             for each in self._live.values():
@@ -91,9 +91,9 @@ class RequestSpans:
 
 
 class _Completion:
-    """One completion in the engine: first in the queue, then in prefill, then in decode.
+    """One completion in the engine: first queued, then in prefill, then in decode.
 
-    A text that is classified ends with its prefill, and so does a prompt that is not continued.
+    A text that is only read ends with its prefill, and so does a prompt without a completion.
     """
 
     __slots__ = (
@@ -107,27 +107,27 @@ class _Completion:
         self._num_tokens = 0
         self._num_loads = 0
         self._last = now
-        """When its last token was made."""
+        """When its last token came."""
         self._phase = self._begun("queue", now)
 
     def loaded(self, load: Load, end: float) -> None:
-        """Note a load that ended, which may be of somebody else's adapter."""
+        """Record a finished load, which may be of another request's adapter."""
         if load.digest == self._digest and self._num_loads < MAX_LOADS:
             self._num_loads += 1
             told = {"loramux.adapter.tier": load.tier, "loramux.adapter.digest": load.digest}
             self._phase.child("adapter load", end - load.seconds, told).end(end)
 
     def started(self, moment: float, queue_seconds: float) -> None:
-        """Note that it left the queue, in which it was for so long by the engine's clock."""
+        """Record that it left the queue, after `queue_seconds` by the engine's clock."""
         self._phase.end(moment, {"loramux.queue.seconds": queue_seconds})
         self._phase = self._begun("prefill", moment)
 
     def token(self, batch: BatchSize | None, begin: float, end: float) -> None:
-        """Note a token, made between two moments by a step of `batch`."""
+        """Record a token, generated by a step of `batch` from `begin` to `end`."""
         self._num_tokens += 1
         if self._num_tokens == 2:
             self._phase = self._begun("decode", self._last)
-        # The steps of tokens 1, 2, 4, 8, …: a long answer has few spans, and a short one some.
+        # Steps of tokens 1, 2, 4, 8, … only: few spans for a long answer, and some for a short one.
         if self._num_tokens & (self._num_tokens - 1) == 0:
             self._step(batch, begin, end, {"loramux.token.number": self._num_tokens})
         if self._num_tokens == 1:
@@ -135,12 +135,12 @@ class _Completion:
         self._last = end
 
     def scored(self, batch: BatchSize | None, begin: float, end: float) -> None:
-        """Note the end of what is not continued, in a step of `batch`, the last of its prompt."""
+        """Record the end of what has no completion, in the last step of its prompt."""
         self._step(batch, begin, end, {})
         self._close(end)
 
     def ended(self, now: float, error: str) -> None:
-        """Note the end of the request, which may come later than that of this completion."""
+        """Record the end of the request, which may be later than that of this completion."""
         if self._is_open:
             told = {"loramux.completion.tokens": self._num_tokens}
             self._phase.end(now if error else self._last, told, error=error)
@@ -159,6 +159,6 @@ class _Completion:
         return self._whole.child(name, begin, {"loramux.completion.index": self._index})
 
     def _close(self, end: float) -> None:
-        """End the phase, after which there need not be another."""
+        """End the phase; there may be no further one."""
         self._phase.end(end)
         self._is_open = False

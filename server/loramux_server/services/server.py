@@ -1,4 +1,4 @@
-"""ServerService: what this server is."""
+"""ServerService: information about this server, and its load."""
 
 import time
 from collections.abc import Callable
@@ -73,7 +73,7 @@ class ServerService:
     async def GetServerLoad(
         self, request: server_pb2.GetServerLoadRequest, context: Context
     ) -> server_pb2.GetServerLoadResponse:
-        """Tell what goes on."""
+        """Return the current load, and totals since the start."""
         totals, engine, sizes = self._totals, self._totals.engine, self._sizes
         return server_pb2.GetServerLoadResponse(
             uptime_seconds=time.monotonic() - self._begin,

@@ -1,4 +1,4 @@
-"""What one call has at the engine: a request for each completion, or for each text."""
+"""The engine requests of one call: one per completion or text."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -12,31 +12,31 @@ from loramux_server.wire.messages import Started
 
 
 class Submission(Generic[Item]):
-    """The requests of one call, and where their answers come in."""
+    """The requests of one call, and the mailbox for their answers."""
 
     def __init__(
         self, engine: EngineClient, on_started: Callable[[Started], None], interval: int = 1
     ) -> None:
-        """Submit nothing yet.
+        """Prepare; nothing is submitted yet.
 
         Args:
-            engine: Does what is asked.
-            on_started: Told when each request left the engine's queue.
-            interval: Tokens that are taken at once; see `Mailbox`.
+            engine: Runs the requests.
+            on_started: Called when a request leaves the engine's queue.
+            interval: Tokens of a completion that wake the reader; see `Mailbox`.
         """
         self._engine = engine
         self.ids: list[int] = []
-        """The engine's ids, in the order of what is asked; filled in by `running`."""
+        """The engine's ids, in the order of the requests; filled in by `running`."""
         self.mailbox = Mailbox[Item](on_started, self._pause, interval)
 
     @contextmanager
     def running(self, asked: Iterable[Ask], *, seconds_left: float, weight: int) -> Iterator[None]:
-        """Start what is `asked`, and end for the engine what the block leaves open.
+        """Submit the requests `asked`; at the end of the block cancel those still open.
 
         Args:
             asked: The requests.
             seconds_left: Until the deadline.
-            weight: The tenant's.
+            weight: The tenant's share in fair scheduling.
         """
         try:
             for index, ask in enumerate(asked):
@@ -50,11 +50,11 @@ class Submission(Generic[Item]):
             self._cancel()
 
     def finish(self, index: int) -> None:
-        """End the request at `index`, whose answer is as long as it has to be."""
+        """End the request at `index` early, because its answer is complete."""
         self._engine.finish(self.ids[index])
 
     def give_way(self, error: LoramuxError) -> None:
-        """End with `error`, at once: whoever takes the place in the queue is sent there next."""
+        """Fail with `error` and cancel at once, when displaced from the waiting room."""
         self.mailbox.fail(error)
         self._cancel()
 

@@ -1,4 +1,4 @@
-"""Whether an adapter does what it is asked for: to continue text, label it, embed it."""
+"""Whether an adapter does what it is asked for: continue, label or embed text."""
 
 from loramux.errors import FailedPreconditionError
 from loramux_adapters.head import FEATURES, Task
@@ -17,11 +17,11 @@ _MEANT = {
     Task.SPANS: ("answers questions", _ANSWER),
     FEATURES: ("embeds texts", _EMBED),
 }
-"""Task of an adapter -> what it does, and the method that is to be called for that."""
+"""Task of an adapter -> what it does, and the method to call for that."""
 
 
 def check_writes(model: ModelInfo) -> None:
-    """Demand that the base model can continue a text.
+    """Check that the base model generates text.
 
     Raises:
         FailedPreconditionError: It is an encoder.
@@ -35,10 +35,10 @@ def check_writes(model: ModelInfo) -> None:
 
 
 def check_reads(model: ModelInfo) -> None:
-    """Demand that texts can be labelled or embedded with the base model.
+    """Check that the base model can label or embed texts.
 
     Raises:
-        FailedPreconditionError: It has an encoder and a decoder.
+        FailedPreconditionError: It is an encoder-decoder.
     """
     if model.kind is ModelKind.SEQ2SEQ:
         raise FailedPreconditionError(
@@ -49,15 +49,15 @@ def check_reads(model: ModelInfo) -> None:
 
 
 def task_on(record: AdapterRecord, model: ModelInfo) -> str:
-    """Return what an adapter does on the base `model`, as PEFT's `task_type` calls that.
+    """Return what an adapter does on the base `model`, as PEFT's `task_type`; empty for generation.
 
-    It is empty where it continues text. On an encoder what has no head embeds texts.
+    On an encoder, an adapter without a head embeds texts.
     """
     return record.task or (FEATURES if model.is_encoder else "")
 
 
 def check_continues(record: AdapterRecord, field: str) -> None:
-    """Demand that an adapter, named by the request field `field`, continues text.
+    """Check that an adapter, named by the request field `field`, generates text.
 
     Raises:
         FailedPreconditionError: It does something else.
@@ -67,7 +67,7 @@ def check_continues(record: AdapterRecord, field: str) -> None:
 
 
 def check_classifies(record: AdapterRecord, model: ModelInfo, field: str) -> None:
-    """Demand that an adapter, named by the request field `field`, classifies.
+    """Check that an adapter, named by the request field `field`, classifies.
 
     Raises:
         FailedPreconditionError: It does something else.
@@ -78,7 +78,7 @@ def check_classifies(record: AdapterRecord, model: ModelInfo, field: str) -> Non
 
 
 def check_answers(record: AdapterRecord, model: ModelInfo, field: str) -> None:
-    """Demand that an adapter, named by the request field `field`, answers questions.
+    """Check that an adapter, named by the request field `field`, answers questions.
 
     Raises:
         FailedPreconditionError: It does something else.
@@ -89,10 +89,10 @@ def check_answers(record: AdapterRecord, model: ModelInfo, field: str) -> None:
 
 
 def check_embeds(record: AdapterRecord, model: ModelInfo, field: str) -> None:
-    """Demand that an adapter, named by the request field `field`, can embed texts.
+    """Check that an adapter, named by the request field `field`, can embed texts.
 
-    One that continues text can, by the states of which it would choose a token, but not where it
-    brings virtual tokens: those were trained for what is written behind them.
+    One that generates text can, by its last hidden states, unless it has invocation tokens, or
+    virtual tokens, which were trained for the text that follows them.
 
     Raises:
         FailedPreconditionError: It cannot.

@@ -1,4 +1,4 @@
-"""Fields that are a text or, in its place, token ids, before anything is made of them."""
+"""Validation of fields that hold a text or, in its place, token ids."""
 
 from collections.abc import Mapping, Sized
 
@@ -6,18 +6,18 @@ from loramux_server.field_errors import at_fault, wrong
 from loramux_server.wire.model_info import ModelInfo
 
 MAX_PROMPT_BYTES = 256 << 10
-"""Of a text, whatever the context; see `most_bytes`."""
+"""Maximum bytes of a text, whatever the context; see `most_bytes`."""
 MAX_LONG_PROMPT_BYTES = 3 << 20
-"""Of one for a long context: it has to fit a message."""
+"""Maximum bytes of a text for a long context: it has to fit into a message."""
 _TOKEN_BYTES = 8
-"""Of a token of a long text, amply."""
+"""Bytes per token of a long text, generously."""
 
 
 def one_of(given: Mapping[str, object]) -> str:
-    """Return which field has a value, of those that say the same in different ways.
+    """Return which one of several alternative fields is set.
 
     Raises:
-        InvalidArgumentError: None of them has, or several have.
+        InvalidArgumentError: None or several are.
     """
     fields = [name for name, value in given.items() if value]
     if len(fields) > 1:
@@ -30,25 +30,25 @@ def one_of(given: Mapping[str, object]) -> str:
 
 
 def check_readable(field: str, instead: str, model: ModelInfo) -> None:
-    """Demand that a text in `field` can become tokens.
+    """Check that the base model can tokenize the text in `field`.
 
     Raises:
-        InvalidArgumentError: The base has no tokenizer; the message says what to do `instead`.
+        InvalidArgumentError: It has no tokenizer; the message says what to do `instead`.
     """
     if model.tokenizer_json is None:
         raise wrong(field, f"is text, but the base model came without a tokenizer; {instead}")
 
 
 def most_bytes(model: ModelInfo, most: int) -> int:
-    """Return how many bytes a text may have that `model` reads, `most` at most.
+    """Return the maximum bytes of a text for `model`: it grows with the context, up to `most`.
 
-    Those that would fit a long context may be more than MAX_PROMPT_BYTES.
+    It is never less than MAX_PROMPT_BYTES.
     """
     return max(MAX_PROMPT_BYTES, min(_TOKEN_BYTES * model.context_length, most))
 
 
 def check_size(field: str, text: str, most: int = MAX_PROMPT_BYTES) -> None:
-    """Demand that a text in `field` has `most` bytes at most.
+    """Check that the text in `field` has at most `most` bytes.
 
     Raises:
         InvalidArgumentError: It has more.
@@ -61,10 +61,10 @@ def check_size(field: str, text: str, most: int = MAX_PROMPT_BYTES) -> None:
 def check_text_or_tokens(
     field: str, text: str, tokens_field: str, tokens: Sized, model: ModelInfo
 ) -> None:
-    """Demand that a text or token ids are set, or neither, and that a text can become tokens.
+    """Check that at most one of a text and token ids is set, and that the text can be tokenized.
 
     Raises:
-        InvalidArgumentError: Both are, or it cannot.
+        InvalidArgumentError: Both are, or it cannot or is too long.
     """
     if text:
         one_of({field: text, tokens_field: tokens})
@@ -73,5 +73,5 @@ def check_text_or_tokens(
 
 
 def num_bytes(text: str) -> int:
-    """Return how long `text` is in UTF-8, whatever it holds."""
+    """Return the size of `text` in UTF-8, even if it has lone surrogates."""
     return len(text.encode("utf-8", "surrogatepass"))

@@ -1,4 +1,4 @@
-"""The texts of requests as tokens, by the tokenizer of the base model or of an adapter."""
+"""Tokenization of a request's texts, with the tokenizer of the base model or of an adapter."""
 
 import asyncio
 from collections.abc import Callable
@@ -17,22 +17,22 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A text that is read, as tokens."""
+    """A tokenized text."""
 
     tokens: list[int]
     places: list[Span | None]
-    """Where in the text each of them is; None where it is of no text, or there are two texts."""
+    """Span of each token in the text; None if it comes from no text, or if there are two texts."""
     second_from: int = 0
-    """Token at which the second of two texts begins, if their tokens differ in type."""
+    """Index at which the second of two texts begins, if they differ in token type; else 0."""
 
     @staticmethod
     def of_pair(pair: TextPair) -> "Text":
-        """Return the two texts of `pair`, which are read as one."""
+        """Return the tokens of `pair` as one text."""
         return Text(pair.tokens, [None] * len(pair.tokens), second_from(pair))
 
 
 class Texts:
-    """Makes tokens of texts; of long ones in a thread."""
+    """Tokenizes texts; long ones in a thread."""
 
     def __init__(self, vocabularies: Vocabularies) -> None:
         self._vocabularies = vocabularies
@@ -40,7 +40,7 @@ class Texts:
     async def tokens(
         self, text: str, field: str, told: Instruction, *, parse_special: bool, add_special: bool
     ) -> list[int]:
-        """Return the tokens of `text`, the request field `field`, for an adapter that says `told`.
+        """Return the tokens of `text`, the request field `field`, for the adapter `told`.
 
         Raises:
             InvalidArgumentError: It cannot be tokenized.
@@ -54,10 +54,10 @@ class Texts:
     async def placed(
         self, text: str, field: str, told: Instruction, *, parse_special: bool, add_special: bool
     ) -> Text:
-        """Return the same, and where in `text` each of them is.
+        """Return the same with the span of each token in `text`.
 
         Raises:
-            InvalidArgumentError: There are none, or it cannot be tokenized.
+            InvalidArgumentError: There are no tokens, or it cannot be tokenized.
         """
         encode = partial(
             (await self._tokenizer(told)).encode_placed, text, field, parse_special=parse_special,
@@ -95,15 +95,15 @@ class Texts:
 
 
 async def _made(encode: Callable[[], T], num_characters: int) -> T:
-    """Return what `encode` makes of so many characters."""
+    """Run `encode` on a text of so many characters: here, or in a thread if it is long."""
     return encode() if num_characters < OFF_LOOP else await asyncio.to_thread(encode)
 
 
 def second_from(pair: TextPair) -> int:
-    """Return from which of its tokens on `pair` has the second type; 0 where none has."""
+    """Return the index of the first token of type 1 in `pair`; 0 if there is none."""
     return next((place for place, kind in enumerate(pair.places.type_ids) if kind == 1), 0)
 
 
 def no_tokens(field: str) -> InvalidArgumentError:
-    """Return the error of a text of the request field `field` that is none to the tokenizer."""
+    """Return the error for a text of the request field `field` that has no tokens."""
     return wrong(field, "has no tokens: the tokenizer makes none of this text")

@@ -1,4 +1,4 @@
-"""TokenizationService: prompts as tokens, and tokens as text, without the model."""
+"""TokenizationService: tokenization and detokenization without running the model."""
 
 import asyncio
 from contextlib import ExitStack
@@ -21,8 +21,8 @@ from loramux_server.wire.model_info import ModelInfo
 class TokenizationService:
     """Implements `loramux.v1.TokenizationService`.
 
-    A prompt is made exactly as for `Generate`, and passes the same checks. A call takes a place in
-    the waiting room meanwhile, and counts as a request of its tenant, but none of its tokens do.
+    A prompt is built and checked exactly as for `Generate`. A call takes a place in the waiting
+    room while it runs and counts as a request of its tenant, but its tokens do not count.
     """
 
     descriptor = tokenization_pb2.DESCRIPTOR.services_by_name["TokenizationService"]

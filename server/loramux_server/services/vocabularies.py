@@ -1,4 +1,4 @@
-"""The tokens that adapters have beside their base's, and how conversations are written for them."""
+"""Tokenizers and chat formats of the base model and of adapters."""
 
 import asyncio
 from collections import OrderedDict
@@ -11,26 +11,27 @@ from loramux_server.text.tokenizer import TextTokenizer
 from loramux_server.wire.model_info import ModelInfo
 
 KEPT = 4
-"""Tokenizers of adapters that stay in memory; they share the vocabulary of the base's."""
+"""Adapter tokenizers kept in memory; they share the base's vocabulary."""
 KEPT_FORMATS = 1024
-"""Adapters of which it is remembered how conversations are written."""
+"""Adapters whose chat format is cached."""
 
 
 class Vocabularies:
-    """The tokenizers of a base model and its adapters."""
+    """The tokenizers and chat formats of a base model and its adapters."""
 
     def __init__(self, model: ModelInfo) -> None:
-        """Read that of `model`, if it has one."""
+        """Load the tokenizer of `model`, if it has one."""
         self._special_tokens = model.special_tokens
         self._tokenizer = TextTokenizer(model.tokenizer_json) if model.tokenizer_json else None
         self._own: OrderedDict[tuple[AddedToken, ...], TextTokenizer] = OrderedDict()
-        """Those of adapters, last used last."""
+        """LRU cache of adapter tokenizers, the most recently used last."""
         self._formats: dict[int, tuple[Instruction, ChatFormat]] = {}
-        """Number of what an adapter says, which stays the same object, -> that, and its format."""
+        """`id` of an instruction -> the instruction, which keeps the `id` valid, and its chat
+        format."""
         self._preparing = asyncio.Lock()
 
     async def tokenizer(self, told: Instruction) -> TextTokenizer | None:
-        """Return the tokenizer of an adapter that says `told`; None where the base has none."""
+        """Return the tokenizer for the adapter `told`; None if the base has none."""
         added = self._added(told)
         if not added:
             return self._tokenizer
@@ -50,11 +51,11 @@ class Vocabularies:
         return self.chat_format(told).added_tokens
 
     def has_own(self, told: Instruction, ids: Mapping[str, int]) -> bool:
-        """Return whether the base model lacks one of the tokens `ids` of an adapter."""
+        """Return whether the base lacks one of an adapter's tokens, given as name -> id."""
         return not {token.id for token in self._added(told)}.isdisjoint(ids.values())
 
     def chat_format(self, told: Instruction) -> ChatFormat:
-        """Return how conversations are written for an adapter."""
+        """Return the chat format of the adapter `told`."""
         kept = self._formats.get(id(told))
         if kept is not None and kept[0] is told:
             return kept[1]
