@@ -19,7 +19,7 @@ _POSTGRES_FULL = "53100"
 
 @contextmanager
 def storage_errors() -> Iterator[None]:
-    """Turn disk and database errors into gRPC errors, without their original text."""
+    """Turn disk and database errors into gRPC errors, without paths or SQL."""
     try:
         yield
     except LoramuxError:  # some are OSErrors as well
