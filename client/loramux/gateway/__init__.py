@@ -1,5 +1,5 @@
-"""The HTTP gateway, for clients of OpenAI's and Anthropic's APIs: a process in front of a server.
+"""The HTTP gateway for clients of OpenAI's and Anthropic's APIs: a process in front of a server.
 
-It translates, and decides nothing: who may call, what a name stands for and which values are right
-says the server. It needs what the extra `gateway` installs; nothing of the client imports it.
+It only translates: access control, name resolution and validation of values are the server's.
+Requires the `gateway` extra; the client does not import it.
 """

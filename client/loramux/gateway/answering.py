@@ -1,4 +1,4 @@
-"""Answering one request, whole or piece by piece, for as long as the caller is there."""
+"""Answering one request, as one object or as a stream, until the caller disconnects."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
@@ -21,36 +21,36 @@ T = TypeVar("T")
 
 
 class TellingEvents(Protocol):
-    """How a stream looks, in the API that was called."""
+    """The form of a stream in the API that was called."""
 
     def is_long(self, place: int, response: generation_pb2.StreamGenerateResponse) -> bool:
-        """Return whether `events` takes so long that others would wait for it."""
+        """Return whether `events` would block the event loop for too long."""
 
     def events(self, place: int, response: generation_pb2.StreamGenerateResponse) -> bytes:
-        """Return what tells the next piece, of the prompt at `place`; empty if nothing does."""
+        """Return the events for the next chunk, of prompt number `place`; may be empty."""
 
     def end(self, usages: Sequence[generation_pb2.Usage]) -> bytes:
-        """Return what ends a stream, for each of whose prompts there is one of `usages`."""
+        """Return the last events of a stream; `usages` has one entry for each prompt."""
 
     def failure(self, error: LoramuxError) -> bytes:
-        """Return what ends a stream that failed."""
+        """Return the last events of a stream that failed."""
 
 
 class Telling(TellingEvents, Protocol):
-    """How one answer looks, whole and as a stream."""
+    """The form of an answer, as one object and as a stream."""
 
     def whole(self, responses: Sequence[generation_pb2.GenerateResponse]) -> dict[str, object]:
         """Return the answer as one object; `responses` are in the order of the prompts."""
 
 
 class WhileThere:
-    """An answer that is given up when the caller goes away, and all that is done for it."""
+    """An ASGI response that is cancelled, with its calls, when the caller disconnects."""
 
     def __init__(self, answer: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
         self._answer = answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer; an error before the answer began is raised."""
+        """Answer; raises what the answer raises, such as an error before it began."""
         answering = asyncio.ensure_future(self._answer(scope, receive, send))
         leaving = asyncio.ensure_future(_left(receive))
         try:
@@ -66,22 +66,22 @@ class WhileThere:
 
 @dataclass(frozen=True, slots=True)
 class Streaming:
-    """What it takes to answer a request with a stream."""
+    """A request that is answered with a stream."""
 
     backend: Backend
     caller: Caller
     asked: Sequence[generation_pb2.GenerateRequest]
     answers: TellingEvents
     seconds: float | None
-    """How long it may take."""
+    """Timeout of each call; None for the default."""
 
     async def events(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer with the events of each piece."""
+        """Answer with the events of each chunk."""
         async with aclosing(self.pieces()) as pieces:
             await _send_events(pieces, self.answers, self.caller, send)
 
     def pieces(self) -> AsyncGenerator[tuple[int, generation_pb2.StreamGenerateResponse], None]:
-        """Yield the pieces of all answers as they come, each with the place of its prompt."""
+        """Yield the chunks of all answers as they arrive, each with the index of its prompt."""
         return _merged(
             [self.backend.stream(each, self.caller, self.seconds) for each in self.asked]
         )
@@ -89,7 +89,7 @@ class Streaming:
 
 @dataclass(frozen=True, slots=True)
 class Answering(Streaming):
-    """What it takes to answer a request, whole or with a stream."""
+    """A request that is answered with one object or a stream."""
 
     answers: Telling
 
@@ -110,9 +110,10 @@ async def _send_events(
     caller: Caller,
     send: Send,
 ) -> None:
-    """Send the events of `pieces`, each with the place of its prompt.
+    """Send the events of `pieces`, each of which comes with the index of its prompt.
 
-    The status waits for the first one: what the server refuses is an HTTP error then.
+    The status line waits for the first chunk, so that a request that the server refuses gets an
+    HTTP error.
     """
     place, piece = await anext(pieces)
     headers = headers_by(caller, piece.adapters) | EVENTS
@@ -127,7 +128,7 @@ async def _send_events(
             is_long = answers.is_long(place, piece)
             events = await _made(partial(answers.events, place, piece), is_long)
             if events:
-                # Returns when there is room on the way to the caller.
+                # Returns once the connection's write buffer has room.
                 await _send(send, events)
             if piece.HasField("usage"):
                 usages.append(piece.usage)
@@ -142,18 +143,18 @@ async def _send_events(
 def headers_by(
     caller: Caller, adapters: Sequence[generation_pb2.AdapterIdentity]
 ) -> dict[str, str]:
-    """Return the headers of an answer to `caller` by `adapters`."""
+    """Return the response headers for `caller`, answered by `adapters`."""
     named = adapter_header(adapters)
     return caller.returned | ({"x-loramux-adapter": named} if named else {})
 
 
 async def _made(make: Callable[[], T], is_long: bool) -> T:
-    """Return what `make` makes, in a thread where others would have to wait for it."""
+    """Return the result of `make`; one that `is_long` runs in a thread, not on the event loop."""
     return await asyncio.to_thread(make) if is_long else make()
 
 
 async def _left(receive: Receive) -> None:
-    """Return when the caller is gone."""
+    """Return when the caller disconnects."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
@@ -161,7 +162,7 @@ async def _left(receive: Receive) -> None:
 async def _all(
     calls: Sequence[Awaitable[generation_pb2.GenerateResponse]],
 ) -> list[generation_pb2.GenerateResponse]:
-    """Return what each of `calls` does; where one fails, the others are given up."""
+    """Return the results of all `calls`; if one fails, the others are cancelled."""
     tasks = [asyncio.ensure_future(call) for call in calls]
     try:
         return await asyncio.gather(*tasks)
@@ -174,11 +175,11 @@ async def _all(
 async def _merged(
     streams: Sequence[Pieces],
 ) -> AsyncGenerator[tuple[int, generation_pb2.StreamGenerateResponse], None]:
-    """Yield the pieces of all `streams` as they come, each with the number of its stream.
+    """Yield the chunks of all `streams` as they arrive, each with the index of its stream.
 
-    No stream is read before its last piece was taken.
+    A stream is read again only after its last chunk was consumed.
     """
-    if len(streams) == 1:  # without a task for each piece
+    if len(streams) == 1:  # needs no task for each chunk
         async with aclosing(streams[0]) as only:
             async for piece in only:
                 yield 0, piece
@@ -208,7 +209,7 @@ async def _merged(
 
 
 async def _next(stream: Pieces) -> generation_pb2.StreamGenerateResponse | None:
-    """Return the next piece, or None after the last."""
+    """Return the next chunk, or None after the last."""
     return await anext(stream, None)
 
 

@@ -1,4 +1,4 @@
-"""From what the server answers to OpenAI's objects."""
+"""The server's responses as OpenAI's objects."""
 
 import time
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ _FINISH = {
 
 _DONE = b"data: [DONE]\n\n"
 MANY_POSITIONS = 1024
-"""Of prompts whose log-probabilities are told: they would hold up the answers of others."""
+"""Prompt positions with log-probabilities that take too long to encode on the event loop."""
 
 
 class Answers:
-    """Makes the objects of one answer, which may be for several prompts; a `Telling`."""
+    """Builds the objects of one answer, which may be for several prompts; a `Telling`."""
 
     def __init__(
         self,
@@ -38,18 +38,18 @@ class Answers:
         asked: Sequence[generation_pb2.GenerateRequest],
         of_prompts: PromptOptions,
     ) -> None:
-        """Prepare.
+        """Initialize.
 
         Args:
-            style: How they look.
-            request_id: What the id is made of.
-            model: What the request called the model.
-            server: Who answers.
+            style: The form of the choices: chats or completions.
+            request_id: The answer's id, without its prefix.
+            model: The request's name for the model.
+            server: The server that answers.
             num_completions: Completions of each prompt.
-            return_token_ids: Whether each choice tells its tokens.
-            include_usage: Whether a stream ends with counts of tokens.
-            asked: What the server is asked, for each prompt.
-            of_prompts: What is told of the prompts.
+            return_token_ids: Whether each choice lists its token ids.
+            include_usage: Whether a stream ends with token counts.
+            asked: The request to the server, for each prompt.
+            of_prompts: What to return of the prompts.
         """
         self._style = style
         self._head: Object = {
@@ -65,9 +65,9 @@ class Answers:
         self._asked = asked
         self._of_prompts = of_prompts
         self._echoes: dict[int, Echo] = {}
-        """Of each prompt of which something was answered."""
+        """By prompt index, for prompts that had a chunk."""
         self._written: dict[int, Written] = {}
-        """Of choices of which a piece was made."""
+        """By choice index, for choices that had a chunk."""
 
     def whole(self, responses: Sequence[generation_pb2.GenerateResponse]) -> Object:
         """See `Telling`."""
@@ -107,7 +107,7 @@ class Answers:
         if index not in self._written:
             self._written[index] = Written(self._echoes[place])
         written = self._written[index]
-        # Such as the first bytes of a character.
+        # For example if a token holds only the first bytes of a character.
         is_empty = not (
             delta.text
             or delta.reasoning
@@ -159,7 +159,7 @@ def usage_of(usages: Sequence[generation_pb2.Usage]) -> Object:
 
 
 def adapter_header(identities: Sequence[generation_pb2.AdapterIdentity]) -> str:
-    """Return which versions answered, as references; empty for the base model."""
+    """Return references of the versions that answered; empty for the base model."""
     return ", ".join(
         f"{each.tenant}/{each.name}:{each.version}@{each.digest}" for each in identities
     )

@@ -54,14 +54,14 @@ Ask = Callable[[B, str, str], list[generation_pb2.GenerateRequest]]
 
 
 class Whole(Protocol):
-    """What it takes to answer with one object."""
+    """A request that is answered with one object."""
 
     async def whole(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer."""
 
 
 class Gateway:
-    """Answers each route out of what the server says."""
+    """The handlers of the routes, which call the server."""
 
     def __init__(
         self,
@@ -69,22 +69,22 @@ class Gateway:
         lora_root: LoraRoot | None,
         connected_by: Sequence[Path],
     ) -> None:
-        """Prepare; `open_backend` is called in the event loop that serves."""
+        """Initialize; `open_backend` is called in the event loop that serves."""
         self._connecting = partial(Connected.opened, open_backend, connected_by)
         self._lora_adapters = LoraAdapters(lora_root)
         self._connected: Connected | None = None
         self.messages = anthropic.Messages(lambda: self.backend, self._most_bytes)
-        """`/v1/messages`, of Anthropic's API."""
+        """`/v1/messages` of Anthropic's API."""
 
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        """Be connected for the block."""
+        """Stay connected to the servers for the block."""
         async with self._connecting() as self._connected:
             yield
 
     @property
     def backend(self) -> Backend:
-        """The server behind."""
+        """The servers behind the gateway."""
         assert self._connected is not None
         return self._connected.backend
 
@@ -178,14 +178,14 @@ class Gateway:
         return json_response(found, caller.returned)
 
     async def health(self, request: Request) -> Response:
-        """`GET /health`: whether the server answers requests, which anybody may know."""
+        """`GET /health`: whether the server accepts requests; needs no key."""
         caller = caller_of(request.scope)
         if await self.backend.is_serving():
             return json_response({"status": "ok"}, caller.returned)
         return plain_refusal(503, "the server does not serve at present", "not_serving", caller)
 
     async def _most_bytes(self, caller: Caller) -> int:
-        """Return how large a body with images may be, to one whom the server knows."""
+        """Return the size limit of a body with images; fails if the caller's key is invalid."""
         server = await self.backend.info(caller)
         of_images = max(0, server.max_request_bytes - MAX_BODY_BYTES)
         return MAX_BODY_BYTES + -(-of_images // 3) * 4  # base64
@@ -193,7 +193,7 @@ class Gateway:
     async def _read(
         self, request: Request, kind: type[S], answering: Callable[[S, Backend, Caller, str], Whole]
     ) -> WhileThere:
-        """Answer a request whose texts are read and not continued."""
+        """Answer a request that embeds or classifies texts."""
         body = parse(await read(request), kind)
         caller = caller_of(request.scope)
         server = await self.backend.info(caller)
@@ -242,14 +242,14 @@ def make_app(
     lora_root: LoraRoot | None = None,
     connected_by: Sequence[Path] = (),
 ) -> Starlette:
-    """Return the application.
+    """Return the ASGI application.
 
     Args:
-        open_backend: Called in the event loop that serves it.
-        hosts: What `Host` may be beside loopback; None for anything.
-        console: The page for people; None for none.
-        lora_root: Where callers may name adapters by path; None for nowhere.
-        connected_by: Files that `open_backend` reads, and is called anew when they change.
+        open_backend: Connects to the servers; called in the event loop that serves.
+        hosts: Values that `Host` may have in addition to loopback names; None for any value.
+        console: The web console; None for none.
+        lora_root: Below which folder callers may name adapters by path; None to accept no paths.
+        connected_by: Files that `open_backend` reads; it is called again when one changes.
     """
     gateway = Gateway(open_backend, lora_root, connected_by)
     app = Starlette(
@@ -282,5 +282,5 @@ def make_app(
         middleware=[] if hosts is None else [Middleware(KnownHosts, more=hosts)],
         lifespan=gateway.lifespan,
     )
-    app.router.redirect_slashes = False  # it would send a caller wherever Host says
+    app.router.redirect_slashes = False  # would redirect to whatever host `Host` names
     return app

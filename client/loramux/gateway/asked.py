@@ -1,4 +1,4 @@
-"""From the body of a request to what the server is asked: one message for each prompt."""
+"""Request bodies as messages to the server, one for each prompt."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -16,25 +16,25 @@ from loramux.v1 import generation_pb2
 
 MAX_PROMPTS = 64
 MAX_TOLD = 1 << 20
-"""Log-probabilities of prompts in one answer, which are some 64 MiB of JSON."""
+"""Log-probabilities of prompts in one answer, at most; this many are some 64 MiB of JSON."""
 MAX_TOLD_OF_ONE = 1 << 18
-"""What the server tells of one prompt at most, for one whose images have an unknown length."""
+"""The server's own limit for one prompt, assumed where images make a prompt's length unknown."""
 MAX_SECONDS = 86_400
-"""Of a request; gRPC ends at once what may take much longer."""
+"""Limit of a request's timeout: gRPC ends calls with much longer ones at once."""
 
 _AS_THEY_ARE = (
     "temperature", "top_p", "top_k", "min_p", "n", "stop", "seed", "logit_bias", "min_tokens",
     "presence_penalty", "frequency_penalty", "repetition_penalty", "stop_token_ids", "ignore_eos",
     "skip_special_tokens", "decoder_prompt",
 )  # fmt: skip
-"""Fields of a body that the server calls the same."""
+"""Fields of a body that have the same name in the server's request."""
 
 
 def asked_by_chat(body: ChatBody, base: str) -> list[generation_pb2.GenerateRequest]:
-    """Return what `body` asks of a server whose base model is called `base`.
+    """Return `body` as requests to a server whose base model is called `base`.
 
     Raises:
-        LoramuxError: It cannot be asked; the error names the field.
+        LoramuxError: A field is invalid or unsupported; the error names it.
     """
     if not body.messages:
         raise invalid("messages", "messages is an empty list; give at least one message")
@@ -45,7 +45,7 @@ def asked_by_chat(body: ChatBody, base: str) -> list[generation_pb2.GenerateRequ
 def asked_with(
     body: ChatBody, messages: Sequence[Message], base: str
 ) -> list[generation_pb2.GenerateRequest]:
-    """Return what `body` asks, with `messages` in place of its own; see `asked_by_chat`."""
+    """Return `body` as requests, with `messages` instead of its own; see `asked_by_chat`."""
     shared = _shared(body, base) | _tools(body)
     shared["add_generation_prompt"] = body.add_generation_prompt
     shared |= _of_prompt(body, None)
@@ -55,7 +55,7 @@ def asked_with(
 def asked_by_completion(
     body: CompletionBody, base: str, request_id: str
 ) -> list[generation_pb2.GenerateRequest]:
-    """Return what `body`, of the request `request_id`, asks: a message for each prompt.
+    """Return `body`, of the request `request_id`, as requests to the server: one for each prompt.
 
     See `asked_by_chat`.
     """
@@ -65,7 +65,7 @@ def asked_by_completion(
             "best_of", f"best_of is {body.best_of}; only as many as n, {num_completions}, are made"
         )
     prompts = _prompts(body.prompt)
-    # All prompts of a request are answered by one version, where an alias stands for several.
+    # One key for all prompts, so that an alias that splits traffic picks the same version for all.
     key = body.user or (request_id if len(prompts) > 1 else "")
     shared = _shared(body, base)
     shared["add_special_tokens"] = body.add_special_tokens
@@ -78,7 +78,7 @@ def asked_by_completion(
 
 
 def _of_prompt(body: Body, prompt: str | list[int] | None) -> dict[str, Any]:
-    """Return what is asked about a prompt itself; None stands for messages."""
+    """Return the options about the prompt itself; None stands for messages."""
     wanted = body.of_prompts.wanted(prompt, makes_tokens=body.most_tokens != 0)
     return {} if wanted is None else {"prompt_logprobs": wanted}
 
@@ -86,10 +86,10 @@ def _of_prompt(body: Body, prompt: str | list[int] | None) -> dict[str, Any]:
 def _checked(
     body: Body, requests: list[generation_pb2.GenerateRequest]
 ) -> list[generation_pb2.GenerateRequest]:
-    """Return `requests` if what they have told of their prompts can be held.
+    """Return `requests` if their prompts' log-probabilities stay within MAX_TOLD.
 
     Raises:
-        LoramuxError: It may be too much; a text has a token for each byte at most.
+        LoramuxError: They may exceed it, counting a token for each byte of text.
     """
     told = 0
     for request in requests:
@@ -118,10 +118,10 @@ def _request(
 
 
 def check_timeout(seconds: float | None) -> None:
-    """Demand that a request may ask to be ended after so many `seconds`.
+    """Check a request's `timeout` field.
 
     Raises:
-        LoramuxError: It may not.
+        LoramuxError: It is not above 0 and at most MAX_SECONDS.
     """
     # Written so that NaN fails.
     if seconds is not None and not 0 < seconds <= MAX_SECONDS:
@@ -131,7 +131,7 @@ def check_timeout(seconds: float | None) -> None:
 
 
 def _shared(body: Body, base: str) -> dict[str, Any]:
-    """Return what all messages for `body` say. A field that it lacks is left to the server."""
+    """Return the options shared by all prompts of `body`. Missing fields are left to the server."""
     if body.stream_options is not None and not body.stream:
         raise invalid("stream_options", "stream_options is set; it needs stream to be true")
     if body.stream_options is not None and body.stream_options.continuous_usage_stats:
@@ -154,7 +154,7 @@ def _shared(body: Body, base: str) -> dict[str, Any]:
 
 
 def _beams(body: Body) -> dict[str, Any]:
-    """Return what is asked of beam search: the best of `num_beams` are told, as many as `n`."""
+    """Return the beam search options: `num_beams` beams, of which the best `n` are returned."""
     if not body.use_beam_search:
         if body.length_penalty is not None:
             raise invalid("length_penalty", "length_penalty is set; it needs use_beam_search")
@@ -169,7 +169,7 @@ def _beams(body: Body) -> dict[str, Any]:
 
 
 def _form(body: Body) -> dict[str, Any]:
-    """Return which form the text is to have."""
+    """Return the structured output option, if there is one."""
     found: list[tuple[str, Any]] = []
     if isinstance(body.response_format, ObjectFormat):
         found.append(("json_object", True))
@@ -213,7 +213,7 @@ def adapter_of(model: str, base: str) -> str | None:
     """Return the adapter that `model` names; None for the base model, which is called `base`.
 
     Raises:
-        NotFoundError: It is empty, which to the server is the base model.
+        NotFoundError: It is empty; the server would answer with the base model.
     """
     if not model:
         raise NotFoundError(
@@ -225,7 +225,7 @@ def adapter_of(model: str, base: str) -> str | None:
 
 
 def _tools(body: ChatBody) -> dict[str, Any]:
-    """Return what goes with messages."""
+    """Return the options that only chats have: tools and variables of the chat template."""
     choice = body.tool_choice
     if choice == "required" and not body.tools:
         raise invalid("tool_choice", "tool_choice is 'required'; it needs tools")

@@ -1,4 +1,4 @@
-"""The servers behind the gateway. All callers share one connection to each, with their own keys."""
+"""The servers behind the gateway. Callers share one channel, and each call carries its own key."""
 
 import math
 import time
@@ -31,8 +31,7 @@ from loramux.v1.server_pb2_grpc import ServerServiceStub
 from loramux.v1.tokenization_pb2_grpc import TokenizationServiceStub
 
 _FRESH_SECONDS = 1.0
-"""How long the name of the base model is taken for granted: no server starts with another one
-within that."""
+"""How long server info is cached: a server takes longer than this to restart with another base."""
 _MAX_KNOWN = 1024
 _CHECK_SECONDS = 5.0
 _SERVICE = "loramux.v1.GenerationService"
@@ -41,7 +40,7 @@ Pieces = AsyncGenerator[generation_pb2.StreamGenerateResponse, None]
 
 
 class Backend:
-    """Calls of servers that serve the same.
+    """Calls of servers that serve the same models.
 
     Each raises a `loramux.errors.LoramuxError` when it fails.
     """
@@ -56,14 +55,14 @@ class Backend:
         certificate: Certificate | None = None,
         call_ended: Ended | None = None,
     ) -> None:
-        """Connect to `targets` when the first call is made; made and used in one event loop.
+        """Connect to `targets` on the first call. Create and use in one event loop.
 
-        Servers are presented `certificate`. `call_ended` is told of every call that ended.
+        `certificate` is presented to servers; `call_ended` is called when a call has ended.
 
         Raises:
             InvalidArgumentError: Keys of callers would go in plaintext to another machine; or one
                 of several targets cannot be found; or there is no such routing.
-            OSError: A file of authorities, or of the certificate, cannot be read.
+            OSError: A file of CA certificates, or of the certificate, cannot be read.
         """
         self._channel = open_aio_channel(
             targets,
@@ -78,7 +77,7 @@ class Backend:
             call_ended=call_ended,
         )
         self.timeout = timeout
-        """Seconds of a call that does not say."""
+        """Default timeout of a call, in seconds."""
         self._generation = GenerationServiceStub(self._channel)
         self._tokenization = TokenizationServiceStub(self._channel)
         self._embedding = EmbeddingServiceStub(self._channel)
@@ -87,10 +86,10 @@ class Backend:
         self._server = ServerServiceStub(self._channel)
         self._health = health_pb2_grpc.HealthStub(self._channel)
         self._known: dict[str, tuple[float, ServerInfo]] = {}
-        """Key -> when its caller was told what, so that nobody gets it who may not."""
+        """Key -> when and what; by key, so that an invalid one never gets another's answer."""
 
     async def info(self, caller: Caller) -> ServerInfo:
-        """Return what the server is, as of a second ago at most."""
+        """Return the server's info, cached for at most a second."""
         now = time.monotonic()
         asked, known = self._known.get(caller.key, (-math.inf, None))
         if known is None or now - asked > _FRESH_SECONDS:
@@ -108,7 +107,7 @@ class Backend:
         return known
 
     async def is_serving(self) -> bool:
-        """Return whether the server says that it answers requests."""
+        """Return whether the server's health check reports SERVING."""
         request = health_pb2.HealthCheckRequest(service=_SERVICE)
         with _wire.raising():
             answer = await self._health.Check(request, timeout=_CHECK_SECONDS)
@@ -117,7 +116,7 @@ class Backend:
     async def generate(
         self, request: generation_pb2.GenerateRequest, caller: Caller, seconds: float | None
     ) -> generation_pb2.GenerateResponse:
-        """Return the whole answer to `request`; `seconds` is how long that may take."""
+        """Return the whole answer to `request`, within `seconds`; None for the default timeout."""
         with _wire.raising():
             return await self._generation.Generate(
                 request, timeout=self._limit(seconds), metadata=caller.metadata
@@ -131,7 +130,7 @@ class Backend:
         *,
         return_pieces: bool = False,
     ) -> tokenization_pb2.TokenizeResponse:
-        """Return the prompt of `request` as tokens, with the bytes of each if wanted."""
+        """Return the tokens of the prompt of `request`, with their bytes if `return_pieces`."""
         with _wire.raising():
             return await self._tokenization.Tokenize(
                 _token_wire.tokenize_request(request, return_pieces),
@@ -150,7 +149,7 @@ class Backend:
     async def embed(
         self, request: embedding_pb2.EmbedRequest, caller: Caller, seconds: float | None
     ) -> embedding_pb2.EmbedResponse:
-        """Return the answer to `request`."""
+        """Return the response to `request`."""
         with _wire.raising():
             return await self._embedding.Embed(
                 request, timeout=self._limit(seconds), metadata=caller.metadata
@@ -162,7 +161,7 @@ class Backend:
         caller: Caller,
         seconds: float | None,
     ) -> classification_pb2.ClassifyResponse:
-        """Return the answer to `request`."""
+        """Return the response to `request`."""
         with _wire.raising():
             return await self._classification.Classify(
                 request, timeout=self._limit(seconds), metadata=caller.metadata
@@ -171,7 +170,7 @@ class Backend:
     async def stream(
         self, request: generation_pb2.GenerateRequest, caller: Caller, seconds: float | None
     ) -> Pieces:
-        """Yield the answer to `request`; closing the generator ends the call."""
+        """Yield the chunks of the answer to `request`; closing the generator cancels the call."""
         call = self._generation.StreamGenerate(
             request, timeout=self._limit(seconds), metadata=caller.metadata
         )
@@ -183,7 +182,7 @@ class Backend:
             call.cancel()
 
     async def adapter(self, reference: str, caller: Caller) -> Adapter:
-        """Return what `reference` stands for."""
+        """Return the adapter that `reference` resolves to."""
         request = adapters_pb2.GetAdapterRequest(name=reference)
         with _wire.raising():
             response = await self._adapters.GetAdapter(
@@ -192,7 +191,7 @@ class Backend:
             return _adapter_wire.adapter(response.adapter)
 
     async def adapters(self, caller: Caller) -> list[Adapter]:
-        """Return the newest version of each adapter that the caller sees."""
+        """Return the newest version of each adapter that is visible to the caller."""
         found: list[Adapter] = []
         token = ""
         with _wire.raising():
@@ -209,20 +208,20 @@ class Backend:
                     return found
 
     def channel(self, caller: Caller) -> grpc.aio.Channel:
-        """Return what makes the caller's calls at the server that each is for."""
+        """Return a channel with the caller's metadata that routes calls to servers."""
         return cast(grpc.aio.Channel, cast(Calling, self._channel).showing(caller.metadata))
 
     async def servers(self, caller: Caller) -> list[grpc.aio.Channel]:
-        """Return what makes the caller's calls at each server by itself."""
+        """Return a channel for each server, with the caller's metadata."""
         own = cast(Calling, self._channel).showing(caller.metadata)
         return [cast(grpc.aio.Channel, server) for server in await own.each()]
 
     async def adapters_of_each(self, caller: Caller) -> list[AsyncAdapters]:
-        """Return what the caller does with the adapters of each server by itself."""
+        """Return an adapter client for each server, with the caller's metadata."""
         return [AsyncAdapters(server, self.timeout) for server in await self.servers(caller)]
 
     async def close(self) -> None:
-        """Close the connection; calls under way are cancelled."""
+        """Close the channel; calls in progress are cancelled."""
         await self._channel.close()
 
     def _limit(self, seconds: float | None) -> float:

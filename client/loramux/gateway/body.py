@@ -1,6 +1,6 @@
-"""The bodies of requests: which fields there are, and of what type.
+"""Request bodies: which fields exist, and their types.
 
-Values are the server's to judge.
+Values are validated by the server.
 """
 
 from dataclasses import replace
@@ -14,17 +14,17 @@ from loramux.gateway.tools import NamedTool, Tool, ToolCall
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
-    """What a stream tells beside its text."""
+    """What a stream contains beside its text."""
 
     include_usage: bool = False
     continuous_usage_stats: bool = False
-    """As vLLM has it; counts are told once, at the end."""
+    """vLLM's. Not supported: counts are sent once, at the end."""
     include_obfuscation: bool = False
-    """Whether padding hides how long pieces are; there is none either way."""
+    """Whether padding should hide the length of chunks. Ignored: there is no padding."""
 
 
 class WeightedAdapter(msgspec.Struct, forbid_unknown_fields=True):
-    """One adapter of a mix. OpenAI has no such thing."""
+    """One adapter of a mix. Not part of OpenAI's API."""
 
     name: str
     scale: float = 1.0
@@ -39,7 +39,7 @@ class ObjectFormat(msgspec.Struct, tag_field="type", tag="json_object", forbid_u
 
 
 class NamedSchema(msgspec.Struct, forbid_unknown_fields=True):
-    """A JSON schema, which is always kept to the letter."""
+    """A JSON schema, which is always enforced strictly."""
 
     schema: dict[str, object]
     name: str = ""
@@ -48,13 +48,13 @@ class NamedSchema(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class SchemaFormat(msgspec.Struct, tag_field="type", tag="json_schema", forbid_unknown_fields=True):
-    """What meets a JSON schema."""
+    """A value that is valid for a JSON schema."""
 
     json_schema: NamedSchema
 
 
 class StructuredOutputs(msgspec.Struct, forbid_unknown_fields=True):
-    """What a text has to be, as vLLM has it. OpenAI has no such thing."""
+    """vLLM's constraints on the output. Not part of OpenAI's API."""
 
     json: str | dict[str, object] | None = None
     """A JSON schema."""
@@ -65,14 +65,14 @@ class StructuredOutputs(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Prediction(msgspec.Struct, forbid_unknown_fields=True):
-    """What an answer will be, for the most part."""
+    """The expected output (OpenAI's predicted outputs)."""
 
     type: Literal["content"]
     content: str | list[dict[str, object]]
 
 
 class SamplingBody(msgspec.Struct, kw_only=True):
-    """What all requests for texts may say of the model, and of how tokens are chosen."""
+    """Model and sampling fields of all generation requests."""
 
     model: str
     stream: bool = False
@@ -85,7 +85,7 @@ class SamplingBody(msgspec.Struct, kw_only=True):
     seed: int | None = None
     user: str = ""
 
-    # As vLLM calls them.
+    # vLLM's.
     structured_outputs: StructuredOutputs | None = None
     top_k: int | None = None
     min_p: float | None = None
@@ -96,14 +96,14 @@ class SamplingBody(msgspec.Struct, kw_only=True):
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
 
-    # Our own.
+    # loramux's own.
     adapters: list[WeightedAdapter] | None = None
     combination: str | None = None
     timeout: float | None = None
 
 
 class Body(SamplingBody, kw_only=True):
-    """What chats and completions may say."""
+    """The fields that chats and completions share."""
 
     stream_options: StreamOptions | None = None
     max_tokens: int | None = None
@@ -111,33 +111,33 @@ class Body(SamplingBody, kw_only=True):
     response_format: TextFormat | ObjectFormat | SchemaFormat | None = None
     prediction: Prediction | None = None
 
-    # As vLLM calls them.
+    # vLLM's.
     return_token_ids: bool = False
     prompt_logprobs: int | None = None
     use_beam_search: bool = False
     length_penalty: float | None = None
 
-    # Our own.
+    # loramux's own.
     decoder_prompt: str | list[int] | None = None
 
     @property
     def num_logprobs(self) -> int | None:
-        """How many tokens to report at each position; None for none, not even the chosen one."""
+        """Likeliest tokens to report at each position; None for no log-probabilities at all."""
         raise NotImplementedError
 
     @property
     def most_tokens(self) -> int | None:
-        """How many tokens to make at most."""
+        """Maximum number of output tokens."""
         return self.max_tokens
 
     @property
     def num_beams(self) -> int:
-        """How many beams a search is to have."""
+        """Number of beams of a beam search."""
         return 1 if self.n is None else self.n
 
     @property
     def called(self) -> dict[str, str]:
-        """What the server calls otherwise -> the field that says it here."""
+        """Field of the server's request -> field of this body, where the names differ."""
         found = {"num_beams": "n"}
         if self.structured_outputs and self.structured_outputs.json is not None:
             found["structured_output.json_schema"] = "structured_outputs.json"
@@ -145,7 +145,7 @@ class Body(SamplingBody, kw_only=True):
 
     @property
     def of_prompts(self) -> PromptOptions:
-        """What is to be told of prompts."""
+        """What to return of prompts."""
         if self.stream and self.prompt_logprobs is not None:
             raise unsupported(
                 "prompt_logprobs",
@@ -155,22 +155,22 @@ class Body(SamplingBody, kw_only=True):
 
 
 class ChatMessage(msgspec.Struct, forbid_unknown_fields=True):
-    """One turn. What an answer of ours has beside role and content may come back with it."""
+    """One message. Other fields of an answer's message are accepted, for clients that resend it."""
 
     role: str
     content: str | list[dict[str, object]] | None = None
     name: str | None = None
-    """Of who speaks; templates are told that of a tool."""
+    """The author's name; chat templates get it for tool messages only."""
     refusal: None = None
     annotations: list[object] | None = None
-    """Where an answer of OpenAI's found what; models are not told."""
+    """Citations in OpenAI's answers; ignored."""
     audio: None = None
     function_call: None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
-    """What `reasoning` was called before."""
+    """The former name of `reasoning`."""
 
 
 class ChatBody(Body, kw_only=True):
@@ -185,11 +185,11 @@ class ChatBody(Body, kw_only=True):
     parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None
 
-    # As vLLM calls them.
+    # vLLM's.
     add_generation_prompt: bool = True
     chat_template_kwargs: dict[str, object] | None = None
 
-    # As SGLang calls it.
+    # SGLang's.
     separate_reasoning: bool | None = None
 
     @property
@@ -227,7 +227,7 @@ class CompletionBody(Body, kw_only=True):
     """The body of `/v1/completions`."""
 
     prompt: object
-    """Text, a list of texts, a list of token ids, or a list of such lists."""
+    """Text, token ids, or a list of either."""
     logprobs: int | None = None
     echo: bool = False
     best_of: int | None = None

@@ -1,4 +1,4 @@
-"""What an HTTP request tells of who makes it, and takes along to the server."""
+"""The caller of an HTTP request: its key, and the headers forwarded to the server as metadata."""
 
 import secrets
 from dataclasses import dataclass, replace
@@ -10,10 +10,10 @@ from loramux._routing.routed import Metadata
 
 _KEY = "loramux.caller"
 _TOGETHER = "x-requests-together"
-"""Metadata that tells of how many calls one is: a quota may never grant so many at once."""
+"""Metadata with the number of calls made together, since a quota may never allow that many."""
 _MAX_VALUE = 1024
 _MAX_REQUEST_ID = 128
-"""Characters of an id that the server takes."""
+"""Longest request id that the server accepts, in characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,23 +21,23 @@ class Caller:
     """Who calls, in gRPC's terms."""
 
     request_id: str
-    """The caller's own, or one that was made here."""
+    """The caller's own, or a generated one."""
     key: str
-    """What shows who it is; empty for nothing."""
+    """Value of the `authorization` header; empty for none."""
     metadata: Metadata
-    """What goes along with every call made for it, the id included."""
+    """Sent with every call made for the caller; includes the id."""
     returned: dict[str, str]
-    """Headers that every answer to it has."""
+    """Headers of every response."""
 
     def making(self, count: int) -> "Caller":
-        """Return the same, whose request is cut into `count` calls."""
+        """Return this caller for a request that is split into `count` calls."""
         if count == 1:
             return self
         return replace(self, metadata=(*self.metadata, (_TOGETHER, str(count))))
 
 
 def caller_of(scope: Scope) -> Caller:
-    """Return who makes the request of `scope`; the same each time."""
+    """Return the caller of the request of `scope`, cached there."""
     if _KEY not in scope:
         scope[_KEY] = _read(Headers(scope=scope))
     found: Caller = scope[_KEY]
@@ -50,7 +50,7 @@ def _read(headers: Headers) -> Caller:
         for name in ("authorization", "x-request-id", "traceparent", "tracestate")
         if (value := _value(headers, name))
     }
-    # As Anthropic's clients show a key.
+    # Anthropic's clients send the key so.
     if "authorization" not in headers and (key := _value(headers, "x-api-key")):
         passed["authorization"] = f"Bearer {key}"
     if len(passed.get("x-request-id", "")) not in range(1, _MAX_REQUEST_ID + 1):
@@ -62,9 +62,9 @@ def _read(headers: Headers) -> Caller:
 
 
 def _value(headers: Headers, name: str) -> str:
-    """Return the header `name`; what gRPC could not carry is left out, as a key if there were none.
+    """Return the header `name`; empty if it is missing, repeated, too long, or not printable ASCII.
 
-    Of several none is chosen.
+    gRPC metadata could not carry the latter; a request with such a key has none.
     """
     values = headers.getlist(name)
     value = values[0] if len(values) == 1 else ""

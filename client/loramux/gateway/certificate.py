@@ -1,4 +1,4 @@
-"""The certificate of the gateway, whose files may change while it runs."""
+"""The gateway's TLS certificate, reloaded when its files change."""
 
 import logging
 import ssl
@@ -7,20 +7,20 @@ from pathlib import Path
 from loramux._certificate_files import load_pair, stamps
 
 REFRESH_SECONDS = 1
-"""How often the files are looked at."""
+"""Interval at which the files are checked."""
 
 _log = logging.getLogger(__name__)
 
 
 class Certificate:
-    """What a context of TLS shows to who connects; `refresh` looks at the files."""
+    """The certificate of a TLS context; `refresh` reloads changed files."""
 
     def __init__(self, certificate: Path, key: Path, context: ssl.SSLContext) -> None:
-        """Let `context` show what is in the files, PEM.
+        """Load the PEM files into `context`.
 
         Raises:
-            OSError: A file cannot be read; it says which.
-            ValueError: They cannot be used; the message says which, and why.
+            OSError: A file cannot be read; the error names it.
+            ValueError: The files cannot be used; the message says which, and why.
         """
         self._files = certificate, key
         self._context = context
@@ -28,7 +28,7 @@ class Certificate:
         load_pair(context, *self._files)
 
     async def refresh(self) -> None:
-        """Take in files that changed; what cannot be used is left, and said once."""
+        """Load the files if they changed; if they cannot be used, keep the old and warn once."""
         found = stamps(*self._files)
         if found == self._stamps:
             return

@@ -1,4 +1,4 @@
-"""`/classify`: from vLLM's body to what the server is asked, and back."""
+"""`/classify`: vLLM's request body to the server's request, and its response back."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,15 +14,15 @@ from loramux.v1 import classification_pb2
 
 
 class ClassifyBody(LabellingBody, kw_only=True):
-    """What a request may say."""
+    """The body of a request."""
 
     input: object
-    """Text, a list of texts, of token ids, of lists of these, or of pairs of texts."""
+    """Text, token ids, or a list of either or of pairs of texts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Classifying:
-    """What it takes to answer a request."""
+    """A validated request, ready to be answered."""
 
     body: ClassifyBody
     inputs: Sequence[Text]
@@ -30,10 +30,10 @@ class Classifying:
 
     @staticmethod
     def of(body: ClassifyBody, backend: Backend, caller: Caller, base: str) -> "Classifying":
-        """Return what answers `body`, of a server whose base model is called `base`.
+        """Return `body` as a request to a server whose base model is called `base`.
 
         Raises:
-            LoramuxError: It cannot be asked; the error names the field.
+            LoramuxError: A field is invalid; the error names it.
         """
         labelling = Labelling.of(body, backend, caller, base)
         return Classifying(body, _inputs(body.input), labelling)
@@ -57,7 +57,7 @@ class Classifying:
         return name_in_input(place, is_one=self.body.input is not self.inputs)
 
     def _numbers(self, result: classification_pb2.Classification) -> list[float]:
-        """Return the number of each label, in order of their index."""
+        """Return the logit or score of each label, by label index."""
         if not self.body.use_activation:
             return list(result.logits)
         return [each.score for each in sorted(result.labels, key=lambda each: each.index)]

@@ -1,6 +1,6 @@
-"""The connection to the servers, which is made anew when the files of its certificate change.
+"""The connection to the servers, reopened when the client certificate's files change.
 
-gRPC reads a client certificate once, for each channel.
+gRPC reads a client certificate once per channel.
 """
 
 import asyncio
@@ -15,15 +15,15 @@ from loramux.errors import LoramuxError
 from loramux.gateway.backend import Backend
 
 LOOK_SECONDS = 1.0
-"""How often the files are looked at."""
+"""Interval at which the files are checked."""
 LINGER_SECONDS = 3600.0
-"""How long calls under way may go on over the connection that they began on."""
+"""How long calls in progress may continue over the old connection."""
 
 _log = logging.getLogger(__name__)
 
 
 class Connected:
-    """What calls the servers; of one event loop."""
+    """Holds the current backend and replaces it when files change. For one event loop."""
 
     def __init__(self, open_backend: Callable[[], Backend], files: Sequence[Path]) -> None:
         self._open_backend = open_backend
@@ -31,17 +31,17 @@ class Connected:
         self._stamps = stamps(*files)
         self._former: list[asyncio.Task[None]] = []
         self.backend = open_backend()
-        """What new calls are made with."""
+        """Used for new calls."""
 
     @classmethod
     @asynccontextmanager
     async def opened(
         cls, open_backend: Callable[[], Backend], files: Sequence[Path]
     ) -> AsyncIterator[Self]:
-        """Be connected for the block, anew each time that `files` changed.
+        """Stay connected for the block; reconnect each time `files` change.
 
         Raises:
-            LoramuxError: There is no safe way to the servers.
+            LoramuxError: The connection to the servers would not be safe.
             OSError: A file cannot be read.
         """
         connected = cls(open_backend, files)
@@ -61,7 +61,7 @@ class Connected:
             self.look()
 
     def look(self) -> None:
-        """Connect anew if a file changed; with what cannot be used, all stays as it is."""
+        """Reconnect if a file changed; if the files cannot be used, keep the current backend."""
         found = stamps(*self._files)
         if found == self._stamps:
             return

@@ -1,4 +1,4 @@
-"""What a connection of HTTP may send, how long it may take, and how many there may be."""
+"""Limits of HTTP connections: size, time and number."""
 
 from asyncio import TimerHandle, Transport
 from collections.abc import Callable
@@ -15,28 +15,28 @@ _NOBODY = Caller("", "", (), {})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The settings of every connection. Times are in seconds."""
+    """The limits of every connection. Times are in seconds."""
 
     max_head: int = 64 << 10
-    """Bytes of what precedes a body, and of what may follow one."""
+    """Bytes of a request's head, and of its trailers."""
     max_fields: int = 100
-    """Headers of a request, and as many after its body."""
+    """Headers of a request; its trailers may be as many again."""
     max_ahead: int = 100
-    """Requests that wait on a connection for the answer to the one before."""
+    """Pipelined requests that may wait on a connection."""
     head: float = 10.0
-    """Time for the first request to begin, and for the head of any to be whole."""
+    """Time for the first request to begin, and for any request's head to be complete."""
     unread: float = 30.0
-    """How long a caller may leave an answer unread: longer than the server waits by default."""
+    """How long a caller may leave an answer unread; longer than the server's own default."""
     max_connections: int = 4096
-    """Connections at once; others are closed at once."""
+    """Simultaneous connections; further ones are refused and closed."""
 
 
 class _TooLargeError(Exception):
-    """The head of a request is larger than allowed; ends the parsing of it."""
+    """The head of a request exceeds a limit; stops the parser."""
 
 
 class Connection(HttpToolsProtocol):
-    """Speaks HTTP with a caller, as uvicorn does, which by itself has none of the limits."""
+    """uvicorn's HTTP protocol with limits, of which it has none itself."""
 
     def __init__(
         self,
@@ -45,22 +45,25 @@ class Connection(HttpToolsProtocol):
         rejected: Callable[[int], None] | None = None,
         **more: Any,  # noqa: ANN401
     ) -> None:
-        """Prepare; all but `limits`, and who is told of answers without a route, is uvicorn's."""
+        """Initialize; `rejected` is called with the status of answers that reach no route.
+
+        All other arguments are uvicorn's.
+        """
         super().__init__(*arguments, **more)
         self._limits = limits
         self._rejected = rejected
         self._num_stuck = 0
-        """Bytes since the parser last had a head, a piece of a body or an end."""
+        """Bytes since the parser last completed a head, a piece of a body or a request."""
         self._is_within = self._is_in_head = False
-        """Of a request."""
+        """Whether the parser is inside a request, and inside its head."""
         self._size = self._num_fields = 0
-        """Of the head, or of the fields after a body."""
+        """Bytes and fields of the current head or trailers."""
         self._is_too_large = False
         self._reading: TimerHandle | None = None
         self._writing: TimerHandle | None = None
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
-        """Wait for a request, unless there are too many connections."""
+        """Start the timer for the first request, or refuse if there are too many connections."""
         super().connection_made(transport)
         if len(self.connections) > self._limits.max_connections:
             self._refuse(503, "there are too many connections; try again", "too_many_connections")
@@ -68,14 +71,14 @@ class Connection(HttpToolsProtocol):
             self._reading = self._later(self._limits.head, self._close)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Have no timer run any more."""
+        """Stop all timers."""
         self._unset_keepalive_if_required()
         self._stop_reading_timer()
         self._stop_writing_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse, as far as it is not too much."""
+        """Parse `data`; refuse a head that grows too large."""
         self._num_stuck += len(data)
         super().data_received(data)
         if self.transport.is_closing():
@@ -86,25 +89,25 @@ class Connection(HttpToolsProtocol):
             self._await_request()
 
     def on_message_begin(self) -> None:
-        """Count anew."""
+        """Reset the counters."""
         super().on_message_begin()
         self._is_within = self._is_in_head = True
         self._size = self._num_fields = 0
 
     def on_url(self, url: bytes) -> None:
-        """Take a piece of it."""
+        """Count and pass on a piece of the URL."""
         self._count(len(url))
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header; what comes after a body is read by nobody."""
+        """Count a header and pass it on; trailers are dropped."""
         self._num_fields += 1
         self._count(len(name) + len(value))
         if self._is_in_head:
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Begin to answer, or let it wait."""
+        """Start the request, or queue it behind the current one."""
         if len(self.pipeline) >= self._limits.max_ahead:
             raise _TooLargeError
         self._num_stuck = self._size = self._num_fields = 0
@@ -113,19 +116,19 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """Take a piece of it."""
+        """Pass on a piece of the body."""
         self._num_stuck = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Be ready for the next."""
+        """Mark the request as completely received."""
         self._num_stuck = 0
         self._is_within = False
         self._stop_reading_timer()
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Wait for the next, unless it was the last."""
+        """Wait for the next request, or finish closing the connection."""
         super().on_response_complete()
         if self.transport.is_closing():
             self._close()
@@ -133,26 +136,26 @@ class Connection(HttpToolsProtocol):
             self._await_request()
 
     def send_400_response(self, msg: str) -> None:
-        """Say that the parser gave up."""
+        """Refuse the request when the parser fails."""
         if self._is_too_large:
             self._refuse_large()
         else:
             self._refuse(400, "the request is no HTTP/1.1", "malformed_request")
 
     def pause_writing(self) -> None:
-        """Wait for the caller to read, for a while."""
+        """Pause, and abort the connection if the caller does not read for too long."""
         super().pause_writing()
         if self._writing is None:
             self._writing = self._later(self._limits.unread, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """Go on; the caller read."""
+        """Resume after the caller has read."""
         super().resume_writing()
         if not self.transport.is_closing():
             self._stop_writing_timer()
 
     def timeout_keep_alive_handler(self) -> None:
-        """Close what is used no more."""
+        """Close an idle connection."""
         self._close()
 
     @property
@@ -160,12 +163,12 @@ class Connection(HttpToolsProtocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     def _await_request(self) -> None:
-        """Have a timer run, unless there is a request to answer."""
+        """Start a timer for the next request, unless one is being answered."""
         if self._is_answering or self._reading is not None:
             return
-        # uvicorn's own starts with the end of an answer only, and ends with any data.
+        # uvicorn's own keep-alive timer starts only after an answer and stops with any data.
         self._unset_keepalive_if_required()
-        if self._is_within:  # the next one, or what is left of one that was answered
+        if self._is_within:  # in the next request, or the rest of one that was already answered
             self._reading = self._later(self._limits.head, self._close)
         else:
             self.timeout_keep_alive_task = self._later(
@@ -187,14 +190,14 @@ class Connection(HttpToolsProtocol):
         )
 
     def _refuse(self, status: int, message: str, code: str) -> None:
-        """Answer in place of the application, and close."""
+        """Answer instead of the application, and close."""
         if self._rejected:
             self._rejected(status)
         if self._is_answering:
             if self.cycle.response_started or self.pipeline:
-                self.transport.abort()  # nothing can be said in the middle of an answer
+                self.transport.abort()  # an error cannot be sent in the middle of an answer
                 return
-            self.cycle.disconnected = True  # or it would answer as well
+            self.cycle.disconnected = True  # otherwise the application would answer, too
             self.cycle.message_event.set()
         answer = plain_refusal(status, message, code, _NOBODY)
         answer.headers["connection"] = "close"
@@ -204,7 +207,7 @@ class Connection(HttpToolsProtocol):
         self._close()
 
     def _close(self) -> None:
-        """Close when what was written is read, or has not been for too long."""
+        """Close once the write buffer is flushed; abort if that takes too long."""
         self.transport.close()
         if self._writing is None:
             self._writing = self._later(self._limits.unread, self.transport.abort)

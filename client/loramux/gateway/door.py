@@ -1,4 +1,4 @@
-"""The gateway, without its socket: a request goes in, and its answer comes out."""
+"""The gateway in process, without a socket: requests are passed to the ASGI application."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -15,7 +15,7 @@ from loramux.gateway.backend import Backend
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What HTTP would bring."""
+    """An HTTP response."""
 
     status: int
     headers: dict[str, str]
@@ -23,7 +23,7 @@ class Reply:
 
 
 class Door:
-    """Answers requests in this process; for one event loop."""
+    """Answers requests in this process. For one event loop."""
 
     def __init__(self, app: Starlette, key: str) -> None:
         self._app = app
@@ -32,13 +32,13 @@ class Door:
     @classmethod
     @asynccontextmanager
     async def opened(cls, open_backend: Callable[[], Backend], key: str) -> AsyncIterator[Self]:
-        """Be connected for the block; `key` is shown to the server, unless it is empty."""
+        """Stay connected for the block; `key` is sent to the server, unless it is empty."""
         app = make_app(open_backend, hosts=None)
         async with app.router.lifespan_context(app):
             yield cls(app, key)
 
     async def post(self, url: str, body: bytes) -> Reply:
-        """Return the answer to `body`, which is JSON."""
+        """Return the reply to a POST of `body`, which is JSON, to `url`."""
         headers = [(b"content-type", b"application/json")]
         if self._key:
             headers.append((b"authorization", f"Bearer {self._key}".encode()))
@@ -53,7 +53,7 @@ class Door:
         async def receive() -> Message:
             for message in given:
                 return message
-            # The caller stays until the answer is there.
+            # The caller never disconnects.
             return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]
 
         async def send(message: Message) -> None:
@@ -61,7 +61,7 @@ class Door:
 
         try:
             await self._app(scope, receive, send)
-        except Exception:  # a defect, of which the answer tells, too
+        except Exception:  # a bug; if a response was sent, it reports it
             if not told:
                 raise
         start, *parts = told

@@ -1,4 +1,4 @@
-"""How long a model is to reason, which chat templates are told by a variable."""
+"""Reasoning effort, passed to the chat template as variables."""
 
 from loramux.gateway.refusal import check_one_of
 
@@ -6,10 +6,10 @@ _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 
 def effort_variables(field: str, effort: str | None) -> dict[str, object]:
-    """Return the variables for the chat template that say `effort`; a template may know none.
+    """Return the chat template variables for `effort`, which a template may ignore.
 
     Raises:
-        InvalidArgumentError: There is no such effort; the error names `field`.
+        InvalidArgumentError: `effort` is unknown; the error names `field`.
     """
     if effort is None:
         return {}

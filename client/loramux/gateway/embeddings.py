@@ -1,4 +1,4 @@
-"""`/v1/embeddings`: from OpenAI's body to what the server is asked, and back."""
+"""`/v1/embeddings`: OpenAI's request body to the server's request, and its response back."""
 
 import asyncio
 import base64
@@ -21,16 +21,16 @@ from loramux.v1 import embedding_pb2
 
 
 class EmbeddingBody(msgspec.Struct, kw_only=True):
-    """What a request may say."""
+    """The body of a request."""
 
     model: str
     input: object
-    """Text, a list of texts, a list of token ids, or a list of such lists."""
+    """Text, token ids, or a list of either."""
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
     user: str = ""
 
-    # Our own.
+    # loramux's own.
     pooling: str | None = None
     normalize: bool | None = None
     add_special_tokens: bool = True
@@ -40,7 +40,7 @@ class EmbeddingBody(msgspec.Struct, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Embedding:
-    """What it takes to answer a request."""
+    """A validated request, ready to be answered."""
 
     body: EmbeddingBody
     inputs: Sequence[Text]
@@ -51,10 +51,10 @@ class Embedding:
 
     @staticmethod
     def of(body: EmbeddingBody, backend: Backend, caller: Caller, base: str) -> "Embedding":
-        """Return what answers `body`, of a server whose base model is called `base`.
+        """Return `body` as a request to a server whose base model is called `base`.
 
         Raises:
-            LoramuxError: It cannot be asked; the error names the field.
+            LoramuxError: A field is invalid; the error names it.
         """
         check_timeout(body.timeout)
         return Embedding(body, _inputs(body.input), adapter_of(body.model, base), backend, caller)
@@ -68,7 +68,7 @@ class Embedding:
             num_tokens += response.usage.prompt_tokens
             if response.HasField("adapter"):
                 headers["x-loramux-adapter"] = adapter_header([response.adapter])
-            # As numbers of Python all vectors together would take several times the memory.
+            # Encoded per call: as Python floats, all vectors would take several times the memory.
             data.append(await asyncio.to_thread(self._encoded, response.embeddings, start))
         answer = {
             "object": "list",
@@ -99,7 +99,7 @@ class Embedding:
         return await self.backend.embed(request, self.caller, seconds)
 
     def _encoded(self, embeddings: Sequence[embedding_pb2.Embedding], start: int) -> bytes:
-        """Return `embeddings`, the first of them at place `start`, as JSON with commas between."""
+        """Return `embeddings`, whose first has index `start`, as comma-separated JSON objects."""
         return b",".join(
             msgspec.json.encode({
                 "object": "embedding", "index": start + index, "embedding": self._vector(each),

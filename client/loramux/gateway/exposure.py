@@ -1,4 +1,4 @@
-"""Whether the gateway may be reached by other machines."""
+"""Whether the gateway may safely be reachable from other machines."""
 
 import asyncio
 from collections.abc import Callable
@@ -18,18 +18,19 @@ def check_exposure(
     is_exposed: bool,
     has_tls: bool,
 ) -> None:
-    """Demand that other machines find nothing open and read no keys, unless that is wanted.
+    """Check that other machines get no access without keys, and cannot read keys in transit.
 
     Args:
-        host: What the gateway listens on.
+        host: The address that the gateway listens on.
         open_backend: Connects to the server.
-        certificate: What a gateway that other machines may reach shows to the server.
-        is_exposed: Whether they may reach it, and nobody said that this is wanted.
-        has_tls: Whether they would reach it over TLS.
+        certificate: The certificate that an exposed gateway presents to the server, which must
+            not name a caller: every caller would act as it.
+        is_exposed: Whether other machines can reach the gateway, and `--insecure` is not set.
+        has_tls: Whether the gateway serves TLS.
 
     Raises:
-        LoramuxError: Something would be open, there is no safe way to the server, or the server is
-            needed to find that out and cannot be reached.
+        LoramuxError: Access would be open, the connection to the server would not be safe, or the
+            server cannot be reached to check this.
         OSError: The certificate cannot be read.
     """
     if certificate:
@@ -50,10 +51,10 @@ def check_exposure(
 
 
 async def _lets_anybody_in(open_backend: Callable[[], Backend], *, asks: bool) -> bool:
-    """Return whether the server answers who shows no key, as far as that is asked.
+    """Return whether the server answers a caller without a key; False if not `asks`.
 
     Raises:
-        LoramuxError: There is no safe way to the server, or it cannot be asked.
+        LoramuxError: The connection to the server would not be safe, or the call fails.
     """
     backend = open_backend()
     try:

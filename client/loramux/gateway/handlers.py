@@ -1,4 +1,4 @@
-"""What callers are answered when a route raises."""
+"""Exception handlers: the responses for what a route raises."""
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
@@ -22,7 +22,7 @@ async def _refused(request: Request, error: Exception) -> Response:
     refuse = anthropic.refusal if anthropic.is_anthropic(request.scope) else refusal
     refuse = getattr(request.state, "refuse", refuse)
     answer = refuse(error, caller_of(request.scope), getattr(request.state, "names", Names()))
-    if getattr(request.state, "is_cut_off", False):  # the rest of the body is not waited for
+    if getattr(request.state, "is_cut_off", False):  # the rest of the body is not read
         answer.headers["connection"] = "close"
     return answer
 
@@ -35,9 +35,9 @@ _HTTP = {
     413: ("", "body_too_large"),
     415: ("", "unsupported_media_type"),
 }
-"""Status -> message, empty where the error has its own, and code."""
+"""Status -> message, empty to use the exception's, and code."""
 _CLOSING = (408, 411, 413, 415)
-"""After which the rest of a body is not waited for."""
+"""Statuses after which the connection is closed, without reading the rest of the body."""
 
 
 async def _wrong_http(request: Request, error: Exception) -> Response:
@@ -51,12 +51,12 @@ async def _wrong_http(request: Request, error: Exception) -> Response:
 
 
 async def _gone(request: Request, error: Exception) -> Response:
-    """Answer nobody."""
+    """Return a response for a caller who has disconnected."""
     return Response(status_code=499)
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    """Answer where there is a defect; the traceback is written by whoever gets it next."""
+    """Answer after a bug; Starlette raises the error again, so uvicorn logs the traceback."""
     caller = caller_of(request.scope)
     _log.error("request %s failed", caller.request_id)
     message = f"internal error, request {caller.request_id}"
@@ -64,7 +64,7 @@ async def _failed(request: Request, error: Exception) -> Response:
 
 
 def _plain(request: Request, status: int, message: str, code: str) -> Response:
-    """Return an answer for what HTTP alone finds wrong, as the API has it that was called."""
+    """Return an HTTP-level error in the form of the API that was called."""
     of_anthropic = anthropic.is_anthropic(request.scope)
     refuse = anthropic.plain_refusal if of_anthropic else plain_refusal
     return refuse(status, message, code, caller_of(request.scope))
@@ -76,4 +76,4 @@ HANDLERS: Mapping[type[Exception], Callable[[Request, Exception], Awaitable[Resp
     ClientDisconnect: _gone,
     Exception: _failed,
 }
-"""Class of an error -> what answers."""
+"""Exception class -> handler."""

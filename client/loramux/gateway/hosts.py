@@ -1,7 +1,7 @@
-"""Which names of the gateway a request may use.
+"""Which host names a request may use, against DNS rebinding.
 
-Anybody's page can have a browser call a gateway on its own machine, by a name of the page's that
-was made to lead there; the browser then lets the page read the answers. That name is in `Host`.
+A web page can point its own domain at loopback, so that the browser lets it call a gateway on the
+same machine and read the answers. `Host` is then the page's domain.
 """
 
 import re
@@ -20,14 +20,14 @@ _HOST = re.compile(r"\[([0-9a-f:.]+)\](?::\d*)?|([^\s:/@\[\]]+)(?::\d*)?")
 
 
 class KnownHosts:
-    """Lets through what was sent to this machine by one of its names; a middleware."""
+    """ASGI middleware that accepts only requests to known host names."""
 
     def __init__(self, app: ASGIApp, more: Collection[str]) -> None:
-        """Prepare.
+        """Initialize.
 
         Args:
-            app: What answers.
-            more: Names and addresses, as `checked` returns them, beside those of loopback.
+            app: The wrapped application.
+            more: Names and addresses, as `checked` returns them, in addition to loopback.
         """
         self._app = app
         self._more = frozenset(more)
@@ -35,7 +35,7 @@ class KnownHosts:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or refuse."""
         if scope["type"] == "http":
-            # A browser names one. Who names none is an old probe.
+            # Browsers always send one; only old probes send none.
             for host in Headers(scope=scope).getlist("host"):
                 if not self._knows(host):
                     await _refusal(host, scope)(scope, receive, send)
@@ -54,10 +54,10 @@ def _refusal(host: str, scope: Scope) -> Response:
 
 
 def checked(name: str) -> str:
-    """Return `name` of `--allowed-host` as it is compared.
+    """Return `name` of `--allowed-host`, normalized for comparison.
 
     Raises:
-        InvalidArgumentError: No request can have it.
+        InvalidArgumentError: It cannot be a host name or address.
     """
     plain = name.lower().strip("[]").removesuffix(".")
     if not (_HOST.fullmatch(f"[{plain}]") or re.fullmatch(r"[^\s:/@\[\]]+", plain)):

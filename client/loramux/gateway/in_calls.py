@@ -1,4 +1,4 @@
-"""Texts of one request, which may be more than one call of the server takes."""
+"""Splits the texts of one request over several calls of the server."""
 
 import asyncio
 import re
@@ -11,41 +11,41 @@ from loramux.gateway.refusal import invalid
 from loramux.v1 import classification_pb2, embedding_pb2
 
 MAX_INPUTS = 2048
-"""As OpenAI has it."""
+"""OpenAI's limit."""
 AT_ONCE = 64
-"""Texts of one call of the server."""
+"""Most texts in one call."""
 BYTES_AT_ONCE = 256 << 10
-"""Bytes of their text."""
+"""Most bytes of text in one call, unless a single text has more."""
 MIN_SECONDS = 0.001
-"""What a call is left where nothing is: it ends as one whose time is over."""
+"""Timeout of a call when no time is left: it then ends with DEADLINE_EXCEEDED."""
 Text: TypeAlias = str | list[int] | tuple[str, str]
-"""A text, its token ids, or two texts."""
+"""A text, its token ids, or a pair of texts."""
 Named: TypeAlias = Callable[[int | None, str], str]
-"""Place of a text, if one is meant, and the part that is meant (`text`, `text_pair`, `token_ids`;
-empty for all) -> what the caller calls that."""
+"""Index of a text, None for all of them, and its part (`text`, `text_pair`, `token_ids`; empty for
+the whole text) -> its name in the caller's request, for errors."""
 R = TypeVar("R", embedding_pb2.EmbedResponse, classification_pb2.ClassifyResponse)
 Ask: TypeAlias = Callable[[Sequence[Text], str | None, float | None], Awaitable[R]]
-"""Texts, adapter and seconds that are left -> the server's answer."""
+"""Texts, adapter and remaining seconds -> the server's response."""
 
 
 async def in_calls(
     inputs: Sequence[Text], adapter: str | None, seconds: float | None, ask: Ask[R], named: Named
 ) -> AsyncGenerator[tuple[int, R], None]:
-    """Yield what the server answers to `inputs`, some at once, and the place of the first of them.
+    """Yield the server's responses for batches of `inputs`, each with its first text's index.
 
     Args:
         inputs: The texts.
-        adapter: What reads them; None for the base model.
-        seconds: How long all may take.
+        adapter: The adapter to use; None for the base model.
+        seconds: Timeout of all calls together; None for the default of each.
         ask: Calls the server.
-        named: What errors call a text.
+        named: Names a text in errors.
 
     Raises:
         LoramuxError: A call failed.
     """
     now = asyncio.get_running_loop().time
     end = None if seconds is None else now() + seconds
-    # One call after the other: many at once would take the place of others.
+    # One call after the other: concurrent ones would crowd out other callers.
     for start, texts in batches(inputs):
         left = None if end is None else max(end - now(), MIN_SECONDS)
         try:
@@ -53,13 +53,13 @@ async def in_calls(
         except LoramuxError as error:
             raise _theirs(error, start, named) from None
         if response.HasField("adapter"):
-            # The other texts are read by the same, whatever the name comes to stand for.
+            # Pin the version for the remaining texts, in case the name is moved meanwhile.
             adapter = adapter_header([response.adapter])
         yield start, response
 
 
 def batches(inputs: Sequence[Text]) -> Iterator[tuple[int, Sequence[Text]]]:
-    """Yield what fits one call each, and the place of the first of them in `inputs`."""
+    """Yield batches of `inputs` that fit one call, each with the index of its first text."""
     start = size = 0
     for place, text in enumerate(inputs):
         own = _num_bytes(text)
@@ -71,22 +71,22 @@ def batches(inputs: Sequence[Text]) -> Iterator[tuple[int, Sequence[Text]]]:
 
 
 def check_count(field: str, count: int) -> None:
-    """Demand that `field` may have `count` entries.
+    """Check the number of entries of `field`.
 
     Raises:
-        InvalidArgumentError: They are too many.
+        InvalidArgumentError: There are more than MAX_INPUTS.
     """
     if count > MAX_INPUTS:
         raise invalid(field, f"{field} has {count} entries; at most {MAX_INPUTS}")
 
 
 def name_in_input(place: int | None, *, is_one: bool) -> str:
-    """Return what callers call the text at a place of `input`, which may be one text alone."""
+    """Return the field name of the text at `place`; `is_one` if `input` is a single text."""
     return "input" if place is None or is_one else f"input[{place}]"
 
 
 def is_ids(value: object) -> bool:
-    """Return whether `value` is a list of token ids, or one of nothing."""
+    """Return whether `value` is a list of token ids, which may be empty."""
     return isinstance(value, list) and all(type(token) is int for token in value)
 
 
@@ -96,7 +96,7 @@ def _num_bytes(text: Text) -> int:
 
 
 def _theirs(error: LoramuxError, start: int, named: Named) -> LoramuxError:
-    """Return `error` with the name of its text here; those of its call begin at `start`."""
+    """Return `error` with the caller's name for its text; the call's texts begin at `start`."""
     found = re.match(r"inputs(\[(\d+)\](\.(\w+))?)?$", error.field)
     if not found:
         return error

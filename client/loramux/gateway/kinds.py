@@ -1,4 +1,4 @@
-"""Objects of a body that are discriminated by `type`."""
+"""Objects in a body that are discriminated by `type`."""
 
 from collections.abc import Mapping
 from typing import TypeVar
@@ -17,10 +17,10 @@ def of_kind(
     """Return `given` as the struct of its `type`.
 
     Args:
-        name: Where it is in the body.
-        given: The object; a null value is the same as no field.
+        name: Its path in the body.
+        given: The object; fields that are null count as missing.
         kinds: Type -> the struct of its other fields.
-        why: Added to the message about other types.
+        why: Appended to the error message about unknown types.
 
     Raises:
         InvalidArgumentError: Its type is not one of `kinds`, or a field does not fit; the error

@@ -1,4 +1,4 @@
-"""What an adapter that classifies makes of the texts of a request, for routes that tell of it."""
+"""Classification of a request's texts by an adapter, shared by several routes."""
 
 import time
 from collections.abc import Sequence
@@ -17,16 +17,16 @@ from loramux.v1 import classification_pb2
 
 
 class LabellingBody(msgspec.Struct, kw_only=True):
-    """What each of these requests may say."""
+    """The fields that these requests share."""
 
     model: str
     user: str = ""
 
-    # As vLLM calls it.
+    # vLLM's.
     use_activation: bool = True
-    """Whether scores are told, and not logits."""
+    """Whether to return scores instead of logits."""
 
-    # Our own.
+    # loramux's own.
     add_special_tokens: bool = True
     parse_special_tokens: bool = False
     timeout: float | None = None
@@ -34,10 +34,10 @@ class LabellingBody(msgspec.Struct, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """What became of all texts."""
+    """The results of all texts."""
 
     names: Sequence[str]
-    """Of the labels, in order of their index."""
+    """The label names, in order of label index."""
     results: Sequence[classification_pb2.Classification]
     """One for each text, with its logits."""
     num_tokens: int
@@ -45,13 +45,13 @@ class Labelled:
 
     @property
     def usage(self) -> dict[str, int]:
-        """What it took."""
+        """Token counts, as OpenAI's `usage`."""
         return {"prompt_tokens": self.num_tokens, "total_tokens": self.num_tokens}
 
 
 @dataclass(frozen=True, slots=True)
 class Labelling:
-    """What it takes to have texts labelled."""
+    """A validated request that classifies texts."""
 
     body: LabellingBody
     adapter: str
@@ -60,10 +60,10 @@ class Labelling:
 
     @staticmethod
     def of(body: LabellingBody, backend: Backend, caller: Caller, base: str) -> "Labelling":
-        """Return what it takes for `body`, of a server whose base model is called `base`.
+        """Return `body` as a request to a server whose base model is called `base`.
 
         Raises:
-            LoramuxError: It cannot be asked; the error names the field.
+            LoramuxError: A field is invalid; the error names it.
         """
         check_timeout(body.timeout)
         adapter = adapter_of(body.model, base)
@@ -77,12 +77,12 @@ class Labelling:
         return Labelling(body, adapter, backend, caller)
 
     async def of_texts(self, inputs: Sequence[Text], named: Named, *, one: str = "") -> Labelled:
-        """Return what becomes of `inputs`.
+        """Return the classification of `inputs`.
 
         Args:
             inputs: The texts.
-            named: What errors call a text.
-            one: What one label is needed for; empty where there may be several.
+            named: Names a text in errors.
+            one: What the single output is, if the adapter must have exactly one; otherwise empty.
 
         Raises:
             LoramuxError: The server refuses them, or the adapter has other labels.
@@ -104,7 +104,7 @@ class Labelling:
         return Labelled(names, results, num_tokens, headers)
 
     def head(self, kind: str) -> dict[str, object]:
-        """Return what an answer of a `kind` begins with."""
+        """Return the first fields of an answer of a `kind`."""
         return {
             "id": f"{kind}-{self.caller.request_id}",
             "object": "list",

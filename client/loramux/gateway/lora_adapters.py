@@ -1,4 +1,4 @@
-"""vLLM's requests that bring an adapter and take it away, as calls of all servers behind."""
+"""vLLM's requests to load and unload an adapter, as calls of every server behind the gateway."""
 
 import asyncio
 import re
@@ -22,7 +22,7 @@ from loramux.gateway.lora_root import LoraRoot
 from loramux.gateway.refusal import invalid
 
 _MAX_AT_ONCE = 2
-"""Adapters that are read and packed here, which takes a thread and a disk each."""
+"""Adapters that are read and packed here at a time: each takes a thread and disk bandwidth."""
 _FIELDS = {
     "name": "lora_name",
     "header.name": "lora_name",
@@ -30,40 +30,40 @@ _FIELDS = {
     "chunk": "lora_path",
     "header.size_bytes": "lora_path",
 }
-"""Field of the server's requests -> field of vLLM's that it comes of."""
+"""Field of the server's requests -> vLLM's field that it is made from."""
 
 
 class LoadBody(msgspec.Struct, kw_only=True):
-    """What a request to bring an adapter may say."""
+    """The body of a request to load an adapter."""
 
     lora_name: str
     lora_path: str
     load_inplace: bool = False
-    """Whether it becomes the next version of a name that has other content."""
+    """Whether it becomes the next version if the name exists with other content."""
 
 
 class UnloadBody(msgspec.Struct, kw_only=True):
-    """What a request to take one away may say."""
+    """The body of a request to unload an adapter."""
 
     lora_name: str
     lora_int_id: int | None = None
-    """vLLM's number for it, which does not count there either."""
+    """Ignored, as by vLLM."""
 
 
 class LoraAdapters:
-    """Brings adapters to the servers, and takes them away."""
+    """Registers adapters with the servers, and deletes them."""
 
     def __init__(self, root: LoraRoot | None) -> None:
-        """Prepare; `root` is where paths are read, None for nowhere."""
+        """Initialize; `root` is the folder below which paths are allowed, None for no paths."""
         self._root = root
         self._turns = asyncio.Semaphore(_MAX_AT_ONCE)
 
     async def load(self, body: LoadBody, backend: Backend, caller: Caller) -> Response:
-        """Register what is at `lora_path` with every server, as far as it does not have it.
+        """Register the adapter at `lora_path` with every server that does not have it yet.
 
         Raises:
-            LoramuxError: It cannot be had or be served, or the caller may not; the error names
-                vLLM's field.
+            LoramuxError: It cannot be read or served, or the caller lacks permission; the error
+                names vLLM's field.
         """
         servers = await backend.adapters_of_each(caller)
         with _fields_of_vllm():
@@ -73,16 +73,17 @@ class LoraAdapters:
                         body.lora_name, body.lora_path, must_not_exist=not body.load_inplace
                     )
             else:
-                await backend.info(caller)  # no file is touched for who is not known
+                await backend.info(caller)  # authenticate before any file is touched
                 async with self._turns:
                     await self._upload(body, servers)
         return _success(f"LoRA adapter '{body.lora_name}' added successfully.", caller)
 
     async def unload(self, body: UnloadBody, backend: Backend, caller: Caller) -> Response:
-        """Take the adapter `lora_name` away from every server that has it.
+        """Delete the adapter `lora_name` from every server that has it.
 
         Raises:
-            LoramuxError: No server has it, or the caller may not; the error names vLLM's field.
+            LoramuxError: No server has it, or the caller lacks permission; the error names vLLM's
+                field.
         """
         is_gone = False
         missing: NotFoundError | None = None
@@ -98,10 +99,10 @@ class LoraAdapters:
         return _success(f"LoRA adapter '{body.lora_name}' removed successfully.", caller)
 
     async def _upload(self, body: LoadBody, servers: list[AsyncAdapters]) -> None:
-        """Send what is at a path of this machine.
+        """Upload the adapter at a path on this machine.
 
         Raises:
-            LoramuxError: It is not there, is not to be read, or cannot be served.
+            LoramuxError: It does not exist, may not be read, or cannot be served.
         """
         if self._root is None:
             raise invalid(
@@ -113,7 +114,7 @@ class LoraAdapters:
             path = await asyncio.to_thread(self._root.find, body.lora_path)
             for adapters in servers:
                 await _send(path, adapters, body)
-        except LoramuxError:  # of which some are such errors, too
+        except LoramuxError:  # some are a PermissionError, too
             raise
         except PermissionError:
             raise invalid(
@@ -122,17 +123,17 @@ class LoraAdapters:
 
 
 async def _send(path: Path, adapters: AsyncAdapters, body: LoadBody) -> None:
-    """Upload what is at `path`.
+    """Upload the adapter at `path`.
 
     Raises:
-        LoramuxError: It is no adapter, or the server refuses it.
+        LoramuxError: It is not an adapter, or the server refuses it.
     """
     try:
         await adapters.upload(body.lora_name, path, must_not_exist=not body.load_inplace)
     except InvalidArgumentError as error:
         if error.field:
             raise
-        # What packing finds has no field, and the path as it is here.
+        # Errors of packing name no field, and contain the local path.
         said = str(error).replace(str(path), body.lora_path)
         raise InvalidArgumentError(
             f"lora_path: {said}", reason=error.reason, field="lora_path"
@@ -141,7 +142,7 @@ async def _send(path: Path, adapters: AsyncAdapters, body: LoadBody) -> None:
 
 @contextmanager
 def _fields_of_vllm() -> Iterator[None]:
-    """Name vLLM's fields in what the server refuses, and answer 400 where a name is taken."""
+    """Put vLLM's field names in the server's errors, and turn ALREADY_EXISTS into a 400."""
     try:
         yield
     except AlreadyExistsError as error:

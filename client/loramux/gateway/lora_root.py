@@ -1,4 +1,4 @@
-"""The folder of this machine below which callers may name adapters by path."""
+"""The folder on this machine below which callers may name adapters by path."""
 
 import os
 from collections.abc import Iterator
@@ -9,32 +9,32 @@ from loramux.gateway.refusal import invalid
 
 
 class LoraRoot:
-    """Finds what a path names, and nothing that lies elsewhere."""
+    """Resolves paths, and refuses those that lead out of the folder."""
 
     def __init__(self, folder: Path) -> None:
-        """Allow what is below `folder`.
+        """Allow paths below `folder`.
 
         Raises:
-            InvalidArgumentError: It is no folder.
+            InvalidArgumentError: It is not a folder.
         """
         self._folder = _followed(folder)
         if not self._folder.is_dir():
             raise InvalidArgumentError(f"--lora-path-root is {str(folder)!r}; expected a folder")
 
     def find(self, path: str) -> Path:
-        """Return where what `path` names is, which is absolute or begins at the folder. Blocks.
+        """Return `path`, absolute or relative to the folder, with symlinks resolved. Blocks.
 
-        Links are followed. They have to end below the folder: those on the way, those in a folder
-        that is named, and those in the folders in it, which is as deep as files of adapters lie.
+        Symlinks must lead to paths below the folder: those in `path` itself, in the folder that it
+        names, and in that folder's subfolders; files of adapters lie no deeper.
 
         Raises:
-            InvalidArgumentError: It is not below the folder, or something in it is not.
-            NotFoundError: There is nothing that can be read.
+            InvalidArgumentError: It, or a symlink in it, leads out of the folder.
+            NotFoundError: It does not exist or cannot be accessed.
             PermissionError: A folder cannot be read.
         """
         try:
             found = _followed(self._folder / path)
-        except ValueError:  # such as a zero byte
+        except ValueError:  # such as a null byte
             raise invalid("lora_path", f"lora_path is {path!r}, which is no path") from None
         if not self._has(found):
             raise invalid(
@@ -65,18 +65,18 @@ class LoraRoot:
 
 
 def _followed(path: Path) -> Path:
-    """Return `path` without links, as far as they can be followed."""
+    """Return `path` with symlinks resolved, as far as possible."""
     return Path(os.path.realpath(path))
 
 
 def _inside(folder: Path) -> Iterator[Path]:
-    """Yield what is in `folder`, and what is in the folders in it."""
+    """Yield the entries of `folder` and of its subfolders."""
     for entry in _entries(folder):
         yield entry
         yield from _entries(entry)
 
 
 def _entries(folder: Path) -> Iterator[Path]:
-    """Yield what is in `folder`; nothing if it is none."""
+    """Yield the entries of `folder`; nothing if it is not a folder."""
     if folder.is_dir():
         yield from folder.iterdir()

@@ -1,4 +1,4 @@
-"""From the messages of a body, and other contents, to those that the client takes."""
+"""Messages and other contents of a body, converted to the client's types."""
 
 import msgspec
 
@@ -9,10 +9,10 @@ from loramux.types import ContentPart, Image, Message
 
 
 def message_of(index: int, message: ChatMessage) -> Message:
-    """Return the message at `index` as the client takes it.
+    """Return the message at `index` as the client's type.
 
     Raises:
-        InvalidArgumentError: It is none; the error names the field.
+        InvalidArgumentError: It is invalid; the error names the field.
     """
     found: Message = {"role": message.role, "content": _content(index, message)}
     if message.tool_calls:
@@ -52,10 +52,10 @@ def _image(name: str, part: dict[str, object]) -> Image:
 
 
 def text_of(name: str, content: str | list[dict[str, object]]) -> str:
-    """Return the text of the field `name`; that of several parts is put together as it is.
+    """Return the text of the field `name`; the texts of several parts are concatenated.
 
     Raises:
-        InvalidArgumentError: A part is no text.
+        InvalidArgumentError: A part is not text.
     """
     if isinstance(content, str):
         return content
@@ -65,7 +65,7 @@ def text_of(name: str, content: str | list[dict[str, object]]) -> str:
 
 
 def _text(name: str, part: dict[str, object], known: str) -> str:
-    """Return the text of the part `name`; messages say of which types it may be, `known`."""
+    """Return the text of the part `name`; `known` lists the supported types for errors."""
     kind, text = part.get("type"), part.get("text")
     if kind != "text":
         raise unsupported(name, f"{name} has type {kind!r}; only {known} supported")

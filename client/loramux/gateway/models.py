@@ -1,4 +1,4 @@
-"""What can be named as `model`: the base, and adapters that continue, embed or label texts."""
+"""What can be named as `model`: the base, and adapters that generate, embed or classify."""
 
 from loramux.types import Adapter, ServerInfo
 
@@ -6,12 +6,12 @@ Object = dict[str, object]
 
 
 def reported(name: str, server: ServerInfo) -> str:
-    """Return `name` of a model, or the one that is reported of the base where it means that."""
+    """Return `name`; if it is an alias of the base model, return the base model's name."""
     return server.base_model if name in server.base_aliases else name
 
 
 def base_model(server: ServerInfo, name: str = "") -> Object:
-    """Return the object for the base model as `name`; nobody knows when that was made."""
+    """Return the object for the base model as `name`; when that was created is unknown."""
     return {
         "id": name or server.base_model,
         "object": "model",
@@ -37,7 +37,10 @@ def adapter_model(adapter: Adapter, server: ServerInfo, name: str) -> Object:
 
 
 def models(server: ServerInfo, adapters: list[Adapter]) -> Object:
-    """Return the list of all, without what labels tokens or answers questions, which none asks."""
+    """Return the list of models, without adapters whose task no HTTP route serves.
+
+    These are token classification and question answering.
+    """
     found = [
         adapter_model(adapter, server, _name(adapter, server))
         for adapter in adapters
@@ -48,8 +51,8 @@ def models(server: ServerInfo, adapters: list[Adapter]) -> Object:
 
 
 def _name(adapter: Adapter, server: ServerInfo) -> str:
-    """Return by which `model` the newest version of `adapter` is meant."""
-    # A reference names the version; without, the newest one is meant, as in the list.
+    """Return the `model` that refers to the newest version of `adapter`, and not to the base."""
+    # Without its version, a reference stands for the newest one, as does the listed adapter.
     in_full = f"{adapter.tenant}/{adapter.name}"
     names = (adapter.reference.rpartition(":")[0], in_full, f"{in_full}:{adapter.version}")
     return next(name for name in names if name not in _base_names(server))

@@ -1,4 +1,4 @@
-"""What a request calls the fields that errors name as the server does."""
+"""Translates the server's field names in errors to those of the caller's request."""
 
 import re
 from collections.abc import Mapping
@@ -14,32 +14,32 @@ _PARAMS = {
     "include_stop": "include_stop_str_in_output",
     "num_beams": "best_of",
 }
-"""Field of the server's request -> field of OpenAI's, where they are called differently."""
+"""Field of the server's request -> OpenAI's field, where the names differ."""
 _FORMS = {
     "structured_output.json_schema": "response_format",
     "structured_output.json_object": "response_format",
     "structured_output.choice.texts": "structured_outputs.choice",
     "structured_output.": "structured_outputs.",
 }
-"""The same of what asks for a form, also where it is named in a message."""
+"""The same for structured output; applied to the text of error messages, too."""
 _IMAGE = re.compile(r"(messages\[\d+\])\.parts(\[\d+\])\.image\b")
-"""Our name of an image, which to OpenAI is a part of a content."""
+"""The server's name of an image, which in OpenAI's API is a content part."""
 _OF_FUNCTION = re.compile(
     r"((?:^|\.)tool(?:s|_calls)\[\d+\]|^tool_choice)"
     r"\.(?=(?:name|description|parameters|strict|arguments)\b)"
 )
-"""What stands before the name of a field that to OpenAI is one of a function."""
+"""The prefix of fields that belong to `function` in OpenAI's API."""
 
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """The names that chats, completions and what reads texts have for fields."""
+    """The field names of chats, completions, and requests that embed or classify."""
 
     called: Mapping[str, str] = field(default_factory=dict)
-    """Field of the server's sampling -> what the request has in its place."""
+    """Field of the server's request, without `sampling.` -> the request's own field."""
 
     def param(self, name: str) -> str | None:
-        """Return what the request calls the field `name`; None where no field is meant."""
+        """Return the request's name for the field `name`; None if `name` is empty."""
         name = name.removeprefix("sampling.")
         if theirs := self.called.get(name):
             return theirs
@@ -50,10 +50,10 @@ class Names:
         return _PARAMS.get(name, name) or None
 
     def message(self, text: str, name: str) -> str:
-        """Return `text`, which is about the field `name`, with the names of the request."""
+        """Return `text`, a message about the field `name`, with the request's names."""
         param, name = self.param(name), name.removeprefix("sampling.")
         text = text.replace("sampling.", "")
-        # Not everywhere: values of the caller may be in it, and adapters are called so, too.
+        # Only at the start: elsewhere it may be part of a value, or mean an adapter.
         if name not in MODEL_FIELDS and re.match(re.escape(name) + r"\b", text):
             text = (param or "") + text.removeprefix(name)
         text = self.in_text(text)
@@ -64,11 +64,11 @@ class Names:
         return text
 
     def in_field(self, name: str) -> str:
-        """Return the field `name` as the request calls parts of messages, tools and forms."""
+        """Return `name` with the request's names for parts, tools and structured output."""
         return _OF_FUNCTION.sub(r"\1.function.", self.in_text(name))
 
     def in_text(self, text: str) -> str:
-        """Return `text` with such names in it."""
+        """Return `text` with the request's names for images and structured output."""
         text = _IMAGE.sub(r"\1.content\2.image_url", text)
         for ours, theirs in _FORMS.items():
             text = text.replace(ours, theirs)

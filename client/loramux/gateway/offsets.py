@@ -1,4 +1,4 @@
-"""Where tokens begin in a text, in characters, as OpenAI's `text_offset` tells it."""
+"""Where tokens begin in a text, in characters: OpenAI's `text_offset`."""
 
 import codecs
 from collections.abc import Iterable, Iterator
@@ -7,7 +7,7 @@ from loramux.v1 import generation_pb2
 
 
 class TextOffsets:
-    """Counts the characters of tokens that follow each other, which may be parts of characters."""
+    """Offsets of consecutive tokens, each of which may hold only part of a UTF-8 character."""
 
     def __init__(self, start: int = 0) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -23,10 +23,10 @@ class TextOffsets:
 
 
 def offsets_in(text: str, tokens: Iterable[generation_pb2.TokenLogprob]) -> list[int]:
-    """Return where each of `tokens` begins in `text`, of which the server has made them.
+    """Return where each of `tokens` begins in `text`, from which the server tokenized them.
 
-    What the tokenizer has put before and behind it, such as `<s>` or a space, has no place of its
-    own there.
+    Tokens that the tokenizer added before or after the text, such as `<s>` or a space, take up no
+    characters of it.
     """
     raw = text.encode("utf-8", "surrogatepass")
     return _characters(raw, _places(raw, _utf8(tokens)))
@@ -38,7 +38,7 @@ def _places(raw: bytes, tokens: Iterable[bytes]) -> list[int]:
     for token in tokens:
         found.append(place)
         if not place and not raw.startswith(token):
-            # A space that the tokenizer put there, or a token that stands before all text.
+            # A leading space that the tokenizer added, or a special token before the text.
             inner = token.removeprefix(b" ")
             place = len(inner) if raw.startswith(inner) else 0
         else:
@@ -47,7 +47,7 @@ def _places(raw: bytes, tokens: Iterable[bytes]) -> list[int]:
 
 
 def _characters(raw: bytes, begins: Iterable[int]) -> list[int]:
-    """Return how many characters of `raw` are whole before each of the bytes `begins`."""
+    """Return the number of complete characters of `raw` before each byte offset in `begins`."""
     found, last, count = [], 0, 0
     for begin in begins:
         count += _num_begun(raw[last:begin])

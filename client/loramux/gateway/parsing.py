@@ -1,7 +1,7 @@
-"""From the bytes of a body to its fields.
+"""Parses request bodies.
 
-A field that would change the answer and cannot be honoured is refused by name; null is the same as
-no field.
+A field that would change the answer and cannot be honoured is refused by name; null counts as
+missing.
 """
 
 import re
@@ -18,16 +18,16 @@ B = TypeVar("B", bound=msgspec.Struct)
 
 
 class Unserved(NamedTuple):
-    """Fields of an API that bodies here have none of."""
+    """Fields of an API that the bodies here lack."""
 
     harmless: Collection[str]
-    """Those that change no answer."""
+    """Fields that do not affect the answer; ignored."""
     unsupported: Mapping[str, tuple[object, ...]]
-    """The others -> values that ask for nothing."""
+    """Other fields -> the values that have no effect, and are accepted."""
 
 
 OPENAI = Unserved(
-    # For OpenAI's own books.
+    # For OpenAI's own bookkeeping.
     harmless=frozenset({
         "metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier",
         "service_tier", "store",
@@ -64,11 +64,11 @@ OPENAI = Unserved(
 
 
 def parse(raw: bytes, kind: type[B], unserved: Unserved = OPENAI) -> B:
-    """Return the body that `raw` is; of its API, `unserved` is not served.
+    """Return `raw`, a JSON object, as a `kind`; `unserved` are fields of its API that it lacks.
 
     Raises:
-        InvalidArgumentError: It is not JSON, or a field is unknown, not served or of another type;
-            the error names it.
+        InvalidArgumentError: It is not a JSON object, or a field is unknown, unsupported, missing
+            or has the wrong type; the error names it.
     """
     try:
         given = msgspec.json.decode(raw)
@@ -105,10 +105,10 @@ def parse(raw: bytes, kind: type[B], unserved: Unserved = OPENAI) -> B:
 
 
 def converted(given: object, kind: type[B], name: str = "") -> B:
-    """Return `given` as a `kind`; `name` is the field that it stands in.
+    """Return `given` as a `kind`; `name` is the field that holds it.
 
     Raises:
-        InvalidArgumentError: It has a field that is unknown or of another type; the error names it.
+        InvalidArgumentError: A field is unknown, missing or has the wrong type; the error names it.
     """
     try:
         return msgspec.convert(given, kind, str_keys=True)
@@ -118,12 +118,12 @@ def converted(given: object, kind: type[B], name: str = "") -> B:
 
 @cache
 def _fields(kind: type[msgspec.Struct]) -> dict[str, bool]:
-    """Return the names of the fields, each with whether it has to be there."""
+    """Return the names of the fields, each with whether it is required."""
     return {field.name: field.required for field in msgspec.structs.fields(kind)}
 
 
 def _mistyped(told: str, name: str) -> InvalidArgumentError:
-    """Return our error for what msgspec says of `name`: what it expected, a path below `$`."""
+    """Return our error for msgspec's message, whose path begins with `$`, for the field `name`."""
     what, _, where = told.partition(" - at ")
     found = re.search(r"`\$(.*)`", where)
     param = (name + (found[1] if found else "")).removeprefix(".")

@@ -1,4 +1,4 @@
-"""The process of the gateway: its socket, its TLS, its start and its end."""
+"""The gateway process: listener, TLS, startup and shutdown."""
 
 import asyncio
 import resource
@@ -33,46 +33,46 @@ from loramux.gateway.observe.templates import Templates
 from loramux.gateway.observe.watched import Watched
 
 _KEEP_ALIVE_SECONDS = 75
-"""How long a connection without requests is kept: longer than a proxy keeps one, or than OpenAI's
-client does, which would meet the end of it otherwise."""
+"""Keep-alive of idle connections: longer than that of proxies and OpenAI's client, which could
+otherwise send a request just as the connection is closed."""
 _BACKLOG = 2048
 _SEND_BYTES = 128 << 10
-"""What the system may hold for a caller who does not read; by itself it would be megabytes."""
+"""Socket send buffer, for a caller who does not read; the default would be megabytes."""
 
 _FILES = 128
-"""How many files are open beside the connections of callers, at most."""
+"""Open files beside the connections of callers, at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What `loramux gateway` can be told. Times are in seconds."""
+    """The options of `loramux gateway`. Times are in seconds."""
 
     targets: tuple[str, ...]
-    """Servers that serve the same."""
+    """Servers that serve the same models."""
     host: str
     port: int
     tls_cert: Path | None
     tls_key: Path | None
     insecure: bool
     allowed_hosts: tuple[str, ...]
-    """What `Host` may be beside loopback."""
+    """Values that `Host` may have in addition to loopback names."""
     retries: bool
     routing: Routing
-    """How requests spread over the servers."""
+    """How requests are spread over the servers."""
     timeout: float
     drain_timeout: int
     console: bool
-    """Whether there is a page for people."""
+    """Whether to serve the web console."""
     lora_path_root: Path | None
     """Folder below which callers may name adapters by path."""
     metrics: str | None = None
     """HOST:PORT of the metrics."""
     metrics_client_ca: Path | None = None
-    """Signs the certificates of those who may read them where other machines can."""
+    """CA of the client certificates that may read the metrics, if other machines can reach them."""
     target_cert: Path | None = None
     target_key: Path | None = None
     log_format: str | None = None
-    """`text` or `json` for a log line of each request."""
+    """`text` or `json` for a log line per request."""
 
     @property
     def pair(self) -> tuple[Path, Path] | None:
@@ -81,12 +81,12 @@ class Settings:
 
     @property
     def target_pair(self) -> tuple[Path, Path] | None:
-        """The same to present to servers."""
+        """Certificate and key to present to servers, if there are any."""
         return (self.target_cert, self.target_key) if self.target_cert and self.target_key else None
 
 
 class _Server(uvicorn.Server):
-    """Ends what would go on by itself before it waits for the rest."""
+    """Ends background tasks and console streams before it waits for requests to finish."""
 
     def __init__(
         self, config: uvicorn.Config, console: Console | None, metrics: GatewayMetrics | None
@@ -114,12 +114,12 @@ class _Server(uvicorn.Server):
 
 
 def run(settings: Settings) -> None:
-    """Serve until a signal; then finish what is under way, and return.
+    """Serve until SIGINT or SIGTERM; then finish requests in progress, and return.
 
     Raises:
-        LoramuxError: Something would be open to other machines, or the server is needed to find
-            that out and cannot be reached; or a setting is wrong.
-        OSError: The address cannot be listened on, or a file not be read.
+        LoramuxError: Other machines would get access, or the server cannot be reached to check
+            this; or a setting is wrong.
+        OSError: The address cannot be bound, or a file cannot be read.
     """
     open_backend = partial(
         Backend,
@@ -145,7 +145,7 @@ def run(settings: Settings) -> None:
     )
     if settings.log_format:
         set_up_logging("gateway", settings.log_format)
-    # What other machines can reach has names that nobody here knows.
+    # If other machines can reach the gateway, its host names are unknown here.
     checks = bool(hosts) or _is_local(settings)
     console = Console() if settings.console else None
     context, certificate = _tls(settings.pair)
@@ -174,7 +174,7 @@ def run(settings: Settings) -> None:
         config = uvicorn.Config(
             watched,
             loop="uvloop",
-            # Called by uvicorn, and no more.
+            # uvicorn only calls it, so a partial will do.
             http=cast(
                 "type[asyncio.Protocol]", partial(Connection, limits=_limits(), rejected=rejected)
             ),
@@ -193,14 +193,14 @@ def run(settings: Settings) -> None:
         config.ssl = context
         host, number = listener.getsockname()[:2]
         place = f"[{host}]:{number}" if ":" in host else f"{host}:{number}"
-        # From here on connections wait in the socket until they are answered.
+        # From here on connections are queued in the listen backlog until they are accepted.
         scheme = "https" if context else "http"
         print(f"{scheme}://{place}/v1 -> {', '.join(settings.targets)}", flush=True)
         if url:
             print(url, flush=True)
         if console:
             print(f"{scheme}://{place}/console", flush=True)
-        # uvicorn ends on these, and then lets whoever had them before know.
+        # uvicorn shuts down on these, then raises them again for the handlers set before.
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, _ended)
         _Server(config, console, metrics).run(sockets=[listener])
@@ -227,7 +227,7 @@ def _metrics_port(settings: Settings) -> MetricsPort | None:
 def _tls(
     pair: tuple[Path, Path] | None,
 ) -> tuple[ssl.SSLContext | None, Certificate | None]:
-    """Return what TLS is made with, if there is any, and what it shows.
+    """Return the TLS context and its certificate, or None for each without TLS.
 
     Raises:
         InvalidArgumentError: The files cannot be used; the message says which, and why.
@@ -254,7 +254,7 @@ def _is_local(settings: Settings) -> bool:
 
 
 def _limits() -> Limits:
-    """Return what callers may do. There may be fewer of them where few files can be open."""
+    """Return the connection limits: the default, or fewer if the file limit cannot be raised."""
     limits = Limits()
     wanted = limits.max_connections + _FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -266,4 +266,4 @@ def _limits() -> Limits:
 
 
 def _ended(number: int, frame: object) -> None:
-    """Take the signal that ended the server, which is the wanted end of the process."""
+    """Ignore the signal that uvicorn raises again after shutdown, so that the exit status is 0."""

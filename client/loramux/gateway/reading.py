@@ -1,4 +1,4 @@
-"""Bodies that are JSON: how large they may be, and how long they may take."""
+"""Reads JSON bodies within limits of size and time."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -7,9 +7,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 MAX_BODY_BYTES = 4 << 20
-"""What a server takes as a message without images."""
+"""The server's limit for a message without images."""
 BODY_SECONDS = 60.0
-"""How long a body may take to come."""
+"""How long a body may take to arrive."""
 
 
 async def _no_more() -> int:
@@ -21,19 +21,19 @@ async def read(request: Request, most_bytes: Callable[[], Awaitable[int]] = _no_
 
     Args:
         request: The request.
-        most_bytes: Says how large it may be, where it is larger than MAX_BODY_BYTES.
+        most_bytes: Returns the size limit; called once the body exceeds MAX_BODY_BYTES.
 
     Raises:
-        HTTPException: It is not called JSON, is compressed, is too large, or takes too long.
-        ClientDisconnect: The caller went away before it was whole.
-        LoramuxError: What `most_bytes` raises.
+        HTTPException: Its content type is not JSON, or it is compressed, too large or too slow.
+        ClientDisconnect: The caller disconnected before it was complete.
+        LoramuxError: Raised by `most_bytes`.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
-        # Any page may let a browser send other types here; to send this one, it would have to ask.
+        # A web page could send other types here without a CORS preflight, but not this one.
         raise HTTPException(415, f"content-type is {kind!r}; expected 'application/json'")
     coding = request.headers.get("content-encoding", "identity").strip().lower()
-    if coding != "identity":  # an inflated body has no bound
+    if coding != "identity":  # the decompressed size would be unbounded
         raise HTTPException(415, f"content-encoding is {coding!r}; send the body as it is")
     raw, most = bytearray(), MAX_BODY_BYTES
     try:

@@ -1,4 +1,4 @@
-"""Errors as OpenAI's clients know them."""
+"""Errors in OpenAI's form."""
 
 import math
 from collections.abc import Collection
@@ -26,34 +26,34 @@ _STATUSES: dict[grpc.StatusCode, tuple[int, str]] = {
     grpc.StatusCode.UNAVAILABLE: (503, "server_error"),
     grpc.StatusCode.DEADLINE_EXCEEDED: (504, "server_error"),
 }
-"""gRPC status -> HTTP status, as google.rpc.Code pairs them, and OpenAI's type of error."""
+"""gRPC status -> HTTP status, as google.rpc.Code maps them, and OpenAI's error type."""
 _DEFECT = (500, "server_error")
 
 _OWN_WORDS = {
     grpc.StatusCode.UNAVAILABLE: "the server cannot be reached at present; try again",
     grpc.StatusCode.DEADLINE_EXCEEDED: "the time for the request is over",
 }
-"""Said in place of what the transport says, which tells where the server is."""
+"""Replace the transport's messages, which would reveal the server's address."""
 
 _AGAIN_SECONDS = 1.0
 _NAMES = Names()
 
 
 def unsupported(param: str, message: str) -> InvalidArgumentError:
-    """Return the error for a field that asks for what is not served."""
+    """Return the error for a field or value that is not supported."""
     return InvalidArgumentError(message, reason="UNSUPPORTED_PARAMETER", field=param)
 
 
 def invalid(param: str, message: str) -> InvalidArgumentError:
-    """Return the error for a field whose value cannot be right."""
+    """Return the error for a field with an invalid value."""
     return InvalidArgumentError(message, reason="INVALID_FIELD", field=param)
 
 
 def check_one_of(param: str, value: object, known: Collection[str]) -> None:
-    """Demand that a field is one of the values that are `known`.
+    """Check that a field's value is one of `known`.
 
     Raises:
-        InvalidArgumentError: It is another one.
+        InvalidArgumentError: It is not.
     """
     if value not in known:
         expected = " or ".join(repr(each) for each in known)
@@ -61,29 +61,29 @@ def check_one_of(param: str, value: object, known: Collection[str]) -> None:
 
 
 def error_body(error: LoramuxError, names: Names = _NAMES) -> dict[str, object]:
-    """Return OpenAI's body for `error`, with the `names` that the request has for fields."""
+    """Return OpenAI's body for `error`; `names` are the request's field names."""
     return {"error": error_object(error, names)}
 
 
 def error_object(error: LoramuxError, names: Names = _NAMES) -> dict[str, str | None]:
-    """Return what that has: message, type, param and code."""
+    """Return the error object of that body: message, type, param and code."""
     _, kind = status_of(error)
     message, code = words_of(error), (error.reason or error.code.name).lower()
     if _is_of_model(error):
         code = "model_not_found"
-    if error.reason == "UNKNOWN_PARAMETER":  # has the name that the caller gave it
+    if error.reason == "UNKNOWN_PARAMETER":  # already has the caller's name
         return _object(message, kind, error.field, code)
     return _object(names.message(message, error.field), kind, names.param(error.field), code)
 
 
 def refusal(error: LoramuxError, caller: Caller, names: Names = _NAMES) -> Response:
-    """Return the answer that tells `caller` of `error`; `names` are those of `error_body`."""
+    """Return the response to `caller` for `error`; see `error_body` for `names`."""
     status, _ = status_of(error)
     return json_response(error_body(error, names), headers_of(error, status, caller), status)
 
 
 def told(error: LoramuxError) -> dict[str, object]:
-    """Return what the server said, with its own names."""
+    """Return the server's error object, with its own field names."""
     return {
         "status": error.code.name,
         "reason": error.reason,
@@ -93,30 +93,30 @@ def told(error: LoramuxError) -> dict[str, object]:
 
 
 def own_refusal(error: LoramuxError, caller: Caller) -> Response:
-    """Return the answer that tells `caller` of `error` as it is."""
+    """Return the response to `caller` with the server's own error object."""
     status, _ = own_status_of(error)
     return json_response({"error": told(error)}, headers_of(error, status, caller), status)
 
 
 def plain_refusal(status: int, message: str, code: str, caller: Caller) -> Response:
-    """Return an answer for what HTTP alone finds wrong."""
+    """Return the response for an HTTP-level error."""
     kind = "server_error" if status >= 500 else "invalid_request_error"
     body = {"error": _object(message, kind, None, code)}
     return json_response(body, caller.returned, status)
 
 
 def json_response(body: object, headers: dict[str, str], status: int = 200) -> Response:
-    """Return an answer that is JSON."""
+    """Return a JSON response."""
     return Response(msgspec.json.encode(body), status, headers, "application/json")
 
 
 def words_of(error: LoramuxError) -> str:
-    """Return what callers are told of `error`; what the transport made has no reason."""
+    """Return the message of `error` for callers; errors of the transport have no reason."""
     return str(error) if error.reason else _OWN_WORDS.get(error.code, "the server failed")
 
 
 def headers_of(error: LoramuxError, status: int, caller: Caller) -> dict[str, str]:
-    """Return the headers of the answer that tells `caller` of `error`, with HTTP's `status`."""
+    """Return the headers of the response to `caller` for `error`, with the HTTP `status`."""
     headers = dict(caller.returned)
     delay = error.retry_delay
     if delay is None and not error.reason and error.code is grpc.StatusCode.UNAVAILABLE:
@@ -130,17 +130,17 @@ def headers_of(error: LoramuxError, status: int, caller: Caller) -> dict[str, st
 
 
 def status_of(error: LoramuxError) -> tuple[int, str]:
-    """Return HTTP's status for `error`, and OpenAI's type."""
+    """Return the HTTP status and OpenAI's error type for `error`."""
     return _STATUSES.get(grpc.StatusCode.NOT_FOUND if _is_of_model(error) else error.code, _DEFECT)
 
 
 def own_status_of(error: LoramuxError) -> tuple[int, str]:
-    """Return the same where adapters are no models."""
+    """Return the same for routes where adapters are not called models."""
     return _STATUSES.get(error.code, _DEFECT)
 
 
 def _is_of_model(error: LoramuxError) -> bool:
-    """Return whether there is no such model; what cannot be the name of one is none either."""
+    """Return whether `error` means an unknown model, or a name that no model can have."""
     return error.reason == "ADAPTER_NOT_FOUND" or (
         error.code is grpc.StatusCode.INVALID_ARGUMENT
         and error.field in MODEL_FIELDS

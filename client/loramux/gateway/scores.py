@@ -1,6 +1,6 @@
-"""`/score` and `/rerank`: how far two texts belong together, by an adapter with a single output.
+"""`/score` and `/rerank`: how well two texts match, by an adapter with a single output.
 
-A score is the sigmoid of that output, as vLLM has it, and sentence-transformers' `CrossEncoder`.
+A score is the sigmoid of that output, as in vLLM and sentence-transformers' `CrossEncoder`.
 """
 
 import math
@@ -18,31 +18,31 @@ from loramux.gateway.refusal import invalid, json_response
 
 
 class ScoreBody(LabellingBody, kw_only=True):
-    """What a request for scores may say: as many texts of either kind, or one of the first."""
+    """The body of `/score`: equally many of both texts, or a single `text_1`."""
 
     text_1: str | list[str]
     text_2: str | list[str]
 
 
 class Document(msgspec.Struct, forbid_unknown_fields=True):
-    """A document that is more than a text to others."""
+    """A document as an object; other APIs give it more fields."""
 
     text: str
 
 
 class RerankBody(LabellingBody, kw_only=True):
-    """What a request to order documents may say."""
+    """The body of `/rerank`."""
 
     query: str
     documents: list[str | Document]
     top_n: int = 0
-    """How many are told of, those with the highest scores; 0 for all."""
+    """How many documents to return, by score; 0 for all."""
     return_documents: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Scoring:
-    """What it takes to answer a request for scores."""
+    """A validated `/score` request, ready to be answered."""
 
     body: ScoreBody
     pairs: Sequence[tuple[str, str]]
@@ -50,10 +50,10 @@ class Scoring:
 
     @staticmethod
     def of(body: ScoreBody, backend: Backend, caller: Caller, base: str) -> "Scoring":
-        """Return what answers `body`, of a server whose base model is called `base`.
+        """Return `body` as a request to a server whose base model is called `base`.
 
         Raises:
-            LoramuxError: It cannot be asked; the error names the field.
+            LoramuxError: A field is invalid; the error names it.
         """
         first = [body.text_1] if isinstance(body.text_1, str) else body.text_1
         second = [body.text_2] if isinstance(body.text_2, str) else body.text_2
@@ -88,7 +88,7 @@ class Scoring:
 
 @dataclass(frozen=True, slots=True)
 class Reranking:
-    """What it takes to answer a request to order documents."""
+    """A validated `/rerank` request, ready to be answered."""
 
     body: RerankBody
     documents: Sequence[str]
@@ -96,10 +96,10 @@ class Reranking:
 
     @staticmethod
     def of(body: RerankBody, backend: Backend, caller: Caller, base: str) -> "Reranking":
-        """Return what answers `body`, of a server whose base model is called `base`.
+        """Return `body` as a request to a server whose base model is called `base`.
 
         Raises:
-            LoramuxError: It cannot be asked; the error names the field.
+            LoramuxError: A field is invalid; the error names it.
         """
         _check_list("documents", body.documents)
         if body.top_n < 0:
@@ -111,7 +111,7 @@ class Reranking:
         """Answer with one object."""
         pairs = [(self.body.query, document) for document in self.documents]
         found, scores = await _scored(self.labelling, pairs, self._named)
-        # By what scores come of, which differs where scores no longer do.
+        # By logits, which still differ where their sigmoids round to the same score.
         order = sorted(range(len(pairs)), key=lambda index: -found.results[index].logits[0])
         results = []
         for index in order[: self.body.top_n or None]:
@@ -134,10 +134,10 @@ class Reranking:
 async def _scored(
     labelling: Labelling, pairs: Sequence[tuple[str, str]], named: Named
 ) -> tuple[Labelled, list[float]]:
-    """Return what became of `pairs`, and the score of each.
+    """Return the results for `pairs`, and the score of each.
 
     Raises:
-        LoramuxError: The server refuses them, or the adapter has other outputs than one.
+        LoramuxError: The server refuses them, or the adapter does not have exactly one output.
     """
     found = await labelling.of_texts(pairs, named, one="score")
     logits = [result.logits[0] for result in found.results]

@@ -1,4 +1,4 @@
-"""How the two kinds of answers of OpenAI's API look: chats and texts."""
+"""The two forms of choices in OpenAI's API: chats and text completions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,43 +13,43 @@ Object = dict[str, object]
 
 @dataclass(slots=True)
 class Written:
-    """What has been told of one choice."""
+    """What of one choice has been sent."""
 
     echo: Echo = NOTHING
-    """What comes before its text, and was not told yet."""
+    """The echoed prompt, until it is sent."""
     num_calls: int = 0
-    """Tools that were called."""
+    """Tool calls sent."""
     is_begun: bool = False
     offsets: TextOffsets = field(init=False)
-    """Where its next token begins."""
+    """Offset of its next token."""
 
     def __post_init__(self) -> None:
         self.offsets = TextOffsets(len(self.echo.text))
 
     def take_echo(self) -> Echo:
-        """Return what comes before its text, once."""
+        """Return the echoed prompt the first time, NOTHING afterwards."""
         echo, self.echo = self.echo, NOTHING
         return echo
 
 
 class Style(Protocol):
-    """How one of the two kinds of answers looks."""
+    """One of the two forms of choices."""
 
     prefix: str
-    """What ids begin with."""
+    """Prefix of ids."""
     whole: str
-    """What an answer is called."""
+    """`object` of an answer."""
     piece: str
-    """What a piece of one is called."""
+    """`object` of a chunk."""
 
     repeats_prompt: bool
-    """Whether each choice has the `prompt_logprobs`, as vLLM has it, and not the answer."""
+    """Whether `prompt_logprobs` is a field of each choice, not of the answer, as in vLLM."""
 
     def message(self, completion: generation_pb2.Completion, written: Written) -> Object:
-        """Return the text and log-probabilities of a whole completion."""
+        """Return the text and log-probabilities of a complete completion."""
 
     def delta(self, piece: generation_pb2.Completion, written: Written) -> Object:
-        """Return those of the next piece of one, of which so much is `written`."""
+        """Return those of the next chunk; `written` is what was sent before."""
 
 
 class ChatStyle:
@@ -64,7 +64,7 @@ class ChatStyle:
         if completion.tool_calls:
             message["content"] = completion.text or None
             message["tool_calls"] = [_call(call) for call in completion.tool_calls]
-        if completion.reasoning:  # as vLLM calls it
+        if completion.reasoning:  # vLLM's name
             message["reasoning"] = completion.reasoning
         return {"message": message, "logprobs": self._logprobs(completion)}
 
@@ -95,7 +95,7 @@ class CompletionStyle:
     repeats_prompt = True
 
     def __init__(self, options: PromptOptions) -> None:
-        """Prepare; `options` say what is given back of prompts."""
+        """Initialize; `options` say what to return of prompts."""
         self._num_logprobs = options.num_logprobs
 
     def message(self, completion: generation_pb2.Completion, written: Written) -> Object:
@@ -117,10 +117,10 @@ class CompletionStyle:
         if not positions:
             return None
         numbers: list[float | None] = [_number(each.chosen) for each in positions]
-        # Of which the server may tell more, where vLLM's `prompt_logprobs` asks for it.
+        # The server returns more of them if `prompt_logprobs` asks for more.
         top: list[object] = [_by_name(each.top[: self._num_logprobs]) for each in positions]
         if echo.positions:
-            numbers[0] = top[0] = None  # nothing is before the first token
+            numbers[0] = top[0] = None  # nothing predicts the first token
         return {
             "tokens": [_name(each.chosen) for each in positions],
             "token_logprobs": numbers,
@@ -133,7 +133,7 @@ class CompletionStyle:
 
 
 def logprobs_of(positions: Sequence[generation_pb2.PositionLogprobs]) -> list[Object]:
-    """Return what is told of each of `positions` in a chat."""
+    """Return the log-probabilities of `positions` in the form of chats."""
     return [
         _token(position.chosen) | {"top_logprobs": [_token(each) for each in position.top]}
         for position in positions
@@ -154,7 +154,7 @@ def _token(token: generation_pb2.TokenLogprob) -> Object:
 
 
 def _by_name(tokens: Sequence[generation_pb2.TokenLogprob]) -> dict[str, float]:
-    """Return the log-probability of each; of tokens with one text that of the likeliest."""
+    """Return text -> log-probability; of tokens with the same text, the first, likeliest one's."""
     found: dict[str, float] = {}
     for token in tokens:
         found.setdefault(_name(token), _number(token))
@@ -162,8 +162,8 @@ def _by_name(tokens: Sequence[generation_pb2.TokenLogprob]) -> dict[str, float]:
 
 
 def _name(token: generation_pb2.TokenLogprob) -> str:
-    """Return the text of a token, as OpenAI's API writes parts of characters."""
-    if not token.utf8:  # what has no text: there is no tokenizer
+    """Return the text of a token; partial characters are escaped as in OpenAI's API."""
+    if not token.utf8:  # the server has no tokenizer
         return f"token_id:{token.token_id}"
     try:
         return token.utf8.decode()

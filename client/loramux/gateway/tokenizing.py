@@ -1,4 +1,4 @@
-"""`/tokenize` and `/detokenize`: from vLLM's bodies to what the server is asked, and back."""
+"""`/tokenize` and `/detokenize`: vLLM's request bodies to the server's requests, and back."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ from loramux.gateway.tools import Tool
 from loramux.v1 import generation_pb2, tokenization_pb2
 
 DETOKENIZE_NAMES = Names({"token_ids": "tokens"})
-"""What the body of `/detokenize` calls fields of the server's request."""
+"""Field names of `/detokenize`."""
 
 
 class TokenizeBody(msgspec.Struct, kw_only=True):
@@ -27,23 +27,23 @@ class TokenizeBody(msgspec.Struct, kw_only=True):
     prompt: str | None = None
     messages: list[ChatMessage] | None = None
     add_special_tokens: bool | None = None
-    """Of a text, where None stands for true; a chat template writes its own."""
+    """For `prompt`, where None means true; chat templates add their own."""
     return_token_strs: bool = False
     add_generation_prompt: bool = True
     tools: list[Tool] = []
     chat_template_kwargs: dict[str, object] | None = None
 
-    # Our own.
+    # loramux's own.
     parse_special_tokens: bool = False
 
     def request(self, base: str) -> generation_pb2.GenerateRequest:
-        """Return the request whose prompt this is, of a server whose base model is called `base`.
+        """Return a request with this prompt to a server whose base model is called `base`.
 
         Raises:
-            LoramuxError: It cannot be asked; the error names the field.
+            LoramuxError: A field is invalid; the error names it.
         """
         model = base if self.model is None else self.model
-        # One token leaves room for any prompt that can be answered.
+        # max_tokens is 1, so that any prompt fits for which at least one token can be generated.
         if self.messages is not None:
             self._check_chat()
             chat = ChatBody(
@@ -91,7 +91,7 @@ class DetokenizeBody(msgspec.Struct, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Tokenizing:
-    """What it takes to tell the tokens of a prompt."""
+    """A validated `/tokenize` request, ready to be answered."""
 
     backend: Backend
     caller: Caller
@@ -119,7 +119,7 @@ class Tokenizing:
 
 @dataclass(frozen=True, slots=True)
 class Detokenizing:
-    """What it takes to tell the text of tokens."""
+    """A validated `/detokenize` request, ready to be answered."""
 
     backend: Backend
     caller: Caller
@@ -127,10 +127,10 @@ class Detokenizing:
 
     @staticmethod
     def of(body: DetokenizeBody, backend: Backend, caller: Caller, base: str) -> "Detokenizing":
-        """Return what answers `body`, of a server whose base model is called `base`.
+        """Return `body` as a request to a server whose base model is called `base`.
 
         Raises:
-            LoramuxError: It cannot be asked; the error names the field.
+            LoramuxError: A field is invalid; the error names it.
         """
         adapter = None if body.model is None else adapter_of(body.model, base)
         asked = _token_wire.detokenize_request(body.tokens, adapter, False)

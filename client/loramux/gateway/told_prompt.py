@@ -1,4 +1,4 @@
-"""What an answer tells of its prompt: OpenAI's `echo`, and `prompt_logprobs` as vLLM has it."""
+"""What an answer returns of its prompt: OpenAI's `echo` and vLLM's `prompt_logprobs`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,27 +9,28 @@ from loramux.types import ServerInfo
 from loramux.v1 import generation_pb2
 
 LEAST = -9999.0
-"""Stands for the logarithm of zero, which JSON has no number for."""
+"""Stands for the logarithm of zero, since JSON has no infinity."""
 
 Positions = Sequence[generation_pb2.PositionLogprobs]
 
 
 @dataclass(frozen=True, slots=True)
 class PromptOptions:
-    """What is to be told of prompts."""
+    """What to return of prompts."""
 
     echoes: bool = False
-    """Whether the text of a choice begins with them."""
+    """Whether the text of a choice begins with its prompt."""
     num_logprobs: int | None = None
-    """Likeliest tokens at each position of them that is given back; None for none at all."""
+    """Likeliest tokens per position of an echoed prompt; None for no log-probabilities."""
     num_prompt_logprobs: int | None = None
     """The same for `prompt_logprobs`."""
 
     def check(self, server: ServerInfo) -> None:
-        """Demand that what follows a prompt that is given back goes on with it, at `server`.
+        """Check that `server` supports these options.
 
         Raises:
-            InvalidArgumentError: It is another text.
+            InvalidArgumentError: Prompts are echoed, but the base model is an encoder-decoder,
+                whose output does not continue the prompt.
         """
         if self.echoes and server.kind == "seq2seq":
             raise unsupported(
@@ -39,15 +40,16 @@ class PromptOptions:
             )
 
     def wanted(self, prompt: str | list[int] | None, *, makes_tokens: bool) -> int | None:
-        """Return how many likeliest tokens the server has to tell; None if nothing at all.
+        """Return how many likeliest tokens to request per prompt position; None for nothing.
 
         Args:
             prompt: Text, token ids, or None for messages.
-            makes_tokens: Whether anything follows it.
+            makes_tokens: Whether any tokens are generated.
         """
         wanted = [self.num_prompt_logprobs]
         if self.echoes:
-            # The text of tokens is known there alone; and who asks for no token must ask for this.
+            # Only the server knows the text of token ids, and it accepts a request for no tokens
+            # only if it asks for log-probabilities of the prompt.
             needs_tokens = not makes_tokens or not isinstance(prompt, str)
             wanted.append(0 if self.num_logprobs is None and needs_tokens else self.num_logprobs)
         return max((each for each in wanted if each is not None), default=None)
@@ -55,11 +57,11 @@ class PromptOptions:
 
 @dataclass(frozen=True, slots=True)
 class Echo:
-    """A prompt that is given back before what follows it."""
+    """A prompt that is returned before the generated text."""
 
     text: str = ""
     positions: Positions = ()
-    """Empty where no log-probabilities are."""
+    """Empty without log-probabilities."""
     offsets: Sequence[int] = ()
 
 
@@ -69,7 +71,7 @@ NOTHING = Echo()
 def echo_of(
     options: PromptOptions, asked: generation_pb2.GenerateRequest, positions: Positions
 ) -> Echo:
-    """Return what is given back of the prompt of `asked`, of which `positions` are told."""
+    """Return the echo of the prompt of `asked`; `positions` are its log-probabilities."""
     if not options.echoes:
         return NOTHING
     tokens = [position.chosen for position in positions]
@@ -81,7 +83,7 @@ def echo_of(
 
 
 def prompt_logprobs(count: int, positions: Positions) -> list[dict[str, object] | None]:
-    """Return `positions` as vLLM tells them, each with the `count` likeliest tokens."""
+    """Return `positions` in vLLM's form, each with the `count` likeliest tokens."""
     return [None, *(_by_id(position, count) for position in positions[1:])]
 
 

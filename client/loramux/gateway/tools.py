@@ -1,4 +1,4 @@
-"""Tools and calls of them, as bodies of requests have them."""
+"""Tools and tool calls in request bodies."""
 
 from typing import Literal
 
@@ -6,7 +6,7 @@ import msgspec
 
 
 class Function(msgspec.Struct, forbid_unknown_fields=True):
-    """A function that may be called."""
+    """A function that the model may call."""
 
     name: str
     description: str | None = None
@@ -16,7 +16,7 @@ class Function(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Tool(msgspec.Struct, tag_field="type", tag="function", forbid_unknown_fields=True):
-    """A tool; of OpenAI's kinds, functions are served."""
+    """A tool; of OpenAI's types, only functions are supported."""
 
     function: Function
 
@@ -28,13 +28,13 @@ class FunctionName(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class NamedTool(msgspec.Struct, tag_field="type", tag="function", forbid_unknown_fields=True):
-    """The tool that has to be called."""
+    """The tool that the model must call."""
 
     function: FunctionName
 
 
 class CalledFunction(msgspec.Struct, forbid_unknown_fields=True):
-    """What an assistant called."""
+    """The function that an assistant called, with its arguments."""
 
     name: str
     arguments: str
@@ -42,10 +42,10 @@ class CalledFunction(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class ToolCall(msgspec.Struct, forbid_unknown_fields=True):
-    """A call that an assistant asked for."""
+    """A tool call of an assistant."""
 
     function: CalledFunction
     id: str = ""
     type: Literal["function"] = "function"
     index: int | None = None
-    """Its place in a stream, which may come back with it."""
+    """Its index in a stream, accepted from clients that resend it."""

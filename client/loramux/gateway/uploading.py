@@ -1,7 +1,7 @@
-"""Packages that come over HTTP: passed on as they come, a piece at a time.
+"""Packages uploaded over HTTP, forwarded to a server chunk by chunk as they arrive.
 
-Size and digest are known before anything is sent, so the server judges the name and the caller
-first, and an upload that breaks off goes on where it was.
+Size and digest are known before anything is sent, so the server checks the name and the caller
+first, and an interrupted upload can be resumed.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ _MAX_TTL = 100 * 365 * 86_400
 
 
 class Start(msgspec.Struct, kw_only=True):
-    """What will be sent."""
+    """The package that will be sent."""
 
     name: str
     size_bytes: int
@@ -38,9 +38,9 @@ def ttl_of(field: str, seconds: float) -> datetime.timedelta:
     """Return the time to live that `field` gives in seconds.
 
     Raises:
-        InvalidArgumentError: It is none.
+        InvalidArgumentError: It is out of range.
     """
-    # Written so that NaN fails. More fits no timestamp.
+    # Written so that NaN fails. Much larger values would overflow a timestamp.
     if not 0 < seconds <= _MAX_TTL:
         raise invalid(
             field, f"{field} is {seconds}; expected seconds above 0, and {_MAX_TTL} at most"
@@ -55,12 +55,12 @@ class Uploading:
     """
 
     def __init__(self, channel: grpc.aio.Channel, timeout: float) -> None:
-        """Make them over `channel`, each within `timeout` seconds."""
+        """Initialize with a `channel` and the `timeout` of each call, in seconds."""
         self._service = UploadServiceStub(channel)
         self._timeout = timeout
 
     async def start(self, start: Start) -> dict[str, object]:
-        """Return what the server has of it already: bytes, or all."""
+        """Start or resume the upload; return what the server has of it: some bytes, or all."""
         with fitting("size_bytes"):
             header = adapters_pb2.UploadHeader(
                 name=start.name,
@@ -85,11 +85,11 @@ class Uploading:
     async def send(
         self, upload_id: str, offset: int, parts: AsyncIterable[bytes]
     ) -> dict[str, object]:
-        """Send `parts`, which begin at `offset`; return how far the upload came.
+        """Send `parts`, which begin at byte `offset`; return how many bytes the server has.
 
         Raises:
-            HTTPException: They come too slowly.
-            InvalidArgumentError: There are none.
+            HTTPException: They arrive too slowly.
+            InvalidArgumentError: They are empty.
         """
         committed: int | None = None
         async with aclosing(_regrouped(parts)) as chunks:
@@ -97,7 +97,7 @@ class Uploading:
                 request = uploads_pb2.SendChunksRequest(
                     upload_id=upload_id, offset=offset, chunk=chunk
                 )
-                # A call each: what refuses a stream while it is written may not be told.
+                # One call per chunk: an error during a longer stream may get lost while it writes.
                 with _wire.raising():
                     response = await self._service.SendChunks(
                         iter([request]), timeout=self._timeout
@@ -108,7 +108,7 @@ class Uploading:
         return {"committed_bytes": committed}
 
     async def finish(self, upload_id: str) -> dict[str, object]:
-        """Return what was registered."""
+        """Finish the upload; return the registered adapter."""
         with _wire.raising():
             response = await self._service.FinishUpload(
                 uploads_pb2.FinishUploadRequest(upload_id=upload_id), timeout=self._timeout
@@ -120,7 +120,7 @@ class Uploading:
 
 
 async def _next(chunks: AsyncGenerator[bytes, None]) -> bytes | None:
-    """Return the next piece, or None after the last."""
+    """Return the next chunk, or None after the last."""
     try:
         async with asyncio.timeout(BODY_SECONDS):
             return await anext(chunks, None)
@@ -129,7 +129,7 @@ async def _next(chunks: AsyncGenerator[bytes, None]) -> bytes | None:
 
 
 async def _regrouped(parts: AsyncIterable[bytes]) -> AsyncGenerator[bytes, None]:
-    """Yield the same bytes in pieces of a size that the server takes; the last may be smaller."""
+    """Yield the same bytes in chunks of CHUNK_BYTES; the last may be smaller."""
     held = bytearray()
     async for part in parts:
         held += part

@@ -1,1 +1,1 @@
-"""What operators see of the gateway: Prometheus metrics, and a log line for each request."""
+"""Observability of the gateway: Prometheus metrics, and a log line per request."""

@@ -22,14 +22,14 @@ class MetricsPort:
     pair: tuple[Path, Path] | None
     """Certificate and key, to serve HTTPS."""
     client_ca: Path | None
-    """Signs the certificates of those who may read; None lets anyone."""
+    """CA of the client certificates that may read the metrics; None to require none."""
 
     @contextmanager
     def serving(self, registry: CollectorRegistry) -> Iterator[tuple[str, ssl.SSLContext | None]]:
-        """Serve `registry` for the block; yields the URL and what TLS is made with.
+        """Serve `registry` for the block; yields the URL and the TLS context, if any.
 
         Raises:
-            InvalidArgumentError: The port cannot be had.
+            InvalidArgumentError: The port cannot be bound.
             OSError: A file cannot be read.
         """
         certificate, key = self.pair or (None, None)
@@ -66,13 +66,12 @@ def metrics_port(
 
     Args:
         address: HOST:PORT.
-        pair: The gateway's certificate and key. They are used where other machines can reach the
-            port.
-        client_ca: Signs the certificates of those who may read the metrics.
-        insecure: Whether it may be open to other machines.
+        pair: The gateway's certificate and key, used if other machines can reach the port.
+        client_ca: CA of the client certificates that may read the metrics.
+        insecure: Whether other machines may read the metrics without a client certificate.
 
     Raises:
-        InvalidArgumentError: `address` is no HOST:PORT, or the files do not go together.
+        InvalidArgumentError: `address` is not HOST:PORT, or `client_ca` lacks `pair`.
         FailedPreconditionError: Other machines could read the metrics.
     """
     host, _, port = address.rpartition(":")

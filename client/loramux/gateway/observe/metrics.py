@@ -58,11 +58,11 @@ class GatewayMetrics:
         )  # fmt: skip
 
     def call_ended(self, method: str, code: grpc.StatusCode) -> None:
-        """Count a call of a server; `method` is `PACKAGE.SERVICE/METHOD`."""
+        """Count a finished gRPC call; `method` is `PACKAGE.SERVICE/METHOD`."""
         self.upstream.labels(method, code.name).inc()
 
     def rejected_with(self, status: int) -> None:
-        """Count a request that no route was asked for."""
+        """Count a request that was answered before it reached a route."""
         self.rejected.labels(status).inc()
 
     async def watch_lag(self) -> None:

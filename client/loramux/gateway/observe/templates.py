@@ -1,4 +1,4 @@
-"""From the path of a request to its route's template, which is a bounded set."""
+"""Maps the path of a request to its route's template, of which there is a bounded number."""
 
 from collections.abc import Iterable, Iterator
 

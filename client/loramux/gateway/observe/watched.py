@@ -15,13 +15,13 @@ _OTHER = "other"
 _GONE = 499
 """nginx's status for a caller who left before the answer began."""
 _QUIET = ("/health", 200)
-"""What is asked every few seconds, and not logged."""
+"""Route and status that are not logged: health checks come every few seconds."""
 
 _log = logging.getLogger(__name__)
 
 
 class Watched:
-    """An application whose requests are told of; a middleware around all others."""
+    """ASGI middleware, outside all others, that records the requests of an application."""
 
     def __init__(
         self,
@@ -31,13 +31,13 @@ class Watched:
         metrics: GatewayMetrics | None,
         log_format: str | None,
     ) -> None:
-        """Prepare.
+        """Initialize.
 
         Args:
-            app: What answers.
-            templates: Names its routes.
-            metrics: Counts requests; None for no metrics.
-            log_format: `text` or `json` for a log line each; None for none.
+            app: The wrapped application.
+            templates: The templates of its routes.
+            metrics: Where requests are counted; None for no metrics.
+            log_format: `text` or `json` for a log line per request; None for none.
         """
         self._app = app
         self._templates = templates
@@ -87,35 +87,35 @@ class Watched:
         if self._log_format == "json":
             _log.info("request", extra={"fields": fields})
         else:
-            # As JSON, since an id is the caller's and may look like another field.
+            # Encoded as JSON, since the caller chooses the id, which could imitate another field.
             _log.info(" ".join(f"{name}={json.dumps(value)}" for name, value in fields.items()))
 
 
 class _Exchange:
-    """One request and its answer, as they pass."""
+    """One request and its response, recorded as they pass."""
 
     def __init__(self, receive: Receive, send: Send) -> None:
         self._receive = receive
         self._send = send
         self.started = time.monotonic()
         self.status = 0
-        """0 as long as no answer began."""
+        """0 until the response begins."""
         self.is_stream = False
         self.first_byte: float | None = None
-        """Seconds until the first byte of the body went out."""
+        """Seconds until the first byte of the response body."""
         self.num_received = self.num_sent = 0
-        """Bytes of the bodies."""
+        """Bytes of the request's and the response's body."""
         self.is_complete = False
-        """Whether the answer went out as a whole."""
+        """Whether the whole response was sent."""
 
     async def receive(self) -> Message:
-        """Pass on what comes from the caller."""
+        """Forward a message from the caller."""
         message = await self._receive()
         self.num_received += len(message.get("body", b""))
         return message
 
     async def send(self, message: Message) -> None:
-        """Pass on what goes to the caller."""
+        """Forward a message to the caller."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             self.is_stream = any(
