@@ -15,13 +15,13 @@ from loramux.v1 import generation_pb2
 Object = dict[str, object]
 
 PING_SECONDS = 5.0
-"""Without an event, as while a tool call is generated, before a ping is sent."""
+"""Time without an event, as while a tool call is generated, after which a ping is sent."""
 _DELTAS = {"text": "text_delta", "thinking": "thinking_delta"}
 """Type of a block -> type of its deltas."""
 
 
 class Answer:
-    """One answer, whole or as events; a `Telling`."""
+    """One answer, as one object or as events; a `Telling`."""
 
     def __init__(
         self,
@@ -33,13 +33,13 @@ class Answer:
         names: MessageNames,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Prepare.
+        """Initialize.
 
         Args:
-            request_id: Makes the id of the message.
-            model: What the request called the model.
+            request_id: Used in the message's id.
+            model: The request's name for the model.
             stop_sequences: Those of the request; adapters may have more by default.
-            shows_thoughts: Whether thinking blocks have a text.
+            shows_thoughts: Whether thinking blocks include their text.
             names: The names of fields in errors.
             clock: Seconds, for pings.
         """
@@ -117,7 +117,7 @@ class Answer:
 
     def _start(self) -> bytes:
         self._is_begun = True
-        # The server reports usage with its last piece; `message_delta` has it.
+        # The server reports usage with its last chunk, so only `message_delta` has it.
         message = self._head | {"content": [], **_NOT_STOPPED, "usage": usage_of(_NOTHING)}
         return _event("message_start", message=message)
 

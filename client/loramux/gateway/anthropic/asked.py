@@ -26,7 +26,7 @@ def asked_by(body: CountBody, turns: Turns, base: str) -> generation_pb2.Generat
         base: The base model's name.
 
     Raises:
-        LoramuxError: It cannot be asked; the error names the field.
+        LoramuxError: A field is invalid or unsupported; the error names it.
     """
     tools = tools_of(body.tools)
     form = _form(body)

@@ -18,11 +18,11 @@ class TextBlock(msgspec.Struct, forbid_unknown_fields=True):
     text: str
     cache_control: object = None
     citations: object = None
-    """What the text quotes; templates have no field for it."""
+    """Ignored: templates have no field for it."""
 
 
 class ImageSource(msgspec.Struct, forbid_unknown_fields=True):
-    """Where an image is."""
+    """The source of an image."""
 
     type: str
     media_type: str = ""
@@ -40,7 +40,7 @@ class ImageBlock(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class ToolUseBlock(msgspec.Struct, forbid_unknown_fields=True):
-    """A call of a tool that an assistant asked for."""
+    """A tool call of an assistant."""
 
     id: str
     name: str
@@ -52,7 +52,7 @@ class ToolUseBlock(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class ToolResultBlock(msgspec.Struct, forbid_unknown_fields=True):
-    """What came of a call."""
+    """The result of a tool call."""
 
     tool_use_id: str
     content: str | list[dict[str, object]] | None = None
@@ -62,14 +62,14 @@ class ToolResultBlock(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class ThinkingBlock(msgspec.Struct, forbid_unknown_fields=True):
-    """What an assistant thought."""
+    """The reasoning of an assistant."""
 
     thinking: str
     signature: str = ""
 
 
 class RedactedThinkingBlock(msgspec.Struct, forbid_unknown_fields=True):
-    """An encrypted thought, which only Anthropic can read."""
+    """Encrypted reasoning, which only Anthropic can read; ignored."""
 
     data: str
 
@@ -87,7 +87,7 @@ OF_ASSISTANT: Kinds = {
     "text": TextBlock, "thinking": ThinkingBlock, "redacted_thinking": RedactedThinkingBlock,
     "tool_use": ToolUseBlock,
 }  # fmt: skip
-"""The blocks that a content may have, by type."""
+"""The blocks that each kind of content may have, by type."""
 
 
 def blocks_of(

@@ -1,4 +1,4 @@
-"""The bodies of requests: which fields there are, and of what type.
+"""Request bodies: which fields exist, and their types.
 
 Values of enumerations are checked where they are used, all others by the server.
 """
@@ -34,7 +34,7 @@ class Thinking(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class ToolChoice(msgspec.Struct, forbid_unknown_fields=True):
-    """Whether tools are called."""
+    """Whether the model calls tools, and which."""
 
     type: str
     name: str | None = None
@@ -62,7 +62,7 @@ class Metadata(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Message(msgspec.Struct, forbid_unknown_fields=True):
-    """One turn."""
+    """One message."""
 
     role: str
     content: str | list[dict[str, object]]
@@ -81,7 +81,7 @@ class CountBody(msgspec.Struct, kw_only=True):
     output_format: Format | None = None
     """The former name of `output_config.format`."""
 
-    # Our own, as in chats.
+    # loramux's own, as in chats.
     adapters: list[WeightedAdapter] | None = None
     combination: str | None = None
     chat_template_kwargs: dict[str, object] | None = None
@@ -99,5 +99,5 @@ class MessagesBody(CountBody, kw_only=True):
     top_k: int | None = None
     metadata: Metadata | None = None
 
-    # Our own, as in chats.
+    # loramux's own, as in chats.
     seed: int | None = None

@@ -13,13 +13,13 @@ from loramux.v1 import generation_pb2, tokenization_pb2
 
 @dataclass(frozen=True, slots=True)
 class Counting:
-    """What it takes to count the tokens of a prompt."""
+    """A request to count the tokens of a prompt."""
 
     backend: Backend
     caller: Caller
     asked: generation_pb2.GenerateRequest
-    """Its `max_tokens` is set to 1, which leaves room for any prompt that can be answered. A copy
-    would hold all its images a second time."""
+    """Its `max_tokens` is set to 1, so that any prompt fits for which at least one token can be
+    generated. Changed in place, since a copy would duplicate its images."""
     seconds: float | None
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
-"""Lowers `max_tokens` to what the context leaves.
+"""Lowers `max_tokens` to what fits in the context.
 
 Agents send a fixed, large `max_tokens`, whatever room the prompt leaves. As with Anthropic's
-models, the answer then ends with the context, and its `stop_reason` says so.
+models, the answer then ends when the context is full, and its `stop_reason` says so.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from loramux.v1 import generation_pb2
 
 @dataclass(frozen=True, slots=True)
 class Fitting:
-    """What it takes to answer a request whose `max_tokens` may not fit."""
+    """A request whose `max_tokens` may not fit in the context."""
 
     backend: Backend
     caller: Caller
@@ -28,7 +28,7 @@ class Fitting:
     answer: Answer
     """Converts the response."""
     seconds: float | None
-    """How long each call of the server may take."""
+    """Timeout of each call of the server; None for the default."""
 
     async def whole(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer with one object."""
@@ -45,7 +45,7 @@ class Fitting:
     async def _answer(self, answer: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         server = await self.backend.info(self.caller)
         fills_context = self.asked.sampling.max_tokens >= server.context_length
-        if fills_context and server.kind != "seq2seq":  # refused with any prompt
+        if fills_context and server.kind != "seq2seq":  # would be refused with any prompt
             await self._shorten()
             await answer(scope, receive, send)
             return

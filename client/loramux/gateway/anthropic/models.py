@@ -6,7 +6,7 @@ from typing import Any
 
 
 def listed(models: Mapping[str, Any]) -> dict[str, object]:
-    """Convert OpenAI's list of models; all of them are on one page."""
+    """Convert OpenAI's list of models to Anthropic's, as a single page."""
     found = [as_model(model) for model in models["data"]]
     return {
         "data": found,
@@ -17,7 +17,7 @@ def listed(models: Mapping[str, Any]) -> dict[str, object]:
 
 
 def as_model(model: Mapping[str, Any]) -> dict[str, object]:
-    """Convert OpenAI's object for a model."""
+    """Convert OpenAI's model object to Anthropic's."""
     return {
         "type": "model",
         "id": model["id"],

@@ -22,15 +22,15 @@ _PARTS = (
     (re.compile(r"^(tools\[\d+\])\.parameters\b"), r"\1.input_schema"),
     (re.compile(r"(\.tool_calls\[\d+\])\.arguments\b"), r"\1.input"),
 )
-"""The same for parts of a name."""
+"""The same for parts of a field's path."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The fields of a request that a message for the server was made of."""
+    """The fields of a request that a message for the server was made from."""
 
     name: str
-    """The message of the request, or the block, that it begins with."""
+    """The first message or block that it was made from."""
     is_result: bool
     """Whether it is a tool's result."""
     parts: Sequence[str]

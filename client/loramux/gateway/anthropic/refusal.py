@@ -18,7 +18,7 @@ _KINDS = {
     504: "timeout_error",
     529: "overloaded_error",
 }
-"""HTTP status -> type of error, beside those of `_kind`."""
+"""HTTP status -> error type; `_kind` has the defaults."""
 _OVERLOADED = 529
 _OF_LOAD = frozenset({"QUEUE_FULL", "MEMORY_UNREACHABLE", "DEADLINE_UNREACHABLE", "SERVER_BUSY"})
 """Reasons that concern the whole server; others concern the caller's quota."""
@@ -27,7 +27,7 @@ _OF_LOAD = frozenset({"QUEUE_FULL", "MEMORY_UNREACHABLE", "DEADLINE_UNREACHABLE"
 def is_anthropic(scope: Scope) -> bool:
     """Return whether the request of `scope` is for Anthropic's API."""
     path: str = scope["path"]
-    if path == "/v1/models" or path.startswith("/v1/models/"):  # also of OpenAI's API
+    if path == "/v1/models" or path.startswith("/v1/models/"):  # in OpenAI's API, too
         return "anthropic-version" in Headers(scope=scope)
     return path == "/v1/messages" or path.startswith("/v1/messages/")
 
@@ -35,7 +35,7 @@ def is_anthropic(scope: Scope) -> bool:
 def error_body(error: LoramuxError, request_id: str, names: Names) -> dict[str, object]:
     """Return Anthropic's object for `error`, with the field names of the request."""
     message = words_of(error)
-    if error.reason != "UNKNOWN_PARAMETER":  # names the field as the caller did
+    if error.reason != "UNKNOWN_PARAMETER":  # which already has the caller's name
         message = names.message(message, error.field)
     return _body(_status(error), message, request_id)
 
@@ -48,13 +48,13 @@ def refusal(error: LoramuxError, caller: Caller, names: Names) -> Response:
 
 
 def plain_refusal(status: int, message: str, code: str, caller: Caller) -> Response:
-    """Return the response for an error of HTTP itself; Anthropic's API has no `code`."""
+    """Return the response for an HTTP-level error; Anthropic's API has no `code`."""
     body = _body(status, message, caller.request_id)
     return json_response(body, caller.returned | request_header(caller), status)
 
 
 def request_header(caller: Caller) -> dict[str, str]:
-    """Return the header from which Anthropic's clients read the id of a request."""
+    """Return the header from which Anthropic's clients read a request's id."""
     return {"request-id": caller.request_id}
 
 

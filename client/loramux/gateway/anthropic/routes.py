@@ -29,18 +29,18 @@ B = TypeVar("B", bound=CountBody)
 
 
 class Messages:
-    """Answers `/v1/messages` and what is below it."""
+    """The handlers of `/v1/messages` and the routes below it."""
 
     def __init__(
         self,
         backend: Callable[[], Backend],
         most_bytes: Callable[[Caller], Awaitable[int]],
     ) -> None:
-        """Prepare.
+        """Initialize.
 
         Args:
             backend: Returns the connection to the servers.
-            most_bytes: Returns the largest body with images that a caller may send.
+            most_bytes: Returns the size limit of a caller's body with images.
         """
         self._backend = backend
         self._most_bytes = most_bytes
@@ -74,7 +74,7 @@ class Messages:
     async def _asked(
         self, request: Request, kind: type[B]
     ) -> tuple[Caller, B, MessageNames, generation_pb2.GenerateRequest]:
-        """Return the caller, the body, the names of fields in errors, and the server's request."""
+        """Return the caller, the body, the field names for errors, and the server's request."""
         caller = caller_of(request.scope)
         request.state.names = MessageNames()
         body = parse(await read(request, partial(self._most_bytes, caller)), kind, UNSERVED)

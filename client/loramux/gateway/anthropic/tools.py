@@ -1,4 +1,4 @@
-"""Tools, as Anthropic's API has them."""
+"""Tools in Anthropic's API, converted to those of chats."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from loramux.gateway.tools import Function, FunctionName, NamedTool, Tool
 _MODES = {"auto": "auto", "any": "required", "none": "none"}
 """Type of a choice -> its name in chats."""
 _ONLY = {"allowed_callers": ["direct"], "defer_loading": False, "input_examples": []}
-"""Field of a tool -> the only value that is supported."""
+"""Field of a tool -> the only value that is supported, beside none."""
 
 
 class CustomTool(msgspec.Struct, forbid_unknown_fields=True):
@@ -26,26 +26,26 @@ class CustomTool(msgspec.Struct, forbid_unknown_fields=True):
     strict: bool | None = None
     cache_control: object = None
     eager_input_streaming: bool | None = None
-    """Without effect: input is sent when it is complete."""
+    """Ignored: a tool's input is sent when it is complete."""
     allowed_callers: list[str] | None = None
     defer_loading: bool | None = None
     input_examples: list[object] | None = None
 
 
 def tools_of(given: Sequence[Mapping[str, object]]) -> list[Tool]:
-    """Return the tools of a request, as chats have them.
+    """Return the tools of a request in the form of chats.
 
     Raises:
-        InvalidArgumentError: One is malformed, or not run by the caller.
+        InvalidArgumentError: One is malformed, or is not run by the caller.
     """
     return [_tool(f"tools[{place}]", tool) for place, tool in enumerate(given)]
 
 
 def choice_of(choice: ToolChoice | None, tools: Sequence[Tool]) -> dict[str, Any]:
-    """Return the fields of a chat for `choice` between `tools`.
+    """Return the fields of a chat body for `choice`.
 
     Raises:
-        InvalidArgumentError: It is malformed, or there are no tools.
+        InvalidArgumentError: It is malformed, or requires a tool when there are no `tools`.
     """
     if choice is None:
         return {}

@@ -1,4 +1,4 @@
-"""Converts messages with content blocks to the client's, and records where each part was."""
+"""Converts messages with content blocks to the client's, and records where each part came from."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -26,12 +26,12 @@ from loramux.gateway.refusal import check_one_of, invalid
 from loramux.types import Image, Message, ToolCall
 
 _BILLING = "x-anthropic-billing-header:"
-"""How Claude Code's system prompt begins: a line for Anthropic's accounting. It differs between
-requests, so whatever follows it would miss the prefix cache."""
+"""Begins Claude Code's system prompt: a line for Anthropic's accounting. It differs between
+requests, so everything after it would miss the prefix cache."""
 _BETWEEN = "\n\n"
 """Separates two blocks of text."""
 _FAILED = "Error: "
-"""Precedes the result of a call that failed; templates have no field for that."""
+"""Prefix of a failed call's result, since templates have no field for that."""
 
 
 @dataclass(slots=True)
@@ -42,7 +42,7 @@ class Turn:
     name: str
     """The field of the request that it comes from; likewise in `part_names` and `call_names`."""
     parts: list[list[str] | Image] = field(default_factory=list)
-    """A part of text is the texts that it is made of, joined at the end: there may be thousands."""
+    """A text part is a list of texts, joined only at the end, as there may be thousands."""
     part_names: list[str] = field(default_factory=list)
     calls: list[ToolCall] = field(default_factory=list)
     call_names: list[str] = field(default_factory=list)
@@ -75,7 +75,7 @@ class Turn:
 
 
 class Turns:
-    """The messages of a request. Consecutive messages of one role are one turn."""
+    """The messages of a request. Consecutive messages of one role are merged."""
 
     def __init__(self, body: CountBody) -> None:
         """Convert `system` and `messages` of `body`.
@@ -87,7 +87,7 @@ class Turns:
             raise invalid("messages", "messages is an empty list; give at least one message")
         self._turns: list[Turn] = []
         self._waiting: list[tuple[str, str]] = []
-        """System messages that followed an assistant's turn: name and text."""
+        """System messages held back after an assistant's turn: field and text."""
         for name, text in _texts("system", body.system):
             self._put("system", name, text)
         for place, given in enumerate(body.messages):
@@ -108,7 +108,7 @@ class Turns:
 
     @property
     def sources(self) -> list[Source]:
-        """What each of `messages` was made of, for errors."""
+        """The fields that each of `messages` was made from, for errors."""
         return [
             Source(turn.name, turn.role == "tool", turn.part_names, turn.call_names)
             for turn in self._turns
@@ -151,10 +151,10 @@ class Turns:
                 turn.call_names.append(part)
 
     def _instruct(self, name: str, text: str) -> None:
-        """Add a system message that is not the first; few templates accept such a turn.
+        """Add a system message from the conversation, where few templates accept one.
 
-        It becomes part of the turn before it. After an assistant's turn it waits, so that results
-        of tools directly follow their calls.
+        It becomes part of the turn before it. After an assistant's turn it is held back, so that
+        tool results directly follow their calls.
         """
         if self._turns and self._turns[-1].role == "assistant":
             self._waiting.append((name, text))
@@ -164,7 +164,7 @@ class Turns:
             self._put("system", name, text)
 
     def _flush(self) -> None:
-        """Add the system messages that wait."""
+        """Add the system messages that were held back."""
         waiting, self._waiting = self._waiting, []
         for name, text in waiting:
             role = self._turns[-1].role
