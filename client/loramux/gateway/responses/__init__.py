@@ -1,4 +1,4 @@
-"""OpenAI's Responses API, a translation to chats and back.
+"""OpenAI's Responses API, translated to chats and back.
 
 It is stateless: a response can be neither fetched nor continued by its id.
 """

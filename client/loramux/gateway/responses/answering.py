@@ -1,4 +1,4 @@
-"""Answering `/v1/responses`, with one object or a stream of events."""
+"""Answers `/v1/responses`, with one object or a stream of events."""
 
 import itertools
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from loramux.gateway.styles import Object
 from loramux.v1 import generation_pb2
 
 _CODES = {"rate_limit_error": "rate_limit_exceeded", "server_error": "server_error"}
-"""Type of an error -> code of a failed response; for all others it is `invalid_prompt`."""
+"""Error type -> code of a failed response; `invalid_prompt` for all others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +73,15 @@ class ResponseEvents:
 
 @dataclass(frozen=True, slots=True)
 class Responding(Streaming):
-    """What it takes to answer a request."""
+    """A validated request, ready to be answered."""
 
     answers: ResponseEvents
 
     async def whole(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer with one object.
 
-        It is read as a stream as well, since only chunks tell in which order text and calls came,
-        and which tokens are text.
+        The server's answer is read as a stream here, too: only chunks show the order of text and
+        calls, and which tokens are text.
         """
         adapters: Sequence[generation_pb2.AdapterIdentity] = ()
         async with aclosing(self.pieces()) as pieces:

@@ -42,7 +42,7 @@ def asked_by_response(
         base: The name of the base model.
 
     Raises:
-        LoramuxError: A value is invalid; the error names the field, that of a message as in a chat.
+        LoramuxError: A value is invalid; the error names the field, a message's as in a chat.
     """
     shared = {name: getattr(body, name) for name in _SHARED}
     chat = ChatBody(

@@ -1,4 +1,4 @@
-"""The body of `/v1/responses`: which fields there are, and of what type."""
+"""The body of `/v1/responses`: which fields exist, and their types."""
 
 import msgspec
 
@@ -21,7 +21,7 @@ class Reasoning(msgspec.Struct, forbid_unknown_fields=True):
     summary: str | None = None
     """Accepted without effect: the reasoning itself is returned."""
     generate_summary: str | None = None
-    """What `summary` was called before."""
+    """The former name of `summary`."""
 
 
 class ResponsesBody(SamplingBody, kw_only=True):
@@ -31,7 +31,7 @@ class ResponsesBody(SamplingBody, kw_only=True):
     instructions: str | None = None
     max_output_tokens: int | None = None
     max_tool_calls: int | None = None
-    """Limits calls of built-in tools, of which there are none."""
+    """Ignored: it limits calls of built-in tools, of which there are none."""
     text: TextOptions = msgspec.field(default_factory=TextOptions)
     reasoning: Reasoning | None = None
     tools: list[dict[str, object]] = msgspec.field(default_factory=list)
@@ -49,17 +49,17 @@ class ResponsesBody(SamplingBody, kw_only=True):
     previous_response_id: object = None
     prompt: object = None
 
-    # As vLLM calls it.
+    # vLLM's.
     chat_template_kwargs: dict[str, object] = msgspec.field(default_factory=dict)
 
     @property
     def tells_logprobs(self) -> bool:
-        """Whether the text comes with log-probabilities of its tokens."""
+        """Whether to return log-probabilities of the text's tokens."""
         return bool(self.top_logprobs) or LOGPROBS in self.include
 
     @property
     def called(self) -> dict[str, str]:
-        """Field of the server -> field of this API, where they differ."""
+        """Field of the server's request -> field of this body, where the names differ."""
         has_json = self.structured_outputs and self.structured_outputs.json is not None
         return {
             "max_tokens": "max_output_tokens",

@@ -14,7 +14,7 @@ from loramux.gateway.tools import CalledFunction, ToolCall
 
 
 class Item(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Fields that output items have and that are ignored when they are sent back."""
+    """Fields of output items, ignored when clients send them back."""
 
     id: object = None
     status: object = None
@@ -26,7 +26,7 @@ class MessageItem(Item, kw_only=True):
     role: str
     content: str | list[Part]
     phase: object = None
-    """Commentary or final answer, which chat templates have no place for."""
+    """Commentary or final answer; ignored, since chat templates have no field for it."""
 
 
 class CallItem(Item, kw_only=True):
@@ -82,19 +82,19 @@ class Talk:
 
     messages: list[ChatMessage] = field(default_factory=list)
     sources: list[Source] = field(default_factory=list)
-    """Of each message."""
+    """One for each message."""
     thoughts: list[list[str]] = field(default_factory=list)
-    """The reasoning of each message, which `end` puts into it. An input has thousands of items: no
-    text or list may be copied for each of them."""
+    """The reasoning of each message, joined by `end`: an input may have thousands of items, so no
+    text or list is copied for each of them."""
 
     def begin(self, name: str, role: str, content: str | list[Part], of_content: str) -> None:
         """Add a message.
 
         Args:
-            name: The item or field that it is made of.
+            name: The item or field that it comes from.
             role: Its role.
             content: Its content.
-            of_content: The field that has the content.
+            of_content: The field that holds the content.
         """
         self.messages.append(ChatMessage(role, content))
         self.sources.append(Source(name, of_content))

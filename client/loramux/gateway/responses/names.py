@@ -1,4 +1,4 @@
-"""Field names of `/v1/responses` in errors, which name fields of the server or of chats."""
+"""Translates field names in errors, the server's or those of chats, to those of `/v1/responses`."""
 
 import re
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ _FORMS = {
 
 @dataclass(slots=True)
 class Source:
-    """The fields that a chat message was made of."""
+    """The fields that a chat message was made from."""
 
     item: str
     """The first item of the message."""
@@ -33,14 +33,14 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class ResponsesNames(Names):
-    """The names of `/v1/responses`, where messages have the names of their items."""
+    """The names of `/v1/responses`, where messages are named after their items."""
 
     sources: Sequence[Source] = ()
     """One for each message."""
 
     def in_field(self, name: str) -> str:
         """See `Names`."""
-        # While there are no sources, the body itself is checked, which has a field `prompt`.
+        # Without sources, the error is about the body itself, which has a field `prompt`.
         is_all = name == "messages" or (name == "prompt" and bool(self.sources))
         return "input" if is_all else self.in_text(name)
 

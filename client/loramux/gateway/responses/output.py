@@ -19,7 +19,7 @@ class Output:
     items: list[Object] = field(default_factory=list)
     """Items that are done."""
     is_cut_off: bool = False
-    """Whether a token limit ended it."""
+    """Whether it ended at a token limit."""
     _written: Written | None = None
     """The item in progress."""
     _tokens: TextTokens = field(default_factory=TextTokens)
@@ -46,7 +46,7 @@ class Output:
         return self.items + ([written.item("incomplete", [written.part()])] if written else [])
 
     def _has_said(self) -> bool:
-        """Return whether there is a message or a call."""
+        """Return whether there is a message or a tool call."""
         return isinstance(self._written, Message) or any(
             item["type"] != "reasoning" for item in self.items
         )

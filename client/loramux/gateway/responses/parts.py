@@ -21,7 +21,7 @@ class Text(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Refusal(msgspec.Struct, forbid_unknown_fields=True):
-    """`refusal`, which models of OpenAI return in place of text."""
+    """`refusal`, which OpenAI's models return instead of text."""
 
     refusal: str
 

@@ -28,21 +28,21 @@ _UNSUPPORTED: dict[str, tuple[Callable[[ResponsesBody], bool], str]] = {
         "expected 'disabled': input that does not fit the context is refused",
     ),
 }
-"""Field -> whether its value is not supported, and what would be right."""
+"""Field -> whether its value is unsupported, and what to do instead."""
 _INCLUDED = (
     LOGPROBS, "reasoning.encrypted_content", "message.input_image.image_url",
     "code_interpreter_call.outputs", "computer_call_output.output.image_url",
     "file_search_call.results", "web_search_call.action.sources", "web_search_call.results",
 )  # fmt: skip
-"""All that OpenAI's API has: there are no built-in tools to include anything of, and reasoning is
+"""All values of OpenAI's API. Most have no effect: there are no built-in tools, and reasoning is
 plain text."""
 
 
 def check_served(body: ResponsesBody) -> None:
-    """Check that all of `body` is supported.
+    """Check that all values of `body` are supported.
 
     Raises:
-        InvalidArgumentError: A value is not; the error names the field.
+        InvalidArgumentError: One is not; the error names the field.
     """
     for name, (is_wrong, why) in _UNSUPPORTED.items():
         if is_wrong(body):

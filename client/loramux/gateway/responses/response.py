@@ -18,7 +18,7 @@ class Response:
     body: ResponsesBody
     """The request."""
     request_id: str
-    """Part of its id."""
+    """Its id, without the prefix."""
     output: Output = field(default_factory=Output)
     usage: generation_pb2.Usage | None = None
     """Known at the end."""
@@ -26,11 +26,11 @@ class Response:
     _created: int = field(default_factory=lambda: int(time.time()))
 
     def begin(self, sampling: generation_pb2.SamplingParams) -> None:
-        """Note the sampling parameters in use, the adapter's defaults included."""
+        """Record the sampling parameters in use, which include the adapter's defaults."""
         self._sampling = sampling
 
     def object(self, status: str, output: list[Object], error: Object | None = None) -> Object:
-        """Return it as OpenAI's object.
+        """Return OpenAI's response object.
 
         Args:
             status: in_progress, completed, incomplete or failed.
@@ -71,7 +71,7 @@ class Response:
         }
 
     def ended(self) -> Object:
-        """Return it after the last chunk."""
+        """Return the final response object, after the last chunk."""
         return self.object(
             "incomplete" if self.output.is_cut_off else "completed", self.output.items
         )

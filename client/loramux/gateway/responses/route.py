@@ -1,4 +1,4 @@
-"""The route."""
+"""The route `/v1/responses`."""
 
 from collections.abc import Awaitable, Callable
 
@@ -29,7 +29,7 @@ async def respond(
     Args:
         request: The request; its `state.names` are set for errors that are raised.
         backend: The servers.
-        most_bytes: Returns the limit of a body with images.
+        most_bytes: Returns the size limit of a body with images.
 
     Raises:
         HTTPException: The body cannot be read.

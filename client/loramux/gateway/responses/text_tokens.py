@@ -1,15 +1,15 @@
-"""The tokens of a message's text among all tokens of a stream."""
+"""Finds the tokens of a message's text among all tokens of a stream."""
 
 from loramux.gateway.styles import Object, logprobs_of
 from loramux.v1 import generation_pb2
 
 
 class TextTokens:
-    """Selects log-probabilities.
+    """Selects the log-probabilities that belong to text.
 
-    A chunk has log-probabilities of all its tokens: those of reasoning, calls, markers and the end
-    too. Its text may belong to tokens of earlier chunks, where the server withheld text that could
-    have been the beginning of a call or a stop string.
+    A chunk has log-probabilities of all its tokens, including those of reasoning, tool calls,
+    markers and the end of sequence. Its text may come from tokens of earlier chunks, since the
+    server withholds text that may be the beginning of a call or a stop string.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class TextTokens:
 def _split(
     text: bytes, positions: list[generation_pb2.PositionLogprobs]
 ) -> tuple[list[generation_pb2.PositionLogprobs], list[generation_pb2.PositionLogprobs]]:
-    """Return the positions within `text` and those after it; all where it is not found."""
+    """Return the positions within `text` and those after it; all as within if it is not found."""
     joined = b"".join(each.chosen.utf8 for each in positions)
     begin = len(joined) - len(text) if joined.endswith(text) else joined.find(text)
     if begin < 0:

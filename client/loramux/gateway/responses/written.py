@@ -1,4 +1,4 @@
-"""Output items, in progress and done."""
+"""Output items, in progress and complete."""
 
 import secrets
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ class Written(Protocol):
         """Append `text`; return the fields of the delta event."""
 
     def part(self) -> Object:
-        """Return the part as it is now."""
+        """Return the part in its current state."""
 
     def whole(self) -> Object:
         """Return the fields of the done event."""
