@@ -1,6 +1,6 @@
-"""Files of requests for OpenAI's API, answered one by one by a loramux server.
+"""Batch files of requests for OpenAI's API, answered by a loramux server.
 
-Needs what the gateway needs: each request is answered as the gateway would, without its socket.
+Requires the `gateway` extra: the gateway's application answers each request, in process.
 """
 
 from loramux.gateway.batch.answered import Answered, OutputFile

@@ -1,4 +1,4 @@
-"""What was answered: a file with a line for each request, which can be gone on with."""
+"""The output file of a batch, with a line for each request; a batch can be resumed from it."""
 
 import secrets
 from pathlib import Path
@@ -11,52 +11,52 @@ from loramux.gateway.batch.lines import WrongLineError, decoded
 
 OK = 200
 _BEGINNING = b'{"id":'
-"""Of each line."""
+"""First bytes of each line."""
 
 
 class Response(msgspec.Struct, frozen=True):
-    """What HTTP would bring."""
+    """An HTTP response."""
 
     status_code: int
     request_id: str
-    """What logs and traces of the server call it."""
+    """The request's id in the server's logs and traces."""
     body: msgspec.Raw
-    """JSON, as it came."""
+    """The unparsed JSON."""
 
 
 class Answered(msgspec.Struct, frozen=True):
-    """One request, and what came of it."""
+    """A line of the output file: one request's response."""
 
     id: str
     custom_id: str
     response: Response
     error: None = None
-    """Of OpenAI's format: why there is no response."""
+    """A field of OpenAI's format; always None, as there is always a response."""
 
     @classmethod
     def of(cls, custom_id: str, response: Response) -> Self:
-        """Return it with an id of its own."""
+        """Return a line with a new id."""
         return cls(f"batch_req_{secrets.token_hex(12)}", custom_id, response)
 
 
 class OutputFile:
-    """The file that answers go to, one line each as they come."""
+    """The file to which responses are appended as they arrive, one per line."""
 
     def __init__(self, path: Path, *, goes_on: bool) -> None:
         """Open the file at `path`.
 
         Args:
-            path: Where it is, or will be.
-            goes_on: Keep what a run before this one was answered well. A line that it did not
-                finish, and answers that tell of an error, are taken out.
+            path: The file, which need not exist.
+            goes_on: Resume an earlier run: keep its successful responses. An incomplete last line
+                and error responses are removed.
 
         Raises:
-            FileExistsError: It is there, and not to be gone on with.
+            FileExistsError: It exists, and `goes_on` is False.
             OSError: It cannot be read or written.
-            WrongLineError: A line of it is no answer; nothing was changed.
+            WrongLineError: A line of it is invalid; the file is unchanged.
         """
         self.done: set[str] = set()
-        """Ids of requests that were answered well before."""
+        """Ids of requests that were answered successfully before."""
         if not goes_on:
             self._file = path.open("xb")
             return
@@ -79,7 +79,7 @@ class OutputFile:
         self._file.close()
 
     def write(self, answered: Answered) -> None:
-        """Write a line; who reads the file sees it."""
+        """Write a line and flush it."""
         self._file.write(_encoded(answered))
         self._file.flush()
 

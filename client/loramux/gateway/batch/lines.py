@@ -1,4 +1,4 @@
-"""What is asked: a file with a request on each line, in the format of OpenAI's batches."""
+"""The input file of a batch, with a request on each line, in OpenAI's batch format."""
 
 from array import array
 from collections.abc import Iterator
@@ -13,47 +13,47 @@ URLS = (
     "/v1/score", "/v1/rerank",
 )  # fmt: skip
 MAX_ID = 512
-"""Characters."""
+"""Longest `custom_id`, in characters."""
 
 Kind = TypeVar("Kind")
 
 
 class WrongLineError(ValueError):
-    """A line is not what it has to be; the message names it, and what would be right."""
+    """A line is invalid; the message names it, and what would be right."""
 
 
 class ChangedFileError(ValueError):
-    """A file is not what it was when it was read before; the message names the line."""
+    """A file changed after it was read first; the message names the line."""
 
 
 class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One request."""
 
     custom_id: str
-    """What the caller calls it; nothing else in the file has that name."""
+    """The caller's id for it, unique within the file."""
     url: str
     body: dict[str, Any]
     method: str = "POST"
 
 
 class RequestFile:
-    """A file of requests, which are all looked at before the first is taken; that reads it again.
+    """A file of requests. All are validated at once; iteration reads the file again.
 
-    Empty lines are left out.
+    Blank lines are skipped.
     """
 
     def __init__(self, path: Path) -> None:
-        """Look at all lines of the file at `path`.
+        """Validate all lines of the file at `path`.
 
         Raises:
-            WrongLineError: A line is no request, or has the id of an earlier one.
+            WrongLineError: A line is not a valid request, or has the id of an earlier one.
             OSError: The file cannot be read.
         """
         self.ids: set[str] = set()
-        """Of all requests."""
+        """Ids of all requests."""
         self._path = path
         self._hashes = array("q")
-        """Of the lines as they were."""
+        """Hashes of the lines, to notice changes."""
         with path.open("rb") as file:
             for number, raw in enumerate(file, start=1):
                 self._hashes.append(hash(raw))
@@ -64,7 +64,7 @@ class RequestFile:
         """Yield the requests.
 
         Raises:
-            ChangedFileError: The file is not what it was.
+            ChangedFileError: The file has changed.
             OSError: The file cannot be read.
         """
         with self._path.open("rb") as file:
@@ -87,10 +87,10 @@ class RequestFile:
 
 
 def decoded(raw: bytes, kind: type[Kind], number: int) -> Kind:
-    """Return what the line `number` of a file holds, `raw`.
+    """Return `raw`, the line `number` of a file, as a `kind`.
 
     Raises:
-        WrongLineError: It is no JSON, or not that of a `kind`.
+        WrongLineError: It is not JSON, or does not fit `kind`.
     """
     try:
         return msgspec.json.decode(raw, type=kind)

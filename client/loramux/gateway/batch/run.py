@@ -1,4 +1,4 @@
-"""Answers requests side by side, and tries again where the server had no room."""
+"""Answers requests concurrently, and retries those that an overloaded server refuses."""
 
 import asyncio
 import random
@@ -14,25 +14,25 @@ from loramux.gateway.batch.lines import Line
 from loramux.gateway.door import Door, Reply
 
 _AGAIN = (429, 503)
-"""Statuses of a server that has no room, or is away."""
+"""Statuses of an overloaded or unavailable server, which are retried."""
 _FIRST_SECONDS, _MOST_SECONDS = 0.5, 30.0
-"""Waits between two tries where the server does not say how long."""
+"""First and longest backoff if the server does not send a retry delay."""
 _LEAST_SECONDS = 0.05
-"""The shortest wait where it does."""
+"""Shortest wait if it does."""
 
 
 @dataclass
 class Progress:
-    """How far it is."""
+    """Progress of a batch."""
 
     statuses: Counter[int] = field(default_factory=Counter)
     """Status -> how many requests ended with it."""
     num_again: int = 0
-    """How often one was asked again."""
+    """Number of retries."""
 
     @property
     def num_failed(self) -> int:
-        """Requests that did not end well."""
+        """Requests that ended with an error."""
         return self.statuses.total() - self.statuses[OK]
 
 
@@ -45,19 +45,19 @@ async def answer_all(
     patience: float,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Progress:
-    """Answer `lines`, but those that are answered in `output`.
+    """Answer those of `lines` that are not answered in `output`.
 
     Args:
-        lines: The requests; taken one by one.
-        door: Who answers.
-        output: Where answers go.
-        concurrency: Requests under way at once.
-        patience: Seconds for which one is tried again where the server has no room for it.
-        on_progress: Called after each answer, and before one is asked again.
+        lines: The requests; consumed one by one.
+        door: Answers them.
+        output: Where responses are written.
+        concurrency: Requests in progress at once.
+        patience: Seconds for which a request is retried if the server is overloaded.
+        on_progress: Called after each response, and before each retry.
 
     Raises:
-        ChangedFileError: From `lines`; what is under way then is left to another run.
-        OSError: `lines` cannot be read, or `output` not be written.
+        ChangedFileError: From `lines`; requests in progress are cancelled and left to another run.
+        OSError: `lines` cannot be read, or `output` cannot be written.
     """
     progress = Progress()
     left = (line for line in lines if line.custom_id not in output.done)
@@ -81,19 +81,19 @@ async def answer_all(
             for _ in range(concurrency):
                 group.create_task(work(left))
     except ExceptionGroup as errors:
-        # The first ended the others.
+        # The first error cancelled the other tasks.
         raise errors.exceptions[0] from None
     return progress
 
 
 async def _answer(line: Line, door: Door, patience: float, on_again: Callable[[], None]) -> Reply:
-    """Return the answer to one request; the last one if the server never had room."""
+    """Return the reply to one request: the last refusal if `patience` seconds are over."""
     body, wait = msgspec.json.encode(line.body), _FIRST_SECONDS
     until = time.monotonic() + patience
     while True:
         reply = await door.post(line.url, body)
         told = reply.headers.get("retry-after-ms")
-        # Not all at one moment, and never sooner than the server says.
+        # With jitter, and never sooner than the server says.
         seconds = (
             max(float(told) / 1000, _LEAST_SECONDS) * random.uniform(1.0, 1.25)
             if told
