@@ -1,6 +1,6 @@
-"""`/v1/adapters`: the adapters of a server as resources of HTTP.
+"""`/v1/adapters`: the adapters of a server as HTTP resources.
 
-Routes are calls of the client's, made with the caller's key; they decide nothing.
+Each route makes client calls with the caller's key; the server does all checks.
 """
 
 from loramux.gateway.adapters.routes import adapter_routes

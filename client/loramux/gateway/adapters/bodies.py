@@ -1,4 +1,4 @@
-"""The JSON bodies of `/v1/adapters`, and what its queries may say."""
+"""The JSON bodies and query parameters of `/v1/adapters`."""
 
 import re
 
@@ -9,12 +9,12 @@ from loramux.gateway.parsing import Unserved
 from loramux.gateway.refusal import invalid
 
 NOTHING_ELSE = Unserved(harmless=frozenset(), unsupported={})
-"""Every field counts."""
+"""For bodies whose unknown fields are all refused."""
 _FLAGS = {"": True, "true": True, "1": True, "false": False, "0": False}
 
 
 class ImportBody(msgspec.Struct, kw_only=True):
-    """Whence a server is to fetch an adapter."""
+    """Where a server is to fetch an adapter from."""
 
     uri: str
     must_not_exist: bool = False
@@ -22,37 +22,37 @@ class ImportBody(msgspec.Struct, kw_only=True):
 
 
 class AliasBody(msgspec.Struct, kw_only=True):
-    """What an alias is to stand for: one version, or several by weight."""
+    """The new target of an alias: one version, or several by weight."""
 
     version: int | None = None
     weights: dict[int, int] | None = None
     expected: int | dict[int, int] | None = None
-    """What it has to stand for now, as the same; `{}` for no alias at all."""
+    """The current target, for compare-and-swap, in either form; `{}` if there must be no alias."""
 
 
 class NoBody(msgspec.Struct, kw_only=True):
-    """Nothing to say."""
+    """A body without fields."""
 
 
 class TtlBody(msgspec.Struct, kw_only=True):
-    """How long a version is to live from now on."""
+    """A version's time to live, from now on."""
 
     seconds: float | None = None
-    """None for no end."""
+    """None for no expiry."""
 
 
 def reference_of(request: Request, part: str = "reference") -> str:
-    """Return the adapter that the path means, with the tenant of the query, if one is given."""
+    """Return the reference in the path, qualified with the query's tenant if there is one."""
     reference: str = request.path_params[part]
     tenant = request.query_params.get("tenant", "")
     return f"{tenant}/{reference}" if tenant else reference
 
 
 def check_query(request: Request, *known: str) -> None:
-    """Demand that the query has only what is known, each once.
+    """Check that the query has only `known` parameters, each at most once.
 
     Raises:
-        InvalidArgumentError: It has more; the error names it.
+        InvalidArgumentError: It has another or a repeated one; the error names it.
     """
     names = [name for name, _ in request.query_params.multi_items()]
     for name in names:
@@ -64,7 +64,7 @@ def check_query(request: Request, *known: str) -> None:
 
 
 def flag(request: Request, name: str) -> bool:
-    """Return whether the query has `name`.
+    """Return the boolean `name` of the query: false if missing, true if it has no value.
 
     Raises:
         InvalidArgumentError: Its value is neither true nor false.
@@ -78,10 +78,10 @@ def flag(request: Request, name: str) -> bool:
 
 
 def number(request: Request, name: str) -> float | None:
-    """Return the number `name` of the query; None where there is none.
+    """Return the number `name` of the query; None if missing.
 
     Raises:
-        InvalidArgumentError: It is none.
+        InvalidArgumentError: It is not a number.
     """
     given = request.query_params.get(name)
     if given is None:
@@ -92,10 +92,10 @@ def number(request: Request, name: str) -> float | None:
 
 
 def whole_number(request: Request, name: str) -> int | None:
-    """Return the whole number `name` of the query; None where there is none.
+    """Return the whole number `name` of the query; None if missing.
 
     Raises:
-        InvalidArgumentError: It is none.
+        InvalidArgumentError: It is not a whole number.
     """
     given = request.query_params.get(name)
     if given is None:

@@ -1,4 +1,4 @@
-"""How adapters look in JSON, and what is told of errors."""
+"""JSON objects for adapters, aliases and errors."""
 
 import datetime
 from collections.abc import Mapping
@@ -14,11 +14,11 @@ from loramux.types import Adapter, AliasMove
 Object = dict[str, object]
 
 _FIELDS = {"header.size_bytes": "content-length", "header.sha256": "x-content-sha256"}
-"""Field of the server's requests -> header of HTTP that it comes of."""
+"""Field of the server's requests -> HTTP header that it is made from."""
 
 
 def adapter_object(adapter: Adapter) -> Object:
-    """Return one version of an adapter."""
+    """Return the object for one version of an adapter."""
     return {
         "object": "adapter",
         "name": adapter.name,
@@ -42,12 +42,12 @@ def adapter_object(adapter: Adapter) -> Object:
 
 
 def list_object(found: list[Object]) -> Object:
-    """Return a list of objects."""
+    """Return the list object for `found`."""
     return {"object": "list", "data": found}
 
 
 def alias_object(name: str, alias: str, weights: Mapping[int, int]) -> Object:
-    """Return an alias: which versions it stands for, each with its weight."""
+    """Return the object for an alias; `weights` are its versions, each with its weight."""
     return {
         "object": "adapter.alias",
         "name": name,
@@ -57,12 +57,12 @@ def alias_object(name: str, alias: str, weights: Mapping[int, int]) -> Object:
 
 
 def weights_object(weights: Mapping[int, int]) -> Object:
-    """Return weight by version."""
+    """Return `weights` with versions as strings, as JSON requires."""
     return {str(version): weight for version, weight in weights.items()}
 
 
 def move_object(move: AliasMove) -> Object:
-    """Return one move of an alias."""
+    """Return the object for one move of an alias."""
     return {
         "object": "adapter.alias.move",
         "before": weights_object(move.before),
@@ -73,9 +73,9 @@ def move_object(move: AliasMove) -> Object:
 
 
 def refusal(error: LoramuxError, caller: Caller, names: Names) -> Response:
-    """Return the answer that tells `caller` of `error`, in OpenAI's form.
+    """Return the response to `caller` for `error`, in OpenAI's form.
 
-    What other routes call `model` is the resource itself here.
+    Unlike on other routes, an adapter's name is not called `model` here.
     """
     status, kind = own_status_of(error)
     field = _FIELDS.get(error.field, error.field.removeprefix("header."))

@@ -1,4 +1,4 @@
-"""A package that is the body of a request."""
+"""A package uploaded as the body of a request."""
 
 import asyncio
 import re
@@ -21,20 +21,19 @@ _TYPE = "application/octet-stream"
 async def upload(
     request: Request, channel: grpc.aio.Channel, seconds: float, start: Start
 ) -> tuple[Adapter, bool]:
-    """Send the body of `request`; return what it became, and whether that was there already.
+    """Send the body of `request`; return the adapter, and whether it already existed.
 
-    A call of the server may take `seconds`. The server has judged name, size and digest before a
-    byte is read. Where it has a part of the same package, of an upload that broke off, only the
-    rest goes there.
+    Each call of the server may take `seconds`. The server checks name, size and digest before a
+    byte is read. If it has part of the package from an interrupted upload, only the rest is sent.
 
     Raises:
         LoramuxError: The server refuses it.
-        HTTPException: The body comes too slowly.
-        ClientDisconnect: The caller left before it was whole.
+        HTTPException: The body arrives too slowly.
+        ClientDisconnect: The caller disconnected before it was complete.
     """
-    # All parts of an upload come to one server.
+    # All calls of an upload go to one server.
     uploading = Uploading(to_home(channel, start.name), seconds)
-    request.state.is_cut_off = True  # nothing of what is refused is waited for
+    request.state.is_cut_off = True  # the body of a refused upload is not read
     started = await uploading.start(start)
     parts = request.stream()
     if started["adapter"] is None:
@@ -51,16 +50,16 @@ async def upload(
 
 
 def start_of(request: Request, name: str, *, must_not_exist: bool, ttl: float | None) -> Start:
-    """Return what the headers of `request` declare.
+    """Return the upload that the headers of `request` declare.
 
     Raises:
-        HTTPException: The body has no length, or is not called bytes.
-        InvalidArgumentError: There is no digest.
+        HTTPException: There is no content length, or the content type is not octet-stream.
+        InvalidArgumentError: There is no valid digest.
     """
     headers = request.headers
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != _TYPE:
-        # Any page may let a browser send other types here; to send this one, it would have to ask.
+        # A web page could send other types here without a CORS preflight, but not this one.
         raise HTTPException(415, f"content-type is {kind!r}; expected {_TYPE!r}")
     length = headers.get("content-length", "")
     if not (length.isascii() and length.isdecimal() and len(length) < 19):
@@ -80,14 +79,14 @@ def start_of(request: Request, name: str, *, must_not_exist: bool, ttl: float | 
 
 
 async def _without(parts: AsyncIterable[bytes], count: int) -> AsyncGenerator[bytes, None]:
-    """Yield `parts` but for the first `count` bytes."""
+    """Yield `parts` without the first `count` bytes."""
     async for part in parts:
         yield part[count:]
         count = max(0, count - len(part))
 
 
 async def _drained(parts: AsyncIterable[bytes]) -> None:
-    """Read what is left: clients hear an answer only once they sent all."""
+    """Read the rest of the body: many clients read the response only after sending all of it."""
     try:
         async with asyncio.timeout(BODY_SECONDS):
             async for _ in parts:

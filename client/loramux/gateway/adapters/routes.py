@@ -1,4 +1,4 @@
-"""The routes of `/v1/adapters`: calls of the client's, made with the caller's key."""
+"""The routes of `/v1/adapters`, which make client calls with the caller's key."""
 
 import datetime
 from collections.abc import Awaitable, Callable
@@ -41,7 +41,7 @@ from loramux.gateway.refusal import invalid, json_response
 from loramux.gateway.uploading import ttl_of
 
 _BY = "http"
-"""Who moves aliases, beside the key."""
+"""Recorded as the origin of alias moves, beside the key."""
 _MAX_MOVES = 100
 _ONE = "/v1/adapters/{reference}"
 _ALIAS = "/v1/adapters/{name}/aliases/{alias}"
@@ -51,7 +51,7 @@ Answer = Callable[[Request], Awaitable[Response]]
 
 
 def adapter_routes(backend: Callable[[], Backend]) -> list[Route]:
-    """Return the routes; `backend` is asked for at each call."""
+    """Return the routes; `backend` is called for each request."""
     adapters = Adapters(backend)
     return [
         Route(path, _refusing(answer), methods=[method])
@@ -73,7 +73,7 @@ def adapter_routes(backend: Callable[[], Backend]) -> list[Route]:
 
 
 def _refusing(answer: Answer) -> Answer:
-    """Return `answer`, whose errors name fields of its own."""
+    """Return `answer` with its errors in the form of these routes."""
 
     @wraps(answer)
     async def answering(request: Request) -> Response:
@@ -84,13 +84,13 @@ def _refusing(answer: Answer) -> Answer:
 
 
 class Adapters:
-    """Answers each route."""
+    """The handlers of the routes."""
 
     def __init__(self, backend: Callable[[], Backend]) -> None:
         self._backend = backend
 
     async def list(self, request: Request) -> Response:
-        """`GET /v1/adapters`: the newest version of each that the caller sees, or all."""
+        """`GET /v1/adapters`: the newest version, or all, of each adapter visible to the caller."""
         check_query(request, "tenant", "prefix", "all_versions")
         found = await self._client(request).adapters.list(
             all_versions=flag(request, "all_versions"),
@@ -100,7 +100,7 @@ class Adapters:
         return _told(request, list_object([adapter_object(each) for each in found]))
 
     async def get(self, request: Request) -> Response:
-        """`GET /v1/adapters/{reference}`: a version, and which others and aliases there are."""
+        """`GET /v1/adapters/{reference}`: a version, and lists of all versions and aliases."""
         check_query(request, "tenant")
         adapters = self._client(request).adapters
         adapter = await adapters.get(reference_of(request))
@@ -121,7 +121,7 @@ class Adapters:
         )
 
     async def upload(self, request: Request) -> Response:
-        """`PUT /v1/adapters/{name}`: the package that is the body becomes the next version."""
+        """`PUT /v1/adapters/{name}`: register the package in the body as the next version."""
         check_query(request, "tenant", "must_not_exist", "ttl_seconds")
         start = start_of(
             request,
@@ -135,7 +135,7 @@ class Adapters:
         return _told(request, adapter_object(adapter), 200 if already_existed else 201)
 
     async def import_from(self, request: Request) -> Response:
-        """`POST /v1/adapters/{name}/import`: the server fetches it."""
+        """`POST /v1/adapters/{name}/import`: have the server fetch an adapter."""
         body = await self._asked(request, ImportBody)
         adapter = await self._client(request).adapters.import_from(
             reference_of(request, "name"),
@@ -146,7 +146,7 @@ class Adapters:
         return _told(request, adapter_object(adapter))
 
     async def delete(self, request: Request) -> Response:
-        """`DELETE /v1/adapters/{reference}`: an adapter, or one version."""
+        """`DELETE /v1/adapters/{reference}`: delete an adapter, or one version."""
         check_query(request, "tenant")
         reference = reference_of(request)
         await self._client(request).adapters.delete(reference)
@@ -160,13 +160,13 @@ class Adapters:
         return _told(request, adapter_object(adapter))
 
     async def unpin(self, request: Request) -> Response:
-        """`DELETE /v1/adapters/{reference}/pin`: let it go again."""
+        """`DELETE /v1/adapters/{reference}/pin`: unpin a version."""
         check_query(request, "tenant")
         adapter = await self._client(request).adapters.unpin(reference_of(request))
         return _told(request, adapter_object(adapter))
 
     async def set_ttl(self, request: Request) -> Response:
-        """`PUT /v1/adapters/{reference}/ttl`: how long a version lives from now on."""
+        """`PUT /v1/adapters/{reference}/ttl`: set a version's time to live, from now on."""
         body = await self._asked(request, TtlBody)
         adapter = await self._client(request).adapters.set_ttl(
             reference_of(request), _ttl("seconds", body.seconds)
@@ -174,7 +174,7 @@ class Adapters:
         return _told(request, adapter_object(adapter))
 
     async def set_alias(self, request: Request) -> Response:
-        """`PUT /v1/adapters/{name}/aliases/{alias}`: let it stand for other versions."""
+        """`PUT /v1/adapters/{name}/aliases/{alias}`: move an alias to other versions."""
         body = await self._asked(request, AliasBody)
         if (body.version is None) == (body.weights is None):
             raise invalid("version", "one of version and weights has to be set")
@@ -190,7 +190,7 @@ class Adapters:
         return _told(request, alias_object(name, alias, weights))
 
     async def delete_alias(self, request: Request) -> Response:
-        """`DELETE /v1/adapters/{name}/aliases/{alias}`: take it away."""
+        """`DELETE /v1/adapters/{name}/aliases/{alias}`: delete an alias."""
         check_query(request, "tenant", "expected")
         expected = whole_number(request, "expected")
         name, alias = _alias_of(request)
@@ -205,7 +205,7 @@ class Adapters:
         return _told(request, alias_object(name, alias, weights))
 
     async def moves(self, request: Request) -> Response:
-        """`GET /v1/adapters/{name}/aliases/{alias}/moves`: the last ones, the newest first."""
+        """`GET /v1/adapters/{name}/aliases/{alias}/moves`: its last moves, newest first."""
         check_query(request, "tenant")
         name, alias = _alias_of(request)
         moves = await self._client(request).adapters.alias_moves(name, alias, limit=_MAX_MOVES)

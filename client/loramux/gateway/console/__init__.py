@@ -1,8 +1,8 @@
-"""The console: a page for people, in front of the same server.
+"""The web console of the servers behind the gateway.
 
-The page is files that a browser runs as they are. What it shows and does are calls of the client's,
-made with the caller's key (`api.py`, `live.py`); texts come from the routes of
-OpenAI's API. It decides nothing.
+The page is static files, without a build step. It shows and changes what client calls with the
+caller's key return and do (`api.py`, `live.py`); text is generated through the OpenAI routes. The
+server does all checks.
 """
 
 from loramux.gateway.console.routes import Console

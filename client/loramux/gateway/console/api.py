@@ -1,4 +1,4 @@
-"""What the page asks for: calls of the client's, made with the caller's key."""
+"""The API of the page: client calls with the caller's key."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -22,72 +22,72 @@ from loramux.gateway.uploading import Start, Uploading
 from loramux.types import Adapter
 
 _BY = "console"
-"""Who moves aliases, beside the key."""
+"""Recorded as the origin of alias moves, beside the key."""
 _MAX_MOVES = 50
 
 B = TypeVar("B", bound=msgspec.Struct)
 
 
 class Named(msgspec.Struct):
-    """What is about one adapter, or a version of one."""
+    """A request about an adapter, or a version of one."""
 
     name: str
 
 
 class AliasNamed(msgspec.Struct, kw_only=True):
-    """What is about one alias."""
+    """A request about an alias."""
 
     name: str
     alias: str
     expected: dict[int, int] | None = None
-    """Weight by version; empty where there is to be none."""
+    """Current weight by version, for compare-and-swap; empty if there must be no alias."""
 
 
 class AliasSet(AliasNamed, kw_only=True):
-    """What an alias is to stand for."""
+    """The new target of an alias: weight by version."""
 
     weights: dict[int, int]
 
 
 class Finish(msgspec.Struct):
-    """What has come as a whole."""
+    """A request to finish an upload."""
 
     upload_id: str
 
 
 class Api:
-    """Answers each route."""
+    """The handlers of the routes."""
 
     def __init__(self, backend: Callable[[], Backend], ending: asyncio.Event) -> None:
-        """Prepare; `ending` is set when the gateway ends."""
+        """Initialize; `ending` is set when the gateway shuts down."""
         self._backend = backend
         self._ending = ending
 
     async def server(self, request: Request) -> Response:
-        """`GET server`: what it is, and how many there are."""
+        """`GET server`: the server's info, and the number of servers."""
         channels = await self._backend().servers(caller_of(request.scope))
         client = await self._client(request)
         return _told(request, {"info": await client.info(), "servers": len(channels)})
 
     async def live(self, request: Request) -> WhileThere:
-        """`GET live`: adapters and load, as they change."""
+        """`GET live`: a stream of changes of adapters and load."""
         client = await self._client(request)
-        await client.info()  # so that what is refused is an HTTP error
+        await client.info()  # so that a refusal is an HTTP error
         return WhileThere(Live(client, self._ending, caller_of(request.scope)).events)
 
     async def aliases(self, request: Request) -> Response:
-        """`GET aliases?name=`: weight by version, of each."""
+        """`GET aliases?name=`: the weights by version of each alias."""
         client = await self._client(request)
         return _told(request, await client.adapters.aliases(_given(request, "name")))
 
     async def moves(self, request: Request) -> Response:
-        """`GET aliases/moves?name=&alias=`: the last moves of an alias, the newest first."""
+        """`GET aliases/moves?name=&alias=`: the last moves of an alias, newest first."""
         client = await self._client(request)
         name, alias = _given(request, "name"), _given(request, "alias")
         return _told(request, await client.adapters.alias_moves(name, alias, limit=_MAX_MOVES))
 
     async def set_alias(self, request: Request) -> Response:
-        """`POST aliases/set`: let one stand for other versions."""
+        """`POST aliases/set`: move an alias to other versions."""
         body, client = await self._asked(request, AliasSet)
         weights = await client.adapters.set_alias(
             body.name, body.alias, weights=body.weights, expected=body.expected, by=_BY
@@ -95,13 +95,13 @@ class Api:
         return _told(request, weights)
 
     async def delete_alias(self, request: Request) -> Response:
-        """`POST aliases/delete`: take one away."""
+        """`POST aliases/delete`: delete an alias."""
         body, client = await self._asked(request, AliasNamed)
         await client.adapters.delete_alias(body.name, body.alias, expected=body.expected, by=_BY)
         return _told(request, {})
 
     async def roll_back(self, request: Request) -> Response:
-        """`POST aliases/roll-back`: undo the last move of one."""
+        """`POST aliases/roll-back`: undo the last move of an alias."""
         body, client = await self._asked(request, AliasNamed)
         return _told(request, await client.adapters.roll_back(body.name, body.alias, by=_BY))
 
@@ -110,28 +110,28 @@ class Api:
         return await self._changed(request, lambda client, name: client.adapters.pin(name))
 
     async def unpin(self, request: Request) -> Response:
-        """`POST adapters/unpin`: let it go again."""
+        """`POST adapters/unpin`: unpin a version."""
         return await self._changed(request, lambda client, name: client.adapters.unpin(name))
 
     async def delete(self, request: Request) -> Response:
-        """`POST adapters/delete`: take an adapter away, or one version."""
+        """`POST adapters/delete`: delete an adapter, or one version."""
         body, client = await self._asked(request, Named)
         await client.adapters.delete(body.name)
         return _told(request, {})
 
     async def start_upload(self, request: Request) -> Response:
-        """`POST uploads/start`: declare a package, or hear how far it came."""
+        """`POST uploads/start`: start or resume an upload; returns the bytes already received."""
         body = parse(await read(request), Start)
         return _told(request, await (await self._uploading(request)).start(body))
 
     async def send_chunks(self, request: Request) -> Response:
-        """`PUT uploads/chunks?upload_id=&offset=`: bring bytes."""
+        """`PUT uploads/chunks?upload_id=&offset=`: send bytes."""
         uploading = await self._uploading(request)
         upload_id, offset = _given(request, "upload_id"), whole_number(request, "offset") or 0
         return _told(request, await uploading.send(upload_id, offset, request.stream()))
 
     async def finish_upload(self, request: Request) -> Response:
-        """`POST uploads/finish`: have it checked and registered."""
+        """`POST uploads/finish`: have the package checked and registered."""
         body = parse(await read(request), Finish)
         return _told(request, await (await self._uploading(request)).finish(body.upload_id))
 
@@ -151,7 +151,7 @@ class Api:
         return Uploading(await self._channel(request), self._backend().timeout)
 
     async def _channel(self, request: Request) -> grpc.aio.Channel:
-        """Return what calls the server that the page shows."""
+        """Return a channel to the server that the page shows, by its number in the query."""
         channels = await self._backend().servers(caller_of(request.scope))
         number = whole_number(request, "server") or 0
         if number >= len(channels):

@@ -1,4 +1,4 @@
-"""The files of the page."""
+"""The static files of the page."""
 
 import hashlib
 from dataclasses import dataclass
@@ -27,13 +27,13 @@ class File:
 
 
 class Files:
-    """Answers with the files of the page, and nothing else: they are read once."""
+    """Serves the files of the page from memory, and nothing else."""
 
     def __init__(self) -> None:
-        """Read them.
+        """Read the files.
 
         Raises:
-            OSError: They are not there.
+            OSError: A file cannot be read.
         """
         self._files = {path.name: _read(path) for path in _FOLDER.iterdir()}
 
@@ -49,7 +49,7 @@ class Files:
         file = self._files.get(name)
         if file is None:
             raise HTTPException(404)
-        # A browser asks each time, as after an upgrade all files have to be of one version.
+        # Browsers must revalidate each time: after an upgrade all files must be of one version.
         headers = {"etag": file.etag, "cache-control": "no-cache"}
         if request.headers.get("if-none-match") == file.etag:
             return Response(status_code=304, headers=headers)

@@ -1,4 +1,4 @@
-"""What a browser is told about everything of the console, and whom it may be asked by."""
+"""Security headers of the console, and protection of its API from other sites (CSRF)."""
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -10,7 +10,7 @@ from loramux.gateway.refusal import own_refusal
 _POLICY = "; ".join((
     "default-src 'none'", "script-src 'self'", "style-src 'self'", "img-src 'self'",
     "connect-src 'self'", "base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'",
-    # Text of others can become text of the page, and nothing else.
+    # Text from elsewhere can only become text of the page, never markup or script.
     "require-trusted-types-for 'script'", "trusted-types 'none'",
 ))  # fmt: skip
 _HEADERS = {
@@ -25,7 +25,7 @@ _OWN_SITES = ("same-origin", "none")
 
 
 class Guarded:
-    """Adds the headers to every answer; a middleware."""
+    """ASGI middleware that adds the security headers to every response."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -44,15 +44,15 @@ class Guarded:
 
 
 class OwnPage:
-    """Refuses what another page had a browser send; a middleware."""
+    """ASGI middleware that refuses requests that a browser sends for another site's page."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or refuse."""
-        # Browsers say it where a connection is safe or local. Elsewhere they would have to ask
-        # before they send JSON or PUT, and get no consent.
+        # Browsers send the header over HTTPS or to loopback. Otherwise JSON or a PUT would need a
+        # CORS preflight, which is never granted.
         site = Headers(scope=scope).get("sec-fetch-site", "none")
         if site in _OWN_SITES:
             await self._app(scope, receive, send)

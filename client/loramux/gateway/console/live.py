@@ -1,8 +1,8 @@
-"""What a page is told for as long as somebody looks at it.
+"""The event stream of an open page.
 
-Changes of adapters come as the server tells of them. It tells nothing of counts, which change with
-every request: those of adapters in memory, and the load, are asked for again and again, as
-`loramux top` does, and told where they are others. An adapter on disk has none that change.
+Changes of adapters are forwarded from the server's watch. That does not include request counts, so
+the status of adapters in memory, and the load, are polled, as `loramux top` does; of adapters, only
+changes are sent. Counts of an adapter on disk do not change.
 """
 
 import asyncio
@@ -21,23 +21,23 @@ from loramux.gateway.refusal import told
 from loramux.types import Adapter, AdapterStatus, ServerLoad
 
 INTERVAL = 2.0
-"""Seconds between looks at the load."""
+"""Seconds between polls."""
 
 Tell = Callable[[str, object], Awaitable[None]]
-"""Sends an event: its name, and what it says."""
+"""Sends an event: its name and its data."""
 
 
 class Live:
-    """The events for one page."""
+    """The event stream of one page."""
 
     def __init__(self, client: AsyncClient, ending: asyncio.Event, caller: Caller) -> None:
-        """Prepare; the events end when `ending` is set."""
+        """Initialize; the stream ends when `ending` is set."""
         self._client = client
         self._ending = ending
         self._caller = caller
 
     async def events(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer with `change`s, `load`s, and at the end perhaps an `error`."""
+        """Answer with `change` and `load` events, and a last `error` event on failure."""
         headers = self._caller.returned | EVENTS
         await send({
             "type": "http.response.start",
@@ -67,7 +67,7 @@ class Live:
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _changes(self, tell: Tell) -> None:
-        """Tell of what is registered, and then of every change."""
+        """Send the registered adapters, and then every change."""
         changes: Any = self._client.adapters.watch(include_existing=True)
         async with aclosing(changes):
             async for change in changes:
@@ -85,7 +85,7 @@ class Live:
             if refused is None:
                 try:
                     load = await self._client.load()
-                except PermissionDeniedError as error:  # what all tenants do is not for everybody
+                except PermissionDeniedError as error:  # the load of all tenants needs a role
                     refused = told(error)
             rates = rates_of(before, load) if before and load else None
             await tell(

@@ -28,23 +28,23 @@ _HTTP = {
 
 
 class Console:
-    """The page, and what it asks of the gateway beside texts."""
+    """The page and its API."""
 
     def __init__(self) -> None:
         """Read the files of the page.
 
         Raises:
-            OSError: They are not there.
+            OSError: A file cannot be read.
         """
         self._files = Files()
         self._ending = asyncio.Event()
 
     def end(self) -> None:
-        """End streams that would go on for as long as somebody looks at them."""
+        """End the event streams, which would otherwise last as long as their pages are open."""
         self._ending.set()
 
     def routes(self, backend: Callable[[], Backend]) -> list[BaseRoute]:
-        """Return them; `backend` is asked for at each call."""
+        """Return the routes; `backend` is called for each request."""
         guarded = [Middleware(Guarded)]
         return [
             Route("/", _to_console, middleware=guarded),
@@ -84,7 +84,7 @@ def _api(api: Api) -> Starlette:
 
 
 async def _to_console(request: Request) -> Response:
-    """`GET /`, which is nothing else; relative, as a proxy may have put a path before it."""
+    """Redirect to the console; relative, as a proxy may serve the gateway below a path."""
     there = "../console" if request.url.path.endswith("/console/") else "console"
     return Response(status_code=307, headers={"location": there})
 
@@ -92,7 +92,7 @@ async def _to_console(request: Request) -> Response:
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, LoramuxError)
     answer = own_refusal(error, caller_of(request.scope))
-    if request.method == "PUT":  # of which the rest is not waited for
+    if request.method == "PUT":  # the rest of the body is not read
         answer.headers["connection"] = "close"
     return answer
 
@@ -106,5 +106,5 @@ async def _wrong_http(request: Request, error: Exception) -> Response:
 
 
 async def _gone(request: Request, error: Exception) -> Response:
-    """Answer nobody."""
+    """Return a response for a caller who has disconnected."""
     return Response(status_code=499)
