@@ -1,1 +1,1 @@
-"""Places that adapters can be imported from."""
+"""Sources from which adapters can be imported."""

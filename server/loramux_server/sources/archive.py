@@ -1,7 +1,6 @@
-"""Files in a tar archive that comes in pieces, packed with gzip or not, read within bounds.
+"""Reads the files of a tar archive from a stream, plain or gzip-compressed, within bounds.
 
-tarfile itself reads a header of any length that an archive announces into memory; here one block is
-given to it at a time.
+tarfile reads headers of any declared length into memory; here it only parses single blocks.
 """
 
 import itertools
@@ -14,9 +13,9 @@ from dataclasses import dataclass
 _BLOCK = tarfile.BLOCKSIZE
 _PIECE_BYTES = 1 << 20
 _MAX_HEADER_BYTES = 64 << 10
-"""Of a long name, or of what else is said of one file."""
+"""Largest long name or pax header."""
 _MAX_BYTES = 64 << 30
-"""Of an archive, unpacked."""
+"""Largest archive, uncompressed."""
 _MAX_FILES = 10_000
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
@@ -24,7 +23,7 @@ _RECORD = re.compile(rb"(\d+) ([^=]+)=")
 
 
 class ArchiveError(Exception):
-    """It is no archive that can be read here."""
+    """The archive is malformed, too large, or has an unsupported compression."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +34,14 @@ class Member:
     size: int
     """In bytes."""
     pieces: Iterator[bytes]
-    """What it has; gone when the next file is asked for."""
+    """Its content; invalid once the next member is requested."""
 
 
 def members(pieces: Iterator[bytes]) -> Iterator[Member]:
     """Yield the files of an archive, and read it to its end.
 
     Raises:
-        ArchiveError: It is none, or too large.
+        ArchiveError: It cannot be read, or is too large.
     """
     flow = _Flow(_unpacked(pieces))
     path, size, count = "", -1, 0
@@ -80,7 +79,7 @@ def _header(flow: "_Flow", info: tarfile.TarInfo) -> bytes:
 
 
 def _records(said: bytes, path: str, size: int) -> tuple[str, int]:
-    """Return path and size as records of POSIX's format pax have them."""
+    """Return `path` and `size`, overridden by the records of a pax header."""
     at = 0
     while found := _RECORD.match(said, at):
         end = at + int(found[1][:9])
@@ -98,11 +97,11 @@ def _padded(size: int) -> int:
 
 
 class _Flow:
-    """Bytes that come in pieces, and are wanted in others."""
+    """A reader over chunks of bytes that returns pieces of requested sizes."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self.at = 0
-        """How many were read."""
+        """Bytes read so far."""
         self._pieces = pieces
         self._left = memoryview(b"")
 
@@ -125,12 +124,12 @@ class _Flow:
         return b"".join(self.pieces(size))
 
     def skip(self, size: int) -> None:
-        """Pass over `size` bytes."""
+        """Skip `size` bytes."""
         for _ in self.pieces(size):
             pass
 
     def skip_all(self) -> None:
-        """Pass over all that still comes; it is padding."""
+        """Skip the rest, which is padding."""
         self._left = memoryview(b"")
         for piece in self._pieces:
             self.at += len(piece)
@@ -139,7 +138,7 @@ class _Flow:
 
 
 def _unpacked(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """Yield what `pieces` are; gzip has several parts where it was written in parallel."""
+    """Yield the uncompressed bytes; parallel compressors write several gzip members."""
     first = b""
     while len(first) < len(_ZSTD) and (piece := next(pieces, b"")):
         first += piece

@@ -1,6 +1,6 @@
-"""Adapters on the Hugging Face Hub, or a server like it: `hf://ORG/NAME[@REVISION][/PATH]`.
+"""Adapters on the Hugging Face Hub or a compatible server: `hf://ORG/NAME[@REVISION][/PATH]`.
 
-Address and token are those that huggingface_hub finds in the environment: HF_ENDPOINT, HF_TOKEN.
+huggingface_hub takes its endpoint and token from the environment: HF_ENDPOINT, HF_TOKEN.
 """
 
 import re
@@ -21,7 +21,7 @@ from loramux_server.sources.snapshot import (
 
 PIECE_BYTES = 1 << 20
 TIMEOUT = 30.0
-"""Seconds that the next bytes may take."""
+"""Read timeout in seconds."""
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _URI = re.compile(
     rf"hf://(?P<repo>{_PART}/{_PART})(?:@(?P<revision>[A-Za-z0-9._%-]+))?(?P<path>(?:/{_PART})*)"
@@ -30,26 +30,26 @@ _URI = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class HubUri:
-    """What is named on the hub."""
+    """A parsed `hf://` URI."""
 
     repo: str
     """`ORG/NAME`."""
     revision: str
     """A branch, tag or commit."""
     path: str
-    """A package or a folder in the repository; empty for its root."""
+    """A package or a folder in the repository; empty for the root."""
 
 
 def parse_uri(uri: str) -> HubUri:
-    """Return what `uri` names.
+    """Parse `uri`.
 
     Raises:
-        InvalidArgumentError: It is no such URI.
+        InvalidArgumentError: It is not a valid hub URI.
     """
     found = _URI.fullmatch(uri.rstrip("/"))
     if not found:
         raise not_a_uri(uri, "hf://ORG/NAME, then @REVISION and the path of a package or a folder")
-    # Revisions such as refs/pr/1 have their slashes as %2F, as everywhere on the hub.
+    # Slashes in revisions such as refs/pr/1 are encoded as %2F, as everywhere on the hub.
     revision = unquote(found["revision"] or "main")
     return HubUri(found["repo"], revision, found["path"].strip("/"))
 
@@ -58,10 +58,11 @@ class HubFiles:
     """One package, or the files of a PEFT folder, in one commit of a repository."""
 
     def __init__(self, uri: HubUri) -> None:
-        """Look what a revision has.
+        """List the files of the revision.
 
         Raises:
-            NotFoundError: It has no adapter, or is not there.
+            NotFoundError: The revision does not exist, or has no adapter.
+            FailedPreconditionError: The repository is gated, and the server has no access.
             UnavailableError: The hub does not answer.
         """
         from huggingface_hub import HfApi
@@ -78,7 +79,7 @@ class HubFiles:
         self.origin = self.origin.replace(f"@{uri.revision}", f"@{self._commit}", 1)
 
     def read(self, name: str) -> Iterator[bytes]:
-        """Yield the pieces of a file; see `Snapshot.read`."""
+        """Yield the chunks of a file; see `Snapshot.read`."""
         from huggingface_hub import get_session, hf_hub_url, hf_raise_for_status
         from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
@@ -88,7 +89,7 @@ class HubFiles:
         elif path:
             name = path
         url = hf_hub_url(self._uri.repo, name, revision=self._commit)
-        # Bytes as they are: what was packed on the way could grow beyond all bounds here.
+        # No compression in transit: the decompressed size would be unbounded.
         headers = build_hf_headers() | {"Accept-Encoding": "identity"}
         with (
             self._errors(),
@@ -100,7 +101,7 @@ class HubFiles:
             yield from response.iter_raw(PIECE_BYTES)
 
     def _chosen(self, there: Mapping[str, int]) -> dict[str, int]:
-        """Return those of the files of the repository that make the adapter."""
+        """Return the files of the repository that make up the adapter."""
         path = self._uri.path
         if path.endswith(PACKAGE_SUFFIX):
             if path not in there:
@@ -115,7 +116,7 @@ class HubFiles:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """Turn errors of the hub into errors of ours, without their text."""
+        """Convert errors of the hub to ours, without their text."""
         from huggingface_hub import errors
 
         try:
@@ -123,7 +124,7 @@ class HubFiles:
         except errors.GatedRepoError:
             raise not_readable(self.origin) from None
         except errors.RepositoryNotFoundError:
-            # So the hub answers, too, where a token is missing.
+            # The hub answers the same if a token is missing.
             raise not_found(self.origin, "there is no such repository for this server") from None
         except (errors.RevisionNotFoundError, errors.EntryNotFoundError):
             raise not_found(self.origin, "there is no such revision") from None
@@ -132,7 +133,7 @@ class HubFiles:
 
 
 def _transport_error() -> type[Exception]:
-    """Return what the HTTP library raises that huggingface_hub uses; which one, it decides."""
+    """Return the base error of huggingface_hub's HTTP library, which depends on its version."""
     from huggingface_hub import errors
 
     kind: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Adapters in a folder of this machine, such as a network file system that all servers mount."""
+"""Adapters in a local folder, such as a network file system that all servers mount."""
 
 import stat
 from collections.abc import Iterator, Mapping
@@ -20,11 +20,11 @@ class LocalFiles:
     """One package, or the files of a PEFT folder."""
 
     def __init__(self, path: Path) -> None:
-        """Look what is at `path`.
+        """List the files at `path`.
 
         Raises:
-            NotFoundError: No adapter is.
-            UnavailableError: It cannot be looked at.
+            NotFoundError: There is no adapter.
+            UnavailableError: It cannot be accessed.
         """
         self.origin = str(path)
         if path.name.endswith(PACKAGE_SUFFIX):
@@ -41,13 +41,13 @@ class LocalFiles:
             except OSError as error:
                 raise unavailable(self.origin, error.strerror or "it cannot be read") from error
             else:
-                if not stat.S_ISREG(state.st_mode):  # a pipe may have no end
+                if not stat.S_ISREG(state.st_mode):  # a pipe might never end
                     raise not_found(self.origin, f"{name} is no file")
                 sizes[name] = state.st_size
         self.sizes: Mapping[str, int] = sizes
 
     def read(self, name: str) -> Iterator[bytes]:
-        """Yield the pieces of a file; see `Snapshot.read`."""
+        """Yield the chunks of a file; see `Snapshot.read`."""
         try:
             with self._files[name].open("rb") as file:
                 while piece := file.read(PIECE_BYTES):

@@ -1,7 +1,7 @@
 """Adapters in object stores: `s3://`, `gs://` and `az://`, through obstore.
 
-Credentials, endpoints and limits of time are those that its stores find in the environment, such as
-AWS_REGION; by default an answer may take 30 s.
+obstore takes credentials, endpoints and timeouts from the environment, for example AWS_REGION; the
+default timeout is 30 s.
 """
 
 import re
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     from obstore import ObjectMeta
 
 PIECE_BYTES = 8 << 20
-"""What one request asks for."""
+"""Bytes per range request."""
 _RETRY = {"max_retries": 3}
-# No percent signs, for what a store decodes must not differ from what was compared.
+# No percent signs: the URI that a store decodes must equal the one that the policy compared.
 _URI = re.compile(r"(?:s3|gs|az)://[A-Za-z0-9._-]+(?:/[A-Za-z0-9._=+@,~!-]+)+")
 
 
 def check_uri(uri: str) -> str:
-    """Return the URI of an object or a folder, without a slash at its end.
+    """Return the URI of an object or a folder, without trailing slashes.
 
     Raises:
-        InvalidArgumentError: It is none.
+        InvalidArgumentError: It is not a valid URI.
     """
     uri = uri.rstrip("/")
     if not _URI.fullmatch(uri) or {".", ".."} & set(uri.split("/")):
@@ -48,10 +48,11 @@ class Objects:
     """One package, or the files of a PEFT folder, in an object store."""
 
     def __init__(self, uri: str) -> None:
-        """Look what is at `uri`, which has been checked.
+        """List the objects at `uri`, which `check_uri` has checked.
 
         Raises:
-            NotFoundError: Nothing is.
+            NotFoundError: There is no adapter.
+            FailedPreconditionError: The server may not read it.
             UnavailableError: The store does not answer.
         """
         from obstore.store import from_url
@@ -68,7 +69,7 @@ class Objects:
         self.sizes: Mapping[str, int] = {name: meta["size"] for name, meta in self._found.items()}
 
     def read(self, name: str) -> Iterator[bytes]:
-        """Yield the pieces of an object; see `Snapshot.read`."""
+        """Yield the chunks of an object; see `Snapshot.read`."""
         import obstore
 
         size, tag = self.sizes[name], self._found[name]["e_tag"]
@@ -96,7 +97,7 @@ class Objects:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """Turn errors of the store into errors of ours, without their text."""
+        """Convert errors of the store to ours, without their text."""
         from obstore import exceptions
 
         try:

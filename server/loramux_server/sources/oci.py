@@ -1,8 +1,8 @@
-"""Adapters in registries of OCI artifacts: `oci://HOST/REPOSITORY[:TAG]`, or `@sha256:…`.
+"""Adapters in OCI registries: `oci://HOST/REPOSITORY[:TAG]`, or `@sha256:…`.
 
-An artifact has the files of a PEFT folder, or one package, however they came there: each as a layer
-of its own, by name (`oras push`, ModelPack's raw layers), or in tar archives, so in whichever
-folder of an image (`docker build`, modelcars of KServe, ModelKits of KitOps).
+An artifact holds the files of a PEFT folder, or one package, in either layout: each file as a named
+layer of its own (`oras push`, ModelPack's raw layers), or within layers that are tar archives, in
+any folder of the image (`docker build`, KServe's modelcars, KitOps' ModelKits).
 """
 
 import re
@@ -31,17 +31,17 @@ _URI = re.compile(
     r"(?:@(?P<digest>sha256:[0-9a-f]{64})|:(?P<tag>[A-Za-z0-9_][A-Za-z0-9._-]{0,127}))?"
 )
 _TITLES = ("org.opencontainers.image.title", "org.cncf.model.filepath")
-"""Annotations that name the file that a layer is; the second, of ModelPack, an archive has, too."""
+"""Annotations that name a layer's file. The second, ModelPack's, is also set on archives."""
 _ARCHIVE = re.compile(r"[.+]tar(?P<packing>[.+](?:gzip|zstd))?$")
-"""Types of layers that are archives, but with a title and no packing: so ORAS calls files."""
+"""Media types of archives. An uncompressed one with a title is a plain file, as ORAS pushes it."""
 
 
 @dataclass(frozen=True, slots=True)
 class OciUri:
-    """What is named in a registry."""
+    """A parsed `oci://` URI."""
 
     host: str
-    """With its port, if it has one."""
+    """Includes the port, if there is one."""
     repository: str
     reference: str
     """A tag or a digest."""
@@ -49,20 +49,20 @@ class OciUri:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a file is."""
+    """Where a file is stored."""
 
     layer: str
     """Digest of the blob."""
     number: int
-    """Of the file in the archive that the blob is, from 0; -1 where it is the file itself."""
+    """Index of the file in the archive, from 0; -1 if the blob is the file itself."""
     size: int
 
 
 def parse_uri(uri: str) -> OciUri:
-    """Return what `uri` names.
+    """Parse `uri`.
 
     Raises:
-        InvalidArgumentError: It is no such URI.
+        InvalidArgumentError: It is not a valid OCI URI.
     """
     found = _URI.fullmatch(uri)
     if not found:
@@ -74,15 +74,16 @@ class OciFiles:
     """One package, or the files of a PEFT folder, in one artifact."""
 
     def __init__(self, uri: OciUri, is_cancelled: Callable[[], bool] = lambda: False) -> None:
-        """Look what an artifact has; of archives that takes reading them once.
+        """List the files of an artifact, which requires reading its archives once.
 
         Args:
-            uri: Which one.
-            is_cancelled: Whether the caller gave up.
+            uri: The artifact.
+            is_cancelled: Whether the caller has given up.
 
         Raises:
-            CancelledError: The caller gave up.
-            NotFoundError: It has no adapter, or is not there.
+            CancelledError: The caller has given up.
+            NotFoundError: The artifact does not exist, or has no adapter.
+            FailedPreconditionError: The registry refuses the server's credentials.
             UnavailableError: The registry does not answer.
         """
         from loramux_server.sources.registry import Registry, layers_of
@@ -100,7 +101,7 @@ class OciFiles:
         self.sizes: Mapping[str, int] = {name: place.size for name, place in self._chosen.items()}
 
     def read(self, name: str) -> Iterator[bytes]:
-        """Yield the pieces of a file; see `Snapshot.read`."""
+        """Yield the chunks of a file; see `Snapshot.read`."""
         place = self._chosen[name]
         with self._errors():
             if place.number < 0:
@@ -111,7 +112,7 @@ class OciFiles:
                     yield from member.pieces
 
     def _files(self, layer: Mapping[str, Any]) -> dict[str, _Place]:
-        """Return the files of a layer by their paths."""
+        """Return the files of a layer, by path."""
         from loramux_server.sources.registry import RegistryError, digest_in
 
         digest, size = digest_in(layer), layer.get("size")
@@ -120,7 +121,7 @@ class OciFiles:
         archive = _ARCHIVE.search(str(layer.get("mediaType")))
         if archive and (archive["packing"] or _TITLES[0] not in notes):
             return {
-                member.path: _Place(digest, number, member.size)  # the last of a path counts
+                member.path: _Place(digest, number, member.size)  # the last one of a path wins
                 for number, member in enumerate(members(self._registry.blob(digest)))
             }
         if not isinstance(size, int) or size < 0:
@@ -128,10 +129,10 @@ class OciFiles:
         for title in _TITLES:
             if isinstance(path := notes.get(title), str):
                 return {path: _Place(digest, -1, size)}
-        return {}  # a configuration, or what only its own program knows
+        return {}  # a config, or a tool's own format
 
     def _choose(self, there: Mapping[str, _Place]) -> dict[str, _Place]:
-        """Return those files that make the adapter, by their names."""
+        """Return the files that make up the adapter, by name."""
         paths = {path.removeprefix("./").lstrip("/"): place for path, place in there.items()}
         config, tensors = REQUIRED
         folders = [path.removesuffix(config) for path in paths if f"/{path}".endswith(f"/{config}")]
@@ -151,7 +152,7 @@ class OciFiles:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """Turn errors of the registry into errors of ours, without their text."""
+        """Convert errors of the registry to ours; those of its libraries lose their text."""
         from requests import RequestException
         from urllib3.exceptions import HTTPError
 
@@ -170,7 +171,7 @@ class OciFiles:
             raise unavailable(self.origin, f"credentials: {error}") from None
         except ArchiveError as error:
             raise not_found(self.origin, str(error)) from None
-        except (RequestException, HTTPError, OSError, ValueError) as error:  # of odd URLs, say
+        except (RequestException, HTTPError, OSError, ValueError) as error:  # e.g. a malformed URL
             raise unavailable(self.origin, type(error).__name__) from error
 
 

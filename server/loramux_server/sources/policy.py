@@ -1,4 +1,4 @@
-"""From where adapters may be imported: nowhere, unless the operator says so."""
+"""Allowlist of the sources that adapters may be imported from; empty by default."""
 
 import importlib.util
 import shlex
@@ -17,18 +17,18 @@ from loramux_server.sources.snapshot import Snapshot, not_a_uri
 
 
 class Opening(Protocol):
-    """Looks what is at a URI that is allowed. Blocks."""
+    """Opens an allowed URI. Blocks."""
 
     def __call__(self, is_cancelled: Callable[[], bool]) -> Snapshot:
-        """Return what is there now; where that may take long, ask whether the caller gave up."""
+        """Return the adapter there now; slow sources check `is_cancelled` and give up."""
 
 
 class MissingExtraError(Exception):
-    """A source is allowed for which a package is missing."""
+    """A source is allowed, but a Python package that it needs is not installed."""
 
 
 class Sources:
-    """What may be imported."""
+    """The allowlist."""
 
     def __init__(
         self,
@@ -36,20 +36,20 @@ class Sources:
         object_allow: Sequence[str] = (),
         oci_allow: Sequence[str] = (),
     ) -> None:
-        """Allow repositories by pattern, and objects by the beginning of their URI.
+        """Allow repositories by pattern, and objects by URI prefix.
 
         Args:
-            hub_allow: Of the hub, as `ORG/NAME`.
-            object_allow: Of object stores.
-            oci_allow: Of registries, as `HOST/REPOSITORY`.
+            hub_allow: Patterns of hub repositories, `ORG/NAME`.
+            object_allow: URI prefixes of object stores.
+            oci_allow: Patterns of OCI repositories, `HOST/REPOSITORY`.
 
         Raises:
-            InvalidArgumentError: A beginning is none that an object could have.
-            MissingExtraError: What is allowed needs a package that is not installed.
+            InvalidArgumentError: A prefix is not valid for an object.
+            MissingExtraError: An allowed source needs a package that is not installed.
         """
         self._hub_allow = tuple(hub_allow)
         self._oci_allow = tuple(pattern.removeprefix("oci://") for pattern in oci_allow)
-        # With a name behind it, since a whole bucket may be allowed.
+        # Checked with a name appended, since a prefix may be a whole bucket.
         self._object_allow = [
             check_uri(f"{prefix.rstrip('/')}/x").removesuffix("x") for prefix in object_allow
         ]
@@ -63,11 +63,11 @@ class Sources:
                 raise MissingExtraError(f"{flag}: {error}") from None
 
     def find(self, uri: str) -> Opening:
-        """Return what opens `uri`; nothing is asked of its source before.
+        """Return a function that opens `uri`; the source is not contacted before.
 
         Raises:
-            InvalidArgumentError: It is no URI of a known source.
-            PermissionDeniedError: Nothing may be imported from there.
+            InvalidArgumentError: It is not a URI of a known source.
+            PermissionDeniedError: It is not allowed.
         """
         opening = open_uri(uri)
         match uri.partition("://")[0]:
@@ -88,10 +88,10 @@ class Sources:
 
 
 def open_uri(uri: str) -> Opening:
-    """Return what opens `uri`, whoever may; nothing is asked of its source before.
+    """Return a function that opens `uri`, whether or not it is allowed; see `Sources.find`.
 
     Raises:
-        InvalidArgumentError: It is no URI of a known source.
+        InvalidArgumentError: It is not a URI of a known source.
     """
     scheme, separator, _ = uri.partition("://")
     if separator and scheme == "hf":
@@ -106,7 +106,7 @@ def open_uri(uri: str) -> Opening:
 
 
 def check_installed(uri: str) -> None:
-    """Demand that what reads from such a URI is installed.
+    """Check that the package which reads from `uri` is installed.
 
     Raises:
         MissingExtraError: It is not.
@@ -118,7 +118,7 @@ def check_installed(uri: str) -> None:
 
 
 def _not_allowed(uri: str, flag: str, value: str) -> PermissionDeniedError:
-    """Return the error for a URI that `flag` would allow with `value`."""
+    """Return the error for a URI that `flag` with `value` would allow."""
     return PermissionDeniedError(
         f"{uri} may not be imported here; to allow it, start the server with "
         f"{flag} {shlex.quote(value)} as well",

@@ -1,9 +1,9 @@
-"""Reading from registries of OCI artifacts, as far as that takes two requests: manifests and blobs.
+"""A read-only client for OCI registries: manifests and blobs.
 
-By the OCI distribution specification (https://github.com/opencontainers/distribution-spec) and, for
-tokens, Docker's (https://distribution.github.io/distribution/spec/auth/token/). Proxies and further
-authorities are those that requests finds in the environment. As for Docker, a registry on this
-machine is asked without TLS, and any other never is.
+Follows the OCI distribution specification (https://github.com/opencontainers/distribution-spec) and
+Docker's token authentication (https://distribution.github.io/distribution/spec/auth/token/).
+requests takes proxies and CA certificates from the environment. As in Docker, registries on
+loopback are contacted without TLS, and all others with TLS only.
 """
 
 import hashlib
@@ -24,10 +24,10 @@ from loramux_server.sources.registry_credentials import Credentials, credentials
 
 PIECE_BYTES = 1 << 20
 TIMEOUT = 30.0
-"""Seconds that the next bytes may take."""
+"""Read timeout in seconds."""
 MAX_REDIRECTS = 10
 MAX_MANIFEST_BYTES = 4 << 20
-"""As large as the specification has registries take one."""
+"""The size that the specification requires registries to accept."""
 _INDEXES = (
     "application/vnd.oci.image.index.v1+json",
     "application/vnd.docker.distribution.manifest.list.v2+json",
@@ -41,12 +41,12 @@ _HUB, _HUB_HOST = "docker.io", "registry-1.docker.io"
 
 
 class RegistryError(Exception):
-    """A registry does not give what was asked for."""
+    """A registry answers with an error, or with invalid data."""
 
     def __init__(self, why: str, status: int = 0) -> None:
         super().__init__(why)
         self.status = status
-        """Of HTTP; 0 if what came is not right."""
+        """HTTP status; 0 for invalid data."""
 
 
 class Registry:
@@ -55,32 +55,32 @@ class Registry:
     def __init__(
         self, host: str, repository: str, is_cancelled: Callable[[], bool] = lambda: False
     ) -> None:
-        """Ask nothing yet; what is read ends with a CancelledError once `is_cancelled`."""
+        """Initialize without a request; reads raise CancelledError once `is_cancelled`."""
         self._host, self._repository = host, repository
         self._is_local = bool(_LOOPBACK.fullmatch(host))
         scheme = "http" if self._is_local else "https"
         self._url = f"{scheme}://{_HUB_HOST if host == _HUB else host}/v2/{repository}"
         self._is_cancelled = is_cancelled
         self._session = requests.Session()
-        if not self._is_local:  # wherever it sends us
+        if not self._is_local:  # redirects included
             del self._session.adapters["http://"]
-        # Some take whoever keeps a cookie for a browser.
+        # Some registries take a client that keeps cookies for a browser.
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         self._access = _Access()
 
     def manifest(self, reference: str) -> tuple[str, dict[str, Any]]:
         """Return the digest and the content of the manifest of an artifact or image.
 
-        Of an index, which has one for each platform, the first is taken that is for one: an adapter
-        is the same on all.
+        An index has a manifest per platform. The first with a known platform, or with none, is
+        taken, since an adapter is the same on all.
 
         Args:
             reference: A tag or a digest.
 
         Raises:
-            RegistryError: There is none, or it is not right.
-            requests.RequestException: The registry does not answer, or
-            urllib3.exceptions.HTTPError, in the midst of an answer.
+            RegistryError: It does not exist, or is invalid.
+            requests.RequestException: The registry does not answer.
+            urllib3.exceptions.HTTPError: The connection fails while the answer is read.
         """
         accepted = ", ".join((*_MANIFESTS, *_INDEXES))
         with self._get(f"/manifests/{reference}", Accept=accepted) as response:
@@ -102,12 +102,12 @@ class Registry:
         raise RegistryError("the index has no manifest")
 
     def blob(self, digest: str) -> Iterator[bytes]:
-        """Yield the pieces of a blob; that it has its digest is known when the last has come.
+        """Yield the chunks of a blob; its digest is verified after the last one.
 
         Raises:
-            RegistryError: There is none, or it has another digest.
-            requests.RequestException: The registry does not answer, or
-            urllib3.exceptions.HTTPError, in the midst of an answer.
+            RegistryError: It does not exist, or its digest does not match.
+            requests.RequestException: The registry does not answer.
+            urllib3.exceptions.HTTPError: The connection fails while the answer is read.
         """
         found = hashlib.sha256()
         with self._get(f"/blobs/{digest}") as response:
@@ -119,14 +119,14 @@ class Registry:
 
     @contextmanager
     def _get(self, path: str, **headers: str) -> Iterator[requests.Response]:
-        """Ask for something below the repository, with a token if one is asked for."""
-        # Bytes as they are: what was packed on the way could grow beyond all bounds here.
+        """Yield the response to a GET below the repository; authenticate if challenged."""
+        # No compression in transit: the decompressed size would be unbounded.
         headers["Accept-Encoding"] = "identity"
         for is_last in (False, True):
             url = self._url + path
             response = self._answer(url, self._access, headers=headers)
             with response:
-                # Another place that it sends us to gets none of its credentials.
+                # Never answer the challenge of another host that it redirects to.
                 if (
                     response.status_code == 401
                     and not is_last
@@ -142,7 +142,7 @@ class Registry:
                 return
 
     def _ask_access(self, challenge: str) -> None:
-        """Get what a registry wants to see, by the challenge of its 401."""
+        """Set the `Authorization` header by the challenge of a 401."""
         kind, _, rest = challenge.partition(" ")
         credentials = credentials_for(self._host, self._repository)
         if kind.lower() == "basic" and credentials:
@@ -188,9 +188,9 @@ class Registry:
         headers: Mapping[str, str] | None = None,
         params: Mapping[str, str] | None = None,
     ) -> requests.Response:
-        """Return the answer of `url`, or of where it sends us, which is not shown `access`.
+        """Return the response of `url`, following redirects; other hosts do not get `access`.
 
-        requests would read whole what comes beside the address of another place.
+        Done here, since requests reads the whole body of a redirect.
         """
         begin = _place(url)
         for _ in range(MAX_REDIRECTS + 1):
@@ -213,7 +213,7 @@ class Registry:
         return bytes(data)
 
     def _pieces(self, response: requests.Response) -> Iterator[bytes]:
-        """Yield bytes as they come, not as they fill a piece, so that waiting ends soon."""
+        """Yield bytes as they arrive, without filling chunks, to notice cancellation soon."""
         while piece := response.raw.read1(PIECE_BYTES, decode_content=False):
             if self._is_cancelled():
                 raise CancelledError("the caller gave up")
@@ -221,10 +221,10 @@ class Registry:
 
 
 def digest_in(descriptor: Mapping[str, Any]) -> str:
-    """Return the digest of what a descriptor describes.
+    """Return the digest in a descriptor.
 
     Raises:
-        RegistryError: It has none that can be checked.
+        RegistryError: There is none, or it is not SHA-256.
     """
     digest = descriptor.get("digest")
     if not isinstance(digest, str) or not re.fullmatch("sha256:[0-9a-f]{64}", digest):
@@ -233,16 +233,16 @@ def digest_in(descriptor: Mapping[str, Any]) -> str:
 
 
 def layers_of(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the descriptors of what an artifact or image is made of, in order.
+    """Return the descriptors of the layers of an artifact or image, in order.
 
     Raises:
-        RegistryError: It does not say.
+        RegistryError: The manifest has no list of layers.
     """
     return _objects(manifest, "layers")
 
 
 class _Access(AuthBase):
-    """What a registry wants to see of a caller; without it, requests looks into .netrc."""
+    """Sets the `Authorization` header. Used even if empty: otherwise requests reads .netrc."""
 
     header = ""
 
@@ -270,6 +270,6 @@ def _objects(manifest: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
 
 
 def _place(url: str) -> tuple[str, str]:
-    """Return what of `url` says who answers, and whether others can read that."""
+    """Return the scheme of `url`, and its host and port."""
     parts = urlsplit(url)
     return parts.scheme, parts.netloc

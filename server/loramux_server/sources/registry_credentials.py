@@ -1,8 +1,8 @@
-"""Credentials for registries, where docker, podman and Kubernetes put them.
+"""Registry credentials in the files of docker, podman and Kubernetes.
 
-They are in the file that REGISTRY_AUTH_FILE names, or else in `config.json` of the folder that
-DOCKER_CONFIG names, which is `~/.docker` by default. What is said there of a helper is asked of the
-program `docker-credential-NAME` (https://docs.docker.com/reference/cli/docker/login/).
+They are read from the file that REGISTRY_AUTH_FILE names, or else from `config.json` in the folder
+that DOCKER_CONFIG names, by default `~/.docker`. If that names a credential helper, the program
+`docker-credential-NAME` is run (https://docs.docker.com/reference/cli/docker/login/).
 """
 
 import base64
@@ -17,34 +17,34 @@ from pathlib import Path
 from typing import Any
 
 _REFRESH_TOKEN = "<token>"
-"""What docker calls the user where the secret is a token to get others with."""
+"""Docker's user name if the secret is a refresh token."""
 _HELPER_TIMEOUT = 30.0
 
 
 class CredentialsError(Exception):
-    """What should have credentials cannot be read."""
+    """A credentials file or helper cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What a registry knows somebody by."""
+    """The credentials for a registry."""
 
     username: str
     secret: str
 
     @property
     def is_refresh_token(self) -> bool:
-        """Whether the secret is a token to get others with."""
+        """Whether the secret is a refresh token."""
         return self.username == _REFRESH_TOKEN
 
     def basic(self) -> str:
-        """Return the header Authorization of HTTP's basic authentication."""
+        """Return the `Authorization` header for HTTP basic authentication."""
         pair = f"{self.username}:{self.secret}".encode()
         return f"Basic {base64.b64encode(pair).decode()}"
 
 
 def credentials_for(host: str, repository: str) -> Credentials | None:
-    """Return those for a repository, or for its registry; None if there are none.
+    """Return the credentials for a repository, or else for its registry; None if there are none.
 
     Raises:
         CredentialsError: The file is malformed, or a helper fails.
@@ -75,7 +75,7 @@ def _path() -> Path:
 
 
 def _names(host: str, repository: str) -> Iterator[str]:
-    """Yield what an entry may be called, the narrowest first."""
+    """Yield the possible names of an entry, most specific first."""
     parts = [host, *repository.split("/")]
     for end in range(len(parts), 0, -1):
         yield "/".join(parts[:end])
@@ -84,12 +84,12 @@ def _names(host: str, repository: str) -> Iterator[str]:
 
 
 def _plain(name: str) -> str:
-    """Return the name of an entry without what older clients of docker put around it."""
+    """Return the name of an entry without the scheme and API path that older Docker clients add."""
     return re.sub(r"^https?://|/(v[12]/?)?$", "", name)
 
 
 def _written(entry: dict[str, Any], path: Path) -> Credentials | None:
-    """Return what an entry itself has; one that is empty points to a helper."""
+    """Return the credentials in an entry; None if it is empty, as with a credential store."""
     if token := entry.get("identitytoken"):
         return Credentials(_REFRESH_TOKEN, str(token))
     if auth := entry.get("auth"):
@@ -106,7 +106,7 @@ def _written(entry: dict[str, Any], path: Path) -> Credentials | None:
 
 
 def _asked(helper: str, host: str) -> Credentials | None:
-    """Return what a helper says of a registry; None if it knows nothing of it."""
+    """Return a credential helper's answer for a registry; None if it has no credentials for it."""
     program = f"docker-credential-{helper}"
     if not re.fullmatch("[A-Za-z0-9_.-]+", helper):
         raise CredentialsError(f"{helper!r} is no name of a helper")

@@ -1,4 +1,4 @@
-"""What every source gives: the files of one adapter, as they are at one moment."""
+"""The interface of all sources: the files of one adapter at one point in time."""
 
 from collections.abc import Iterator, Mapping
 from typing import Protocol
@@ -23,31 +23,31 @@ class Snapshot(Protocol):
     """The files of one adapter. Its methods block."""
 
     origin: str
-    """The URI of exactly this state, as far as the source can name it."""
+    """The URI of exactly this state, for example with a commit, if the source supports it."""
     sizes: Mapping[str, int]
-    """Bytes of each file, by its name: one package, or those of a PEFT folder."""
+    """File name -> size in bytes: one package, or the files of a PEFT folder."""
 
     def read(self, name: str) -> Iterator[bytes]:
-        """Yield the pieces of a file.
+        """Yield the chunks of a file.
 
         Raises:
-            AbortedError: It changed since the snapshot was taken.
+            AbortedError: The file changed since the snapshot was taken.
             UnavailableError: The source does not answer.
         """
 
 
 def not_a_uri(uri: str, expected: str) -> InvalidArgumentError:
-    """Return the error for a URI that names nothing that could be imported."""
+    """Return the error for an invalid import URI."""
     return wrong("uri", f"is {uri[:200]!r}; expected {expected}")
 
 
 def not_found(uri: str, what: str) -> NotFoundError:
-    """Return the error for something that the source does not have."""
+    """Return the error for something that does not exist at the source."""
     return NotFoundError(f"{uri}: {what}", reason="SOURCE_NOT_FOUND", field="uri")
 
 
 def not_readable(uri: str) -> FailedPreconditionError:
-    """Return the error for a source that knows this server and refuses it."""
+    """Return the error for a source that denies this server access."""
     return FailedPreconditionError(
         f"{uri}: the source does not let this server read it; give the server credentials for it",
         reason="SOURCE_NOT_READABLE",
@@ -56,7 +56,7 @@ def not_readable(uri: str) -> FailedPreconditionError:
 
 
 def changed(uri: str) -> AbortedError:
-    """Return the error for files that are not what they were a moment ago."""
+    """Return the error for files that changed while they were read."""
     return AbortedError(
         f"{uri} changed while it was read; import it again", reason="SOURCE_CHANGED", field="uri"
     )

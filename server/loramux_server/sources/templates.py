@@ -1,4 +1,4 @@
-"""Where an adapter is that nobody registered: URIs with the tenant and the name in them."""
+"""URI templates of `--resolve`: where to fetch an unregistered adapter by tenant and name."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -15,13 +15,15 @@ _EXAMPLE = Reference("tenant", "name")
 
 
 class Templates:
-    """The places of `--resolve`, in their order."""
+    """The templates of `--resolve`, in order."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         """Check the templates.
 
         Raises:
-            ValueError: One names no place for each adapter, or what is needed is not installed.
+            ValueError: One lacks `{name}`, has an unknown field, lets callers choose the host, or
+                does not make a URI; the latter is an InvalidArgumentError.
+            MissingExtraError: One needs a package that is not installed.
         """
         self._texts = tuple(texts)
         for text in self._texts:
@@ -44,15 +46,15 @@ class Templates:
         return bool(self._texts)
 
     def openings(self, adapter: Reference) -> list[Opening]:
-        """Return what opens each place where `adapter` may be; nothing is asked before."""
+        """Return functions that open each place where `adapter` may be; see `Sources.find`."""
         found: list[Opening] = []
         for text in self._texts:
-            with suppress(InvalidArgumentError):  # nothing has such a name there, as a tag too long
+            with suppress(InvalidArgumentError):  # an impossible name there, such as a long tag
                 found.append(self._opening(text, adapter))
         return found
 
     def _opening(self, text: str, adapter: Reference) -> Opening:
-        # Names have letters, digits, `-`, `_` and `.` between them: none leads elsewhere.
+        # Names have letters and digits, with `-`, `_` and `.` only between: no path traversal.
         place = text.replace("{tenant}", adapter.tenant).replace("{name}", adapter.name)
         if place.startswith("/"):
             return _local(Path(place))
