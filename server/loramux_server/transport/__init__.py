@@ -1,1 +1,1 @@
-"""Between gRPC and the services."""
+"""The transport layer between gRPC and the services."""

@@ -1,4 +1,4 @@
-"""How something is put around the handlers of gRPC, of which there are four kinds."""
+"""Wraps gRPC handlers of all four kinds in a context manager."""
 
 import inspect
 from collections.abc import AsyncIterator, Callable
@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 
-Handler = Any  # of gRPC: its own type tells nothing of the four kinds
+Handler = Any  # gRPC's own type does not distinguish the four kinds
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _KINDS = {
@@ -16,13 +16,13 @@ _KINDS = {
     (True, False): ("stream_unary", grpc.stream_unary_rpc_method_handler),
     (True, True): ("stream_stream", grpc.stream_stream_rpc_method_handler),
 }
-"""(request streams, response streams) -> what gRPC calls that, and makes a handler of it."""
+"""(request streams, response streams) -> gRPC's attribute and factory for such handlers."""
 
 
 def around(
     handler: Handler, block: Callable[[Context], AbstractAsyncContextManager[None]]
 ) -> Handler:
-    """Return `handler` so that each call runs in a `block` of its own; None stays None."""
+    """Return `handler` with each call wrapped in a `block` of its own; None stays None."""
     if handler is None:
         return None
     name, make = _KINDS[handler.request_streaming, handler.response_streaming]

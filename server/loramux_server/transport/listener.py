@@ -1,4 +1,4 @@
-"""The gRPC port: held from the start, opened when there is a model, drained at the end."""
+"""The gRPC port: bound at startup, opened once the model is loaded, drained at shutdown."""
 
 import asyncio
 import contextlib
@@ -19,11 +19,11 @@ from loramux_server.transport.readers import Readers
 from loramux_server.transport.rpc import Calls, Service, generic_handler
 
 LAST_WORDS = 1.0
-"""Seconds for answers that are made but not yet sent, at the end."""
+"""Seconds at shutdown for responses that are complete but not sent yet."""
 
 
 class Listener:
-    """Owns the gRPC server: its port, its health, and the calls under way."""
+    """Owns the gRPC server: its port, its health status, and the calls in progress."""
 
     def __init__(
         self,
@@ -36,19 +36,19 @@ class Listener:
         drain_timeout: float,
         on_overtime: Callable[[], None] = lambda: None,
     ) -> None:
-        """Prepare; who connects is refused until `open`.
+        """Initialize; connections are refused until `open`.
 
         Args:
             address: HOST:PORT; port 0 takes a free one.
-            call_log: What sees each call from begin to end.
-            gate: What every call passes next.
-            readers: How long streams wait for who reads them.
-            limits: What a connection may ask.
-            drain_timeout: Seconds that calls get to finish at the end.
-            on_overtime: Called when they did not; lets them fail.
+            call_log: The outermost interceptor, which logs each call.
+            gate: The next interceptor, which authorizes each call.
+            readers: How long streams wait for slow readers.
+            limits: The limits of connections.
+            drain_timeout: Seconds that calls have to finish at shutdown.
+            on_overtime: Called when some have not; makes them fail.
         """
         self.address = address
-        """HOST:PORT, with the port that was taken once it is open."""
+        """HOST:PORT; once open, with the actual port."""
         self._drain_timeout = drain_timeout
         self._on_overtime = on_overtime
         self._calls = Calls()
@@ -63,11 +63,11 @@ class Listener:
         )
 
     async def open(self, services: Iterable[Service], tls: ServerTls | None) -> None:
-        """Answer calls to `services`, health checks and reflection, in plaintext without `tls`.
+        """Serve `services`, health checks and reflection, in plaintext without `tls`.
 
         Raises:
-            ConfigError: The port cannot be had.
-            LookupError: Nobody decided who may call one of the methods.
+            ConfigError: The port cannot be bound.
+            LookupError: A method has no access rule.
         """
         reflected = reflection_pb2.DESCRIPTOR.services_by_name.values()
         by_descriptor = {service.descriptor: service for service in services}
@@ -98,11 +98,11 @@ class Listener:
 
     @property
     def is_serving(self) -> bool:
-        """What health checks are answered."""
+        """Whether health checks report SERVING."""
         return self._is_ready and not self._is_closing
 
     def show_health(self, is_ready: bool) -> None:
-        """Answer health checks so from now on."""
+        """Set the status that health checks report."""
         self._is_ready = is_ready
         kind = health_pb2.HealthCheckResponse
         status = kind.SERVING if is_ready else kind.NOT_SERVING
@@ -112,10 +112,10 @@ class Listener:
             task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
-        """Refuse new calls, let those under way finish, then stop."""
+        """Refuse new calls, let those in progress finish, then stop."""
         self._is_closing = True
         await self._health.enter_graceful_shutdown()
-        # gRPC itself would cancel calls that come meanwhile, and wait for who watches the health.
+        # gRPC's own drain would cancel calls that arrive meanwhile, and wait for health watchers.
         if not await self._calls.close(self._drain_timeout):
             self._on_overtime()
         await self._grpc.stop(LAST_WORDS)
@@ -123,10 +123,12 @@ class Listener:
 
 @contextlib.contextmanager
 def held_port(address: str) -> Iterator[None]:
-    """Keep HOST:PORT for the block without listening: others cannot have it, gRPC still can.
+    """Bind HOST:PORT for the block without listening, so that gRPC can still listen on it.
+
+    Programs that do not set SO_REUSEADDR are kept out; others, on Linux, are not.
 
     Raises:
-        ConfigError: Somebody has it already, or it is none of this machine.
+        ConfigError: It is in use, or is not an address of this machine.
     """
     host, port = split_address("listen", address)
     try:
@@ -139,11 +141,11 @@ def held_port(address: str) -> Iterator[None]:
         for family, kind, protocol, _, where in found:
             try:
                 holder = held.enter_context(socket.socket(family, kind, protocol))
-                # As gRPC does, so that connections of a server before this one do not matter.
+                # As gRPC does: connections of an earlier server in TIME_WAIT do not block the port.
                 holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 holder.bind(where)
             except OSError as error:
                 failures.append(error)
-        if len(failures) == len(found):  # one of the addresses of a name is enough, as for gRPC
+        if len(failures) == len(found):  # one address of a name is enough, as for gRPC
             raise ConfigError(f"--listen {address}: {failures[0].strerror}")
         yield

@@ -1,4 +1,4 @@
-"""Which adapters are at hand, told to whoever chooses between servers."""
+"""Adapter residency as a metric, for load balancers that route by adapter."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -10,14 +10,15 @@ from loramux_server.statuses import Statuses
 from loramux_server.store.record import AdapterRecord
 
 MAX_NAMES = 256
-"""So many adapters are named in a label at most: a server may hold thousands."""
+"""Limit of adapter names in a label, since a server may hold thousands."""
 
 
 class LoraRequests(Collector):
     """The metric `loramux_lora_requests_info`, which names adapters in its labels.
 
-    It is what Kubernetes' Gateway API inference extension wants of a model server, and called so by
-    vLLM: one series, whose value is the time. It is made for each scrape, and none stays behind.
+    Kubernetes' Gateway API inference extension reads it from model servers; vLLM has it as
+    `vllm:lora_requests_info`. It is a single series whose value is the time, created for each
+    scrape, so that no outdated series remain.
     """
 
     def __init__(
@@ -27,12 +28,12 @@ class LoraRequests(Collector):
         *,
         max_adapters: int,
     ) -> None:
-        """Tell nothing yet.
+        """Initialize.
 
         Args:
-            statuses: Knows where adapters are, and which are asked for.
-            with_digest: Returns the versions of a digest; called by any thread.
-            max_adapters: So many adapters fit into one batch.
+            statuses: Which adapters are on the device, and which requests wait for.
+            with_digest: Returns the versions with a digest; called from any thread.
+            max_adapters: The maximum number of adapters in a batch.
         """
         self._statuses = statuses
         self._with_digest = with_digest
@@ -43,7 +44,7 @@ class LoraRequests(Collector):
         return [self._metric()]
 
     def collect(self) -> Iterable[Metric]:
-        """Return the metric as it is now. Any thread may ask."""
+        """Return the current metric. Thread-safe."""
         metric = self._metric()
         labels = [
             str(self._max_adapters),
@@ -62,7 +63,7 @@ class LoraRequests(Collector):
         )
 
     def _names(self, digests: list[str]) -> str:
-        """Return the names under which requests ask for `digests`, as many as may be told."""
+        """Return the names of adapters with `digests`, up to MAX_NAMES, separated by commas."""
         names: dict[str, None] = {}
         for name in self._names_of(digests):
             if len(names) == MAX_NAMES:

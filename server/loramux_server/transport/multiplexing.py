@@ -1,4 +1,4 @@
-"""Many requests on one stream: each is answered beside the others."""
+"""Concurrent requests on one stream."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -16,11 +16,11 @@ async def multiplexed(
     answers: Callable[[Request], AsyncGenerator[Answer, None]],
     most: int,
 ) -> AsyncGenerator[Answer, None]:
-    """Yield what `answers` makes of each of `requests`, as it comes.
+    """Yield the answers to all `requests`, handled concurrently, as they are made.
 
-    At most `most` are under way: meanwhile no further request is read. None is made faster than
-    this generator is read. When one fails no more are read, and its error is raised once the others
-    have ended.
+    At most `most` requests are in progress; further ones are not read. Answers are made no faster
+    than this generator is read. If a request fails, no more are read, and its error is raised once
+    the others have ended.
     """
     found: asyncio.Queue[Answer | None] = asyncio.Queue(1)
     running = asyncio.create_task(_run(requests, answers, most, found))
@@ -38,7 +38,7 @@ async def _run(
     most: int,
     found: asyncio.Queue[Answer | None],
 ) -> None:
-    """Put all answers into `found`, and then None; raise what went wrong first."""
+    """Put all answers into `found`, and then None; raise the first error."""
     room = asyncio.Semaphore(most)
     failures: list[Exception] = []
 

@@ -1,9 +1,8 @@
-"""Readers of streams: a stream whose reader takes nothing for too long ends.
+"""Ends streams whose readers are too slow.
 
-gRPC lets a write wait until the reader has made room for it, as long as that takes. The write is
-never given up, since the status that follows would come before what it carries. But what makes the
-messages ends at once, and all that it holds with it; the reader finds the status when it comes
-back.
+With gRPC a write waits until flow control has room, however long that takes. The write is never
+cancelled, since the final status would overtake its message. But the generator of the messages ends
+at once and releases its resources; the reader gets the status if it ever resumes.
 """
 
 import asyncio
@@ -16,14 +15,14 @@ from loramux.errors import ResourceExhaustedError
 
 
 class Readers:
-    """How long they may take."""
+    """The time limit for readers."""
 
     def __init__(self, patience: float, on_lost: Callable[[], None]) -> None:
         """Set the limit.
 
         Args:
-            patience: Seconds that a message may wait for its reader.
-            on_lost: Called when a stream ends because it waited longer.
+            patience: Seconds that a write may wait for the reader.
+            on_lost: Called when a stream ends because a write waited longer.
         """
         self._patience = patience
         self._on_lost = on_lost
@@ -37,13 +36,13 @@ class Readers:
         """Write `messages` until they end.
 
         Args:
-            messages: What is sent; it gets the error if the reader takes too long.
-            write: Returns when there is room for a message on the way to the reader.
-            on_lost: Called when it has ended because of that, which may be long before this
-                returns.
+            messages: The messages; the error is thrown into it if the reader is too slow.
+            write: Returns when flow control has room for the message.
+            on_lost: Called when `messages` has ended because of that, which may be long before
+                this returns.
 
         Raises:
-            ResourceExhaustedError: The reader took too long, and has now taken what waited.
+            ResourceExhaustedError: The reader was too slow, and has now read the pending message.
         """
         async with aclosing(messages):
             watch = _Watch(self._patience, messages, self._on_lost, on_lost)
@@ -59,7 +58,7 @@ class Readers:
 
 
 class _Watch:
-    """Looks at one stream now and then: a timer for each message would cost more."""
+    """Checks one stream periodically, which is cheaper than a timer per message."""
 
     def __init__(
         self,
@@ -74,20 +73,20 @@ class _Watch:
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
         self._since: float | None = None
-        """When the message that waits began to."""
+        """When the pending write began; None if there is none."""
         self._ending: asyncio.Task[None] | None = None
         self._timer = self._loop.call_later(patience, self._look)
 
     def begin(self) -> None:
-        """Note that a message waits for the reader."""
+        """Record that a write has begun."""
         self._since = self._loop.time()
 
     def end(self) -> None:
-        """Note that it does not wait any more."""
+        """Record that the write has ended."""
         self._since = None
 
     async def close(self) -> None:
-        """Look no more, and wait until the messages have ended if they have to."""
+        """Stop checking; if the messages are being ended, wait for it."""
         self._timer.cancel()
         if self._ending:
             await self._ending

@@ -1,7 +1,7 @@
-"""Between gRPC and our services: open calls, bytes that are no message, names, errors -> status.
+"""gRPC handlers for the services: open calls, malformed requests, adapter names, error statuses.
 
-Handlers are made from the proto descriptors, not by the generated `add_…_to_server`, because there
-a request that cannot be parsed becomes UNKNOWN with the text of an exception. Here it is
+Handlers are built from the proto descriptors, not by the generated `add_…_to_server`, where a
+request that cannot be parsed becomes UNKNOWN with the text of an exception. Here it becomes
 INVALID_ARGUMENT.
 """
 
@@ -32,10 +32,10 @@ from loramux_server.transport.readers import Readers
 
 STATUS_KEY = "grpc-status-details-bin"
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
-"""When gRPC itself makes a call again, if it may: its retry design, gRFC A6."""
+"""Delay before gRPC's own retries, if enabled (gRFC A6)."""
 DOMAIN = "loramux"
 MAX_ON_STREAM = 256
-"""Requests under way on one stream; further ones are not read."""
+"""Requests in progress on one stream; further ones are not read."""
 
 _log = logging.getLogger(__name__)
 
@@ -43,13 +43,13 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Service(Protocol):
-    """Answers the calls of one service of the protos: it has a method of the name of each."""
+    """Implements one service of the protos: it has a method for each RPC, of the same name."""
 
     descriptor: ServiceDescriptor
 
 
 class Calls:
-    """The calls under way, and whether more may begin."""
+    """Counts the calls in progress, and refuses new ones after `close`."""
 
     def __init__(self) -> None:
         self._num_open = 0
@@ -58,10 +58,10 @@ class Calls:
 
     @contextmanager
     def one_more(self) -> Iterator[None]:
-        """Count a call for as long as the block runs.
+        """Count a call for the duration of the block.
 
         Raises:
-            UnavailableError: No more calls may begin.
+            UnavailableError: The server is shutting down.
         """
         if self._is_closed:
             raise UnavailableError(
@@ -75,7 +75,7 @@ class Calls:
             self._ended.set()
 
     async def close(self, patience: float) -> bool:
-        """Let no more calls begin; return whether those under way ended within `patience` s."""
+        """Refuse new calls; return whether those in progress ended within `patience` seconds."""
         self._is_closed = True
         with suppress(TimeoutError):
             async with asyncio.timeout(patience):
@@ -88,7 +88,7 @@ class Calls:
 def generic_handler(
     service: ServiceDescriptor, implementation: object, calls: Calls, readers: Readers
 ) -> grpc.GenericRpcHandler:
-    """Return a handler for every method of `service`; `implementation` has one of each name."""
+    """Return handlers for all methods of `service`, which call those of `implementation`."""
     handlers = {
         method.name: _method_handler(method, getattr(implementation, method.name), calls, readers)
         for method in service.methods
@@ -97,7 +97,7 @@ def generic_handler(
 
 
 class _Malformed:
-    """Stands for a request whose bytes are no message."""
+    """Stands for a request that cannot be parsed."""
 
 
 def _method_handler(
@@ -182,9 +182,9 @@ def _both_streams(
     calls: Calls,
     readers: Readers,
 ) -> Any:  # noqa: ANN401
-    """Return the handler of a stream on which each request is answered as if it were a call.
+    """Return the handler of a stream on which each request counts as a call of its own.
 
-    While none is under way the stream is no call: the end of the server does not wait for it.
+    A stream without a request in progress does not count: shutdown does not wait for it.
     """
 
     async def handle(requests: AsyncIterator[Message | _Malformed], context: Context) -> None:
@@ -215,7 +215,7 @@ def _checked(request: Message | _Malformed, method: MethodDescriptor) -> Message
         )
     rule = RULES[method.full_name]
     try:
-        if rule.fields:  # else nobody need be known
+        if rule.fields:  # otherwise there may be no caller
             settle_name(request, rule, caller())
     finally:
         if target := targets(method.full_name, request):
@@ -224,7 +224,7 @@ def _checked(request: Message | _Malformed, method: MethodDescriptor) -> Message
 
 
 async def abort(context: Context, error: Exception, method: str) -> NoReturn:
-    """End a call of `method` with the status that `error` stands for."""
+    """End a call of `method` with the status for `error`."""
     if isinstance(error, grpc.aio.BaseError):  # gRPC's own: the call has ended
         raise error
     if not isinstance(error, LoramuxError):
@@ -239,9 +239,10 @@ async def abort(context: Context, error: Exception, method: str) -> NoReturn:
 
 
 def status_metadata(error: LoramuxError) -> tuple[tuple[str, str | bytes], ...]:
-    """Return the trailing metadata that says in detail what went wrong.
+    """Return the trailing metadata with the details of `error`.
 
-    `google.rpc` details for any gRPC tool, and our own smaller message for clients without them.
+    It has `google.rpc` details for any gRPC tool, and our own smaller message for clients without
+    them.
     """
     pushback: tuple[tuple[str, str | bytes], ...] = ()
     reason = error.reason or "UNSPECIFIED"
