@@ -1,4 +1,4 @@
-"""Which adapters have metric series of their own: the busiest ones, and a bounded number."""
+"""Bounds the cardinality of adapter labels: only the busiest adapters get series of their own."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -6,16 +6,16 @@ from collections.abc import Callable
 OTHER = "other"
 BASE = "base"
 NONE = "none"
-"""For requests that were refused before it was known what they ask for."""
+"""For requests that were refused before their adapter was known."""
 _RESERVED = {"", OTHER, BASE, NONE}
 _HALVE_AFTER = 10_000
 
 
 class AdapterLabels:
-    """Adapter name -> label value. Only names that are registered may be given to it."""
+    """Adapter name -> label value. Must only be given registered names."""
 
     def __init__(self, limit: int, on_end: Callable[[str], None]) -> None:
-        """Allow `limit` names; `on_end` is called with a name whose series must end."""
+        """Allow `limit` names; `on_end` is called with a name whose series must be removed."""
         self._limit = limit
         self._on_end = on_end
         self._own: set[str] = set()
@@ -23,9 +23,9 @@ class AdapterLabels:
         self._until_halved = _HALVE_AFTER
 
     def count(self, name: str) -> None:
-        """Note a request for `name`; it gets a series of its own if it is among the busiest.
+        """Count a request for `name`, which gets a series of its own if it is among the busiest.
 
-        An adapter whose name is a label of ours never gets one: it counts as OTHER.
+        An adapter whose name equals a reserved label never gets one: it counts as OTHER.
         """
         if name in _RESERVED:
             return
@@ -35,20 +35,20 @@ class AdapterLabels:
             return
         if len(self._own) >= self._limit:
             idlest = min(self._own, key=self._requests.__getitem__)
-            # Twice as busy, or two adapters of equal traffic would replace each other for ever.
+            # Hysteresis: otherwise two adapters of equal traffic would keep replacing each other.
             if self._requests[name] < 2 * self._requests[idlest]:
                 return
             self._end(idlest)
         self._own.add(name)
 
     def label(self, name: str) -> str:
-        """Return the label value for `name`, or for the base model if it is empty."""
+        """Return the label value for `name`; empty stands for the base model."""
         if not name:
             return BASE
         return name if name in self._own else OTHER
 
     def forget(self, name: str) -> None:
-        """Note that `name` is no longer registered."""
+        """Forget `name`, which is no longer registered."""
         self._requests.pop(name, None)
         if name in self._own:
             self._end(name)
@@ -58,7 +58,7 @@ class AdapterLabels:
         self._on_end(name)
 
     def _age(self) -> None:
-        """Halve all counts now and then, so that yesterday's traffic weighs less than today's."""
+        """Halve all counts every `_HALVE_AFTER` requests, so that recent traffic weighs more."""
         self._until_halved -= 1
         if self._until_halved:
             return

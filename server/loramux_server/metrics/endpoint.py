@@ -13,19 +13,19 @@ from loramux_server.config import ConfigError, split_address
 def serve_metrics(
     address: str, registry: CollectorRegistry, tls: ServerTls | None, until: AsyncExitStack
 ) -> str:
-    """Serve `registry` on HOST:PORT `until` then, and return the address with the port it took.
+    """Serve `registry` on HOST:PORT until `until` is closed; return the address with its port.
 
-    Where other machines can reach it, with `tls`.
+    `tls` is used unless HOST is loopback.
 
     Raises:
-        ConfigError: The port cannot be had.
+        ConfigError: The port cannot be bound.
     """
     host, port = split_address("metrics", address)
     used = None if is_loopback(host) else tls
     try:
         http, thread = start_http_server(
             port,
-            host.strip("[]"),  # an IPv6 address has brackets where a port follows it
+            host.strip("[]"),  # brackets of an IPv6 address
             registry,
             certfile=str(used.certificate) if used else None,
             keyfile=str(used.key) if used else None,

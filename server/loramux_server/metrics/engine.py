@@ -1,4 +1,4 @@
-"""The metrics of what the engine reports: its steps, its KV blocks, its adapters."""
+"""The engine's metrics: steps, KV blocks and adapters."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -13,7 +13,7 @@ _TOKENS = (1, 4, 16, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
 class EngineMetrics:
-    """What the engine reports after each step."""
+    """Metrics that the engine's report after each step updates."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         tier = ("tier",)
@@ -127,7 +127,7 @@ class EngineMetrics:
         self._num_blocks = 0
 
     def describe(self, model: ModelInfo) -> None:
-        """Show how much there is of what requests and adapters take."""
+        """Set the capacities for requests and adapters."""
         self._num_blocks = model.num_blocks
         self.blocks_total.set(model.num_blocks)
         self.states_total.set(model.num_states)
@@ -135,12 +135,12 @@ class EngineMetrics:
         self.memory_bytes.labels("host").set(model.sizes.host_adapter_memory)
 
     def ended(self) -> None:
-        """Note that the engine holds nothing any more and that the next one counts from zero."""
+        """Reset the state after the engine has ended; the next one counts from zero."""
         self._last = NOTHING
         self.report(Report(stats=NOTHING))
 
     def report(self, report: Report) -> None:
-        """Take in one report."""
+        """Update the metrics from one report."""
         stats, last = report.stats, self._last
         self.running.set(stats.running)
         self.waiting.set(stats.waiting)
@@ -168,7 +168,7 @@ class EngineMetrics:
 
 
 class TierSeries:
-    """The metrics of one adapter tier, at hand as those of an adapter are."""
+    """The metrics of one adapter tier, with their label looked up once; see `AdapterSeries`."""
 
     def __init__(self, metrics: EngineMetrics, tier: str) -> None:
         self._resident = metrics.resident.labels(tier)
@@ -179,7 +179,7 @@ class TierSeries:
         self._reloads = metrics.reloads.labels(tier)
 
     def report(self, now: CacheStats, last: CacheStats) -> None:
-        """Take in what the tier holds now, and what was counted since `last`."""
+        """Set what the tier holds now, and add what was counted since `last`."""
         self._resident.set(now.resident)
         self._resident_bytes.set(now.used_bytes)
         self._hits.inc(now.hits - last.hits)

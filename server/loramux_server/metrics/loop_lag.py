@@ -1,31 +1,31 @@
-"""How late the event loop is: what it should do at a moment, and does later."""
+"""The event loop's lag: how much later than scheduled it runs a timer."""
 
 import asyncio
 from collections import deque
 
 INTERVAL = 0.25
-"""Seconds between looks."""
+"""Seconds between measurements."""
 NUM_LOOKS = 3
-"""So many looks in a row make a lag; a single pause is none."""
+"""Consecutive late measurements that make a lag; a single pause does not."""
 
 
 class LoopLag:
-    """Looks again and again."""
+    """Measures the lag periodically."""
 
     def __init__(self) -> None:
         self._late: deque[float] = deque([0.0], maxlen=NUM_LOOKS)
 
     @property
     def seconds(self) -> float:
-        """By how much each of the last looks was late, at least."""
+        """The minimum lag of the last measurements."""
         return min(self._late)
 
     def note(self, seconds: float) -> None:
-        """Take in by how much a look was late."""
+        """Add a measurement."""
         self._late.append(max(0.0, seconds))
 
     async def watch(self) -> None:
-        """Look until the task is cancelled."""
+        """Measure until the task is cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             due = loop.time() + INTERVAL

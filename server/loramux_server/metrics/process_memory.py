@@ -1,4 +1,4 @@
-"""How much memory the processes of a server hold."""
+"""Resident memory of the server's processes."""
 
 from collections.abc import Callable
 
@@ -7,11 +7,11 @@ from prometheus_client import Gauge
 
 
 def show_memory(gauge: Gauge, engine_pid: Callable[[], int | None]) -> None:
-    """Let `gauge` tell what the frontend and the engine hold whenever it is asked.
+    """Let `gauge` measure the memory of the frontend and the engine at each scrape.
 
     Args:
         gauge: Has the label `process`.
-        engine_pid: Returns the process id of the engine; None where there is none.
+        engine_pid: Returns the engine's process id; None if it is not running.
     """
     frontend = psutil.Process()
     gauge.labels("frontend").set_function(lambda: float(frontend.memory_info().rss))
@@ -23,5 +23,5 @@ def _resident_bytes(pid: int | None) -> float:
         return 0.0
     try:
         return float(psutil.Process(pid).memory_info().rss)
-    except psutil.Error:  # it ended just now, and may be a zombie
+    except psutil.Error:  # it has just ended, and may be a zombie
         return 0.0

@@ -13,15 +13,15 @@ from loramux_server.wire.model_info import ModelInfo
 
 MAX_ADAPTER_LABELS = 64
 STORE_FULL = "store_full"
-"""The outcome of an upload for which the store has no room; a tenant's quota is another thing."""
+"""Outcome of an upload that the store has no room for; a tenant's quota is another outcome."""
 FAULTS = ("internal", "unknown", "data_loss", "unavailable")
-"""Outcomes for which the server is to blame."""
+"""Outcomes that are the server's fault."""
 CAUSES = ("requests", "tokens", "bytes", "memory", "time", "lag", "share", "late")
-"""What there may be too much of."""
+"""Causes of requests that are refused because of overload."""
 
 
 class Metrics:
-    """The server's metrics. Only registered adapter names become labels, and a bounded number."""
+    """The server's metrics. Only a bounded number of registered adapter names become labels."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -120,17 +120,17 @@ class Metrics:
         self._engine = EngineMetrics(registry)
         self._begin()
         self.totals = Totals()
-        """The same over all adapters."""
+        """Totals over all adapters."""
 
     def describe(self, model: ModelInfo) -> None:
-        """Show what is served, with how much memory."""
+        """Set the info metric and the engine's capacities for the loaded `model`."""
         self._info.labels(
             __version__, model.name, model.architecture, model.dtype, model.device
         ).set(1)
         self._engine.describe(model)
 
     def of(self, adapter: str) -> "AdapterSeries":
-        """Return what to count a request for `adapter` in, empty for the base, at this moment."""
+        """Return the current series for requests for `adapter`; empty stands for the base."""
         label = self.labels.label(adapter)
         series = self._series.get(label)
         if series is None:
@@ -138,12 +138,12 @@ class Metrics:
         return series
 
     def report(self, report: Report) -> None:
-        """Take in what one step of the engine had to tell."""
+        """Update the metrics from the report of one engine step."""
         self._engine.report(report)
         self.totals.report(report)
 
     def engine_ready(self, is_ready: bool) -> None:
-        """Note that the engine began to answer, or that it died."""
+        """Record that the engine is ready, or that it died."""
         self.engine_up.set(is_ready)
         if is_ready:
             self.engine_starts.inc()
@@ -152,7 +152,7 @@ class Metrics:
             self.totals.engine = NOTHING
 
     def _begin(self) -> None:
-        """Show at 0 what alerts look for: Prometheus sees no growth in what begins at 1."""
+        """Create the series of alerts at 0: Prometheus sees no increase in one that begins at 1."""
         for outcome in ("ok", *FAULTS):
             for label in (BASE, NONE, OTHER):
                 self.requests.labels(label, outcome)
@@ -169,7 +169,7 @@ class Metrics:
 
 
 class AdapterSeries:
-    """The metrics of one label value, at hand: to find them takes longer than to count."""
+    """The metrics of one label value, looked up once: a lookup takes longer than counting."""
 
     def __init__(self, metrics: Metrics, label: str) -> None:
         self.tokens = metrics.tokens.of(label)
@@ -179,7 +179,7 @@ class AdapterSeries:
 
 
 class RoomMetrics:
-    """What waits for the engine, and what was refused because too much did."""
+    """What waits for the engine, and requests refused because of overload."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.shed = Counter(

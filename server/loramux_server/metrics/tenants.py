@@ -1,4 +1,4 @@
-"""The metrics of each tenant, to meter its use: plain numbers, which a scrape reads."""
+"""Usage metrics per tenant: plain numbers, read at each scrape."""
 
 import time
 from collections import Counter
@@ -20,14 +20,14 @@ _CAUSES = {
     "MEMORY_UNREACHABLE": OVERLOAD,
     "DEADLINE_UNREACHABLE": OVERLOAD,
 }
-"""Reason of an error -> why a request was refused that was valid."""
+"""Reason of an error -> why a valid request was refused."""
 
 
 class TenantSeries:
-    """What is counted of one tenant label. Lives on the event loop."""
+    """The counts of one tenant label. Changed on the event loop only."""
 
     def __init__(self, outcomes: Iterable[str]) -> None:
-        """Begin at 0, with the `outcomes` that are shown before there are any."""
+        """Begin at 0; `outcomes` are those that are exported even at 0."""
         self.created = time.time()
         self.prompt_tokens = 0
         self.generated_tokens = 0
@@ -37,27 +37,27 @@ class TenantSeries:
         """Refused requests by cause."""
 
     def ended(self, outcome: str, error: BaseException | None) -> None:
-        """Count a request that ended with `outcome`, because of `error` if that is not `ok`."""
+        """Count a request that ended with `outcome`, and with `error` unless that is `ok`."""
         self.requests[outcome] += 1
         if isinstance(error, LoramuxError) and error.reason in _CAUSES:
             self.refused[_CAUSES[error.reason]] += 1
 
 
 class TenantMetrics(Collector):
-    """The series of tenants: of the busiest by name, of all others together."""
+    """The series of tenants: one each for the busiest, and one for all others."""
 
     def __init__(self, outcomes: Iterable[str]) -> None:
-        """Begin with no series; see `TenantSeries` for `outcomes`."""
+        """Begin without series; see `TenantSeries` for `outcomes`."""
         self._outcomes = tuple(outcomes)
         self._labels = AdapterLabels(MAX_TENANT_LABELS, self._end)
         self._series: dict[str, TenantSeries] = {}
 
     def arrived(self, tenant: str) -> None:
-        """Note a request of `tenant`, which has a key or a certificate."""
+        """Count a request of `tenant`, which is authenticated, for the choice of labels."""
         self._labels.count(tenant)
 
     def of(self, tenant: str) -> TenantSeries:
-        """Return what to count a request of `tenant` in, at this moment."""
+        """Return the current series for requests of `tenant`."""
         label = self._labels.label(tenant)
         series = self._series.get(label)
         if series is None:
@@ -65,11 +65,11 @@ class TenantMetrics(Collector):
         return series
 
     def describe(self) -> Iterable[Metric]:
-        """Return the metrics without a sample."""
+        """Return the metrics without samples."""
         return self._metrics()
 
     def collect(self) -> Iterable[Metric]:
-        """Return the metrics as they are now. Any thread may ask."""
+        """Return the current metrics. Thread-safe."""
         requests, refused, prompt, generated = metrics = self._metrics()
         for label, series in list(self._series.items()):
             for outcome, count in list(series.requests.items()):

@@ -1,4 +1,4 @@
-"""The metrics of each token: plain numbers, since they are counted far more often than read."""
+"""Token metrics: plain numbers, since they are counted far more often than read."""
 
 import time
 from bisect import bisect_left
@@ -11,49 +11,49 @@ from prometheus_client.utils import floatToGoString
 
 
 class TokenSeries:
-    """What is counted of the tokens of one adapter label. Lives on the event loop."""
+    """The token counts of one adapter label. Changed on the event loop only."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
-        """Begin at 0; `bounds` are those of the buckets of gaps, in seconds, rising."""
+        """Begin at 0; `bounds` are the ascending upper bounds of the gap buckets, in seconds."""
         self.created = time.time()
         self.num_tokens = 0
         self.gap_seconds = 0.0
         """The sum of all gaps."""
         self.num_gaps = [0] * (len(bounds) + 1)
-        """Up to each bound, and above the last."""
+        """Gaps per bucket, not cumulative; the last one is above all bounds."""
         self._bounds = bounds
 
     def add(self, num_tokens: int, num_gaps: int, gap: float) -> None:
-        """Count tokens, and the gaps before them, each of `gap` seconds."""
+        """Count tokens, and the gaps before them, of `gap` seconds each."""
         self.num_tokens += num_tokens
         self.gap_seconds += num_gaps * gap
         self.num_gaps[bisect_left(self._bounds, gap)] += num_gaps
 
 
 class TokenMetrics(Collector):
-    """The series of tokens by adapter label; they become metrics for each scrape."""
+    """The token series by adapter label, converted to metrics at each scrape."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
-        """Begin with no series; `bounds` are those of `TokenSeries`."""
+        """Begin without series; see `TokenSeries` for `bounds`."""
         self._bounds = bounds
         self._series: dict[str, TokenSeries] = {}
 
     def of(self, label: str) -> TokenSeries:
-        """Return the series of `label`, a new one if there is none."""
+        """Return the series of `label`, created if there is none."""
         if label not in self._series:
             self._series[label] = TokenSeries(self._bounds)
         return self._series[label]
 
     def forget(self, label: str) -> None:
-        """End the series of `label`, if there is one."""
+        """Remove the series of `label`, if there is one."""
         self._series.pop(label, None)
 
     def describe(self) -> Iterable[Metric]:
-        """Return the metrics without a sample."""
+        """Return the metrics without samples."""
         return self._metrics()
 
     def collect(self) -> Iterable[Metric]:
-        """Return the metrics as they are now. Any thread may ask."""
+        """Return the current metrics. Thread-safe."""
         generated, gaps = metrics = self._metrics()
         bounds = [*map(floatToGoString, self._bounds), "+Inf"]
         for label, series in list(self._series.items()):

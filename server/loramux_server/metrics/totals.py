@@ -1,6 +1,7 @@
-"""What a server did since it started and what it holds now, in plain numbers.
+"""Totals since the server started, and its current state, as plain numbers.
 
-The metrics have the same by adapter, of the busiest alone; nothing can be added up there.
+The Prometheus metrics are labelled by adapter, and their series come and go with the busiest
+adapters, so they cannot be summed.
 """
 
 from dataclasses import dataclass
@@ -17,34 +18,34 @@ NOTHING = Stats(
     device=CacheStats(),
     host=CacheStats(),
 )
-"""The state of an engine that is not there."""
+"""The state while there is no engine."""
 
 
 @dataclass(slots=True)
 class Totals:
-    """Counts since the server started; times are sums in seconds. Lives on the event loop."""
+    """Counts since the server started, and sums of seconds. Changed on the event loop only."""
 
     requests: int = 0
-    """That ended, in whatever way."""
+    """Requests that ended, with any outcome."""
     prompt_tokens: int = 0
     generated_tokens: int = 0
     first_tokens: int = 0
     first_token_seconds: float = 0.0
-    """From arrival."""
+    """Time from arrival to the first token."""
     gaps: int = 0
-    """Between tokens of a completion."""
+    """Gaps between consecutive tokens of a completion."""
     gap_seconds: float = 0.0
     steps: int = 0
     step_seconds: float = 0.0
     step_requests: int = 0
-    """Requests in each step, added up."""
+    """Sum of the requests in each step."""
     step_adapters: int = 0
-    """Distinct adapters in each step, added up."""
+    """Sum of the distinct adapters in each step."""
     engine: Stats = NOTHING
-    """The state after the last step; its counts are of this engine alone."""
+    """The state after the last step; its counts begin with the current engine."""
 
     def report(self, report: Report) -> None:
-        """Take in what one step had to tell."""
+        """Update the totals from the report of one step."""
         self.engine = report.stats
         if report.batch:
             self.steps += 1
