@@ -1,1 +1,1 @@
-"""The settings of a server, by what they are about. Each group extends the one before."""
+"""The server's settings, by topic. Each group extends the one before."""

@@ -1,4 +1,4 @@
-"""What requests may take, and how long they may wait."""
+"""Limits and timeouts of requests."""
 
 from typing import Annotated
 
@@ -8,7 +8,7 @@ from loramux_server.settings.network import NetworkSettings
 
 
 class LimitSettings(NetworkSettings, frozen=True, kw_only=True):
-    """What requests may take, and how long they may wait. Sizes are in bytes, times in seconds."""
+    """Limits and timeouts of requests. Sizes are in bytes, times in seconds."""
 
     default_timeout: Annotated[
         float, Meta(gt=0, description="Deadline in seconds of calls that come without one.")

@@ -1,4 +1,4 @@
-"""Ports, certificates, and who may call."""
+"""Ports, certificates and access."""
 
 from typing import Annotated
 
@@ -8,7 +8,7 @@ from loramux_server.settings.storage import StorageSettings
 
 
 class NetworkSettings(StorageSettings, frozen=True, kw_only=True):
-    """Ports, certificates, and who may call. Sizes are in bytes, times in seconds."""
+    """Ports, certificates and access. Sizes are in bytes, times in seconds."""
 
     listen: Annotated[
         str, Meta(description="HOST:PORT to serve gRPC on; port 0 picks a free one.")

@@ -1,4 +1,4 @@
-"""Where adapters come from, and whose are taken."""
+"""Where adapters come from, and which are accepted."""
 
 from typing import Annotated
 
@@ -8,7 +8,7 @@ from loramux_server.wire.engine_config import EngineConfig
 
 
 class SourceSettings(EngineConfig, frozen=True, kw_only=True):
-    """Where adapters come from, and whose are taken. Sizes are in bytes, times in seconds."""
+    """Where adapters come from, and which are accepted. Sizes are in bytes, times in seconds."""
 
     adapters: Annotated[
         str | None,

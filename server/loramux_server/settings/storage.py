@@ -1,4 +1,4 @@
-"""Where adapters are stored, and how much may be."""
+"""Where adapters are stored, with size limits and quotas."""
 
 from typing import Annotated
 
@@ -8,7 +8,7 @@ from loramux_server.settings.sources import SourceSettings
 
 
 class StorageSettings(SourceSettings, frozen=True, kw_only=True):
-    """Where adapters are stored, and how much may be. Sizes are in bytes, times in seconds."""
+    """Where adapters are stored, with limits and quotas. Sizes are in bytes, times in seconds."""
 
     store: Annotated[
         str | None,
