@@ -1,1 +1,1 @@
-"""What is written down of calls: a line for each, and a lasting one for those that act."""
+"""Call log, audit log and traces."""

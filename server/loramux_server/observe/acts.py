@@ -1,4 +1,4 @@
-"""What changes something, calls and the server by itself, and what the audit log tells of it."""
+"""Audited actions, of callers and of the server itself, and what the audit log has of them."""
 
 import re
 from dataclasses import dataclass
@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from google.protobuf.message import Message
 
 MAX_SHOWN = 200
-"""Characters of a value that are told; what is longer is no name of anything."""
+"""Longest value that is logged, in characters; no name is longer."""
 
 _NAMING = re.compile(r"[a-z0-9][a-z0-9._:@/-]*")
-"""Of what names, digests and ids consist."""
+"""The form of names, digests and ids."""
 
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """What a method does, and the paths of the request fields that say to what."""
+    """The action of a method, and the paths of the request fields that name its target."""
 
     name: str
     fields: tuple[str, ...]
@@ -27,7 +27,7 @@ ACTS = {
     "loramux.v1.AdapterService.ImportAdapter": Act("adapter.import", ("name",)),
     "loramux.v1.AdapterService.DeleteAdapter": Act("adapter.delete", ("name",)),
     "loramux.v1.AdapterService.SetAdapterTtl": Act("adapter.set_ttl", ("name", "ttl")),
-    # It changes nothing, but takes weights away.
+    # Changes nothing, but discloses the weights.
     "loramux.v1.AdapterService.DownloadAdapter": Act("adapter.download", ("name",)),
     "loramux.v1.UploadService.StartUpload": Act("upload.start", ("header.name", "header.sha256")),
     "loramux.v1.UploadService.FinishUpload": Act("upload.finish", ("upload_id",)),
@@ -38,20 +38,20 @@ ACTS = {
     "loramux.v1.ResidencyService.UnpinAdapter": Act("adapter.unpin", ("name",)),
     "loramux.v1.QuarantineService.ClearQuarantined": Act("quarantine.clear", ("key",)),
 }
-"""Full name of the method -> what it does."""
+"""Full name of the method -> its action."""
 
 ADAPTER_RESOLVE = "adapter.resolve"
-"""The server fetched an adapter because the caller named it."""
+"""The server fetched an adapter because a request named it."""
 QUARANTINE_SET = "quarantine.set"
-"""The server refuses something from now on."""
+"""The server quarantined a request or an adapter."""
 DIRECTORY_ADD = "directory.add"
-"""The server serves what it found in its directory of adapters."""
+"""The server registered an adapter that it found in its directory."""
 DIRECTORY_REMOVE = "directory.remove"
-"""It serves it no more, because it is not there any more."""
+"""The server dropped an adapter that is no longer in its directory."""
 
 
 def targets(method: str, request: Message) -> dict[str, str]:
-    """Return what `request` says of the target of an act, by field; nothing if it is no act."""
+    """Return the fields of `request` that name the target; empty if `method` is not audited."""
     act = ACTS.get(method)
     found = {field: _value(request, field) for field in act.fields} if act else {}
     return {field: value for field, value in found.items() if value}
@@ -63,6 +63,6 @@ def _value(message: Message, path: str) -> str:
         message = getattr(message, step)
     value = getattr(message, field)
     text = " ".join(str(value).split())
-    # What is no name may be anything, such as a path or a key in the wrong place.
+    # Anything that is not a name is withheld: it may be a path, or a key in the wrong field.
     is_telling = not text or not isinstance(value, str) or _NAMING.fullmatch(value)
     return text if is_telling and len(text) <= MAX_SHOWN else f"{len(text)} characters"

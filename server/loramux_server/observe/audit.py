@@ -1,4 +1,4 @@
-"""The audit log: who changed what, when, and what came of it."""
+"""The audit log: who changed what, when, and with which outcome."""
 
 import asyncio
 import json
@@ -15,13 +15,13 @@ _log = logging.getLogger("loramux.audit")
 
 
 class AuditFile:
-    """A file that gets a line for each act, and only ever grows.
+    """An append-only file with a line for each action.
 
-    Once another program has moved it away, as logrotate does, the next line begins a new one.
+    After the file is moved away, as by logrotate, the next line goes to a new file.
     """
 
     def __init__(self, path: str) -> None:
-        """Open it, made if it is not there, for its owner only.
+        """Open the file; a new one is readable by its owner only.
 
         Raises:
             OSError: It cannot be written.
@@ -31,7 +31,7 @@ class AuditFile:
         self._lock = threading.Lock()
 
     def append(self, act: Mapping[str, object]) -> None:
-        """Add a line, and return when the disk has it.
+        """Append a line, and return once it is synced to disk.
 
         Raises:
             OSError: It cannot be written.
@@ -39,17 +39,17 @@ class AuditFile:
         line = (json.dumps(act) + "\n").encode()
         with self._lock:
             self._follow()
-            # One write: several servers may share the file, and lines stay whole.
+            # A single write, so that lines stay intact if several servers share the file.
             if os.write(self._descriptor, line) != len(line):
                 raise OSError("only a part of the line could be written")
             os.fsync(self._descriptor)
 
     def close(self) -> None:
-        """Close it."""
+        """Close the file."""
         os.close(self._descriptor)
 
     def _follow(self) -> None:
-        """Open the path again if another file is there, or none."""
+        """Reopen the path if it is another file now, or missing."""
         try:
             if os.path.samestat(os.stat(self._path), os.fstat(self._descriptor)):  # noqa: PTH116
                 return
@@ -57,7 +57,7 @@ class AuditFile:
             pass
         try:
             new = self._open()
-        except OSError as error:  # no line is lost where there is a file for it
+        except OSError as error:  # keep the old file, so that no line is lost
             _log.error(
                 "the old audit log is used, as the new one cannot be opened: %s", error.strerror
             )
@@ -70,14 +70,14 @@ class AuditFile:
 
 
 class Audit:
-    """Writes acts to the log, and to the audit file if there is one."""
+    """Writes actions to the log, and to the audit file if there is one."""
 
     def __init__(self, file: AuditFile | None = None) -> None:
         self._file = file
         self._thread = ThreadPoolExecutor(1, "audit") if file else None
 
     async def tell(self, act: str, **fields: object) -> None:
-        """Write down an act; when this returns, it lasts. A caller that is cancelled waits, too."""
+        """Write an action, and return once it is on disk, even if cancelled meanwhile."""
         writing = self.begin(act, **fields)
         if writing is None:
             return
@@ -88,7 +88,10 @@ class Audit:
             raise
 
     def begin(self, act: str, **fields: object) -> "asyncio.Future[None] | None":
-        """Write down an act; return what ends when the disk has it, or None without a file."""
+        """Start writing an action; return a future that ends once it is on disk, or None.
+
+        It is None if there is no file.
+        """
         entry = {"time": now(), "act": act, **fields}
         _say(entry, logging.INFO)
         if self._file is None:
@@ -97,9 +100,9 @@ class Audit:
         return loop.run_in_executor(self._thread, self._append, entry)
 
     def write(self, act: str, *, level: int = logging.INFO, **fields: object) -> None:
-        """Write down what the server did by itself; blocks until the disk has it.
+        """Write an action of the server itself; blocks until it is on disk.
 
-        The log gets it at `level`, the audit file in any case.
+        `level` is for the log; the audit file gets every action.
         """
         entry = {"time": now(), "act": act, "by": "server", **fields}
         _say(entry, level)
@@ -107,7 +110,7 @@ class Audit:
             self._append(entry)
 
     def close(self) -> None:
-        """Write what is begun, and close the file."""
+        """Finish pending writes, and close the file."""
         if self._thread:
             self._thread.shutdown()
         if self._file:
@@ -117,18 +120,18 @@ class Audit:
         assert self._file is not None
         try:
             self._file.append(entry)
-        except OSError as error:  # the act is done: to refuse it would be a lie
+        except OSError as error:  # the action has been done: an error to the caller would mislead
             _log.error("cannot write the line above to the audit log: %s", error.strerror or error)
 
 
 @contextmanager
 def audited(path: str | None, act: str, **fields: object) -> Iterator[dict[str, object]]:
-    """Write down the act of the block and how it ended, in the file at `path` if there is one.
+    """Write the action of the block and its outcome to the file at `path`, unless that is None.
 
-    The block may add to what is told. A file that cannot be opened ends it before it begins.
+    Yields the fields of the entry, to which the block may add.
 
     Raises:
-        OSError: The file cannot be written.
+        OSError: The file cannot be opened, in which case the block does not run, or be written.
     """
     if path is None:
         yield fields

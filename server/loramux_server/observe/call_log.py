@@ -1,4 +1,4 @@
-"""The interceptor before all others: gives each call an id, and writes down how it ended."""
+"""The outermost interceptor: assigns request ids; logs, traces and audits calls."""
 
 import asyncio
 import logging
@@ -26,19 +26,19 @@ _STATUSES = {code.value[0]: code.name for code in grpc.StatusCode}
 _FAULTS = {
     "UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"
 }  # fmt: skip
-"""What to a trace is a failure of the server, not of who calls."""
+"""Statuses that traces report as errors: failures of the server, not of the caller."""
 
 
 class CallLog(grpc.aio.ServerInterceptor):
-    """Sees every call from its first moment to its last."""
+    """Records every call from begin to end."""
 
     def __init__(self, audit: Audit, *, logs_calls: bool, tracing: Tracing | None = None) -> None:
-        """Prepare.
+        """Initialize.
 
         Args:
-            audit: Is told of calls that change something.
-            logs_calls: Whether each call gets a line in the log.
-            tracing: Makes a span of each call; None makes none.
+            audit: Where audited actions are written.
+            logs_calls: Whether each call gets a log line.
+            tracing: Creates a span for each call; None for no traces.
         """
         self._audit = audit
         self._logs_calls = logs_calls
@@ -49,7 +49,7 @@ class CallLog(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:  # noqa: ANN401
-        """Return the handler of a call, within a record of it."""
+        """Return the call's handler, wrapped so that the call is recorded."""
         method = method_name(str(handler_call_details.method))
         return around(
             await continuation(handler_call_details), lambda context: self._told(context, method)
@@ -59,7 +59,7 @@ class CallLog(grpc.aio.ServerInterceptor):
     async def _told(
         self, context: "grpc.aio.ServicerContext[Any, Any]", method: str
     ) -> AsyncIterator[None]:
-        """Run the block as a call of `method`, and tell of it in the end."""
+        """Run the block as a call of `method`, and record how it ended."""
         record = CallRecord(method, _request_id(context))
         begin(record)
         context.set_trailing_metadata(((REQUEST_ID_KEY, record.request_id),))
@@ -74,7 +74,7 @@ class CallLog(grpc.aio.ServerInterceptor):
             is_cancelled = True
             raise
         except grpc.aio.BaseError:
-            # Without a status of ours: the other side is gone.
+            # If we set no status, the client has disconnected.
             is_cancelled = not context.code()
             raise
         finally:
@@ -82,7 +82,7 @@ class CallLog(grpc.aio.ServerInterceptor):
             now = time.monotonic()
             if record.span:
                 _end_span(record.span, record, status, now)
-            # But for the health checks that come every few seconds.
+            # Except for successful health checks, which come every few seconds.
             if self._logs_calls and not (_is_open(method) and status in ("OK", "CANCELLED")):
                 _write(record, status, now - started)
             if act := ACTS.get(method):
@@ -90,7 +90,7 @@ class CallLog(grpc.aio.ServerInterceptor):
 
 
 def _request_id(context: "grpc.aio.ServicerContext[Any, Any]") -> str:
-    """Return the id that the caller gives the call, or another one if that is none."""
+    """Return the caller's request id if it is valid, or else a new one."""
     for key, value in context.invocation_metadata() or ():
         if key == REQUEST_ID_KEY and isinstance(value, str):
             if 0 < len(value) <= MAX_REQUEST_ID and value.isascii() and value.isprintable():
@@ -105,7 +105,7 @@ def _status(context: "grpc.aio.ServicerContext[Any, Any]") -> str:
 
 
 def _is_open(method: str) -> bool:
-    """Return whether anybody may call it, as is so of health checks."""
+    """Return whether `method` needs no permission, as with health checks."""
     rule = RULES.get(method)
     return rule is not None and rule.permission is Permission.NONE
 

@@ -1,4 +1,4 @@
-"""What is known of the call being handled, for those who write it down."""
+"""The record of the current call, for the call log, the audit log and traces."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,52 +9,52 @@ from typing import Any
 from loramux_server.observe.spans import CallSpan
 
 REQUEST_ID_KEY = "x-request-id"
-"""Metadata that brings a call's id, and takes it back."""
+"""Metadata key of a call's id, in both directions."""
 
 _SUMS = ("parts", "prompt_tokens", "completion_tokens")
-"""Notes that add up where a call has several parts."""
+"""Notes that are summed over the parts of a call."""
 
 
 @dataclass(slots=True)
 class CallRecord:
-    """One call; filled in by whoever comes to know something of it."""
+    """One call; filled in by whatever code handles it."""
 
     method: str
     request_id: str
     reason: str = ""
-    """The `ErrorInfo.reason` of its status, where that is not OK; of a stream that went on, that of
+    """The `ErrorInfo.reason` of its status if that is not OK; for a stream that continued, that of
     the request on it that was refused last."""
     notes: dict[str, Any] = field(default_factory=dict)
-    """What else is told of it: never a prompt, a key or a path."""
+    """Further fields for the logs: never a prompt, a key or a path."""
     span: CallSpan | None = None
-    """Its part of a trace, where the server makes traces."""
+    """Its span, if the server makes traces."""
 
 
 _current: ContextVar[CallRecord | None] = ContextVar("call", default=None)
 
 
 def current() -> CallRecord | None:
-    """Return the call being handled, or None outside of one."""
+    """Return the current call's record, or None outside of a call."""
     return _current.get()
 
 
 def begin(record: CallRecord) -> None:
-    """Let `record` be the call that this task handles from now on."""
+    """Make `record` the current call of this task."""
     _current.set(record)
 
 
 def note(**notes: object) -> None:
-    """Add to what is told of the call being handled; outside of one, nothing happens."""
+    """Add notes to the current call's record, if there is one."""
     if record := _current.get():
         record.notes.update(notes)
 
 
 @contextmanager
 def part() -> Iterator[None]:
-    """Let the block do one of several parts of the call being handled, beside the others.
+    """Run the block as one of several concurrent parts of the current call.
 
-    What it notes is told of the call: numbers of tokens as their sum, with how many parts there
-    were, and else what the part noted that ended first.
+    Its notes are merged into the call's: token counts are summed and parts counted; of other notes
+    that several parts have, those of the part that ended first are kept.
     """
     whole = _current.get()
     if whole is None:

@@ -1,7 +1,7 @@
-"""Spans on their way to the collector: a bounded queue, and a thread that empties it.
+"""Exports spans to the collector: a bounded queue and a thread that empties it.
 
-The SDK has one, too, which starts its thread anew in every fork of the process, also in the one
-that is about to become an engine, where that may hang; and what it drops, it keeps to itself.
+The SDK's own BatchSpanProcessor is not used: it restarts its thread in every fork of the process,
+even one that is about to exec the engine, where that may hang; and it does not count dropped spans.
 """
 
 import logging
@@ -24,17 +24,17 @@ _log = logging.getLogger(__name__)
 
 
 class SpanQueue(SpanProcessor):
-    """Takes spans on any thread, at once, and sends them on a thread of its own."""
+    """Accepts spans from any thread without blocking, and exports them on its own thread."""
 
     def __init__(self, exporter: SpanExporter, spans: Counter) -> None:
-        """Begin.
+        """Start the thread.
 
         Args:
-            exporter: What sends spans.
-            spans: Counts them by what became of them.
+            exporter: Sends spans.
+            spans: Counts spans by outcome.
 
         Raises:
-            ConfigError: An OTEL_BSP_… variable is no positive number.
+            ConfigError: An OTEL_BSP_… variable is not a positive integer.
         """
         self._exporter = exporter
         self._max_waiting = _setting(OTEL_BSP_MAX_QUEUE_SIZE, 2048)
@@ -47,12 +47,12 @@ class SpanQueue(SpanProcessor):
         self._wake = threading.Event()
         self._is_ending = False
         self._is_failing = False
-        # A daemon, for it may hang in a request of which no exporter lets go.
+        # A daemon, since it may hang in a request that the exporter never gives up.
         self._thread = threading.Thread(target=self._send, name="spans", daemon=True)
         self._thread.start()
 
     def on_end(self, span: ReadableSpan) -> None:
-        """Take a span that is recorded, if there is room for it."""
+        """Queue a sampled span, or drop it if the queue is full."""
         if not (span.context and span.context.trace_flags.sampled):
             return
         if len(self._waiting) >= self._max_waiting:
@@ -63,11 +63,11 @@ class SpanQueue(SpanProcessor):
             self._wake.set()
 
     def close(self, patience: float) -> None:
-        """Send what waits, for `patience` seconds; what is left then fails."""
+        """Export the queued spans for up to `patience` seconds; the rest fails."""
         self._is_ending = True
         self._wake.set()
         self._thread.join(patience)
-        self._exporter.shutdown()  # so that it tries no more
+        self._exporter.shutdown()  # stops its retries
         self._thread.join(patience)
 
     def _send(self) -> None:
@@ -75,7 +75,7 @@ class SpanQueue(SpanProcessor):
         while not is_last:
             self._wake.wait(self._delay)
             self._wake.clear()
-            is_last = self._is_ending  # before the queue is emptied: what came until then goes
+            is_last = self._is_ending  # read before emptying, so that all spans until then are sent
             while self._waiting:
                 count = min(self._batch_size, len(self._waiting))
                 self._export([self._waiting.popleft() for _ in range(count)])
@@ -84,7 +84,7 @@ class SpanQueue(SpanProcessor):
         fault = ""
         try:
             result = self._exporter.export(spans)
-        except Exception as error:  # whatever is the matter with it, calls go on
+        except Exception as error:  # no failure of an exporter may affect calls
             result, fault = SpanExportResult.FAILURE, f" ({type(error).__name__})"
         is_failing = result is not SpanExportResult.SUCCESS
         (self._failed if is_failing else self._exported).inc(len(spans))

@@ -1,29 +1,29 @@
-"""What those who handle a call need of its trace. Imports nothing: most servers have no traces."""
+"""Interfaces of trace spans. Does not import OpenTelemetry, which most servers do not need."""
 
 from collections.abc import Mapping
 from typing import Protocol
 
 Attributes = Mapping[str, str | int | float | bool | list[str] | None]
-"""What is told of a span, by the names of the semantic conventions; None is left out."""
+"""Attributes of a span, named by the semantic conventions; those that are None are omitted."""
 
 NO_ATTRIBUTES: Attributes = {}
 
 
 class Span(Protocol):
-    """Something that takes time, on behalf of a call. Moments are seconds of the monotonic clock.
+    """An operation on behalf of a call. Times are seconds of the monotonic clock.
 
-    What is told of one is never a prompt, an answer, a key, a path or an address.
+    Attributes never contain a prompt, an answer, a key, a path or an address.
     """
 
     @property
     def is_recorded(self) -> bool:
-        """Whether anybody will see it; whoever began the trace decides."""
+        """Whether the span is sampled, which is decided where the trace begins."""
 
     def child(self, name: str, begin: float, attributes: Attributes = NO_ATTRIBUTES) -> "Span":
-        """Return a part of this one that began at `begin`."""
+        """Return a child span that began at `begin`."""
 
     def end(self, end: float, attributes: Attributes = NO_ATTRIBUTES, *, error: str = "") -> None:
-        """Let it end, once: well, or with `error`, the name of a gRPC status."""
+        """End the span, once; `error` is the name of a gRPC status, empty for success."""
 
 
 class CallSpan(Span, Protocol):

@@ -1,8 +1,8 @@
-"""Spans by OpenTelemetry, and their way to a collector. Loaded only where traces are asked for.
+"""Tracing with OpenTelemetry. Imported only if traces are enabled.
 
-The settings of the SDK (sampler, limits, headers, certificates, resource, …) come from its OTEL_…
-variables. What the collector does not take within bounds is dropped and counted: no call waits for
-it.
+The SDK's settings (sampler, limits, headers, certificates, resource, …) come from its OTEL_…
+variables. Calls never wait for the collector: spans beyond the queue's limit are dropped and
+counted.
 """
 
 import asyncio
@@ -37,38 +37,38 @@ from loramux_server.observe.span_queue import SpanQueue
 from loramux_server.observe.spans import NO_ATTRIBUTES, Attributes
 
 LAST_SPANS = 2.0
-"""Seconds that spans get to reach the collector at the end."""
+"""Seconds at shutdown for exporting the remaining spans."""
 
 _W3C = TraceContextTextMapPropagator()
 Metadata = Iterable[tuple[str, str | bytes]]
 
 
 class RecordedSpan:
-    """A span of OpenTelemetry's; see `spans.Span`."""
+    """An OpenTelemetry span; see `spans.Span`."""
 
     __slots__ = ("_offset", "_span", "_tracer")
 
     def __init__(self, tracer: Tracer, span: OtelSpan, offset: int) -> None:
-        """Wrap `span`; `offset` is what the wall clock is ahead of the monotonic one, in ns."""
+        """Wrap `span`; `offset` is the wall clock minus the monotonic clock, in ns."""
         self._tracer = tracer
         self._span = span
         self._offset = offset
 
     @property
     def is_recorded(self) -> bool:
-        """Whether anybody will see it."""
+        """Whether the span is sampled."""
         return self._span.is_recording()
 
     @property
     def trace_id(self) -> str:
-        """The trace's id in hexadecimal digits; empty if there is none."""
+        """The trace's id, 32 hexadecimal digits; empty if there is none."""
         context = self._span.get_span_context()
         return format_trace_id(context.trace_id) if context.is_valid else ""
 
     def child(
         self, name: str, begin: float, attributes: Attributes = NO_ATTRIBUTES
     ) -> "RecordedSpan":
-        """Return a part of it that began at `begin`."""
+        """Return a child span that began at `begin`."""
         span = self._tracer.start_span(
             name,
             set_span_in_context(self._span, Context()),
@@ -78,7 +78,7 @@ class RecordedSpan:
         return RecordedSpan(self._tracer, span, self._offset)
 
     def end(self, end: float, attributes: Attributes = NO_ATTRIBUTES, *, error: str = "") -> None:
-        """Let it end, once: well, or with `error`."""
+        """End the span, once, successfully or with `error`."""
         if self.is_recorded:
             self._span.set_attributes(_known(attributes))
             if error:
@@ -91,26 +91,26 @@ class RecordedSpan:
 
 
 class Telemetry:
-    """Makes the spans of calls, and sends what is recorded of them to a collector."""
+    """Creates the spans of calls, and exports them to a collector."""
 
     def __init__(
         self, exporter: SpanExporter, spans: Counter, *, patience: float = LAST_SPANS
     ) -> None:
-        """Begin.
+        """Initialize.
 
         Args:
-            exporter: What sends spans.
-            spans: Counts them by what became of them.
-            patience: Seconds that they get to reach the collector at the end.
+            exporter: Sends spans.
+            spans: Counts spans by outcome.
+            patience: Seconds at shutdown for exporting the remaining spans.
 
         Raises:
-            ConfigError: What the environment says of the queue is not possible.
+            ConfigError: A setting of the queue in the environment is invalid.
         """
-        # Its own words would quote what callers sent, and repeat themselves for every span.
+        # OpenTelemetry's own log lines would quote callers' data, and repeat for every span.
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
         self._queue = SpanQueue(exporter, spans)
         self._patience = patience
-        # What the environment says goes before.
+        # The environment takes precedence.
         resource = Resource.create({"service.name": "loramux", "service.version": __version__})
         provider = TracerProvider(
             resource=resource.merge(OTELResourceDetector().detect()), shutdown_on_exit=False
@@ -119,9 +119,9 @@ class Telemetry:
         self._tracer = provider.get_tracer("loramux", __version__)
 
     def call(self, method: str, metadata: Metadata, begin: float) -> RecordedSpan:
-        """Return the span of a call of `method`, below the one that its metadata name, if any.
+        """Return the span of a call of `method`, a child of the one in its `metadata`, if any.
 
-        What of them is no W3C trace context, or is longer than one has to be, is passed over.
+        Metadata that is not a valid W3C trace context, or is too long for one, is ignored.
         """
         carrier: dict[str, list[str]] = {}
         for key, value in metadata:
@@ -140,17 +140,18 @@ class Telemetry:
         return RecordedSpan(self._tracer, span, offset)
 
     async def close(self) -> None:
-        """Send what is left, as far as patience goes."""
+        """Export the remaining spans, for up to `patience` seconds."""
         await asyncio.to_thread(self._queue.close, self._patience)
 
 
 def exporter_to(endpoint: str) -> SpanExporter:
-    """Return what sends spans to a collector at `endpoint`, a URL, by OTLP.
+    """Return an OTLP exporter to the collector at `endpoint`, a URL.
 
-    OTEL_EXPORTER_OTLP_PROTOCOL chooses between gRPC, which it is by default, and HTTP.
+    OTEL_EXPORTER_OTLP_TRACES_PROTOCOL or OTEL_EXPORTER_OTLP_PROTOCOL chooses between gRPC, the
+    default, and HTTP.
 
     Raises:
-        ConfigError: The environment names another protocol, or something of it is wrong.
+        ConfigError: The environment names another protocol, or has an invalid setting.
     """
     variables = (OTEL_EXPORTER_OTLP_TRACES_PROTOCOL, OTEL_EXPORTER_OTLP_PROTOCOL)
     found = [(name, os.environ[name]) for name in variables if os.environ.get(name)]

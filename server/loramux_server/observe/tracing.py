@@ -1,4 +1,4 @@
-"""Whether a server makes traces, and with what."""
+"""Tracing, if it is enabled and OpenTelemetry is installed."""
 
 from collections.abc import Iterable
 from typing import Protocol
@@ -11,29 +11,29 @@ from loramux_server.observe.spans import CallSpan
 
 
 class Tracing(Protocol):
-    """What makes the spans of calls."""
+    """Creates the spans of calls."""
 
     def call(
         self, method: str, metadata: Iterable[tuple[str, str | bytes]], begin: float
     ) -> CallSpan:
-        """Return the span of a call of `method` that began at `begin` of the monotonic clock."""
+        """Return the span of a call of `method`; `begin` is a time of the monotonic clock."""
 
     async def close(self) -> None:
-        """Send what is left of them."""
+        """Export the remaining spans."""
 
 
 def tracing_to(endpoint: str, spans: Counter) -> Tracing:
-    """Return what sends spans to the collector at `endpoint`, a URL.
+    """Return a `Tracing` that exports spans to a collector.
 
     Args:
-        endpoint: Where the collector is.
-        spans: Counts them by what became of them.
+        endpoint: The collector's URL.
+        spans: Counts spans by outcome.
 
     Raises:
-        ConfigError: OpenTelemetry is not installed, or something of its environment is wrong.
+        ConfigError: OpenTelemetry is not installed, or a setting in its environment is invalid.
     """
     try:
-        # Here: who wants no traces need not have it, and never loads it.
+        # Imported here, since OpenTelemetry is optional.
         from loramux_server.observe.telemetry import Telemetry, exporter_to
     except ImportError:
         raise ConfigError(
