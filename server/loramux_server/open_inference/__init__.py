@@ -1,6 +1,6 @@
-"""The Open Inference Protocol: what its messages ask for and how they are answered.
+"""The Open Inference Protocol: parsing of requests, and building of responses.
 
-Texts go to GenerationService one by one, so that all that holds there holds here. `tensors.py` and
-`sampling.py` read a request, `asked.py` says what it asks for, `model.py` whose name that is,
-`answers.py` what is said.
+Each text becomes one request to GenerationService, so that all its rules apply here, too. `asked.py`
+parses requests, with `tensors.py` and `sampling.py`; `model.py` resolves model names; `answers.py`
+builds responses.
 """

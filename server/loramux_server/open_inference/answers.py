@@ -1,4 +1,4 @@
-"""What is said to a request of the Open Inference Protocol."""
+"""Responses of the Open Inference Protocol."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from loramux_server.store.record import AdapterRecord
 FINAL = "triton_final_response"
 _DIGEST = "adapter_digest"
 _FINISH = {
-    generation_pb2.FINISH_REASON_UNSPECIFIED: b"None",  # as Triton's backend for vLLM has it
+    generation_pb2.FINISH_REASON_UNSPECIFIED: b"None",  # as in Triton's vLLM backend
     generation_pb2.FINISH_REASON_STOP: b"stop",
     generation_pb2.FINISH_REASON_LENGTH: b"length",
 }
@@ -31,11 +31,11 @@ Infer = open_inference_pb2.ModelInferResponse
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What was made of one text, or the next piece of it."""
+    """The completion of one text, or its next chunk."""
 
     completion: generation_pb2.Completion
     num_input: int
-    """Tokens of the text; 0 where that is not told yet."""
+    """Prompt tokens of the text; 0 if not known yet."""
 
 
 def answer(
@@ -44,13 +44,13 @@ def answer(
     record: AdapterRecord | None,
     made: Sequence[Made],
 ) -> Infer:
-    """Return the answer to `request`.
+    """Return the response to `request`.
 
     Args:
         request: The request.
-        asked: What it asks for.
+        asked: The same, parsed.
         record: The adapter that answered; None for the base model.
-        made: For each text.
+        made: One result for each text.
     """
     response = Infer(model_name=request.model_name, id=request.id)
     if record:
@@ -63,7 +63,7 @@ def answer(
 
 
 def streamed(response: Infer, *, is_last: bool) -> open_inference_pb2.ModelStreamInferResponse:
-    """Return `response` as it goes on a stream."""
+    """Return `response` as a message of a stream."""
     response.parameters[FINAL].bool_param = is_last
     return open_inference_pb2.ModelStreamInferResponse(infer_response=response)
 
@@ -71,7 +71,7 @@ def streamed(response: Infer, *, is_last: bool) -> open_inference_pb2.ModelStrea
 def failed(
     request: open_inference_pb2.ModelInferRequest, error: LoramuxError
 ) -> open_inference_pb2.ModelStreamInferResponse:
-    """Return what a stream is told of `error`, with which `request` ended."""
+    """Return the last message of a stream for `request`, which failed with `error`."""
     last = streamed(Infer(model_name=request.model_name, id=request.id), is_last=True)
     last.error_message = f"{error.code.name}: {error}"
     return last
@@ -80,7 +80,7 @@ def failed(
 def metadata(
     name: str, versions: Sequence[AdapterRecord]
 ) -> open_inference_pb2.ModelMetadataResponse:
-    """Return what is told of the model `name`, with the `versions` of the adapter that it is."""
+    """Return the metadata of the model `name`; `versions` are its adapter's, empty for the base."""
     response = open_inference_pb2.ModelMetadataResponse(
         name=name,
         versions=[str(record.version) for record in versions],

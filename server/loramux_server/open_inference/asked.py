@@ -1,6 +1,6 @@
-"""What a request of the Open Inference Protocol asks for.
+"""Parses requests of the Open Inference Protocol.
 
-The tensors and their meaning are those of Triton's backend for vLLM.
+Tensors have the same names and meaning as in Triton's vLLM backend.
 """
 
 from collections.abc import Iterable
@@ -32,9 +32,9 @@ OUTPUTS = {
     NUM_INPUT_TOKENS: UINT32,
     NUM_OUTPUT_TOKENS: UINT32,
 }
-"""Outputs, each with its datatype; all have an element for each text."""
+"""Output -> its datatype; each output has one element per text."""
 _RETURNED = {f"return_{name}": name for name in OUTPUTS if name != TEXT_OUTPUT}
-"""Inputs that say whether there is an output."""
+"""Input -> the output that it switches on or off."""
 INPUTS = {
     TEXT_INPUT: (BYTES, MAX_INPUTS),
     STREAM: (BOOL, 1),
@@ -42,7 +42,7 @@ INPUTS = {
     EXCLUDE_INPUT: (BOOL, 1),
     **dict.fromkeys(_RETURNED, (BOOL, 1)),
 }
-"""Inputs, each with its datatype and how many elements it may have."""
+"""Input -> its datatype and maximum number of elements."""
 _ROUTING_KEY = "routing_key"
 _ADDS_TOKENS = "add_special_tokens"
 _PARSES_TOKENS = "parse_special_tokens"
@@ -52,53 +52,53 @@ _PARAMETERS: dict[str, tuple[Any, str, Any]] = {
     _ADDS_TOKENS: (bool, "true or false", True),
     _PARSES_TOKENS: (bool, "true or false", False),
     _DECODER_PROMPT: (str, "text", ""),
-    # Changes nothing: the last answer is never empty.
+    # Has no effect: the last response is never empty.
     "triton_enable_empty_final_response": (bool, "true or false", False),
 }
-"""Parameters that have nothing to do with sampling -> type, what that is called, and default."""
+"""Parameters other than sampling's -> type, its description in errors, and default."""
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request that was read."""
+    """A parsed request."""
 
     texts: list[str]
     samplings: list[generation_pb2.SamplingParams]
-    """For each text."""
+    """One for each text."""
     paths: list[dict[str, str]]
-    """For each text, where in the request a field of sampling was."""
+    """For each text: sampling field -> its path in the request."""
     shape: list[int]
-    """Of the texts, and so of all outputs."""
+    """The shape of the texts, and of all outputs."""
     is_stream: bool
     has_input: bool
-    """Whether a text is put before what is made of it."""
+    """Whether each text is prepended to its completion."""
     outputs: tuple[str, ...]
-    """In the order of the answer."""
+    """In the order of the response."""
     routing_key: str
     adds_tokens: bool
-    """Whether the tokenizer's own prefix is put before each text."""
+    """Whether the tokenizer adds its special tokens to each text."""
     parses_tokens: bool
     """Whether text such as `</s>` becomes a control token."""
     decoder_prompt: str
-    """What every text begins with that is written to another."""
+    """Beginning of the decoder's text for every input; for encoder-decoders."""
     is_raw: bool
-    """Whether the elements of tensors come and go as bytes."""
+    """Whether tensors are in raw contents, in request and response."""
 
     def field_of_text(self, index: int) -> str:
-        """Return what a message calls the text at `index`."""
+        """Return the field name of the text at `index`, for errors."""
         return TEXT_INPUT if len(self.texts) == 1 else f"{TEXT_INPUT}[{index}]"
 
     def renamed(self, error: LoramuxError, index: int) -> LoramuxError:
-        """Return `error`, of the text at `index`, in words of this request.
+        """Return `error`, of the text at `index`, with the field names of this request.
 
-        It names a field of a GenerateRequest.
+        The original names a field of a GenerateRequest.
         """
         text, ours = str(error), error.field
         theirs = {"prompt": self.field_of_text(index), "adapter": "model_name"}.get(ours, ours)
         if ours.startswith("sampling."):
             name = ours.removeprefix("sampling.")
             theirs = self.paths[index].get(name, name)
-        # Messages begin with the field, unless it is an adapter, which has a name of its own.
+        # Messages begin with the field, except those about an adapter, which have its name.
         if theirs != ours and ours != "adapter" and text.startswith(ours):
             text = theirs + text.removeprefix(ours)
         return type(error)(
@@ -111,10 +111,10 @@ class Asked:
 
 
 def asked_of(request: open_inference_pb2.ModelInferRequest, *, goes_on: bool = True) -> Asked:
-    """Return what `request` asks of its model, which goes on with texts or writes others.
+    """Parse `request`; `goes_on` is False for encoder-decoders, which do not continue the text.
 
     Raises:
-        InvalidArgumentError: It is not as it has to be; the message names the field.
+        InvalidArgumentError: A field is invalid; the message names it.
     """
     if len(request.id) > MAX_REQUEST_ID or not request.id.isprintable():
         raise invalid("id", request.id, f"at most {MAX_REQUEST_ID} printable characters")
@@ -194,7 +194,7 @@ def _text(tensor: Tensor, index: int) -> str:
 def _given(
     parameters: dict[str, Given], tensor: Tensor | None, num_texts: int
 ) -> list[dict[str, Given]]:
-    """Return what is said of sampling: once for all texts, or for each of them."""
+    """Return the sampling parameters: one entry for all texts, or one for each."""
     if tensor is None:
         return [parameters]
     if len(tensor.elements) not in (1, num_texts):

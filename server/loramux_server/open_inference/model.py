@@ -1,4 +1,4 @@
-"""Whose name a model has: the base's, or that of a version of an adapter."""
+"""Resolves model names: the base model, or a version of an adapter."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,18 +13,19 @@ from loramux_server.store.reference import parse_reference
 
 
 def reference_of(name: str, version: str, names: Sequence[str], prefix: str = "model_") -> str:
-    """Return the full reference to the adapter that a model is; empty for the base model.
+    """Return the full reference to the adapter that a model stands for; empty for the base model.
 
     Args:
-        name: Of the model, as the caller says it.
+        name: The caller's name of the model.
         version: A number or an alias; empty for the newest.
-        names: What the base model is called, the reported name first. They go before adapters of
-            the same name.
-        prefix: What the fields `name` and `version` begin with in the request.
+        names: The base model's names, the reported one first. They take precedence over adapters
+            of the same name.
+        prefix: Prefix of the request's fields `name` and `version`.
 
     Raises:
-        NotFoundError: No model has that name, or the caller must not know of it.
-        InvalidArgumentError: No version can be called so.
+        NotFoundError: The name is malformed, is the base model's with a version, or belongs to a
+            tenant that the caller must not know of.
+        InvalidArgumentError: The version is malformed.
     """
     field = f"{prefix}name"
     base = names[0]
@@ -38,7 +39,7 @@ def reference_of(name: str, version: str, names: Sequence[str], prefix: str = "m
     try:
         reference = parse_reference(name, field, caller().tenant)
     except InvalidArgumentError as error:
-        # What cannot be the name of a model is the name of none.
+        # An invalid name is NOT_FOUND like an unknown one.
         raise _not_found(f"{error}; the base model is called {base!r}", field) from None
     if not reference.is_bare:
         raise _not_found(

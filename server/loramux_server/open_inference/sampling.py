@@ -1,7 +1,7 @@
-"""How tokens are chosen, as requests of the Open Inference Protocol say it: parameters, or JSON.
+"""Sampling parameters in requests of the Open Inference Protocol: as parameters, or as JSON.
 
-Names are those of vLLM, since Triton's backend for vLLM takes them there. A number may come as
-text: clients of Triton long had no other way to send one that is not whole.
+Names are vLLM's, as in Triton's vLLM backend. A number may be sent as a string: for a long time
+Triton's clients had no other way to send a fraction.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from loramux_server.inference import open_inference_pb2
 
 _INT32 = Annotated[int, msgspec.Meta(ge=-(1 << 31), lt=1 << 31)]
 _INT64 = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
-# What is too long is refused here, before it is copied for each text.
+# Lengths are checked here, before values are copied for each text.
 _STOP = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_STOP_BYTES)]
 _STOPS = Annotated[list[_STOP], msgspec.Meta(max_length=MAX_STOPS)]
 _STOP_TOKENS = Annotated[list[_INT64], msgspec.Meta(max_length=MAX_STOP_TOKENS)]
@@ -44,29 +44,29 @@ _FIELDS: dict[str, tuple[Any, str]] = {
     "include_stop_str_in_output": (bool, "true or false"),
     "skip_special_tokens": (bool, "true or false"),
 }
-"""Name -> type, and what that is called."""
+"""Name -> type, and its description in errors."""
 _OURS = {"include_stop_str_in_output": "include_stop"}
-"""Names of fields that are called otherwise in our own requests."""
+"""Name -> field of SamplingParams, where they differ."""
 _INSTEAD = {
     "lora_name": "model_name names the adapter",
     "n": "each text of text_input gets one completion",
     "timeout": "the deadline of the call counts",
 }
-"""Names of what is not served, with what there is in its place."""
+"""Unsupported name -> what to use instead."""
 
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """A value, and where in the request it was."""
+    """A value and its path in the request."""
 
     path: str
     value: object
 
     def as_type(self, kind: Any, expected: str) -> Any:  # noqa: ANN401
-        """Return the value as a `kind`, which a message calls what is `expected`.
+        """Return the value as a `kind`, which errors describe as `expected`.
 
         Raises:
-            InvalidArgumentError: It is none.
+            InvalidArgumentError: It cannot be converted.
         """
         try:
             return msgspec.convert(self.value, kind, strict=False)
@@ -77,7 +77,7 @@ class Given:
 def parameters_of(
     parameters: Mapping[str, open_inference_pb2.InferParameter],
 ) -> dict[str, Given]:
-    """Return what the parameters of a request say; one that says nothing has the value None."""
+    """Return the parameters of a request; one without a value is None."""
     found = {}
     for name, parameter in parameters.items():
         kind = parameter.WhichOneof("parameter_choice")
@@ -86,16 +86,16 @@ def parameters_of(
 
 
 def json_of(raw: bytes) -> dict[str, Given]:
-    """Return what an element of `sampling_parameters` says.
+    """Return the fields of an element of `sampling_parameters`.
 
     Raises:
-        InvalidArgumentError: It is no JSON object.
+        InvalidArgumentError: It is not a JSON object.
     """
     try:
         found = msgspec.json.decode(raw, type=dict[str, object])
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         raise invalid("sampling_parameters", raw, "a JSON object") from None
-    # null is the same as no field.
+    # null counts as missing.
     return {
         name: Given(f"sampling_parameters.{name}", value)
         for name, value in found.items()
@@ -104,11 +104,10 @@ def json_of(raw: bytes) -> dict[str, Given]:
 
 
 def sampling_of(given: Mapping[str, Given]) -> generation_pb2.SamplingParams:
-    """Return how tokens are chosen.
+    """Return the sampling parameters. Ranges of values are not checked here.
 
     Raises:
-        InvalidArgumentError: A field is unknown, of another type, or longer than any may be; which
-            values are allowed else is not looked at.
+        InvalidArgumentError: A field is unknown, too long, or has the wrong type.
     """
     fields: dict[str, Any] = {}
     for name, one in given.items():

@@ -1,4 +1,4 @@
-"""Tensors of the Open Inference Protocol: their elements, each in its field or all as bytes."""
+"""Tensors of the Open Inference Protocol, with typed or raw contents."""
 
 import math
 import struct
@@ -15,9 +15,9 @@ BOOL = "BOOL"
 UINT32 = "UINT32"
 
 _CONTENTS = {BYTES: "bytes_contents", BOOL: "bool_contents", UINT32: "uint_contents"}
-"""Datatype -> the field that has its elements."""
+"""Datatype -> the field of typed contents."""
 _SIZE = struct.Struct("<I")
-"""What is before an element of BYTES in raw contents."""
+"""Length prefix of a BYTES element in raw contents."""
 
 InputTensor = open_inference_pb2.ModelInferRequest.InferInputTensor
 OutputTensor = open_inference_pb2.ModelInferResponse.InferOutputTensor
@@ -25,26 +25,26 @@ OutputTensor = open_inference_pb2.ModelInferResponse.InferOutputTensor
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A tensor, with its elements row by row."""
+    """A tensor, with its elements in row-major order."""
 
     name: str
     datatype: str
     shape: Sequence[int]
     elements: Sequence[Any]
-    """bytes, bool or int, as `datatype` says."""
+    """bytes, bool or int, by `datatype`."""
 
 
 def read_tensor(given: InputTensor, raw: bytes | None, datatype: str, most: int) -> Tensor:
-    """Return the tensor `given`.
+    """Parse the tensor `given`, of shape [n] or [n, 1].
 
     Args:
         given: A tensor of a request.
-        raw: Its elements as bytes; None where its own contents hold them.
-        datatype: What it has to be.
-        most: How many elements it may have.
+        raw: Its raw contents; None if it has typed contents.
+        datatype: The expected datatype.
+        most: The maximum number of elements.
 
     Raises:
-        InvalidArgumentError: It is another one, or its parts do not fit each other.
+        InvalidArgumentError: Its datatype, shape or contents are invalid.
     """
     name = given.name
     if given.datatype != datatype:
@@ -71,7 +71,7 @@ def read_tensor(given: InputTensor, raw: bytes | None, datatype: str, most: int)
 def write_tensor(
     response: open_inference_pb2.ModelInferResponse, tensor: Tensor, raw: bool
 ) -> None:
-    """Add `tensor` to the outputs of `response`, its elements as bytes if `raw`."""
+    """Add `tensor` to the outputs of `response`, with `raw` or typed contents."""
     output = response.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
     if raw:
         response.raw_output_contents.append(_packed(tensor))
@@ -80,14 +80,14 @@ def write_tensor(
 
 
 def _packed(tensor: Tensor) -> bytes:
-    """Return the elements of an output as bytes."""
+    """Return the raw contents of an output, whose datatype is BYTES or UINT32."""
     if tensor.datatype == BYTES:
         return b"".join(_SIZE.pack(len(each)) + each for each in tensor.elements)
     return struct.pack(f"<{math.prod(tensor.shape)}I", *tensor.elements)
 
 
 def _unpacked(name: str, raw: bytes, datatype: str, count: int) -> Iterator[Any]:
-    """Yield `count` elements that are all of `raw`."""
+    """Yield the `count` elements of `raw`, which must hold no more."""
     place = 0
     for index in range(count):
         if datatype == BOOL:
