@@ -1,1 +1,1 @@
-"""Generated from protos/inference. Only the server may import it; see protos/generate.py."""
+"""Code generated from protos/inference, for the server only; see protos/generate.py."""
