@@ -50,7 +50,7 @@ class WhileThere:
         self._answer = answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer; raises what the answer raises, such as an error before it began."""
+        """Run the response until it ends or the caller disconnects; errors of it are raised."""
         answering = asyncio.ensure_future(self._answer(scope, receive, send))
         leaving = asyncio.ensure_future(_left(receive))
         try:

@@ -14,7 +14,7 @@ from loramux.gateway.tools import NamedTool, Tool, ToolCall
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
-    """What a stream contains beside its text."""
+    """What a stream contains in addition to its text."""
 
     include_usage: bool = False
     continuous_usage_stats: bool = False

@@ -18,7 +18,7 @@ _MAX_REQUEST_ID = 128
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls, in gRPC's terms."""
+    """The caller of a request, in gRPC's terms."""
 
     request_id: str
     """The caller's own, or a generated one."""

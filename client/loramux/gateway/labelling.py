@@ -82,7 +82,7 @@ class Labelling:
         Args:
             inputs: The texts.
             named: Names a text in errors.
-            one: What the single output is, if the adapter must have exactly one; otherwise empty.
+            one: Name of the output if the adapter must have exactly one; otherwise empty.
 
         Raises:
             LoramuxError: The server refuses them, or the adapter has other labels.

@@ -40,7 +40,7 @@ _SEND_BYTES = 128 << 10
 """Socket send buffer, for a caller who does not read; the default would be megabytes."""
 
 _FILES = 128
-"""Open files beside the connections of callers, at most."""
+"""Maximum number of open files besides callers' connections."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +86,7 @@ class Settings:
 
 
 class _Server(uvicorn.Server):
-    """Ends background tasks and console streams before it waits for requests to finish."""
+    """Ends background tasks and console streams before waiting for requests to finish."""
 
     def __init__(
         self, config: uvicorn.Config, console: Console | None, metrics: GatewayMetrics | None

@@ -13,7 +13,7 @@ Object = dict[str, object]
 
 @dataclass(slots=True)
 class Written:
-    """What of one choice has been sent."""
+    """State of one choice: what has been sent of it."""
 
     echo: Echo = NOTHING
     """The echoed prompt, until it is sent."""

@@ -88,10 +88,7 @@ class Audit:
             raise
 
     def begin(self, act: str, **fields: object) -> "asyncio.Future[None] | None":
-        """Start writing an action; return a future that ends once it is on disk, or None.
-
-        It is None if there is no file.
-        """
+        """Start writing an action; return a future of its end, or None if there is no file."""
         entry = {"time": now(), "act": act, **fields}
         _say(entry, logging.INFO)
         if self._file is None:

@@ -41,7 +41,7 @@ from loramux.gateway.refusal import invalid, json_response
 from loramux.gateway.uploading import ttl_of
 
 _BY = "http"
-"""Recorded as the origin of alias moves, beside the key."""
+"""Recorded as the origin of alias moves, in addition to the key."""
 _MAX_MOVES = 100
 _ONE = "/v1/adapters/{reference}"
 _ALIAS = "/v1/adapters/{name}/aliases/{alias}"

@@ -160,7 +160,7 @@ class Answer:
         return told
 
     def _signature(self) -> Object:
-        """Return the signature of a thought, which some clients require; it is never checked."""
+        """Return the reasoning's signature, which some clients require; it is never verified."""
         thought, self._thought = self._thought, hashlib.sha256()
         return {"signature": thought.hexdigest()}
 

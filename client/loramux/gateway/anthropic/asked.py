@@ -12,9 +12,9 @@ from loramux.v1 import generation_pb2
 
 _MAX_INT32 = (1 << 31) - 1
 _SHOWN, OMITTED = "summarized", "omitted"
-"""How thoughts may appear in answers."""
+"""How reasoning may appear in answers."""
 _EFFORTS = {"low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high"}
-"""Effort -> template variable `reasoning_effort`, of which most templates know three values."""
+"""Effort -> template variable `reasoning_effort`; most templates know these three values."""
 
 
 def asked_by(body: CountBody, turns: Turns, base: str) -> generation_pb2.GenerateRequest:

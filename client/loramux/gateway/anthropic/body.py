@@ -21,7 +21,7 @@ UNSERVED = Unserved(
         "speed": ("standard",),
     },
 )
-"""Prefix caching needs no `cache_control`."""
+"""`cache_control` is ignored: prefix caching needs no hints."""
 
 
 class Thinking(msgspec.Struct, forbid_unknown_fields=True):
@@ -29,7 +29,7 @@ class Thinking(msgspec.Struct, forbid_unknown_fields=True):
 
     type: str
     budget_tokens: int | None = None
-    """Without effect; `max_tokens` limits thoughts and text together."""
+    """Ignored: `max_tokens` limits reasoning and text together."""
     display: str | None = None
 
 
@@ -56,7 +56,7 @@ class OutputConfig(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Metadata(msgspec.Struct, forbid_unknown_fields=True):
-    """About the request."""
+    """Metadata of the request."""
 
     user_id: str | None = None
 

@@ -13,7 +13,7 @@ from loramux.gateway.tools import Function, FunctionName, NamedTool, Tool
 _MODES = {"auto": "auto", "any": "required", "none": "none"}
 """Type of a choice -> its name in chats."""
 _ONLY = {"allowed_callers": ["direct"], "defer_loading": False, "input_examples": []}
-"""Field of a tool -> the only value that is supported, beside none."""
+"""Field of a tool -> the only value that is supported, other than null."""
 
 
 class CustomTool(msgspec.Struct, forbid_unknown_fields=True):

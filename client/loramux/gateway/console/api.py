@@ -22,7 +22,7 @@ from loramux.gateway.uploading import Start, Uploading
 from loramux.types import Adapter
 
 _BY = "console"
-"""Recorded as the origin of alias moves, beside the key."""
+"""Recorded as the origin of alias moves, in addition to the key."""
 _MAX_MOVES = 50
 
 B = TypeVar("B", bound=msgspec.Struct)

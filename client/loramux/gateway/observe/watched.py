@@ -13,7 +13,7 @@ from loramux.gateway.observe.templates import Templates
 _METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 _OTHER = "other"
 _GONE = 499
-"""nginx's status for a caller who left before the answer began."""
+"""nginx's status for a client that disconnected before the response began."""
 _QUIET = ("/health", 200)
 """Route and status that are not logged: health checks come every few seconds."""
 
