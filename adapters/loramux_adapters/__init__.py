@@ -1,8 +1,8 @@
-"""Adapter packages: read what PEFT saved, check it, and make it one file with an identity.
+"""Adapter packages: read and validate what PEFT saved, and pack it into one content-addressed file.
 
-Needs nothing but the standard library, so that the client can pack before it uploads and the
-server can check before it loads. `loramux_adapters.weights` needs numpy,
-`loramux_adapters.signing` cryptography, and `loramux_adapters.train` PEFT and transformers.
+Needs only the standard library, so that the client can pack before it uploads and the server can
+validate before it loads. `loramux_adapters.weights` needs numpy, `loramux_adapters.signing` needs
+cryptography, and `loramux_adapters.train` needs PEFT and transformers.
 """
 
 from loramux_adapters.errors import PackageError

@@ -1,4 +1,4 @@
-"""What the `adapters` library can have between linear layers, by its names."""
+"""Activation functions of the `adapters` library that are supported, by the library's names."""
 
 from loramux_adapters.errors import shown
 from loramux_adapters.fields import invalid
@@ -9,10 +9,10 @@ ACTIVATIONS = frozenset({
 
 
 def activation(value: object, field: str) -> str:
-    """Return the activation that a `field` of a config names.
+    """Return the activation function that the config field `field` names, in lower case.
 
     Raises:
-        PackageError: It is none that is served.
+        PackageError: `value` is not the name of a supported one.
     """
     if not isinstance(value, str) or value.lower() not in ACTIVATIONS:
         raise invalid(field, f"is {shown(value)}, not one of {', '.join(sorted(ACTIVATIONS))}")

@@ -1,7 +1,7 @@
-"""Folders of the `adapters` library (AdapterHub), by the architecture that their config names.
+"""Packing of folders that the `adapters` library (AdapterHub) saved, by adapter architecture.
 
-Source of the meaning: `adapters.LoRAConfig` and `adapters.methods.lora`, version 1. A layer adds
-alpha / r * B A. Tensors are called `<layer>.loras.<adapter>.lora_A` and `lora_B`.
+Semantics follow `adapters.LoRAConfig` and `adapters.methods.lora`, version 1: a layer adds
+alpha / r * B A. Tensors are named `<layer>.loras.<adapter>.lora_A` and `.lora_B`.
 """
 
 import os
@@ -36,7 +36,7 @@ PICKLE_FILE = "pytorch_adapter.bin"
 
 LORA = Fields(
     honoured=frozenset({"architecture", "r", "alpha"}),
-    # Which layers there are the tensors say, and the rest matters in training alone.
+    # The tensors tell which layers are adapted; the rest matters in training only.
     recorded=frozenset({
         "selfattn_lora", "intermediate_lora", "output_lora", "attn_matrices", "leave_out",
         "dropout", "init_weights", "dtype",
@@ -46,7 +46,7 @@ LORA = Fields(
     ),
     harmless={"composition_mode": ("add",)},
 )  # fmt: skip
-"""What becomes of the fields of the architecture `lora`."""
+"""How each config field of the architecture `lora` is treated."""
 
 _NETWORK = re.compile(
     rf"(?P<module>.+\.(?:{'|'.join(map(re.escape, PLACES))}))\.adapters"
@@ -56,17 +56,17 @@ _NAME = re.compile(r"(?P<layer>.+)\.loras\.(?P<adapter>[^.]+)\.(?P<half>lora_[AB
 
 
 def is_adapters_library(source: Path) -> bool:
-    """Return whether `source` is a folder that the library saved."""
+    """Return whether `source` is a folder saved by the `adapters` library."""
     return is_peft_folder(source) and "config" in read_config(source)
 
 
 def pack_adapters_library(
     source: Path, output: Output, *, notes: Mapping[str, object | None] | None = None
 ) -> None:
-    """Write the folder `source` to `output` as a package that adds the very same.
+    """Write the folder `source` to `output` as an equivalent package.
 
     Raises:
-        PackageError: It is of an architecture that is not served, or has a field that is not.
+        PackageError: Its architecture, a config field or a tensor is not supported.
     """
     config = read_config(source).get("config")
     if not isinstance(config, dict):
@@ -77,7 +77,7 @@ def pack_adapters_library(
         raise unsupported(
             "architecture", architecture, f"{' and '.join(_ARCHITECTURES)} are served"
         )
-    # What has a head makes no vectors, whatever lies beside it.
+    # An adapter with a prediction head makes no embeddings, whatever files lie beside it.
     noted = read_notes(source, notes, but=("embedding",) if has_head(source) else ())
     pack_architecture(source, config, output, noted)
 
@@ -157,11 +157,11 @@ def _check_single(adapters: set[str]) -> None:
 _ARCHITECTURES: Mapping[
     str, Callable[[Path, Mapping[str, object], Output, Mapping[str, object]], None]
 ] = {"lora": _pack_lora, "bottleneck": _pack_bottleneck}
-"""Architecture -> what packs folders of it."""
+"""Adapter architecture -> function that packs such a folder."""
 
 
 def _halves(tensors: Mapping[str, TensorInfo]) -> dict[str, dict[str, TensorInfo]]:
-    """Return the halves of each layer."""
+    """Return the tensors `lora_A` and `lora_B` of each layer."""
     found: dict[str, dict[str, TensorInfo]] = {}
     adapters = set()
     for name, tensor in tensors.items():

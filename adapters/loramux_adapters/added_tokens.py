@@ -1,7 +1,7 @@
-"""Tokens that an adapter's own tokenizer adds to that of its base, as a note of the package.
+"""Tokens that an adapter's tokenizer adds to the base model's, kept as a note of the package.
 
-Of `tokenizer.json`, which trainers save beside an adapter, its `added_tokens` are kept; the rest is
-the base's. Format: https://github.com/huggingface/tokenizers.
+Of the `tokenizer.json` that trainers save beside an adapter, only `added_tokens` is kept; the rest
+is the base model's. Format: https://github.com/huggingface/tokenizers.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,38 +17,38 @@ MAX_FILE_BYTES = 64 << 20
 MAX_TOKENS = 1024
 MAX_TEXT = 256
 MAX_TEXTS = 32 << 10
-"""Characters of all tokens together: every conversation is searched for them."""
+"""Total characters of all tokens; bounded because every conversation is searched for them."""
 MAX_ID = 1 << 31
 _FLAGS = ("special", "lstrip", "rstrip", "normalized", "single_word")
 
 
 @dataclass(frozen=True, slots=True)
 class AddedToken:
-    """A token with a text of its own."""
+    """A token that the tokenizer matches as a whole; the fields are those of `tokenizer.json`."""
 
     id: int
     content: str
     special: bool = False
     """Whether it is a control token."""
     lstrip: bool = False
-    """Whether it takes the white space before it."""
+    """Whether it absorbs white space before it."""
     rstrip: bool = False
-    """Whether it takes the white space behind it."""
+    """Whether it absorbs white space after it."""
     normalized: bool = False
-    """Whether it is looked for in normalised text."""
+    """Whether it is matched in normalised text."""
     single_word: bool = False
-    """Whether it is found only between words."""
+    """Whether it is matched only as a whole word."""
 
 
 def added_tokens_of(source: Path, contents: Contents) -> list[dict[str, object]]:
-    """Return the note for an adapter of `contents` in the folder `source`; empty for none.
+    """Return the note for the adapter in the folder `source`; empty if it adds no tokens.
 
-    An adapter that leaves embeddings as they are has no tokens of its own. Where it has rows of
-    single tokens, these are its own; elsewhere the last ones may be, and which the base has, too,
-    is found out where that is at hand.
+    An adapter that does not change embeddings has no tokens of its own. If it trained single rows
+    of the embedding, the tokens of those rows are its own. Otherwise its own are among the last
+    ones, which may include tokens of the base; those are told apart where the base is at hand.
 
     Raises:
-        PackageError: The tokenizer is malformed.
+        PackageError: `tokenizer.json` is malformed.
     """
     weights = [edit for edit in contents.edits if edit.parameter == "weight"]
     if not weights or not (source / FILE).exists():
@@ -64,10 +64,10 @@ def added_tokens_of(source: Path, contents: Contents) -> list[dict[str, object]]
 
 
 def parse_added_tokens(note: Iterable[object], where: str) -> tuple[AddedToken, ...]:
-    """Return the tokens in a note, by their ids.
+    """Return the tokens of a note, sorted by id.
 
     Raises:
-        PackageError: It is malformed; the message begins with `where`.
+        PackageError: The note is malformed; the message begins with `where`.
     """
     tokens = tuple(_token(each, where) for each in note)
     if len(tokens) > MAX_TOKENS:

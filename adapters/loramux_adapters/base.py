@@ -1,4 +1,4 @@
-"""A base model as a folder of transformers: its layers, from configs and headers."""
+"""A base model as a transformers folder: its layers, read from config and safetensors headers."""
 
 import itertools
 import json
@@ -25,12 +25,12 @@ CONFIG_FILE = "config.json"
 WEIGHT_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 MAX_JSON_BYTES = 100 << 20
-"""As much as safetensors allows for a header."""
+"""The limit that safetensors sets for a header."""
 
 CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
 _CONV1D_LAYERS = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
 _SAVED_AS = {"model.": "backbone.", ".forget_gate.": ".", ".mlp.": ".block_sparse_moe."}
-"""Part of a module's name -> what is there where Nemotron-H, or Kimi Linear, is saved."""
+"""Part of a module's name -> the name in checkpoints of Nemotron-H or Kimi Linear."""
 _TIED = frozenset({"lm_head.weight", "embed_out.weight"})
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
 
@@ -41,28 +41,28 @@ class BaseLayer:
 
     weight: BaseTensor
     is_transposed: bool
-    """Whether the weight is [in_features, out_features], as that of Conv1D and of embeddings."""
+    """Whether the weight is [in_features, out_features], as for Conv1D and embeddings."""
 
     @property
     def features(self) -> tuple[int, int]:
-        """Width of the layer's input and of its output."""
+        """(in_features, out_features)."""
         rows, columns = self.weight.shape
         return (rows, columns) if self.is_transposed else (columns, rows)
 
 
 @dataclass(frozen=True, slots=True)
 class BaseFolder:
-    """The layers of a base model; the weights stay in their files."""
+    """The layers of a base model; the weights are not loaded."""
 
     path: Path
     model_type: str
     tensors: dict[str, BaseTensor]
     token: TokenShape | None = None
-    """What it makes of a token; None if its config does not say."""
+    """Its `TokenShape`; None if its config does not tell."""
 
     @property
     def folder(self) -> "BaseFolder":
-        """The folder itself, which holds the weights."""
+        """This folder."""
         return self
 
     @property
@@ -82,10 +82,11 @@ class BaseFolder:
     def parameter(self, name: str) -> BaseTensor | None:
         """Return the parameter `name`; None if the folder has none.
 
-        A checkpoint of the bare model lacks the first part of the names that adapters use, and one
-        of a model with a head has a part before the names in adapters for the bare one. That of
-        some models has other parts, and an output layer whose weight is that of the embeddings has
-        none of its own. What sees images is called otherwise in each version.
+        Checkpoints name a parameter differently than adapters do: those of a bare model lack the
+        first part of the name; those of a model with a head have a part more than adapters for the
+        bare model; some architectures have other parts. A tied output layer has no weight of its
+        own and uses that of the embeddings. Vision modules are named differently in each version
+        of transformers.
         """
         names = [
             each
@@ -115,24 +116,24 @@ class BaseFolder:
         return features_like(module, {name: layer.features for name, layer in layers if layer})
 
     def layer_like(self, module: str) -> BaseLayer | None:
-        """Return the layer that an adapter calls `module`, if one alone can be meant."""
+        """Return the layer that an adapter calls `module`; None if that is ambiguous or unknown."""
         if layer := self.layer(module):
             return layer
         found = names_like(module, self.layer_names())
         return self.layer(found[0]) if len(found) == 1 else None
 
     def bias_beside(self, layer: BaseLayer) -> BaseTensor | None:
-        """Return the bias of `layer`, one of this folder; None if it has none."""
+        """Return the bias of `layer`, a layer of this folder; None if it has none."""
         weight = next(name for name, tensor in self.tensors.items() if tensor == layer.weight)
         return self.tensors.get(f"{weight.removesuffix('.weight')}.bias")
 
     def layer_names(self) -> list[str]:
-        """Return the names of the layers, as the folder has them."""
+        """Return the names of all layers, as in the checkpoint."""
         weights = (name for name in self.tensors if name.endswith(".weight"))
         return [name for weight in weights if self.layer(name := weight.removesuffix(".weight"))]
 
     def features(self, contents: Contents) -> dict[str, tuple[int, int]]:
-        """Return (in_features, out_features) of those layers of `contents` that there are."""
+        """Return (in_features, out_features) of the layers of `contents` that exist here."""
         embeddings = {module.module for module in contents.modules if module.is_embedding}
         layers = {
             module: self.layer(module, is_embedding=module in embeddings)
@@ -141,21 +142,21 @@ class BaseFolder:
         return {name: layer.features for name, layer in layers.items() if layer}
 
     def experts(self, contents: Contents) -> dict[str, ExpertsShape]:
-        """Return the shapes of those experts that `contents` changes and that there are."""
+        """Return the shapes of the experts that `contents` changes and that exist here."""
         shapes = {change.module: self._experts(change.module) for change in contents.experts}
         return {name: shape for name, shape in shapes.items() if shape}
 
     def _experts(self, module: str) -> ExpertsShape | None:
-        """Return the shape of the experts `module`, which may be saved together or one by one.
+        """Return the shape of the experts `module`, which may be stored stacked or one by one.
 
-        In MXFP4 a block of them is 32 numbers of 4 bits, two in a byte.
+        MXFP4 stores blocks of 32 four-bit numbers, two in a byte.
         """
         for together in names_together(module):
             found = map(self.parameter, together)
             first, last = (tensor.shape if tensor else () for tensor in found)
             if len(first) == len(last) == 3:
                 count, *sizes = last
-                # Those of some models are transposed; then the widths do not meet here.
+                # Some models store them transposed; then the widths do not match here.
                 inner, width = sizes[::-1] if first[2] == last[1] else sizes
                 return ExpertsShape(count, width, inner)
         blocks = self.parameter(f"{module}.down_proj_blocks")
@@ -171,17 +172,17 @@ class BaseFolder:
         return None
 
     def parameters(self, contents: Contents) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of those parameters that `contents` replaces and that there are."""
+        """Return the shapes of the parameters that `contents` replaces and that exist here."""
         names = {f"{edit.module}.{edit.parameter or 'bias'}" for edit in contents.edits}
         found = {name: self.parameter(name) for name in names}
         return {name: tensor.shape for name, tensor in found.items() if tensor}
 
 
 def read_base(folder: Path) -> BaseFolder:
-    """Return the layers of the model in `folder`, which transformers saved as safetensors.
+    """Return the layers of the safetensors checkpoint that transformers saved in `folder`.
 
     Raises:
-        PackageError: The folder is no such model.
+        PackageError: `folder` is not such a checkpoint.
     """
     config = _json(folder / CONFIG_FILE)
     index = folder / INDEX_FILE

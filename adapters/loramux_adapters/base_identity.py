@@ -1,8 +1,8 @@
-"""Which base model this is, and whether an adapter says that it was made for another.
+"""Identity of the base model: does an adapter say that it was trained for another one?
 
-Shapes do not tell: a model and its fine-tunes have the same. What tells is the fingerprint that a
-package notes, or else names. Names are weak evidence, so that only those count that somebody gives
-on purpose: ids of a hub, and folders that say how large a model is, as `Llama-3.1-8B`.
+Shapes cannot tell, as a model and its fine-tunes share them. What tells is the fingerprint that a
+package notes or, failing that, the name in its config. Names are weak evidence, so only deliberate
+ones count: hub ids, and folder names that state the model's size, such as `Llama-3.1-8B`.
 """
 
 import re
@@ -21,27 +21,27 @@ _PLACES = frozenset({
     "base", "bases", "checkpoints", "ckpt", "ckpts", "data", "model", "models", "mnt", "out",
     "output", "outputs", "runs", "tmp", "weights",
 })  # fmt: skip
-"""Folders of which one stands before another, so that both look like a hub id."""
+"""Parent folders that make a path of two parts look like a hub id."""
 _CACHED = re.compile(r"models--[\w.-]+?--([\w.-]+?)/snapshots/")
-"""Where a hub id is in the cache of huggingface_hub."""
+"""Where the cache of huggingface_hub keeps the model of a hub id."""
 _SIZE = re.compile(r"(^|[-_.x])\d+(\.\d+)?[bm]($|[-_.])", re.IGNORECASE)
 _FORMAT = re.compile(r"(-(unsloth|bnb|dynamic|[48]bit|int[48]|fp8|bf16|fp16|awq|gptq|hf))+$")
-"""What is behind the name of a model that was saved in another format."""
+"""Suffix of a model's name that only tells in which format it was saved."""
 _PARTS = frozenset({"model_type", "shapes", "weights"})
-"""Of a fingerprint: what tells a model from others, be its tokenizer what it may."""
+"""Parts of a fingerprint that identify a model regardless of its tokenizer."""
 
 
 @dataclass(frozen=True)
 class BaseIdentity:
-    """A base model, as far as it is known which."""
+    """What is known about which base model is served."""
 
     name: str = ""
-    """Folder or hub id; empty where nobody knows."""
+    """Folder or hub id; empty if unknown."""
 
     def other(self, package: Package) -> str:
         """Return why `package` seems to be made for another base model; empty if nothing says so.
 
-        Of a folder the last part alone is told: whoever uploads need not know more.
+        The message shows only the last part of a path: uploaders need not know more.
         """
         noted = package.notes.get("base")
         if isinstance(noted, Mapping) and self._fingerprint and not _PARTS.isdisjoint(noted):
@@ -61,7 +61,7 @@ class BaseIdentity:
 
     @cached_property
     def _fingerprint(self) -> Mapping[str, str]:
-        """That of a folder; empty where there is none, or none that can be read."""
+        """The folder's fingerprint; empty if it is no folder or cannot be read."""
         if not self._is_folder:
             return {}
         try:
@@ -75,11 +75,11 @@ UNKNOWN = BaseIdentity()
 
 
 def told_name(name: str, *, is_folder: bool = False) -> str:
-    """Return the last part of `name`, a folder or hub id, if that tells which model it is.
+    """Return the last part of `name`, a folder or hub id, if it identifies a model; else empty.
 
     Args:
-        name: What somebody called it.
-        is_folder: Whether it is known to be no hub id.
+        name: Path or hub id, as a config or a command line has it.
+        is_folder: Whether it is known not to be a hub id.
     """
     if cached := _CACHED.search(name):
         return cached[1]
@@ -90,5 +90,5 @@ def told_name(name: str, *, is_folder: bool = False) -> str:
 
 
 def _plain(name: str) -> str:
-    """Return `name` without what two names of one model may differ in."""
+    """Return `name` without the differences that two names of one model may have."""
     return _FORMAT.sub("", name.lower().replace("_", "-")).removeprefix("meta-")

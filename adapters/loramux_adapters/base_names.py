@@ -1,10 +1,10 @@
-"""Names of modules that a base calls otherwise than the model that an adapter was trained on.
+"""Renaming of an adapter's modules where the base names them differently.
 
-transformers has a class for each task, and the layers below its head do not always have the name
-that they have in the one that continues text. Llama's `model.layers` are `transformer.layers` in
-`LlamaForQuestionAnswering`, and in what `AutoModel` loads nothing stands before `layers`. What sees
-images as well has its layers one level further down, which is called otherwise in each version,
-and what sees is called otherwise, too.
+transformers has a class for each task, and these do not always name the layers below the head as
+the class for text generation does. Llama's `model.layers` are `transformer.layers` in
+`LlamaForQuestionAnswering`, and `AutoModel` has `layers` without a prefix. Multimodal models have
+the text layers one level further down, under a name that depends on the version of transformers,
+as do the names of the vision modules.
 """
 
 from collections.abc import Callable, Collection, Container, Iterable, Mapping
@@ -17,11 +17,11 @@ from loramux_adapters.experts import ExpertsShape, split_experts
 from loramux_adapters.head import FEATURES, HeadShape, Task
 
 _TEXT = frozenset(("language_model", "text_model"))
-"""What the part for text is called in models that see images as well."""
+"""Names of the text part of multimodal models."""
 _SEEING = ("vision", "visual", "projector", "connector")
-"""Parts of the names of what sees images there."""
+"""Substrings of the names of vision modules."""
 _LEVEL = ("vision_tower.vision_model.", "vision_tower.")
-"""A level of names that some versions have, and what others have."""
+"""A prefix that some versions use, and what others use instead."""
 
 
 def named_for(
@@ -33,21 +33,21 @@ def named_for(
 ) -> Contents:
     """Return `contents` with its modules under the names that they have in a base.
 
-    Changes of layers that are experts there become such; see `split_experts`. What is done to
-    modules of `sight` becomes its `sight`, and to what stands behind the layers its `behind`, under
-    the names that this has in the class for its task. Those for other tasks
-    than QUESTION_ANS and FEATURE_EXTRACTION keep theirs, and so do those whose layers the base does
-    not have: they do not fit it.
+    Changes of layers that are experts in the base become changes of experts; see `split_experts`.
+    Changes of vision modules move to the result's `sight`, and those of modules after the layers to
+    its `behind`, under the names that the base's class for the task has. Of adapters with a head,
+    only those for QUESTION_ANS and FEATURE_EXTRACTION have their layers renamed for their task.
+    Layers that the base does not have keep their names, so that the fit check reports them.
 
     Args:
-        contents: What an adapter does.
+        contents: What the adapter changes.
         names: Names of modules of the base.
-        experts: Its experts by name.
-        sight: Names of its modules that see images, as far as they are not in `names`.
-        heads: What it has behind its layers, by task; see `HeadShape`.
+        experts: Experts of the base, by name.
+        sight: Names of its vision modules, as far as they are not in `names`.
+        heads: What the base has after its layers, by task; see `HeadShape`.
 
     Raises:
-        PackageError: Two of its modules would have one name.
+        PackageError: Two modules would get the same name.
     """
     contents, behind = split_behind(contents, heads or {})
     contents, seeing = _split_sight(contents, names, sight)
@@ -65,12 +65,12 @@ def named_for(
 
 
 def sees_images(module: str) -> bool:
-    """Return whether `module` is, by its name, of what sees images in some base."""
+    """Return whether the name `module` is that of a vision module."""
     return any(word in module for word in _SEEING)
 
 
 def names_of_sight(name: str) -> list[str]:
-    """Return what a module that sees images, or its parameter, is called in any version."""
+    """Return the names that a vision module or its parameter has in the versions."""
     plain = _plain_sight(name)
     more, less = _LEVEL
     names = [plain, plain.replace(less, more, 1)]
@@ -80,7 +80,7 @@ def names_of_sight(name: str) -> list[str]:
 def _split_sight(
     contents: Contents, names: Container[str], sight: Collection[str]
 ) -> tuple[Contents, Contents | None]:
-    """Return what `contents` does to what reads text, and to what sees images, by its names."""
+    """Split `contents` into changes of text and of vision modules, under the base's names."""
     there = {_plain_sight(name): name for name in sight if name not in names}
     found = {
         module: there[plain]
@@ -103,7 +103,7 @@ def _split_sight(
 
 
 def _plain_sight(name: str) -> str:
-    """Return `name` without what only some versions of transformers put into it."""
+    """Return the vision module's `name` without prefixes that only some versions use."""
     return name.removeprefix("model.").replace(*_LEVEL, 1)
 
 
@@ -130,9 +130,9 @@ def _named_for_task(contents: Contents, names: Iterable[str]) -> Contents:
 
 
 def _named_for_bare(contents: Contents, names: Iterable[str]) -> Contents:
-    """Return `contents` for a base that is what `AutoModel` loads, as encoders are.
+    """Return `contents` for a base as `AutoModel` loads it, without a task's class, like encoders.
 
-    In a model for a task all of it has one name more before its own, such as `bert.`.
+    The class for a task prefixes all names of the bare model, for example with `bert.`.
     """
     own = _layers(_modules(contents))
     stacks = {stack for name in names if (stack := _layers([name]))}
@@ -144,7 +144,7 @@ def _named_for_bare(contents: Contents, names: Iterable[str]) -> Contents:
 
 
 def _named_for_text(contents: Contents, names: Collection[str]) -> Contents:
-    """Return `contents` for a base that has more, or less, around its part for text."""
+    """Return `contents` for a base that nests its text part differently."""
     own, there = _text_layers(_modules(contents)), _text_layers(names)
     if own is None or there is None or own == there or _plain(own) != _plain(there):
         return contents
@@ -154,7 +154,7 @@ def _named_for_text(contents: Contents, names: Collection[str]) -> Contents:
     def named(module: str) -> str:
         if module.startswith(above):
             return other + module.removeprefix(above)
-        # What makes logits may stand beside all layers, inside of the part for text.
+        # The output layer may stand beside the layers, inside the text part.
         if module.rpartition(".")[0] == around.removesuffix("."):
             return another + module.removeprefix(around)
         return module
@@ -163,7 +163,7 @@ def _named_for_text(contents: Contents, names: Collection[str]) -> Contents:
 
 
 def _text_layers(names: Collection[str]) -> str | None:
-    """Return what stands before the number of a layer, of the part for text if there is one."""
+    """Return the prefix before a layer's number, of the text part if there is one."""
     found = [name for name in names if not _TEXT.isdisjoint(name.split("."))]
     return _layers(found or (name for name in names if not sees_images(name)))
 
@@ -173,19 +173,19 @@ def _plain(name: str) -> str:
 
 
 def _around(layers: str) -> str:
-    """Return what stands before the name of the layer that makes logits, where `layers` are."""
+    """Return the prefix of the output layer's name, given that of the `layers`."""
     first, _, rest = layers.partition(".")
     return f"{first}." if first in _TEXT and rest else ""
 
 
 def _modules(contents: Contents) -> list[str]:
-    """Return the names of all that `contents` changes."""
+    """Return the names of all modules that `contents` changes."""
     bottlenecks = (each.layer for each in contents.bottlenecks)
     return [*contents.changed_modules, *bottlenecks]
 
 
 def _layers(names: Iterable[str]) -> str | None:
-    """Return what stands before the number of a layer in `names`."""
+    """Return the prefix before a layer's number in `names`."""
     for name in names:
         parts = name.split(".")
         number = next((i for i, part in enumerate(parts) if part.isdecimal()), 0)

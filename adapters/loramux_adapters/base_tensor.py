@@ -1,16 +1,16 @@
-"""A tensor in the files of a base model, as their headers have it."""
+"""A tensor of a base model, as described by the header of its file."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class BaseTensor:
-    """Where one tensor of the base lies, and what it is."""
+    """Location, dtype and shape of one tensor of the base."""
 
     file: str
-    """Name of its file in the folder of the model."""
+    """Name of the file in the model's folder."""
     dtype: str
     shape: tuple[int, ...]
     offset: int
-    """First byte, counted from the start of the file."""
+    """First byte, from the start of the file."""
     num_bytes: int

@@ -1,8 +1,8 @@
-"""What stands behind the layers of a base, where only heads read: whether an adapter fits that.
+"""Modules after the base model's layers, which only heads read: does an adapter fit them?
 
-Encoders have poolers there, and heads of several layers. transformers' class for a task says which
-parameters that are. Some of them were saved with the base, and an adapter may change these; all
-others began as random numbers when it was trained, and it has to bring them.
+Encoders have poolers there, and heads of several layers; transformers' class for a task says which
+parameters. An adapter may change those that were saved with the base. All others were initialised
+at random when it was trained, so it has to bring them.
 """
 
 from collections.abc import Mapping
@@ -23,12 +23,12 @@ _ALSO = (EditKind.MAGNITUDE, EditKind.ADDED_BIAS)
 def split_behind(
     contents: Contents, heads: Mapping[str, HeadShape]
 ) -> tuple[Contents, Contents | None]:
-    """Return `contents` without what it does behind the layers of a base, and that.
+    """Split `contents` into changes of the base's layers and changes of the modules after them.
 
     Args:
-        contents: What an adapter does, under its own names.
-        heads: What the base has behind its layers: by task, and by `FEATURES` what it has there
-            without a head.
+        contents: What the adapter changes, under its own names.
+        heads: What the base has after its layers: by task, and under `FEATURES` what it has
+            there without a head.
     """
     head = contents.head
     shape = heads.get(str(head.task) if head else FEATURES)
@@ -39,7 +39,7 @@ def split_behind(
     if head and f"{shape.module}.weight" in head.parameters:
         contents = replace(contents, head=replace(head, module=shape.module))
     names = shape.modules
-    if head is None:  # in a class for another task what `AutoModel` loads has a name before it
+    if head is None:  # a class for another task prefixes the names that `AutoModel` has
         changed = contents.changed_modules
         names = {name for name in changed if {name, name.partition(".")[2]} & shape.modules}
     behind = Contents(
@@ -54,15 +54,15 @@ def split_behind(
 
 
 def check_head(contents: Contents, heads: Mapping[str, HeadShape]) -> None:
-    """Demand that the head of an adapter can be had on a base.
+    """Check that a base can serve the head of an adapter.
 
     Args:
-        contents: What the adapter does, under the names of the base.
-        heads: What the base has behind its layers, by task. Where it has nothing, a head is a
+        contents: What the adapter changes, under the names of the base.
+        heads: What the base has after its layers, by task. Where it has nothing, a head is a
             linear layer.
 
     Raises:
-        PackageError: It is made of other parts, or one is missing that nobody has.
+        PackageError: The head has other parts, or one is missing that the base does not bring.
     """
     head, behind = contents.head, contents.behind
     if head is None:
@@ -110,7 +110,7 @@ def check_head(contents: Contents, heads: Mapping[str, HeadShape]) -> None:
 
 
 def _check_layers(contents: Contents, head: Head) -> None:
-    """Demand that each layer of a head takes what the one before it makes."""
+    """Check that each layer of a head takes as many values as the one before it outputs."""
     width = contents.bottlenecks[0].width if contents.bottlenecks else 0
     for number in range(len(head.weights)):
         weight = head.parameters.get(f"classifier.{number}.weight")
@@ -186,7 +186,7 @@ def _check_shape(name: str, tensor: TensorInfo, shape: HeadShape, num_labels: in
 
 
 def _check_whole(given: Mapping[str, TensorInfo], shape: HeadShape) -> None:
-    """Demand that every parameter is there, be it the base's own."""
+    """Check that the adapter or the base brings every parameter."""
     missing = [name for name in shape.parameters if name not in given and name not in shape.brought]
     if not missing:
         return

@@ -1,12 +1,12 @@
 """Bottleneck adapters, as the `adapters` library trains and saves them.
 
-Source of the methods: Houlsby et al. (arXiv 1902.00751), Pfeiffer et al. (arXiv 2005.00247) and He
-et al. (arXiv 2110.04366); of the meaning of each field: `adapters.BnConfig`, version 1.3.
+Methods: Houlsby et al. (arXiv 1902.00751), Pfeiffer et al. (arXiv 2005.00247) and He et al. (arXiv
+2110.04366). Fields: `adapters.BnConfig`, version 1.3.
 
-Between the output h of attention or of the MLP and the sum with what came in, x, stands a network
-of two layers, narrow in the middle. In sequence it sees h, or h + x, in parallel x. Where a norm
-stands behind the sum, it sees what that makes of h + x. Of models with an encoder and a decoder
-both have them.
+A two-layer network with a narrow middle is inserted between the output h of attention or of the MLP
+and the residual sum with the input x. A sequential adapter reads h, or h + x; a parallel one reads
+x. Where a norm follows the sum (post-norm), it reads the norm of h + x. In encoder-decoder models
+both parts have them.
 """
 
 import re
@@ -29,13 +29,13 @@ from loramux_adapters.fields import (
 from loramux_adapters.tensorfile import TensorInfo
 
 PEFT_TYPE = "BOTTLENECK"
-"""What the config of a package says; PEFT has no such method."""
+"""`peft_type` in the config of a package; PEFT has no such method."""
 FIELDS = Fields(
     honoured=frozenset({
         "peft_type", "non_linearity", "original_ln_before", "residual_before_ln", "ln_after",
         "adapter_residual_before_ln", "is_parallel", "scaling", "task_type", "head_activation",
     }),
-    # Where there are tensors, and of which shape, says more than the first six.
+    # The tensors' names and shapes tell more than the first six.
     recorded=frozenset({
         "mh_adapter", "output_adapter", "cross_adapter", "reduction_factor", "leave_out",
         "architecture", "dropout",
@@ -61,30 +61,30 @@ _PART = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class BottleneckConfig:
-    """What a checked config says about every bottleneck of an adapter."""
+    """What a validated config says about every bottleneck of an adapter."""
 
     activation: str
     is_parallel: bool
     sees_sum: bool
-    """Whether the network sees h + x, not h alone."""
+    """Whether the network reads h + x, not h alone."""
     adds_sum: bool
-    """Whether what it sees is added to what it makes, not h."""
+    """Whether the network's input is added to its output, not h."""
     has_norm_after: bool
     adds_before_norm: bool
-    """Whether that is added before the norm behind it."""
+    """Whether the residual is added before the norm after the network."""
     scale: float | None
-    """Factor of what the network makes; None where it was learned."""
+    """Factor of the network's output; None if it was learned."""
     base_model: str
     has_head: bool = False
-    """Whether it is for a task, so that there are modules of a head."""
+    """Whether the adapter has a task type, so that there may be tensors of a head."""
 
 
 def check_bottleneck(config: Mapping[str, object]) -> BottleneckConfig:
-    """Return what `config` asks for, the fields of the library's config with a `peft_type`.
+    """Return what `config` says: the fields of the library's config plus `peft_type`.
 
     Raises:
-        PackageError: A field is malformed (reason INVALID_ADAPTER_CONFIG), or asks for something
-            that is not served (UNSUPPORTED_ADAPTER_FEATURE). The message names the field.
+        PackageError: A field is malformed (reason INVALID_ADAPTER_CONFIG) or asks for something
+            that is not supported (UNSUPPORTED_ADAPTER_FEATURE). The message names the field.
     """
     refuse_unserved(config, FIELDS)
     scale = config.get("scaling", 1.0)
@@ -107,17 +107,17 @@ def check_bottleneck(config: Mapping[str, object]) -> BottleneckConfig:
 
 
 def bottleneck_contents(config: BottleneckConfig, tensors: Mapping[str, TensorInfo]) -> Contents:
-    """Return the networks that `tensors` hold.
+    """Return the bottlenecks in `tensors`.
 
     Raises:
-        PackageError: A tensor is no part of one, is missing, or disagrees with another.
+        PackageError: A tensor does not belong to one, is missing, or disagrees with another.
     """
     found: dict[tuple[str, str], dict[str, TensorInfo]] = {}
     edits: list[Edit] = []
     for tensor in tensors.values():
         name = _PART.fullmatch(tensor.name)
         if not name and config.has_head:
-            # A head of transformers' class, of which not every module has that name.
+            # A parameter of a head of transformers' class; its module has no fixed name.
             module, _, parameter = path_of(tensor.name).rpartition(".")
             edits.append(Edit(module, EditKind.PARAMETER, tensor, parameter))
             continue

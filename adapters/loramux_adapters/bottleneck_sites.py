@@ -1,8 +1,8 @@
-"""Where bottleneck adapters stand in a layer, as the `adapters` library places them.
+"""Where the `adapters` library inserts bottlenecks into a layer.
 
-Behind attention or the MLP, whose output h is added to what came in, x. Where norms stand in front,
-as in decoders, T5 and mBART, x is what the norm takes. Where they stand behind the sum, as in BERT
-and BART, x is what the first layer takes.
+They follow attention or the MLP, whose output h is added to the residual x. In pre-norm models
+(decoders, T5, mBART), x is the input of the norm. In post-norm models (BERT, BART), x is the input
+of the first linear layer.
 """
 
 from collections.abc import Container, Mapping
@@ -42,35 +42,35 @@ _SITES: Mapping[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "layer.2": (("layer.2.layer_norm", "layer.2.DenseReluDense.wo", ""),),
 }
-"""Place -> for each kind of layer, the module that x goes into, the layer that h comes out of, and
-the norm behind their sum."""
+"""Place -> for each kind of layer, the module that reads x, the layer that outputs h, and the norm
+after their sum."""
 _EXCHANGED = frozenset({"attention.attention_adapters"})
 PLACES = tuple(_SITES)
-"""What the library calls what it puts there, or the module that it puts it into."""
+"""The library's names for inserted modules, or the module that it inserts them into."""
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """The modules around a sum of h and x, by their names in a base."""
+    """The modules around the sum of h and x, by their names in a base."""
 
     came_in: str
-    """What x goes into."""
+    """The module that reads x."""
     output: str
-    """The layer that h comes out of."""
+    """The layer that outputs h."""
     norm: str = ""
-    """The norm behind the sum; empty where it stands in front."""
+    """The norm after the sum; empty for pre-norm."""
     is_exchanged: bool = False
-    """Whether the library takes x for h, and h for x, as in ALBERT's attention."""
+    """Whether the library swaps x and h, as in ALBERT's attention."""
 
 
 def site_of(layer: str, place: str, layers: Container[str], others: Container[str]) -> Site | None:
-    """Return where a bottleneck stands in a base; None if that has no such layer.
+    """Return where a bottleneck is inserted in a base; None if the base has no such layer.
 
     Args:
-        layer: Name of a layer of attention and MLP.
+        layer: Name of a transformer layer.
         place: One of `PLACES`.
-        layers: Names of the linear layers of the base.
-        others: Names of its other modules that have parameters; there may be more names in both.
+        layers: Names of the base's linear layers; may contain more.
+        others: Names of its other modules that have parameters; may contain more.
     """
     for came_in, output, norm in _SITES[place]:
         if f"{layer}.{output}" not in layers:
@@ -78,7 +78,7 @@ def site_of(layer: str, place: str, layers: Container[str], others: Container[st
         if norm and not (f"{layer}.{came_in}" in layers and f"{layer}.{norm}" in others):
             continue
         stack = layer.rpartition(".")[0].rpartition(".")[0]
-        # Where a norm is behind all layers, those inside of them are in front.
+        # A norm after all layers means that the layers are pre-norm.
         if norm and f"{stack}.layer_norm" in others:
             return Site(f"{layer}.{norm}", f"{layer}.{output}")
         return Site(

@@ -1,4 +1,4 @@
-"""What trainers save beside an adapter, and its package keeps: a chat template, defaults, …."""
+"""Files that trainers save beside an adapter and that become notes of its package."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -20,18 +20,18 @@ from loramux_adapters.special_tokens import special_tokens_beside
 
 TEMPLATE_FILE = "chat_template.jinja"
 COMPANIONS = (TEMPLATE_FILE, TOKENIZER_FILE, GENERATION_FILE, MODEL_FILE, *SENTENCE_FILES)
-"""All files that are looked at."""
+"""All files that are read."""
 
 
 def companion_notes(
     source: Path, but: Collection[str] = (), *, task: object = None
 ) -> dict[str, object]:
-    """Return the notes, except those in `but`, that files in the folder `source` give.
+    """Return the notes that files in the folder `source` give, except those in `but`.
 
-    `task` is what the adapter was trained for, as PEFT's `task_type` calls that.
+    `task` is PEFT's `task_type` of the adapter.
 
     Raises:
-        PackageError: One is malformed, or asks for something that is not served.
+        PackageError: A file is malformed or asks for something that is not supported.
     """
     notes: dict[str, object] = {}
     if "chat_template" not in but and (template := read_template(source)) is not None:
@@ -52,10 +52,10 @@ def companion_notes(
 
 
 def _check_end(source: Path, embedding: Embedding) -> None:
-    """Demand that what an adapter embeds has no end of text that only its own tokenizer puts there.
+    """Check that embeddings do not depend on an EOS token that only the adapter's tokenizer adds.
 
     Raises:
-        PackageError: It may have, and the vector depends on it.
+        PackageError: The tokenizer adds EOS, and the pooling reads the last or all tokens.
     """
     if embedding.pooling is Pooling.FIRST or not (source / TOKENIZER_FILE).exists():
         return
@@ -70,7 +70,7 @@ def _check_end(source: Path, embedding: Embedding) -> None:
 
 
 def read_template(source: Path) -> str | None:
-    """Return the chat template that is in the folder `source`, if there is one.
+    """Return the chat template in the folder `source`; None if there is none.
 
     Raises:
         PackageError: It cannot be read.
@@ -90,7 +90,7 @@ def read_template(source: Path) -> str | None:
 def _template_in(value: object) -> str | None:
     if value is None or isinstance(value, str):
         return value
-    if isinstance(value, list):  # several, each with a name
+    if isinstance(value, list):  # several, by name
         for entry in value:
             match entry:
                 case {"name": "default", "template": str(template)}:

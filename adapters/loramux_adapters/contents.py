@@ -1,4 +1,4 @@
-"""What an adapter does to the base model, whatever method trained it."""
+"""What an adapter changes in the base model, independent of its method."""
 
 import enum
 from collections.abc import Mapping
@@ -15,39 +15,39 @@ class EditKind(enum.StrEnum):
     """What a tensor of an adapter does to one module."""
 
     MAGNITUDE = "magnitude"
-    """The length that each output's row of weights is given, the low-rank change included: DoRA."""
+    """Norm of each output's weight row, low-rank update included: DoRA."""
     OUTPUT_FACTOR = "output factor"
     """Multiplies the layer's output, bias included: IA3."""
     INPUT_FACTOR = "input factor"
     """Multiplies the layer's input: IA3 in feed-forward layers."""
     BIAS = "bias"
-    """Takes the place of the module's bias."""
+    """Replaces the module's bias."""
     ADDED_BIAS = "added bias"
     """Is added to the output of B, before its scale."""
     PARAMETER = "parameter"
-    """Takes the place of a parameter: the module was trained whole."""
+    """Replaces a parameter: the module was trained in full."""
     SHARED_WEIGHT = "shared weight"
-    """Takes the place of the weight of embeddings, also where the base has tied another to it."""
+    """Replaces the embedding weight, and any weight that the base ties to it."""
     TOKENS = "rows of tokens"
-    """Take the place of some tokens' rows in the weight of embeddings."""
+    """Replace the rows of some tokens in the embedding weight."""
 
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """A tensor that changes one module beside, or without, a low-rank change."""
+    """A tensor that changes one module other than by a low-rank update."""
 
     module: str
     """Name of the module in the base model."""
     kind: EditKind
     tensor: TensorInfo
     parameter: str = ""
-    """Name of the parameter of the module whose place it takes."""
+    """Name of the module's parameter that it replaces."""
     tokens: tuple[int, ...] = ()
-    """The tokens whose rows it has."""
+    """The tokens whose rows it replaces."""
 
     @property
     def width(self) -> int:
-        """How many numbers it has: for a vector, inputs or outputs of the layer."""
+        """Number of elements; for a vector, the layer's inputs or outputs."""
         size = 1
         for length in self.tensor.shape:
             size *= length
@@ -56,62 +56,62 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class Bottleneck:
-    """A network of two layers behind attention or the MLP of one layer."""
+    """A two-layer network after attention or the MLP of one layer."""
 
     layer: str
     """Name of the layer in the base model."""
     place: str
-    """What it stands behind; see `bottleneck_sites.PLACES`."""
+    """Which module it follows; see `bottleneck_sites.PLACES`."""
     parts: Mapping[str, TensorInfo]
-    """`down`, `up` and `norm`, each with `.weight` and `.bias`, and `scaling`; without what it does
-    not have."""
+    """`down`, `up` and `norm`, each with `.weight` and `.bias`, and `scaling`; only those that it
+    has."""
 
     @property
     def module(self) -> str:
-        """Its name."""
+        """Its name: layer and place."""
         return f"{self.layer}.{self.place}"
 
     @property
     def width(self) -> int:
-        """Width of the base model."""
+        """Hidden size of the base model."""
         return self.parts["down.weight"].shape[1]
 
 
 @dataclass(frozen=True, slots=True)
 class VirtualTokens:
-    """What stands before every prompt, in place of tokens.
+    """Soft prompt or KV prefix that stands before every prompt in place of tokens.
 
-    Embeddings; or, where `num_layers` is not 0, what every layer keeps of each token: keys of the
-    first layer, its values, keys of the second, and so on, each for all heads.
+    Embeddings; or, if `num_layers` is not 0, keys and values for every layer: keys of the first
+    layer, its values, keys of the second, and so on, each for all heads.
     """
 
     tensor: TensorInfo
-    """[count, width]; of embeddings for an encoder and a decoder, those for both."""
+    """[count, width]; for an encoder-decoder, the embeddings for both, one after the other."""
     factors: tuple[TensorInfo, TensorInfo] | None = None
-    """C and R, [1, count, rank] and [1, rank, width]: the embeddings are multiplied by CR."""
+    """C and R, [1, count, rank] and [1, rank, width]: embeddings are scaled elementwise by CR."""
     num_layers: int = 0
     num_heads: int = 0
     num_texts: int = 1
-    """Texts that they are for: of what an encoder reads and a decoder writes, 2."""
+    """Sequences that it holds embeddings for: 2 for an encoder-decoder, else 1."""
 
     @property
     def count(self) -> int:
-        """How many stand before a text; `generate` of PEFT puts none before what is written."""
+        """Virtual tokens per sequence; PEFT's `generate` puts none before the decoder's output."""
         return self.tensor.shape[0] // (1 if self.has_cache else self.num_texts)
 
     @property
     def width(self) -> int:
-        """Numbers given of each."""
+        """Numbers per virtual token."""
         return self.tensor.shape[1]
 
     @property
     def has_cache(self) -> bool:
-        """Whether it is keys and values that are given."""
+        """Whether it holds keys and values instead of embeddings."""
         return self.num_layers > 0
 
     @property
     def head_width(self) -> int:
-        """Width of a key and of a value."""
+        """Width of one head's key or value."""
         return self.width // (2 * self.num_layers * self.num_heads)
 
     @property
@@ -122,42 +122,42 @@ class VirtualTokens:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """All changes of one adapter, each list in the order of the modules' names."""
+    """All changes of one adapter, each list sorted by module name."""
 
     modules: list[LoraModule] = field(default_factory=list)
-    """Low-rank changes of layers."""
+    """Low-rank updates of layers."""
     experts: list[ExpertLora] = field(default_factory=list)
-    """Low-rank changes of experts."""
+    """Low-rank updates of experts."""
     edits: list[Edit] = field(default_factory=list)
     routers: list[LoraModule] = field(default_factory=list)
-    """Low-rank changes of what chooses among experts, once it is known what that is in a base."""
+    """Low-rank updates of the routers of experts; filled once the base is known."""
     bottlenecks: list[Bottleneck] = field(default_factory=list)
     virtual: VirtualTokens | None = None
     invocation: tuple[int, ...] = ()
-    """Tokens from whose last occurrence in a prompt on it does that; empty where it always does."""
+    """Tokens from whose last occurrence in a prompt the adapter applies (aLoRA); empty: always."""
     head: Head | None = None
-    """What it has in place of the layer of logits; it changes no module of the base."""
+    """Head that replaces the output layer; it changes no module of the base."""
     sight: "Contents | None" = None
-    """What it does to what sees images, once it is known what that is in a base."""
+    """Changes of vision modules; filled once the base is known."""
     behind: "Contents | None" = None
-    """What it does to what stands behind the layers of a base, such as a pooler, once it is known
-    what that is; only heads read it."""
+    """Changes of modules after the base's layers, such as a pooler, which only heads read; filled
+    once the base is known."""
     task: str = ""
-    """What it was trained for, as PEFT's `task_type` calls that; empty if that is not said."""
+    """PEFT's `task_type`; empty if the config does not state it."""
 
     @property
     def low_rank(self) -> list[LoraModule | ExpertLora]:
-        """All low-rank changes of what reads text."""
+        """All low-rank updates of the text model."""
         return [*self.modules, *self.routers, *self.experts]
 
     @property
     def outer_modules(self) -> list[LoraModule]:
-        """Low-rank changes of what stands before or behind the model's layers."""
+        """Low-rank updates of modules before or after the model's layers."""
         return [module for module in self.modules if module.is_outer]
 
     @property
     def changed_modules(self) -> list[str]:
-        """The names of all modules that it changes, bottlenecks aside, sorted."""
+        """Names of all changed modules except bottlenecks, sorted."""
         beside = (part.changed_modules for part in (self.sight, self.behind) if part)
         return sorted({
             *(change.name for change in self.low_rank), *(edit.module for edit in self.edits),
@@ -166,7 +166,7 @@ class Contents:
 
     @property
     def other_tensors(self) -> list[TensorInfo]:
-        """All tensors beside those of low-rank changes."""
+        """All tensors that are not part of low-rank updates."""
         return [
             *(edit.tensor for edit in self.edits),
             *(part for bottleneck in self.bottlenecks for part in bottleneck.parts.values()),
@@ -176,5 +176,5 @@ class Contents:
 
     @property
     def has_more(self) -> bool:
-        """Whether anything is done to the base beside low-rank changes of its layers."""
+        """Whether there is any change of the base other than low-rank updates of its layers."""
         return bool(self.experts or self.routers or self.edits or self.bottlenecks or self.virtual)

@@ -1,4 +1,4 @@
-"""Digests of single tensors, which tell where a package was changed and what a signature is for."""
+"""Digests of single tensors: they show where a package was changed, and are what is signed."""
 
 import hashlib
 from collections.abc import Mapping
@@ -7,11 +7,11 @@ from loramux_adapters.errors import PackageError, shown
 from loramux_adapters.tensorfile import ReadTensor, TensorInfo
 
 UNKNOWN_DIGEST = f"sha256:{'0' * 64}"
-"""As long as any."""
+"""A placeholder of the same length as any digest."""
 
 
 def tensor_digest(tensor: TensorInfo, read: ReadTensor) -> str:
-    """Return the digest of dtype and shape, such as `F32[2,4]`, and the bytes after them."""
+    """Return the SHA-256 of dtype and shape, such as `F32[2,4]`, followed by the tensor's bytes."""
     sha256 = hashlib.sha256(f"{tensor.dtype}[{','.join(map(str, tensor.shape))}]".encode())
     for piece in read(tensor):
         sha256.update(piece)
@@ -26,10 +26,10 @@ def tensor_digests(tensors: Mapping[str, TensorInfo], read: ReadTensor) -> dict[
 def check_digests(
     noted: Mapping[str, object], tensors: Mapping[str, TensorInfo], read: ReadTensor
 ) -> None:
-    """Demand that `tensors` are those that the digests `noted` name.
+    """Check `tensors` against the digests `noted` in a manifest.
 
     Raises:
-        PackageError: A tensor is missing, added or not the noted one.
+        PackageError: A tensor is missing, not noted, or has another digest.
     """
     for name in sorted(noted.keys() ^ tensors.keys()):
         fault = "is missing" if name in noted else "has no digest in the manifest"

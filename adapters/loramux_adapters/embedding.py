@@ -1,6 +1,6 @@
-"""How an adapter makes one vector of a text.
+"""How an adapter turns a text into an embedding vector.
 
-A package notes it as `embedding`, since PEFT does not save it.
+PEFT does not save this, so a package has it as the note `embedding`.
 """
 
 import enum
@@ -11,7 +11,7 @@ from loramux_adapters.errors import PackageError, shown
 
 
 class Pooling(enum.StrEnum):
-    """How the last hidden states of a text become one vector."""
+    """How the last hidden states of a text are reduced to one vector."""
 
     LAST = "last"
     """That of the last token."""
@@ -23,21 +23,21 @@ class Pooling(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Embedding:
-    """What a package says of it; the defaults are those of packages that say nothing."""
+    """Pooling and normalization; the defaults are for packages without the note."""
 
     pooling: Pooling = Pooling.LAST
     normalize: bool = True
-    """Whether vectors have length 1."""
+    """Whether vectors are scaled to length 1."""
 
 
 DEFAULT = Embedding()
 
 
 def check_embedding(note: Mapping[str, object], where: str) -> Mapping[str, object]:
-    """Return `note`, the note `embedding`, if it is well-formed; messages begin with `where`.
+    """Validate `note`, the note `embedding`, and return it; messages begin with `where`.
 
     Raises:
-        PackageError: It is not.
+        PackageError: The note is malformed.
     """
     for name, value in note.items():
         if name not in ("pooling", "normalize"):
@@ -51,7 +51,7 @@ def check_embedding(note: Mapping[str, object], where: str) -> Mapping[str, obje
 
 
 def embedding_of(note: object, default: Embedding = DEFAULT) -> Embedding:
-    """Return what the note `embedding`, which has been checked, says, and of the rest `default`."""
+    """Return the `Embedding` of a validated note; what it does not state comes from `default`."""
     given = note if isinstance(note, dict) else {}
     return Embedding(
         Pooling(given.get("pooling", default.pooling)),

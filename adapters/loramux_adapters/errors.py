@@ -1,4 +1,4 @@
-"""The one error of this package: something about an adapter that its owner can mend."""
+"""The one exception of this package: something about an adapter that its owner can fix."""
 
 from typing import Literal
 
@@ -28,6 +28,6 @@ class PackageError(ValueError):
 
 
 def shown(value: object, limit: int = 80) -> str:
-    """Return `value` as it may stand in a message: escaped, and short."""
+    """Return `value` escaped and shortened for an error message."""
     text = ascii(value)
     return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"

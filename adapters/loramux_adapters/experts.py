@@ -1,9 +1,9 @@
-"""Low-rank changes of experts: matrices of which a layer takes a few for each token.
+"""Low-rank updates of mixture-of-experts layers, which route each token to a few experts.
 
-PEFT changes all experts of a layer with one pair of factors where transformers has their weights in
-one parameter (`target_parameters`), and each with its own where they are layers, as they were
-before transformers 5. Source of the shapes: `ParamWrapper` and `transformers_weight_conversion` of
-PEFT 0.21.
+PEFT adapts all experts of a layer with one pair of factors where transformers keeps their weights
+in one parameter (`target_parameters`), and each expert separately where it is a module, as before
+transformers 5. Source of the shapes: `ParamWrapper` and `transformers_weight_conversion` of PEFT
+0.21.
 
 Legend: E experts, R rank, K input width, N output width.
 """
@@ -20,89 +20,89 @@ from loramux_adapters.lora_config import LoraConfig
 from loramux_adapters.tensorfile import TensorInfo
 
 _INSIDE = ".base_layer"
-"""What PEFT puts behind the name of a module that it has wrapped more than once."""
+"""Suffix that PEFT adds to the name of a module for each further wrapper around it."""
 _ALONE = re.compile(
     r"(?P<module>.+\.experts)\.(?P<number>0|[1-9]\d{0,8})\."
     r"(?P<projection>gate_proj|up_proj|down_proj|w1|w2|w3)"
 )
 _OLD_NAMES = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 _OLD_PARENT, _PARENT = ".block_sparse_moe.experts", ".mlp.experts"
-"""What transformers 4 called the experts of Mixtral, and what it calls them now."""
+"""Name of Mixtral's experts in transformers 4, and today."""
 _OLD_ROUTER, _ROUTERS = ".block_sparse_moe.gate", (".mlp.gate", ".mlp.router")
-"""Likewise what chooses among them, the last that of PhiMoE."""
+"""Likewise the name of the router; the last is PhiMoE's."""
 _GRANITE = ".block_sparse_moe"
-"""What Granite calls a mixture, of which it saves the parts under other names than they have."""
+"""Granite's name for a mixture of experts; its parts have other names in the checkpoint."""
 
 
 class Projection(enum.StrEnum):
-    """Which matrix of an expert, in the order in which experts have them."""
+    """A weight matrix of an expert, in the order of an expert's parameters."""
 
     GATE_UP = "gate_up_proj"
-    """Both of the next two in one."""
+    """The next two, fused."""
     GATE = "gate_proj"
     UP = "up_proj"
     DOWN = "down_proj"
 
 
 ROUTER_WEIGHTS = ("gate.weight", "router.weight")
-"""Parameters of what chooses among experts."""
+"""Weights of routers."""
 PARAMETERS = (Projection.GATE_UP, Projection.UP, Projection.DOWN)
-"""Those that are parameters of all experts, in the order in which experts have them."""
+"""Matrices that can be one parameter for all experts, in the order of an expert's parameters."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertLora:
-    """The low-rank change of one matrix of experts, y += scale * B(Ax)."""
+    """The low-rank update of one matrix of one or all experts: y += scale * B(Ax)."""
 
     module: str
     """Name of the experts in the base model, such as `model.layers.0.mlp.experts`."""
     projection: Projection
     scale: float
     a: TensorInfo
-    """[E * R, K]: one expert after the other."""
+    """[E * R, K]: the experts one after the other."""
     b: TensorInfo
-    """[N, R * E]: for each rank, one expert after the other."""
+    """[N, R * E]: for each rank, the experts one after the other."""
     num_experts: int
     number: int | None = None
-    """The expert, where it is the change of one; None where of all."""
+    """Index of the expert that is changed; None for all."""
     num_beside: int = 0
-    """The other experts of the layer, where it is the change of one and the base is known."""
+    """If one expert is changed and the base is known, how many others the layer has."""
 
     @property
     def name(self) -> str:
-        """Name of what it changes."""
+        """Name of the changed matrix."""
         number = "" if self.number is None else f".{self.number}"
         return f"{self.module}{number}.{self.projection}"
 
     @property
     def rank(self) -> int:
-        """Number of rows of A, and columns of B, for each expert."""
+        """Rank of each expert's update: rows of A, columns of B."""
         return self.a.shape[0] // self.num_experts
 
     @property
     def features(self) -> tuple[int, int]:
-        """Width of the input and of the output of an expert's matrix."""
+        """(in_features, out_features) of an expert's matrix."""
         return self.a.shape[1], self.b.shape[0]
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertsShape:
-    """The experts of a layer of a base model."""
+    """Shape of the experts of one layer of a base model."""
 
     count: int
     width: int
-    """Of what they take and make."""
+    """Hidden size of the model."""
     inner: int
-    """Of what is between."""
+    """Intermediate size of an expert."""
     is_gated: bool = True
-    """Whether a gate is multiplied with what they take, so that there are two first matrices."""
+    """Whether they are gated MLPs, with a gate and an up projection."""
     has_halves: bool = True
-    """Whether the outputs of the gate come before those of the other, not in turns with them."""
+    """Whether the gate's outputs come before those of the up projection, not interleaved."""
     router: str = ""
-    """Name of what chooses among them; empty if it cannot be changed."""
+    """Name of the router; empty if it cannot be changed."""
 
     def features(self, projection: Projection) -> tuple[int, int] | None:
-        """Return input and output width of a matrix; None if there is none that can be changed."""
+        """Return (in_features, out_features) of a matrix; None if it cannot be changed."""
         if projection is Projection.DOWN:
             return self.inner, self.width
         if projection is Projection.GATE_UP:
@@ -112,9 +112,9 @@ class ExpertsShape:
 
 
 def parameters_of(config: LoraConfig, path: str) -> tuple[str, list[Projection], int]:
-    """Return the module that `path` is about, its targeted parameters, and which wrapper it is.
+    """Return the module of `path`, its targeted parameters, and the depth of the wrapper.
 
-    PEFT wraps a module once for each of them, the first innermost; 0 is the outermost wrapper.
+    PEFT wraps a module once per targeted parameter, the first innermost; depth 0 is the outermost.
     """
     module, depth = path, 0
     while module.endswith(_INSIDE):
@@ -124,10 +124,10 @@ def parameters_of(config: LoraConfig, path: str) -> tuple[str, list[Projection],
 
 
 def expert_lora(config: LoraConfig, path: str, a: TensorInfo, b: TensorInfo) -> ExpertLora:
-    """Return the change of a parameter of experts whose factors PEFT has saved under `path`.
+    """Return the update of an experts' parameter whose factors PEFT saved under `path`.
 
     Raises:
-        PackageError: They are of no parameter that the config names, or disagree with its rank.
+        PackageError: The config does not name the parameter, or has another rank.
     """
     module, found, depth = parameters_of(config, path)
     if depth >= len(found):
@@ -149,10 +149,10 @@ def expert_lora(config: LoraConfig, path: str, a: TensorInfo, b: TensorInfo) -> 
 
 
 def check_whole(config: LoraConfig, changes: Iterable[ExpertLora]) -> None:
-    """Demand that experts have factors for all parameters that the config names.
+    """Check that experts have factors for all parameters that the config names.
 
     Raises:
-        PackageError: Some lack one.
+        PackageError: Factors of a parameter are missing.
     """
     found: dict[str, set[Projection]] = {}
     for change in changes:
@@ -170,15 +170,15 @@ def check_whole(config: LoraConfig, changes: Iterable[ExpertLora]) -> None:
 def split_experts(
     modules: Iterable[LoraModule], layers: Container[str], experts: Mapping[str, ExpertsShape]
 ) -> tuple[list[LoraModule], list[LoraModule], list[ExpertLora]]:
-    """Return which of `modules` are changes of layers, of routers, and of one expert each.
+    """Split `modules` into updates of layers, of routers, and of single experts.
 
     Args:
-        modules: Low-rank changes as they were trained.
+        modules: Low-rank updates under the names that they were trained with.
         layers: Names of the layers of the base.
-        experts: Its experts, whose weights are in one parameter, by name.
+        experts: Experts of the base that have their weights in one parameter, by name.
 
     Raises:
-        PackageError: Two of them, by their old name and by the new one, are of the same matrix.
+        PackageError: Two of them, under an old and a new name, change the same matrix.
     """
     names = {shape.router for shape in experts.values()}
     kept: list[LoraModule] = []
@@ -204,13 +204,13 @@ def split_experts(
 
 
 def names_of_experts(module: str) -> list[str]:
-    """Return what the experts `module` may be called where each of them has weights of its own."""
+    """Return the names that the experts `module` may have in a checkpoint with one module each."""
     old = [module.removesuffix(_PARENT) + _OLD_PARENT] if module.endswith(_PARENT) else []
     return [module, *old]
 
 
 def names_together(module: str) -> list[tuple[str, str]]:
-    """Return what the first and the last matrices of all experts `module` may be called."""
+    """Return pairs of names that the input and output weights of all experts may have."""
     own = (f"{module}.{Projection.GATE_UP}", f"{module}.{Projection.DOWN}")
     if not module.endswith(f"{_GRANITE}.experts"):
         return [own]
@@ -219,7 +219,7 @@ def names_together(module: str) -> list[tuple[str, str]]:
 
 
 def names_of_parameter(name: str) -> list[str]:
-    """Return what a parameter may be called where it is saved, as that of what chooses."""
+    """Return the names that a parameter, such as a router's, may have in a checkpoint."""
     saved = ((end, _OLD_ROUTER) for end in _ROUTERS)
     ends = (*saved, (f"{_GRANITE}.router", f"{_GRANITE}.router.layer"))
     weights = ((f"{end}.weight", f"{other}.weight") for end, other in ends)
@@ -227,10 +227,10 @@ def names_of_parameter(name: str) -> list[str]:
 
 
 def check_experts(change: ExpertLora, shape: ExpertsShape | None) -> None:
-    """Demand that `change` fits experts of `shape`, which is None where there are none.
+    """Check that `change` fits experts of `shape`, which is None if the base has no such experts.
 
     Raises:
-        PackageError: It does not.
+        PackageError: It does not fit.
     """
     wanted = shape.features(change.projection) if shape else None
     if shape is None or wanted is None:
@@ -266,7 +266,7 @@ def _check_apart(names: Iterable[str]) -> None:
 
 
 def _there(module: str, there: Container[str], old: str, *new: str) -> str | None:
-    """Return what `module` is called in `there`, where its end may be of `new` and not `old`."""
+    """Return the name of `module` in `there`, which may have one of the ends `new` for `old`."""
     names = [module]
     if module.endswith(old):
         names += [module.removesuffix(old) + each for each in new]

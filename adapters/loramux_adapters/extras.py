@@ -1,4 +1,4 @@
-"""How to install an extra of this package, which no package index has."""
+"""How to install an extra of this distribution, which is not on a package index."""
 
 import json
 import os
@@ -13,9 +13,9 @@ DISTRIBUTION = "loramux"
 
 
 def install_command(extra: str) -> str:
-    """Return a command that installs `extra` from where the package came.
+    """Return a command that installs `extra` from where the distribution was installed.
 
-    Source: the `direct_url.json` of an installation, https://packaging.python.org/specifications/.
+    Source: `direct_url.json`, https://packaging.python.org/specifications/.
     """
     origin = _origin()
     url = str(origin.get("url", ""))
@@ -31,7 +31,7 @@ def install_command(extra: str) -> str:
 
 
 def _origin() -> dict[str, Any]:
-    """Return what pip noted about where the package came from."""
+    """Return what pip recorded about the origin of the installation."""
     try:
         noted = metadata.distribution(DISTRIBUTION).read_text("direct_url.json")
     except metadata.PackageNotFoundError:

@@ -1,6 +1,6 @@
-"""How every method and every field of PEFT is treated, as Markdown.
+"""How every PEFT method and config field is treated, as Markdown.
 
-`python -m loramux_adapters.field_table` prints it; `docs/peft-fields.md` is that.
+`docs/peft-fields.md` is the output of `python -m loramux_adapters.field_table`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -144,7 +144,7 @@ def field_table() -> str:
 
 
 def all_fields() -> Mapping[str, Fields]:
-    """Return the fields of each method that is served or folded, by the value of `peft_type`."""
+    """Return the fields of each method that is served or folded, by `peft_type`."""
     return {name: kind.fields for name, kind in KINDS.items()} | dict(FIELDS_OF_FOLDED)
 
 

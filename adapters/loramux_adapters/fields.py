@@ -1,4 +1,4 @@
-"""Fields of `adapter_config.json`, whatever the method: read one at a time, and checked."""
+"""Reading and validating single fields of `adapter_config.json`, for all methods."""
 
 import re
 from collections.abc import Mapping
@@ -7,53 +7,53 @@ from dataclasses import dataclass, field
 from loramux_adapters.errors import PackageError, shown
 
 PREFIX = "base_model.model."
-"""How names of tensors begin that PEFT saved."""
+"""Prefix of tensor names in PEFT's files."""
 PROMPT_PREFIX = "base_model."
-"""How they begin beside virtual tokens, for which PEFT puts nothing around the base."""
+"""Prefix beside virtual tokens, for which PEFT does not wrap the base."""
 MAX_ALPHA = 4096.0
 _METACHARACTERS = re.compile(r"[^A-Za-z0-9_.\-]")
 
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """What becomes of each field of one method's config."""
+    """How each config field of one method is treated."""
 
     honoured: frozenset[str]
-    """Decide what is served."""
+    """Fields that determine what is computed."""
     recorded: frozenset[str]
-    """Do not change the result of saved, unmerged weights: kept, never followed."""
+    """Fields that do not change the result of saved, unmerged weights: kept but not used."""
     refused: Mapping[str, str]
-    """Would change the result and are not served: refused, unless switched off, because of this."""
+    """Unsupported fields that would change the result -> why they are refused, unless off."""
     harmless: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
-    """Of refused fields that are not off when empty or False: the values that change nothing."""
+    """Further values of refused fields, other than empty or False, that change nothing."""
 
     def is_off(self, name: str, value: object) -> bool:
-        """Return whether the refused field `name` changes nothing when it is `value`."""
-        # To PEFT an empty object is a config with its defaults, which is on.
+        """Return whether `value` makes the refused field `name` a no-op."""
+        # An empty object is not off: PEFT takes it for a config with defaults.
         return value in self.harmless.get(name, (None, False, "", []))
 
 
 def refuse_unserved(config: Mapping[str, object], fields: Fields) -> None:
-    """Demand that no field of `config` asks for what is not served.
+    """Check that `config` asks for nothing that is unsupported.
 
     Raises:
-        PackageError: One does.
+        PackageError: A field does.
     """
     known = fields.honoured | fields.recorded | fields.refused.keys()
     for name, value in config.items():
         if name in fields.refused and not fields.is_off(name, value):
             raise unsupported(name, value, fields.refused[name])
-        # A field of a later PEFT that is off cannot change anything.
+        # A field of a later PEFT version that is off cannot change anything.
         if name not in known and value:
             raise unsupported(name, value, "the field is not known to this version")
 
 
 def split_name(name: str, endings: tuple[str, ...], served: str) -> tuple[str, str]:
-    """Return the module of the tensor `name`, and which of `endings` follows it.
+    """Split the tensor `name` into its module and one of `endings`.
 
     Raises:
-        PackageError: It is no tensor that PEFT saves, or has another ending; `served` says which
-            are right.
+        PackageError: PEFT saves no such tensor, or it has another ending; the message says what
+            is supported, which is `served`.
     """
     path = path_of(name)
     for ending in endings:
@@ -63,10 +63,10 @@ def split_name(name: str, endings: tuple[str, ...], served: str) -> tuple[str, s
 
 
 def path_of(name: str, prefix: str = PREFIX) -> str:
-    """Return the tensor `name` without `prefix`, which PEFT puts before it.
+    """Return the tensor `name` without the `prefix` that PEFT adds.
 
     Raises:
-        PackageError: It is no tensor that PEFT saves.
+        PackageError: It does not have that prefix.
     """
     if not name.startswith(prefix):
         raise PackageError(
@@ -76,12 +76,12 @@ def path_of(name: str, prefix: str = PREFIX) -> str:
 
 
 def invalid(name: str, fault: str) -> PackageError:
-    """Return the error of a malformed field."""
+    """Return the error for a malformed field."""
     return PackageError(f"adapter_config.json: {name} {fault}", "INVALID_ADAPTER_CONFIG")
 
 
 def unsupported(name: str, value: object, why: str) -> PackageError:
-    """Return the error of a field that asks for what is not served."""
+    """Return the error for a field that asks for something unsupported."""
     return PackageError(
         f"adapter_config.json: {shown(name)} = {shown(value)} is refused: {why}",
         "UNSUPPORTED_ADAPTER_FEATURE",
@@ -91,7 +91,7 @@ def unsupported(name: str, value: object, why: str) -> PackageError:
 def integer(
     config: Mapping[str, object], key: str, default: int, low: int, high: int, label: str = ""
 ) -> int:
-    """Return the integer `key`, which must be from `low` to `high`."""
+    """Return the integer field `key`, which must be from `low` to `high`."""
     value = config.get(key, default)
     if type(value) is not int or not low <= value <= high:
         raise invalid(label or key, f"is {shown(value)}, not an integer from {low} to {high}")
@@ -99,14 +99,14 @@ def integer(
 
 
 def alpha(value: object, label: str) -> float:
-    """Return a scale's numerator."""
+    """Return the validated numerator of a scale."""
     if type(value) not in (int, float) or not 0 < value <= MAX_ALPHA:  # type: ignore[operator]
         raise invalid(label, f"is {shown(value)}, not a number above 0 and up to {MAX_ALPHA:g}")
     return float(value)  # type: ignore[arg-type]
 
 
 def boolean(config: Mapping[str, object], name: str) -> bool:
-    """Return the switch `name`, which is off where it is absent."""
+    """Return the boolean field `name`; False if it is absent."""
     value = config.get(name)
     if value is not None and type(value) is not bool:
         raise invalid(name, f"is {shown(value)}, not true or false")
@@ -114,7 +114,7 @@ def boolean(config: Mapping[str, object], name: str) -> bool:
 
 
 def text(config: Mapping[str, object], name: str) -> str:
-    """Return the string `name`, which is empty where it is absent."""
+    """Return the string field `name`; empty if it is absent."""
     value = config.get(name) or ""
     if not isinstance(value, str) or len(value) > 4096:
         raise invalid(name, f"is {shown(value)}, not a string of at most 4096 characters")
@@ -122,7 +122,7 @@ def text(config: Mapping[str, object], name: str) -> str:
 
 
 def mapping(config: Mapping[str, object], name: str) -> Mapping[str, object]:
-    """Return the object `name`."""
+    """Return the object field `name`; empty if it is absent."""
     value = config.get(name) or {}
     if not isinstance(value, dict):
         raise invalid(name, f"is {shown(value)}, not an object")
@@ -130,7 +130,7 @@ def mapping(config: Mapping[str, object], name: str) -> Mapping[str, object]:
 
 
 def names(config: Mapping[str, object], name: str) -> tuple[str, ...]:
-    """Return the list `name` of names of modules."""
+    """Return the field `name`, a list of literal module names; empty if it is absent."""
     value = config.get(name) or []
     if isinstance(value, str):
         raise unsupported(name, value, "a regular expression; list the names of the modules")
@@ -143,7 +143,7 @@ def names(config: Mapping[str, object], name: str) -> tuple[str, ...]:
 
 
 def layers(value: object) -> frozenset[int] | None:
-    """Return the numbers of layers in `layers_to_transform`; None means all."""
+    """Return the layer numbers in `layers_to_transform`; None means all."""
     if value is None or value == []:
         return None
     numbers = [value] if type(value) is int else value

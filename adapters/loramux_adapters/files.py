@@ -1,4 +1,4 @@
-"""Files of a folder from strangers, read within bounds."""
+"""Bounded reading of files from untrusted folders."""
 
 import errno
 import shlex
@@ -10,26 +10,26 @@ from loramux_adapters.errors import PackageError
 from loramux_adapters.strict_json import parse_object
 
 PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN}
-"""Errors that say nothing of a file."""
+"""Transient errors, which say nothing about the file."""
 
 
 def open_regular(path: Path) -> BinaryIO:
     """Open `path` if it is a regular file.
 
     Raises:
-        OSError: It is not, or cannot be read.
+        OSError: It is not a regular file, or cannot be read.
     """
-    # Asked before opening: to open a pipe is to wait for whoever writes to it.
+    # Checked before opening, because opening a FIFO blocks until someone writes to it.
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "not a regular file")
     return path.open("rb")
 
 
 def read_bounded(source: Path, name: str, max_bytes: int) -> bytes:
-    """Return what is in the file `name` of the folder `source`.
+    """Return the contents of the file `name` in the folder `source`.
 
     Raises:
-        PackageError: It cannot be read, or is above `max_bytes`.
+        PackageError: It cannot be read, or is larger than `max_bytes`.
     """
     try:
         with open_regular(source / name) as file:
@@ -49,7 +49,7 @@ def read_object(source: Path, name: str, max_bytes: int) -> dict[str, object]:
     """Return the JSON object in the file `name` of the folder `source`.
 
     Raises:
-        PackageError: It cannot be read, is above `max_bytes`, or is no JSON object.
+            PackageError: It cannot be read, is larger than `max_bytes`, or is not a JSON object.
     """
     try:
         return parse_object(read_bounded(source, name, max_bytes), name)
@@ -60,7 +60,7 @@ def read_object(source: Path, name: str, max_bytes: int) -> dict[str, object]:
 
 
 def pickle_hint(source: Path, name: str) -> str:
-    """Return what to say of the pickle `name` in the folder `source`."""
+    """Return a hint for the pickle `name` in the folder `source`."""
     return (
         f"{name} is a pickle, which can run code: `loramux convert --from-bin "
         f"{shlex.quote(str(source))} -o NAME.safetensors` reads tensors alone"

@@ -1,8 +1,8 @@
-"""The fingerprint of a base model: what tells it from others without reading all of its weights.
+"""Fingerprint of a base model, which identifies it without reading all of its weights.
 
-A package notes that of the model which it was made for, as `base`. Of each weight only the first
-bytes count: they are enough to tell a model from its fine-tunes, and take a moment to read where
-the whole would take minutes.
+A package notes the fingerprint of the model that it was made for as `base`. Only the first bytes of
+each weight count: they tell a model from its fine-tunes, and are read in a moment where all of them
+would take minutes.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ TOKENIZER_FILE = "tokenizer.json"
 def fingerprint(base: BaseFolder) -> dict[str, str]:
     """Return the model type of `base`, and digests of its shapes, first weights and tokenizer.
 
-    How the weights are spread over files does not matter; their dtype does.
+    The distribution of weights over files does not matter; their dtype does.
 
     Raises:
         OSError: A file cannot be read.
@@ -36,10 +36,10 @@ def fingerprint(base: BaseFolder) -> dict[str, str]:
 
 
 def check_fingerprint(noted: Mapping[str, object], base: BaseFolder) -> None:
-    """Demand that `base` is the model whose fingerprint is `noted`; what only one has is left out.
+    """Check that `base` has the fingerprint `noted`; parts that only one of them has are ignored.
 
     Raises:
-        PackageError: It is another; the message names what differs.
+        PackageError: A part differs; the message names it.
         OSError: A file cannot be read.
     """
     found = fingerprint(base)

@@ -1,4 +1,4 @@
-"""Whether an adapter fits a base model, from names and shapes alone."""
+"""Does an adapter fit a base model? Checked from names and shapes alone."""
 
 from collections.abc import Container, Iterable, Mapping
 
@@ -23,19 +23,19 @@ def check_fit(
     blindness: str = "",
     heads: Mapping[str, HeadShape] | None = None,
 ) -> None:
-    """Demand that an adapter changes modules that the base has, in their shapes.
+    """Check that the base has the modules that an adapter changes, with matching shapes.
 
-    What it does to what sees images is for `check_sight`.
+    Changes of vision modules are checked by `check_sight`.
 
     Args:
-        contents: The changes of the adapter.
-        base: Name of each layer that can be changed -> (in_features, out_features). For embeddings
-            those are the number of tokens, and of what each becomes.
+        contents: The adapter's changes.
+        base: Name of each layer that can be changed -> (in_features, out_features). For an
+            embedding these are the vocabulary size and the embedding width.
         parameters: Name of each parameter that can be replaced -> its shape.
-        token: What the base makes of a token; None if that is not known.
+        token: The base's `TokenShape`; None if unknown.
         experts: Name of each layer's experts that can be changed -> their shape.
-        blindness: That the base sees no images, and why; empty where it sees them.
-        heads: What the base has behind its layers, by task; None if that is not known.
+        blindness: For the error: why the base takes no images; empty if it does.
+        heads: What the base has after its layers, by task; None if unknown.
 
     Raises:
         PackageError: A module is missing or has another shape.
@@ -77,17 +77,17 @@ def check_sight(
     layers: Mapping[str, tuple[int, int]],
     parameters: Mapping[str, tuple[int, ...]],
 ) -> None:
-    """Demand that what an adapter does to what sees images can be done, and fits.
+    """Check that the changes of vision modules are supported and fit.
 
-    LoRA and DoRA of linear layers can, and other values for parameters.
+    Supported are LoRA and DoRA of linear layers, and replaced parameters.
 
     Args:
-        contents: What it does there.
-        layers: Name of each linear layer that sees images -> (in_features, out_features).
-        parameters: Name of each parameter of such modules -> its shape.
+        contents: The changes of vision modules.
+        layers: Name of each linear vision layer -> (in_features, out_features).
+        parameters: Name of each parameter of vision modules -> its shape.
 
     Raises:
-        PackageError: It cannot, or does not fit.
+        PackageError: A change is not supported or does not fit.
     """
     for module in contents.modules:
         if contents.invocation:
@@ -123,12 +123,12 @@ def check_sight(
 
 
 def no_layer(module: str, blindness: str = "", layers: Iterable[str] = ()) -> PackageError:
-    """Return the error of a `module` that is none of the base.
+    """Return the error for a `module` that the base does not have.
 
     Args:
         module: Its name.
         blindness: As in `check_fit`.
-        layers: The names of those that the base has, of which the error names some.
+        layers: Names of the base's layers; the error names the most similar ones.
     """
     if blindness and sees_images(module):
         fault = f"is of what sees images, and {blindness}"
@@ -149,9 +149,9 @@ def _check_features(module: LoraModule, wanted: tuple[int, int]) -> None:
 
 
 def _is_of_parameter(edit: Edit, base: Mapping[str, tuple[int, int]]) -> bool:
-    """Return whether `edit` is held against a parameter of the base, not against a layer."""
+    """Return whether `edit` is checked against a parameter of the base, not against a layer."""
     if edit.kind is EditKind.BIAS:
-        return edit.module not in base  # such as that of a norm
+        return edit.module not in base  # for example, the bias of a norm
     return edit.kind in (EditKind.PARAMETER, EditKind.SHARED_WEIGHT, EditKind.TOKENS)
 
 

@@ -1,7 +1,7 @@
-"""Generation defaults: how an adapter wants its tokens chosen where a request does not say.
+"""Generation defaults: an adapter's sampling parameters for requests that do not set them.
 
-The fields are those of `loramux.v1.SamplingParams` that mean the same for every request, and the
-tokens with which a text begins that is written to another.
+The fields are those of `loramux.v1.SamplingParams` that do not depend on the request, and the
+tokens with which an encoder-decoder begins its output.
 """
 
 import math
@@ -12,7 +12,7 @@ from loramux_adapters.errors import PackageError, shown
 
 MAX_TEMPERATURE = 100.0
 MIN_REPETITION_PENALTY = 0.001
-"""Below this a logit that is divided by it may leave float32."""
+"""Dividing a logit by less may overflow float32."""
 MAX_REPETITION_PENALTY = 100.0
 MAX_PENALTY = 2.0
 MAX_STOPS = 8
@@ -25,7 +25,7 @@ INTEGERS: Mapping[str, tuple[int, int]] = {
     "min_tokens": (0, _MAX_INTEGER),
     "top_k": (-1, _MAX_INTEGER),
 }
-"""Field -> its least and its largest value."""
+"""Field -> its minimum and maximum."""
 NUMBERS: Mapping[str, tuple[float, float]] = {
     "temperature": (0.0, MAX_TEMPERATURE),
     "top_p": (0.0, 1.0),
@@ -37,15 +37,15 @@ NUMBERS: Mapping[str, tuple[float, float]] = {
 LISTS = ("stop", "stop_token_ids")
 DECODER_START, FORCED_BOS = "decoder_start_token_id", "forced_bos_token_id"
 TOKENS = (DECODER_START, FORCED_BOS)
-"""With what a text begins that a decoder behind an encoder writes, as transformers calls that."""
+"""First tokens of a decoder's output in an encoder-decoder, by transformers' names."""
 FIELDS = (*INTEGERS, *NUMBERS, *LISTS, *TOKENS)
 
 
 def check_generation(defaults: Mapping[str, object], where: str) -> Mapping[str, object]:
-    """Return `defaults` if each is known and within its limits; messages begin with `where`.
+    """Return `defaults` if each is known and in range; messages begin with `where`.
 
     Raises:
-        PackageError: One is not; the message names it, its value and what would be right.
+        PackageError: One is not; the message names it, its value and what is expected.
     """
     for name, value in defaults.items():
         if name in INTEGERS:
@@ -75,7 +75,7 @@ def check_generation(defaults: Mapping[str, object], where: str) -> Mapping[str,
 def _check_number(where: str, name: str, value: object) -> None:
     low, high = NUMBERS[name]
     is_number = type(value) in (int, float) and math.isfinite(cast(float, value))
-    # No token is left of a probability of 0.
+    # top_p 0 would leave no token.
     is_open = name == "top_p"
     if not is_number or not low <= cast(float, value) <= high or (is_open and value == low):
         begin = "above" if is_open else "from"

@@ -1,11 +1,11 @@
 """transformers' `generation_config.json`: every field is honoured or refused by name.
 
-Source of the meaning: `transformers.GenerationConfig`, transformers 5. Only what the file says
-counts: `generate` of transformers fills in a `top_k` of 50, and nothing is filled in here. Where
-`do_sample` is missing, the file's temperature is taken as it is.
+Semantics follow `transformers.GenerationConfig`, transformers 5. Only what the file states counts:
+`generate` of transformers fills in a `top_k` of 50, which is not done here. Without `do_sample`,
+the file's temperature is used as it is.
 
-In the folder of a base model the same file is read as vLLM reads it (`base_defaults_of`): many of
-those files ask for more than is served, and their models are served nevertheless.
+In a base model's folder the file is read as vLLM reads it (`base_defaults_of`): many such files ask
+for unsupported features, and their models are served nevertheless.
 """
 
 from collections.abc import Mapping
@@ -30,9 +30,9 @@ HONOURED: Mapping[str, str] = {
     "decoder_start_token_id": "decoder_start_token_id",
     "forced_bos_token_id": "forced_bos_token_id",
 }
-"""Field -> the default that it becomes; without sampling that is a temperature of 0."""
+"""Field -> name of the default that it sets; `do_sample` false sets a temperature of 0."""
 _DRAWS = ("temperature", "top_k", "top_p", "min_p")
-"""Defaults that mean nothing without sampling."""
+"""Defaults that have no meaning without sampling."""
 
 RECORDED = frozenset({
     "transformers_version", "_from_model_config", "bos_token_id", "pad_token_id",
@@ -45,10 +45,10 @@ RECORDED = frozenset({
     "max_matching_ngram_size", "assistant_early_exit", "assistant_lookbehind", "target_lookbehind",
     "speculation_type",
 })  # fmt: skip
-"""Fields that do not change which tokens come of one prompt without beams: left out."""
+"""Fields that do not change the tokens generated for one prompt without beams: left out."""
 
 _OFF: Mapping[str, tuple[object, ...]] = {
-    "max_length": (20,),  # what transformers 4 saved where nothing was set
+    "max_length": (20,),  # saved by transformers 4 where nothing was set
     "min_length": (0,),
     "num_beams": (1,),
     "num_beam_groups": (1,),
@@ -64,7 +64,7 @@ _OFF: Mapping[str, tuple[object, ...]] = {
     "guidance_scale": (1,),
     "token_healing": (False,),
 }
-"""Values of refused fields, beside null, that change nothing."""
+"""Values of refused fields, other than null, that change nothing."""
 
 REFUSED = frozenset({
     "max_time", "top_h", "bad_words_ids", "forced_eos_token_id",
@@ -72,35 +72,35 @@ REFUSED = frozenset({
     "sequence_bias", "watermarking_config", "assistant_ensemble_weight", "dola_layers",
     "constraints", "force_words_ids", *_OFF,
 })  # fmt: skip
-"""Fields that would change the result and are not served: refused unless switched off."""
+"""Unsupported fields that would change the result: refused unless off."""
 
 
 OF_BASES = (
     "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty",
     "frequency_penalty", "max_new_tokens",
 )  # fmt: skip
-"""Fields of a base model's file that become defaults: those that vLLM 0.32 takes.
+"""Fields of a base model's file that become defaults: those that vLLM 0.32 uses.
 
-The two penalties are no fields of transformers', but files for vLLM have them.
+The two penalties are not transformers fields, but files for vLLM have them.
 """
 _ELSEWHERE = frozenset({
     "do_sample", "eos_token_id", "decoder_start_token_id", "forced_bos_token_id",
     "bad_words_ids", "suppress_tokens", "begin_suppress_tokens",
 })  # fmt: skip
-"""Fields of that file that are read where a model is loaded, or say nothing of their own."""
+"""Fields of that file that are read when the model is loaded, or change nothing by themselves."""
 
 
 def base_defaults_of(config: Mapping[str, object]) -> tuple[dict[str, object], list[str]]:
-    """Return what the generation config of a base model makes of requests that leave it open.
+    """Return the defaults that a base model's generation config sets.
 
-    `do_sample` false is a temperature of 0, as in a package; vLLM ignores it. Where it is missing,
-    the numbers are taken as they are, as vLLM does, though transformers would not sample.
+    `do_sample` false sets a temperature of 0, as for adapters; vLLM ignores it. If it is missing,
+    the numbers are used as they are, like in vLLM, though transformers would not sample.
 
     Returns:
-        Default by name, and the fields that would change results and are not applied, sorted.
+        Defaults by name, and the sorted fields that would change results but are not applied.
 
     Raises:
-        PackageError: A field has an impossible value; the message names it.
+        PackageError: A field has an invalid value; the message names it.
     """
     found = {
         HONOURED.get(field, field): config[field]
@@ -122,11 +122,11 @@ def base_defaults_of(config: Mapping[str, object]) -> tuple[dict[str, object], l
 
 
 def defaults_of(config: Mapping[str, object]) -> dict[str, object]:
-    """Return the generation defaults that `config`, a parsed `generation_config.json`, asks for.
+    """Return the generation defaults that `config`, a parsed `generation_config.json`, sets.
 
     Raises:
-        PackageError: A field is malformed (reason INVALID_ADAPTER_CONFIG), or asks for something
-            that is not served (UNSUPPORTED_ADAPTER_FEATURE). The message names the field.
+        PackageError: A field is malformed (reason INVALID_ADAPTER_CONFIG) or asks for something
+            unsupported (UNSUPPORTED_ADAPTER_FEATURE). The message names the field.
     """
     for field, value in config.items():
         is_known = field in HONOURED or field in RECORDED

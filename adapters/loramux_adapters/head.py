@@ -1,4 +1,4 @@
-"""Heads: what a model for another task has in place of the layer of logits."""
+"""Heads: what a model for another task than text generation has in place of the output layer."""
 
 import enum
 from collections.abc import Mapping
@@ -10,22 +10,22 @@ MAX_LABELS = 4096
 
 
 FEATURES = "FEATURE_EXTRACTION"
-"""What PEFT calls the task of an adapter of what `AutoModel` loads, which has no head."""
+"""PEFT's task type of adapters trained on an `AutoModel`, which has no head."""
 
 
 class Task(enum.StrEnum):
-    """What a head reads, as `task_type` calls it."""
+    """The task of a head, by PEFT's `task_type`."""
 
     SEQUENCE = "SEQ_CLS"
-    """A text as a whole, by its last token."""
+    """Classifies a text as a whole, by one token's hidden state."""
     TOKENS = "TOKEN_CLS"
-    """Each token of a text, to label it."""
+    """Labels each token of a text."""
     SPANS = "QUESTION_ANS"
-    """Each token of a question and a context, to say how well an answer begins and ends there."""
+    """Scores each token of a question and a context as the begin and end of an answer."""
 
     @property
     def reads_all(self) -> bool:
-        """Whether every token is read; else the last one alone."""
+        """Whether the head reads every token, not one per text."""
         return self is not Task.SEQUENCE
 
     @property
@@ -36,28 +36,28 @@ class Task(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """From the last hidden states of tokens to a number for each label.
+    """Maps the last hidden states of tokens to a number for each label.
 
-    A linear layer, and whatever other layers stand before it in transformers' class for the task.
+    A linear layer, and any layers before it in transformers' class for the task.
     """
 
     task: Task
     module: str
     """Name of the linear layer, such as `score` or `classifier.out_proj`."""
     parameters: Mapping[str, TensorInfo]
-    """Name of each parameter that was saved under the head's name -> its tensor."""
+    """Name of each parameter saved under the head's name -> its tensor."""
     activation: str = ""
-    """Of a head of the `adapters` library, what is between its layers, which are one behind the
-    other; empty of one that is as transformers' class for the task has it."""
+    """For a head of the `adapters` library, the activation function between its layers, which form
+    a plain sequence; empty for a head of transformers' class for the task."""
 
     @property
     def weight(self) -> TensorInfo:
-        """Of the linear layer, [labels, width]."""
+        """Weight of the linear layer, [labels, width]."""
         return self.parameters[f"{self.module}.weight"]
 
     @property
     def bias(self) -> TensorInfo | None:
-        """Of the linear layer, [labels]."""
+        """Bias of the linear layer, [labels]."""
         return self.parameters.get(f"{self.module}.bias")
 
     @property
@@ -67,18 +67,18 @@ class Head:
 
     @property
     def is_linear(self) -> bool:
-        """Whether it is that layer alone."""
+        """Whether it is a single linear layer."""
         own = {f"{self.module}.weight", f"{self.module}.bias"}
         return "." not in self.module and self.parameters.keys() <= own
 
     @property
     def num_labels(self) -> int:
-        """How many labels there are; of `SPANS` two, for begin and end."""
+        """Number of labels; for `SPANS` two, begin and end."""
         return self.weight.shape[0]
 
     @property
     def width(self) -> int:
-        """Width of what the linear layer takes."""
+        """Input width of the linear layer."""
         return self.weight.shape[1]
 
     @property
@@ -88,32 +88,32 @@ class Head:
 
 
 LABELS = 0
-"""Stands in a shape for the number of labels, which each adapter has its own of."""
+"""Stands in a shape for the number of labels, which differs between adapters."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeadShape:
-    """What a base model has behind its layers for a task, and reads hidden states with."""
+    """What a base model has after its layers for a task: the shapes of the head's parameters."""
 
     architecture: str
     """transformers' class for the task."""
     parameters: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    """Name of each parameter behind the layers, as that class has it -> its shape."""
+    """Name of each parameter after the layers, as in that class -> its shape."""
     brought: tuple[str, ...] = ()
-    """Those of them that were saved with the base, and that an adapter need not bring."""
+    """Those that the base's checkpoint has, so that an adapter need not bring them."""
     fault: str = ""
-    """Why heads for the task are not served; empty where they are."""
+    """Why heads for the task are not supported; empty if they are."""
     cache_fault: str = ""
-    """Why they are not beside keys and values that stand before a text."""
+    """Why they are not supported beside a KV prefix; empty if they are."""
 
     @property
     def modules(self) -> set[str]:
-        """Names of the modules that have these parameters."""
+        """Names of the modules of these parameters."""
         return {name.rpartition(".")[0] for name in self.parameters}
 
     @property
     def module(self) -> str:
-        """Name of the layer that makes a number for each label."""
+        """Name of the layer that outputs the labels; empty if there is none."""
         for name, shape in self.parameters.items():
             if shape[0] == LABELS and len(shape) == 2:
                 return name.rpartition(".")[0]

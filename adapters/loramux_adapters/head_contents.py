@@ -1,10 +1,10 @@
-"""The head among the tensors of an adapter.
+"""Extraction of the head from an adapter's tensors.
 
-PEFT saves it as one of `modules_to_save`, which it adds by itself for the task. Sources of the
-meaning: `PeftModelForSequenceClassification`, `PeftModelForTokenClassification` and
-`PeftModelForQuestionAnswering`, PEFT 0.21, and transformers' models of the same tasks. Layers of it
-that have names of their own, such as DistilBERT's `pre_classifier`, are known for what they are by
-the base alone; see `loramux_adapters.behind`.
+PEFT saves it as one of `modules_to_save`, to which it adds the head of the task by itself. Sources:
+`PeftModelForSequenceClassification`, `PeftModelForTokenClassification` and
+`PeftModelForQuestionAnswering`, PEFT 0.21, and transformers' models for these tasks. Layers of the
+head with names of their own, such as DistilBERT's `pre_classifier`, can only be recognised with the
+base at hand; see `loramux_adapters.behind`.
 """
 
 from collections.abc import Mapping
@@ -18,24 +18,24 @@ from loramux_adapters.tensorfile import TensorInfo
 
 _LABELS = ("score", "classifier")
 HEAD_NAMES = {Task.SEQUENCE: _LABELS, Task.TOKENS: _LABELS, Task.SPANS: ("qa_outputs", _LABELS[1])}
-"""Task -> modules of which its head is one; where PEFT asks for two, a model has one. ModernBERT
-calls that of spans as others call one of labels."""
+"""Task -> possible names of its head's module; PEFT adds two for a task, and a model has one of
+them. ModernBERT's question answering head is named like a classifier."""
 _OF_METHODS = ("lora_", "ia3_", "base_layer", "token_adapter", "modules_to_save", "original_module")
-"""How names begin that PEFT puts between a module and its parameters."""
+"""Prefixes of name parts that PEFT inserts between a module and its parameters."""
 
 
 def take_head(
     config: Mapping[str, object], tensors: Mapping[str, TensorInfo], prefix: str = PREFIX
 ) -> tuple[Head | None, Mapping[str, TensorInfo]]:
-    """Return the head of an adapter for a task that has one, and its other tensors.
+    """Split the head off an adapter's tensors; None if its task has no head.
 
     Args:
         config: The parsed config.
         tensors: Those of modules of the model that it was trained on.
-        prefix: What PEFT puts before their names.
+        prefix: PEFT's prefix of their names.
 
     Raises:
-        PackageError: There is no head, or one of another kind than is served.
+        PackageError: The task needs a head and there is none, or it is of an unsupported kind.
     """
     value = text(config, "task_type")
     if value not in set(Task):
@@ -72,7 +72,7 @@ def take_head(
 
 
 def not_linear(tensor: str, module: str) -> PackageError:
-    """Return the error of a `tensor` of a head `module` that is more than it may be."""
+    """Return the error for a `tensor` of the head `module` that is not part of one linear layer."""
     return PackageError(
         f"tensor {tensor} is refused: a head is served that is one linear layer, "
         f"'{module}.weight' and '{module}.bias', trained whole (modules_to_save)",
@@ -85,10 +85,10 @@ def _module(path: str) -> str:
 
 
 def _last(found: Mapping[str, TensorInfo]) -> str:
-    """Return the name of the linear layer behind all others.
+    """Return the name of the head's last linear layer.
 
-    What it makes none of them takes; where that is true of more than one, or of none because there
-    are as many labels as a state has numbers, its name says that it is the last.
+    It is the one whose output width no other layer takes as input. If that is ambiguous, or fails
+    because there are as many labels as hidden units, the name tells.
     """
     weights = {
         name.removesuffix(".weight"): tensor.shape

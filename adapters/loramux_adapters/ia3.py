@@ -1,8 +1,7 @@
-"""IA3: learned factors of activations, in place of low-rank changes.
+"""IA3: learned factors of activations instead of low-rank updates.
 
-Source of the method: Liu et al., "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper
-than In-Context Learning" (arXiv 2205.05638); of the meaning of each field: `peft.IA3Config`, PEFT
-0.21.
+Method: Liu et al., "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context
+Learning" (arXiv 2205.05638). Fields: `peft.IA3Config`, PEFT 0.21.
 """
 
 from collections.abc import Mapping
@@ -41,7 +40,7 @@ _SERVED = f"'{_ENDING}' is served of an IA3 adapter"
 
 @dataclass(frozen=True, slots=True)
 class Ia3Config:
-    """What a checked IA3 config says about each module."""
+    """What a validated IA3 config says about each module."""
 
     target_modules: Named | None
     """None means every linear layer."""
@@ -49,7 +48,7 @@ class Ia3Config:
     feedforward_modules: Named
     base_model: str
     saved: tuple[str, ...] = ()
-    """Ends of the names of modules that were trained whole."""
+    """Suffixes of the names of modules that were trained in full."""
 
     def targets(self, module: str) -> bool:
         """Return whether PEFT would give `module` an adapter."""
@@ -58,19 +57,19 @@ class Ia3Config:
         return self.target_modules is None or is_named(module, self.target_modules)
 
     def is_feedforward(self, module: str) -> bool:
-        """Return whether it is the input of `module` that is multiplied."""
+        """Return whether the factors of `module` multiply its input, not its output."""
         if isinstance(self.feedforward_modules, Pattern):
             return self.feedforward_modules.is_whole(module)
-        # PEFT asks for the end of the name, not for whole parts of it.
+        # PEFT compares the end of the name, not whole parts of it.
         return any(module.endswith(name) for name in self.feedforward_modules)
 
 
 def check_ia3(config: Mapping[str, object]) -> Ia3Config:
-    """Return what `config`, a parsed `adapter_config.json`, asks for.
+    """Validate `config`, a parsed `adapter_config.json` of IA3.
 
     Raises:
-        PackageError: A field is malformed (reason INVALID_ADAPTER_CONFIG), or asks for something
-            that is not served (UNSUPPORTED_ADAPTER_FEATURE). The message names the field.
+        PackageError: A field is malformed (reason INVALID_ADAPTER_CONFIG) or asks for something
+            unsupported (UNSUPPORTED_ADAPTER_FEATURE). The message names the field.
     """
     refuse_unserved(config, FIELDS)
     boolean(config, "fan_in_fan_out")
@@ -89,7 +88,7 @@ def check_ia3(config: Mapping[str, object]) -> Ia3Config:
 
 
 def ia3_contents(config: Ia3Config, tensors: Mapping[str, TensorInfo]) -> Contents:
-    """Return what `tensors` hold: factors, and parameters of modules that were trained whole.
+    """Return the contents of `tensors`: factors, and parameters of modules trained in full.
 
     Raises:
         PackageError: A tensor is neither, or disagrees with `config`.

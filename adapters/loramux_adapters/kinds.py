@@ -1,6 +1,6 @@
-"""The methods whose adapters are served, by what PEFT calls them: how each is read.
+"""The supported adapter methods, by PEFT's names, and how adapters of each are read.
 
-A method has a config, which is checked, and says what its tensors mean.
+For each method there is a function that validates its config and one that interprets its tensors.
 """
 
 from collections.abc import Callable, Mapping
@@ -48,11 +48,11 @@ MAX_CONFIG_DEPTH = 8
 
 
 class AdapterConfig(Protocol):
-    """A checked config, whatever the method."""
+    """A validated config of any method."""
 
     @property
     def base_model(self) -> str:
-        """The base model that it names; empty where it names none."""
+        """The base model that it names; empty if none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +61,13 @@ class Kind:
 
     fields: Fields
     check: Callable[[Mapping[str, object]], Any]
-    """Parsed `adapter_config.json` -> checked config."""
+    """Parsed `adapter_config.json` -> validated config."""
     contents: Callable[[Any, Mapping[str, TensorInfo]], Contents]
-    """Checked config and tensors -> what the adapter does."""
+    """Validated config and tensors -> what the adapter changes."""
     own: frozenset[str] = frozenset()
-    """Names of tensors that are of no module of the model that it was trained on."""
+    """Names of tensors that do not belong to a module of the model, such as virtual tokens."""
     prefix: str = PREFIX
-    """How names begin of those that are."""
+    """Prefix of the names of those that do."""
 
 
 def _virtual(
@@ -97,14 +97,14 @@ KINDS: Mapping[str, Kind] = {
 WHOLE = frozenset({
     "BOFT", "C3A", "FOURIERFT", "HIRA", "OFT", "RANDLORA", "ROAD", "SHIRA", "SUPERTUNING",
 })  # fmt: skip
-"""Methods whose change has no low rank, which is folded with the weights of the base."""
+"""Methods whose update has full rank; packing merges it with the base's weights."""
 FOLDED = WHOLE | {
     "ADALORA", "BEFT", "DEFT", "DELORA", "GRALORA", "HRA", "LOHA", "LOKR", "MISS", "PVERA",
     "TINYLORA", "UNILORA", "VBLORA", "VERA",
 }  # fmt: skip
-"""Methods that `loramux_adapters.weights.sources` folds, which needs numpy."""
+"""Methods that `loramux_adapters.weights.sources`, which needs numpy, converts when packing."""
 FOLDED_FIELDS = {"LORA": frozenset({"use_bdlora"})}
-"""Methods that are served -> fields with which they are folded, too, where they are switched on."""
+"""Supported methods -> fields that, if on, have the adapter converted as well."""
 _MERGE = "merge it into a base of its own with PEFT's merge_and_unload"
 _AS_LORA = "make a LoRA of it with PEFT's save_as_lora"
 _BY_STATE = "what it does depends on the hidden state of each token"
@@ -123,11 +123,11 @@ REFUSED: Mapping[str, str] = {
     "WAVEFT": f"what it adds is a transform of wavelets, which is not computed here; {_AS_LORA}",
     "XLORA": _BY_STATE,
 }
-"""Methods that are not served -> why."""
+"""Unsupported methods -> why."""
 
 
 def is_folded(config: Mapping[str, object]) -> bool:
-    """Return whether the adapter of `config` becomes another one when it is packed."""
+    """Return whether packing converts the adapter of `config` to another method."""
     method = config.get("peft_type")
     if not isinstance(method, str):
         return False
@@ -137,14 +137,14 @@ def is_folded(config: Mapping[str, object]) -> bool:
 
 
 def kind_of(config: Mapping[str, object]) -> Kind:
-    """Return the kind of the adapter whose parsed `adapter_config.json` is `config`.
+    """Return the kind of the adapter with the parsed `adapter_config.json` `config`.
 
     Raises:
-        PackageError: It is of none that is served.
+        PackageError: Its method is not supported, or the config is malformed.
     """
     if depth(config) > MAX_CONFIG_DEPTH:
         raise invalid("the config", f"nests deeper than {MAX_CONFIG_DEPTH}")
-    text(config, "task_type")  # whoever asks for it later finds text
+    text(config, "task_type")  # validated here, so that later readers find a string
     name = config.get("peft_type")
     if not isinstance(name, str) or name not in KINDS:
         raise unsupported("peft_type", name, _why_not(name))
@@ -154,10 +154,10 @@ def kind_of(config: Mapping[str, object]) -> Kind:
 def read_contents(
     config: Mapping[str, object], tensors: Mapping[str, TensorInfo]
 ) -> tuple[AdapterConfig, Contents]:
-    """Return the checked `config`, and what an adapter of it with `tensors` does.
+    """Return the validated `config`, and what an adapter with `tensors` changes.
 
     Raises:
-        PackageError: It is no adapter that is served; the message names the field or the tensor.
+        PackageError: It is not supported or malformed; the message names the field or tensor.
     """
     kind = kind_of(config)
     checked: AdapterConfig = kind.check(config)

@@ -1,4 +1,4 @@
-"""The layers of a base model, as much as packing an adapter has to know of them."""
+"""What packing an adapter needs to know about the base model's layers."""
 
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Protocol
@@ -8,17 +8,17 @@ if TYPE_CHECKING:
 
 
 class KnownLayers(Protocol):
-    """A base model at hand: the folder of one, or the one that is served."""
+    """A known base model: its folder, or the model that is served."""
 
     @property
     def folder(self) -> "BaseFolder | None":
-        """The folder that holds its weights; None where it is not at hand."""
+        """The folder with its weights; None if there is none at hand."""
 
     def features_of(self, module: str) -> tuple[int, int] | None:
         """Return (in_features, out_features) of the layer `module`; None if there is none."""
 
     def layer_names(self) -> Iterable[str]:
-        """Return the names of its layers."""
+        """Return the names of all layers."""
 
 
 def features_like(module: str, layers: Mapping[str, tuple[int, int]]) -> tuple[int, int] | None:
@@ -29,19 +29,18 @@ def features_like(module: str, layers: Mapping[str, tuple[int, int]]) -> tuple[i
         layers: Name of each layer of a base -> its widths.
 
     Returns:
-        Those of the layer of `names_like`; None if there is none, or they are more than one and
-        have other widths.
+        The widths of the layers found by `names_like`; None if there are none, or if they differ.
     """
     found = {layers[name] for name in names_like(module, layers)}
     return found.pop() if len(found) == 1 else None
 
 
 def names_like(module: str, layers: Iterable[str]) -> list[str]:
-    """Return the names of `layers` that an adapter may call `module`.
+    """Return those `layers` that an adapter may call `module`.
 
-    Classes for other tasks have other names before that of the layers: `bert.encoder.layer.0.…` and
-    `transformer.layers.0.…` are `encoder.layer.0.…` and `model.layers.0.…` elsewhere. So they are
-    those whose names end as much like it as any.
+    Classes for other tasks have other prefixes: `bert.encoder.layer.0.…` and
+    `transformer.layers.0.…` are `encoder.layer.0.…` and `model.layers.0.…` elsewhere. So the names
+    with the longest common suffix are returned.
     """
     names = list(layers)
     if module in names:

@@ -1,9 +1,9 @@
 """LoRA files of kohya-style trainers for text models: `lora_down`, `lora_up`, `alpha`.
 
-A layer adds alpha / rank * up down; without alpha, up down. Names are those of the layers, or have
-`lora_` or `lycoris_` before and `_` in place of the dots. Where a `_` was a dot, the base model
-says, or else the names that the layers of text models have. Source of the meaning: networks/lora.py
-of kohya-ss/sd-scripts.
+A layer adds alpha / rank * up down; without alpha, up down. Tensors have the names of layers, or
+these prefixed with `lora_` or `lycoris_`, with `_` for each dot. Which `_` was a dot follows from
+the base model or, without one, from the usual names of layers in text models. Semantics follow
+networks/lora.py of kohya-ss/sd-scripts.
 """
 
 import math
@@ -32,11 +32,11 @@ _NAMES = frozenset({
     "up_proj", "down_proj", "gate_up_proj", "c_attn", "c_proj", "c_fc", "query_key_value", "dense",
     "dense_h_to_4h", "dense_4h_to_h", "fc1", "fc2", "wq", "wk", "wv", "wo", "w1", "w2", "w3",
 })  # fmt: skip
-"""Parts of the names of layers that have a `_` or stand beside one."""
+"""Parts of layer names in text models, to tell dots from underscores."""
 
 
 def is_kohya(path: Path) -> bool:
-    """Return whether `path` is a file with tensors of such names, and no package."""
+    """Return whether `path` is a file with such tensor names and not a package."""
     if not path.is_file():
         return False
     try:
@@ -56,10 +56,10 @@ def pack_kohya(
     notes: Mapping[str, object | None] | None = None,
     base: KnownLayers | None = None,
 ) -> None:
-    """Write the file `source`, made for `base`, to `output` as a package that adds the very same.
+    """Write the file `source`, made for `base`, to `output` as an equivalent package.
 
     Raises:
-        PackageError: It is no LoRA of a text model, or holds what is not served.
+        PackageError: It is not a LoRA of a text model, or has something that is not supported.
     """
     with open_regular(source) as file:
         header = read_header(file, os.fstat(file.fileno()).st_size, is_foreign=True)
@@ -80,7 +80,7 @@ def pack_kohya(
 
 
 def _layers(tensors: Mapping[str, TensorInfo]) -> dict[str, dict[str, TensorInfo]]:
-    """Return the parts of each layer."""
+    """Return the parts of each layer, by the file's name of the layer."""
     layers: dict[str, dict[str, TensorInfo]] = {}
     for name, tensor in tensors.items():
         if _IMAGES.match(name):
@@ -103,7 +103,7 @@ def _layers(tensors: Mapping[str, TensorInfo]) -> dict[str, dict[str, TensorInfo
 
 
 def _scalar(tensor: TensorInfo, raw: bytes) -> float:
-    """Return the one number of `tensor`."""
+    """Return the single number in `tensor`."""
     if math.prod(tensor.shape) != 1:
         raise PackageError(f"tensor {tensor.name}: shape {shown(tensor.shape)} is no single number")
     if tensor.dtype == "BF16":  # the upper half of float32
@@ -113,7 +113,7 @@ def _scalar(tensor: TensorInfo, raw: bytes) -> float:
 
 
 def _flattened(base: KnownLayers) -> dict[str, list[str]]:
-    """Return the names of the layers of `base` by what the trainer calls them."""
+    """Return the layer names of `base` by the trainer's name for them."""
     found: dict[str, list[str]] = {}
     for module in base.layer_names():
         found.setdefault(module.replace(".", "_"), []).append(module)
@@ -121,7 +121,7 @@ def _flattened(base: KnownLayers) -> dict[str, list[str]]:
 
 
 def _module(layer: str, known: Mapping[str, list[str]] | None) -> str:
-    """Return the name of the module that the trainer called `layer`."""
+    """Return the name of the module that the trainer calls `layer`."""
     if "." in layer:
         return layer
     prefix = next((prefix for prefix in _PREFIXES if layer.startswith(prefix)), "")
@@ -138,9 +138,9 @@ def _module(layer: str, known: Mapping[str, list[str]] | None) -> str:
 
 
 def _ways(words: list[str]) -> list[str]:
-    """Return the names that are those `words` joined by `_` or by `.`, at most two of them."""
+    """Return the names that result from joining `words` with `_` or `.`, at most two of them."""
     ways: list[list[str]] = [[""]]
-    """For each number of words, the names that so many make."""
+    """For each number of words, the names made of that many."""
     for end in range(1, len(words) + 1):
         found = []
         for begin in range(max(0, end - 5), end):

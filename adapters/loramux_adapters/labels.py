@@ -1,6 +1,6 @@
-"""What the outputs of a head mean: names of labels, and the kind of problem.
+"""What the outputs of a classification head mean: label names and problem type.
 
-A package notes them as `classification`, since PEFT does not save them.
+PEFT does not save this, so a package has it as the note `classification`.
 """
 
 import enum
@@ -13,40 +13,40 @@ from loramux_adapters.files import read_object
 from loramux_adapters.head import MAX_LABELS, Head, Task
 
 CONFIG_FILE = "config.json"
-"""The config of the model that was trained, as transformers saves it."""
+"""Config of the trained model, as transformers saves it."""
 MAX_CONFIG_BYTES = 1 << 20
 MAX_LABEL = 256
 
 
 class ProblemType(enum.StrEnum):
-    """How scores come of a head's outputs, as `problem_type` of transformers calls it."""
+    """How outputs become scores: transformers' `problem_type`."""
 
     SINGLE_LABEL = "single_label_classification"
-    """One label holds: softmax."""
+    """Exactly one label applies: softmax."""
     MULTI_LABEL = "multi_label_classification"
-    """Each label holds or does not: sigmoid."""
+    """Each label applies or not: sigmoid."""
     REGRESSION = "regression"
-    """Numbers, taken as they are."""
+    """Numbers, used as they are."""
 
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """What the outputs of a head mean, in order."""
+    """The labels of a head's outputs, in order, and the problem type."""
 
     names: tuple[str, ...]
     problem: ProblemType
 
     @property
     def note(self) -> dict[str, object]:
-        """What a package notes of them."""
+        """The note of a package."""
         return {"labels": list(self.names), "problem_type": str(self.problem)}
 
 
 def check_labels(note: Mapping[str, object], where: str) -> Mapping[str, object]:
-    """Return `note`, the note `classification`, if it is well-formed; messages begin with `where`.
+    """Validate `note`, the note `classification`, and return it; messages begin with `where`.
 
     Raises:
-        PackageError: It is not.
+        PackageError: The note is malformed.
     """
     for name, value in note.items():
         if name not in ("labels", "problem_type"):
@@ -60,13 +60,13 @@ def check_labels(note: Mapping[str, object], where: str) -> Mapping[str, object]
 
 
 def labels_of(head: Head, notes: Mapping[str, object]) -> Labels:
-    """Return what the outputs of `head` mean by `notes`, which have been checked.
+    """Return the labels of `head` by validated `notes`.
 
-    Names that are not noted are LABEL_0 and so on. As in transformers, a single output is a number,
-    and of several one holds, where no kind of problem is noted.
+    Without names, labels are LABEL_0 and so on. Without a problem type, as in transformers, a
+    single output is a regression, and several are a single-label classification.
 
     Raises:
-        PackageError: The notes are for another head.
+        PackageError: The notes do not fit the head.
     """
     note = notes.get("classification")
     given = note if isinstance(note, dict) else {}
@@ -88,10 +88,10 @@ def labels_of(head: Head, notes: Mapping[str, object]) -> Labels:
 
 
 def labels_beside(source: Path) -> dict[str, object]:
-    """Return what the `config.json` in the folder `source`, if there is one, says of labels.
+    """Return the note `classification` from the `config.json` in `source`; empty if it has none.
 
     Raises:
-        PackageError: It is malformed.
+        PackageError: The file is malformed.
     """
     if not (source / CONFIG_FILE).exists():
         return {}

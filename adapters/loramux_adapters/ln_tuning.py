@@ -1,7 +1,7 @@
-"""Norms trained whole: `LN_TUNING`.
+"""Norms trained in full: `LN_TUNING`.
 
-Source of the method: Zhao et al., "Tuning LayerNorm in Attention" (arXiv 2312.11420); of the
-meaning of each field: `peft.LNTuningConfig`, PEFT 0.21.
+Method: Zhao et al., "Tuning LayerNorm in Attention" (arXiv 2312.11420). Fields:
+`peft.LNTuningConfig`, PEFT 0.21.
 """
 
 from collections.abc import Mapping
@@ -30,14 +30,14 @@ _SERVED = f"'{_INFIX}weight' and '{_INFIX}bias' are served of an LN_TUNING adapt
 
 @dataclass(frozen=True, slots=True)
 class LnTuningConfig:
-    """What a checked config of this method says."""
+    """What a validated config of this method says."""
 
     target_modules: Named
     """The norms."""
     exclude_modules: Named
     base_model: str
     saved: tuple[str, ...] = ()
-    """Ends of the names of other modules that were trained whole."""
+    """Suffixes of the names of other modules that were trained in full."""
 
     def targets(self, module: str) -> bool:
         """Return whether PEFT would train `module`."""
@@ -46,10 +46,10 @@ class LnTuningConfig:
 
 
 def check_ln_tuning(config: Mapping[str, object]) -> LnTuningConfig:
-    """Return what `config`, a parsed `adapter_config.json`, asks for.
+    """Validate `config`, a parsed `adapter_config.json` of this method.
 
     Raises:
-        PackageError: A field is malformed or asks for something that is not served.
+        PackageError: A field is malformed or asks for something unsupported.
     """
     refuse_unserved(config, FIELDS)
     steps = Steps()
@@ -62,10 +62,10 @@ def check_ln_tuning(config: Mapping[str, object]) -> LnTuningConfig:
 
 
 def ln_tuning_contents(config: LnTuningConfig, tensors: Mapping[str, TensorInfo]) -> Contents:
-    """Return the norms that `tensors` hold.
+    """Return the contents of `tensors`: parameters of norms and of modules trained in full.
 
     Raises:
-        PackageError: A tensor is of something else, or disagrees with `config`.
+        PackageError: A tensor is neither, or disagrees with `config`.
     """
     edits = []
     for tensor in without_repeats(tensors, config.saved):

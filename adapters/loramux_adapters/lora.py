@@ -1,4 +1,4 @@
-"""The low-rank change of one linear layer."""
+"""The low-rank update of one linear layer."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from loramux_adapters.tensorfile import TensorInfo
 
 @dataclass(frozen=True, slots=True)
 class LoraModule:
-    """The low-rank change of one linear layer: y += scale * B(Ax)."""
+    """The low-rank update of one linear layer: y += scale * B(Ax)."""
 
     module: str
     """Name of the layer in the base model, such as `model.layers.0.self_attn.q_proj`."""
@@ -17,16 +17,16 @@ class LoraModule:
     b: TensorInfo
     """B, of shape [out_features, rank]."""
     is_embedding: bool = False
-    """Whether its input is a token, which takes a column of A."""
+    """Whether the layer is an embedding, where a token selects a column of A."""
 
     @property
     def name(self) -> str:
-        """Name of what it changes."""
+        """Name of the changed layer."""
         return self.module
 
     @property
     def num_experts(self) -> int:
-        """Of how many experts it is the change: it is one of a layer."""
+        """Number of experts it changes, as for `ExpertLora`; for a layer, 1."""
         return 1
 
     @property
@@ -46,10 +46,10 @@ class LoraModule:
 
     @property
     def is_outer(self) -> bool:
-        """Whether it stands before or behind the model's layers."""
+        """Whether the layer is outside the numbered layers of the model."""
         return is_outer(self.module)
 
 
 def is_outer(module: str) -> bool:
-    """Return whether `module` stands before or behind the model's layers, which have numbers."""
+    """Return whether `module` is outside the model's layers, which have a number in their names."""
     return not any(part.isdecimal() for part in module.split("."))

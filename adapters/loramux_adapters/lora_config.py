@@ -1,6 +1,6 @@
-"""What a LoRA config means for a layer: its rank, its scale, and whether it has an adapter at all.
+"""What a LoRA config means for each module: rank, scale, and whether it is adapted at all.
 
-Source of the meaning: `peft.LoraConfig`, PEFT 0.21.
+Fields follow `peft.LoraConfig`, PEFT 0.21.
 """
 
 import enum
@@ -14,17 +14,17 @@ from loramux_adapters.targets import Keyed, Named, is_named, number_behind
 
 
 class Bias(enum.StrEnum):
-    """Which biases an adapter brings in place of the base model's."""
+    """Which biases an adapter replaces."""
 
     NONE = "none"
     ALL = "all"
     LORA_ONLY = "lora_only"
-    """Of the layers that it changes, as PEFT means it; what PEFT saves of them is served."""
+    """Those of the adapted layers; whichever of them PEFT saved are honoured."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoraConfig:
-    """What a checked LoRA config says about each module."""
+    """What a validated LoRA config says about each module."""
 
     rank: int
     alpha: float
@@ -37,29 +37,29 @@ class LoraConfig:
     layers: frozenset[int] | None
     """Layer numbers; None means all."""
     layers_pattern: tuple[str | Pattern, ...]
-    """Names of what the layer number stands behind; the first that is found counts."""
+    """Names of the module lists before the layer number; the first that is found counts."""
     base_model: str
     use_dora: bool = False
     lora_bias: bool = False
     bias: Bias = Bias.NONE
     saved: tuple[str, ...] = ()
-    """Ends of the names of modules that were trained whole."""
+    """Suffixes of the names of modules that were trained in full."""
     tokens: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """Ends of the names of embeddings -> the tokens whose rows were trained."""
+    """Suffixes of the names of embeddings -> tokens whose rows were trained."""
     ensures_tying: bool = False
-    """Whether what is tied to embeddings was adapted with them, though no field names it."""
+    """Whether modules tied to an embedding were adapted with it, though no field names them."""
     parameters: frozenset[str] = frozenset()
-    """Ends of the names of parameters of experts that are changed."""
+    """Suffixes of the names of experts' parameters that are adapted."""
     invocation: tuple[int, ...] = ()
-    """Tokens from whose last occurrence in a prompt on the adapter is active (aLoRA); empty where
-    it is from the beginning."""
+    """Tokens from whose last occurrence in a prompt the adapter applies (aLoRA); empty: from the
+    beginning."""
 
     def rank_of(self, module: str) -> int:
         """Return the rank that the config gives to `module`."""
         return self.ranks.of(module, self.rank)
 
     def scale_of(self, module: str) -> float:
-        """Return what multiplies B(Ax) for `module`: alpha/r, or alpha/sqrt(r) for rsLoRA."""
+        """Return the factor of B(Ax) for `module`: alpha/r, or alpha/sqrt(r) for rsLoRA."""
         alpha = self.alphas.of(module, self.alpha)
         rank = self.rank_of(module)
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
@@ -72,17 +72,17 @@ class LoraConfig:
         if targets is not None and not is_named(module, targets):
             return False
         if isinstance(targets, frozenset) and module in targets:
-            return True  # PEFT does not look at the layer of a module named in full
+            return True  # PEFT ignores layers_to_transform for a module named in full
         return self.layers is None or self._layer_of(module) in self.layers
 
     def targets_parameter(self, name: str) -> bool:
-        """Return whether PEFT would give the parameter `name` an adapter."""
+        """Return whether PEFT would adapt the parameter `name`."""
         return not self.parameters.isdisjoint(tails(name))
 
     def key_of(self, module: str) -> str:
-        """Return the name for which the patterns say what the low-rank change of `module` is.
+        """Return the name by which `rank_pattern` and `alpha_pattern` know `module`.
 
-        What chooses among experts is targeted by its weight.
+        A router is targeted by its weight.
         """
         weight = f"{module}.weight"
         return weight if self.targets_parameter(weight) else module
@@ -91,10 +91,10 @@ class LoraConfig:
         parts = module.split(".")
         numbers = [(i, int(part)) for i, part in enumerate(parts[:-1]) if part.isdecimal()]
         if not self.layers_pattern:
-            # PEFT: there has to be something before the name that the number stands behind.
+            # As in PEFT, something must precede the name before the number.
             return next((number for i, number in numbers if i > 1), None)
         found: dict[str, int] = {}
-        for i, number in reversed(numbers):  # of two numbers behind one name the first counts
+        for i, number in reversed(numbers):  # of two numbers after the same name, the first counts
             found.update(dict.fromkeys(tails(".".join(parts[:i])), number))
         behind = (
             number_behind(module, name) if isinstance(name, Pattern) else found.get(name)

@@ -1,4 +1,4 @@
-"""A LoRA adapter as a list of changes: config and tensors, held against each other."""
+"""Contents of a LoRA adapter: its tensors, checked against its config."""
 
 from collections.abc import Mapping
 
@@ -28,11 +28,11 @@ _SERVED = (
 
 
 def lora_contents(config: LoraConfig, tensors: Mapping[str, TensorInfo]) -> Contents:
-    """Return the changes that `tensors` hold, in the order of their modules' names.
+    """Return the changes in `tensors`, sorted by module name.
 
     Raises:
-        PackageError: A tensor is no part of a LoRA, lacks its partner, disagrees with its partner
-            or with `config`.
+        PackageError: A tensor does not belong to a LoRA, lacks its counterpart, or disagrees with
+            that or with `config`.
     """
     found: dict[str, dict[str, TensorInfo]] = {}
     whole: list[Edit] = []
@@ -63,7 +63,7 @@ def lora_contents(config: LoraConfig, tensors: Mapping[str, TensorInfo]) -> Cont
 
 
 def _check_activated(config: LoraConfig, modules: list[LoraModule], edits: list[Edit]) -> None:
-    """Demand that what begins with the invocation tokens can begin in the middle of a prompt."""
+    """Check that an aLoRA has only changes that can begin in the middle of a prompt."""
     if not config.invocation:
         return
     if config.parameters:
@@ -88,12 +88,12 @@ def _check_activated(config: LoraConfig, modules: list[LoraModule], edits: list[
 
 
 def _is_saved(config: LoraConfig, tensor: TensorInfo) -> bool:
-    """Return whether a bias is that of a module which was trained whole."""
+    """Return whether `tensor` is the bias of a module that was trained in full."""
     return is_inside(path_of(tensor.name).rpartition(".")[0], config.saved)
 
 
 def _of_experts(config: LoraConfig, module: str, parts: dict[str, TensorInfo]) -> ExpertLora:
-    """Return the change of a parameter of experts whose factors are `parts`."""
+    """Return the update of an experts' parameter with the factors `parts`."""
     others = [tensor for ending, tensor in parts.items() if ending not in (_A, _B)]
     if others:
         raise PackageError(
@@ -109,7 +109,7 @@ def _of_experts(config: LoraConfig, module: str, parts: dict[str, TensorInfo]) -
 def _halves(
     module: str, parts: dict[str, TensorInfo], a_ending: str, b_ending: str
 ) -> tuple[TensorInfo, TensorInfo]:
-    """Return A and B of `module`, which are matrices of the same rank."""
+    """Return A and B of `module`, checked to be matrices of the same rank."""
     for ending, partner in ((a_ending, b_ending), (b_ending, a_ending)):
         if ending not in parts:
             half, other = (name.split(".")[1] for name in (ending, partner))
@@ -154,12 +154,12 @@ def _check_scale(module: str, scale: float) -> None:
 
 
 def _edits(config: LoraConfig, module: str, parts: dict[str, TensorInfo]) -> list[Edit]:
-    """Return what `parts` say of `module` beside A and B, all that the config promises."""
+    """Return the changes of `module` beside A and B, checked to be complete by the config."""
     is_target = _A in parts or _EMBEDDING_A in parts
     magnitude = [parts[ending] for ending in _MAGNITUDES if ending in parts]
     biases = [parts[ending] for ending in _BIASES if ending in parts]
     added = [parts[_ADDED]] if _ADDED in parts else []
-    # That of adapted embeddings is saved with their weight.
+    # PEFT saves the bias of an adapted embedding or output layer with its weight.
     has_bias = config.bias is not Bias.NONE or (is_outer(module) and ".base_layer.bias" in parts)
     for tensors, field, is_on, needs_all in (
         (magnitude, "use_dora", config.use_dora, True),
@@ -186,7 +186,7 @@ def _edits(config: LoraConfig, module: str, parts: dict[str, TensorInfo]) -> lis
 
 
 def _check_tokens(config: LoraConfig, edits: list[Edit]) -> None:
-    # Of tied modules PEFT saves the rows of one.
+    # Of tied modules, PEFT saves the rows of only one.
     if config.tokens and not any(edit.kind is EditKind.TOKENS for edit in edits):
         raise PackageError(
             f"there is no tensor '{ROWS}', but adapter_config.json has trainable_token_indices",

@@ -1,8 +1,8 @@
-"""The manifest of a package: its PEFT config, and notes that say more of the adapter.
+"""The manifest of a package: its PEFT config, and notes with further facts about the adapter.
 
-Rank and alpha tables, targets and task are in the PEFT config, which is kept as it was: what is
-said once cannot disagree with itself. Notes are optional. A package without notes has the same
-bytes, and so the same digest, as one of a version that knew none.
+Ranks, alphas, targets and task are only in the PEFT config, which is kept as it is, so they cannot
+disagree with it. Notes are optional. A package without notes has the same bytes, and so the same
+digest, as one of a version without notes.
 """
 
 import json
@@ -35,25 +35,25 @@ NOTES: Mapping[str, tuple[type, str]] = {
     "tensors": (dict, "an object"),
     "signature": (dict, "an object"),
 }
-"""Name of each note -> its type in Python, and in words.
+"""Name of each note -> its Python type, and that type in words.
 
-`tensors` holds the digest of each tensor, and `signature` covers all else in the manifest.
+`tensors` has the digest of each tensor; `signature` signs everything else in the manifest.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A manifest whose version, kind and types are right; the PEFT config is not yet checked."""
+    """A manifest with valid version, kind and notes; the PEFT config is not validated yet."""
 
     peft_config: Mapping[str, object]
     notes: Mapping[str, object]
 
 
 def parse_manifest(text: str) -> Manifest:
-    """Return what the JSON `text` says.
+    """Parse and validate the JSON `text`.
 
     Raises:
-        PackageError: It is malformed, or of a version or kind that is not served.
+        PackageError: It is malformed, or of an unsupported version or kind.
     """
     try:
         manifest = parse_object(text.encode(), "the manifest")
@@ -77,7 +77,7 @@ def parse_manifest(text: str) -> Manifest:
 
 
 def check_notes(notes: Mapping[str, object], where: str) -> Mapping[str, object]:
-    """Return `notes` if each is known and has its type; messages begin with `where`."""
+    """Validate `notes` and return them; messages begin with `where`."""
     for name, value in notes.items():
         if name not in NOTES:
             raise PackageError(
@@ -114,9 +114,9 @@ def check_notes(notes: Mapping[str, object], where: str) -> Mapping[str, object]
 
 
 def with_step(notes: Mapping[str, object], step: Mapping[str, object]) -> dict[str, object]:
-    """Return `notes` for an adapter made of the noted one: `step` ends `provenance.steps`.
+    """Return `notes` for an adapter made from the noted one: append `step` to `provenance.steps`.
 
-    What was said of the old tensors, their digests and the signature, is left out.
+    The digests of the old tensors and the signature are left out.
     """
     kept = {name: note for name, note in notes.items() if name not in ("tensors", "signature")}
     provenance = kept.get("provenance")
@@ -127,7 +127,7 @@ def with_step(notes: Mapping[str, object], step: Mapping[str, object]) -> dict[s
 
 
 def manifest_text(peft_config: Mapping[str, object], notes: Mapping[str, object]) -> str:
-    """Return the manifest as JSON; equal input gives equal text, whatever the order of keys."""
+    """Return the manifest as JSON; equal input gives equal text, regardless of key order."""
     fixed = {
         "format": FORMAT_VERSION,
         "kind": _kind(peft_config),
@@ -141,14 +141,14 @@ def _kind(peft_config: Mapping[str, object]) -> str:
 
 
 def compact_json(value: object) -> str:
-    """Return `value` as JSON without spaces."""
+    """Return `value` as JSON without white space."""
     return json.dumps(value, separators=(",", ":"))
 
 
 def _sorted(value: object) -> object:
     if isinstance(value, Mapping):
         return {
-            # Of several patterns that match a module the first counts: their order has a meaning.
+            # The first pattern that matches a module counts, so their order has to be kept.
             key: entry if key in ("rank_pattern", "alpha_pattern") else _sorted(entry)
             for key, entry in sorted(value.items())
         }

@@ -1,8 +1,8 @@
-"""How names in a PEFT config stand for modules of a model, without patterns."""
+"""How literal names in a PEFT config match modules."""
 
 
 def tails(module: str) -> list[str]:
-    """Return the names that PEFT takes for `module`: all of its parts, or the last of them."""
+    """Return the names by which PEFT finds `module`: its full name and all its suffixes."""
     found = [module]
     while "." in found[-1]:
         found.append(found[-1].partition(".")[2])

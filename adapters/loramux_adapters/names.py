@@ -1,28 +1,28 @@
-"""What an adapter may be called."""
+"""Rules for the names of adapters and tenants."""
 
 import re
 
 from loramux_adapters.errors import PackageError, shown
 
 MAX_NAME_LENGTH = 63
-# No text matches in two ways: the time to refuse a name must not grow with the ways to read it.
+# Unambiguous, so that matching takes linear time: no text can match in two ways.
 _NAME = re.compile(r"[a-z0-9]+(?:(?:[_.]|-+)[a-z0-9]+)*")
 
 
 def check_adapter_name(name: str) -> str:
-    """Return `name` if an adapter may have it; see `check_name`."""
+    """Return `name` if it is valid for an adapter; see `check_name`."""
     return check_name(name, "adapter name")
 
 
 def check_name(name: str, what: str) -> str:
-    """Return `name` if it may be that of an adapter or a tenant; `what` it is, for the error.
+    """Return `name` if it is valid for an adapter or a tenant; errors call it `what`.
 
-    Names follow the rules that container images know: lower-case letters and digits, with `-`, `_`
-    or `.` between them, 63 characters at most. Such a name is safe as a label, a file name and a
-    part of a reference.
+    The rules are those of container images: lower-case letters and digits, with `-`, `_` or `.`
+    between them, at most 63 characters. Such a name is safe as a label, a file name and a part of a
+    reference.
 
     Raises:
-        PackageError: `name` breaks the rule.
+        PackageError: `name` is not valid.
     """
     if len(name) > MAX_NAME_LENGTH:
         raise PackageError(
@@ -39,6 +39,6 @@ def check_name(name: str, what: str) -> str:
 
 
 def _suggestion(name: str) -> str:
-    """Return a valid name like `name`, as the end of a message; empty if nothing is left of it."""
+    """Return a message's end that suggests a valid name like `name`; empty if there is none."""
     like = re.sub("[^a-z0-9._]+", "-", name.lower()).strip("-._")
     return f", such as {like!r}" if _NAME.fullmatch(like) else ""

@@ -1,4 +1,4 @@
-"""Layers of a base model that are called much like one that it has not."""
+"""Suggestions for the name of a layer that a base model does not have."""
 
 import difflib
 import re
@@ -7,14 +7,14 @@ from collections.abc import Iterable
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 _MOST = 3
 _MAX_LENGTH = 200
-"""Characters of a name that are compared: the time for it grows with their square."""
+"""Characters of a name that are compared; the time grows with their square."""
 
 
 def nearest(module: str, layers: Iterable[str]) -> list[str]:
-    """Return the names of `layers` of a stack that are most like `module`, three at most.
+    """Return at most three of the numbered `layers` whose names are most similar to `module`.
 
-    Of those that differ in numbers alone it is the first one; where `module` itself differs from
-    some in its number alone, it is the last of them. None for a module that is in no stack.
+    Of names that differ only in numbers, it is the first; if `module` itself differs from existing
+    ones only in a number, the last of these is returned. Empty if `module` has no number.
     """
     if not _NUMBER.search(module):
         return []

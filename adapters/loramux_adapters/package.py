@@ -1,10 +1,9 @@
-"""An adapter package: one safetensors file that says everything about itself.
+"""An adapter package: one self-describing safetensors file.
 
-The tensors have the names that PEFT gave them, so any safetensors reader can open the file. Where
-they would be too many, those of experts lie in stacks; see `loramux_adapters.stacks`. The
-`loramux.manifest` entry of its metadata is a JSON document with the PEFT config as it was. Equal
-input gives equal bytes (`loramux_adapters.packing`), and the SHA-256 of those bytes is the
-adapter's identity.
+Tensors have the names that PEFT gave them, so any safetensors reader can open the file. Where there
+would be too many, those of experts are stacked; see `loramux_adapters.stacks`. The metadata entry
+`loramux.manifest` is a JSON document with the unchanged PEFT config. Equal input gives equal bytes
+(`loramux_adapters.packing`), and the SHA-256 of those bytes is the adapter's identity.
 """
 
 import hashlib
@@ -32,45 +31,45 @@ _COPY_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """A checked package; its tensor bytes stay in the file."""
+    """A validated package; the tensor data stays in the file."""
 
     config: AdapterConfig
     peft_config: Mapping[str, object]
     """`adapter_config.json` as PEFT wrote it."""
     notes: Mapping[str, object]
-    """What else the manifest says; `loramux_adapters.manifest.NOTES` names all."""
+    """The other entries of the manifest; `loramux_adapters.manifest.NOTES` lists all."""
     contents: Contents
     file: TensorFile
-    """What lies in the file, with stacks as they are."""
+    """Header of the file, with stacks as they are."""
 
     @property
     def tensors(self) -> dict[str, TensorInfo]:
-        """The tensors that PEFT saved, and where in the file each lies, be it in a stack."""
+        """The tensors that PEFT saved, with their positions in the file, also inside stacks."""
         return unstacked(self.file.tensors)
 
     @property
     def modules(self) -> list[LoraModule]:
-        """The low-rank changes."""
+        """Low-rank updates of layers."""
         return self.contents.modules
 
     @property
     def edits(self) -> list[Edit]:
-        """What else is done to linear layers."""
+        """Other changes of modules."""
         return self.contents.edits
 
     @property
     def virtual(self) -> VirtualTokens | None:
-        """What stands before every prompt."""
+        """The soft prompt or KV prefix that stands before every prompt."""
         return self.contents.virtual
 
     @property
     def head(self) -> Head | None:
-        """What it has in place of the layer of logits; None where it continues text."""
+        """The head that replaces the output layer; None if the adapter generates text."""
         return self.contents.head
 
     @property
     def labels(self) -> Labels | None:
-        """What the outputs of its head mean; None where there are no labels."""
+        """What the outputs of its head mean; None if they are not labels."""
         head = self.head
         return labels_of(head, self.notes) if head and head.task.classifies else None
 
@@ -81,34 +80,34 @@ class Package:
         sight: Collection[str] = (),
         heads: Mapping[str, HeadShape] | None = None,
     ) -> "Package":
-        """Return it with its modules under the names that they have in a base; see `named_for`."""
+        """Return it with modules renamed to the names that a base has; see `base_names`."""
         return replace(self, contents=named_for(self.contents, names, experts, sight, heads))
 
     @property
     def task(self) -> str:
-        """What it does instead of continuing text, as `task_type` calls that; empty if nothing."""
+        """PEFT's `task_type` if it is not text generation; else empty."""
         if self.head:
             return str(self.head.task)
         return FEATURES if self.contents.task == FEATURES else ""
 
     @property
     def embedding(self) -> Embedding:
-        """How it makes one vector of a text, where it is asked for one."""
+        """How a text becomes an embedding vector."""
         return embedding_of(self.notes.get("embedding"))
 
     @property
     def method(self) -> str:
-        """What trained it, as PEFT calls that, in lower case."""
+        """PEFT's name of the method, in lower case."""
         return str(self.peft_config["peft_type"]).lower()
 
     @property
     def rank(self) -> int:
-        """The largest rank of any module that reads text; 0 where there is no low-rank change."""
+        """The largest rank of the text model's low-rank updates; 0 if there are none."""
         return max((change.rank for change in self.contents.low_rank), default=0)
 
     @property
     def target_modules(self) -> list[str]:
-        """The last parts of the names of the adapted layers, sorted."""
+        """Last parts of the names of the changed modules, sorted."""
         changed = [
             *self.contents.changed_modules,
             *(each.module for each in self.contents.bottlenecks),
@@ -117,10 +116,10 @@ class Package:
 
 
 def read_package(file: BinaryIO, size: int) -> Package:
-    """Return the package in `file`, which is `size` bytes long.
+    """Read and validate the package in `file`, which is `size` bytes long.
 
     Raises:
-        PackageError: The file is not a package that can be served.
+        PackageError: It is not a package, or cannot be served.
     """
     header = read_tensor_header(file, size)
     if MANIFEST_KEY not in header.metadata:
@@ -136,7 +135,7 @@ def read_package(file: BinaryIO, size: int) -> Package:
 
 
 def digest_of(file: BinaryIO) -> str:
-    """Return the identity of the package in `file`: `sha256:` and 64 hexadecimal digits."""
+    """Return the digest of the package in `file`: `sha256:` and 64 hexadecimal digits."""
     sha256 = hashlib.sha256()
     file.seek(0)
     while piece := file.read(_COPY_BYTES):
@@ -145,10 +144,10 @@ def digest_of(file: BinaryIO) -> str:
 
 
 def check_use(contents: Contents, notes: Mapping[str, object]) -> None:
-    """Demand that what `notes` say of the use of an adapter is said of one with such `contents`.
+    """Check that `notes` on classification and embedding fit an adapter with such `contents`.
 
     Raises:
-        PackageError: It is not.
+        PackageError: They do not.
     """
     if contents.head and contents.head.task.classifies:
         labels_of(contents.head, notes)
@@ -168,12 +167,12 @@ def check_use(contents: Contents, notes: Mapping[str, object]) -> None:
 def check_contents(
     config: Mapping[str, object], tensors: Mapping[str, TensorInfo]
 ) -> tuple[AdapterConfig, Contents]:
-    """Return the checked `config`, and what an adapter of it with `tensors` does.
+    """Return the validated `config`, and what an adapter with `tensors` changes.
 
     Raises:
-        PackageError: It is no adapter that is served, or the config is too large.
+        PackageError: It cannot be served, or the config is too large.
     """
-    # The compact form is what a package holds, so what can be packed can be read.
+    # Measured in the compact form that a package holds, so what can be packed can be read.
     if len(compact_json(config)) > MAX_CONFIG_BYTES:
         raise PackageError(
             f"the config is above {MAX_CONFIG_BYTES} bytes", "INVALID_ADAPTER_CONFIG"

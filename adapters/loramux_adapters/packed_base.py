@@ -1,8 +1,8 @@
-"""Weights that a base has in few bits, several numbers in an integer of 32: which, and how wide.
+"""Quantized weights of a base that are packed into 32-bit integers: find them and their shapes.
 
-GPTQ and AWQ save a layer as `qweight`, `qzeros` and `scales`, compressed-tensors as
-`weight_packed`, `weight_scale` and `weight_shape`. Their layouts are described where they are
-dequantised, in `loramux_server.models.dequantize`.
+GPTQ and AWQ save a layer as `qweight`, `qzeros` and `scales`; compressed-tensors as
+`weight_packed`, `weight_scale` and `weight_shape`. For the layouts see
+`loramux_server.models.dequantize`.
 """
 
 import struct
@@ -18,10 +18,10 @@ _NONE = BaseTensor("", "", (), 0, 0)
 
 
 def packed_weights(folder: Path, tensors: Mapping[str, BaseTensor]) -> dict[str, BaseTensor]:
-    """Return those weights of `tensors`, in files of `folder`, that are packed.
+    """Return the packed weights among `tensors`, which are in files of `folder`.
 
-    Each is called as if it were not, has the shape [out_features, in_features] that it has then,
-    and the place and dtype of the integers.
+    Name and shape [out_features, in_features] are those of the unpacked weight; offset, size and
+    dtype are those of the packed integers.
 
     Raises:
         OSError: A file cannot be read.
@@ -45,7 +45,7 @@ def packed_weights(folder: Path, tensors: Mapping[str, BaseTensor]) -> dict[str,
 def _shape_of_groups(
     packed: tuple[int, ...], scales: tuple[int, ...], zeros: tuple[int, ...]
 ) -> tuple[int, ...]:
-    """Return the shape of a weight of GPTQ, packed along inputs, or of AWQ, along outputs."""
+    """Return the shape of a weight packed along inputs (GPTQ) or outputs (AWQ), or empty."""
     if not len(packed) == len(scales) == len(zeros) == 2 or not scales[1] or not zeros[1]:
         return ()
     bits = 32 * zeros[1] // scales[1]
@@ -55,7 +55,7 @@ def _shape_of_groups(
 
 
 def _saved_pair(folder: Path, tensor: BaseTensor) -> tuple[int, ...]:
-    """Return the numbers in a tensor of two; nothing if it is another."""
+    """Return the two integers in `tensor`; empty if it does not have two."""
     pair = _PAIRS.get(tensor.dtype)
     if pair is None or tensor.num_bytes != pair.size:
         return ()

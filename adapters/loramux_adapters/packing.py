@@ -1,6 +1,6 @@
-"""Makes a package of a PEFT folder, or of tensors and a config; equal input gives equal bytes.
+"""Write packages from PEFT folders, or from tensors and a config; equal input gives equal bytes.
 
-Memory stays bounded: tensor bytes are copied, never held.
+Memory is bounded: tensor data is streamed.
 """
 
 import os
@@ -31,20 +31,20 @@ from loramux_adapters.tensorfile import read_header as read_tensor_header
 
 
 class Output(Protocol):
-    """What a package is written to."""
+    """A stream that a package is written to."""
 
     def write(self, piece: bytes, /) -> object:
         """Append `piece`."""
 
 
 def pack(source: Path, output: Output, *, notes: Mapping[str, object | None] | None = None) -> None:
-    """Write the PEFT folder `source` to `output` as a package, with notes as `read_notes` has them.
+    """Write the PEFT folder `source` to `output` as a package; for `notes` see `read_notes`.
 
     Raises:
         PackageError: The folder is not an adapter that can be served.
     """
     config = read_config(source)
-    kind_of(config).check(config)  # before the tensors: the clearer message comes first
+    kind_of(config).check(config)  # checked before the tensors, as its messages are clearer
     with open_tensors(source) as file:
         header = read_tensor_header(file, os.fstat(file.fileno()).st_size, limits=FOLDER)
         read = tensor_reader(file, header.data_start)
@@ -61,14 +61,14 @@ def pack(source: Path, output: Output, *, notes: Mapping[str, object | None] | N
 def notes_beside(
     source: Path, contents: Contents, notes: Mapping[str, object | None] | None
 ) -> Mapping[str, object]:
-    """Return the notes of an adapter in the folder `source` that does `contents`.
+    """Return the notes of the adapter with `contents` in the folder `source`.
 
-    They are those of `read_notes`, the tokens that it brings and the labels of its head.
+    These are the notes of `read_notes`, its added tokens and its labels.
 
     Raises:
         PackageError: They are malformed.
     """
-    # What has a head makes no vectors, whatever lies beside it.
+    # An adapter with a head makes no embeddings, whatever files lie beside it.
     noted = read_notes(source, notes, but=("embedding",) if contents.head else ())
     given = {**noted, **(notes or {})}
     if "added_tokens" not in given and (added := added_tokens_of(source, contents)):
@@ -88,14 +88,14 @@ def write_package(
     notes: Mapping[str, object],
     source: Path | None = None,
 ) -> None:
-    """Write a package of `tensors`, none of them stacks, whose bytes `read` yields, to `output`.
+    """Write a package of `tensors`, which are not stacked, to `output`; `read` yields their bytes.
 
-    With any notes, the digests of the tensors are noted, too: they say what the notes are of. Those
-    in the folder `source`, if one is given, come beside `notes`.
+    If there are any notes, the digests of the tensors are added, so that notes belong to certain
+    tensors. Notes found in the folder `source`, if given, are added to `notes`.
 
     Raises:
-        PackageError: Config and tensors are not an adapter that can be served, or too many even in
-            stacks.
+        PackageError: Config and tensors are not an adapter that can be served, or there are too
+            many tensors even when stacked.
     """
     _, contents = check_contents(peft_config, tensors)
     notes = notes_beside(source, contents, notes) if source else notes
@@ -115,10 +115,10 @@ def stored(
     tensors: Mapping[str, TensorInfo],
     notes: Mapping[str, object],
 ) -> Stored:
-    """Return how a package of `tensors` stores them: as they are, where its header has room.
+    """Return how a package stores `tensors`: unchanged if its header has room, else stacked.
 
-    So what was packed before there were stacks has the digest that it had. A signature counts by
-    its length, and digests are those to come.
+    Thus packages from before stacks existed keep their digest. The size of the header includes a
+    placeholder for the digest of each tensor.
     """
     plain = Stored(dict(tensors))
     noted = {**notes, "tensors": dict.fromkeys(tensors, UNKNOWN_DIGEST)} if notes else notes
@@ -135,7 +135,7 @@ def _header(peft_config: Mapping[str, object], form: Stored, notes: Mapping[str,
 
 
 def _in_order(form: Stored) -> list[TensorInfo]:
-    # Wide items first, so that every tensor is aligned; then by name.
+    # Wide dtypes first, so that every tensor is aligned; then by name.
     return sorted(form.tensors.values(), key=lambda t: (-ITEM_BYTES[t.dtype], t.name))
 
 

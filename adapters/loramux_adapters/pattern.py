@@ -1,8 +1,8 @@
-"""Regular expressions for names of modules, tried in bounded time.
+"""Matching of module names with regular expressions, in bounded time.
 
-An instruction is tried at each place of a name once at most, whatever ways lead there, and so is
-each lookaround: of p instructions and n characters it takes 2 p n² steps at most, and 2 p n where
-nothing looks around. All expressions of a config share `MAX_STEPS`.
+An instruction runs at most once at each position of a name, and so does each lookaround. With p
+instructions and n characters that is at most 2 p n² steps, or 2 p n without lookarounds. All
+expressions of a config share `MAX_STEPS`.
 """
 
 from dataclasses import dataclass, field
@@ -32,12 +32,12 @@ _NOWHERE = -1
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """One regular expression of a config. Names are ASCII, as those of tensors are."""
+    """One regular expression of a config. Names are ASCII, as tensor names are."""
 
     name: str
-    """The field that it is of."""
+    """The config field."""
     text: str
-    """As the config has it."""
+    """The expression, as in the config."""
     _program: Program = field(compare=False, repr=False)
     _steps: Steps = field(compare=False, repr=False)
 
@@ -45,18 +45,18 @@ class Pattern:
     def of(
         cls, name: str, text: str, steps: Steps, inside: str = "{}", *, ending: str = ""
     ) -> "Pattern":
-        """Return the expression `text` of the field `name`.
+        """Compile the expression `text` of the field `name`.
 
         Args:
             name: The field.
             text: The expression.
-            steps: What is left to all expressions of the config.
-            inside: What PEFT puts around it.
-            ending: The name of a group that ends what PEFT puts around it, but for one character,
-                if it matters where that is; see `end`.
+            steps: The step budget that all expressions of the config share.
+            inside: The expression that PEFT embeds it in, with `{}` in its place.
+            ending: Name of the group that ends `inside`, but for one more part; needed if the end
+                of the match matters, see `end`.
 
         Raises:
-            PackageError: It is not served.
+            PackageError: The expression is not supported.
         """
         try:
             program = Program(inside.replace("{}", text), steps, ending=ending)
@@ -65,20 +65,21 @@ class Pattern:
         return cls(name, text, program, steps)
 
     def is_whole(self, module: str) -> bool:
-        """Return whether all of `module` matches, as `re.fullmatch` says.
+        """Return whether all of `module` matches, as `re.fullmatch` does.
 
         Raises:
-            PackageError: No steps are left.
+            PackageError: The step budget is used up.
         """
         return self._run(module, self._program.start, 0, {}, is_whole=True) != _NOWHERE
 
     def end(self, module: str) -> int | None:
-        """Return the end of what matches at the beginning of `module`, as `re.match` says.
+        """Return where a match at the beginning of `module` ends, as `re.match` does.
 
-        None where nothing does. Of several ends it is that of Python only if `ending` was given.
+        None if nothing matches. If several ends are possible, it is Python's only if `ending` was
+        given.
 
         Raises:
-            PackageError: No steps are left.
+            PackageError: The step budget is used up.
         """
         end = self._run(module, self._program.start, 0, {}, is_whole=False)
         return None if end == _NOWHERE else end
@@ -86,7 +87,7 @@ class Pattern:
     def _run(
         self, name: str, start: int, at: int, looked: dict[tuple[int, int], bool], *, is_whole: bool
     ) -> int:
-        """Return where the first match from `start` at the place `at` ends, or `_NOWHERE`."""
+        """Return the end of the first match of instruction `start` at `at`; or `_NOWHERE`."""
         code, left = self._program.code, self._steps.left
         length = len(name)
         width = length + 1

@@ -1,7 +1,7 @@
-"""Regular expressions for names of modules, as small programs.
+"""Compiler of regular expressions for module names.
 
-Python's own parser says what an expression means. A program has an instruction for each part of
-it, and one for each time that a counted repeat may happen. `pattern.py` runs it.
+Python's own parser gives the syntax tree. A program has an instruction for each part of it, and
+copies of those for counted repetitions. `pattern.py` runs it.
 """
 
 import re
@@ -12,26 +12,26 @@ from typing import Any, TypeAlias, cast
 MAX_LENGTH = 4096
 """Characters of an expression."""
 MAX_PARTS = 10_000
-"""Parts of an expression, those that are repeated as often as they may be."""
+"""Parts of an expression, with counted repetitions expanded."""
 MAX_LEVELS = 50
-"""Parentheses inside each other."""
+"""Nested parentheses."""
 MAX_STEPS = 4_000_000
-"""Steps of all expressions of one config: about a second."""
+"""Steps for all expressions of one config: about a second."""
 _STEPS_OF_PART = 20
 
 TEXT, ONE, MANY, SPLIT, PLACE, LOOK, DONE = range(7)
-"""What an instruction is: see `Instruction`."""
+"""Opcodes; see `Instruction`."""
 
 Item: TypeAlias = Any
-"""What Python's parser makes of a part; it has no public type."""
+"""A node of the syntax tree of Python's parser, which has no public type."""
 Instruction: TypeAlias = tuple[int, Any, int]
-"""What it is, its argument, and the number of the next.
+"""(opcode, argument, index of the next instruction).
 
-`TEXT` reads a string, `ONE` one character of a set; `MANY` any number of such: of a set, whether
-few are tried first, and what the next reads first, None if that is not known; `SPLIT` goes on at
-each of some instructions, in their order; `PLACE` demands a place such as the end; `LOOK` demands
-that another program, begun at an instruction and so many characters back, reads something, or
-nothing; `DONE` ends a program.
+`TEXT` matches a string, `ONE` one character of a set. `MANY` repeats a set; its argument is the
+set, whether it is lazy, and the first characters of what follows, None if unknown. `SPLIT` tries
+several instructions in order. `PLACE` asserts a position, such as the end. `LOOK` is a lookaround;
+its argument is the first instruction of a subprogram, how many characters back that begins, and
+whether it has to match. `DONE` accepts.
 """
 
 _ASCII = frozenset(map(chr, range(128)))
@@ -47,7 +47,7 @@ _CLASSES = {
     _constants.CATEGORY_NOT_WORD: _ASCII - WORDS,
 }
 BEGIN, END, LAST, BORDER, INSIDE = range(5)
-"""Places: before all, after all, that or before a last line break, at a word's edge, elsewhere."""
+"""Positions: start, end, end or before a final line break, word boundary, no word boundary."""
 _PLACES = {
     _constants.AT_BEGINNING: BEGIN,
     _constants.AT_BEGINNING_STRING: BEGIN,
@@ -67,30 +67,30 @@ _FLAGS = re.IGNORECASE | re.DOTALL | re.VERBOSE | re.UNICODE
 
 
 class Steps:
-    """How many steps are left to the expressions of one config."""
+    """The remaining step budget of the expressions of one config."""
 
     def __init__(self) -> None:
         self.left = MAX_STEPS
 
 
 class RefusedPatternError(ValueError):
-    """Raised for an expression that is not served; the message says why."""
+    """Raised for an unsupported expression; the message says why."""
 
 
 class Program:
-    """The instructions of one expression; the first to be run is `start`."""
+    """The compiled instructions of one expression; `start` is the first to run."""
 
     def __init__(self, text: str, steps: Steps, *, ending: str = "") -> None:
-        """Make the program of `text`.
+        """Compile `text`.
 
         Args:
             text: The expression.
-            steps: What is left of the config's, of which this takes some.
-            ending: The name of a group, if it matters which of several ends Python would find:
-                all that matches has to end with it and one character more.
+            steps: The step budget of the config; compiling takes some of it.
+            ending: Name of a group, if the end of the match has to be Python's: the expression must
+                end with this group and one more part.
 
         Raises:
-            RefusedPatternError: It is no expression, or has a part that is not served.
+            RefusedPatternError: It is not an expression, or has an unsupported part.
         """
         if len(text) > MAX_LENGTH:
             raise RefusedPatternError(f"it has {len(text)} characters, at most {MAX_LENGTH}")
@@ -115,7 +115,7 @@ class Program:
         return len(self.code) - 1
 
     def _first(self, kind: int, argument: Item, then: int) -> frozenset[str] | None:
-        """Return what an instruction can read first; None if that is not known."""
+        """Return the characters that an instruction can match first; None if unknown."""
         if kind == TEXT:
             return frozenset(argument[0])
         if kind == ONE:
@@ -137,7 +137,7 @@ class Program:
             raise RefusedPatternError(too_long())
 
     def _sequence(self, items: Iterable[Item], then: int, flags: int, level: int) -> int:
-        """Add what reads `items` and goes on at `then`; return where it begins."""
+        """Compile `items`, followed by instruction `then`; return the first instruction."""
         if level > MAX_LEVELS:
             raise RefusedPatternError(f"it is deeper than {MAX_LEVELS} levels")
         if flags & ~_FLAGS:
@@ -186,7 +186,7 @@ class Program:
             return (other, inner) if is_lazy else (inner, other)
 
         if high is _constants.MAXREPEAT and len(body) == 1 and body[0][0] in _SIGNS:
-            # Where the order counts, each is tried by itself.
+            # Without the set of first characters, positions are tried one by one, in order.
             first = None if self._is_ordered else self._firsts[then]
             then = self._add(
                 MANY, (self._signs(body[0][0], body[0][1], flags), is_lazy, first), then
@@ -215,7 +215,7 @@ class Program:
         return self._add(LOOK, (start, int(least) if is_behind else 0, is_wanted), then)
 
     def _signs(self, kind: Item, argument: Item, flags: int) -> frozenset[str]:
-        """Return the characters that one item reads, of those that names have."""
+        """Return the ASCII characters that a node of the syntax tree matches."""
         if kind is _constants.ANY:
             return _ASCII if flags & re.DOTALL else _ASCII - {"\n"}
         items = argument if kind is _constants.IN else [(_constants.LITERAL, argument)]
@@ -238,7 +238,7 @@ class Program:
 
 
 def _ends_with(parsed: Item, group: str) -> bool:
-    """Return whether the last item but one is `group`."""
+    """Return whether the last part but one of the expression is `group`."""
     if len(parsed) < 2:
         return False
     kind, argument = parsed[-2]
@@ -246,7 +246,7 @@ def _ends_with(parsed: Item, group: str) -> bool:
 
 
 def too_long() -> str:
-    """Return why a config is refused whose expressions take too many steps."""
+    """Return the reason for refusing a config whose expressions take too many steps."""
     return (
         f"to try the expressions of this config on the names of modules takes more than {MAX_STEPS}"
         " steps"

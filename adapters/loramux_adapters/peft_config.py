@@ -1,6 +1,6 @@
 """PEFT's `adapter_config.json` for LoRA: every field is honoured or refused by name.
 
-Source of the meaning of each field: `peft.LoraConfig`, PEFT 0.21.
+Fields follow `peft.LoraConfig`, PEFT 0.21.
 """
 
 from collections.abc import Mapping
@@ -39,9 +39,9 @@ FIELDS = Fields(
         "bias", "lora_bias", "modules_to_save", "trainable_token_indices", "ensure_weight_tying",
         "alora_invocation_tokens", "task_type", "target_parameters",
     }),
-    # `fan_in_fan_out` matters to PEFT only when it merges, and the configs of initialisations only
-    # before training. PEFT 0.1 and 0.2 had `merge_weights`: whether the base has the product added
-    # while the model is not trained, which leaves the sum, and what is saved, as they are.
+    # `fan_in_fan_out` matters to PEFT only for merging, and the configs of initialisations only
+    # before training. `merge_weights` of PEFT 0.1 and 0.2 says whether the update is merged into
+    # the base outside of training, which changes neither the result nor what is saved.
     # `auto_mapping` and `megatron_core` name Python modules: nothing here ever imports one.
     recorded=frozenset({
         "peft_version", "base_model_name_or_path", "revision", "auto_mapping",
@@ -65,18 +65,18 @@ FIELDS = Fields(
         "arrow_config": "it chooses among adapters by the hidden state of each token",
         "kasa_config": "it needs the singular values of the base at each load",
     },
-    # The other initialisations take their start out of the base: PEFT changes its weights again at
-    # each load.
+    # Other initialisations take the initial factors from the base, whose weights PEFT changes
+    # again at each load.
     harmless={"init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal", "mica")},
 )  # fmt: skip
 
 
 def check_config(config: Mapping[str, object]) -> LoraConfig:
-    """Return what `config`, a parsed `adapter_config.json`, asks for.
+    """Validate `config`, a parsed `adapter_config.json` of a LoRA.
 
     Raises:
-        PackageError: A field is malformed (reason INVALID_ADAPTER_CONFIG), or asks for something
-            that is not served (UNSUPPORTED_ADAPTER_FEATURE). The message names the field.
+        PackageError: A field is malformed (reason INVALID_ADAPTER_CONFIG) or asks for something
+            unsupported (UNSUPPORTED_ADAPTER_FEATURE). The message names the field.
     """
     refuse_unserved(config, FIELDS)
     rank = integer(config, "r", 8, 1, MAX_RANK)
@@ -127,7 +127,7 @@ def check_config(config: Mapping[str, object]) -> LoraConfig:
 
 
 def _parameters(config: Mapping[str, object]) -> frozenset[str]:
-    """Return the ends of the names of parameters that are changed, all of them of experts."""
+    """Return the suffixes of the names of adapted parameters; all are of mixtures of experts."""
     name = "target_parameters"
     found = names(config, name)
     for parameter in found:
@@ -141,7 +141,7 @@ def _parameters(config: Mapping[str, object]) -> frozenset[str]:
 
 
 def _invocation(config: Mapping[str, object]) -> tuple[int, ...]:
-    """Return the tokens that switch the adapter on; none where it is on from the beginning."""
+    """Return the tokens that activate the adapter; empty if it is always active."""
     name = "alora_invocation_tokens"
     value = config.get(name) or []
     if not isinstance(value, list) or len(value) > MAX_INVOCATION:
@@ -155,7 +155,7 @@ def _invocation(config: Mapping[str, object]) -> tuple[int, ...]:
         raise unsupported("use_dora", True, f"PEFT does not combine it with {name}")
     task = config.get("task_type")
     if task != "CAUSAL_LM":
-        # In a model for another task PEFT looks for no tokens, and the adapter is never active.
+        # For other tasks, PEFT does not look for the tokens, and the adapter is never active.
         raise unsupported("task_type", task, f"{name} needs 'CAUSAL_LM'")
     return tuple(value)
 
