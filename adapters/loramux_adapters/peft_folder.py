@@ -1,4 +1,4 @@
-"""What PEFT's `save_pretrained` writes: the folder of an adapter, read but not yet checked."""
+"""Reading the folder that PEFT's `save_pretrained` writes, without validating the adapter."""
 
 import itertools
 from collections.abc import Collection, Mapping
@@ -17,25 +17,25 @@ PICKLE_FILE = "adapter_model.bin"
 MAX_CONFIG_BYTES = 64 << 10
 MODEL_CONFIG_FILE = "config.json"
 MODEL_WEIGHT_FILES = frozenset({"model.safetensors", "model.safetensors.index.json"})
-"""How transformers saves a whole model."""
+"""Files in which transformers saves a whole model."""
 MAX_ENTRIES = 1000
-"""Of a folder that is no adapter so many are looked at."""
+"""Entries that are looked at in a folder that is not an adapter."""
 _NUM_NAMED = 3
 NOTES_FILE = "loramux.json"
-"""Notes for the manifest, beside the files of PEFT."""
+"""Notes for the manifest, in a file beside PEFT's."""
 MAX_NOTES_BYTES = PACKAGE.num_bytes
 
 
 def is_peft_folder(path: Path) -> bool:
-    """Return whether `path` looks like what PEFT's `save_pretrained` writes."""
+    """Return whether `path` looks like a folder that PEFT's `save_pretrained` wrote."""
     return (path / CONFIG_FILE).is_file()
 
 
 def read_config(source: Path) -> dict[str, object]:
-    """Return the config in the PEFT folder `source`; what it says is not yet checked.
+    """Return the config in the PEFT folder `source`, parsed but not validated.
 
     Raises:
-        PackageError: There is none, or it is malformed.
+        PackageError: There is none, or it is not a JSON object.
     """
     try:
         return read_object(source, CONFIG_FILE, MAX_CONFIG_BYTES)
@@ -47,7 +47,7 @@ def read_config(source: Path) -> dict[str, object]:
 
 
 def told_instead(source: Path) -> str:
-    """Return what can be told of `source`, a folder without a config; empty if that is nothing."""
+    """Return a hint what `source`, a folder without a config, is instead; empty if unknown."""
     try:
         if not source.is_dir() or is_peft_folder(source):
             return ""
@@ -69,10 +69,10 @@ def told_instead(source: Path) -> str:
 def read_notes(
     source: Path, notes: Mapping[str, object | None] | None = None, *, but: Collection[str] = ()
 ) -> Mapping[str, object]:
-    """Return the notes for an adapter in the folder `source`.
+    """Return the notes for the adapter in the folder `source`.
 
-    They are those in `notes`, then those of `loramux.json`, then those of other files beside the
-    adapter, except those in `but`. None in `notes` leaves one out.
+    `notes` override those of `loramux.json`, and these override the notes from other files in the
+    folder, except those in `but`. None in `notes` removes a note.
 
     Raises:
         PackageError: They are malformed.
@@ -90,7 +90,7 @@ def open_tensors(source: Path) -> BinaryIO:
     """Open the tensor file of the PEFT folder `source`.
 
     Raises:
-        PackageError: There is none that can be read.
+        PackageError: There is none, or it cannot be read.
     """
     path = source / TENSOR_FILE
     try:

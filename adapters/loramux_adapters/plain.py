@@ -1,4 +1,4 @@
-"""Packages that are low-rank changes and nothing else: what can be calculated with."""
+"""Packages with only low-rank updates of linear layers, which can be combined and transformed."""
 
 from loramux_adapters.errors import PackageError
 from loramux_adapters.lora_config import LoraConfig
@@ -6,11 +6,11 @@ from loramux_adapters.package import Package
 
 
 def require_low_rank(package: Package, action: str) -> LoraConfig:
-    """Return the config of `package` if low-rank changes are all it has.
+    """Return the config of `package` if it has only low-rank updates of linear layers.
 
     Args:
         package: The package.
-        action: What is to be done with it, for the message.
+        action: What is to be done with it, for the error.
 
     Raises:
         PackageError: It has something else, which would be lost.

@@ -1,8 +1,9 @@
 """Prediction heads that the `adapters` library saves beside an adapter.
 
-Those of its own classes (`BertAdapterModel`) are linear layers one behind the other, with an
-activation between them, and read the first token of a text or each; `adapters.heads.base`, version
-1.3. Those of transformers' classes for a task have the parameters of these.
+Heads of its own classes (`BertAdapterModel`) are a sequence of linear layers with an activation
+function between them, and read the first token of a text or every token; see
+`adapters.heads.base`, version 1.3. Heads of transformers' classes for a task have the parameters of
+those classes.
 """
 
 import os
@@ -27,7 +28,7 @@ _SINGLE = {"classification": Task.SEQUENCE, "tagging": Task.TOKENS}
 _TASKS = _SINGLE | {
     "multilabel_classification": Task.SEQUENCE, "question_answering": Task.SPANS,
 }  # fmt: skip
-"""Kind of a head of the library's classes -> its task."""
+"""Type of a head of the library's classes -> its task."""
 _CLASSES = {
     "ForSequenceClassification": Task.SEQUENCE, "ForTokenClassification": Task.TOKENS,
     "ForQuestionAnswering": Task.SPANS,
@@ -41,35 +42,35 @@ _PART = re.compile(r"heads\.(?P<head>.+)\.(?P<number>[0-9]{1,4})\.(?P<parameter>
 
 @dataclass(frozen=True, slots=True)
 class LibraryHead:
-    """A head as a package has it."""
+    """A head, in the form that a package has."""
 
     task: Task
     activation: str
-    """What is between its layers; empty where it is that of transformers' class."""
+    """Activation function between its layers; empty for a head of transformers' classes."""
     tensors: Mapping[str, TensorInfo]
-    """Name in a package -> where it lies."""
+    """Name in the package -> the tensor in the file."""
     read: ReadTensor
     labels: Mapping[str, object]
-    """What is to be noted of its labels."""
+    """The note `classification`."""
 
     @property
     def fields(self) -> dict[str, object]:
-        """What the config of a package says of it."""
+        """What the package's config says about the head."""
         told = {"task_type": str(self.task), "head_activation": self.activation}
         return {name: value for name, value in told.items() if value}
 
 
 def has_head(source: Path) -> bool:
-    """Return whether there is a head in the folder `source`."""
+    """Return whether there is a prediction head in the folder `source`."""
     return any((source / name).exists() for name in (CONFIG_FILE, TENSOR_FILE, PICKLE_FILE))
 
 
 @contextmanager
 def open_head(source: Path) -> Iterator[LibraryHead | None]:
-    """Open the head in the folder `source`; None if there is none.
+    """Open the prediction head in the folder `source`; None if there is none.
 
     Raises:
-        PackageError: It is of another kind than is served.
+        PackageError: It is malformed, or of an unsupported kind.
     """
     if not has_head(source):
         yield None
@@ -91,7 +92,7 @@ def open_head(source: Path) -> Iterator[LibraryHead | None]:
 def _of_class(
     config: Mapping[str, object], tensors: Mapping[str, TensorInfo], read: ReadTensor
 ) -> LibraryHead:
-    """Return the head of one of transformers' classes."""
+    """Return a head of one of transformers' classes."""
     name = text(config, "model_class")
     task = next((task for ending, task in _CLASSES.items() if name.endswith(ending)), None)
     if task is None:
@@ -127,9 +128,9 @@ def _of_library(
 
 
 def _in_order(tensors: Mapping[str, TensorInfo], num_layers: int) -> dict[str, TensorInfo]:
-    """Return the layers' tensors, with layers numbered from 0.
+    """Return the layers' tensors, with the layers numbered consecutively from 0.
 
-    The library counts what is between them, too.
+    The library counts activations and dropouts as well.
     """
     found: dict[int, dict[str, TensorInfo]] = {}
     heads = set()
@@ -156,7 +157,7 @@ def _in_order(tensors: Mapping[str, TensorInfo], num_layers: int) -> dict[str, T
 
 
 def _labels(config: Mapping[str, object], task: Task) -> dict[str, object]:
-    """Return the names of labels, if they are other than those that transformers gives."""
+    """Return the note for the label names; empty if they are transformers' default names."""
     numbers = config.get("label2id")
     if not task.classifies or not numbers:
         return {}

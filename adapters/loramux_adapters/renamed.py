@@ -1,4 +1,4 @@
-"""Low-rank halves under the names of another tool, packed under those of PEFT, bytes unchanged."""
+"""Packing of LoRA factors from other tools under PEFT's names, with unchanged bytes."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ N = TypeVar("N", int, float)
 
 @dataclass(frozen=True, slots=True)
 class Halves:
-    """The two factors of the update of one layer, and its alpha: it adds alpha / rank * B A."""
+    """The factors of one layer's update, and its alpha: it adds alpha / rank * B A."""
 
     a: TensorInfo
     b: TensorInfo
@@ -35,7 +35,7 @@ def write_renamed(
     *,
     notes: Mapping[str, object],
 ) -> None:
-    """Write a package of `modules`, by the name of the layer, whose bytes are in `file`.
+    """Write a package of `modules`, by layer name, whose data are in `file`.
 
     Raises:
         PackageError: They are not an adapter that can be served.
@@ -56,7 +56,7 @@ def write_renamed(
 
 
 def _config(modules: Mapping[str, Halves]) -> dict[str, object]:
-    """Return what PEFT would have saved."""
+    """Return the config that PEFT would have saved."""
     ranks = {module: halves.rank for module, halves in modules.items()}
     alphas = {module: halves.alpha for module, halves in modules.items()}
     rank, alpha = _most_common(ranks), _most_common(alphas)
@@ -66,7 +66,7 @@ def _config(modules: Mapping[str, Halves]) -> dict[str, object]:
         "r": rank,
         "lora_alpha": _plain(alpha),
         "target_modules": sorted({module.rpartition(".")[2] for module in modules}),
-        # A longer name first: a shorter one could be its end.
+        # Longer names first, because a shorter one may be a suffix of a longer one.
         "rank_pattern": {m: r for m, r in _longest_first(ranks) if r != rank},
         "alpha_pattern": {m: _plain(a) for m, a in _longest_first(alphas) if a != alpha},
         "bias": "none",

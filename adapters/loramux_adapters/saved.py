@@ -1,7 +1,7 @@
-"""Modules that were trained whole, and saved beside an adapter: `modules_to_save`.
+"""Modules that were trained in full and saved beside an adapter: `modules_to_save`.
 
-PEFT also saves the embeddings when the vocabulary was resized or they are adapted. Source of the
-meaning: `peft.utils.save_and_load` and `ModulesToSaveWrapper`, PEFT 0.21.
+PEFT also saves the embeddings if the vocabulary was resized or they are adapted. Semantics follow
+`peft.utils.save_and_load` and `ModulesToSaveWrapper`, PEFT 0.21.
 """
 
 from collections.abc import Collection, Mapping
@@ -19,7 +19,7 @@ _AGAIN = (".modules_to_save.", ".original_module.")
 
 
 def saved_names(config: Mapping[str, object]) -> tuple[str, ...]:
-    """Return the names in `modules_to_save` of a parsed config.
+    """Return `modules_to_save` of a parsed config.
 
     Raises:
         PackageError: The field is malformed.
@@ -33,16 +33,16 @@ def saved_names(config: Mapping[str, object]) -> tuple[str, ...]:
 def saved_edit(
     tensor: TensorInfo, saved: tuple[str, ...], served: str, prefix: str = PREFIX
 ) -> Edit:
-    """Return what `tensor` takes the place of.
+    """Return the replacement of a parameter that `tensor` is.
 
     Args:
-        tensor: A tensor that is no part of what the method trains.
-        saved: The names of `modules_to_save`.
-        served: Which other tensors would be right.
-        prefix: What PEFT puts before its name.
+        tensor: A tensor that does not belong to the method.
+        saved: The names in `modules_to_save`.
+        served: For the error: which other tensors are supported.
+        prefix: PEFT's prefix of its name.
 
     Raises:
-        PackageError: It is neither of a module in `saved` nor the weight of embeddings.
+        PackageError: It is neither of a module in `saved` nor an embedding's weight.
     """
     path = path_of(tensor.name, prefix)
     module, _, parameter = path.rpartition(".")
@@ -62,7 +62,7 @@ def saved_edit(
 def saved_tensors(
     tensors: Mapping[str, TensorInfo], saved: tuple[str, ...]
 ) -> dict[str, TensorInfo]:
-    """Return those of `tensors` that are of modules in `saved`, trained whole, or of embeddings."""
+    """Return the tensors of modules in `saved`, trained in full, or of embeddings."""
     return {name: tensor for name, tensor in tensors.items() if _is_whole(path_of(name), saved)}
 
 
@@ -74,10 +74,10 @@ def _is_whole(path: str, saved: tuple[str, ...]) -> bool:
 def without_repeats(
     tensors: Mapping[str, TensorInfo], saved: tuple[str, ...], prefix: str = PREFIX
 ) -> list[TensorInfo]:
-    """Return `tensors` without those that PEFT saves twice.
+    """Return `tensors` without duplicates.
 
-    Of a module in `saved` that is asked for in another way, too, such as by bias or because the
-    vocabulary was resized, it also saves what the module was before training, and a copy.
+    If a module in `saved` is also saved for another reason, such as `bias` or a resized vocabulary,
+    PEFT saves the module as it was before training, and a copy, too.
     """
     return [tensor for tensor in tensors.values() if not _is_repeat(tensor, tensors, saved, prefix)]
 
@@ -87,7 +87,7 @@ def _is_repeat(
 ) -> bool:
     for infix in _AGAIN:
         module, found, parameter = tensor.name.rpartition(infix)
-        # Of a module with others inside the copy has the name that PEFT gives the adapter, too.
+        # For a module with submodules, the name of the copy has the adapter's name in it.
         names = (parameter, parameter.partition(".")[2])
         if found and any(f"{module}.{name}" in tensors for name in names):
             return is_inside(path_of(module, prefix), saved)
@@ -95,10 +95,10 @@ def _is_repeat(
 
 
 def check_saved_alone(edits: list[Edit], adapted: Collection[str]) -> None:
-    """Demand that no module is both trained whole and `adapted` otherwise; PEFT does one of them.
+    """Check that no module is both trained in full and `adapted`; PEFT does one of these.
 
     Raises:
-        PackageError: One is.
+        PackageError: A module is both.
     """
     for edit in edits:
         if edit.kind is EditKind.PARAMETER and edit.module in adapted:
@@ -110,7 +110,7 @@ def check_saved_alone(edits: list[Edit], adapted: Collection[str]) -> None:
 
 
 def is_inside(module: str, saved: tuple[str, ...]) -> bool:
-    """Return whether `module` or what it is a part of is in `saved`."""
-    # PEFT asks for the end of the name, not for whole parts of it.
+    """Return whether `saved` names `module` or a module that contains it."""
+    # PEFT compares the end of the name, not whole parts of it.
     parts = module.split(".")
     return any(".".join(parts[:end]).endswith(saved) for end in range(1, len(parts) + 1))

@@ -1,6 +1,6 @@
-"""What sentence-transformers saves beside an adapter: each module is honoured or refused by name.
+"""Files of sentence-transformers beside an adapter: each module is honoured or refused by name.
 
-Source of the meaning: `SentenceTransformer`, `Pooling` and `Normalize` of sentence-transformers 5.
+Semantics follow `SentenceTransformer`, `Pooling` and `Normalize` of sentence-transformers 5.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ POOLING_FILE = "1_Pooling/config.json"
 PROMPTS_FILE = "config_sentence_transformers.json"
 TEXTS_FILE = "sentence_bert_config.json"
 FILES = (MODULES_FILE, POOLING_FILE, PROMPTS_FILE, TEXTS_FILE)
-"""All files that are looked at."""
+"""All files that are read."""
 MAX_BYTES = 64 << 10
 
 _MODES = {
@@ -32,16 +32,16 @@ _SWITCHES = {
     "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
     "pooling_mode_weightedmean_tokens": "weightedmean",
 }
-"""Field of version 4 -> the mode that it switches on."""
+"""Field of version 4 -> the pooling mode that it switches on."""
 
 
 def embedding_beside(source: Path, pooling: Pooling | None = None) -> dict[str, object]:
-    """Return the note `embedding` that files in the folder `source`, if there are any, give.
+    """Return the note `embedding` from the files in the folder `source`; empty if there are none.
 
-    A `pooling` that is given goes before what they say of it, which is then not looked at.
+    An explicit `pooling` overrides theirs, which is then not read.
 
     Raises:
-        PackageError: One is malformed, or asks for something that is not served.
+        PackageError: A file is malformed, or asks for something unsupported.
     """
     found: dict[str, object] = {}
     if (source / MODULES_FILE).exists():
@@ -64,7 +64,7 @@ def embedding_beside(source: Path, pooling: Pooling | None = None) -> dict[str, 
                 f"{PROMPTS_FILE}: default_prompt_name is {shown(name)}; set it to null, and let "
                 "callers put the prompt before their texts"
             )
-    # Its max_seq_length cuts texts off; here those that are too long are refused.
+    # Its max_seq_length truncates texts; here, texts that are too long are refused.
     texts = read_object(source, TEXTS_FILE, MAX_BYTES) if (source / TEXTS_FILE).exists() else {}
     if texts.get("do_lower_case"):
         raise _refused(f"{TEXTS_FILE}: do_lower_case is true; texts are taken as they are")
@@ -72,7 +72,7 @@ def embedding_beside(source: Path, pooling: Pooling | None = None) -> dict[str, 
 
 
 def _modules(source: Path) -> list[str]:
-    """Return the kinds of modules that a text goes through, in order."""
+    """Return the kinds of modules that a text passes through, in order."""
     raw = read_bounded(source, MODULES_FILE, MAX_BYTES)
     try:
         listed = parse_object(b'{"modules":' + raw + b"}", MODULES_FILE)["modules"]
@@ -105,7 +105,7 @@ def _modules(source: Path) -> list[str]:
 
 
 def _pooling(config: Mapping[str, object]) -> Pooling:
-    """Return how the config of a Pooling makes one vector of a text."""
+    """Return the pooling that the config of a Pooling module selects."""
     if config.get("include_prompt") is False:
         raise _refused(
             f"{POOLING_FILE}: include_prompt is false; all tokens of a text are pooled, since it "
@@ -114,7 +114,7 @@ def _pooling(config: Mapping[str, object]) -> Pooling:
     mode = config.get("pooling_mode")
     modes = list(mode) if isinstance(mode, list) else [mode] if mode is not None else []
     modes += [name for field, name in _SWITCHES.items() if config.get(field)]
-    # Of version 4, where nothing is switched on, it is the mean.
+    # The default of version 4 is the mean.
     modes = modes or ["mean"]
     if len(modes) > 1 or not isinstance(modes[0], str) or modes[0] not in _MODES:
         raise _refused(

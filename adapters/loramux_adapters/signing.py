@@ -1,8 +1,8 @@
-"""Signatures: who vouches for a package. Needs cryptography, of the extra `sign`.
+"""Signatures of packages. Needs cryptography, from the extra `sign`.
 
-An Ed25519 signature (RFC 8032) over the manifest, which holds the digest of each tensor; it lies in
-the manifest itself, so that it travels with the package. To sign is to make another package with
-another digest. Keys are PEM files, as those of `openssl genpkey -algorithm ed25519`.
+An Ed25519 signature (RFC 8032) covers the manifest, which has the digest of each tensor. It is
+stored in the manifest, so it travels with the package, and signing makes another package with
+another digest. Keys are PEM files like those of `openssl genpkey -algorithm ed25519`.
 """
 
 import os
@@ -33,16 +33,16 @@ PUBLIC_ENDING = ".pub"
 SIGNATURE_BYTES = 64
 MAX_KEY_BYTES = 1 << 16
 _CONTEXT = b"loramux package, manifest version 1\n"
-"""Before what is signed, so that a signature for another purpose is none for a package."""
+"""Prefix of what is signed, so that a signature made for another purpose is not valid here."""
 
 
 def new_key(path: Path) -> str:
-    """Write a new private key to `path`, for its owner only, and the public one beside it.
+    """Write a new private key to `path`, readable by its owner only, and the public key beside it.
 
     Returns the public key as hexadecimal digits.
 
     Raises:
-        FileExistsError: One of the files is there: a key is never replaced.
+        FileExistsError: One of the files exists: a key is never overwritten.
     """
     key = Ed25519PrivateKey.generate()
     public = path.with_name(path.name + PUBLIC_ENDING)
@@ -67,7 +67,7 @@ def sign(file: BinaryIO, package: Package, key: Path, output: Output) -> str:
     Returns the public key as hexadecimal digits. Equal input gives equal bytes.
 
     Raises:
-        PackageError: `key` is no private key.
+        PackageError: `key` is not an Ed25519 private key.
     """
     private = _private_key(key)
     read = tensor_reader(file, package.file.data_start)
@@ -85,24 +85,24 @@ def read_public_keys(paths: Iterable[Path]) -> dict[str, Ed25519PublicKey]:
     """Return public keys by their hexadecimal digits.
 
     Raises:
-        PackageError: A file holds none.
-        OSError: One cannot be read.
+        PackageError: A file has no Ed25519 public key.
+        OSError: A file cannot be read.
     """
     return {_hex(key): key for key in map(_public_key, paths)}
 
 
 def check_signature(file: BinaryIO, package: Package, keys: Mapping[str, Ed25519PublicKey]) -> str:
-    """Demand that `package`, which is open as `file`, is signed with one of `keys`.
+    """Check that `package`, which is open as `file`, is signed with one of `keys`.
 
     Returns that key as hexadecimal digits.
 
     Args:
-        file: The package's bytes.
-        package: What they hold.
+        file: The bytes of the package.
+        package: The parsed package.
         keys: Public keys; see `read_public_keys`.
 
     Raises:
-        PackageError: It is not signed, with another key, or is not what was signed.
+        PackageError: It is not signed, is signed with another key, or was changed afterwards.
     """
     match package.notes.get("signature"):
         case None:

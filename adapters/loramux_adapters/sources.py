@@ -1,4 +1,4 @@
-"""Adapters as any tool saved them: which tool that was, and how they become packages."""
+"""Adapters in any supported format: which tool saved them, and packing them."""
 
 import os
 import tempfile
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from loramux_adapters.weights.fold import Folded
 
 BESIDE = (NOTES_FILE, TOKENS_FILE, *COMPANIONS)
-"""Files of a PEFT folder that packing reads beside config and tensors, where there are any."""
+"""Optional files of a PEFT folder that packing reads beside config and tensors."""
 FILES = (
     CONFIG_FILE, TENSOR_FILE, LIBRARY_TENSOR_FILE, HEAD_CONFIG_FILE, HEAD_TENSOR_FILE, *BESIDE,
 )  # fmt: skip
-"""All files of a folder that packing reads, whichever tool saved it."""
+"""All files of a folder that packing may read, whichever tool saved it."""
 MAX_ERROR = 0.01
-"""Of what a layer adds, by norm, this share may be lost where the rank is too high."""
+"""Share of a layer's update, by norm, that may be lost if its rank has to be reduced."""
 _COPY_BYTES = 1 << 20
 
 
@@ -53,20 +53,20 @@ def pack_source(
 ) -> "list[Folded]":
     """Write `source`, whichever tool saved it, to `output` as a package.
 
-    What is served of PEFT is packed as it is, LoRA of the adapters library and of kohya-style
-    trainers under the names of PEFT, and the bottlenecks of that library under their own. Methods
-    of PEFT in `kinds.FOLDED` are folded to LoRA, or to whole layers.
+    Supported PEFT methods are packed unchanged. LoRAs of the adapters library and of kohya-style
+    trainers are renamed to PEFT's names; bottlenecks of that library keep theirs. PEFT methods in
+    `kinds.FOLDED` are converted to LoRA, or to full weights of the changed layers.
 
     Args:
-        source: A folder, a file of tensors, or a package.
-        output: What to write to.
-        notes: Notes in place of those that the source has; None leaves one out.
-        max_error: Share of a layer's change that may be lost where its rank is too high for LoRA.
-        base: The model that it is for. VeRA, HRA, OFT and others need it, and kohya-style names
-            can.
+        source: A folder, a tensor file, or a package.
+        output: Where to write.
+        notes: Notes that override those of the source; None removes a note.
+        max_error: Share of a layer's update that may be lost if its rank is too high for LoRA.
+        base: The base model. VeRA, HRA, OFT and others need it, and names of kohya-style
+            trainers may.
 
     Returns:
-        What became of each layer that was folded to LoRA.
+        A report for each layer that was converted to LoRA.
 
     Raises:
         PackageError: It is not an adapter that can be served.
@@ -87,7 +87,7 @@ def pack_source(
 
 @contextmanager
 def open_source(path: Path) -> Iterator[BinaryIO]:
-    """Open `path` as the file of a package; what is not one is packed into a temporary file.
+    """Open `path` as a package file; anything else is packed into a temporary file first.
 
     Raises:
         PackageError: It is not an adapter that can be served.
@@ -105,7 +105,7 @@ def open_source(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def open_package(path: Path) -> Iterator[tuple[BinaryIO, Package]]:
-    """Open the package, or the adapter that some tool saved, at `path`.
+    """Open and parse the package or the adapter, whichever tool saved it, at `path`.
 
     Raises:
         PackageError: It is not an adapter that can be served.
@@ -116,7 +116,7 @@ def open_package(path: Path) -> Iterator[tuple[BinaryIO, Package]]:
 
 
 def _copy(source: Path, output: Output, notes: Mapping[str, object | None] | None) -> None:
-    """Write the package `source`, which is checked, to `output`."""
+    """Write the package `source` to `output` after validating it."""
     with open_regular(source) as file:
         read_package(file, os.fstat(file.fileno()).st_size)
         if notes:

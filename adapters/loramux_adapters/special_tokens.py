@@ -1,7 +1,7 @@
-"""What an adapter's own tokenizer has a name for, as a note of the package.
+"""Special tokens of an adapter's tokenizer, as a note of the package.
 
-Trainers that teach a model to chat often end turns with another token than the base model, and say
-so by `eos_token` in the `tokenizer_config.json` that they save beside the adapter.
+Chat fine-tunes often end turns with another token than the base model, and say so by `eos_token` in
+the `tokenizer_config.json` that trainers save beside the adapter.
 """
 
 from collections.abc import Mapping
@@ -14,14 +14,14 @@ from loramux_adapters.files import read_object
 FILE = "tokenizer_config.json"
 MAX_FILE_BYTES = 16 << 20
 NAMES = ("bos_token", "eos_token", "unk_token")
-"""Those that mean something for a text. One that pads, say, is in none."""
+"""Those that can occur in a text, unlike the padding token."""
 
 
 def special_tokens_beside(source: Path) -> dict[str, object]:
-    """Return the note for what lies in the folder `source`; empty for none.
+    """Return the note for the folder `source`; empty if it names no special tokens.
 
     Raises:
-        PackageError: The file is malformed.
+        PackageError: `tokenizer_config.json` is malformed.
     """
     if not (source / FILE).exists():
         return {}
@@ -37,10 +37,10 @@ def special_tokens_beside(source: Path) -> dict[str, object]:
 
 
 def check_special_tokens(note: Mapping[str, object], where: str) -> None:
-    """Demand that `note`, the note `special_tokens`, is well-formed; messages begin with `where`.
+    """Validate `note`, the note `special_tokens`; messages begin with `where`.
 
     Raises:
-        PackageError: It is not.
+        PackageError: It is malformed.
     """
     for name, text in note.items():
         if name not in NAMES:

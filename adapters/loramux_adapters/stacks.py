@@ -1,11 +1,11 @@
-"""Stacks: factors of many experts as one tensor, which keeps the header of a package small.
+"""Stacks: the factors of many experts in one tensor, which keeps the header of a package small.
 
-Where experts are layers, PEFT saves A and B for each of them: 36,864 tensors for 48 layers of 128
-experts. A stack has those of one matrix in one layer, as far as they have one dtype and shape, in
-the order of the experts: [E, R, K] for A and [E, N, R] for B. Its name has the numbers of the
-experts where that of a part has one number, such as `experts.0-5_7.up_proj.lora_A.weight` for the
-first six and the eighth. Its bytes are those of its parts end to end, so that who knows the header
-finds each part.
+Where experts are modules, PEFT saves A and B for each of them: 36,864 tensors for 48 layers of 128
+experts. A stack has the factors for one matrix in one layer that share dtype and shape, in the
+order of the experts: [E, R, K] for A and [E, N, R] for B. In its name the expert's number is
+replaced by the list of all numbers, as in `experts.0-5_7.up_proj.lora_A.weight` for the first six
+and the eighth. Its data are those of its parts end to end, so the header gives the position of each
+part.
 
 Legend: E experts, R rank, K input width, N output width.
 """
@@ -19,7 +19,7 @@ from loramux_adapters.errors import PackageError, shown
 from loramux_adapters.tensorfile import FOLDER, MAX_NAME_BYTES, ReadTensor, TensorInfo
 
 MAX_PARTS = FOLDER.num_tensors
-"""Of all stacks of a package; a small file can name billions."""
+"""Limit for all stacks of a package together: the header of a small file can name billions."""
 _BEFORE, _AFTER = r"(?P<before>.+\.experts\.)", r"(?P<after>\.[^.]+\.lora_[AB]\.weight)"
 _PART = re.compile(rf"{_BEFORE}(?P<number>0|[1-9]\d{{0,8}}){_AFTER}")
 _STACK = re.compile(rf"{_BEFORE}(?P<numbers>\d+(?:[_-]\d+)+){_AFTER}")
@@ -28,14 +28,14 @@ _RUN = re.compile(r"(0|[1-9]\d{0,8})(?:-([1-9]\d{0,8}))?")
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Tensors as a file has them, some of them stacks."""
+    """Tensors as a file stores them, some of them stacked."""
 
     tensors: dict[str, TensorInfo]
     parts: Mapping[str, Sequence[TensorInfo]] = field(default_factory=dict)
-    """Name of each stack -> its parts, in their order."""
+    """Name of each stack -> its parts, in order."""
 
     def reader(self, read: ReadTensor) -> ReadTensor:
-        """Return what reads these tensors, where `read` reads all that are no stacks, and parts."""
+        """Return a reader of these tensors, given one that reads unstacked tensors and parts."""
 
         def read_stored(tensor: TensorInfo) -> Iterator[bytes]:
             for part in self.parts.get(tensor.name, (tensor,)):
@@ -45,7 +45,7 @@ class Stored:
 
 
 def stacked(tensors: Mapping[str, TensorInfo]) -> Stored:
-    """Return `tensors` with the factors of experts in stacks; where they lie is left open."""
+    """Return `tensors` with the factors of experts stacked; offsets are not set."""
     found: dict[str, TensorInfo] = {}
     groups: dict[tuple[str, str, str, tuple[int, ...]], dict[int, TensorInfo]] = {}
     for name, tensor in tensors.items():
@@ -69,10 +69,10 @@ def stacked(tensors: Mapping[str, TensorInfo]) -> Stored:
 
 
 def unstacked(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
-    """Return `tensors` with its parts in place of each stack, under the names that PEFT gave them.
+    """Return `tensors` with each stack replaced by its parts, under the names that PEFT gave them.
 
     Raises:
-        PackageError: A stack is not what its name says, or a part is there twice.
+        PackageError: A stack does not match its name, or a tensor occurs twice.
     """
     found: dict[str, TensorInfo] = {}
     num_parts = 0
@@ -116,7 +116,7 @@ def _parts(tensor: TensorInfo, match: re.Match[str], runs: Sequence[range]) -> I
 
 
 def _runs(name: str, numbers: str) -> list[range]:
-    """Return the runs of experts in the text `numbers`, which is a part of `name`."""
+    """Return the ranges of experts in `numbers`, a part of the tensor name `name`."""
     runs: list[range] = []
     for text in numbers.split("_"):
         match = _RUN.fullmatch(text)
@@ -132,7 +132,7 @@ def _runs(name: str, numbers: str) -> list[range]:
 
 
 def _lists(numbers: Sequence[int], max_length: int) -> Iterator[tuple[str, list[int]]]:
-    """Yield ascending `numbers` in pieces, each after its text, which has up to `max_length`."""
+    """Split ascending `numbers` so that each piece's text has at most `max_length`; yield both."""
     text, piece = "", list[int]()
     for run in _split(numbers):
         more = f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}"
@@ -146,7 +146,7 @@ def _lists(numbers: Sequence[int], max_length: int) -> Iterator[tuple[str, list[
 
 
 def _split(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
-    """Yield the runs of ascending `numbers` without a gap."""
+    """Yield the runs of consecutive numbers in ascending `numbers`."""
     begin = 0
     for end in range(1, len(numbers) + 1):
         if end == len(numbers) or numbers[end] != numbers[end - 1] + 1:

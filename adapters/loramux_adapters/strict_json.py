@@ -1,4 +1,4 @@
-"""JSON from strangers: nothing that parsers disagree on, no depth that exhausts the stack."""
+"""JSON from untrusted sources: nothing that parsers disagree on, and bounded depth."""
 
 import json
 import math
@@ -12,7 +12,7 @@ def _refuse_constant(literal: str) -> NoReturn:
 
 
 def _integer(literal: str) -> int:
-    # An integer to Python, a float to safetensors.
+    # Python reads it as an integer, safetensors as a float.
     if literal == "-0":
         raise ValueError("-0 is not an integer")
     return int(literal)
@@ -35,12 +35,12 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def parse_object(raw: bytes, what: str) -> dict[str, object]:
-    """Return the JSON object in `raw`.
+    """Parse the JSON object in `raw`.
 
     Raises:
-        ValueError: `raw` is not UTF-8, not JSON, not an object, nests deeper than MAX_DEPTH, or has
-            a key twice in an object, a number that is not finite or half of a surrogate pair.
-            The message begins with `what`.
+        ValueError: `raw` is not UTF-8, not JSON, not an object, nested deeper than MAX_DEPTH, or
+            has a duplicate key, a number that is not finite, or an unpaired surrogate. The message
+            begins with `what`.
     """
     try:
         value = json.loads(
@@ -68,10 +68,10 @@ def parse_object(raw: bytes, what: str) -> dict[str, object]:
 
 
 def depth(value: object) -> int:
-    """Return how deep `value` nests: 0 for a scalar, 1 for a flat object or list."""
+    """Return the nesting depth of `value`: 0 for a scalar, 1 for a flat object or list."""
     deepest = 0
     level = [value]
-    # Level by level, because a recursion would end where the stack does.
+    # Iterative, because recursion would overflow the stack on deep input.
     while level := [entry for entry in level if isinstance(entry, dict | list)]:
         deepest += 1
         level = [

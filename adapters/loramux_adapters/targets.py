@@ -1,4 +1,4 @@
-"""Which modules a config names: by lists, and by regular expressions, as PEFT takes them."""
+"""Which modules a config names, by lists or regular expressions, as PEFT matches them."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,10 +14,10 @@ from loramux_adapters.pattern_code import Steps
 V = TypeVar("V")
 
 Named = frozenset[str] | Pattern
-"""Names of modules, whole or the last parts of them; or an expression for the whole name."""
+"""Names of modules or suffixes of them; or an expression for the whole name."""
 
 _KEY = re.compile(r"(\^|\.\*\\\.)?((?:[A-Za-z0-9_.-]|\\\.)+)\$?")
-"""A key that is a name, and before it that it is the whole one, or that something stands there."""
+"""A key that is a literal name, optionally anchored at the beginning or after some prefix."""
 _WHOLE, _INNER = "^", r".*\."
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _AROUND_KEY = r"(.*\.)?({})$"
@@ -25,7 +25,7 @@ _AROUND_LAYERS = r"(?:^|.*?\.){}\.(?P<idx>\d+)\."
 
 
 def is_name(text: str) -> bool:
-    """Return whether `text` is a name, with no sign of an expression but dots."""
+    """Return whether `text` is a literal name, whose only special characters are dots."""
     return _NAME.fullmatch(text) is not None
 
 
@@ -33,7 +33,7 @@ def named(config: Mapping[str, object], name: str, steps: Steps) -> Named:
     """Return the modules in the field `name`: a list of names, or an expression.
 
     Raises:
-        PackageError: It is neither, or an expression that is not served.
+        PackageError: It is neither, or an unsupported expression.
     """
     value = config.get(name)
     if isinstance(value, str) and value:
@@ -42,10 +42,10 @@ def named(config: Mapping[str, object], name: str, steps: Steps) -> Named:
 
 
 def is_named(module: str, by: Named) -> bool:
-    """Return whether `by` names `module`.
+    """Return whether `by` matches `module`.
 
     Raises:
-        PackageError: The expressions of the config take too many steps.
+        PackageError: The config's expressions take too many steps.
     """
     if isinstance(by, Pattern):
         return by.is_whole(module)
@@ -53,11 +53,11 @@ def is_named(module: str, by: Named) -> bool:
 
 
 def not_targeted(module: str, *others: str) -> PackageError:
-    """Return the error of a `module` that has tensors though a config does not name it.
+    """Return the error for a `module` that has tensors but is not targeted by the config.
 
     Args:
         module: Its name.
-        others: What names modules in such a config beside the fields that all have.
+        others: Fields that target modules, beside `target_modules` and `exclude_modules`.
     """
     fields = ", ".join(("target_modules", "exclude_modules", *others))
     return PackageError(
@@ -67,10 +67,10 @@ def not_targeted(module: str, *others: str) -> PackageError:
 
 
 def layer_names(config: Mapping[str, object], steps: Steps) -> tuple[str | Pattern, ...]:
-    """Return `layers_pattern`: what the number of a layer stands behind.
+    """Return `layers_pattern`: names of the module list before a layer's number.
 
     Raises:
-        PackageError: It is no list of names and expressions, or one of those is not served.
+        PackageError: It is not a list of names and expressions, or one is unsupported.
     """
     name = "layers_pattern"
     value = config.get(name) or []
@@ -85,30 +85,30 @@ def layer_names(config: Mapping[str, object], steps: Steps) -> tuple[str | Patte
 
 
 def number_behind(module: str, pattern: Pattern) -> int | None:
-    """Return the number of the layer that `pattern`, of `layers_pattern`, finds in `module`."""
+    """Return the layer number that `pattern`, from `layers_pattern`, finds in `module`, if any."""
     end = pattern.end(module)
     return None if end is None else int(module[: end - 1].rpartition(".")[2])
 
 
 @dataclass(frozen=True, slots=True)
 class Keyed(Generic[V]):
-    """Values by keys that are expressions for the last parts of names; the first counts."""
+    """Values by keys that are patterns for suffixes of module names; the first match counts."""
 
     name: str
     keys: tuple[str, ...]
     values: tuple[V, ...]
-    """Of the keys, in their order."""
+    """Values of the keys, in order."""
     _literal: Mapping[str, Mapping[str, int]] = field(compare=False, repr=False)
-    """What stands before names in keys -> name -> place of the key."""
+    """Anchor of a literal key -> name -> index of the key."""
     _patterns: Sequence[tuple[int, Pattern]] = field(compare=False, repr=False)
-    """Places of the other keys, and what they are."""
+    """Index of each other key, and its pattern."""
 
     @classmethod
     def read(cls, name: str, values: Mapping[str, V], steps: Steps) -> "Keyed[V]":
-        """Return the field `name` whose checked values are `values`.
+        """Compile the field `name` with the validated `values`.
 
         Raises:
-            PackageError: A key is an expression that is not served.
+            PackageError: A key is an unsupported expression.
         """
         literal: dict[str, dict[str, int]] = {"": {}, _WHOLE: {}, _INNER: {}}
         patterns = []
@@ -120,10 +120,10 @@ class Keyed(Generic[V]):
         return cls(name, tuple(values), tuple(values.values()), literal, patterns)
 
     def of(self, module: str, default: V) -> V:
-        """Return the value for `module`, `default` where no key matches it.
+        """Return the value for `module`; `default` if no key matches.
 
         Raises:
-            PackageError: The expressions of the config take too many steps.
+            PackageError: The config's expressions take too many steps.
         """
         if not self.values:
             return default
@@ -131,8 +131,8 @@ class Keyed(Generic[V]):
         return default if place is None else self.values[place]
 
     def _place(self, module: str) -> int | None:
-        """Return the place of the first key that matches `module`."""
-        # Looked up, not searched: a small file can bring thousands of keys and of modules.
+        """Return the index of the first key that matches `module`; None if none does."""
+        # A lookup, not a search: a small file can have thousands of keys and of modules.
         ends = tails(module)
         found = [
             table[end]

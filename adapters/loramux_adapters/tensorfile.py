@@ -1,8 +1,8 @@
-"""The safetensors format, read strictly: every number is checked before it is believed.
+"""The safetensors format, read strictly: every number is validated before use.
 
-A file is an 8-byte little-endian header length, a JSON header that maps tensor names to dtype,
-shape and byte range, and the bytes. Format: https://github.com/huggingface/safetensors. This reader
-accepts less than the format allows: what an adapter never needs is refused here, by name.
+A file has an 8-byte little-endian header length, a JSON header that maps tensor names to dtype,
+shape and byte range, and the data. Format: https://github.com/huggingface/safetensors. This reader
+accepts less than the format allows: what an adapter never needs is refused with a precise error.
 """
 
 import json
@@ -21,11 +21,11 @@ MAX_DIMENSION = 1 << 32
 MAX_DIMENSIONS = 3
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 INTEGER_BYTES = {"U8": 1, "I16": 2, "I32": 4, "I64": 8}
-"""Of indices, which some methods save beside their weights."""
+"""Dtypes of indices, which some methods save beside their weights."""
 _COPY_BYTES = 1 << 20
 
 _VALUES = 10
-"""Of the entry of a tensor, at most; in memory each is many times what it is in the file."""
+"""JSON values per tensor, at most; each takes far more memory than bytes in the file."""
 _NAME = re.compile(r"[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)*")
 _OTHER_FORMATS = {
     b"PK\x03\x04": "a zip or torch pickle file",
@@ -37,42 +37,42 @@ _OTHER_FORMATS = {
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much a header may hold."""
+    """Limits for a header."""
 
     num_bytes: int
     num_tensors: int
 
 
 PACKAGE = Limits(1 << 20, 4096)
-"""Of a package, which a server reads at each load."""
+"""For a package, which a server reads at each load."""
 FOLDER = Limits(16 << 20, 3 << 15)
-"""Of what PEFT saved, which is read once: up to 58 layers of 256 experts with factors for each."""
+"""For PEFT's files, which are read once: up to 58 layers of 256 experts with factors for each."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where one tensor lies in a file, and what it is."""
+    """Position, dtype and shape of one tensor in a file."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     offset: int
-    """First byte, counted from the end of the header."""
+    """First byte, from the end of the header."""
     num_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class TensorFile:
-    """The header of a tensor file; the bytes stay where they are."""
+    """The header of a tensor file; the data stay in the file."""
 
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str]
     data_start: int
-    """Position in the file of the first tensor byte."""
+    """Position of the first tensor byte in the file."""
 
 
 ReadTensor = Callable[[TensorInfo], Iterable[bytes]]
-"""Yields the bytes of a tensor, in pieces."""
+"""Yields the bytes of a tensor in pieces."""
 
 
 def read_header(
@@ -84,13 +84,13 @@ def read_header(
     item_bytes: Mapping[str, int] = ITEM_BYTES,
     max_dimensions: int = MAX_DIMENSIONS,
 ) -> TensorFile:
-    """Return the checked header of `file`, which is `size` bytes long.
+    """Read and validate the header of `file`, which is `size` bytes long.
 
-    With `is_foreign` a tensor may be a scalar, or empty, as other tools save them. `item_bytes` are
-    the dtypes that it may have, and `max_dimensions` its sizes at most.
+    With `is_foreign`, tensors may be scalar or empty, as other tools save them. `item_bytes` has
+    the allowed dtypes, and `max_dimensions` is the maximum number of dimensions.
 
     Raises:
-        PackageError: The file breaks the format, a limit of this module or one of `limits`.
+        PackageError: The file violates the format, a limit of this module, or one of `limits`.
     """
     file.seek(0)
     start = file.read(8)
@@ -129,7 +129,7 @@ def read_header(
 
 
 def tensor_reader(file: BinaryIO, data_start: int) -> ReadTensor:
-    """Return what reads the tensors of `file`, whose data begin at `data_start`."""
+    """Return a reader of the tensors in `file`, whose data begin at `data_start`."""
 
     def read(tensor: TensorInfo) -> Iterator[bytes]:
         file.seek(data_start + tensor.offset)
@@ -152,7 +152,7 @@ def encode_header(
     """Return length and header for `tensors` in their order; equal input gives equal bytes.
 
     Raises:
-        PackageError: They are more than `limits` allow.
+        PackageError: The header exceeds `limits`.
     """
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
     for tensor in tensors:
@@ -230,7 +230,7 @@ def _integers(value: object, what: str) -> list[int]:
 
 
 def _check_ranges(tensors: list[TensorInfo], data_bytes: int) -> None:
-    """Demand that the tensors cover the data exactly: no hole, no overlap, nothing after."""
+    """Check that the tensors cover the data exactly: no gap, no overlap, nothing after."""
     if not tensors:
         raise PackageError("the file holds no tensors")
     end = 0

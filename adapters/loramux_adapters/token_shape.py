@@ -1,4 +1,4 @@
-"""What a base model makes of a token, which virtual tokens have to be alike."""
+"""Sizes of a base model's embeddings and KV cache, which virtual tokens have to match."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ _HEADS = ("num_attention_heads", "n_head", "num_heads", "n_heads")
 _DECODER_LAYERS = ("num_decoder_layers", "decoder_layers")
 _DECODER_HEADS = ("decoder_attention_heads",)
 _EMBEDDING_WIDTHS = ("word_embed_proj_dim", "embedding_size")
-"""Where an embedding is not as wide as what layers make of it."""
+"""Width of an embedding, where it is not the hidden size."""
 _HEAD_WIDTHS = ("head_dim", "d_kv")
 _KINDS = ("layer_types", "layers_block_type")
 _RECURRENT = frozenset({"linear_attention", "recurrent", "mamba", "conv"})
@@ -17,25 +17,25 @@ _RECURRENT = frozenset({"linear_attention", "recurrent", "mamba", "conv"})
 
 @dataclass(frozen=True, slots=True)
 class TokenShape:
-    """The sizes of an embedding, and of what layers keep of a token."""
+    """The sizes of a token's embedding and of its KV cache entries."""
 
     width: int
-    """Of an embedding."""
+    """Width of an embedding."""
     cache: tuple[tuple[int, int, int], ...]
-    """Of each layer: heads that keep something, width of a key, width of a value."""
+    """For each layer: number of KV heads, width of a key, width of a value."""
     has_recurrent_layers: bool = False
-    """Whether there are layers that keep nothing of a token, but a state after all of them."""
+    """Whether some layers keep a recurrent state instead of keys and values."""
     num_texts: int = 1
-    """Texts that the base has: of one with an encoder and a decoder, 2."""
+    """Sequences per request: 2 for an encoder-decoder, else 1."""
 
 
 def token_shape(config: Mapping[str, object]) -> TokenShape | None:
-    """Return what a model of the parsed `config.json` makes of a token; None if it does not say."""
+    """Return the `TokenShape` by a parsed `config.json`; None if that lacks a size."""
     inner = config.get("text_config")
     if isinstance(inner, dict):
         config = inner
     num_texts = 2 if config.get("is_encoder_decoder") is True else 1
-    # Beside an encoder, what keeps something is the decoder.
+    # In an encoder-decoder, only the decoder has a KV cache.
     of_decoder = (_DECODER_LAYERS, _DECODER_HEADS) if num_texts > 1 else ((), ())
     width = _first(config, _WIDTHS)
     num_layers = _first(config, (*of_decoder[0], *_LAYERS))
@@ -50,7 +50,7 @@ def token_shape(config: Mapping[str, object]) -> TokenShape | None:
 
 
 def _has_recurrent_layers(config: Mapping[str, object]) -> bool:
-    """Return whether layers are of such kinds, or those of Mamba where no kinds are named."""
+    """Return whether any layer is recurrent; without layer types, whether the model is a Mamba."""
     kinds = next((config[name] for name in _KINDS if isinstance(config.get(name), list)), None)
     if isinstance(kinds, list):
         return any(kind in _RECURRENT for kind in kinds if isinstance(kind, str))
@@ -58,6 +58,6 @@ def _has_recurrent_layers(config: Mapping[str, object]) -> bool:
 
 
 def _first(config: Mapping[str, object], names: Sequence[str]) -> int:
-    """Return the first of the sizes `names` that there is; 0 if there is none."""
+    """Return the first valid size among the fields `names`; 0 if there is none."""
     values = (config.get(name) for name in names)
     return next((value for value in values if type(value) is int and 0 < value < 1 << 20), 0)

@@ -1,7 +1,7 @@
-"""Rows of single tokens in the embeddings: `trainable_token_indices`, and a method of its own.
+"""Trained rows of single tokens in embeddings: `trainable_token_indices`, and TRAINABLE_TOKENS.
 
-Source of the meaning: `peft.TrainableTokensConfig` and `TrainableTokensLayer`, PEFT 0.21. The rows
-are the weights themselves, no differences.
+Semantics follow `peft.TrainableTokensConfig` and `TrainableTokensLayer`, PEFT 0.21. The rows are
+the weights themselves, not differences.
 """
 
 from collections.abc import Mapping
@@ -25,26 +25,26 @@ FIELDS = Fields(
     refused={},
 )  # fmt: skip
 ROWS = ".token_adapter.trainable_tokens_delta"
-"""How the names of such tensors end beside those of LoRA."""
+"""Suffix of the names of such tensors beside a LoRA."""
 _OWN_ROWS = ".trainable_tokens_delta"
 _SERVED = f"'{_OWN_ROWS}' is served of a TRAINABLE_TOKENS adapter"
 
 
 @dataclass(frozen=True, slots=True)
 class TrainableTokensConfig:
-    """What a checked config of this method says."""
+    """What a validated config of this method says."""
 
     tokens: tuple[int, ...]
     target_modules: Named
-    """Ends of the names of embeddings; empty for the model's own."""
+    """Suffixes of the names of embeddings; empty for the model's input embedding."""
     base_model: str
 
 
 def check_trainable_tokens(config: Mapping[str, object]) -> TrainableTokensConfig:
-    """Return what `config`, a parsed `adapter_config.json`, asks for.
+    """Validate `config`, a parsed `adapter_config.json` of this method.
 
     Raises:
-        PackageError: A field is malformed or asks for something that is not served.
+        PackageError: A field is malformed or asks for something unsupported.
     """
     refuse_unserved(config, FIELDS)
     return TrainableTokensConfig(
@@ -57,7 +57,7 @@ def check_trainable_tokens(config: Mapping[str, object]) -> TrainableTokensConfi
 def trainable_tokens_contents(
     config: TrainableTokensConfig, tensors: Mapping[str, TensorInfo]
 ) -> Contents:
-    """Return the rows that `tensors` hold.
+    """Return the contents of `tensors`: rows of tokens, and weights of embeddings.
 
     Raises:
         PackageError: A tensor is something else, or disagrees with `config`.
@@ -69,7 +69,7 @@ def trainable_tokens_contents(
             edits.append(tokens_edit(module, tensor, config.tokens, "token_indices"))
         else:
             edits.append(saved_edit(tensor, (), _SERVED))
-    # PEFT saves the rows also for what is tied to the embeddings, which no field names.
+    # PEFT also saves the rows for a tied module, which no field names.
     if not any(e.kind is EditKind.TOKENS and _is_target(config, e.module) for e in edits):
         raise PackageError(
             f"there is no tensor '{_OWN_ROWS}' of a module that target_modules names",
@@ -81,7 +81,7 @@ def trainable_tokens_contents(
 def _targets(config: Mapping[str, object]) -> Named:
     name = "target_modules"
     value = config.get(name)
-    # PEFT writes the name of the embeddings as a string, if none was given.
+    # If none was given, PEFT writes the name of the input embedding as a string.
     if isinstance(value, str) and is_name(value):
         return frozenset((value,))
     return named(config, name, Steps())
@@ -95,9 +95,9 @@ def _is_target(config: TrainableTokensConfig, module: str) -> bool:
 
 
 def token_indices(config: Mapping[str, object]) -> Mapping[str, tuple[int, ...]]:
-    """Return `trainable_token_indices`: ends of names of modules -> tokens.
+    """Return `trainable_token_indices`: suffixes of module names -> tokens.
 
-    A list is for the embeddings, whatever their name, and stands under the empty end.
+    A plain list is for the input embedding, whatever its name; it has the empty suffix.
 
     Raises:
         PackageError: The field is malformed.
@@ -117,7 +117,7 @@ def token_list(value: object, label: str) -> tuple[int, ...]:
     """Return the tokens in the list `value`.
 
     Raises:
-        PackageError: It is no list of different tokens.
+        PackageError: It is not a list of distinct token ids.
     """
     if not isinstance(value, list) or not all(type(n) is int and n >= 0 for n in value):
         raise invalid(label, f"is {shown(value)}, not a list of token ids from 0")
@@ -127,10 +127,10 @@ def token_list(value: object, label: str) -> tuple[int, ...]:
 
 
 def tokens_edit(module: str, tensor: TensorInfo, tokens: tuple[int, ...], label: str) -> Edit:
-    """Return the edit of `module` that `tensor` is, which has the rows of `tokens`.
+    """Return the edit of `module` whose rows for `tokens` are in `tensor`.
 
     Raises:
-        PackageError: It has another number of rows; `label` is the field that says how many.
+        PackageError: It has another number of rows; `label` is the field that lists the tokens.
     """
     if len(tensor.shape) != 2 or tensor.shape[0] != len(tokens):
         raise PackageError(

@@ -1,4 +1,4 @@
-"""From a package back to the folder that PEFT loads."""
+"""Unpacking a package into a folder that PEFT loads."""
 
 import json
 from pathlib import Path
@@ -12,9 +12,9 @@ from loramux_adapters.tensorfile import FOLDER, encode_header, tensor_reader
 def unpack(file: BinaryIO, package: Package, folder: Path) -> None:
     """Write `package`, which is open as `file`, to the new `folder` as PEFT saves an adapter.
 
-    The notes of the manifest go to `loramux.json` beside PEFT's files, where packing finds them:
-    to pack the folder gives the package that was unpacked, byte for byte. The digests of the
-    tensors are left to packing, unless a signature is for them or they are the only note.
+    The manifest's notes go to `loramux.json` beside PEFT's files, where packing finds them: packing
+    the folder gives the same package, byte for byte. Tensor digests are omitted, as packing
+    computes them, unless they are signed or the only note.
 
     Raises:
         PackageError: The file ends early.

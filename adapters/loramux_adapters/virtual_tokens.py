@@ -1,12 +1,12 @@
 """Virtual tokens: what prompt tuning, P-tuning, prefix tuning and cartridges put before prompts.
 
-PEFT runs the encoders of P-tuning and of prefix tuning when it saves, so that a file has ready
-embeddings, or ready keys and values, whatever made them. Beside them are heads, and other modules
-that were trained whole.
+PEFT runs the encoders of P-tuning and of prefix tuning when it saves, so a file has final
+embeddings, or final keys and values, regardless of how they were made. There may also be a head and
+other modules that were trained in full.
 
-Sources of the methods: arXiv 2104.08691 (prompt tuning), 2103.10385 (P-tuning), 2303.02861
-(multitask prompt tuning), 2101.00190 (prefix tuning), github.com/HazyResearch/cartridges; of the
-meaning of each field: the configs of PEFT 0.21.
+Methods: arXiv 2104.08691 (prompt tuning), 2103.10385 (P-tuning), 2303.02861 (multitask prompt
+tuning), 2101.00190 (prefix tuning), github.com/HazyResearch/cartridges. Fields: the configs of PEFT
+0.21.
 """
 
 from collections.abc import Mapping
@@ -57,7 +57,7 @@ MULTITASK_FIELDS = Fields(
     },
     {},
 )  # fmt: skip
-# PEFT saves the sum of the embeddings of tokens and what was learned beside them.
+# PEFT saves the sum of the tokens' embeddings and of what was learned on top of them.
 CPT_FIELDS = Fields(
     _SHAPE,
     _COMMON | _CACHE_SHAPE | {
@@ -76,50 +76,50 @@ CARTRIDGE_FIELDS = Fields(_SHAPE | _CACHE_SHAPE, _COMMON | {"num_frozen_tokens"}
 
 _EMBEDDINGS, _COLUMNS, _ROWS = "prompt_embeddings", "prefix_task_cols", "prefix_task_rows"
 VIRTUAL_TENSORS = frozenset((_EMBEDDINGS, _COLUMNS, _ROWS))
-"""Names of the tensors that are of virtual tokens."""
+"""Names of all tensors of virtual tokens."""
 _Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class VirtualTokensConfig:
-    """What a checked config says of virtual tokens; sizes are 0 where it does not say them."""
+    """What a validated config says about virtual tokens; sizes that it does not state are 0."""
 
     count: int
     token_dim: int
     base_model: str
     num_ranks: int = 0
-    """Of the factors of a prompt that several tasks share."""
+    """Rank of the factors of a multitask prompt."""
     num_layers: int = 0
-    """Of the base, where keys and values are given."""
+    """Layers of the base, if keys and values are given."""
     num_heads: int = 0
     num_texts: int = 1
-    """Texts that a base has: of one with an encoder and a decoder, 2."""
+    """Sequences per request of the base: 2 for an encoder-decoder, else 1."""
     saved: tuple[str, ...] = ()
-    """Ends of the names of modules that were trained whole."""
+    """Suffixes of the names of modules that were trained in full."""
 
 
 def check_prompt(config: Mapping[str, object]) -> VirtualTokensConfig:
-    """Return what `config`, a parsed `adapter_config.json` of prompt tuning, asks for.
+    """Validate `config`, a parsed `adapter_config.json` of prompt tuning.
 
     Raises:
-        PackageError: A field is malformed (reason INVALID_ADAPTER_CONFIG), or asks for something
-            that is not served (UNSUPPORTED_ADAPTER_FEATURE). The message names the field.
+        PackageError: A field is malformed (reason INVALID_ADAPTER_CONFIG) or asks for something
+            unsupported (UNSUPPORTED_ADAPTER_FEATURE). The message names the field.
     """
     return _check(config, PROMPT_FIELDS)
 
 
 def check_p_tuning(config: Mapping[str, object]) -> VirtualTokensConfig:
-    """Return what a config of P-tuning asks for; see `check_prompt`."""
+    """Validate a config of P-tuning; see `check_prompt`."""
     return _check(config, P_FIELDS)
 
 
 def check_cpt(config: Mapping[str, object]) -> VirtualTokensConfig:
-    """Return what a config of context-aware prompt tuning asks for; see `check_prompt`."""
+    """Validate a config of context-aware prompt tuning; see `check_prompt`."""
     return _check(config, CPT_FIELDS)
 
 
 def check_multitask(config: Mapping[str, object]) -> VirtualTokensConfig:
-    """Return what a config of multitask prompt tuning asks for; see `check_prompt`."""
+    """Validate a config of multitask prompt tuning; see `check_prompt`."""
     if integer(config, "num_tasks", 1, 1, _MAX_SIZE) != 1:
         raise unsupported(
             "num_tasks",
@@ -130,20 +130,20 @@ def check_multitask(config: Mapping[str, object]) -> VirtualTokensConfig:
 
 
 def check_prefix(config: Mapping[str, object]) -> VirtualTokensConfig:
-    """Return what a config of prefix tuning asks for; see `check_prompt`."""
+    """Validate a config of prefix tuning; see `check_prompt`."""
     return _check_cache(config, PREFIX_FIELDS)
 
 
 def check_cartridge(config: Mapping[str, object]) -> VirtualTokensConfig:
-    """Return what a config of a cartridge asks for; see `check_prompt`."""
+    """Validate a config of a cartridge; see `check_prompt`."""
     return _check_cache(config, CARTRIDGE_FIELDS)
 
 
 def prompt_contents(config: VirtualTokensConfig, tensors: Mapping[str, TensorInfo]) -> Contents:
-    """Return the embeddings that `tensors` hold.
+    """Return the contents of `tensors`, with virtual tokens as embeddings.
 
     Raises:
-        PackageError: A tensor is missing, is another's, or disagrees with `config`.
+        PackageError: A tensor is missing, is not supported, or disagrees with `config`.
     """
     count, width = config.num_texts * config.count, _needed("token_dim", config.token_dim)
     shapes: dict[str, tuple[int, ...]] = {_EMBEDDINGS: (count, width)}
@@ -160,10 +160,10 @@ def prompt_contents(config: VirtualTokensConfig, tensors: Mapping[str, TensorInf
 
 
 def prefix_contents(config: VirtualTokensConfig, tensors: Mapping[str, TensorInfo]) -> Contents:
-    """Return the keys and values that `tensors` hold.
+    """Return the contents of `tensors`, with virtual tokens as keys and values.
 
     Raises:
-        PackageError: A tensor is missing, is another's, or disagrees with `config`.
+        PackageError: A tensor is missing, is not supported, or disagrees with `config`.
     """
     num_layers = _needed("num_layers", config.num_layers)
     num_heads = _needed("num_attention_heads", config.num_heads)
@@ -217,7 +217,7 @@ def _check(
 
 
 def _size(config: Mapping[str, object], name: str) -> int:
-    """Return the size `name`; 0 where it is absent, as before PEFT has seen the base."""
+    """Return the size `name`; 0 if it is absent, as before PEFT has seen the base."""
     if config.get(name) is None:
         return 0
     return integer(config, name, 0, 1, _MAX_SIZE)
@@ -232,9 +232,9 @@ def _needed(name: str, size: int) -> int:
 def _split(
     tensors: Mapping[str, TensorInfo], shapes: _Shapes, saved: tuple[str, ...]
 ) -> tuple[list[TensorInfo], list[Edit]]:
-    """Return the tensors of `shapes`, and what takes the place of all others of `tensors`.
+    """Return the tensors named in `shapes`, and the replacements that all other tensors are.
 
-    These are of modules in `saved`.
+    The others have to be of modules in `saved`.
     """
     for name, shape in shapes.items():
         if name not in tensors:

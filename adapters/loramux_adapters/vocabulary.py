@@ -1,4 +1,4 @@
-"""An adapter's own vocabulary: that of a base whose embeddings were resized before training."""
+"""Adapters with a vocabulary of their own: the embeddings were resized before training."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,23 +9,23 @@ from loramux_adapters.errors import PackageError
 
 @dataclass(frozen=True, slots=True)
 class BaseVocabulary:
-    """Where tokens go into a base model and come out of it."""
+    """Input embedding and output layer of a base model."""
 
     embedding: str = ""
-    """Name of the module that takes tokens."""
+    """Name of the input embedding."""
     output: str = ""
-    """Name of the layer that makes logits."""
+    """Name of the output layer, which computes the logits."""
     num_embeddings: int = 0
     num_logits: int = 0
     is_tied: bool = False
-    """Whether these two have one weight."""
+    """Whether their weights are tied."""
 
     def size_for(self, contents: Contents) -> int:
-        """Return how many tokens the base has with an adapter of `contents`; 0 if as many as ever.
+        """Return the vocabulary size of the base with an adapter of `contents`; 0 if unchanged.
 
         Raises:
-            PackageError: The adapter has rows for other tokens where they go in than where they
-                come out, so that PEFT would fill in random ones.
+            PackageError: The adapter resizes only one of embedding and output layer, so that PEFT
+                would fill in random rows.
         """
         sizes = {self.embedding: self.num_embeddings, self.output: self.num_logits}
         before = dict(sizes)
@@ -46,7 +46,7 @@ class BaseVocabulary:
         return sizes[self.output or self.embedding]
 
     def _meant_by(self, edit: Edit, contents: Contents) -> set[str]:
-        """Return the modules whose rows `edit` says."""
+        """Return the modules whose number of rows `edit` determines."""
         is_shared = edit.kind is EditKind.SHARED_WEIGHT
         is_shared |= edit.kind is EditKind.TOKENS and edit.module == self.embedding
         if not (is_shared and self.is_tied):
@@ -59,10 +59,10 @@ class BaseVocabulary:
         self, contents: Contents, base: Mapping[str, tuple[int, int]],
         parameters: Mapping[str, tuple[int, ...]],
     ) -> tuple[Mapping[str, tuple[int, int]], Mapping[str, tuple[int, ...]]]:  # fmt: skip
-        """Return the shapes of layers and parameters of the base as `contents` was trained for it.
+        """Return the shapes of the base's layers and parameters after resizing for `contents`.
 
         Args:
-            contents: The changes of the adapter.
+            contents: The adapter's changes.
             base: Name of each layer that can be changed -> (in_features, out_features).
             parameters: Name of each parameter that can be replaced -> its shape.
 
@@ -85,7 +85,7 @@ class BaseVocabulary:
 
 
 def _size(edit: Edit, size: int) -> int:
-    """Return how many rows a weight of `size` rows has with those of `edit`."""
+    """Return how many rows a weight of `size` rows has after `edit`."""
     if edit.kind is not EditKind.TOKENS:
         return edit.tensor.shape[0] if edit.tensor.shape else 0
     added = sorted(token for token in edit.tokens if token >= size)
