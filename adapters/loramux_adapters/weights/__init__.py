@@ -1,1 +1,1 @@
-"""What is computed with the weights of adapters. Needs numpy."""
+"""Computations with the weights of adapters. Needs numpy."""

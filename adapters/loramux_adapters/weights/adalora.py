@@ -1,8 +1,8 @@
-"""AdaLoRA as plain LoRA: the singular values go into B, and masked ranks are gone.
+"""AdaLoRA as plain LoRA: singular values are folded into B, and masked ranks removed.
 
-Source of the meaning: `peft.tuners.adalora`, PEFT 0.21 (method: arXiv 2303.10512). A layer adds
+Semantics follow `peft.tuners.adalora`, PEFT 0.21 (method: arXiv 2303.10512). A layer adds
 `alpha / (init_r + 1e-5) * P (Λ Q) x`, where PEFT calls Q `lora_A`, Λ `lora_E` and P `lora_B`, and
-has left out the masked ranks when it saves. Shapes: R rank, I input features, O output features.
+omits masked ranks when it saves. Shapes: R rank, I input features, O output features.
 """
 
 import os
@@ -29,9 +29,9 @@ _OWN_FIELDS = frozenset({
 })  # fmt: skip
 
 _UNREAD = {"r", "use_rslora", "rank_pattern"}
-"""What PEFT does not look at; the ranks that are left are those of the tensors."""
+"""Fields that PEFT ignores; the remaining ranks are those of the tensors."""
 _LOST = {"bias", "use_dora", "lora_bias", "alora_invocation_tokens"}
-"""What is served of LoRA, and would be lost here."""
+"""Fields that are honoured for LoRA, but would be lost here."""
 FIELDS = Fields(
     honoured=(LORA_FIELDS.honoured - _LOST - _UNREAD) | {"init_r"},
     recorded=LORA_FIELDS.recorded | (_OWN_FIELDS - {"init_r"}) | _UNREAD,
@@ -44,10 +44,10 @@ FIELDS = Fields(
 
 
 def as_lora_config(config: Mapping[str, object]) -> dict[str, object]:
-    """Return the AdaLoRA `config` as one of LoRA, with the rank and scale of a layer at the start.
+    """Return the AdaLoRA `config` as a LoRA config, with the initial rank and scale.
 
     Raises:
-        PackageError: `init_r` is no rank.
+        PackageError: `init_r` is not a valid rank.
     """
     rank = config.get("init_r", 12)
     if type(rank) is not int or not 1 <= rank <= MAX_RANK:
@@ -62,10 +62,10 @@ def as_lora_config(config: Mapping[str, object]) -> dict[str, object]:
 def pack_adalora(
     source: Path, output: Output, *, notes: Mapping[str, object | None] | None = None
 ) -> None:
-    """Write the AdaLoRA folder `source` to `output` as a package that adds the very same.
+    """Write the AdaLoRA folder `source` to `output` as an equivalent LoRA package.
 
     Raises:
-        PackageError: The folder is no such adapter, or has a field that is not served.
+        PackageError: The folder is not such an adapter, or has an unsupported field.
     """
     config = as_lora_config(read_config(source))
     checked = check_config(config)
@@ -98,7 +98,7 @@ def pack_adalora(
 
 
 def _modules(tensors: Mapping[str, TensorInfo]) -> dict[str, dict[str, TensorInfo]]:
-    """Return the parts of each layer, checked against each other."""
+    """Return the tensors of each layer, with matching shapes."""
     found: dict[str, dict[str, TensorInfo]] = {}
     for name, tensor in tensors.items():
         module, _, half = name.rpartition(".")

@@ -1,4 +1,4 @@
-"""What folding an adapter has to know of a base model: widths of its layers, and their weights.
+"""Sizes and weights of the base's layers, as converting an adapter needs them.
 
 Legend: I input features, O output features.
 """
@@ -36,7 +36,7 @@ def weight(base: KnownLayers | None, module: str, method: str) -> Array:
     """Return the weight of the layer `module`, [O, I].
 
     Raises:
-        PackageError: The folder of `base` is not at hand, has no such layer, or is quantised.
+        PackageError: The folder of `base` is not at hand, has no such layer, or is quantized.
         OSError: The folder cannot be read.
     """
     folder, layer = base_layer(base, module, method)
@@ -45,7 +45,7 @@ def weight(base: KnownLayers | None, module: str, method: str) -> Array:
 
 
 def base_layer(base: KnownLayers | None, module: str, method: str) -> tuple[BaseFolder, BaseLayer]:
-    """Return the layer `module`, and the folder that holds its weight.
+    """Return the layer `module`, and the folder with its weight.
 
     Raises:
         PackageError: The folder of `base` is not at hand, or has no such layer.
@@ -61,10 +61,10 @@ def base_layer(base: KnownLayers | None, module: str, method: str) -> tuple[Base
 
 
 def stored_weight(folder: Path, layer: BaseLayer, module: str) -> Array:
-    """Return the weight of `layer`, called `module`, as it lies in `folder`.
+    """Return the weight of `layer` as stored in `folder`; errors call it `module`.
 
     Raises:
-        PackageError: It is quantised.
+        PackageError: It is quantized.
         OSError: The file cannot be read.
     """
     tensor = layer.weight

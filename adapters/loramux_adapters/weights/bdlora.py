@@ -1,8 +1,8 @@
-"""LoRA whose A or B is block-diagonal (BD-LoRA), with the zeros beside the blocks written out.
+"""LoRA with block-diagonal A or B (BD-LoRA), as plain LoRA with explicit zeros.
 
-Source of the method: "Block-Diagonal LoRA for Eliminating Communication Overhead in Tensor Parallel
-LoRA Serving"; of the meaning of the field: `peft.LoraConfig` and
-`BdLoraLinearVariant`, PEFT 0.21, which saves the blocks one below the other.
+Method: "Block-Diagonal LoRA for Eliminating Communication Overhead in Tensor Parallel LoRA
+Serving". Fields: `peft.LoraConfig` and `BdLoraLinearVariant`, PEFT 0.21, which saves the blocks
+stacked vertically.
 """
 
 import os
@@ -29,10 +29,10 @@ _KNOWN = frozenset({*_HALVES.values(), "nblocks", "match_strict"})
 def pack_bdlora(
     source: Path, output: Output, *, notes: Mapping[str, object | None] | None = None
 ) -> None:
-    """Write the LoRA folder `source`, which has block-diagonal matrices, to `output`.
+    """Write the LoRA folder `source`, which has block-diagonal factors, to `output`.
 
     Raises:
-        PackageError: The folder is no such adapter, or has a field that is not served.
+        PackageError: The folder is not such an adapter, or has an unsupported field.
     """
     given = read_config(source)
     config = {name: value for name, value in given.items() if name != FIELD}
@@ -51,7 +51,7 @@ def pack_bdlora(
             if tensor.name not in wide:
                 return read(tensor)
             narrow = header.tensors[tensor.name]
-            kind = f"<u{ITEM_BYTES[narrow.dtype]}"  # only moved, whatever number they are
+            kind = f"<u{ITEM_BYTES[narrow.dtype]}"  # only moved, so any dtype of this width will do
             values = np.frombuffer(b"".join(read(narrow)), kind).reshape(narrow.shape)
             return [_diagonal(values, count).tobytes()]
 
@@ -61,7 +61,7 @@ def pack_bdlora(
 
 
 def _blocks(value: object) -> tuple[int, dict[str, tuple[str, ...]]]:
-    """Return the number of blocks, and of which layers each half has them."""
+    """Return the number of blocks, and for A and B the layers where it has blocks."""
     if not isinstance(value, dict) or not value.keys() <= _KNOWN:
         raise invalid(FIELD, f"is {shown(value)}, not an object of {', '.join(sorted(_KNOWN))}")
     count = integer(value, "nblocks", 1, 1, MAX_RANK, f"{FIELD}.nblocks")
@@ -69,11 +69,11 @@ def _blocks(value: object) -> tuple[int, dict[str, tuple[str, ...]]]:
 
 
 def _is_in_blocks(name: str, blocks: Mapping[str, tuple[str, ...]]) -> bool:
-    """Return whether the tensor `name` is one of blocks."""
+    """Return whether the tensor `name` is saved as blocks."""
     for ending, parts in blocks.items():
         if name.startswith(PREFIX) and name.endswith(ending):
             module = name.removeprefix(PREFIX).removesuffix(ending)
-            return any(each in module for each in parts)  # PEFT asks for any piece of the name
+            return any(each in module for each in parts)  # PEFT matches any substring of the name
     return False
 
 
@@ -89,7 +89,7 @@ def _widened(tensor: TensorInfo, count: int) -> TensorInfo:
 
 
 def _diagonal(blocks: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:
-    """Return `blocks`, which are one below the other, on the diagonal of a matrix."""
+    """Return vertically stacked `blocks` as a block-diagonal matrix."""
     rows, columns = blocks.shape
     found = np.zeros((count, rows // count, count, columns), blocks.dtype)
     for number, block in enumerate(blocks.reshape(count, -1, columns)):

@@ -1,10 +1,10 @@
 """BEFT as plain LoRA with a bias.
 
-Source of the method: "BEFT: Bias-Efficient Fine-Tuning of Language Models" (arXiv 2509.15974); of
-the meaning of each field and tensor: `peft.tuners.beft`, PEFT 0.21.
+Method: "BEFT: Bias-Efficient Fine-Tuning of Language Models" (arXiv 2509.15974). Fields and
+tensors: `peft.tuners.beft`, PEFT 0.21.
 
-A vector is added to the output of a layer. PEFT's LoRA adds one, too, with `lora_bias`; its A and B
-are zero here, of rank 1.
+A vector is added to the output of a layer. PEFT's LoRA can do the same with `lora_bias`; here its A
+and B are zero, of rank 1.
 
 Legend: R rank, I input features, O output features.
 """

@@ -1,4 +1,4 @@
-"""Sums of arrays in the ways that model merging knows, as `peft.utils.merge_utils` defines them.
+"""Combination of arrays by methods of model merging, as in `peft.utils.merge_utils`.
 
 Sources: TIES, Yadav et al. 2023 (arXiv 2306.01708); DARE, Yu et al. 2023 (arXiv 2311.03099).
 """
@@ -12,14 +12,14 @@ import numpy.typing as npt
 from loramux_adapters.weights.dtypes import Array
 
 Draw = Callable[[tuple[int, ...], float], npt.NDArray[np.bool_]]
-"""Given a shape and a density: which entries stay, at random."""
+"""Shape and density -> random mask of the entries to keep."""
 Sign = Literal["total", "frequency"]
 Method = Literal["linear", "magnitude_prune", "ties", "dare_linear", "dare_ties"]
 METHODS: tuple[Method, ...] = ("linear", "magnitude_prune", "ties", "dare_linear", "dare_ties")
 
 
 def seeded(seed: int) -> Draw:
-    """Return draws that are the same for the same seed."""
+    """Return a source of random masks that depends only on the seed."""
     random = np.random.default_rng(seed)
     return lambda shape, density: random.random(shape) < density
 
@@ -33,7 +33,7 @@ def combined(
     sign: Sign,
     draw: Draw,
 ) -> Array:
-    """Return the weighted combination of `arrays`, which have one shape."""
+    """Return the weighted combination of `arrays`, which have the same shape."""
     if method.startswith("dare"):
         arrays = [_drop(array, density, draw) for array in arrays]
     elif method != "linear":
@@ -50,7 +50,7 @@ def combined(
 
 
 def _largest(array: Array, density: float) -> Array:
-    """Return `array` with a share of `density` of its entries, the largest; the others are 0."""
+    """Return `array` with only its share `density` of largest entries; the others are 0."""
     if density >= 1:
         return array
     kept = int(density * array.size)
@@ -63,14 +63,14 @@ def _largest(array: Array, density: float) -> Array:
 
 
 def _drop(array: Array, density: float, draw: Draw) -> Array:
-    """Return `array` with a share of `density` of its entries, drawn, and its expected value."""
+    """Return `array` with a random share `density` of its entries, rescaled to keep its mean."""
     if density >= 1:
         return array
     return array * draw(array.shape, density) / np.float32(density)
 
 
 def _agrees(stack: Array, sign: Sign) -> npt.NDArray[np.bool_]:
-    """Return which entries have the sign of the majority: by the sum of values, or of signs."""
+    """Return which entries have the majority's sign, by sum of values or by count of signs."""
     votes = stack.sum(axis=0) if sign == "total" else np.sign(stack).sum(axis=0)
     agrees: npt.NDArray[np.bool_] = np.sign(stack) == np.where(votes >= 0, 1, -1)
     return agrees

@@ -1,4 +1,4 @@
-"""An adapter in another dtype, or with lower ranks."""
+"""Conversion of an adapter to another dtype or to lower ranks."""
 
 from dataclasses import dataclass, replace
 from typing import BinaryIO
@@ -19,15 +19,15 @@ from loramux_adapters.weights.update import Update, dtype_of, read_updates, stor
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """What became of one module."""
+    """The result for one module."""
 
     module: str
     rank_before: int
     rank: int
     energy: float
-    """Share of the squared singular values that the rank keeps."""
+    """Share of the squared singular values that is kept."""
     error: float
-    """Norm of the difference over the norm, as written, rounding included; 0 for a zero module."""
+    """Relative error of what was written, rounding included, by norm; 0 for a zero module."""
 
 
 def convert(
@@ -43,11 +43,11 @@ def convert(
 
     Args:
         file: The package.
-        package: What reading it gave.
-        output: An empty file that can be read again: the errors are those of what it holds.
-        dtype: A name as `bfloat16`; that of the package if left out.
-        rank: The rank of each module at most, with the largest singular values.
-        energy: Instead of `rank`: the least rank of each module that keeps this share.
+        package: The parsed package.
+        output: An empty file, also open for reading: errors are measured on what was written.
+        dtype: A name such as `bfloat16`; the package's dtype if None.
+        rank: Maximum rank of each module; the largest singular values are kept.
+        energy: Instead of `rank`: the lowest rank of each module that keeps this share.
 
     Raises:
         PackageError: An argument is out of range, or a weight is not finite.
@@ -87,7 +87,7 @@ def convert(
 
 
 def _reduced(update: Update, rank: int | None, energy: float | None) -> tuple[Update, float]:
-    """Return the update with a lower rank, if it has to be lower, and the share of energy kept."""
+    """Return the update with its rank reduced if necessary, and the share of energy kept."""
     if not update.is_finite():
         raise PackageError(
             f"module {update.module}: a weight is NaN or infinite", "ADAPTER_NOT_FINITE"
@@ -107,7 +107,7 @@ def _reduced(update: Update, rank: int | None, energy: float | None) -> tuple[Up
 def _write_as(
     dtype: str, file: BinaryIO, package: Package, output: BinaryIO, notes: dict[str, object]
 ) -> None:
-    """Write the tensors of `package` in `dtype`, and its config as it is."""
+    """Write the tensors of `package` in `dtype`, with the config unchanged."""
     read = tensor_reader(file, package.file.data_start)
     before = package.tensors
 

@@ -1,10 +1,10 @@
 """DEFT and PaRa as plain LoRA.
 
-Source of the methods and of the meaning of each field and tensor: `peft.tuners.deft`, PEFT 0.21.
+Methods, fields and tensors: `peft.tuners.deft`, PEFT 0.21.
 
-A layer takes a part of low rank out of the weight W of the base, and puts another in its place:
-`P (R - Q' W)`, where Q is P with negative entries zero, or P and Q are both its orthonormal basis.
-With `para` nothing is put in its place. So P and what it multiplies are the LoRA.
+A low-rank part of the base's weight W is removed and replaced by another: a layer adds
+`P (R - Q' W)`, where Q is P with negative entries set to zero, or P and Q are both P's orthonormal
+basis. With `para`, R is zero. So B is P, and A is the other factor.
 
 Legend: R rank, I input features, O output features.
 """
@@ -38,7 +38,7 @@ def _projection(layer: Layer, p_OR: Wide) -> Factors:
     if method == "relu":
         return p_OR, np.maximum(p_OR, 0)
     if method == "qr":
-        # R was trained with the signs that float32 gives to the basis.
+        # R was trained with the signs that QR in float32 gives the basis.
         basis_OR: Wide = np.linalg.qr(p_OR.astype(np.float32))[0].astype(np.float64)
         return basis_OR, basis_OR
     raise PackageError(

@@ -1,10 +1,10 @@
 """DeLoRA as plain LoRA.
 
-Source of the method: Bini et al., "Decoupling Angles and Strength in Low-rank Adaptation" (arXiv
-2503.18225); of the meaning of each field and tensor: `peft.tuners.delora`, PEFT 0.21.
+Method: Bini et al., "Decoupling Angles and Strength in Low-rank Adaptation" (arXiv 2503.18225).
+Fields and tensors: `peft.tuners.delora`, PEFT 0.21.
 
-The rows of A and the columns of B have length 1, a number lambda over the rank scales them, and the
-lengths of the base's columns scale the inputs. PEFT saves these lengths as they were at the start.
+Rows of A and columns of B are normalized and scaled by lambda / rank; inputs are scaled by the
+norms of the base weight's columns. PEFT saves these norms as they were at the start.
 
 Legend: R rank, I input features, O output features.
 """
@@ -16,7 +16,7 @@ from loramux_adapters.weights.folded_fields import folded_fields
 from loramux_adapters.weights.spectrum import Factors
 
 _LEAST = 1e-4
-"""What PEFT takes for the length of a shorter vector."""
+"""PEFT's lower bound for the norm of a vector."""
 
 
 def _delora(layer: Layer, parts: Parts) -> tuple[Factors, float]:
@@ -32,7 +32,7 @@ def _delora(layer: Layer, parts: Parts) -> tuple[Factors, float]:
 DELORA = Method(
     folded_fields(
         {"r", "rank_pattern"},
-        # The strengths are saved as they were trained.
+        # The trained strengths are saved as tensors.
         {"delora_lambda", "lambda_pattern", "module_dropout"},
         absent={"fan_in_fan_out"},
     ),

@@ -1,9 +1,8 @@
-"""Methods that add a matrix of full rank to a layer, or multiply its weights one by one.
+"""Methods with full-rank updates, or with factors for single weights.
 
-Sources of the methods: SHiRA (arXiv 2406.13175), RandLoRA (arXiv 2502.00987), C3A (arXiv
-2407.19342), HiRA; of the meaning of each field and tensor: `peft.tuners.shira`,
-`peft.tuners.supertuning`, `peft.tuners.randlora`, `peft.tuners.c3a` and `peft.tuners.hira`, PEFT
-0.21.
+Methods: SHiRA (arXiv 2406.13175), RandLoRA (arXiv 2502.00987), C3A (arXiv 2407.19342), HiRA. Fields
+and tensors: `peft.tuners.shira`, `peft.tuners.supertuning`, `peft.tuners.randlora`,
+`peft.tuners.c3a` and `peft.tuners.hira`, PEFT 0.21.
 
 Legend: I input features, O output features, R rank, D bases, H inputs of a block, M and N blocks.
 """
@@ -24,14 +23,14 @@ _RANDLORA_A, _RANDLORA_B = ".randlora_A", ".randlora_B"
 
 
 def _shira(layer: Layer, parts: Parts, weight_OI: Wide) -> Wide:
-    """SHiRA adds a number to some of the weights."""
+    """SHiRA adds values to some of the weights, given by row and column."""
     values = shaped(layer, parts, ".shira_weight", None)
     rows, columns = _indices(layer, parts, ".shira_indices", (2, len(values)), weight_OI.shape)
     return _added(weight_OI, rows * weight_OI.shape[1] + columns, values)
 
 
 def _supertuning(layer: Layer, parts: Parts, weight_OI: Wide) -> Wide:
-    """Supertuning does so, too; its places are counted row by row."""
+    """Supertuning does so, too, with flat row-major indices."""
     values = shaped(layer, parts, ".supertuning_values", None)
     places = _indices(
         layer, parts, ".supertuning_indices", (1, len(values)), (weight_OI.size,)
@@ -40,7 +39,7 @@ def _supertuning(layer: Layer, parts: Parts, weight_OI: Wide) -> Wide:
 
 
 def _randlora(layer: Layer, parts: Parts, weight_OI: Wide) -> Wide:
-    """RandLoRA adds a sum of random matrices of rank R, each times numbers of its own."""
+    """RandLoRA adds a sum of random matrices of rank R with learned diagonal scales."""
     low, high = sorted(weight_OI.shape)
     count = -(-low // layer.rank)
     a = shaped(layer, parts, _RANDLORA_A, layer.rank, None, None)[:, :count, :low]
@@ -56,7 +55,7 @@ def _randlora(layer: Layer, parts: Parts, weight_OI: Wide) -> Wide:
 
 
 def _c3a(layer: Layer, parts: Parts, weight_OI: Wide) -> Wide:
-    """C3A adds blocks whose rows are one row, moved by one place each."""
+    """C3A adds circulant blocks."""
     kernel_MNH = shaped(layer, parts, ".c3a_kernel", None, None, None)
     rows, columns, size = kernel_MNH.shape
     if (rows * size, columns * size) != weight_OI.shape:
@@ -71,7 +70,7 @@ def _c3a(layer: Layer, parts: Parts, weight_OI: Wide) -> Wide:
 
 
 def _hira(layer: Layer, parts: Parts, weight_OI: Wide) -> Wide:
-    """HiRA multiplies each weight by what a matrix of rank R has there, and adds it."""
+    """HiRA adds the weight multiplied elementwise by a matrix of rank R."""
     a_RI = shaped(layer, parts, ".hira_A", layer.rank, weight_OI.shape[1])
     b_OR = shaped(layer, parts, ".hira_B", weight_OI.shape[0], layer.rank)
     return weight_OI * (1 + b_OR @ a_RI)
@@ -80,7 +79,7 @@ def _hira(layer: Layer, parts: Parts, weight_OI: Wide) -> Wide:
 def _indices(
     layer: Layer, parts: Parts, name: str, shape: tuple[int, int], limits: tuple[int, ...]
 ) -> npt.NDArray[np.int64]:
-    """Return indices of weights, one row for each of `limits`, which they are below."""
+    """Return integer indices, one row per entry of `limits`, checked to be below that limit."""
     found = part(layer, parts, name)
     rows = found.reshape(shape) if found.size == shape[0] * shape[1] else None
     if rows is None or not all(
@@ -93,7 +92,7 @@ def _indices(
 
 
 def _added(weight_OI: Wide, places: npt.NDArray[np.int64], values: Wide) -> Wide:
-    """Return the weights with `values` added at `places`, which are counted row by row."""
+    """Return the weight with `values` added at the flat row-major indices `places`."""
     found = weight_OI.flatten()
     np.add.at(found, places, values)
     return found.reshape(weight_OI.shape)

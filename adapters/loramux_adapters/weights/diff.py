@@ -1,4 +1,4 @@
-"""How far two adapters are from each other, layer by layer, whatever their ranks."""
+"""Distance between two adapters, layer by layer, regardless of their ranks."""
 
 import math
 from collections.abc import Mapping
@@ -16,33 +16,33 @@ from loramux_adapters.weights.update import Update, read_update
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How far two updates of one layer are from each other; a missing update is zero."""
+    """Distance between two updates of one layer; a missing update counts as zero."""
 
     module: str
     norms: tuple[float, float]
     distance: float
     """Frobenius norm of the difference."""
     cosine: float | None
-    """Of the angle between the two; None if one is zero."""
+    """Cosine similarity of the two updates; None if one is zero."""
 
 
 @dataclass(frozen=True, slots=True)
 class Diff:
-    """What differs between two adapters."""
+    """All differences between two adapters."""
 
     config: Mapping[str, tuple[object, object]]
-    """Fields of the PEFT config with different values."""
+    """Fields of the PEFT config with different values, by name."""
     modules: list[Difference]
     total: Difference
-    """All modules as one."""
+    """All modules taken together."""
 
 
 def diff(first: tuple[BinaryIO, Package], second: tuple[BinaryIO, Package]) -> Diff:
-    """Return what differs between two packages, each with its open file.
+    """Return the differences between two packages, each with its open file.
 
     Raises:
-        PackageError: They are for layers of different shapes, or a weight is not finite, or one has
-            more than low-rank changes.
+        PackageError: They are for layers of different shapes, a weight is not finite, or one has
+            other changes than low-rank updates.
     """
     for _, package in (first, second):
         require_low_rank(package, "diff")
@@ -50,7 +50,7 @@ def diff(first: tuple[BinaryIO, Package], second: tuple[BinaryIO, Package]) -> D
 
 
 def diff_of_updates(first: tuple[BinaryIO, Package], second: tuple[BinaryIO, Package]) -> Diff:
-    """Return what differs between two packages, looking at their low-rank changes alone.
+    """Return the differences between two packages in their low-rank updates alone.
 
     Raises:
         PackageError: They are for layers of different shapes, or a weight is not finite.
@@ -103,7 +103,7 @@ def _of(name: str, first: Update | None, second: Update | None) -> tuple[Differe
 
 
 def check_shapes(name: str, updates: list[Update]) -> None:
-    """Demand that `updates` are for layers of one shape."""
+    """Check that `updates` are for layers of the same shape."""
     shapes = [(update.a_RI.shape[1], update.b_OR.shape[0]) for update in updates]
     for shape in shapes[1:]:
         if shape != shapes[0]:
@@ -129,7 +129,7 @@ def _cosine(product: float, first: float, second: float) -> float | None:
 
 
 def _same(first: object, second: object) -> bool:
-    # PEFT keeps sets, and writes them in any order.
+    # PEFT saves sets as lists in arbitrary order.
     if isinstance(first, list) and isinstance(second, list):
         return sorted(map(str, first)) == sorted(map(str, second))
     return first == second

@@ -1,4 +1,4 @@
-"""Between the bytes of a tensor and arrays of float32."""
+"""Conversion between the bytes of a tensor and float32 arrays."""
 
 import numpy as np
 import numpy.typing as npt
@@ -9,11 +9,11 @@ Array = npt.NDArray[np.float32]
 _INTEGERS = {"U8": "u1", "I16": "<i2", "I32": "<i4", "I64": "<i8"}
 
 NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-"""What people call a dtype -> what safetensors calls it."""
+"""Common name of a dtype -> its name in safetensors."""
 
 
 def dtype_named(name: str) -> str:
-    """Return the safetensors name of the dtype that people or safetensors call `name`.
+    """Return the safetensors name of the dtype `name`, a common name or a safetensors name.
 
     Raises:
         PackageError: There is no such dtype.
@@ -27,9 +27,9 @@ def dtype_named(name: str) -> str:
 
 
 def decoded(raw: bytes | memoryview, dtype: str) -> Array:
-    """Return the numbers in `raw` as float32, which holds each of the dtypes exactly.
+    """Return the numbers in `raw` as float32, which represents all supported dtypes exactly.
 
-    They are those of `raw` itself where they are float32 already: not to be changed.
+    For float32 the result is a read-only view of `raw`.
     """
     if dtype == "BF16":  # the upper half of float32
         return (np.frombuffer(raw, "<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
@@ -44,9 +44,9 @@ def integers(raw: bytes | memoryview, dtype: str) -> npt.NDArray[np.int64]:
 
 
 def encoded(values: Array, dtype: str) -> bytes:
-    """Return `values` in `dtype`, rounded to the nearest number, of two to the even one.
+    """Return `values` in `dtype`, rounded to nearest, ties to even.
 
-    What is too large for the dtype becomes infinity.
+    Values that are too large become infinity.
     """
     if dtype == "F32":
         return values.astype("<f4").tobytes()
@@ -56,10 +56,10 @@ def encoded(values: Array, dtype: str) -> bytes:
         bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
         odd = (bits >> np.uint32(16)) & np.uint32(1)
         halves = ((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)).astype("<u2")
-        # The sum would carry some NaN over to another number.
+        # The addition would turn some NaNs into numbers.
         return np.where(np.isnan(values), 0x7FC0, halves).astype("<u2").tobytes()
 
 
 def is_exact(values: Array, dtype: str) -> bool:
-    """Return whether each of `values` is a number of `dtype`."""
+    """Return whether `dtype` represents all of `values` exactly."""
     return np.array_equal(decoded(encoded(values, dtype), dtype), values.ravel(), equal_nan=True)

@@ -1,8 +1,8 @@
-"""Adapters of other methods as plain LoRA that adds the same, or nearly.
+"""Conversion of adapters of other methods to equivalent, or nearly equivalent, LoRA.
 
-What a method adds to the weight of a layer is a matrix. Where its rank is small enough for a LoRA
-it is folded exactly, else to the nearest matrix of that rank, and the error is told. Methods whose
-change has no low rank are folded with the weight itself, as a layer that was trained whole.
+The update of a layer's weight is a matrix. If its rank is small enough for a LoRA, it is converted
+exactly, else to the nearest matrix of the maximum rank, and the error is reported. Methods with a
+full-rank update are merged with the base's weight, as a layer that was trained in full.
 
 Legend: R rank, I input features, O output features.
 """
@@ -41,71 +41,71 @@ from loramux_adapters.weights.update import Update, write_updates
 from loramux_adapters.weights.whole import Change, WholeLayers
 
 MAX_DENSE = 1 << 27
-"""Numbers of the largest matrix that is formed."""
+"""Maximum number of elements of a matrix that is computed."""
 _KEPT = (
     "task_type", "base_model_name_or_path", "revision", "inference_mode", "peft_version",
     "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern",
     "alpha_pattern", "modules_to_save", "bias",
 )  # fmt: skip
-"""Fields that mean the same in a LoRA."""
+"""Fields that mean the same for a LoRA."""
 
 Parts = Mapping[str, npt.NDArray[Any]]
-"""Ending of a tensor's name -> its values: float32, or int64 of what is saved as integers."""
+"""Suffix of a tensor's name -> its values: float32, or int64 for integer dtypes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """What is known of a layer beside its tensors."""
+    """What is known about a layer beside its tensors."""
 
     module: str
     rank: int
-    """By the config."""
+    """The rank in the config."""
     config: Mapping[str, object]
-    """All of it, which is checked by `Fields` alone."""
+    """The whole config, of which only the field names were checked, against `Fields`."""
     base: KnownLayers | None
-    """None where it is not at hand."""
+    """None if it is not at hand."""
 
 
 Folder = Callable[[Layer, Parts], tuple[Factors, float]]
-"""Layer and its tensors -> factors, and the share of the change that they lack."""
+"""Layer and its tensors -> factors, and the relative error."""
 Whole = Callable[[Layer, Parts, Wide], Wide]
-"""Layer, its tensors and its weight in the base -> the weight with the adapter."""
+"""Layer, its tensors and the base's weight -> the merged weight."""
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A method that can be folded."""
+    """How adapters of one method are converted."""
 
     fields: Fields
     alpha: str | None
-    """The field that over the rank scales the change; None where nothing does, or `fold` itself."""
+    """Field that gives the scale, divided by the rank; None if `fold` applies all scales itself."""
     default_rank: int
     endings: tuple[str, ...]
     fold: Folder | None = None
-    """None where it has no low rank, and the weight with it is made by `whole`."""
+    """None if the update has full rank; then `whole` is used."""
     whole: Whole | None = None
     is_whole: Callable[[Mapping[str, object]], bool] = lambda _: False
-    """Config -> whether `whole` is what makes it; always where there is no `fold`."""
+    """Config -> whether `whole` is used; without `fold` it always is."""
     changes_bias: bool = False
-    """Whether `whole` changes the bias of the base, too, as one more column."""
+    """Whether `whole` also changes the base's bias, which is passed as a column."""
     shared: tuple[str, ...] = ()
-    """How names of tensors begin that all layers share."""
+    """Prefixes of the names of tensors that all layers share."""
     bias_only: str = ""
-    """What `bias` is where those of adapted layers alone were trained; empty without the field."""
+    """Value of `bias` that trains only biases of adapted layers; empty if there is no field."""
     keeps_dtype: bool = False
-    """Whether the factors rest in the dtype that was saved; in float32 otherwise."""
+    """Whether factors are stored in the saved dtype; else in float32."""
     added_bias: str = ""
-    """Which of `endings` is added to the output of a layer; empty where none is."""
+    """Which of `endings` is a vector added to the layer's output; empty if none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Folded:
-    """What became of one layer."""
+    """The result for one layer."""
 
     module: str
     rank: int
     error: float
-    """Norm of the difference over the norm; 0 where it is exact."""
+    """Relative error by norm; 0 if exact."""
 
 
 def fold(
@@ -117,10 +117,12 @@ def fold(
     max_error: float = MAX_ERROR,
     base: KnownLayers | None = None,
 ) -> list[Folded]:
-    """Write the folder `source`, an adapter of `method`, to `output` as a package of LoRA.
+    """Write the folder `source`, an adapter of `method`, to `output` as a LoRA package.
+
+    Methods with a full-rank update become full weights instead; see `WholeLayers`.
 
     Raises:
-        PackageError: The folder is no such adapter, has a field that is not served, or a layer
+        PackageError: The folder is not such an adapter, has an unsupported field, or a layer
             would lose more than `max_error`.
     """
     config = read_config(source)
@@ -181,7 +183,7 @@ def fold(
 
 
 def _as_lora(config: Mapping[str, object], method: Method) -> tuple[dict[str, object], LoraConfig]:
-    """Return `config` as one of LoRA, and checked."""
+    """Return `config` as a LoRA config, raw and validated."""
     kept = {name: config[name] for name in _KEPT if name in config}
     rank = config.get("r", method.default_rank) if "r" in method.fields.honoured else 1
     as_lora = {**kept, "peft_type": "LORA", "r": rank}
@@ -200,7 +202,7 @@ def finite_values(
     """Return the values of `tensors`.
 
     Raises:
-        PackageError: One is NaN or infinite.
+        PackageError: A value is NaN or infinite.
     """
     found: dict[str, npt.NDArray[Any]] = {}
     for key, tensor in tensors.items():
@@ -217,10 +219,10 @@ def finite_values(
 def modules_of(
     tensors: Mapping[str, TensorInfo], endings: tuple[str, ...]
 ) -> Iterator[tuple[str, dict[str, TensorInfo]]]:
-    """Yield each layer and its tensors by their endings.
+    """Yield each layer and its tensors by the suffixes of their names.
 
     Raises:
-        PackageError: A tensor has none of `endings`, or holds no numbers.
+        PackageError: A tensor has none of the suffixes `endings`, or is empty.
     """
     named = ", ".join(map(repr, endings))
     served = f"{named} are served of it, and modules in modules_to_save"
@@ -248,10 +250,10 @@ def part(layer: Layer, parts: Parts, name: str) -> npt.NDArray[Any]:
 
 
 def shaped(layer: Layer, parts: Parts, name: str, *shape: int | None) -> Wide:
-    """Return one tensor of a layer, whose sizes are those of `shape`; None is any.
+    """Return one tensor of a layer in float64, checked to have `shape`; None is any size.
 
     Raises:
-        PackageError: It is missing, or has other sizes.
+        PackageError: It is missing, or has another shape.
     """
     values = part(layer, parts, name)
     fits = len(values.shape) == len(shape) and all(
@@ -267,7 +269,7 @@ def shaped(layer: Layer, parts: Parts, name: str, *shape: int | None) -> Wide:
 
 
 def within_limit(b_OR: Wide, a_RI: Wide) -> tuple[Factors, float]:
-    """Return the factors as they are, or the nearest of the largest rank where theirs is higher."""
+    """Return the factors, or the nearest ones of the maximum rank, and the relative error."""
     if len(a_RI) <= MAX_RANK:
         return (b_OR, a_RI), 0.0
     found = spectrum((b_OR, a_RI))
@@ -275,7 +277,7 @@ def within_limit(b_OR: Wide, a_RI: Wide) -> tuple[Factors, float]:
 
 
 def nearest(u_OK: Wide, s_K: Wide, v_KI: Wide) -> tuple[Factors, float]:
-    """Return the factors of the nearest matrix of the largest rank, and the share that it lacks.
+    """Return the factors of the nearest matrix of the maximum rank, and the relative error.
 
     Args:
         u_OK: Left singular vectors.

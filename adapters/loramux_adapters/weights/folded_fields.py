@@ -1,4 +1,4 @@
-"""Fields of `adapter_config.json` that methods which are folded have in common."""
+"""Config fields that converted methods have in common."""
 
 from collections.abc import Iterable, Mapping
 
@@ -22,7 +22,7 @@ def folded_fields(
     refused: Mapping[str, str] | None = None,
     harmless: Mapping[str, tuple[object, ...]] | None = None,
 ) -> Fields:
-    """Return the fields of a method: its own, and the common ones but those that are `absent`."""
+    """Return the fields of a method: its own, and the common ones except `absent`."""
     own = refused or {}
     missing = {*absent, *own}
     return Fields(

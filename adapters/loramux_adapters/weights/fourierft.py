@@ -1,11 +1,11 @@
-"""FourierFT: some coefficients of the Fourier transform of what is added to a layer.
+"""FourierFT: the update of a layer, as sparse coefficients of its Fourier transform.
 
-Source of the method: Gao et al., "Parameter-Efficient Fine-Tuning with Discrete Fourier Transform"
-(arXiv 2405.03003); of the meaning of each field and tensor: `peft.tuners.fourierft`, PEFT 0.21.
+Method: Gao et al., "Parameter-Efficient Fine-Tuning with Discrete Fourier Transform" (arXiv
+2405.03003). Fields and tensors: `peft.tuners.fourierft`, PEFT 0.21.
 
-Which coefficients they are is not saved: they are the first of a permutation that torch draws from
-a seed. Source of its algorithm: `randperm_cpu` in `aten/src/ATen/native/TensorFactories.cpp`, and
-the Mersenne Twister of numpy is the same as torch's.
+The positions of the coefficients are not saved: they are the first of a permutation that torch
+draws from a seed. Algorithm: `randperm_cpu` in `aten/src/ATen/native/TensorFactories.cpp`; numpy's
+Mersenne Twister is the same as torch's.
 
 Legend: I input features, O output features, N coefficients.
 """
@@ -21,7 +21,7 @@ from loramux_adapters.weights.spectrum import Wide
 
 _MAX_SEED = (1 << 32) - 1
 _MAX_WEIGHTS = ((1 << 32) - 1) // 20
-"""Above, torch draws numbers of 64 bits."""
+"""Above this, torch draws 64-bit numbers."""
 
 
 def _fourierft(layer: Layer, parts: Parts, weight_OI: Wide) -> Wide:
@@ -46,7 +46,7 @@ def _fourierft(layer: Layer, parts: Parts, weight_OI: Wide) -> Wide:
 
 
 def _first_drawn(size: int, count: int, seed: int) -> npt.NDArray[np.int64]:
-    """Return the first `count` numbers of torch's random permutation of `size`."""
+    """Return the first `count` numbers of `torch.randperm(size)` for `seed`."""
     generator = np.random.RandomState(seed)
     drawn = generator.randint(0, 1 << 32, min(count, size - 1), dtype=np.uint32)
     moved: dict[int, int] = {}
@@ -61,7 +61,7 @@ def _first_drawn(size: int, count: int, seed: int) -> npt.NDArray[np.int64]:
 FOURIERFT = Method(
     folded_fields(
         {"random_loc_seed", "scaling"},
-        # There are as many values as coefficients.
+        # The tensors have the number of coefficients.
         {"n_frequency", "n_frequency_pattern"},
         refused={"bias": "biases beside it are not served"},
         harmless={"bias": ("none",)},

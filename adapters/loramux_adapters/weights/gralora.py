@@ -1,14 +1,13 @@
 """GraLoRA as plain LoRA.
 
-Source of the method: Jung et al., "GraLoRA: Granular Low-Rank Adaptation for Parameter-Efficient
-Fine-Tuning" (arXiv 2505.20355); of the meaning of each field and tensor: `peft.tuners.gralora`,
-PEFT 0.21.
+Method: Jung et al., "GraLoRA: Granular Low-Rank Adaptation for Parameter-Efficient Fine-Tuning"
+(arXiv 2505.20355). Fields and tensors: `peft.tuners.gralora`, PEFT 0.21.
 
-The weight is cut into K times K blocks, and each has a LoRA of rank R / K of its own: those of one
-column of blocks share a tensor of A, those of one row a tensor of B. Side by side they are a LoRA
-of rank K R. With `hybrid_r` there is one for the whole weight, too.
+The weight is split into K times K blocks, each with a LoRA of rank R / K: the blocks of one column
+share a tensor of A, those of one row a tensor of B. Concatenated they are a LoRA of rank K R. With
+`hybrid_r` there is another LoRA for the whole weight.
 
-Legend: R rank, I input features, O output features, K blocks of a side.
+Legend: R rank, I input features, O output features, K blocks per side.
 """
 
 import numpy as np

@@ -1,12 +1,11 @@
 """HRA as plain LoRA.
 
-Source of the method: Yuan et al., "Bridging The Gap between Low-rank and Orthogonal Adaptation via
-Householder Reflection Adaptation" (arXiv 2405.17484); of the meaning of each field and tensor:
-`peft.tuners.hra`, PEFT 0.21.
+Method: Yuan et al., "Bridging The Gap between Low-rank and Orthogonal Adaptation via Householder
+Reflection Adaptation" (arXiv 2405.17484). Fields and tensors: `peft.tuners.hra`, PEFT 0.21.
 
-R reflections, one after the other, go before the weight W of the base: `W H_1 … H_R`, where each
-`H = 1 - 2 u u'` for a vector u of length 1. Each changes what is before it by a matrix of rank 1,
-so the change has rank R at most.
+The base's weight W is multiplied by R Householder reflections, `W H_1 … H_R`, where each
+`H = 1 - 2 u u'` for a unit vector u. Each changes its left factor by a matrix of rank 1, so the
+update has at most rank R.
 
 Legend: R rank, I input features, O output features.
 """
@@ -23,7 +22,7 @@ from loramux_adapters.weights.spectrum import Factors, Wide
 def _hra(layer: Layer, parts: Parts) -> tuple[Factors, float]:
     weight_OI = weight(layer.base, layer.module, "HRA")
     u_IR = shaped(layer, parts, ".hra_u", weight_OI.shape[1], layer.rank)
-    # With Gram-Schmidt the vectors are at right angles, and the reflections do not meet.
+    # After Gram-Schmidt the vectors are orthogonal, so the reflections commute.
     u_IR = _orthonormal(u_IR) if layer.config.get("apply_GS") else _unit(u_IR)
     if not np.isfinite(u_IR).all():
         raise PackageError(

@@ -1,4 +1,4 @@
-"""An adapter added into the weights of its base: a model folder that needs no adapter."""
+"""Merging an adapter into the weights of its base: a model folder that needs no adapter."""
 
 import json
 import shutil
@@ -22,13 +22,13 @@ _TIED = frozenset({"lm_head", "embed_out"})
 
 
 def merge_into_base(file: BinaryIO, package: Package, base: BaseFolder, folder: Path) -> None:
-    """Write the model of `base` with `package`, which is open as `file`, added to the new `folder`.
+    """Write the model `base` with `package`, which is open as `file`, merged to the new `folder`.
 
-    The folder has the files of the base at its top level, except weights in other formats, which
-    would be those of the old model. Each weight keeps its dtype; sums are made in float32.
+    The folder has the top-level files of the base, except weights in other formats, which would be
+    those of the old model. Each weight keeps its dtype; sums are computed in float32.
 
     Raises:
-        PackageError: The adapter does not fit the base, or the base is quantised.
+        PackageError: The adapter does not fit the base, or the base is quantized.
         OSError: A file cannot be read, or the folder exists or cannot be written.
     """
     require_low_rank(package, "merge into the base")
@@ -51,7 +51,7 @@ def merge_into_base(file: BinaryIO, package: Package, base: BaseFolder, folder: 
 
 def _add(update: Update, base: BaseFolder, folder: Path) -> None:
     layer = base.layer(update.module)
-    assert layer is not None  # it fits
+    assert layer is not None  # check_fit passed
     before = stored_weight(folder, layer, update.module)
     delta_OI = (update.b_OR @ update.a_RI) * np.float32(update.scale)
     after = before + (delta_OI.T if layer.is_transposed else delta_OI)

@@ -1,4 +1,4 @@
-"""What is legal in an adapter and yet most likely a mistake, each finding under a stable code."""
+"""Checks for adapters that are valid but most likely a mistake; findings have stable codes."""
 
 import math
 from collections import defaultdict
@@ -19,9 +19,9 @@ from loramux_adapters.weights.update import read_updates
 MAX_USUAL_SCALE = 16.0
 MIN_USUAL_SCALE = 1 / 16
 HIGH_RANK = 64
-"""From here on alpha/r makes updates much smaller than alpha/sqrt(r), which rsLoRA takes."""
+"""From this rank on, alpha/r is much smaller than rsLoRA's alpha/sqrt(r)."""
 OUTLIER = 20.0
-"""A norm so many times the median of the layers of its kind is an outlier."""
+"""A norm this many times the median of the same kind of layers is an outlier."""
 MIN_SHARE_OF_RANK = 0.25
 
 Level = Literal["error", "warning", "note"]
@@ -39,26 +39,26 @@ CODES: dict[str, Level] = {
     "rank-unused": "note",
     "wide-dtype": "note",
 }
-"""Each code -> how bad it is."""
+"""Code -> severity, sorted by severity."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that the owner of the adapter should look at."""
+    """Something that the owner of the adapter should check."""
 
     code: str
     message: str
     module: str | None = None
-    """The layer that it is about; None if it is about the whole adapter."""
+    """The layer; None for the whole adapter."""
 
     @property
     def level(self) -> Level:
-        """How bad it is: an `error` cannot work, a `warning` rarely does, a `note` wastes."""
+        """Severity: an `error` cannot work, a `warning` rarely does, a `note` is about waste."""
         return CODES[self.code]
 
 
 def lint(file: BinaryIO, package: Package) -> list[Finding]:
-    """Return the findings of `package`, which is open as `file`, the worst first."""
+    """Return the findings for `package`, which is open as `file`, most severe first."""
     measured = list(measure(file, package))
     findings = [
         *_of_config(package),
@@ -77,7 +77,7 @@ def _of_config(package: Package) -> Iterator[Finding]:
         yield Finding("base-unknown", "base_model_name_or_path is empty: name the base model")
     provenance = package.notes.get("provenance")
     if isinstance(provenance, dict) and "steps" in provenance:
-        return  # the scales are those of convert or merge, not of training
+        return  # the scales come from convert or merge, not from training
     use_rslora = isinstance(config, LoraConfig) and config.use_rslora
     scales = defaultdict(list)
     changes = package.contents.low_rank

@@ -1,11 +1,11 @@
 """LoHa and LoKr as plain LoRA.
 
-Source of the methods: FedPara (arXiv 2108.06098) and LyCORIS (arXiv 2309.14859); of the meaning of
-each field and tensor: `peft.tuners.loha` and `peft.tuners.lokr`, PEFT 0.21.
+Methods: FedPara (arXiv 2108.06098) and LyCORIS (arXiv 2309.14859). Fields and tensors:
+`peft.tuners.loha` and `peft.tuners.lokr`, PEFT 0.21.
 
-LoHa adds `(w1_a w1_b) * (w2_a w2_b)`, entry by entry: the product of two sums of r matrices of rank
-1 is a sum of r² of them. LoKr adds the Kronecker product of w1 and w2, each of them whole or two
-factors, and the Kronecker product of matrices of ranks p and q has rank pq.
+LoHa adds the elementwise product `(w1_a w1_b) * (w2_a w2_b)`: the product of two sums of r matrices
+of rank 1 is a sum of r² of them. LoKr adds the Kronecker product of w1 and w2, each a matrix or two
+factors; the Kronecker product of matrices of ranks p and q has rank pq.
 
 Legend: R rank, I input features, O output features.
 """
@@ -27,7 +27,7 @@ _RECORDED = frozenset({
     "task_type", "peft_version", "base_model_name_or_path", "revision", "auto_mapping",
     "inference_mode", "rank_dropout", "module_dropout", "use_effective_conv2d", "init_weights",
 })  # fmt: skip
-# The shapes of the tensors say how they were decomposed.
+# The tensors' shapes tell how they were decomposed.
 _OF_LOKR = frozenset({"decompose_both", "decompose_factor", "rank_dropout_scale"})
 
 
@@ -65,7 +65,7 @@ def _lokr(layer: Layer, parts: Parts) -> tuple[Factors, float]:
         left = np.kron(left_1, left_2).astype(np.float64)
         right = np.kron(right_1, right_2).astype(np.float64)
         return (left, right), 0.0
-    # The singular values are the products of those of the two.
+    # The singular values of a Kronecker product are the products of those of its two sides.
     (u_1, s_1, v_1), (u_2, s_2, v_2) = (
         np.linalg.svd(left @ right, full_matrices=False)
         for left, right in ((left_1, right_1), (left_2, right_2))
@@ -104,7 +104,7 @@ def _matrix(layer: Layer, values: Array) -> Array:
 
 
 def _beside_identity(change_OI: Array | Wide) -> Factors:
-    """Return `change_OI` and the identity, on the side that makes the rank smaller."""
+    """Return `change_OI` and an identity as factors, the identity on the side with lower rank."""
     wide = change_OI.astype(np.float64)
     outputs, inputs = wide.shape
     return (wide, np.eye(inputs)) if inputs <= outputs else (np.eye(outputs), wide)

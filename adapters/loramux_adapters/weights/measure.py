@@ -1,4 +1,4 @@
-"""What the update of each layer measures: its rank, norm, and how much of the rank it uses."""
+"""Statistics of each layer's update: rank, norm, and how much of the rank is used."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from loramux_adapters.weights.update import read_low_rank
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The measures of one update."""
+    """Statistics of one update."""
 
     module: str
     rank: int
@@ -21,18 +21,18 @@ class Measured:
     in_features: int
     out_features: int
     dtype: str
-    """Of A and of B, with `/` between them if they differ."""
+    """Dtype of A and B, joined by `/` if they differ."""
     size_bytes: int
     norm: float | None
     """Frobenius norm of scale * B A; None if a weight is not finite."""
     largest: float | None
     """Largest singular value of scale * B A; None if a weight is not finite."""
     effective_rank: float | None
-    """How many directions the update spreads over; None if a weight is not finite."""
+    """Effective number of directions; None if a weight is not finite."""
 
 
 def measure(file: BinaryIO, package: Package) -> Iterator[Measured]:
-    """Yield the measures of each update of `package`, which is open as `file`."""
+    """Yield the statistics of each update of `package`, which is open as `file`."""
     for change, update in read_low_rank(file, package):
         s_K = singular_values(factors(update)) if update.is_finite() else np.array([np.nan])
         is_known = bool(np.isfinite(s_K).all())

@@ -1,7 +1,7 @@
-"""One adapter out of several, with the methods of PEFT's `add_weighted_adapter` and their meaning.
+"""Merging adapters into one, with the methods of PEFT's `add_weighted_adapter`.
 
-Each update is combined with its own scale, and the result has scale 1 before ranks differ. (PEFT
-0.21 leaves `use_rslora` on in the result and so multiplies it by the root of its rank.)
+Each update enters with its own scale, and the result has scale 1 unless ranks differ. (PEFT 0.21
+leaves `use_rslora` on in the result and so multiplies it by the square root of its rank.)
 """
 
 import math
@@ -24,27 +24,27 @@ from loramux_adapters.weights.spectrum import Spectrum, spectrum, weighted_sum
 from loramux_adapters.weights.update import Update, dtype_of, read_update, write_updates
 
 MERGE_METHODS = ("cat", "svd", *METHODS, *(f"{m}_svd" for m in METHODS if m != "linear"))
-"""Ways to merge. `cat` and `svd` add up the updates; the others change the factors, or with `_svd`
-the whole update of each layer, which takes memory for one layer at a time."""
+"""Merge methods. `cat` and `svd` add the updates; the others combine the factors or, with `_svd`,
+the full update of each layer, which takes memory for one layer at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MergeOptions:
-    """How adapters are merged; a value that the method has no use for is refused."""
+    """How adapters are merged; options that the method does not use are refused."""
 
     method: str = "cat"
     weights: tuple[float, ...] = ()
-    """One for each adapter; all 1 if empty."""
+    """One per adapter; all 1 if empty."""
     rank: int | None = None
-    """Of the result, for `svd`: the largest of the adapters if left out."""
+    """Rank of the result, for svd methods; None for the largest rank of the adapters."""
     density: float | None = None
-    """Share of the entries to keep, for methods that drop some."""
+    """Share of the entries to keep, for methods that drop entries."""
     sign: Sign = "total"
-    """How the majority of `ties` is found: by the sum of values, or of signs."""
+    """How `ties` finds the majority sign: by sum of values or by count of signs."""
     seed: int = 0
-    """Of what `dare` drops."""
+    """Random seed for what `dare` drops."""
     dtype: str | None = None
-    """A name as `bfloat16`; that of the adapters if left out, float32 if they differ."""
+    """A name such as `bfloat16`; None for the adapters' dtype, or float32 if they differ."""
 
     def __post_init__(self) -> None:
         if self.method not in MERGE_METHODS:
@@ -63,12 +63,12 @@ class MergeOptions:
 
     @property
     def is_svd(self) -> bool:
-        """Whether the result is the best of a rank."""
+        """Whether the result is the best approximation of some rank."""
         return self.method.endswith("svd")
 
     @property
     def drops(self) -> bool:
-        """Whether the method keeps a share of the entries."""
+        """Whether the method keeps only a share of the entries."""
         return self.method not in ("cat", "svd", "linear")
 
     def _refuse(self, fault: str) -> None:
@@ -84,8 +84,8 @@ def merge(
 ) -> None:
     """Write the merged adapter of the packages `sources`, each with its open file, to `output`.
 
-    `draw` replaces the seeded choice of what `dare` drops; it is asked for A and then B of the
-    modules in the order of their names.
+    `draw` replaces the seeded masks of `dare`; it is called for A and then B of the modules, sorted
+    by name.
 
     Raises:
         PackageError: The adapters are for different base models or cannot be merged in this way.
@@ -167,7 +167,7 @@ def _merged(
             "needs equal ones; cat and the svd methods do not",
             "INVALID_FIELD",
         )
-    # Half of each weight goes to A and half to B, and its sign to A alone.
+    # A and B each get the square root of the weight; the sign goes to A.
     scaled = [update.scale * weight for update, weight in zip(updates, weights, strict=True)]
     roots = [math.sqrt(abs(scale)) for scale in scaled]
     signed = [math.copysign(root, scale) for root, scale in zip(roots, scaled, strict=True)]
@@ -194,7 +194,7 @@ def _check_bases(packages: list[Package]) -> None:
 def _config(
     packages: list[Package], configs: list[LoraConfig], modules: list[str]
 ) -> Mapping[str, object]:
-    """Return the config of the first, with targets that are all of `modules`."""
+    """Return the config of the first adapter, with targets that cover all of `modules`."""
     first = configs[0]
     config = dict(packages[0].peft_config)
     if all(_targets(other) == _targets(first) for other in configs[1:]):

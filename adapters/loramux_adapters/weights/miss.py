@@ -1,14 +1,13 @@
 """MiSS as plain LoRA.
 
-Source of the method: Kang and Yin, "MiSS: Revisiting the Trade-off in LoRA with an Efficient
-Shard-Sharing Structure" (arXiv 2409.15371); of the meaning of each field and tensor:
-`peft.tuners.miss`, PEFT 0.21.
+Method: Kang and Yin, "MiSS: Revisiting the Trade-off in LoRA with an Efficient Shard-Sharing
+Structure" (arXiv 2409.15371). Fields and tensors: `peft.tuners.miss`, PEFT 0.21.
 
-The inputs of a layer are cut into pieces of R, the last one filled up with zeros, and summed; a
-block of R rows multiplies the sum. So A has a one where input and row agree modulo R. The mini form
-has a block of fewer columns, which is repeated over the outputs. The form called bat has a square
-block for each R outputs: those of the weight W are multiplied by it, and it is added to each of
-them, which is no change of low rank.
+The inputs of a layer are split into chunks of R, the last padded with zeros, and summed; a block of
+R rows multiplies the sum. So A has a one where input and row agree modulo R. The mini form has a
+block of fewer columns, which is repeated over the outputs. The form bat has a square block for each
+R outputs: their weights are multiplied by it, and it is added to the result, which is a full-rank
+update.
 
 Legend: R rank, I input features, O output features, M columns of a mini block.
 """

@@ -1,12 +1,11 @@
-"""OFT and BOFT: rotations of the inputs of a layer, in blocks.
+"""OFT and BOFT: block-diagonal rotations of the inputs of a layer.
 
-Sources of the methods: Qiu et al., "Controlling Text-to-Image Diffusion by Orthogonal Finetuning"
-(arXiv 2306.07280), and Liu et al., "Parameter-Efficient Orthogonal Finetuning via Butterfly
-Factorization" (arXiv 2311.06243); of the meaning of each field and tensor: `peft.tuners.oft` and
-`peft.tuners.boft`, PEFT 0.21.
+Methods: Qiu et al., "Controlling Text-to-Image Diffusion by Orthogonal Finetuning" (arXiv
+2306.07280), and Liu et al., "Parameter-Efficient Orthogonal Finetuning via Butterfly Factorization"
+(arXiv 2311.06243). Fields and tensors: `peft.tuners.oft` and `peft.tuners.boft`, PEFT 0.21.
 
-A block is made of a skew-symmetric matrix Q by Cayley's transform, `(1 + Q)^-1 (1 - Q)`, or by the
-first terms of its series. Of BOFT, a vector scales the outputs, too.
+Each block is the Cayley transform of a skew-symmetric matrix Q, `(1 + Q)^-1 (1 - Q)`, or the first
+terms of its series. BOFT also scales the outputs by a vector.
 
 Legend: I input features, O output features, D blocks, H inputs of a block.
 """
@@ -25,7 +24,7 @@ _NO_BIAS = {"bias": "biases beside it are not served"}
 
 def _oft(layer: Layer, parts: Parts, weight_OI: Wide) -> Wide:
     values = shaped(layer, parts, ".oft_R.weight", None, None)
-    # A block of H inputs has H (H - 1) / 2 numbers.
+    # The skew-symmetric matrix of H inputs has H (H - 1) / 2 free numbers.
     size = round((1 + (1 + 8 * values.shape[1]) ** 0.5) / 2)
     count, is_shared = weight_OI.shape[1] // size, bool(layer.config.get("block_share"))
     if count * size != weight_OI.shape[1] or len(values) != (1 if is_shared else count):
@@ -63,7 +62,7 @@ def _boft(layer: Layer, parts: Parts, weight_OI: Wide) -> Wide:
 
 
 def _turned(weight_OI: Wide, turns_DHH: Wide) -> Wide:
-    """Return the weight whose inputs are turned by blocks before they meet it."""
+    """Return the weight for inputs that the blocks rotate first."""
     count, size, _ = turns_DHH.shape
     in_blocks = weight_OI.reshape(-1, count, size)
     turned: Wide = np.einsum("odh,dhk->odk", in_blocks, turns_DHH).reshape(weight_OI.shape)
@@ -77,7 +76,7 @@ def _cayley(skew_DHH: Wide) -> Wide:
 
 
 def _series(skew_DHH: Wide, terms: int) -> Wide:
-    """Return the first terms of the series of Cayley's transform, as PEFT sums them."""
+    """Return the first terms of the Cayley transform's Neumann series, summed as PEFT does."""
     total = np.broadcast_to(np.eye(skew_DHH.shape[-1]), skew_DHH.shape).copy()
     power = skew_DHH
     if terms > 1:
@@ -95,7 +94,7 @@ def _series(skew_DHH: Wide, terms: int) -> Wide:
 OFT = Method(
     folded_fields(
         {"block_share", "use_cayley_neumann", "num_cayley_neumann_terms"},
-        # The shapes of the tensors say how many blocks there are, and how large.
+        # The tensors' shapes tell number and size of the blocks.
         {"r", "oft_block_size", "module_dropout", "eps"},
         refused={"coft": "PEFT changes its weights again at each use", **_NO_BIAS},
         harmless={"bias": ("none",)},

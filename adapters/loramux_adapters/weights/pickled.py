@@ -1,4 +1,4 @@
-"""Adapters whose tensors are pickles of torch, as PEFT saved them up to version 0.6."""
+"""Adapters with pickled torch tensors, as PEFT saved them up to version 0.6."""
 
 import os
 import shutil
@@ -25,21 +25,21 @@ PICKLES = {
     LIBRARY_PICKLE_FILE: LIBRARY_TENSOR_FILE,
     HEAD_PICKLE_FILE: HEAD_TENSOR_FILE,
 }
-"""Name of a pickle -> that of the safetensors file in its place."""
+"""Name of a pickle -> name of the safetensors file that replaces it."""
 _READER = "loramux_adapters.weights.unpickling"
 _KEPT = ("PATH", "LD_LIBRARY_PATH", "HOME", "TMPDIR")
-"""What the reading process gets of the environment."""
+"""Environment variables that the reading process gets."""
 
 
 @contextmanager
 def without_pickles(source: Path) -> Iterator[Path]:
-    """Yield a temporary folder with the adapter of `source`, its pickles as safetensors.
+    """Yield a temporary folder with the adapter of `source`, its pickles converted to safetensors.
 
-    A process of its own reads them; see `unpickling`.
+    A separate process reads the pickles; see `unpickling`.
 
     Raises:
-        PackageError: There is no pickle, it holds something else than tensors, or there is no
-            torch.
+        PackageError: There is no pickle, it has something other than tensors, or torch is not
+            installed.
         OSError: A file cannot be read.
     """
     pickles = [name for name in PICKLES if (source / name).is_file()]
@@ -58,7 +58,7 @@ def without_pickles(source: Path) -> Iterator[Path]:
 
 
 def _rewrite(source: Path, target: Path) -> None:
-    """Write the tensors of the pickle `source` to the safetensors file `target`."""
+    """Convert the pickle `source` to the safetensors file `target`."""
     environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
     environment |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
     with open_regular(source) as file, target.open("xb") as output:

@@ -1,11 +1,10 @@
-"""RoAd: rotations of the outputs of a layer, in pairs.
+"""RoAd: rotations of pairs of a layer's outputs.
 
-Source of the method: Liao and Monz, "3-in-1: 2D Rotary Adaptation for Efficient Finetuning,
-Efficient Batching and Composability" (arXiv 2409.00119); of the meaning of each field and tensor:
-`peft.tuners.road`, PEFT 0.21.
+Method: Liao and Monz, "3-in-1: 2D Rotary Adaptation for Efficient Finetuning, Efficient Batching
+and Composability" (arXiv 2409.00119). Fields and tensors: `peft.tuners.road`, PEFT 0.21.
 
-Outputs come in groups of G, and the one at i of a group's first half makes a pair with the one at i
-of the second, which is turned and scaled. The bias is one of what is turned.
+Outputs are split into groups of G. Output i of a group's first half forms a pair with output i of
+the second half, which is rotated and scaled. The bias is rotated, too.
 
 Legend: O output features, X inputs of a layer, or 1 for its bias.
 """
@@ -20,7 +19,7 @@ from loramux_adapters.weights.spectrum import Wide
 
 _MAX_GROUP = 1 << 20
 _OF_GROUP = {"road_1": 1, "road_2": 2, "road_4": 4}
-"""Variant -> angles of a group, in halves of its outputs."""
+"""Variant -> angles per group, as a multiple of half its outputs."""
 _COLUMNS = {1: ([0, 0], [0, 0]), 2: ([0, 1], [0, 1]), 4: ([0, 1], [2, 3])}
 
 
@@ -45,7 +44,7 @@ def _road(layer: Layer, parts: Parts, values_OX: Wide) -> Wide:
         shaped(layer, parts, f".road_{name}", count).reshape(-1, halves, group // 2)
         for name in ("theta", "alpha")
     )
-    # For each half of the outputs, which angles are those of the cosine and of the sine.
+    # For both halves of the outputs: which angles are used for the cosine and for the sine.
     first, second = _COLUMNS[halves]
     along_O1 = (scale[:, first] * np.cos(theta[:, first])).reshape(-1, 1)
     across_O1 = (scale[:, second] * np.sin(theta[:, second])).reshape(-1, 1)

@@ -1,4 +1,4 @@
-"""The methods of PEFT that are folded to LoRA."""
+"""The PEFT methods that are converted when they are packed."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,12 +54,12 @@ FOLDED: Mapping[str, Method] = {
     "VBLORA": VBLORA,
     "VERA": VERA,
 }
-"""Value of `peft_type` -> how it becomes a LoRA."""
+"""`peft_type` -> how it is converted."""
 FIELDS_OF_FOLDED: Mapping[str, Fields] = {
     "ADALORA": ADALORA_FIELDS,
     **{name: method.fields for name, method in FOLDED.items()},
 }
-"""Value of `peft_type` -> what becomes of the fields of its config."""
+"""`peft_type` -> how the fields of its config are treated."""
 
 
 def fold_source(
@@ -70,12 +70,12 @@ def fold_source(
     max_error: float = MAX_ERROR,
     base: KnownLayers | None = None,
 ) -> list[Folded]:
-    """Write the folder `source`, of one of these methods, to `output` as a LoRA.
+    """Convert the folder `source`, of one of these methods, and write the package to `output`.
 
-    The arguments are those of `loramux_adapters.pack_source`.
+    The arguments and the result are those of `loramux_adapters.pack_source`.
 
     Raises:
-        PackageError: It is not an adapter that can be folded.
+        PackageError: It is not an adapter that can be converted.
     """
     config = read_config(source)
     method = str(config.get("peft_type"))

@@ -1,13 +1,13 @@
-"""LoRA that starts from a part of the base (PiSSA, OLoRA), as plain LoRA of the base as it is.
+"""LoRA initialised from the base's weights (PiSSA, OLoRA), as plain LoRA for the unchanged base.
 
-Sources of the methods: Meng et al., "PiSSA: Principal Singular Values and Singular Vectors
-Adaptation of Large Language Models" (arXiv 2404.02948), and Büyükakyüz, "OLoRA: Orthonormal
-Low-Rank Adaptation of Large Language Models" (arXiv 2406.01775); of what is computed:
-`pissa_init` and `olora_init` of `peft.tuners.lora.layer`, PEFT 0.21.
+Methods: Meng et al., "PiSSA: Principal Singular Values and Singular Vectors Adaptation of Large
+Language Models" (arXiv 2404.02948), and Büyükakyüz, "OLoRA: Orthonormal Low-Rank Adaptation of
+Large Language Models" (arXiv 2406.01775). Computation: `pissa_init` and `olora_init` of
+`peft.tuners.lora.layer`, PEFT 0.21.
 
-Before A and B are trained, PEFT sets them to a part of rank R of the weight, and takes that out of
-the base, at each load again. So what is added to the base as it is are A and B less that part, of
-rank 2 R.
+PEFT initialises A and B to a part of rank R of the weight and subtracts that part from the base,
+again at each load. So the update of the unchanged base is that of A and B minus the part, of rank
+2 R.
 
 Legend: R rank, I input features, O output features.
 """
@@ -36,7 +36,7 @@ from loramux_adapters.weights.update import Update, write_updates
 FIELD = "init_lora_weights"
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 _ALONE = ("use_dora", "lora_bias", "alora_invocation_tokens", "target_parameters")
-"""Fields that are not served beside it."""
+"""Fields that are not supported together with it."""
 
 
 def _principal(weight_OI: Array, rank: int) -> Factors:
@@ -56,10 +56,10 @@ def pack_start(
     notes: Mapping[str, object | None] | None = None,
     base: KnownLayers | None = None,
 ) -> None:
-    """Write the LoRA folder `source`, which starts from a part of `base`, to `output`.
+    """Write the LoRA folder `source`, initialised from the weights of `base`, to `output`.
 
     Raises:
-        PackageError: The folder is no such adapter, has a field that is not served, or the weights
+        PackageError: The folder is not such an adapter, has an unsupported field, or the weights
             of the base are not at hand.
     """
     given = read_config(source)

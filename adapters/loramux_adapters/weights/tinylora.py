@@ -1,11 +1,11 @@
 """TinyLoRA as plain LoRA.
 
-Source of the method: Morris et al., "Learning to Reason in 13 Parameters" (arXiv 2602.04118); of
-the meaning of each field and tensor: `peft.tuners.tinylora`, PEFT 0.21.
+Method: Morris et al., "Learning to Reason in 13 Parameters" (arXiv 2602.04118). Fields and tensors:
+`peft.tuners.tinylora`, PEFT 0.21.
 
-A layer adds B R A, where A and B are from the singular vectors of the base, and R is the sum of
-random matrices P, each times a number of a vector v. PEFT saves A, B, P and the vectors, but not
-which layer has which vector: that is known where all layers share one.
+A layer adds B R A, where A and B are singular vectors of the base's weight, and R is the sum of
+random matrices P, weighted by a vector v. PEFT saves A, B, P and the vectors, but not which layer
+uses which vector; so they are supported only if all layers share one.
 
 Legend: R rank, I input features, O output features, U numbers of the vector.
 """

@@ -1,10 +1,10 @@
 """UniLoRA as plain LoRA.
 
-Source of the method: Li et al., "Uni-LoRA: One Vector is All You Need" (arXiv 2506.00799); of the
-meaning of each field and tensor: `peft.tuners.unilora`, PEFT 0.21.
+Method: Li et al., "Uni-LoRA: One Vector is All You Need" (arXiv 2506.00799). Fields and tensors:
+`peft.tuners.unilora`, PEFT 0.21.
 
-Each entry of A and B is one of a vector that all layers share, times a scale. Which one it is PEFT
-draws for all layers in the order of the model, or saves.
+Each entry of A and B is an entry of a vector that all layers share, times a scale. PEFT draws the
+indices for all layers in the order of the model, or saves them.
 
 Legend: R rank, I input features, O output features, N entries of the vector.
 """

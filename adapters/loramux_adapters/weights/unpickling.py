@@ -1,8 +1,8 @@
-"""Reads tensors out of a pickle of torch: `python -m … < adapter_model.bin > adapter.safetensors`.
+"""Converts a torch pickle to safetensors: `python -m … < adapter_model.bin > adapter.safetensors`.
 
-A process of its own, since a pickle may be hostile. torch's restricted unpickler makes tensors and
-nothing else; besides, once this process is ready Python's audit hook lets it open, import and start
-nothing, which native code could get around, and its processor time and memory are bounded.
+It runs as a separate process, since a pickle may be malicious. torch's restricted unpickler creates
+only tensors. In addition, Python's audit hook denies opening, importing and starting anything once
+the process is ready, which native code could evade, and CPU time and memory are limited.
 """
 
 import io
@@ -17,24 +17,24 @@ from safetensors.torch import save
 
 CPU_SECONDS = 600
 _MEMORY_TIMES = 6
-"""Address space that reading may take, in sizes of the file."""
+"""Limit of the address space that reading may add, as a multiple of the file's size."""
 _MEMORY_MORE = 1 << 30
 _FORBIDDEN = (
     "open", "import", "os.", "socket.", "subprocess.", "shutil.", "ctypes.dlopen", "ctypes.dlsym",
     "pickle.", "marshal.", "mmap.", "pty.", "signal.", "fcntl.", "tempfile.", "glob.", "urllib.",
 )  # fmt: skip
-"""What audit events begin with that are refused."""
+"""Prefixes of audit events that are denied."""
 
 
 def main() -> int:
-    """Convert; return 0, or 1 with a line on stderr that says what is wrong."""
+    """Convert stdin to stdout; return 0, or 1 with a line on stderr that says what is wrong."""
     source, target = os.fdopen(os.dup(0), "rb"), os.dup(1)
-    os.dup2(2, 1)  # whoever prints does not print into the file
+    os.dup2(2, 1)  # keep prints out of the output file
     _warm_up()
     _restrict(os.fstat(0).st_size)
     try:
         raw = memoryview(_tensors(source.read()))
-    except Exception as error:  # whatever a hostile file makes of torch
+    except Exception as error:  # a malicious file may raise anything in torch
         print(_reason(error), file=sys.stderr)
         return 1
     while raw:
@@ -50,12 +50,12 @@ def _tensors(raw: bytes) -> bytes:
     for name, tensor in found.items():
         if not (isinstance(name, str) and isinstance(tensor, torch.Tensor)):
             raise TypeError(f"{name!r} is a {type(tensor).__name__}, not a tensor")
-    # Each with bytes of its own: safetensors has no views.
+    # Cloned, because safetensors does not allow tensors that share memory.
     return save({name: tensor.detach().clone().contiguous() for name, tensor in found.items()})
 
 
 def _warm_up() -> None:
-    """Have all imported that reading and writing need, in both formats of torch."""
+    """Trigger all imports that reading and writing need, for both of torch's file formats."""
     tensors = {str(dtype): torch.ones(2, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)}
     for is_zip in (True, False):
         file = io.BytesIO()
@@ -64,7 +64,7 @@ def _warm_up() -> None:
 
 
 def _restrict(num_bytes: int) -> None:
-    """Give up what reading a file of `num_bytes` does not need."""
+    """Drop rights that reading a file of `num_bytes` does not need."""
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
     statm = Path("/proc/self/statm")
     if statm.exists():

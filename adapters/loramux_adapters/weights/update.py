@@ -1,4 +1,4 @@
-"""Updates: what an adapter adds to the weight of one layer, as two factors.
+"""Low-rank updates of one layer's weight, as two factors.
 
 Shapes: R rank, I input features, O output features.
 """
@@ -31,11 +31,11 @@ class Update:
     a_RI: Array
     b_OR: Array
     bias_O: Array | None = None
-    """What is added to the output of the layer, if anything."""
+    """Vector that is added to the layer's output; None for none."""
 
     @property
     def rank(self) -> int:
-        """Number of rows of A and columns of B."""
+        """Rows of A and columns of B."""
         return len(self.a_RI)
 
     def is_finite(self) -> bool:
@@ -44,12 +44,12 @@ class Update:
 
 
 def read_update(file: BinaryIO, package: Package, module: LoraModule) -> Update:
-    """Return the update of `module`, one of those of `package`, which is open as `file`."""
+    """Return the update of `module`, a module of `package`, which is open as `file`."""
     return Update(module.module, module.scale, *_read(file, package, module))
 
 
 def _read(file: BinaryIO, package: Package, change: LoraModule | ExpertLora) -> tuple[Array, Array]:
-    """Return A and B of `change` as they are in the file."""
+    """Return A and B of `change`, unscaled."""
     read = tensor_reader(file, package.file.data_start)
     a, b = (
         decoded(b"".join(read(tensor)), tensor.dtype).reshape(tensor.shape)
@@ -66,9 +66,9 @@ def read_updates(file: BinaryIO, package: Package) -> Iterator[Update]:
 def read_low_rank(
     file: BinaryIO, package: Package
 ) -> Iterator[tuple[LoraModule | ExpertLora, Update]]:
-    """Yield the low-rank changes of `package`, which is open as `file`, and what they add.
+    """Yield each low-rank change of `package`, which is open as `file`, with its update.
 
-    Those of experts come once for each expert. Memory holds one at a time.
+    Changes of experts are yielded once for each expert. One is in memory at a time.
     """
     for module in package.modules:
         yield module, read_update(file, package, module)
@@ -82,7 +82,7 @@ def read_low_rank(
 
 
 def dtype_of(package: Package) -> str:
-    """Return the dtype that holds all of the tensors of `package`."""
+    """Return the common dtype of the tensors of `package`, or float32."""
     found = {tensor.dtype for tensor in package.file.tensors.values()}
     return found.pop() if len(found) == 1 else "F32"
 
@@ -91,7 +91,7 @@ def stored(values: Array, dtype: str, what: str) -> bytes:
     """Return `values` as bytes of `dtype`.
 
     Raises:
-        PackageError: One of them is not finite there; the message begins with `what`.
+        PackageError: A value is not finite in `dtype`; the message begins with `what`.
     """
     raw = encoded(values, dtype)
     if not np.isfinite(decoded(raw, dtype)).all():
@@ -112,15 +112,15 @@ def write_updates(
     source: Path | None = None,
     saved: tuple[Mapping[str, TensorInfo], ReadTensor] = ({}, lambda _: ()),
 ) -> None:
-    """Write a package of `updates`, with what else `peft_config` says, to `output`.
+    """Write a package of `updates`, with the other fields of `peft_config`, to `output`.
 
-    Notes in the folder `source`, if one is given, come beside `notes`. `saved` are tensors that are
-    in it as they are, and what yields their bytes. `r`, `lora_alpha`, `use_rslora` and the patterns
-    are those of the updates; the factors take up what is left of their scales.
+    Notes found in the folder `source`, if given, are added to `notes`. `saved` are tensors that are
+    copied unchanged, and the reader of their bytes. `r`, `lora_alpha`, `use_rslora` and the
+    patterns are set to match the updates; the rest of the scales is folded into the factors.
     """
     counts = Counter(update.rank for update in updates)
     rank = max(counts, key=lambda rank: (counts[rank], rank))
-    # A longer name first: a shorter one could be its end.
+    # Longer names first, because a shorter one may be a suffix of a longer one.
     others = sorted((u for u in updates if u.rank != rank), key=lambda u: -len(u.module))
     config = {
         **peft_config,
@@ -158,10 +158,10 @@ def write_updates(
 
 
 def _balanced(update: Update, left: float) -> tuple[Array, Array]:
-    """Return A and B with `left` in their product, and neither so small that float16 loses it."""
+    """Return A and B with `left` multiplied in, balanced so that float16 underflows in neither."""
     largest_a, largest_b = (float(np.abs(half).max()) for half in (update.a_RI, update.b_OR))
     exponent = 0
     if largest_a and largest_b:
         exponent = round(math.log2(largest_b * left / largest_a) / 2)
-    # A power of 2 rounds nothing.
+    # Scaling by a power of 2 is exact.
     return update.a_RI * np.float32(2.0**exponent), update.b_OR * np.float32(left / 2.0**exponent)

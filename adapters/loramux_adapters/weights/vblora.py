@@ -1,11 +1,11 @@
 """VB-LoRA as plain LoRA.
 
-Source of the method: Li et al., "VB-LoRA: Extreme Parameter Efficient Fine-Tuning with Vector
-Banks" (arXiv 2405.15179); of the meaning of each field and tensor: `peft.tuners.vblora`, PEFT 0.21.
+Method: Li et al., "VB-LoRA: Extreme Parameter Efficient Fine-Tuning with Vector Banks" (arXiv
+2405.15179). Fields and tensors: `peft.tuners.vblora`, PEFT 0.21.
 
-A and B are made of pieces, each a mixture of K vectors of a bank that all layers share. What is
-saved of a piece are logits of all vectors, of which the K largest count, or with
-`save_only_topk_weights` which vectors, and the shares of all but the last.
+A and B consist of pieces, each a mixture of K vectors of a bank that all layers share. For each
+piece PEFT saves the logits of all vectors, of which the K largest count; with
+`save_only_topk_weights` it saves their indices, and the weights of all but the last.
 
 Legend: R rank, I input features, O output features, N vectors, L their length, K of them mixed.
 """
@@ -34,7 +34,7 @@ def _vblora(layer: Layer, parts: Parts) -> tuple[Factors, float]:
 
 
 def _pieces(layer: Layer, parts: Parts, name: str) -> Wide:
-    """Return the pieces of one factor, the vectors last."""
+    """Return the pieces of one factor, with the vectors in the last dimension."""
     bank_NL = shaped(layer, parts, _BANK, None, None)
     topk = integer(layer.config, "topk", 2, 1, min(_MAX_SIZE, len(bank_NL)))
     if layer.config.get("save_only_topk_weights"):

@@ -1,12 +1,11 @@
 """VeRA and PVeRA as plain LoRA.
 
-Source of the methods: Kopiczko et al., "VeRA: Vector-based Random Matrix Adaptation" (arXiv
-2310.11454), and PVeRA (arXiv 2512.07703); of the meaning of each field and tensor:
-`peft.tuners.vera` and `peft.tuners.pvera`, PEFT 0.21.
+Methods: Kopiczko et al., "VeRA: Vector-based Random Matrix Adaptation" (arXiv 2310.11454), and
+PVeRA (arXiv 2512.07703). Fields and tensors: `peft.tuners.vera` and `peft.tuners.pvera`, PEFT 0.21.
 
 A layer adds `b * (B (d * (A x)))`, where A and B are random, shared by all layers and cut to the
-layer's widths, and the vectors d and b are its own. So A and `b * B * d` are the LoRA. Of PVeRA, A
-and d have as many rows again, for the variance in training: what is served is the mean, as with
+layer's widths, and the vectors d and b are the layer's own. So the LoRA is A and `b * B * d`. In
+PVeRA, A and d have twice the rows, for the variance in training; inference uses the mean, as in
 PEFT.
 
 Legend: R rank, I input features, O output features.

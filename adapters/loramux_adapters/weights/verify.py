@@ -1,4 +1,4 @@
-"""Whether a package is whole and fits: every check that needs no server."""
+"""Verification of a package: every check that needs no server."""
 
 from dataclasses import dataclass, replace
 from typing import BinaryIO, cast
@@ -21,7 +21,7 @@ from loramux_adapters.weights.dtypes import decoded
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """One thing that was checked and is right."""
+    """A check that passed."""
 
     check: str
     found: str
@@ -30,13 +30,13 @@ class Verified:
 def verify(
     file: BinaryIO, package: Package, *, digest: str | None = None, base: BaseFolder | None = None
 ) -> list[Verified]:
-    """Return what was checked of `package`, which is open as `file` and has been read.
+    """Check `package`, which is open as `file`, and return the checks that were made.
 
     Args:
         file: The package.
-        package: What reading it gave.
-        digest: The identity that it should have.
-        base: The model that it should fit.
+        package: The parsed package.
+        digest: The expected digest.
+        base: The base model that it should fit.
 
     Raises:
         PackageError: A check fails; the message says which and why.
@@ -74,10 +74,10 @@ def verify(
 
 
 def _known(contents: Contents, base: BaseFolder) -> Contents:
-    """Return `contents` without what it does to layers behind the others that `base` has not.
+    """Return `contents` without changes of modules outside the layers that `base` does not have.
 
-    Which layers a head has transformers' class for the task says, and no file of the base. What
-    embeds may change a pooler, which a base that was saved to fill in words does not have.
+    The parts of a head are defined by transformers' class for the task, not by files of the base.
+    An adapter for embeddings may change a pooler, which checkpoints of masked language models lack.
     """
 
     def is_unknown(module: str, parameter: str) -> bool:

@@ -1,7 +1,7 @@
-"""Layers that an adapter changes by no low rank, with the change in the weights of the base.
+"""Full weights of layers whose update has full rank, with the update merged in.
 
-They are as large as the layers of the base, and are written as PEFT's `LN_TUNING` has modules that
-were trained whole, whatever they are.
+They are as large as the base's layers. The package has PEFT's method `LN_TUNING`, which allows any
+modules trained in full.
 
 Legend: I input features, O output features.
 """
@@ -27,18 +27,18 @@ _KEPT = (
 )  # fmt: skip
 """Fields that mean the same in a config of LN_TUNING."""
 Change = Callable[[Wide], Wide]
-"""Weight [O, I] of the base -> that with the adapter in it."""
+"""Weight [O, I] of the base -> merged weight."""
 
 
 @dataclass(frozen=True, slots=True)
 class WholeLayers:
-    """Layers of a base, and what an adapter makes of them."""
+    """Layers of a base, and how an adapter changes their weights."""
 
     changes: Mapping[str, Change]
-    """By the name of the layer."""
+    """By name of the layer."""
     base: KnownLayers | None
     changes_bias: bool
-    """Whether a bias changes as one more column of the weight does."""
+    """Whether a bias is changed like a column of the weight."""
 
     def write(
         self,
@@ -49,19 +49,19 @@ class WholeLayers:
         source: Path,
         saved: tuple[Mapping[str, TensorInfo], ReadTensor],
     ) -> None:
-        """Write a package of the layers, with `notes` and those in the folder `source`.
+        """Write a package of the layers, with `notes` and those found in the folder `source`.
 
-        Each keeps the dtype of the base, as if it were merged. One is in memory at a time.
+        Each layer keeps the dtype of the base, as after merging. One is in memory at a time.
 
         Args:
-            as_lora: The adapter's config, as one of LoRA.
-            output: What to write to.
+            as_lora: The adapter's config as a LoRA config.
+            output: Where to write.
             notes: Notes of the package.
             source: The folder of the adapter.
-            saved: Tensors that are written as they are, and what yields their bytes.
+            saved: Tensors that are copied unchanged, and the reader of their bytes.
 
         Raises:
-            PackageError: A layer is not in the base, which may be quantised, or not finite.
+            PackageError: The base lacks a layer or is quantized, or a weight is not finite.
         """
         kept, read_kept = saved
         places = dict(self._places())
@@ -80,7 +80,7 @@ class WholeLayers:
         write_package(config, tensors, read, output, notes=notes, source=source)
 
     def _places(self) -> Iterator[tuple[str, tuple[str, BaseFolder, BaseLayer]]]:
-        """Yield the name of each tensor, its module, and where it is in the base."""
+        """Yield the name of each tensor, its module, and its layer in the base."""
         for module in self.changes:
             folder, layer = base_layer(self.base, module, "the adapter")
             yield f"{PREFIX}{module}.ln_tuning_layers.weight", (module, folder, layer)
