@@ -1,1 +1,1 @@
-"""Adapters from examples: PEFT and transformers' Trainer. Needs the extra `train`."""
+"""Training of adapters with PEFT and transformers' Trainer. Needs the extra `train`."""

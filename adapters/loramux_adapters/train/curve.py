@@ -1,4 +1,4 @@
-"""How the loss goes while an adapter is trained."""
+"""Loss curves of a training, and the callback that records them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,12 +9,12 @@ from peft import PeftModel
 from transformers import TrainerCallback
 
 Progress = Callable[[int, int, float], None]
-"""Called after each step with the steps done, all steps, and the loss."""
+"""Called after each step with the steps done, the total number of steps, and the loss."""
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """The loss at one moment of the training."""
+    """The loss at one step."""
 
     step: int
     loss: float
@@ -22,14 +22,14 @@ class Point:
 
 @dataclass(slots=True)
 class Curve:
-    """The losses of one training."""
+    """The losses of one training run."""
 
     training: list[Point] = field(default_factory=list)
-    """Of each step, on its batch; with adalora, what its ranks lack in orthogonality is added."""
+    """After each step, on its batch; with adalora the orthogonality penalty is included."""
     evaluation: list[Point] = field(default_factory=list)
-    """Before the first step and after each epoch, on the examples kept for it."""
+    """Before the first step and after each epoch, on the evaluation split."""
     accuracy: list[float] = field(default_factory=list)
-    """Beside each of these, the share of labels, tags or answers that are right; of heads alone."""
+    """For each of these, the share of correct labels, tags or answers; only for heads."""
 
 
 class _State(Protocol):
@@ -38,7 +38,7 @@ class _State(Protocol):
 
 
 class Recorder(TrainerCallback):  # type: ignore[misc]
-    """Keeps the losses that a Trainer logs, and gives AdaLoRA its turn in each step."""
+    """Records the losses that a Trainer logs, and runs AdaLoRA's rank allocation in each step."""
 
     def __init__(self, curve: Curve, progress: Progress) -> None:
         self._curve = curve
@@ -47,7 +47,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
     def on_log(
         self, args: object, state: _State, control: object, logs: dict[str, float], **_: object
     ) -> None:
-        """Keep a loss."""
+        """Record a loss."""
         if "eval_loss" in logs:
             self._curve.evaluation.append(Point(state.global_step, logs["eval_loss"]))
             if "eval_accuracy" in logs:
@@ -59,9 +59,10 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
     def on_optimizer_step(
         self, args: object, state: _State, control: object, model: PeftModel, **_: object
     ) -> None:
-        """Let AdaLoRA judge its ranks while the gradients are still there."""
+        """Run AdaLoRA's rank allocation while the gradients still exist."""
         if hasattr(model.base_model, "update_and_allocate"):
+            # AdaLoRA needs gradients also of layers that LayerDrop skipped, as in M2M100.
             for parameter in model.parameters():
-                if parameter.requires_grad and parameter.grad is None:  # of a layer that was left
-                    parameter.grad = torch.zeros_like(parameter)  # out, as M2M100 does at random
+                if parameter.requires_grad and parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
             model.base_model.update_and_allocate(state.global_step + 1)

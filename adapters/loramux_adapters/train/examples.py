@@ -1,4 +1,4 @@
-"""Examples as a file of JSON lines: what to read, and what to learn of it."""
+"""Training examples from a JSON Lines file: inputs and targets."""
 
 import enum
 import hashlib
@@ -15,7 +15,7 @@ MAX_LINE_BYTES = 1 << 20
 
 
 class Form(enum.StrEnum):
-    """What a line has, in words; all lines of a file have the same."""
+    """What a line has, in words; the same for all lines of a file."""
 
     PROMPTS = "prompt and completion"
     LABELLED = "text and label"
@@ -29,7 +29,7 @@ class Form(enum.StrEnum):
 
     @property
     def problem(self) -> ProblemType:
-        """What is learned of a text as a whole."""
+        """The problem type of a text's label or score."""
         if self in (Form.SEVERAL, Form.PAIRS_SEVERAL):
             return ProblemType.MULTI_LABEL
         is_number = self in (Form.SCORED, Form.PAIRS_SCORED)
@@ -47,7 +47,7 @@ FORMS: Mapping[frozenset[str], Form] = {
     frozenset({"tokens", "tags"}): Form.TAGGED,
     frozenset({"question", "context", "answer"}): Form.QUESTIONS,
 }
-"""Keys of a line -> its form; with a question there may be a `start` as well."""
+"""Keys of a line -> its form; a question may also have a `start`."""
 
 _WANTED = (
     'a line is {"prompt": "…", "completion": "…"}, {"text": "…", "label": "…"}, {"text": "…", '
@@ -59,29 +59,29 @@ _WANTED = (
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A prompt to read, and the completion to learn."""
+    """A prompt, and the completion to learn."""
 
     prompt: str
     completion: str
     line: int
-    """Number of its line in the file, from 1."""
+    """Line number in the file, from 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """A text, or two, and what is learned of it as a whole."""
+    """A text or a pair of texts, with a label, a set of labels or a score."""
 
     text: str
     label: str | tuple[str, ...] | float
-    """Its label, those that it has of several, or a number."""
+    """One label, all labels that apply, or a score."""
     line: int
     pair: str | None = None
-    """The second text, if there are two."""
+    """The second text, if any."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tagged:
-    """The words of a text, and a tag of each."""
+    """The words of a text, with a tag for each."""
 
     tokens: tuple[str, ...]
     tags: tuple[str, ...]
@@ -90,14 +90,14 @@ class Tagged:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question, and where in a text its answer is."""
+    """A question, and the position of its answer in a context."""
 
     question: str
     context: str
     begin: int
     """First character of the answer in `context`, in code points."""
     end: int
-    """The first behind it; `begin` where the text has no answer."""
+    """First character after the answer; equal to `begin` if the context has no answer."""
     line: int
 
 
@@ -110,19 +110,19 @@ class Examples:
     """SHA-256 of the file."""
     form: Form
     labels: tuple[str, ...]
-    """The distinct labels or tags, sorted; none of a form without."""
+    """The distinct labels or tags, sorted; empty for forms without."""
     examples: tuple[Example | Labelled | Tagged | Question, ...]
 
     def where(self, example: Example | Labelled | Tagged | Question) -> str:
-        """Return what messages call one of `examples`."""
+        """Return how messages refer to one of `examples`."""
         return f"{self.path}, line {example.line}"
 
 
 def read_examples(path: Path) -> Examples:
-    """Return the examples in `path`.
+    """Read and validate the examples in `path`.
 
     Raises:
-        PackageError: A line is none; the message has the file, the line and what would be right.
+        PackageError: A line is not valid; the message has the file, the line and what is expected.
         OSError: The file cannot be read.
     """
     sha256 = hashlib.sha256()
@@ -153,7 +153,7 @@ def read_examples(path: Path) -> Examples:
 
 
 def _fields(line: bytes, where: str) -> tuple[Form, dict[str, object]]:
-    """Return the form of a line, and what it has, of which texts are checked."""
+    """Return the form of a line and its fields; only those that have to be texts are validated."""
     if len(line) > MAX_LINE_BYTES:
         raise _fault(f"{where} is above {MAX_LINE_BYTES} bytes")
     try:
@@ -194,7 +194,7 @@ def _example(
 
 
 def _label(found: Mapping[str, object], where: str) -> str | tuple[str, ...] | float:
-    """Return what is learned of a text as a whole."""
+    """Return the label, labels or score of a text."""
     if "score" in found:
         score = found["score"]
         if isinstance(score, bool) or not isinstance(score, int | float):
@@ -209,7 +209,7 @@ def _label(found: Mapping[str, object], where: str) -> str | tuple[str, ...] | f
 
 
 def _begin(context: str, answer: str, found: Mapping[str, object], where: str) -> int:
-    """Return where an answer begins: at `start`, or where it is found first."""
+    """Return where an answer begins: at `start`, or at its first occurrence."""
     if "start" not in found:
         first = context.find(answer)
         if first < 0:
@@ -238,7 +238,7 @@ def _texts(value: object, what: str) -> tuple[str, ...]:
 
 
 def _is_text(value: object) -> bool:
-    """Return whether `value` is a text that says something."""
+    """Return whether `value` is a string that is not blank."""
     return isinstance(value, str) and bool(value.strip())
 
 

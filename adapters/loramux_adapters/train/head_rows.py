@@ -1,4 +1,4 @@
-"""Examples for heads as tokens: what is read, and the labels, tags or places that are learned."""
+"""Tokenization of examples for heads: input ids, and labels, tags or positions to learn."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,25 +10,25 @@ from loramux_adapters.train.examples import Examples, Labelled, Question, Tagged
 from loramux_adapters.train.rows import IGNORED, Row, Value, check_length
 
 _CONTEXT = 1
-"""Which of two texts that are read together the context of a question is."""
+"""Sequence id of the context in a tokenized question and context."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeadRows:
-    """Makes rows for a head; texts become the tokens that a server makes of them."""
+    """Turns examples into rows for a head; texts are tokenized as a server does it."""
 
     tokenizer: PreTrainedTokenizerBase
     max_tokens: int
     tells_types: bool = False
-    """Whether the base is told which tokens of a pair are of the second text."""
+    """Whether the base gets token type ids, which mark the second text of a pair."""
     num_before: int = 0
-    """Embeddings of virtual tokens that PEFT puts before a text, of which the model tells too."""
+    """Virtual token embeddings that PEFT puts before a text; the head has outputs for them, too."""
 
     def of(self, examples: Examples) -> list[Row]:
-        """Return each example as tokens, with the numbers that are learned.
+        """Return the rows of all examples, in order.
 
         Raises:
-            PackageError: An example is too long, or no token is of an answer.
+            PackageError: An example is too long, or no token belongs to its answer.
         """
         numbers = {label: number for number, label in enumerate(examples.labels)}
         rows: list[Row] = []
@@ -54,20 +54,20 @@ class HeadRows:
         return row
 
     def _tagged(self, example: Tagged, tags: Sequence[int]) -> Row:
-        """Return a text of words with spaces between them: the first token of each learns."""
+        """Return the row of words joined by spaces; the first token of each word has its tag."""
         encoded = self._placed(" ".join(example.tokens))
         labels = [IGNORED] * len(encoded["input_ids"])
         begin = 0
         for word, tag in zip(example.tokens, tags, strict=True):
             end = begin + len(word)
             first = next(_inside(encoded["offset_mapping"], begin, end), None)
-            if first is not None:  # of characters that a tokenizer leaves out there is none
+            if first is not None:  # the tokenizer may drop all characters of a word
                 labels[first] = tag
             begin = end + 1
         return {"input_ids": encoded["input_ids"], "labels": [IGNORED] * self.num_before + labels}
 
     def _answered(self, example: Question, where: str) -> Row:
-        """Return a question and a context; no answer is at the first token."""
+        """Return the row of a question and a context; without an answer, the first token is it."""
         encoded = self._placed(example.question, example.context)
         first = last = 0
         if example.end > example.begin:
@@ -102,14 +102,14 @@ class HeadRows:
 
 
 def _target(label: str | tuple[str, ...] | float, numbers: Mapping[str, int]) -> Value:
-    """Return what is learned: a label's number, for each label whether it holds, or a number."""
+    """Return what is learned: a label's index, a 0/1 vector over all labels, or a score."""
     if isinstance(label, float):
         return label
     return numbers[label] if isinstance(label, str) else [float(each in label) for each in numbers]
 
 
 def _inside(places: Iterable[tuple[int, int]], begin: int, end: int) -> Iterator[int]:
-    """Yield the tokens that have characters from `begin` to `end`."""
+    """Yield the tokens that overlap the characters from `begin` to `end`."""
     return (
         number
         for number, (first, last) in enumerate(places)

@@ -1,4 +1,4 @@
-"""The methods of training, as configs of PEFT; what could not be packed is refused beforehand."""
+"""Training methods as PEFT configs; methods that could not be packed are refused beforehand."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,48 +20,48 @@ from loramux_adapters.weights.adalora import as_lora_config
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shape:
-    """What kind of adapter is trained, and how large it is."""
+    """Method, size and targets of the adapter to train."""
 
     method: str = "lora"
     """A name of `METHODS`."""
     rank: int = 8
-    """Rank; with adalora that of the layers on average, with prompt and prefix virtual tokens."""
+    """Rank; for adalora the average over layers, for prompt and prefix the virtual tokens."""
     alpha: float = 16.0
     targets: tuple[str, ...] = ()
-    """Names of layers, whole or the last parts of them; none means every linear layer."""
+    """Names of layers or suffixes of names; empty for all linear layers."""
 
     @property
     def target_modules(self) -> str | list[str]:
-        """The targets as PEFT takes them."""
+        """The targets in PEFT's form."""
         return list(self.targets) or "all-linear"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Learner:
-    """What PEFT has to know of the model that a method changes."""
+    """What PEFT has to know about the model that is adapted."""
 
     task_type: str = "CAUSAL_LM"
     saved: tuple[str, ...] = ()
-    """Names of the modules that are trained whole: a head."""
+    """Names of modules that are trained in full: the head."""
     behind: tuple[str, ...] = ()
-    """Names of the linear layers behind the layers of the base, which IA³ leaves as they are."""
+    """Names of linear layers after the base's layers, which IA³ does not adapt."""
     prompt_sizes: Mapping[str, int] = field(default_factory=dict)
-    """Fields that say how large an embedding is, where PEFT does not find it out itself."""
+    """Config fields for the size of an embedding, where PEFT does not infer it."""
     prefix_sizes: Mapping[str, int] = field(default_factory=dict)
-    """Those that say how large keys and values are."""
+    """Likewise for the size of keys and values."""
 
     @property
     def common(self) -> dict[str, Any]:
-        """Fields of any method."""
+        """Config fields of any method."""
         saved = {"modules_to_save": list(self.saved)} if self.saved else {}
         return {"task_type": self.task_type, **saved}
 
 
 def peft_config(shape: Shape, steps: int, learner: Learner | None = None) -> PeftConfig:
-    """Return the config for `steps` steps of training, for a decoder without a head by default.
+    """Return the PEFT config for `steps` steps of training; by default for a decoder without head.
 
     Raises:
-        PackageError: There is no such method, or what it saves could not be packed.
+        PackageError: The method is unknown, or its result could not be packed.
     """
     if shape.method not in METHODS:
         raise PackageError(
@@ -92,8 +92,8 @@ def _lora(shape: Shape, learner: Learner, **fields: bool) -> PeftConfig:
 
 
 def _adalora(shape: Shape, steps: int, learner: Learner) -> PeftConfig:
-    # The schedule of the paper's experiments, arXiv 2303.10512: half as much again at the start,
-    # a tenth of the steps before ranks go, three tenths after.
+    # The schedule of the paper's experiments, arXiv 2303.10512: start with 1.5 times the rank,
+    # prune after a tenth of the steps, and keep the final ranks for the last three tenths.
     return AdaLoraConfig(
         **learner.common,
         init_r=shape.rank + (shape.rank + 1) // 2,
@@ -128,11 +128,11 @@ METHODS: Mapping[str, Callable[[Shape, int, Learner], PeftConfig]] = {
         **learner.common, **learner.prefix_sizes, num_virtual_tokens=shape.rank
     ),
 }
-"""Name -> the config that PEFT needs for a shape, a number of steps and a model."""
+"""Method -> function that makes the PEFT config from a shape, the number of steps and a model."""
 
 
 def _as_packed(config: PeftConfig) -> dict[str, object]:
-    """Return `config` as it will be in the package."""
+    """Return `config` in the form that the package will have."""
     fields: dict[str, object] = config.to_dict()
     fields = {
         name: sorted(value) if isinstance(value, set) else value for name, value in fields.items()

@@ -1,4 +1,4 @@
-"""The model that is trained: transformers' class for a task, with the weights of the base."""
+"""Loading the model to train: transformers' class for the task, with the weights of the base."""
 
 import inspect
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -38,25 +38,25 @@ _CLASSES: Mapping[Task, tuple[Any, Any]] = {
     Task.SPANS: (AutoModelForQuestionAnswering, MODEL_FOR_QUESTION_ANSWERING_MAPPING),
 }
 _POOLER = "pooler"
-"""The module of a base model that heads alone read."""
+"""The module of a base model that only heads read."""
 _TRAINABLE = ("bitsandbytes", "torchao", "mxfp4")
-"""Ways to save a base quantised that are left to transformers."""
+"""Quantization methods of a checkpoint on which transformers and PEFT can train."""
 _UNBOUNDED = 4096
-"""Tokens of a text where a model has no positions of its own; a server takes as many at most."""
+"""Maximum tokens of a text for a model without position limit; the same as in the server."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A model to be trained."""
+    """A loaded model and what PEFT has to know about it."""
 
     model: PreTrainedModel
     learner: Learner
 
     @property
     def room(self) -> int:
-        """How many tokens a text may have."""
+        """Maximum number of tokens of a text."""
         for name, module in self.model.named_modules():
-            # As in RoBERTa, where the first token is not at the first of the positions.
+            # RoBERTa's positions begin after the padding index.
             padding = getattr(module, "padding_idx", None)
             if name.endswith("position_embeddings") and padding is not None:
                 return int(module.num_embeddings - padding - 1)
@@ -65,10 +65,10 @@ class Trained:
     def padding(
         self, tokenizer: PreTrainedTokenizerBase, task: Task | None, rows: Sequence[Row]
     ) -> int:
-        """Return the token for padding, which the model is told.
+        """Return the padding token; for a classifying decoder, also set it in the model's config.
 
-        Of a decoder that labels texts it ends none of `rows`: transformers takes what is before it
-        for the last token.
+        There it must not be the last token of any of `rows`: transformers reads the last token
+        that is not padding.
         """
         known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         if task is not Task.SEQUENCE or only_reads(self.model.config):
@@ -80,7 +80,7 @@ class Trained:
         return pad
 
     def tells_types(self, tokenizer: PreTrainedTokenizerBase) -> bool:
-        """Return whether it is told which tokens are of the second of two texts."""
+        """Return whether the model gets token type ids for pairs of texts."""
         return (
             only_reads(self.model.config)
             and "token_type_ids" in tokenizer.model_input_names
@@ -96,13 +96,13 @@ def load_model(
     num_labels: int,
     problem: ProblemType = ProblemType.SINGLE_LABEL,
 ) -> Trained:
-    """Return the model in the folder `base`, float32, with a head for a task if there is one.
+    """Load the model in the folder `base` in float32, with a head if there is a task.
 
-    What the base was saved without is random, and part of the head.
+    Weights that the checkpoint lacks are random, and become part of the head.
 
     Raises:
-        PackageError: There is no such head, or it is none that is served; or the base was saved
-            quantised in a way in which nothing is trained.
+        PackageError: There is no such head, or an unsupported one; or the checkpoint is quantized
+            in a way that cannot be trained on.
     """
     _check_trainable(config)
     options = {"dtype": torch.float32, "local_files_only": True}
@@ -122,7 +122,7 @@ def load_model(
     lost = {*told["missing_keys"], *(name for name, *_ in told["mismatched_keys"])}
     inner = f"{_inner(model)}."
     if all(f"{inner}{name}" in lost for name, _ in model.base_model.named_parameters()):
-        # The class has another name for its layers than the base, as Llama's for questions.
+        # The class names its layers differently, as Llama's for question answering does.
         bare, told = AutoModel.from_pretrained(base, **options, output_loading_info=True)
         model.base_model.load_state_dict(bare.state_dict())
         lost = {name for name in lost if not name.startswith(inner)}
@@ -159,15 +159,15 @@ def _trained(model: PreTrainedModel, task: Task | None, lost: Collection[str] = 
 
 
 def _inner(model: PreTrainedModel) -> str:
-    """Return the name of the base model in a class for a task."""
+    """Return the attribute name of the base model in a class for a task."""
     return str(next(name for name, child in model.named_children() if child is model.base_model))
 
 
 def _saved(model: PreTrainedModel, task: Task, lost: Collection[str]) -> tuple[str, ...]:
-    """Return the modules of a head that are trained whole: what PEFT takes for it, and the `lost`.
+    """Return the modules that are trained in full: PEFT's head modules, and the `lost` ones.
 
     Raises:
-        PackageError: Such a head is not served.
+        PackageError: The head is not supported.
     """
     names = HEAD_NAMES[task]
     inner = _inner(model)
@@ -193,7 +193,7 @@ def _saved(model: PreTrainedModel, task: Task, lost: Collection[str]) -> tuple[s
 
 
 def _largest(model: PreTrainedModel, parameter: str, lost: Collection[str]) -> str:
-    """Return the largest module around a parameter of which all parameters are `lost`."""
+    """Return the largest module around `parameter` whose parameters are all `lost`."""
     parts = parameter.split(".")
     for end in range(1, len(parts)):
         name = ".".join(parts[:end])
@@ -204,7 +204,7 @@ def _largest(model: PreTrainedModel, parameter: str, lost: Collection[str]) -> s
 
 
 def _behind(model: PreTrainedModel) -> Iterator[str]:
-    """Yield the linear layers that stand behind the layers of the base model."""
+    """Yield the linear layers after the layers of the base model."""
     inner = f"{_inner(model)}."
     for name, module in model.named_modules():
         is_outer = not name.startswith(inner) or name.split(".")[1] == _POOLER
@@ -213,9 +213,9 @@ def _behind(model: PreTrainedModel) -> Iterator[str]:
 
 
 def _sizes(config: PreTrainedConfig, width: int) -> dict[str, int]:
-    """Return what is as large as virtual tokens are; `width` is that of embeddings, if these are.
+    """Return PEFT's size fields for virtual tokens; `width` is that of embeddings, or 0.
 
-    PEFT finds out those of decoders.
+    For decoders PEFT infers them.
     """
     writes = writes_another(config)
     heads = getattr(config, "num_attention_heads", 0)

@@ -1,4 +1,4 @@
-"""What is trained on what, and how."""
+"""The settings of a training run."""
 
 import math
 from dataclasses import dataclass, field
@@ -10,28 +10,28 @@ from loramux_adapters.train.methods import Shape
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """One training, checked once."""
+    """The validated settings of one training run."""
 
     base: Path
-    """Folder of the base model, with its tokenizer."""
+    """Folder of the base model and its tokenizer."""
     base_name: str
-    """What the package calls the base."""
+    """Name of the base in the package."""
     data: Path
-    """File of JSON lines."""
+    """JSON Lines file with the examples."""
     task: str | None = None
-    """A name of `tasks.TASKS`; what the lines and the base are for if None."""
+    """A name of `tasks.TASKS`; None to derive it from the lines and the base."""
     shape: Shape = field(default_factory=Shape)
     epochs: int = 3
     learning_rate: float = 1e-3
     batch_size: int = 16
     seed: int = 0
     eval_share: float = 0.1
-    """Share of the examples that is kept for evaluation; 0 for none."""
+    """Share of the examples used for evaluation; 0 for none."""
     threads: int | None = None
-    """Threads of the processor; as many as torch takes if None."""
+    """CPU threads; None for torch's default."""
 
     def __post_init__(self) -> None:
-        """Demand numbers that can be meant."""
+        """Check that all numbers are in range."""
         for name, value, is_right, right in (
             ("epochs", self.epochs, self.epochs >= 1, "1 or more"),
             ("lr", self.learning_rate, 0 < self.learning_rate < math.inf, "above 0"),
@@ -44,10 +44,10 @@ class Plan:
                 raise PackageError(f"{name} is {value}; it has to be {right}", "INVALID_FIELD")
 
     def num_kept(self, num_examples: int) -> int:
-        """Return how many of the examples are kept for evaluation.
+        """Return how many examples are used for evaluation.
 
         Raises:
-            PackageError: It would be none, though some are wanted, or all.
+            PackageError: It would be all, or none though a share is requested.
         """
         num_kept = round(self.eval_share * num_examples)
         if num_kept == num_examples or (self.eval_share and not num_kept):

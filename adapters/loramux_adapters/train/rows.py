@@ -1,4 +1,4 @@
-"""Examples as tokens, and batches of them."""
+"""Tokenized examples for text generation, and batches of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,20 +11,20 @@ from loramux_adapters.errors import PackageError
 from loramux_adapters.train.examples import Example, Examples, Labelled
 
 IGNORED = -100
-"""The label of a token that is read and not learned."""
+"""Label of tokens that do not count for the loss."""
 
 Value = list[int] | list[float] | int | float
 Row = dict[str, Value]
-"""What a model is given of one example: a number for each of its tokens, or of the whole."""
+"""The model's inputs for one example: per token or for the whole text."""
 
 
 def rows_of(
     examples: Examples, tokenizer: PreTrainedTokenizerBase, max_tokens: int
 ) -> list[Row]:  # fmt: skip
-    """Return each example as tokens: the prompt to read, completion and end token to learn.
+    """Return the rows of all examples: prompt to read, completion and end token to learn.
 
-    The prompt becomes the tokens that a server makes of it. Text and label are the prompt
-    `TEXT ->` and the completion ` LABEL`.
+    Prompts are tokenized as a server does it. A text and its label become the prompt `TEXT ->` and
+    the completion ` LABEL`.
 
     Raises:
         PackageError: An example is too long, or the tokenizer has no end token.
@@ -50,17 +50,17 @@ def written_rows(
     max_written: int,
     begin: Sequence[int] = (),
 ) -> list[Row]:
-    """Return each example as tokens of two texts: the prompt to read, the completion to write.
+    """Return the rows of all examples for an encoder-decoder.
 
-    The prompt becomes the tokens that a server makes of it, the completion those that the
-    tokenizer has for the other language, if it knows two. Of text and label, they are these.
+    Prompts are tokenized as a server does it, completions as text of the target language if the
+    tokenizer has two. A text and its label are used without changes.
 
     Args:
-        examples: What to make rows of.
-        tokenizer: That of the base.
-        max_read: Tokens that a prompt may have.
-        max_written: Tokens that what is written may have, the end token included.
-        begin: Tokens that what is written begins with, behind the decoder's own first.
+        examples: The examples.
+        tokenizer: The tokenizer of the base.
+        max_read: Maximum tokens of a prompt.
+        max_written: Maximum tokens of a completion, end token included.
+        begin: Tokens that completions begin with, after the decoder's start token.
 
     Raises:
         PackageError: An example is too long, or the tokenizer has no end token.
@@ -80,16 +80,16 @@ def written_rows(
 
 
 def tokens_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Return what a server makes of a prompt."""
+    """Tokenize a prompt as a server does."""
     found: list[int] = tokenizer(text, add_special_tokens=True)["input_ids"]
     return found
 
 
 def check_length(count: int, room: int, where: str, what: str) -> None:
-    """Demand that `count` tokens have room.
+    """Check that `count` tokens fit.
 
     Raises:
-        PackageError: They have not; the message names `where` they are and `what`.
+        PackageError: They do not; the message names `where` they are and `what` they are.
     """
     if count > room:
         raise PackageError(
@@ -98,19 +98,19 @@ def check_length(count: int, room: int, where: str, what: str) -> None:
 
 
 def split(rows: Sequence[Row], num_kept: int, seed: int) -> tuple[list[Row], list[Row]]:
-    """Return the rows to train on, and those kept for evaluation, drawn by `seed`."""
+    """Split `rows` at random into those to train on and `num_kept` for evaluation."""
     order = Random(seed).sample(range(len(rows)), len(rows))
     return [rows[i] for i in order[num_kept:]], [rows[i] for i in order[:num_kept]]
 
 
 @dataclass(frozen=True, slots=True)
 class Collator:
-    """Makes one batch of rows, with padding on the right."""
+    """Makes a batch of rows, padded on the right."""
 
     pad_id: int
 
     def __call__(self, rows: list[Row]) -> dict[str, torch.Tensor]:
-        """Return what `rows` have, each [rows] or [rows, longest], and an `attention_mask`."""
+        """Return the inputs, each [rows] or [rows, longest], with an `attention_mask`."""
         told = [{**row, "attention_mask": [1] * _length(row["input_ids"])} for row in rows]
         return {name: self._together(name, [row[name] for row in told]) for name in told[0]}
 

@@ -1,4 +1,4 @@
-"""Training: a base, examples and a method become a package, by transformers' Trainer."""
+"""A training run: from a base, examples and a method to a package."""
 
 import math
 import tempfile
@@ -44,8 +44,8 @@ from loramux_adapters.train.trainer import fit
 def train(plan: Plan, output: Output, progress: Progress = lambda *_: None) -> Curve:
     """Train an adapter by `plan` and write its package, with notes, to `output`.
 
-    Only completions count for the loss, and of heads labels, tags and places of answers. Weights
-    are float32. Equal input gives equal bytes, on one machine with one number of threads.
+    Only completions, or the targets of a head, count for the loss. Weights are float32. Equal input
+    gives equal bytes on the same machine with the same number of threads.
 
     Raises:
         PackageError: The plan cannot be carried out, or the loss is not finite.
@@ -56,7 +56,7 @@ def train(plan: Plan, output: Output, progress: Progress = lambda *_: None) -> C
     num_kept = plan.num_kept(len(examples.examples))
     num_learned = len(examples.examples) - num_kept
     steps = plan.epochs * math.ceil(num_learned / plan.batch_size)
-    peft_config(plan.shape, steps)  # before the model: what is wrong of itself comes first
+    peft_config(plan.shape, steps)  # fail early, before the model is loaded
     with _quiet(), _threads(plan.threads), tempfile.TemporaryDirectory(prefix="loramux-") as name:
         folder = Path(name)
         model_config = AutoConfig.from_pretrained(plan.base, local_files_only=True)
@@ -84,7 +84,7 @@ def train(plan: Plan, output: Output, progress: Progress = lambda *_: None) -> C
 
 
 def _check_names(examples: Examples, task: Task | None) -> None:
-    """Demand that there are labels to tell apart, and that a package can name them."""
+    """Check that there are labels to tell apart, with names that a package can hold."""
     if task is None or not task.classifies:
         return
     if examples.form.problem is ProblemType.MULTI_LABEL and not examples.labels:
@@ -105,7 +105,7 @@ def _rows(
     task: Task | None,
     config: PeftConfig,
 ) -> list[Row]:
-    """Return the examples as tokens of the base; virtual tokens take room of a text."""
+    """Return the rows of all examples; virtual tokens reduce the maximum length."""
     num_virtual, room = getattr(config, "num_virtual_tokens", 0), trained.room
     if room - num_virtual < 2:
         raise PackageError(
@@ -127,7 +127,7 @@ def _rows(
     return written_rows(
         examples,
         tokenizer,
-        # Embeddings stand before what is read, keys and values before what is written.
+        # Soft prompts take room of the encoder's input, KV prefixes of the decoder's.
         room - num_before,
         room - (num_virtual - num_before),
         () if begin is None else (begin,),
@@ -135,10 +135,10 @@ def _rows(
 
 
 def _takes_one(model: PreTrainedModel, config: PeftConfig, task: Task | None) -> bool:
-    """Return whether each example is a batch of its own.
+    """Return whether each example has to be a batch of its own.
 
-    So it is where transformers takes the last of a row for the last token of the text: it is given
-    embeddings in place of tokens, and does not know padding by them.
+    With soft prompts transformers gets embeddings, so it cannot detect padding by token, and takes
+    the last position for the last token.
     """
     is_prompt = isinstance(config, PromptTuningConfig)
     return is_prompt and task is Task.SEQUENCE and not only_reads(model.config)
@@ -147,7 +147,7 @@ def _takes_one(model: PreTrainedModel, config: PeftConfig, task: Task | None) ->
 def _adapted(
     model: PreTrainedModel, config: PeftConfig, method: str, batch: dict[str, torch.Tensor]
 ) -> PeftModel:
-    """Return `model` with a new adapter, which has been tried with a batch.
+    """Return `model` with a new adapter; a soft prompt or prefix is tried with `batch`.
 
     Raises:
         PackageError: PEFT cannot train such an adapter for it.
@@ -166,7 +166,7 @@ def _adapted(
             f"{type(error).__name__}: {told}",
             "UNSUPPORTED_ADAPTER_FEATURE",
         ) from None
-    if getattr(config, "modules_to_save", None):  # PEFT adds its own names to them
+    if getattr(config, "modules_to_save", None):  # PEFT appends names of its own
         config.modules_to_save = list(dict.fromkeys(config.modules_to_save))
     return adapted
 
@@ -183,7 +183,7 @@ def _threads(wanted: int | None) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what transformers and PEFT say of each other, and the bars of loading."""
+    """Silence warnings of transformers and PEFT, and progress bars of loading."""
     was_shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     verbosity = logging.get_verbosity()
@@ -191,7 +191,7 @@ def _quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
-            # Of a layer whose ranks AdaLoRA has masked.
+            # Layers with ranks that AdaLoRA masked.
             warnings.filterwarnings("ignore", message=".* LoRA tensor\\(s\\) have invalid shape")
             yield
     finally:
@@ -216,9 +216,9 @@ def _check_targets(model: PreTrainedModel, targets: tuple[str, ...]) -> None:
 
 
 def _named(examples: Examples, task: Task | None) -> dict[str, object]:
-    """Return what the package says of labels: what the outputs of a head are, or which there are.
+    """Return the note for the labels: of a head's outputs, or those that can be generated.
 
-    Answers have none.
+    Examples with answers have none.
     """
     names = _outputs(examples)
     if not names:
@@ -229,13 +229,13 @@ def _named(examples: Examples, task: Task | None) -> dict[str, object]:
 
 
 def _outputs(examples: Examples) -> tuple[str, ...]:
-    """Return what the outputs of a head are called; a number is a score."""
+    """Return the names of a head's outputs; a regression has `score`."""
     is_number = examples.form.problem is ProblemType.REGRESSION
     return ("score",) if is_number else examples.labels
 
 
 def _notes(plan: Plan, examples: Examples, learned: list[Row], curve: Curve) -> dict[str, object]:
-    """Return what the package says of its making; no time and no path, so that bytes repeat."""
+    """Return the notes on how it was made; without time and paths, for reproducible bytes."""
     step: dict[str, object] = {
         "made_by": "loramux train",
         "data": {"sha256": examples.digest, "examples": len(examples.examples)},

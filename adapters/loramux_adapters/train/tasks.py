@@ -1,4 +1,4 @@
-"""What an adapter is trained to do, by what the lines and the base are."""
+"""Which task an adapter is trained for, depending on the examples and the base."""
 
 from collections.abc import Mapping
 
@@ -15,7 +15,7 @@ TASKS: Mapping[str, Task | None] = {
     "tag": Task.TOKENS,
     "answer": Task.SPANS,
 }
-"""What `Plan.task` may be -> what its head reads; to generate has none."""
+"""Name of a task -> the task of the head; None for text generation."""
 _FITTING: Mapping[Form, tuple[str, ...]] = {
     Form.PROMPTS: ("generate",),
     Form.LABELLED: ("generate", "classify"),
@@ -27,19 +27,19 @@ _FITTING: Mapping[Form, tuple[str, ...]] = {
     Form.TAGGED: ("tag",),
     Form.QUESTIONS: ("answer",),
 }
-"""Form of lines -> what can be learned of them; the first is what is taken if the base does it."""
+"""Form of lines -> tasks that they fit; the first one that the base supports is the default."""
 
 
 def task_of(asked: str | None, examples: Examples, config: PreTrainedConfig) -> Task | None:
-    """Return what the head of an adapter is to read; None where it is to generate text.
+    """Return the task of the head to train; None for text generation.
 
     Args:
-        asked: A name of `TASKS`; None for what the lines are for.
-        examples: The lines.
-        config: That of the base.
+        asked: A name of `TASKS`; None for the default of the examples' form.
+        examples: The examples.
+        config: The config of the base.
 
     Raises:
-        PackageError: The base, or the lines, are for something else.
+        PackageError: The base or the examples do not fit the task.
     """
     if asked is not None and asked not in TASKS:
         raise _fault(f"task {shown(asked)} is not known; known are {', '.join(TASKS)}")
@@ -65,14 +65,14 @@ def task_of(asked: str | None, examples: Examples, config: PreTrainedConfig) -> 
 
 
 def task_type(task: Task | None, config: PreTrainedConfig) -> str:
-    """Return what PEFT calls `task` on a base."""
+    """Return PEFT's `task_type` for `task` on a base."""
     if task is not None:
         return str(task)
     return "SEQ_2_SEQ_LM" if writes_another(config) else "CAUSAL_LM"
 
 
 def _doing(config: PreTrainedConfig) -> tuple[tuple[str, ...], str]:
-    """Return what a base can be trained to do, and why nothing else."""
+    """Return the tasks that a base can be trained for, and why no others."""
     if writes_another(config):
         return ("generate",), "has an encoder and a decoder, and is served to write texts alone"
     if only_reads(config):

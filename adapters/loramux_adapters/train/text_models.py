@@ -1,4 +1,4 @@
-"""What a base model makes of a text, by its config. Needs transformers alone."""
+"""Kinds of text models: encoder-decoders and encoders. Needs only transformers."""
 
 from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
@@ -8,11 +8,11 @@ from transformers import (
 
 
 def writes_another(config: PreTrainedConfig) -> bool:
-    """Return whether it has an encoder that reads a text, and a decoder that writes another."""
+    """Return whether the model is an encoder-decoder that generates text."""
     return config.is_encoder_decoder and type(config) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
 
 
 def only_reads(config: PreTrainedConfig) -> bool:
-    """Return whether it is an encoder alone, which continues no text."""
+    """Return whether the model is an encoder, which generates no text."""
     is_decoder = config.is_encoder_decoder or getattr(config, "is_decoder", False)
     return type(config) in MODEL_FOR_MASKED_LM_MAPPING and not is_decoder

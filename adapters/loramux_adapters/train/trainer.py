@@ -1,4 +1,4 @@
-"""transformers' Trainer as adapters are trained with it."""
+"""Training with transformers' Trainer."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from loramux_adapters.train.plan import Plan
 from loramux_adapters.train.rows import IGNORED, Collator, Row
 
 WARM_UP = 0.05
-"""Share of the steps in which the learning rate rises; it falls as a cosine afterwards."""
+"""Share of the steps with a rising learning rate; a cosine decay follows."""
 
 
 def fit(
@@ -35,15 +35,15 @@ def fit(
     """Train `model` in place and return its losses.
 
     Args:
-        plan: How.
-        model: What is trained.
-        learned: What is learned.
-        kept: What it is evaluated on.
+        plan: The settings.
+        model: The model with the adapter.
+        learned: Rows to train on.
+        kept: Rows to evaluate on.
         collator: Makes batches of rows.
-        folder: For what the Trainer writes.
-        progress: Is told of each step.
-        task: What the head of the model reads, if it has one; then right answers are counted, too.
-        alone: Whether the model is given one example at a time; a step has as many as otherwise.
+        folder: Where the Trainer writes.
+        progress: Called after each step.
+        task: Task of the model's head, if any; then accuracy is measured, too.
+        alone: Whether batches have one example each; gradients accumulate over the plan's batch.
 
     Raises:
         PackageError: The loss is not finite.
@@ -75,10 +75,10 @@ def fit(
 
 
 class _LossOnly(Trainer):  # type: ignore[misc]
-    """A Trainer whose evaluation leaves out what AdaLoRA adds to the loss for its ranks."""
+    """A Trainer that evaluates without AdaLoRA's orthogonality penalty."""
 
     def evaluate(self, *args: object, **kwargs: object) -> dict[str, float]:
-        """Return the metrics of the examples kept for evaluation."""
+        """Return the metrics on the evaluation split."""
         config = self.model.peft_config["default"]
         weight = getattr(config, "orth_reg_weight", None)
         if weight is None:
@@ -93,24 +93,24 @@ class _LossOnly(Trainer):  # type: ignore[misc]
 
 
 def _chosen(logits: Sequence[torch.Tensor] | torch.Tensor, labels: object) -> Any:  # noqa: ANN401
-    """Return which label, tag or place, or which of several labels, the outputs speak for."""
+    """Return the predicted label, tag, position, or 0/1 vector of labels."""
     if isinstance(labels, tuple):  # begins and ends
         return tuple(each.argmax(-1) for each in logits[: len(labels)])
     first = logits if isinstance(logits, torch.Tensor) else logits[0]
-    if isinstance(labels, torch.Tensor) and labels.is_floating_point():  # each label for itself
+    if isinstance(labels, torch.Tensor) and labels.is_floating_point():  # multi-label
         return (first > 0).float()
     return first.argmax(-1)
 
 
 def _accuracy(found: Any) -> dict[str, float]:  # noqa: ANN401
-    """Return the share of right labels, of right tags, or of answers that are right as a whole."""
+    """Return the share of correct labels or tags, or of answers with both ends correct."""
     chosen, labels = (_stacked(each) for each in (found.predictions, found.label_ids))
     right = (chosen == labels).all(0)[labels[0] != IGNORED]
     return {"accuracy": float(right.float().mean())}
 
 
 def _stacked(value: Any) -> torch.Tensor:  # noqa: ANN401
-    """Return arrays of numpy, or one of them, as [arrays, …]."""
+    """Return one or several numpy arrays as one tensor [arrays, …]."""
     several = value if isinstance(value, tuple) else (value,)
     return torch.stack([torch.as_tensor(each) for each in several])
 
