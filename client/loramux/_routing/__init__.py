@@ -1,1 +1,1 @@
-"""Which of several servers gets a call: the one that has its adapter, while it has room."""
+"""Routing among several servers: calls go to the one that has their adapter, if it has room."""

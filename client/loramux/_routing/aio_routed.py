@@ -1,4 +1,4 @@
-"""A channel for an event loop over several servers, each with a channel of its own."""
+"""An asynchronous channel over several servers, each with a channel of its own."""
 
 import asyncio
 import math
@@ -15,29 +15,29 @@ from loramux._routing.routes import ROUTES, RouteOf, home
 
 
 class Asked:
-    """The state of a channel, asked for when it is wanted."""
+    """The connectivity state of a channel, polled on demand."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
-        """Connect."""
+        """Start connecting."""
         self._channel = channel
         self.now()
 
     def now(self) -> grpc.ChannelConnectivity:
-        """Return it."""
+        """Return the state."""
         try:
             return self._channel.get_state(try_to_connect=True)
-        except grpc.aio.UsageError:  # it was closed
+        except grpc.aio.UsageError:  # closed
             return grpc.ChannelConnectivity.SHUTDOWN
 
 
 class AioPauses:
-    """Waits of calls for their next attempts, which end with the client."""
+    """Backoff delays of calls, which end when the client is closed."""
 
     def __init__(self) -> None:
         self._is_over = asyncio.Event()
 
     async def wait(self, seconds: float) -> bool:
-        """Wait; return whether there is to be no other attempt."""
+        """Wait; return whether the client was closed, so that there are no more attempts."""
         try:
             async with asyncio.timeout(seconds):
                 await self._is_over.wait()
@@ -46,12 +46,12 @@ class AioPauses:
         return True
 
     def end(self) -> None:
-        """End all, now and later."""
+        """End all delays, also future ones."""
         self._is_over.set()
 
 
 class AioRoutedStream:
-    """The answers to a call, from the server that gave the first one."""
+    """The responses to a streaming call, from the server that sent the first one."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class AioRoutedStream:
         attempt: Callable[[], Coroutine[Any, Any, Any]],
         pauses: AioPauses,
     ) -> None:
-        """Make the call when the first answer is wanted."""
+        """Prepare the call; it starts when the first response is requested."""
         self._trip, self._attempt, self._pauses = trip, attempt, pauses
         self._call: Any = None
         self._next: Callable[[], Coroutine[Any, Any, object]] | None = None
@@ -94,18 +94,18 @@ class AioRoutedStream:
                 return answer
 
     def cancel(self) -> None:
-        """End the call; does nothing once it is over."""
+        """Cancel the call; does nothing if it has ended."""
         if self._call is not None:
             self._call.cancel()
         self._end(grpc.StatusCode.CANCELLED)
 
     async def code(self) -> grpc.StatusCode:
-        """Return how it ended, which it did."""
+        """Return the status of the call, which has to have ended."""
         assert self._code is not None
         return self._code
 
     def add_done_callback(self, callback: "Callable[[AioRoutedStream], None]") -> None:
-        """Have `callback` called at the end."""
+        """Register `callback` to be called at the end."""
         self._callbacks.append(callback)
 
     def _end(self, code: grpc.StatusCode) -> None:
@@ -117,7 +117,7 @@ class AioRoutedStream:
 
 
 class AioRoutedChannel:
-    """Does what `RoutedChannel` does, in an event loop."""
+    """Asynchronous counterpart of `RoutedChannel`."""
 
     def __init__(
         self,
@@ -128,7 +128,7 @@ class AioRoutedChannel:
         by_adapter: bool,
         retries: bool,
     ) -> None:
-        """Prepare; the arguments are those of `RoutedChannel`."""
+        """Prepare; for the arguments see `RoutedChannel`."""
         self._shared, self._connect = shared, connect
         self._by_adapter = by_adapter
         self._router = Router(addresses, self._open, self._close_aside, retries=retries)
@@ -140,27 +140,27 @@ class AioRoutedChannel:
         return getattr(self._shared, name)
 
     def to(self, reference: str) -> "AioHomeChannel":
-        """Return what sends every call to the server of one adapter."""
+        """Return a channel that sends every call to the server of one adapter."""
         return AioHomeChannel(self, home(reference))
 
     async def each(self) -> list[grpc.aio.Channel]:
-        """Return a channel to each server, in the order of their addresses; none if none is known.
+        """Return a channel to each known server, sorted by address.
 
-        They are closed with this one, or when theirs is no server any more.
+        They are closed with this channel, or when their server is no longer one of the addresses.
         """
         self._router.addresses.refresh(time.monotonic())
         await self._settle(None)
         return [link.channel for link in sorted(self._router.links, key=lambda link: link.server)]
 
     def unary_unary(self, path: str, *arguments: object, **options: object) -> Callable[..., Any]:
-        """Return what calls a method of one message and one answer."""
+        """Return a callable for a method with one request and one response."""
         method = Method("unary_unary", path, arguments, options)
         if self._by_adapter and path in ROUTES:
             return self.routed(method, ROUTES[path], repeats=True)
         return method.on(self._shared)
 
     def unary_stream(self, path: str, *arguments: object, **options: object) -> Callable[..., Any]:
-        """Return what calls a method of one message and a stream of answers."""
+        """Return a callable for a method with one request and a stream of responses."""
         method = Method("unary_stream", path, arguments, options)
         if self._by_adapter and path in ROUTES:
             return self._streaming(method, ROUTES[path])
@@ -169,9 +169,9 @@ class AioRoutedChannel:
     def routed(
         self, method: Method, route_of: RouteOf, *, repeats: bool
     ) -> Callable[..., Coroutine[Any, Any, object]]:
-        """Return what calls a method of one answer at the server that `route_of` says.
+        """Return a callable for a method with one response, routed by `route_of`.
 
-        With `repeats`, the call may be made again.
+        With `repeats`, the call may be retried.
         """
         shared = method.on(self._shared)
 
@@ -202,7 +202,7 @@ class AioRoutedChannel:
         return call
 
     async def close(self) -> None:
-        """Close all channels; calls under way are cancelled, or fail as they did last."""
+        """Close all channels; calls in progress are cancelled, or fail with their last error."""
         self._pauses.end()
         channels = [link.channel for link in self._router.close()]
         await asyncio.gather(*(channel.close() for channel in (self._shared, *channels)))
@@ -239,25 +239,25 @@ class AioRoutedChannel:
         return Link(server, channel, Asked(channel))
 
     def _close_aside(self, link: Link[grpc.aio.Channel]) -> None:
-        """Close what is idle, without waiting for it."""
+        """Close an idle channel in the background."""
         closing = asyncio.ensure_future(link.channel.close())
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
 
 
 class AioHomeChannel:
-    """Sends every call to the server of one adapter, once."""
+    """A channel that sends every call to the server of one adapter, without retries."""
 
     def __init__(self, channel: AioRoutedChannel, route_of: RouteOf) -> None:
-        """Send over `channel`."""
+        """Send calls over `channel`."""
         self._channel, self._route_of = channel, route_of
 
     def unary_unary(self, path: str, *arguments: object, **options: object) -> Callable[..., Any]:
-        """Return what calls a method of one message and one answer."""
+        """Return a callable for a method with one request and one response."""
         method = Method("unary_unary", path, arguments, options)
         return self._channel.routed(method, self._route_of, repeats=False)
 
     def stream_unary(self, path: str, *arguments: object, **options: object) -> Callable[..., Any]:
-        """Return what calls a method of a stream of messages and one answer."""
+        """Return a callable for a method with a stream of requests and one response."""
         method = Method("stream_unary", path, arguments, options)
         return self._channel.routed(method, self._route_of, repeats=False)

@@ -1,8 +1,8 @@
-"""Which failed calls are made again at another server or later, and how many at most.
+"""Retry policy: which failed calls are retried, at another server or later, and how often.
 
-The rules are those by which gRPC makes calls again on one channel, for calls that may go to another
-channel. But a call does not wait after its first failure where another server is there, and one for
-which a server has no room is tried at each that may have some.
+The rules are gRPC's for retries on one channel, applied to calls that may move to another channel.
+Two differ: after its first failure, a call does not wait if another server is available; and a call
+that a server has no room for is tried at each server that may have room.
 """
 
 import random
@@ -24,19 +24,19 @@ from loramux._wire import error_of
 
 _PUSHBACK_KEY = "grpc-retry-pushback-ms"
 _FULL = {"QUEUE_FULL", "SERVER_BUSY", "MEMORY_UNREACHABLE", "DEADLINE_UNREACHABLE"}
-"""Reasons of RESOURCE_EXHAUSTED that another server may not have. A quota is none of them."""
+"""Reasons of RESOURCE_EXHAUSTED that may not hold for another server; not a quota."""
 _BUSY = {"QUEUE_FULL", "SERVER_BUSY"}
-"""Those that other calls would have as well; the rest may be of the one call."""
+"""Those of them that hold for other calls, too; the rest may depend on the call."""
 _MAX_AVOIDED = 1.0
-"""Seconds without calls for a server that refused one, where others are there."""
+"""Maximum seconds for which a server that refused a call is avoided, if there are others."""
 _MIN_AVOIDED = 0.1
 
 
 class Budget:
-    """How many calls may be made again, for all calls of a client; threads may share it.
+    """Retry budget of all calls of a client; thread-safe.
 
-    What is full is there: to be refused for room takes nothing from what calls may cost that find
-    a server away, and has a budget of its own.
+    Refusals by full servers have a budget of their own, so that they do not use up the one for
+    unavailable servers.
     """
 
     def __init__(self) -> None:
@@ -44,16 +44,16 @@ class Budget:
         self._lock = threading.Lock()
 
     def succeeded(self) -> None:
-        """Note a call that was answered."""
+        """Record a success."""
         with self._lock:
             for is_full, left in self._tokens.items():
                 self._tokens[is_full] = min(RETRY_TOKENS, left + RETRY_RATIO)
 
     def failed(self, *, is_full: bool) -> bool:
-        """Note a failure, by a server that is full or away.
+        """Record a failure, by a full or an unavailable server.
 
         Returns:
-            Whether there may be another attempt.
+            Whether another attempt is allowed.
         """
         with self._lock:
             left = self._tokens[is_full] = max(0.0, self._tokens[is_full] - 1)
@@ -64,30 +64,31 @@ class Attempts:
     """The attempts of one call."""
 
     def __init__(self, budget: Budget, deadline: float | None) -> None:
-        """Count from one; `deadline` is of the monotonic clock."""
+        """Start without attempts; `deadline` is on the monotonic clock."""
         self._budget = budget
         self._deadline = deadline
         self._made = 0
 
     def delay(self, error: grpc.RpcError, *, has_others: bool, now: float) -> float | None:
-        """Return the seconds until the next attempt; None where there is to be none.
+        """Return the seconds until the next attempt; None if there is none.
 
         Args:
-            error: How the last one ended.
-            has_others: Whether a server that may answer was not asked yet.
-            now: Of the monotonic clock.
+            error: How the last attempt ended.
+            has_others: Whether a healthy server has not been tried yet.
+            now: Time on the monotonic clock.
         """
         self._made += 1
         is_full = refuses_for_room(error)
         if not (is_full or is_away(error)):
             return None
         if is_full and not has_others:
-            return None  # who asked is told when to come again
+            return None  # the caller gets the retry delay
         pushback = _pushback(error)
         is_over = self._made >= MAX_ATTEMPTS or (pushback is not None and pushback < 0)
         if not self._budget.failed(is_full=is_full) or is_over:
             return None
-        # Only once where the engine may have died of the call: it is not to end several at a time.
+        # Only once for an unavailable server: the call may have crashed the engine, and must not
+        # crash several at a time.
         if has_others and (is_full or self._made == 1):
             return 0.0
         seconds = min(INITIAL_BACKOFF * BACKOFF_MULTIPLIER ** (self._made - 1), MAX_BACKOFF)
@@ -97,26 +98,26 @@ class Attempts:
         return seconds
 
     def remaining(self, now: float) -> float | None:
-        """Return the seconds that are left; None for no limit."""
+        """Return the seconds until the deadline; None without one."""
         return None if self._deadline is None else max(0.0, self._deadline - now)
 
     def succeeded(self) -> None:
-        """Note the answer, or its beginning."""
+        """Record that the answer, or its first part, arrived."""
         self._budget.succeeded()
 
 
 def is_away(error: grpc.RpcError) -> bool:
-    """Return whether the server was not there, or said so."""
+    """Return whether the server was unreachable or unavailable."""
     return _call(error).code() in RETRYABLE
 
 
 def refuses_for_room(error: grpc.RpcError) -> bool:
-    """Return whether the server has too much to do for one call more."""
+    """Return whether the server had no room for the call."""
     return _is_refused(error, _FULL)
 
 
 def seconds_avoided(error: grpc.RpcError) -> float:
-    """Return how long the server that ended a call with `error` gets no others; 0 for no matter."""
+    """Return for how long to avoid the server that ended a call with `error`; 0 for not at all."""
     if not (is_away(error) or _is_refused(error, _BUSY)):
         return 0.0
     return min(max(error_of(error).retry_delay or 0.0, _MIN_AVOIDED), _MAX_AVOIDED)
@@ -130,7 +131,7 @@ def _is_refused(error: grpc.RpcError, reasons: set[str]) -> bool:
 
 
 def _pushback(error: grpc.RpcError) -> float | None:
-    """Return the seconds that the server wants, < 0 for never; None where it does not say."""
+    """Return the server's retry delay in seconds, negative for no retry; None if not given."""
     metadata: Iterable[tuple[str, str | bytes]] = _call(error).trailing_metadata() or ()
     for key, value in metadata:
         if key == _PUSHBACK_KEY:

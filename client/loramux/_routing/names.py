@@ -1,6 +1,6 @@
-"""Addresses of the servers: those that were given, or those behind a name.
+"""Addresses of the servers: a fixed list, or those that a DNS name resolves to.
 
-A name is looked up in a thread of its own, never where a call waits: every half minute as long as
+Names are resolved in a background thread, so that calls never wait for it: every 30 seconds while
 there are calls, and sooner after a server was lost.
 """
 
@@ -13,48 +13,48 @@ from collections.abc import Callable
 
 REFRESH_SECONDS = 30.0
 MIN_SECONDS = 2.0
-"""From one lookup to the next, whatever is lost."""
+"""Minimum time between lookups."""
 
 Lookup = Callable[[str, int], list[str]]
-"""Returns the IP addresses behind a host and port."""
+"""Resolves a host and port to IP addresses."""
 
 _NAME = re.compile(r"dns:(///)?(?P<host>\[[^\]/]+\]|[^/:\[\]]+):(?P<port>\d+)")
 
 
 def named(target: str) -> tuple[str, int] | None:
-    """Return host and port of a `dns:` target; None for others, and where a DNS server is named."""
+    """Return host and port of a `dns:` target; None otherwise, also if it names a DNS server."""
     found = _NAME.fullmatch(target)
     return (found["host"].strip("[]"), int(found["port"])) if found else None
 
 
 class Addresses:
-    """Which servers there are now; threads may share it."""
+    """The current addresses of the servers; thread-safe."""
 
     are_found = False
-    """Whether they are what a lookup found, so that gRPC may find others by its own."""
+    """Whether they come from DNS, so that gRPC's own lookup may find others."""
 
     def __init__(self, given: tuple[str, ...]) -> None:
-        """Know those that were given, which stay."""
+        """Use a fixed list."""
         self.known = given
-        """`HOST:PORT` of each; another object only where they are others."""
+        """`HOST:PORT` of each server; the tuple is replaced only if the addresses change."""
 
     def refresh(self, now: float) -> None:
-        """Look them up again if it is time; returns at once."""
+        """Start a lookup if one is due; returns at once."""
 
     def hurry(self) -> None:
-        """Look them up again soon: one of them was lost."""
+        """Let the next lookup be soon, because a server was lost."""
 
     def wait(self, seconds: float) -> None:
-        """Wait until it was tried once to find them, `seconds` at most."""
+        """Wait until one lookup was attempted, for at most `seconds`."""
 
 
 def addresses_of_name(host: str, port: int) -> list[str]:
-    """Return the IP addresses of `host`: those of IPv4, or where it has none, of IPv6.
+    """Return the IPv4 addresses of `host`, or its IPv6 addresses if it has none.
 
-    A host that has both would count twice otherwise.
+    Not both, because a host with both would count twice.
 
     Raises:
-        OSError: It cannot be found.
+        OSError: The lookup failed.
     """
     infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     found = {ipaddress.ip_address(str(info[4][0]).partition("%")[0]) for info in infos}
@@ -67,7 +67,7 @@ def _in_a_thread(work: Callable[[], None]) -> None:
 
 
 class Name(Addresses):
-    """Those behind a name."""
+    """The addresses that a DNS name resolves to."""
 
     are_found = True
 
@@ -78,7 +78,7 @@ class Name(Addresses):
         lookup: Lookup = addresses_of_name,
         aside: Callable[[Callable[[], None]], None] = _in_a_thread,
     ) -> None:
-        """Prepare to look `host` up, which `aside` does without letting anybody wait."""
+        """Prepare lookups of `host`; `aside` runs them in the background."""
         super().__init__(())
         self._host, self._port = host, port
         self._lookup, self._aside = lookup, aside
@@ -106,7 +106,7 @@ class Name(Addresses):
         try:
             found = tuple(sorted(map(self._place, self._lookup(self._host, self._port))))
         except (OSError, UnicodeError):
-            # Those that were there may well be: a name server that is away takes nobody away.
+            # Keep the known addresses: a failing name server does not mean that servers are gone.
             found = ()
         with self._lock:
             if found and found != self.known:

@@ -1,4 +1,4 @@
-"""A channel for threads over several servers, each with a channel of its own."""
+"""A blocking channel over several servers, each with a channel of its own."""
 
 import math
 import threading
@@ -15,61 +15,61 @@ from loramux._routing.routes import ROUTES, RouteOf, home
 Metadata = tuple[tuple[str, str], ...]
 
 SETTLE_SECONDS = 1.0
-"""How long a first call waits for servers that do not answer, so that it finds its adapter's."""
+"""Maximum wait of the first call for all servers to be connected or fail, for correct affinity."""
 POLL_SECONDS = 0.005
-"""Between two looks at the states of servers meanwhile."""
+"""Interval of polling the servers' states meanwhile."""
 _STATES = {state.value[0]: state for state in grpc.ChannelConnectivity}
 
 
 class Asked:
-    """The state of a channel, asked for when it is wanted.
+    """The connectivity state of a channel, polled on demand.
 
-    `Channel.subscribe` tells of states from a thread that is always inside of gRPC. A process that
-    forks then cannot have channels of its own. So this asks what that thread asks.
+    `Channel.subscribe` has a thread that is always inside gRPC, and a process that forks then
+    cannot have channels of its own. So this calls what that thread calls.
     """
 
     def __init__(self, channel: grpc.Channel) -> None:
-        """Connect."""
+        """Start connecting."""
         self._channel: Any = channel
         self.now()
 
     def now(self) -> grpc.ChannelConnectivity:
-        """Return it."""
+        """Return the state."""
         try:
             return _STATES[self._channel._channel.check_connectivity_state(True)]
-        except ValueError:  # it was closed
+        except ValueError:  # closed
             return grpc.ChannelConnectivity.SHUTDOWN
 
 
 class Pauses:
-    """Waits of calls for their next attempts, which end with the client."""
+    """Backoff delays of calls, which end when the client is closed."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._is_over = False
 
     def wait(self, seconds: float, is_cancelled: Callable[[], bool] = lambda: False) -> bool:
-        """Wait; return whether there is to be no other attempt.
+        """Wait; return whether the call was cancelled or the client closed, so must not retry.
 
-        Who makes `is_cancelled` true has to `wake` it.
+        Whoever makes `is_cancelled` true has to call `wake`.
         """
         with self._changed:
             return self._changed.wait_for(lambda: self._is_over or is_cancelled(), seconds)
 
     def wake(self) -> None:
-        """Have those that were cancelled end."""
+        """Wake all waits, so that cancelled ones end."""
         with self._changed:
             self._changed.notify_all()
 
     def end(self) -> None:
-        """End all, now and later."""
+        """End all delays, also future ones."""
         with self._changed:
             self._is_over = True
             self._changed.notify_all()
 
 
 class RoutedStream:
-    """The answers to a call, from the server that gave the first one."""
+    """The responses to a streaming call, from the server that sent the first one."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class RoutedStream:
         attempt: Callable[[], Any],
         pauses: Pauses,
     ) -> None:
-        """Make the call when the first answer is wanted."""
+        """Prepare the call; it starts when the first response is requested."""
         self._trip, self._attempt, self._pauses = trip, attempt, pauses
         self._call: Any = None
         self._has_begun = False
@@ -111,7 +111,7 @@ class RoutedStream:
                 return answer
 
     def cancel(self) -> None:
-        """End the call; does nothing once it is over."""
+        """Cancel the call; does nothing if it has ended."""
         self._is_cancelled = True
         self._pauses.wake()
         if self._call is not None:
@@ -119,12 +119,12 @@ class RoutedStream:
         self._end(grpc.StatusCode.CANCELLED)
 
     def code(self) -> grpc.StatusCode:
-        """Return how it ended, which it did."""
+        """Return the status of the call, which has to have ended."""
         assert self._code is not None
         return self._code
 
     def add_callback(self, callback: Callable[[], None]) -> bool:
-        """Have `callback` called at the end; return whether that is still to come."""
+        """Have `callback` called at the end; return False if the call has ended already."""
         if self._code is None:
             self._callbacks.append(callback)
         return self._code is None
@@ -138,7 +138,7 @@ class RoutedStream:
 
 
 class RoutedChannel:
-    """Sends calls where their adapter is, and all others over a channel to whichever server."""
+    """Routes calls by adapter; all others go over a channel that is shared by all servers."""
 
     def __init__(
         self,
@@ -152,11 +152,11 @@ class RoutedChannel:
         """Prepare.
 
         Args:
-            shared: Reaches all servers.
+            shared: Channel to all servers.
             connect: Opens a channel to one of them.
-            addresses: Says which there are.
-            by_adapter: Whether calls for an adapter go where it is, or over `shared` as well.
-            retries: Whether calls may be made again.
+            addresses: The addresses of the servers.
+            by_adapter: Whether calls for an adapter are routed, or use `shared` as well.
+            retries: Whether calls may be retried.
         """
         self._shared, self._connect = shared, connect
         self._by_adapter = by_adapter
@@ -168,27 +168,27 @@ class RoutedChannel:
         return getattr(self._shared, name)
 
     def to(self, reference: str) -> "HomeChannel":
-        """Return what sends every call to the server of one adapter."""
+        """Return a channel that sends every call to the server of one adapter."""
         return HomeChannel(self, home(reference))
 
     def unary_unary(self, path: str, *arguments: object, **options: object) -> Callable[..., Any]:
-        """Return what calls a method of one message and one answer."""
+        """Return a callable for a method with one request and one response."""
         method = Method("unary_unary", path, arguments, options)
         if self._by_adapter and path in ROUTES:
             return self.routed(method, ROUTES[path], repeats=True)
         return method.on(self._shared)
 
     def unary_stream(self, path: str, *arguments: object, **options: object) -> Callable[..., Any]:
-        """Return what calls a method of one message and a stream of answers."""
+        """Return a callable for a method with one request and a stream of responses."""
         method = Method("unary_stream", path, arguments, options)
         if self._by_adapter and path in ROUTES:
             return self._streaming(method, ROUTES[path])
         return method.on(self._shared)
 
     def routed(self, method: Method, route_of: RouteOf, *, repeats: bool) -> Callable[..., Any]:
-        """Return what calls a method of one answer at the server that `route_of` says.
+        """Return a callable for a method with one response, routed by `route_of`.
 
-        With `repeats`, the call may be made again.
+        With `repeats`, the call may be retried.
         """
         shared = method.on(self._shared)
 
@@ -214,7 +214,7 @@ class RoutedChannel:
         return call
 
     def close(self) -> None:
-        """Close all channels; calls under way are cancelled, or fail as they did last."""
+        """Close all channels; calls in progress are cancelled, or fail with their last error."""
         links = self._router.close()
         self._pauses.end()
         self._shared.close()
@@ -251,23 +251,23 @@ class RoutedChannel:
 
 
 class HomeChannel:
-    """Sends every call to the server of one adapter, once."""
+    """A channel that sends every call to the server of one adapter, without retries."""
 
     def __init__(self, channel: RoutedChannel, route_of: RouteOf) -> None:
-        """Send over `channel`."""
+        """Send calls over `channel`."""
         self._channel, self._route_of = channel, route_of
 
     def unary_unary(self, path: str, *arguments: object, **options: object) -> Callable[..., Any]:
-        """Return what calls a method of one message and one answer."""
+        """Return a callable for a method with one request and one response."""
         method = Method("unary_unary", path, arguments, options)
         return self._channel.routed(method, self._route_of, repeats=False)
 
     def stream_unary(self, path: str, *arguments: object, **options: object) -> Callable[..., Any]:
-        """Return what calls a method of a stream of messages and one answer."""
+        """Return a callable for a method with a stream of requests and one response."""
         method = Method("stream_unary", path, arguments, options)
         return self._channel.routed(method, self._route_of, repeats=False)
 
 
 def _close_aside(link: Link[grpc.Channel]) -> None:
-    """Close what is idle, without waiting for it."""
+    """Close an idle channel in the background."""
     threading.Thread(target=link.channel.close, name="loramux-close", daemon=True).start()

@@ -1,6 +1,6 @@
-"""The servers of a client: a channel to each, what each has to do, and which one gets a call.
+"""The servers of a client: a channel to each, its load, and which one gets a call.
 
-Made for threads; an event loop is one of them. Waits for nothing.
+Thread-safe, and never blocks on the network, so that it serves event loops as well.
 """
 
 import threading
@@ -22,25 +22,25 @@ _FAILED = grpc.ChannelConnectivity.TRANSIENT_FAILURE
 
 
 class Route(NamedTuple):
-    """Where a call is to go."""
+    """Where a call should go."""
 
     adapter: str
-    """Its name; empty for the base model, which every server has."""
+    """Name of the adapter; empty for the base model, which every server has."""
     is_home: bool = False
-    """Whether only the first server of those that serve will do, however much it has to do."""
+    """Whether it has to be the first available server in the adapter's order, whatever its load."""
 
 
 class Method(NamedTuple):
-    """How a channel is told of a method."""
+    """A gRPC method, with the arguments that make a callable of it on a channel."""
 
     kind: str
-    """`unary_unary` or another function of channels."""
+    """Method of a channel, such as `unary_unary`."""
     path: str
     arguments: tuple[object, ...]
     options: dict[str, object]
 
     def on(self, channel: object) -> Callable[..., Any]:
-        """Return what calls it on `channel`."""
+        """Return a callable for the method on `channel`."""
         made: Callable[..., Any] = getattr(channel, self.kind)(
             self.path, *self.arguments, **self.options
         )
@@ -48,38 +48,38 @@ class Method(NamedTuple):
 
 
 class State(Protocol):
-    """The state of a channel."""
+    """The connectivity state of a channel."""
 
     def now(self) -> grpc.ChannelConnectivity:
-        """Return it."""
+        """Return the state."""
 
 
 @dataclass(slots=True, eq=False)
 class Link(Generic[Channel]):
-    """One server."""
+    """The connection to one server."""
 
     server: str
     """`HOST:PORT`."""
     channel: Channel
     state: State
-    """READY where the server says that it serves."""
+    """READY if the server is healthy."""
     num_calls: int = 0
-    """Under way, of this client."""
+    """Calls of this client in progress."""
     avoided_until: float = 0.0
-    """Of the monotonic clock: it refused a call a moment ago."""
+    """Time on the monotonic clock until which the server is avoided, after it refused a call."""
     is_gone: bool = False
-    """Whether it is no server of the client any more; ends with its last call."""
+    """Whether its address was removed; it is closed after its last call."""
     _made: dict[str, Callable[..., Any]] = field(default_factory=dict)
 
     def made(self, method: Method) -> Callable[..., Any]:
-        """Return what calls `method` here."""
+        """Return the callable for `method` on this channel, made once."""
         if method.path not in self._made:
             self._made[method.path] = method.on(self.channel)
         return self._made[method.path]
 
 
 class Router(Generic[Channel]):
-    """Chooses servers for calls."""
+    """Chooses servers for calls and counts the calls of each."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class Router(Generic[Channel]):
         *,
         retries: bool,
     ) -> None:
-        """Prepare; there are links when there is a call."""
+        """Prepare; links are opened when there is a call."""
         self.addresses = addresses
         self.budget = Budget()
         self.retries = retries
@@ -103,25 +103,25 @@ class Router(Generic[Channel]):
 
     @property
     def is_closed(self) -> bool:
-        """Whether there are to be no more calls."""
+        """Whether the client is closed, so that there are no more calls."""
         return self._is_closed
 
     @property
     def links(self) -> list[Link[Channel]]:
-        """The servers that there are now."""
+        """Links to the current servers."""
         with self._lock:
             self._follow()
             return list(self._links.values())
 
     def is_settled(self) -> bool:
-        """Whether it is known of each server if it can be reached and serves."""
+        """Return whether each server is known to be healthy or unreachable."""
         return all(link.state.now() in (_READY, _FAILED) for link in self.links)
 
     def take(self, route: Route, tried: set[str], now: float) -> Link[Channel] | None:
-        """Return the server for a call, which counts there until it is released.
+        """Return the link for a call, which counts as its load until it is released.
 
-        None where no server is known, or none of those that were looked up can be reached. Those
-        that were `tried` already are the last resort.
+        None if no server is known, or if none of those found by DNS is reachable. Servers that were
+        `tried` already are the last resort.
         """
         self.addresses.refresh(now)
         with self._lock:
@@ -137,7 +137,7 @@ class Router(Generic[Channel]):
             return link
 
     def release(self, link: Link[Channel]) -> None:
-        """Note the end of a call."""
+        """Record the end of a call."""
         with self._lock:
             link.num_calls -= 1
             is_last = link.is_gone and not link.num_calls
@@ -145,14 +145,14 @@ class Router(Generic[Channel]):
             self._close(link)
 
     def avoid(self, link: Link[Channel], error: grpc.RpcError, now: float) -> None:
-        """Note how a call failed."""
+        """Avoid the server for a while if `error` is a reason to."""
         if seconds := seconds_avoided(error):
             link.avoided_until = now + seconds
         if is_away(error):
             self.addresses.hurry()
 
     def has_others(self, tried: set[str], now: float) -> bool:
-        """Return whether there are servers that serve and were not `tried`."""
+        """Return whether there are healthy servers that were not `tried`."""
         with self._lock:
             return any(
                 link.state.now() is _READY and link.avoided_until <= now
@@ -161,7 +161,7 @@ class Router(Generic[Channel]):
             )
 
     def close(self) -> list[Link[Channel]]:
-        """Forget all servers, and return their links, which are to be closed."""
+        """Remove all servers, and return their links for closing."""
         with self._lock:
             links, self._links = list(self._links.values()), {}
             self._is_closed = True
@@ -195,7 +195,7 @@ class Router(Generic[Channel]):
         return self._links[server].num_calls
 
     def _follow(self) -> None:
-        """Have a link to each server that there is now."""
+        """Update the links to the current addresses."""
         servers = self.addresses.known
         if self._is_closed or servers is self._servers:
             return
@@ -211,7 +211,7 @@ class Router(Generic[Channel]):
 
 
 class Trip(Generic[Channel]):
-    """One call, from server to server until it is answered."""
+    """One call over all its attempts."""
 
     def __init__(
         self,
@@ -221,7 +221,7 @@ class Trip(Generic[Channel]):
         *,
         repeats: bool,
     ) -> None:
-        """Begin; with `repeats`, the call may be made more than once."""
+        """Start; with `repeats`, the call may be retried."""
         deadline = None if timeout is None else time.monotonic() + timeout
         self._router: Router[Channel] = router
         self._route = route
@@ -232,16 +232,16 @@ class Trip(Generic[Channel]):
 
     @property
     def remaining(self) -> float | None:
-        """Seconds that are left; None for no limit."""
+        """Seconds until the deadline; None without one."""
         return self._attempts.remaining(time.monotonic())
 
     def take(self) -> Link[Channel] | None:
-        """Return the server for the next attempt; None where none is known or can be reached."""
+        """Return the link for the next attempt; None if no server is known or reachable."""
         self._link = self._router.take(self._route, self._tried, time.monotonic())
         return self._link
 
     def failed(self, error: grpc.RpcError) -> float | None:
-        """Return the seconds until another attempt is made; None where none is to be."""
+        """Return the seconds until the next attempt; None if there is none."""
         if self._link is None:
             return None
         now = time.monotonic()
@@ -256,11 +256,11 @@ class Trip(Generic[Channel]):
         return delay
 
     def succeeded(self) -> None:
-        """Note the answer, or the beginning of it."""
+        """Record that the answer, or its first part, arrived."""
         self._attempts.succeeded()
 
     def release(self) -> None:
-        """Note that the attempt is over; it may be noted again."""
+        """Record the end of the attempt; may be called repeatedly."""
         if self._link is not None:
             self._router.release(self._link)
             self._link = None

@@ -1,4 +1,4 @@
-"""Which calls go where their adapter is, and which adapter that is."""
+"""Which calls are routed by adapter, and by which one."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ _ASKED = {
     "EmbeddingService": ("Embed",),
 }
 _KEPT = {"ResidencyService": ("PinAdapter", "UnpinAdapter", "PrefetchAdapter")}
-"""What says where an adapter is to be can only mean the server that gets its calls."""
+"""Methods on the residency of an adapter, which have to reach the server that gets its calls."""
 
 
 def _asked(request: Any) -> Route:  # noqa: ANN401 - one of several messages
@@ -39,10 +39,10 @@ ROUTES: dict[str, RouteOf] = {
     for service, methods in services.items()
     for method in methods
 }
-"""By the path of the call; each may be made again."""
+"""By path of the method; each may be retried."""
 
 
 def home(reference: str) -> RouteOf:
-    """Return what sends every call to the server of one adapter."""
+    """Return a route that sends every call to the server of one adapter."""
     route = Route(adapter_name(reference), is_home=True)
     return lambda _: route
