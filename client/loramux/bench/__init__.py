@@ -1,4 +1,4 @@
-"""A load generator for servers of many adapters: a workload, a loop that sends it, a report."""
+"""A load generator for servers with many adapters: workload, load loops and report."""
 
 from loramux.bench.load import Record, closed_loop, open_loop
 from loramux.bench.report import Report, summarize

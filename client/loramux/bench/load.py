@@ -1,4 +1,4 @@
-"""Sending a workload, and noting when each token came."""
+"""Load loops: send a workload and record when each token arrives."""
 
 import asyncio
 import random
@@ -15,19 +15,19 @@ Done = Callable[["Record"], None]
 
 @dataclass(slots=True)
 class Record:
-    """What happened to one request. Times are in seconds of one monotonic clock."""
+    """The outcome of one request. Times are in seconds on one monotonic clock."""
 
     adapter: str | None
     sent: float
     chunks: list[tuple[float, int]] = field(default_factory=list)
-    """(time, tokens) of each piece of the answer."""
+    """(time, number of tokens) of each chunk."""
     error: str | None = None
 
 
 async def closed_loop(
     client: AsyncClient, requests: Sequence[Planned], concurrency: int, done: Done
 ) -> list[Record]:
-    """Keep `concurrency` requests under way until all were sent and answered."""
+    """Keep `concurrency` requests in flight until all have completed."""
     left = iter(requests)
     records: list[Record] = []
 
@@ -44,7 +44,7 @@ async def closed_loop(
 async def open_loop(
     client: AsyncClient, requests: Sequence[Planned], rate: float, seed: int, done: Done
 ) -> list[Record]:
-    """Send requests at random times, `rate` in a second on average, whatever the server does."""
+    """Send requests as a Poisson process of `rate` per second, regardless of the responses."""
     rng = random.Random(seed)
     records: list[Record] = []
 

@@ -1,4 +1,4 @@
-"""Records -> figures."""
+"""Statistics of a benchmark run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Quantiles:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The figures of one run."""
+    """The statistics of one run."""
 
     requests: int
     failures: int
@@ -29,12 +29,12 @@ class Report:
     requests_per_second: float
     time_to_first_token: Quantiles
     inter_token: Quantiles
-    """Time between tokens; a piece of several tokens counts for each of them."""
+    """Inter-token latency; a chunk of several tokens counts for each of them."""
     request_latency: Quantiles
 
 
 def summarize(records: Sequence[Record]) -> Report:
-    """Return the figures of `records`."""
+    """Return the statistics of `records`."""
     answered = [record for record in records if record.error is None and record.chunks]
     errors = [record.error for record in records if record.error is not None]
     begin = min((record.sent for record in records), default=0.0)

@@ -1,4 +1,4 @@
-"""What is asked of a server: which adapter, which prompt, how many tokens. Seeded."""
+"""Seeded workloads: adapter, prompt and output length of each request."""
 
 import math
 import random
@@ -6,14 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 POPULARITIES = ("distinct", "uniform", "zipf", "skewed", "identical", "base")
-"""How requests spread over adapters, in the words of Punica (arXiv 2310.18547): distinct takes them
-in turn, uniform at random, zipf by 1/rank, skewed by 1/rank**1.5, identical takes one, base none.
+"""Distributions of requests over adapters, by Punica's names (arXiv 2310.18547): distinct takes
+adapters in turn, uniform at random, zipf by 1/rank, skewed by 1/rank**1.5; identical takes one,
+base none.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """One request to send."""
+    """A request to send."""
 
     prompt: list[int]
     adapter: str | None
@@ -29,12 +30,12 @@ class Lengths:
 
 
 def parse_lengths(text: str) -> Lengths:
-    """Return the distribution that `text` means: `64`, `32:256` (uniform) or `lognormal:100:0.5`.
+    """Parse a distribution: `64`, `32:256` (uniform) or `lognormal:100:0.5`.
 
-    The numbers of a lognormal distribution are its median and the deviation of the logarithm.
+    A lognormal distribution has its median and the standard deviation of the logarithm.
 
     Raises:
-        ValueError: `text` means none.
+        ValueError: `text` is not a distribution.
     """
     parts = text.split(":")
     try:
@@ -59,16 +60,16 @@ def plan(
     vocab_size: int,
     seed: int = 0,
 ) -> list[Planned]:
-    """Return `num_requests` requests, the same for the same arguments.
+    """Return `num_requests` requests, reproducibly.
 
     Args:
-        num_requests: How many.
+        num_requests: Number of requests.
         popularity: One of POPULARITIES.
         adapters: Names to choose from.
         prompt: Lengths of the prompts, whose tokens are random.
         output: Lengths of the completions.
-        vocab_size: Token ids are below it.
-        seed: Seeds everything.
+        vocab_size: Upper bound of token ids.
+        seed: Random seed.
 
     Raises:
         ValueError: `popularity` is unknown, or needs adapters and there are none.
@@ -79,7 +80,7 @@ def plan(
         raise ValueError(f"popularity {popularity!r} needs adapters, and there are none")
     rng = random.Random(f"{popularity}/{seed}")
     order = list(adapters)
-    random.Random(seed).shuffle(order)  # rank by popularity must not be rank by name
+    random.Random(seed).shuffle(order)  # popularity must not follow the order of names
     return [
         Planned(
             prompt=[rng.randrange(3, vocab_size) for _ in range(prompt.draw(rng))],
