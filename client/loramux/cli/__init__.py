@@ -1,4 +1,4 @@
-"""The command `loramux`. Needs the extra `cli`; without it, it says so."""
+"""The command `loramux`. Without the extra `cli`, it only says how to install that."""
 
 import os
 import sys
@@ -17,8 +17,8 @@ def main() -> int:
             file=sys.stderr,
         )
         return 1
-    # gRPC looks at this when it is imported. Every process that is started here is a program of its
-    # own, and nothing goes on in a fork; to hold gRPC's threads still for one may hang the child.
+    # gRPC reads this when it is imported. Child processes here always exec another program; pausing
+    # gRPC's threads around a fork is not needed and may hang the child.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
     from loramux.cli.app import run
 

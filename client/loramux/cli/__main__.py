@@ -1,4 +1,4 @@
-"""`python -m loramux.cli`, the same as `loramux`."""
+"""`python -m loramux.cli` is the same as `loramux`."""
 
 import sys
 

@@ -187,7 +187,7 @@ def ttl(
 
 
 def _warn(adapter: Adapter) -> None:
-    """Tell people, not programs, if an adapter seems to be made for another base model."""
+    """Warn on stderr if an adapter seems to be made for another base model."""
     if adapter.other_base:
         print(
             f"loramux: warning: {adapter.reference} seems to be made for another base model: "
@@ -197,7 +197,7 @@ def _warn(adapter: Adapter) -> None:
 
 
 def plain(adapter: Adapter) -> dict[str, object]:
-    """Return `adapter` as JSON can hold it."""
+    """Return `adapter` as a dict that can be encoded as JSON."""
     values = dataclasses.asdict(adapter)
     for moments, field in (
         (values, "created_at"),

@@ -110,7 +110,7 @@ def _weights(texts: list[str]) -> dict[str, int]:
     """Return the weight of each version.
 
     Raises:
-        typer.BadParameter: One is neither VERSION nor VERSION=WEIGHT.
+        typer.BadParameter: A text is neither VERSION nor VERSION=WEIGHT.
     """
     weights = {}
     for text in texts:

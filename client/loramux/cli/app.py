@@ -1,4 +1,4 @@
-"""The tree of commands."""
+"""All commands of the command line."""
 
 import importlib
 import importlib.util
@@ -79,11 +79,11 @@ Plaintext = Annotated[
 _WEIGHT_COMMANDS = frozenset({"pack", "inspect", "verify", "lint", "convert", "diff", "merge"})
 
 _ITS_OWN = "sqlalchemy"
-"""What no other extra brings: without it the server is not installed."""
+"""A package that only the extra `server` installs: without it there is no server."""
 _OF_THE_SERVER = frozenset({
     "loramux_server", "msgspec", "platformdirs", "prometheus_client", _ITS_OWN
 })  # fmt: skip
-"""What commands of the server import at once, and a client's installation lacks."""
+"""Packages that the server's commands import and an installation of only the client lacks."""
 
 app = typer.Typer(
     name="loramux",
@@ -97,9 +97,9 @@ app = typer.Typer(
 
 
 def _server_command(name: str, summary: str) -> None:
-    """Add a command of the server, or a group of them.
+    """Add a command of the server, or a group of commands.
 
-    Where the server is not installed, the command says what to install, and `summary` is its help.
+    If the server is not installed, the command says how to install it, and `summary` is its help.
     """
     try:
         if importlib.util.find_spec(_ITS_OWN) is None:
@@ -118,16 +118,16 @@ def _server_command(name: str, summary: str) -> None:
 
 
 def _missing(name: str, summary: str, error: ImportError) -> Callable[[], None]:
-    """Return what a command does that cannot be imported because of `error`."""
+    """Return a command that replaces one whose import failed with `error`."""
     is_bare = (error.name or "").partition(".")[0] in _OF_THE_SERVER
 
     def missing() -> None:
-        if not is_bare:  # what is installed does not work, and installing it again may not help
+        if not is_bare:  # a broken installation; installing it again may not help
             raise error
         print(f"loramux: {name} needs the server: {install_command('server')}", file=sys.stderr)
         raise typer.Exit(1)
 
-    # First, since the list of commands cuts what is long.
+    # At the beginning, since the list of commands truncates long help.
     why = "Needs the extra `server`" if is_bare else "Cannot be imported"
     missing.__doc__ = f"{why}: {summary[:1].lower()}{summary[1:]}"
     return missing
@@ -152,7 +152,7 @@ def _options(
     plaintext: Plaintext = False,
 ) -> None:
     """Serve one base model with many LoRA adapters, and call it."""
-    # Where every client looks. A key is no argument: others could see it in the list of processes.
+    # Where all clients look. The key itself is not an option, since the process list would show it.
     if key_file:
         os.environ[KEY_VARIABLE] = key_file.read_text(encoding="utf-8").strip()
     if ca:
@@ -164,8 +164,8 @@ def _options(
     if plaintext:
         os.environ[PLAINTEXT_VARIABLE] = "1"
     if context.invoked_subcommand in _WEIGHT_COMMANDS and "numpy" not in sys.modules:
-        # numpy asks when it loads. Its threads spin for the thin matrices of adapters: where cores
-        # are busy, that takes twenty times as long as one thread.
+        # numpy reads it when it is loaded. Its threads spin-wait on the thin matrices of adapters,
+        # which takes twenty times as long as one thread if the cores are busy.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
@@ -208,7 +208,7 @@ app.command("bench")(bench.bench)
 
 
 def run() -> int:
-    """Run the command line; a mistake of the user is one line on stderr and exit code 1."""
+    """Run the command line; an error of the user is one line on stderr and exit code 1."""
     running = Running()
     try:
         app(obj=running)

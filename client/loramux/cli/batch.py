@@ -51,7 +51,7 @@ def batch(
     """
     with needs(
         "starlette", "msgspec", "grpc_health", extra="gateway", what="batch"
-    ):  # what the gateway answers with
+    ):  # which the gateway needs
         from loramux.gateway.backend import Backend
         from loramux.gateway.batch import (
             ChangedFileError,

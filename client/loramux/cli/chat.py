@@ -40,7 +40,7 @@ _HELP = (
 
 
 class Conversation:
-    """What was said so far, and whom to ask for the next turn."""
+    """The messages so far, and how the next reply is requested."""
 
     def __init__(
         self,
@@ -59,18 +59,18 @@ class Conversation:
         self.messages = list(self._start)
 
     def clear(self) -> None:
-        """Forget all but the system message."""
+        """Drop all messages except the system message."""
         self.messages = list(self._start)
 
     def say(self, text: str, console: Console, images: Sequence[Image] = ()) -> None:
-        """Print the answer to `text` as it comes; both are part of the conversation then.
+        """Print the reply to `text` as it streams, and append both to the conversation.
 
-        Of an answer that the user breaks off, what came is kept. A turn that fails is forgotten.
+        A reply that the user interrupts is kept as far as it came. A turn that fails is dropped.
 
         Args:
-            text: What the user says.
-            console: Where the answer goes.
-            images: What the user shows, before the text.
+            text: The user's message.
+            console: Where to print.
+            images: Images of the message, before the text.
         """
         content: str | list[ContentPart] = [*images, text] if images else text
         asked: list[Message] = [*self.messages, {"role": "user", "content": content}]
@@ -160,7 +160,7 @@ def chat(
 
 
 def _shown(messages: Sequence[Message], paths: Sequence[Path]) -> list[dict[str, object]]:
-    """Return `messages` for JSON, images as the paths of their files."""
+    """Return `messages` for JSON, with images as the paths of their files."""
     left = iter(paths)
 
     def shown(content: str | Sequence[ContentPart]) -> object:
@@ -197,7 +197,7 @@ def _talk(conversation: Conversation, first: str | None, images: Sequence[Image]
             elif command == "/image":
                 images = (*images, Image.from_file(path.strip()))
             elif text:
-                # One that the server does not take is not shown again.
+                # Images that the server refuses are not sent again.
                 shown, images = images, ()
                 conversation.say(text, console, shown)
         except (InvalidArgumentError, OSError) as error:  # such as a conversation that is too long

@@ -1,4 +1,4 @@
-"""`loramux verify` and `lint`: whether an adapter is whole, and whether it is sound."""
+"""`loramux verify` and `lint`: integrity of an adapter, and likely mistakes in it."""
 
 import dataclasses
 import json

@@ -59,10 +59,10 @@ def classify(
 
 
 def paired(texts: list[str], others: list[str]) -> list[tuple[str, str]]:
-    """Return `texts`, each with one of `others`; where there is one of either, it goes with all.
+    """Return pairs of `texts` and `others`; if there is one of either, it goes with all others.
 
     Raises:
-        InvalidArgumentError: There are several of both, and not equally many.
+        InvalidArgumentError: There are several of both, and their numbers differ.
     """
     if len(texts) == 1:
         texts = texts * len(others)

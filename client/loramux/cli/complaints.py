@@ -1,4 +1,4 @@
-"""What the command line says about an error: names of its own options, and what to do next."""
+"""Error messages of the command line: with option names, and with a hint what to do."""
 
 import re
 from dataclasses import dataclass
@@ -8,28 +8,28 @@ import typer
 from loramux.errors import LoramuxError, UnavailableError
 
 _NOBODY = ("Connection refused", "Timeout occurred", "No route to host", "Network is unreachable")
-"""What gRPC says of an address where no server answers."""
+"""gRPC's messages if no server listens at an address."""
 _UNKNOWN_HOST = ("errors resolving", "DNS resolution failed")
 _OPTIONS = {"num_beams": "--beams"}
-"""Fields of requests whose options have another name."""
+"""Request fields -> options with a different name."""
 
 
 @dataclass(slots=True)
 class Running:
-    """The command that calls a server, once its options are parsed."""
+    """The running command, set once its options are parsed."""
 
     context: typer.Context | None = None
 
 
 def note_command(context: typer.Context, server: str) -> str:
-    """Remember the command of `context`; a callback of its option --server."""
+    """Remember the running command; a callback of its option --server."""
     if isinstance(context.obj, Running):
         context.obj.context = context
     return server
 
 
 def complaint(error: Exception, running: Running) -> str:
-    """Return what to print about `error`, which ended a command."""
+    """Return the message to print for `error`, which ended a command."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
     text, context = str(error), running.context
@@ -50,7 +50,7 @@ def complaint(error: Exception, running: Running) -> str:
 
 
 def _option(field: str, context: typer.Context) -> str:
-    """Return the option of a command that fills in `field` of a request; empty if none does."""
+    """Return the option of a command that sets the request's `field`; empty if none does."""
     name = re.sub(r"\[\d+\]", "", field).rpartition(".")[2]
     option = _OPTIONS.get(name, f"--{name.replace('_', '-')}")
     return option if any(option in found.opts for found in context.command.params) else ""

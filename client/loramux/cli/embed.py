@@ -15,7 +15,7 @@ from loramux.cli.sampling import RoutingKey
 from loramux.client import Client
 
 AT_ONCE = 64
-"""Texts of a call."""
+"""Texts per call."""
 
 
 def embed(
@@ -64,7 +64,7 @@ def embed(
     if texts == ["-"]:
         texts = [line.rstrip("\n") for line in sys.stdin]
 
-    # Where an alias stands for several versions, one of them embeds all.
+    # If an alias splits traffic, the same version has to embed all texts.
     key = routing_key or secrets.token_hex(8)
 
     def vectors() -> Iterator[Sequence[float]]:
@@ -79,7 +79,7 @@ def embed(
                     dimensions=dimensions,
                     routing_key=key,
                 )
-                if found.adapter:  # whatever the name comes to stand for meanwhile
+                if found.adapter:  # keep to this version even if the name moves meanwhile
                     named = found.adapter.reference
                 yield from found.vectors
 

@@ -13,7 +13,7 @@ from loramux.client import DEFAULT_TIMEOUT
 from loramux.errors import FailedPreconditionError, InvalidArgumentError
 
 EXIT_CONFIG = 78
-"""EX_CONFIG of sysexits.h, as `loramux serve` ends where a setting is wrong."""
+"""EX_CONFIG of sysexits.h, as `loramux serve` exits if a setting is wrong."""
 
 
 def gateway(

@@ -1,4 +1,4 @@
-"""The headings under which `loramux --help` groups its commands."""
+"""Headings that group the commands in `loramux --help`."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ HEADINGS = {
     ),
     "Operate": ("top", "health", "bench", "keys", "tenants", "quarantine"),
 }  # fmt: skip
-"""Heading -> names of all commands, in the order of the help."""
+"""Heading -> its commands, in the order of the help."""
 
 
 class HeadedGroup(TyperGroup):
@@ -29,7 +29,7 @@ class HeadedGroup(TyperGroup):
         """Write one line for each command."""
         names = self.list_commands(ctx)
         longest = max(map(len, names))
-        width = formatter.width - longest - 6  # of the margin and the gap
+        width = formatter.width - longest - 6  # margin and gap
         for heading, below in HEADINGS.items():
             lines = [
                 (name.ljust(longest), self.commands[name].get_short_help_str(width))

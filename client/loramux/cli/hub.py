@@ -1,6 +1,6 @@
-"""`hf://ORG/NAME[@REVISION]` in place of a path: an adapter of the Hugging Face hub.
+"""Adapters on the Hugging Face Hub: `hf://ORG/NAME[@REVISION]` in place of a path.
 
-Only the files that packing reads are fetched, by name: no pickle and no code.
+Only files that packing reads are fetched, by name: no pickles and no code.
 """
 
 import re
@@ -23,14 +23,14 @@ class HubError(OSError):
 
 @contextmanager
 def local(source: str, *, quiet: bool) -> Iterator[tuple[Path, str]]:
-    """Yield the path of `source`, which is fetched if it is of the hub, and what it is called.
+    """Yield the path of `source` and its name; an adapter on the Hub is fetched first.
 
     Args:
-        source: A path, or an address of the hub.
+        source: A path or an address on the Hub.
         quiet: Show no progress.
 
     Raises:
-        HubError: There is no such adapter, or the hub cannot be reached.
+        HubError: There is no such adapter, or the Hub cannot be reached.
     """
     if not source.startswith(SCHEME):
         path = Path(source)
@@ -57,7 +57,7 @@ def _fetched(source: str, repository: str, revision: str | None, *, quiet: bool)
         raise HubError(f"{source}: no such repository, or no access to it") from None
     except RevisionNotFoundError:
         raise HubError(f"{source}: no such revision") from None
-    # The library raises errors of HTTP, of files and of its own, each with a text of many lines.
+    # The library raises HTTP errors, OS errors and its own, with messages of many lines.
     except Exception as error:
         first = str(error).strip().partition("\n")[0]
         raise HubError(f"{source} cannot be fetched: {first}") from None

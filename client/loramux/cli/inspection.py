@@ -1,4 +1,4 @@
-"""`loramux inspect`: what an adapter holds."""
+"""`loramux inspect`: contents of an adapter."""
 
 import dataclasses
 import json
@@ -100,7 +100,7 @@ def inspect(
 
 
 def _in_order(entry: "Measured") -> list[tuple[int, str]]:
-    """Return what sorts layer 2 before layer 10."""
+    """Return a sort key that puts layer 2 before layer 10."""
     parts = entry.module.split(".")
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
@@ -135,7 +135,7 @@ def _module_row(entry: "Measured") -> list[object]:
 
 
 def _by_target(measured: "list[Measured]") -> list[dict[str, object]]:
-    """Return a row for each kind of layer; a range where its layers differ."""
+    """Return a row for each kind of layer, with ranges where its layers differ."""
     found = defaultdict(list)
     for entry in measured:
         found[entry.module.rpartition(".")[2]].append(entry)

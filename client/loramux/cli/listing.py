@@ -8,11 +8,11 @@ from rich.table import Table
 from loramux.types import Adapter
 
 _SHOWN_TARGETS = 2
-"""Most target modules that are named where there is little room."""
+"""Maximum number of target modules that are named without `wide`."""
 
 
 def property_table(adapters: Sequence[Adapter], *, wide: bool) -> Table:
-    """Return what `adapters` are and where; with `wide`, all their target modules and digests."""
+    """Return a table of properties; with `wide`, with all target modules and the digest."""
     table = Table(box=None, pad_edge=False)
     table.add_column("name", no_wrap=True, min_width=_longest(adapters))
     table.add_column("aliases")
@@ -40,7 +40,7 @@ def property_table(adapters: Sequence[Adapter], *, wide: bool) -> Table:
 
 
 def usage_table(adapters: Sequence[Adapter]) -> Table:
-    """Return how much `adapters` were used, and when last."""
+    """Return a table of usage statistics."""
     table = Table(box=None, pad_edge=False)
     table.add_column("name", no_wrap=True, min_width=_longest(adapters))
     table.add_column("state")
@@ -61,7 +61,7 @@ def usage_table(adapters: Sequence[Adapter]) -> Table:
 
 
 def state_of(adapter: Adapter) -> str:
-    """Return where an adapter is, in words."""
+    """Return the residency of an adapter in words."""
     status = adapter.status
     return (
         adapter.tier
@@ -73,7 +73,7 @@ def state_of(adapter: Adapter) -> str:
 
 
 def when(moment: datetime.datetime | None) -> str:
-    """Return a moment in local time, in words."""
+    """Format a time in local time; `never` for None."""
     return moment.astimezone().isoformat(sep=" ", timespec="seconds")[:19] if moment else "never"
 
 

@@ -1,4 +1,4 @@
-"""`loramux merge`: several adapters as one, or adapters in the weights of their base."""
+"""`loramux merge`: adapters into one, or into the weights of their base."""
 
 import dataclasses
 import json
@@ -100,7 +100,7 @@ def merge(
             if len(opened) == 1 and options == MergeOptions():
                 merge_into_base(*opened[0], base, folder)
             else:
-                # Not rounded on the way.
+                # No rounding of the intermediate result.
                 merged(opened, summed, dataclasses.replace(options, dtype="float32"))
                 merge_into_base(summed, read_package(summed, summed.tell()), base, folder)
             written = {"path": str(output)}

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what a command says that lacks a package."""
+"""Options that several commands share, and the message for missing packages."""
 
 import datetime
 import sys
@@ -45,13 +45,13 @@ DEFAULT_SERVER = "127.0.0.1:50051"
 
 
 def parse_duration(text: str) -> datetime.timedelta:
-    """Return the time that `text` means: a number with s, m, h or d.
+    """Parse a duration: a number with the unit s, m, h or d.
 
     Raises:
-        typer.BadParameter: It is none.
+        typer.BadParameter: `text` is not a duration.
     """
     number, unit = text[:-1], _UNITS.get(text[-1:])
-    # More digits than any server allows fit no timedelta.
+    # More digits, which no server allows, would overflow timedelta.
     if unit is None or not (number.isascii() and number.isdecimal() and len(number) < 10):
         raise typer.BadParameter(
             f"{text!r} is not a duration; expected a number with s, m, h or d, as in 7d"
@@ -61,12 +61,12 @@ def parse_duration(text: str) -> datetime.timedelta:
 
 @contextmanager
 def needs(*modules: str, extra: str, what: str) -> Iterator[None]:
-    """Import in here what a bare installation lacks; a lack ends the command with what to install.
+    """Guard imports of optional packages: if one is missing, exit and say how to install it.
 
     Args:
         *modules: The packages that may be missing.
-        extra: The extra of loramux that brings them.
-        what: Who needs it.
+        extra: The extra of loramux that installs them.
+        what: The feature that needs them.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""What commands write: whole or absent, whatever happens meanwhile."""
+"""Output files and folders that are complete or absent, even if a command fails."""
 
 import os
 import shutil
@@ -10,14 +10,13 @@ from typing import BinaryIO
 
 @contextmanager
 def whole_file(target: Path) -> Iterator[BinaryIO]:
-    """Open a file that takes the place of `target` at the end.
+    """Open a temporary file that replaces `target` at the end.
 
     Raises:
-        FileExistsError: `target` is something else than a file.
+        FileExistsError: `target` exists and is not a regular file.
     """
     if target.exists() and not target.is_file():
         raise FileExistsError(f"{target} exists and is not a regular file, so it is not replaced")
-    # Written aside and renamed.
     partial = _beside(target)
     try:
         with partial.open("x+b") as file:
@@ -29,7 +28,7 @@ def whole_file(target: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """Yield the path of a folder to make, which becomes `target` at the end.
+    """Yield the path for a new folder, which is renamed to `target` at the end.
 
     Raises:
         FileExistsError: `target` exists.

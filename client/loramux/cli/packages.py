@@ -1,4 +1,4 @@
-"""`loramux pack` and `unpack`: between the folder of PEFT and one file."""
+"""`loramux pack` and `unpack`: from a PEFT folder to a package, and back."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Charts as files. Needs matplotlib, of the extra `plot`."""
+"""Charts as PNG files. Needs matplotlib, from the extra `plot`."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def draw_ranks(measured: "list[Measured]", target: Path) -> None:
-    """Draw the effective rank of each layer, and the rank that it has, to the PNG `target`."""
+    """Plot the effective rank and the rank of each layer to the PNG `target`."""
     with needs("matplotlib", extra="plot", what="--plot"):
         from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator
@@ -33,7 +33,7 @@ def draw_ranks(measured: "list[Measured]", target: Path) -> None:
 
 
 def draw_losses(curve: "Curve", target: Path) -> None:
-    """Draw the loss of each step and that of each evaluation to the PNG `target`."""
+    """Plot the training and evaluation losses to the PNG `target`."""
     with needs("matplotlib", extra="plot", what="--plot"):
         from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator

@@ -1,4 +1,4 @@
-"""How this command line is called again."""
+"""How to call this command line again, for messages that show a command."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ def words(executable: str = sys.executable) -> str:
     """Return what to type for `loramux` in the current folder: a name, a path, or a module.
 
     Args:
-        executable: The Python that has this package.
+        executable: The Python interpreter that has this package.
     """
     script = Path(executable).with_name(NAME)
     found = shutil.which(NAME)
@@ -24,6 +24,6 @@ def words(executable: str = sys.executable) -> str:
 
 
 def _shorter(path: Path) -> str:
-    """Return `path` relative to the current folder if it is inside."""
+    """Return `path` relative to the current folder if it is inside that."""
     here = os.path.relpath(path)
     return str(path) if here.startswith(os.pardir) else here

@@ -1,4 +1,4 @@
-"""`loramux quarantine`: what a server does not run any more."""
+"""`loramux quarantine`: requests and adapters that a server refuses to run."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""`loramux pin`, `unpin`, `prefetch` and `watch`: where adapters are, and what happens to them."""
+"""`loramux pin`, `unpin`, `prefetch` and `watch`: residency of adapters, and changes to them."""
 
 import contextlib
 import json

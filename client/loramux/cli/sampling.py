@@ -1,4 +1,4 @@
-"""Options of commands that let a server write: which adapter, and how tokens are chosen."""
+"""Options of commands that generate text: adapter and sampling parameters."""
 
 import re
 from pathlib import Path
@@ -79,12 +79,12 @@ Choice = Annotated[
 
 
 _WEIGHTED = re.compile(r"(.+)(?:=(.*)|:([+-]?\d*\.\d*))")
-"""A reference and its weight. What follows a colon is a weight if it has a decimal point, and else
-a tag."""
+"""A reference with a weight. A suffix after a colon is a weight if it has a decimal point, else a
+tag."""
 
 
 class AdapterOptions(TypedDict):
-    """Arguments of the client that say who answers."""
+    """Arguments of the client that select the adapter or the mix."""
 
     adapter: str | None
     adapters: list[tuple[str, float]]
@@ -95,7 +95,7 @@ class AdapterOptions(TypedDict):
 def adapter_options(
     given: list[str] | None, scale: float | None, combination: str | None
 ) -> AdapterOptions:
-    """Return the adapter, or those of a mix with their weights, that the command line names."""
+    """Return the adapter, or the mix with its weights, that the command line specifies."""
     pairs = [_weighted(text) for text in given or ()]
     single = pairs[0][0] if len(pairs) == 1 and pairs[0][1] is None else None
     mix = [(name, 1.0 if weight is None else weight) for name, weight in pairs]
@@ -121,9 +121,9 @@ def _weighted(text: str) -> tuple[str, float | None]:
 
 
 def sampling_options(json_schema: str | None, **given: object) -> SamplingOptions:
-    """Return those of `given` that were given: the adapter and the server know the others.
+    """Return the options that are set; the adapter and the server have defaults for the others.
 
-    `json_schema` is one, or the file that holds it.
+    `json_schema` is a schema, or the path of a file with one.
     """
     if json_schema is not None and not json_schema.lstrip().startswith("{"):
         try:

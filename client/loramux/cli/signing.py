@@ -1,4 +1,4 @@
-"""`loramux sign`: a signature in a package, and the keys for it."""
+"""`loramux sign`: sign a package, or make a key pair."""
 
 import json
 from pathlib import Path

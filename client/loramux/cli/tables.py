@@ -1,4 +1,4 @@
-"""Tables for people."""
+"""Tables for the terminal."""
 
 from collections.abc import Iterable
 
@@ -6,11 +6,11 @@ from rich.console import Console
 from rich.table import Table
 
 _WIDTH = 1 << 16
-"""Wider than any row: each is one line."""
+"""Wider than any row, so that each row is one line."""
 
 
 def show(headings: str, rows: Iterable[Iterable[object]]) -> None:
-    """Print a table; of `headings`, which stand between spaces, those with `>` are for numbers."""
+    """Print a table; `headings` are separated by spaces, and `>` right-aligns a column."""
     table = Table(box=None, pad_edge=False)
     for heading in headings.split():
         side = "right" if heading.startswith(">") else "left"
@@ -21,9 +21,9 @@ def show(headings: str, rows: Iterable[Iterable[object]]) -> None:
 
 
 def table_console(*, wide: bool = False) -> Console:
-    """Return a console as wide as the terminal, or as any row: without a terminal, and on demand.
+    """Return a console of the terminal's width; unlimited without a terminal, or with `wide`.
 
-    Texts are shown as they are: those of a server may have brackets and colons.
+    Markup is off, since texts from a server may have brackets and colons.
     """
     console = Console(markup=False, emoji=False)
     if wide or not console.is_terminal:
@@ -32,5 +32,5 @@ def table_console(*, wide: bool = False) -> Console:
 
 
 def short(value: float | None) -> str:
-    """Return a number as it may stand in a table."""
+    """Format a number with four significant digits."""
     return "-" if value is None else f"{value:.4g}"

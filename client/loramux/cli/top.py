@@ -1,4 +1,4 @@
-"""`loramux top`: what a server does, as it does it."""
+"""`loramux top`: live load of a server."""
 
 import contextlib
 import dataclasses
@@ -25,13 +25,13 @@ from loramux.types import Adapter, ServerInfo, ServerLoad, TierLoad
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class View:
-    """One look at a server."""
+    """One sample of a server."""
 
     info: ServerInfo
     load: ServerLoad
     rates: Rates
     adapters: list[Adapter]
-    """What is in memory, the busiest first."""
+    """Adapters in memory, busiest first."""
 
 
 def top(
@@ -68,7 +68,7 @@ def top(
 
 
 def render(view: View) -> Group:
-    """Return a look as a terminal shows it."""
+    """Return a sample as shown in a terminal."""
     load, rates = view.load, view.rates
     head = Text(f"{view.info.base_model} on {view.info.device}, ", style="bold")
     head.append(f"up {_duration(load.uptime_seconds)}")
@@ -104,7 +104,7 @@ def _watch(
     interval: float,
     limit: int,
 ) -> None:
-    """Look again and again; a server that is away is waited for."""
+    """Show samples repeatedly; while the server is unavailable, keep waiting for it."""
     with _screen(console) as show:
         while True:
             time.sleep(interval)
@@ -119,7 +119,7 @@ def _watch(
 
 @contextlib.contextmanager
 def _screen(console: Console) -> Iterator[Callable[[RenderableType], object]]:
-    """Yield what shows one thing in place of the last, or after it where there is no terminal."""
+    """Yield a function that shows a thing in place of the last; without a terminal, below it."""
     if not console.is_terminal:
         yield console.print
         return
@@ -128,7 +128,7 @@ def _screen(console: Console) -> Iterator[Callable[[RenderableType], object]]:
 
 
 def _look(client: Client, info: ServerInfo, before: ServerLoad, limit: int) -> View:
-    # Those on disk only are not asked for: there may be very many.
+    # Not those on disk only, which may be very many.
     found = client.adapters.list(tier="device", all_versions=True)
     found += client.adapters.list(tier="host", all_versions=True)
     found.sort(key=_busyness, reverse=True)
@@ -170,7 +170,7 @@ def _adapters(adapters: list[Adapter]) -> Table:
             str(adapter.rank),
             f"{status.memory_bytes / 1e6:.1f} MB",
             *map(str, numbers),
-            when(status.last_used_at)[-8:],  # the time alone
+            when(status.last_used_at)[-8:],  # only the time
         )
     return table
 

@@ -1,4 +1,4 @@
-"""`loramux train`: from a base and a file of examples to a package."""
+"""`loramux train`: train an adapter on a file of examples."""
 
 import dataclasses
 import json
@@ -157,10 +157,10 @@ def train(
 
 
 def _base(base: str) -> tuple[Path, str]:
-    """Return the folder of the base, and what the package calls it."""
+    """Return the folder of the base, and its name in the package."""
     if base != DEMO:
         return Path(base), base
-    # Not imported: it would be slow, and nothing of it but the folder is used.
+    # Not imported, which would be slow; only its folder is needed.
     server = find_spec("loramux_server")
     if server is None or not server.submodule_search_locations:
         raise typer.BadParameter(

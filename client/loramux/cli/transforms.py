@@ -1,4 +1,4 @@
-"""`loramux convert` and `diff`: an adapter in another form, and how far two are apart."""
+"""`loramux convert` and `diff`: change dtype or rank of an adapter, and compare two."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Options of `loramux pack` -> the notes that say how an adapter is to be used."""
+"""Options of `loramux pack` -> notes on how an adapter is used."""
 
 import json
 from collections.abc import Iterable
@@ -15,13 +15,13 @@ from loramux_adapters.manifest import MAX_TEMPLATE_BYTES
 from loramux_adapters.sentence_transformers import embedding_beside
 
 NONE = "none"
-"""Given in place of a file, leaves out what a folder has."""
+"""Value that omits what a folder has, in place of a file."""
 
 
 def use_notes(
     chat_template: str | None, generation_config: str | None, defaults: Iterable[str]
 ) -> dict[str, object]:
-    """Return the notes that the options give; None where one is to be left out.
+    """Return the notes that the options give; None for one to omit.
 
     Raises:
         PackageError: A file or a default is malformed.
@@ -57,12 +57,12 @@ def use_notes(
 def label_notes(
     source: Path, labels: str | None, problem_type: ProblemType | None
 ) -> dict[str, object]:
-    """Return the notes of labels that the options give for an adapter in the folder `source`.
+    """Return the note for labels that the options give, completed from the folder `source`.
 
-    What they leave open is what the folder says.
+    Empty if there are no such options.
 
     Raises:
-        PackageError: They are malformed.
+        PackageError: They or the folder's files are malformed.
     """
     given: dict[str, object] = {}
     if labels is not None:
@@ -76,12 +76,12 @@ def label_notes(
 
 
 def embedding_notes(source: Path, pooling: Pooling | None) -> dict[str, object]:
-    """Return the note of embeddings that `pooling` gives for an adapter in the folder `source`.
+    """Return the note for embeddings with `pooling`, completed from the folder `source`.
 
-    What it leaves open is what the folder says.
+    Empty without `pooling`.
 
     Raises:
-        PackageError: That is malformed.
+        PackageError: The folder's files are malformed.
     """
     if pooling is None:
         return {}
