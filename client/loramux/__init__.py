@@ -69,7 +69,7 @@ _PLACES = {
 
 
 def __getattr__(name: str) -> object:
-    """Load what is asked for: who wants an error or a version needs neither gRPC nor protobuf."""
+    """Import lazily, so that errors and the version need neither gRPC nor protobuf."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(_PLACES.get(name, "loramux.types")), name)

@@ -1,4 +1,4 @@
-"""How a client shows who it is, and makes sure of who answers."""
+"""Authentication of a client and its server: API keys, client certificates, TLS."""
 
 import ipaddress
 import os
@@ -33,9 +33,9 @@ CERT_KEY_VARIABLE = "LORAMUX_CERT_KEY"
 PLAINTEXT_VARIABLE = "LORAMUX_PLAINTEXT"
 
 Tls = bool | str | Path | None
-"""Whether the connection is encrypted: with the authorities of the system, or those of a file."""
+"""Whether to use TLS: with the system's CA certificates, or with those of a PEM file."""
 Certificate = tuple[str | Path, str | Path]
-"""PEM files of a client certificate, which may be followed by those that signed it, and its key."""
+"""PEM files of a client certificate, which may include intermediates, and of its private key."""
 
 
 def open_channel(
@@ -52,9 +52,9 @@ def open_channel(
     """Return a channel to `target`; see `Client` for the arguments.
 
     Raises:
-        InvalidArgumentError: The key cannot be one, or would be sent where others can read it; the
-            certificate cannot be used; or there is no such routing.
-        OSError: A file of authorities, or of the certificate, cannot be read.
+        InvalidArgumentError: The key is malformed, or would be sent over the network in plaintext;
+            the certificate cannot be used; or `routing` is unknown.
+        OSError: A file with CA certificates or the client certificate cannot be read.
     """
     key = checked_key(key)
     credentials = _credentials(target, bool(key), tls, certificate, credentials)
@@ -94,8 +94,8 @@ def open_aio_channel(
 ) -> grpc.aio.Channel:
     """Return a channel for an event loop; see `open_channel`.
 
-    With `forwards`, its calls are made for others, who show keys of their own: plaintext is
-    refused as with a key. `call_ended` is told of every call that ended.
+    With `forwards`, calls are made for others, who present their own keys, so plaintext is refused
+    as with a key. `call_ended` is called after every call.
     """
     key = checked_key(key)
     credentials = _credentials(target, bool(key) or forwards, tls, certificate, credentials)
@@ -125,14 +125,14 @@ def _showing(key: str) -> Metadata:
 
 
 def checked_key(key: str | None) -> str:
-    """Return the key to show, empty for none; where `key` is None it is that of the environment.
+    """Return the key to present, empty for none; None takes the one in the environment.
 
     Raises:
-        InvalidArgumentError: It cannot be one.
+        InvalidArgumentError: It is malformed.
     """
     if key is None:
         key = os.environ.get(KEY_VARIABLE, "")
-    # Without the key in the message.
+    # The message must not contain the key.
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise InvalidArgumentError(
             "key holds what no key has: blanks, line ends or letters beyond ASCII",
@@ -143,10 +143,10 @@ def checked_key(key: str | None) -> str:
 
 
 def certificate_files(given: Certificate | None) -> tuple[Path, Path] | None:
-    """Return the files of the client certificate: those `given`, or else of the environment.
+    """Return the files of the client certificate and its key: `given`, or from the environment.
 
     Raises:
-        InvalidArgumentError: The environment has one of the two.
+        InvalidArgumentError: The environment has only one of the two.
     """
     if given is not None:
         return Path(given[0]), Path(given[1])
@@ -169,7 +169,7 @@ def _credentials(
     certificate: Certificate | None,
     credentials: grpc.ChannelCredentials | None,
 ) -> grpc.ChannelCredentials | None:
-    """Return what encrypts the connection; None for plaintext."""
+    """Return the credentials of a TLS connection; None for plaintext."""
     if credentials is not None:
         return credentials
     if certificate is not None and tls is False:
@@ -208,7 +208,7 @@ def _credentials(
 
 
 def is_local(target: str) -> bool:
-    """Return whether only this machine can reach `target`, or read what goes there."""
+    """Return whether `target` is a Unix socket or a loopback address."""
     if target.startswith(("unix:", "unix-abstract:")):
         return True
     host = target.rpartition("/")[2].rpartition(":")[0].strip("[]")

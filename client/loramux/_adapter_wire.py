@@ -1,4 +1,4 @@
-"""Values of adapters and aliases <-> wire messages; shared by both clients."""
+"""Conversion between types of adapters and aliases and protobuf messages; for both clients."""
 
 import datetime
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ Weights = Mapping[int, int] | Mapping[str, int]
 
 
 def adapter(message: adapters_pb2.Adapter) -> Adapter:
-    """Return the value of a version of an adapter."""
+    """Convert a version of an adapter."""
     status = message.status
     return Adapter(
         name=message.name,
@@ -81,17 +81,17 @@ def adapter(message: adapters_pb2.Adapter) -> Adapter:
 
 
 def change(message: adapters_pb2.WatchAdaptersResponse) -> AdapterChange:
-    """Return the value of a change; of a newer server it may be of no kind known here."""
+    """Convert a change; a newer server may send kinds that are unknown here, which become empty."""
     return AdapterChange(_CHANGES.get(message.change, ""), adapter(message.adapter))
 
 
 def list_request(
     token: str, *, all_versions: bool, tenant: str, name_prefix: str, source: str, tier: str
 ) -> adapters_pb2.ListAdaptersRequest:
-    """Return the message for a page of a list.
+    """Return the request for one page of a list.
 
     Raises:
-        InvalidArgumentError: There is no such source or tier.
+        InvalidArgumentError: The source or tier is unknown.
     """
     return adapters_pb2.ListAdaptersRequest(
         page_size=PAGE_SIZE,
@@ -107,7 +107,7 @@ def list_request(
 def import_request(
     name: str, uri: str, *, must_not_exist: bool, ttl: datetime.timedelta | None
 ) -> adapters_pb2.ImportAdapterRequest:
-    """Return the message that lets the server fetch an adapter."""
+    """Return the request to import an adapter."""
     request = adapters_pb2.ImportAdapterRequest(name=name, uri=uri, must_not_exist=must_not_exist)
     if ttl is not None:
         request.ttl.FromTimedelta(ttl)
@@ -117,7 +117,7 @@ def import_request(
 def ttl_request(
     reference: str, ttl: datetime.timedelta | None
 ) -> adapters_pb2.SetAdapterTtlRequest:
-    """Return the message that lets a version stay for `ttl`, or for good."""
+    """Return the request to set a version's time to live; None removes it."""
     request = adapters_pb2.SetAdapterTtlRequest(name=reference)
     if ttl is not None:
         request.ttl.FromTimedelta(ttl)
@@ -125,12 +125,12 @@ def ttl_request(
 
 
 def weights(split: aliases_pb2.Split) -> dict[int, int]:
-    """Return the weight of each version, in their order."""
+    """Return the weight of each version, sorted by version."""
     return dict(sorted(split.weights.items()))
 
 
 def move(message: aliases_pb2.AliasMove) -> AliasMove:
-    """Return the value of a move."""
+    """Convert a change of an alias."""
     return AliasMove(
         before=weights(message.before),
         after=weights(message.after),
@@ -147,10 +147,11 @@ def set_alias_request(
     expected: int | Weights | None,
     by: str,
 ) -> aliases_pb2.SetAliasRequest:
-    """Return the message that moves an alias to one version, or to several by weight.
+    """Return the request to point an alias to one version, or to several by weight.
 
     Raises:
-        InvalidArgumentError: Not one of `version` and `split` is given, or a value does not fit.
+        InvalidArgumentError: Both or none of `version` and `split` are given, or a value does not
+            fit its field.
     """
     if (version is None) == (split is None):
         raise InvalidArgumentError(
@@ -166,16 +167,16 @@ def set_alias_request(
 
 
 def expected_split(expected: int | Weights | None) -> aliases_pb2.Split | None:
-    """Return the message for what an alias is expected to stand for; None for anything.
+    """Return the expected target of an alias as a message; None for any.
 
     Raises:
-        InvalidArgumentError: A value does not fit.
+        InvalidArgumentError: A value does not fit its field.
     """
     return None if expected is None else _split("expected", expected)
 
 
 def _number(names: Mapping[N, str], field: str, name: str) -> N | None:
-    """Return the number of `name` on the wire; None for all."""
+    """Return the enum number of `name`; None if it is empty, which means all."""
     if not name:
         return None
     for number, known in names.items():

@@ -1,4 +1,4 @@
-"""Calls of the blocking client for adapters."""
+"""Methods of the blocking client for adapters."""
 
 import datetime
 import time

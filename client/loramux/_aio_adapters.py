@@ -1,4 +1,4 @@
-"""Calls of the asynchronous client for adapters: the same methods, with `await`."""
+"""Methods of the asynchronous client for adapters: those of the blocking one, with `await`."""
 
 import asyncio
 import contextlib

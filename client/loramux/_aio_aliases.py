@@ -1,4 +1,4 @@
-"""Calls of the asynchronous client for aliases: the same methods, with `await`."""
+"""Methods of the asynchronous client for aliases: those of the blocking one, with `await`."""
 
 import grpc
 

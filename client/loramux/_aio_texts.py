@@ -1,4 +1,4 @@
-"""Calls of the asynchronous client that read texts and generate none, with `await`."""
+"""Methods of the asynchronous client that process texts without generating any."""
 
 from collections.abc import Sequence
 from typing import Unpack

@@ -1,4 +1,4 @@
-"""Calls of the blocking client for aliases."""
+"""Methods of the blocking client for aliases."""
 
 import grpc
 

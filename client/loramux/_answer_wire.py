@@ -1,4 +1,4 @@
-"""Values of question answering <-> wire messages; shared by both clients."""
+"""Conversion between types of question answering and protobuf messages; for both clients."""
 
 from collections.abc import Sequence
 
@@ -26,11 +26,11 @@ def answer_request(
     add_special_tokens: bool,
     token_types: bool,
 ) -> question_answering_pb2.AnswerRequest:
-    """Return the message for one request.
+    """Return the request.
 
     Raises:
-        InvalidArgumentError: A value does not fit its field, or there are not as many contexts as
-            questions.
+        InvalidArgumentError: A value does not fit its field, or the numbers of contexts and
+            questions differ.
     """
     request = question_answering_pb2.AnswerRequest(
         handle_impossible_answer=handle_impossible_answer,
@@ -72,7 +72,7 @@ def answer_request(
 
 
 def question_answering(response: question_answering_pb2.AnswerResponse) -> QuestionAnswering:
-    """Return the value of an answer."""
+    """Convert a response."""
     return QuestionAnswering(
         request_id=response.request_id,
         adapter=_wire.identity(response.adapter),

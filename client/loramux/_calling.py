@@ -1,6 +1,6 @@
-"""What goes along with every call of a client: its key, and the trace that it is part of.
+"""A channel wrapper that adds metadata (such as the API key) and OpenTelemetry spans to calls.
 
-OpenTelemetry is not needed, and not loaded: a program that has traces did that itself.
+OpenTelemetry is optional and not imported here: a program that uses it has loaded it already.
 """
 
 import asyncio
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, TracerProvider
 
 Ended: TypeAlias = Callable[[str, grpc.StatusCode], None]
-"""Is told of a call that ended: its method, as `PACKAGE.SERVICE/METHOD`, and its status."""
+"""Called after a call ended with its method, `PACKAGE.SERVICE/METHOD`, and its status."""
 _KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 
 
 class Calling:
-    """A channel whose calls all bring metadata, and each of which is a span where there are any."""
+    """A channel that adds metadata to all calls, and a span to each if there is OpenTelemetry."""
 
     def __init__(
         self,
@@ -34,9 +34,9 @@ class Calling:
         provider: "TracerProvider | None",
         ended: Ended | None = None,
     ) -> None:
-        """Wrap `channel`; without a provider, the global one is asked for when there is a call.
+        """Wrap `channel`; without a provider, each call uses the global one.
 
-        Where `ended` is told of calls, the channel is an event loop's.
+        `ended` requires an asynchronous channel.
         """
         self._channel = channel
         self._metadata = metadata
@@ -48,18 +48,18 @@ class Calling:
         return self._methods(made) if name in _KINDS else made
 
     def to(self, reference: str) -> "Calling":
-        """Return what sends every call to the server of one adapter; see `to_home`."""
+        """Return a channel that sends every call to the server of one adapter; see `to_home`."""
         channel = self._channel
         if isinstance(channel, RoutedChannel | AioRoutedChannel):
             channel = channel.to(reference)
         return self._over(channel, self._metadata)
 
     def showing(self, metadata: Metadata) -> "Calling":
-        """Return what brings `metadata` along with every call as well."""
+        """Return a channel that also adds `metadata` to every call."""
         return self._over(self._channel, (*self._metadata, *metadata))
 
     async def each(self) -> "list[Calling]":
-        """Return what calls each server there is by itself; of an event loop's channel."""
+        """Return a channel for each single server; only for asynchronous channels."""
         if not isinstance(self._channel, AioRoutedChannel):
             return [self]
         found = await self._channel.each()
@@ -121,15 +121,15 @@ Channel = TypeVar("Channel", grpc.Channel, grpc.aio.Channel)
 
 
 def to_home(channel: Channel, reference: str) -> Channel:
-    """Return what sends every call to one server: that of an adapter, where there are several.
+    """Return a channel that sends every call to one server: the one with affinity to an adapter.
 
-    What has to come together, such as the parts of an upload, comes to one server so.
+    Calls that depend on each other, such as the parts of an upload, have to reach the same server.
     """
     return cast(Channel, channel.to(reference)) if isinstance(channel, Calling) else channel
 
 
 def _told(answer: object, end: Callable[[grpc.StatusCode], None]) -> object:
-    """Return what stands for `answer`, a call that was begun; `end` is told of its status."""
+    """Return the started call `answer`, or a wrapper of it, such that `end` gets its status."""
     if inspect.iscoroutine(answer):
         return _awaited(answer, end)
     if isinstance(answer, grpc.aio.Call | AioRoutedStream):
@@ -144,7 +144,7 @@ def _told(answer: object, end: Callable[[grpc.StatusCode], None]) -> object:
 async def _awaited(
     answer: Coroutine[Any, Any, object], end: Callable[[grpc.StatusCode], None]
 ) -> object:
-    """Return what `answer` gives, and tell `end` how it ended."""
+    """Await `answer`, pass its status to `end`, and return the result."""
     code = grpc.StatusCode.UNKNOWN
     try:
         found = await answer
@@ -166,7 +166,7 @@ def _end(span: "Span", code: grpc.StatusCode) -> None:
     span.set_attribute("rpc.response.status_code", code.name)
     if code is not grpc.StatusCode.OK:
         span.set_attribute("error.type", code.name)
-        # Without the status's message, which may tell what the request was.
+        # Without the status message, which may contain parts of the request.
         span.set_status(Status(StatusCode.ERROR))
     span.end()
 
@@ -177,7 +177,7 @@ def _code(error: grpc.RpcError) -> grpc.StatusCode:
 
 
 def _known(code: Coroutine[Any, Any, grpc.StatusCode]) -> grpc.StatusCode:
-    """Return what a call that has ended gives at once, though it is asked as if it waited."""
+    """Return the status of a call that has ended, without awaiting the coroutine `code`."""
     try:
         code.send(None)
     except StopIteration as told:

@@ -1,43 +1,43 @@
-"""Files of a certificate and its key, PEM, as servers are given them by `--tls-cert` and such."""
+"""PEM files of certificates and their private keys, for clients, the gateway and servers."""
 
 import re
 import ssl
 from pathlib import Path
 
 SERVER_OPTIONS = ("--tls-cert", "--tls-key")
-"""What errors call a certificate and its key."""
+"""Names of certificate and key in error messages."""
 _CLIENT_NAMES = ("certificate", "key of the certificate")
 _NAMES_CALLER = re.compile(
     rb"spiffe://[^/\x00-\x20]+/tenant/[^/\x00-\x20]+/role/(?:viewer|user|publisher|admin)"
 )
-"""What a server with --tls-client-domain takes for a caller; URIs are plain in DER."""
+"""SPIFFE id that `--tls-client-domain` maps to a caller; URIs are plain ASCII in DER."""
 
 Stamps = tuple[tuple[int, int, int], ...]
-"""The state of files, as far as it says whether they were changed."""
+"""Modification time, inode and size of files, to detect changes."""
 
 
 def stamps(*paths: Path) -> Stamps:
-    """Return the state that files are in; of one that cannot be looked at it is always the same."""
+    """Return the state of files; for a file that cannot be inspected it is constant."""
     return tuple(_stamp(path) for path in paths)
 
 
 def read_pair(certificate: Path, key: Path) -> tuple[bytes, bytes]:
-    """Return a client's certificate and its key, as they are in the files.
+    """Read and validate a client certificate and its key.
 
     Raises:
-        OSError: A file cannot be read; it says which.
-        ValueError: What is in them cannot be used; the message says which, and why.
+        OSError: A file cannot be read; the message names it.
+        ValueError: The content cannot be used; the message says which file and why.
     """
     load_pair(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), certificate, key, _CLIENT_NAMES)
     return certificate.read_bytes(), key.read_bytes()
 
 
 def check_names_nobody(option: str, certificate: Path) -> None:
-    """Demand that calls made for others cannot be taken for calls of a certificate's owner.
+    """Check that a certificate identifies no caller, to whom forwarded calls would be attributed.
 
     Raises:
-        OSError: The file of `option` cannot be read; it says so.
-        ValueError: It holds no certificate in PEM, or one that names a caller; the message says so.
+        OSError: The file of `option` cannot be read; the message names it.
+        ValueError: It has no PEM certificate, or one that identifies a caller; the message says so.
     """
     content = check_certificates(option, certificate).decode("ascii")
     begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
@@ -55,16 +55,16 @@ def load_pair(
     key: Path,
     names: tuple[str, str] = SERVER_OPTIONS,
 ) -> None:
-    """Let `context` show a certificate; it stays as it was if that is wrong.
+    """Load a certificate into `context`, which is not changed if that fails.
 
-    `names` are what errors call the two files.
+    `names` are the names of the two files in errors.
 
     Raises:
-        OSError: A file cannot be read; it says which.
-        ValueError: What is in them cannot be used; the message says which, and why.
+        OSError: A file cannot be read; the message names it.
+        ValueError: The content cannot be used; the message says which file and why.
     """
     check_certificates(names[0], certificate)
-    key.read_bytes()  # what ssl says of a file that is not there does not name it
+    key.read_bytes()  # ssl's error for a missing file does not name it
     for each in (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), context):
         try:
             each.load_cert_chain(certificate, key, password=_no_password)
@@ -83,18 +83,18 @@ def load_pair(
 
 
 def check_certificates(option: str, path: Path) -> bytes:
-    """Return the content of the file that `option` names, if it holds certificates in PEM.
+    """Return the content of the file that `option` names, which has to have PEM certificates.
 
     Raises:
-        OSError: It cannot be read; it says so.
-        ValueError: It holds none; the message says which file.
+        OSError: It cannot be read; the message names it.
+        ValueError: It has none; the message names the file.
     """
     content = path.read_bytes()
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(
             cadata=content.decode("ascii")
         )
-    except (ssl.SSLError, ValueError):  # the latter where it is empty, or no text
+    except (ssl.SSLError, ValueError):  # ValueError if it is empty or not text
         raise ValueError(f"{option} {path}: it holds no certificate in PEM") from None
     return content
 
@@ -108,7 +108,7 @@ def _stamp(path: Path) -> tuple[int, int, int]:
 
 
 class _EncryptedError(Exception):
-    """There is a password."""
+    """Raised if the private key needs a password."""
 
 
 def _no_password() -> str:

@@ -1,10 +1,9 @@
-"""How a client reaches its servers: addresses, and what is tried again when.
+"""How a client reaches its servers: addresses, channel options and retry policy.
 
-Calls that change nothing are made again where the server was not there, or said so before its
-answer began: gRPC itself does that, waits as long as the server says or longer each time, and
-spends at most a part of what succeeds on it, so that a crowd of clients cannot double the load of
-a server that fails. Where calls choose among several servers, `_routing.attempts` does it by the
-same numbers.
+Calls without side effects are retried if the server was unavailable before its answer began. gRPC
+does this itself: it waits as long as the server says, or with exponential backoff, within a retry
+budget, so that many clients cannot double the load of a failing server. Where calls are routed
+among several servers, `_routing.attempts` retries with the same parameters.
 """
 
 import ipaddress
@@ -27,26 +26,26 @@ Routing = Literal["adapter", "round_robin"]
 MAX_PORT = 65_535
 MAX_ATTEMPTS = 5
 INITIAL_BACKOFF = 0.4
-"""Seconds before the second attempt, unless the server says how long."""
+"""Seconds before the second attempt, unless the server gives a retry delay."""
 MAX_BACKOFF = 4.0
 BACKOFF_MULTIPLIER = 2
-# The latter is how a call ends that reaches a server in the moment in which it closes; who gives up
-# a call does not hear of it any more.
+# CANCELLED is the status of calls that reach a server while it shuts down; a caller that cancels
+# its call never sees a status.
 RETRYABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 RETRY_TOKENS = 100
-"""A failure takes one; from half on nothing is tried again."""
+"""Retry budget: each failure takes one token, and at half of it or less there are no retries."""
 RETRY_RATIO = 0.1
-"""A success brings so much of one back."""
+"""Tokens that a success gives back."""
 
 _OPTIONS: list[tuple[str, int]] = [
-    # An answer with log-probabilities can be large; a request cannot.
+    # A response with log-probabilities can be large; a request cannot.
     ("grpc.max_receive_message_length", 64 << 20),
-    # Seldom enough for the server and whatever proxy is before it.
+    # Rare enough for the server and for proxies in between.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
-    # The former has no effect of its own where this is a minute, as it is by default.
+    # Without this, which defaults to a minute, the former has no effect.
     ("grpc.http2.ping_timeout_ms", 20_000),
-    # A server that starts again is back within seconds.
+    # A server is back within seconds after a restart.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 1_000),
 ]
@@ -61,7 +60,7 @@ _REPEATABLE = {
     "loramux.v1.ServerService": ["GetServerInfo", "GetServerLoad"],
     "loramux.v1.QuarantineService": ["ListQuarantined"],
 }
-"""What does no more the second time than the first."""
+"""Methods without side effects, or whose effect is the same if repeated."""
 _POLICY = {
     "maxAttempts": MAX_ATTEMPTS,
     "initialBackoff": f"{INITIAL_BACKOFF}s",
@@ -72,7 +71,7 @@ _POLICY = {
 
 
 _HEALTHY: dict[str, object] = {
-    # Who drains or has lost its engine says so, and is left out until it is back.
+    # A server that drains or has lost its engine is unhealthy, and is skipped until it recovers.
     "loadBalancingConfig": [{"round_robin": {}}],
     "healthCheckConfig": {"serviceName": "loramux.v1.GenerationService"},
 }
@@ -80,16 +79,16 @@ _NEVER = 2**31 - 1
 
 
 def each(targets: Targets) -> list[str]:
-    """Return every one of `targets`."""
+    """Return `targets` as a list."""
     return [targets] if isinstance(targets, str) else list(targets)
 
 
 def address(targets: Targets) -> str:
-    """Return the address of `targets` as gRPC takes it; names of several are looked up now.
+    """Return the address of `targets` in gRPC's form; the names of several are resolved now.
 
     Raises:
-        InvalidArgumentError: There is none, or one has no port that there can be or is an address
-            of HTTP, or one of several is no HOST:PORT that can be found.
+        InvalidArgumentError: There is none; one has an invalid port or is an HTTP URL; or one of
+            several is not HOST:PORT or cannot be resolved.
     """
     targets = each(targets)
     for target in targets:
@@ -108,10 +107,10 @@ def address(targets: Targets) -> str:
 
 
 def checked(routing: str) -> Routing:
-    """Return `routing` if it is a way to spread calls.
+    """Return `routing` if it is a known routing policy.
 
     Raises:
-        InvalidArgumentError: It is none.
+        InvalidArgumentError: It is not.
     """
     if routing == "adapter":
         return "adapter"
@@ -125,7 +124,7 @@ def checked(routing: str) -> Routing:
 
 
 def addresses(targets: Targets) -> Addresses | None:
-    """Return what knows each of several servers; None where there is one address for all."""
+    """Return the resolver of several servers; None for a single address."""
     targets = each(targets)
     if len(targets) > 1:
         return Addresses(tuple(dict.fromkeys(targets)))
@@ -134,7 +133,7 @@ def addresses(targets: Targets) -> Addresses | None:
 
 
 _FORWARDING: list[tuple[str, int | str]] = [
-    # What is not read soon is to wait at the server, which pauses what makes it.
+    # Unread data should stay at the server, which then pauses generation (backpressure).
     ("grpc.http2.lookahead_bytes", 16 << 10),
     ("grpc.http2.bdp_probe", 0),
 ]
@@ -143,9 +142,9 @@ _FORWARDING: list[tuple[str, int | str]] = [
 def options(
     targets: Targets, *, retries: bool, forwards: bool = False
 ) -> list[tuple[str, int | str]]:
-    """Return the options of a channel to `targets`, on which gRPC makes calls again or does not.
+    """Return the options of a channel to `targets`, with or without gRPC's retries.
 
-    With `forwards`, answers go on to others, who may read them slowly.
+    With `forwards`, answers are passed on to others, who may read them slowly.
     """
     config: dict[str, object] = {}
     if retries:
@@ -173,9 +172,9 @@ def options(
 def server_options(
     targets: Targets, *, retries: bool, forwards: bool = False
 ) -> list[tuple[str, int | str]]:
-    """Return the options of a channel to one of the servers of `targets`.
+    """Return the options of a channel to a single server of `targets`.
 
-    It is ready while the server serves, and stays connected while there are no calls.
+    It is ready while the server is healthy, and stays connected when idle.
     """
     authority = each(targets)[0]
     if name := named(authority):
@@ -184,9 +183,9 @@ def server_options(
     return [
         *_OPTIONS,
         *(_FORWARDING if forwards else ()),
-        # What needs no proxy is known by its name, and addresses were found without one.
+        # no_proxy has host names, not addresses, and the names were resolved without a proxy.
         *([("grpc.enable_http_proxy", 0)] if name else ()),
-        # What gRPC knows to have not reached a server goes there again in any case.
+        # Transparent retries, of calls that did not reach the server, happen in any case.
         ("grpc.enable_retries", int(retries)),
         ("grpc.client_idle_timeout_ms", _NEVER),
         ("grpc.default_authority", authority),
@@ -195,7 +194,7 @@ def server_options(
 
 
 def _check(target: str) -> None:
-    """Demand that `target` may be what it says.
+    """Check that gRPC would not misinterpret `target`.
 
     Raises:
         InvalidArgumentError: gRPC would take it for another host or port.
@@ -214,7 +213,7 @@ def _check(target: str) -> None:
 
 
 def _resolved(target: str) -> dict[int, str]:
-    """Return an address of `target` for each version of IP in which it has one."""
+    """Return an address of `target` for each IP version that it has."""
     host, colon, port = target.rpartition(":")
     if not (colon and host and port.isdecimal()):
         raise InvalidArgumentError(f"target {target!r} is not HOST:PORT")

@@ -1,4 +1,4 @@
-"""Values of classification <-> wire messages; shared by both clients."""
+"""Conversion between types of classification and protobuf messages; for both clients."""
 
 from collections.abc import Iterable, Sequence
 from typing import cast
@@ -12,7 +12,7 @@ from loramux.v1 import classification_pb2
 Text = str | Sequence[int]
 """A text, or its token ids."""
 Classified = Text | Sequence[str]
-"""The same, or two texts that are read together."""
+"""The same, or a pair of texts."""
 
 _PROBLEMS = {
     classification_pb2.PROBLEM_TYPE_SINGLE_LABEL: "single_label",
@@ -31,11 +31,11 @@ def classify_request(
     parse_special_tokens: bool,
     add_special_tokens: bool,
 ) -> classification_pb2.ClassifyRequest:
-    """Return the message for one request.
+    """Return the request.
 
     Raises:
-        InvalidArgumentError: A value does not fit its field, or something is neither one text nor
-            two.
+        InvalidArgumentError: A value does not fit its field, or an input is neither a text nor a
+            pair.
     """
     request = classification_pb2.ClassifyRequest(
         return_logits=logits, parse_special_tokens=parse_special_tokens
@@ -64,7 +64,7 @@ def classify_request(
 
 
 def classification(response: classification_pb2.ClassifyResponse) -> Classification:
-    """Return the value of an answer."""
+    """Convert a response."""
     return Classification(
         request_id=response.request_id,
         adapter=_wire.identity(response.adapter),

@@ -1,4 +1,4 @@
-"""Contents of messages -> wire messages: a text, or texts and images."""
+"""Conversion of message contents, texts and images, to protobuf messages."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,10 +13,10 @@ from loramux.v1 import generation_pb2
 def add_content(
     field: str, content: str | Sequence[ContentPart], message: generation_pb2.ChatMessage
 ) -> None:
-    """Put `content` into the message that is called `field`; texts alone as one text.
+    """Add `content` to the message of the field `field`; several texts without images are joined.
 
     Raises:
-        InvalidArgumentError: It is none, or a part of it is neither text nor image.
+        InvalidArgumentError: It is not a content, or a part is neither text nor image.
     """
     if isinstance(content, str):
         with fitting(field):
@@ -43,7 +43,7 @@ def openai_image(part: Mapping[str, Any]) -> Image:
     """Return the image of OpenAI's `{"type": "image_url", "image_url": {"url": "data:…"}}`.
 
     Raises:
-        ValueError: It is none; the message goes on after the name of the part.
+        ValueError: It is malformed; the message continues after the name of the part.
     """
     given = part.get("image_url")
     if not isinstance(given, Mapping) or not isinstance(given.get("url"), str) or len(part) > 2:

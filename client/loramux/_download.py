@@ -1,4 +1,4 @@
-"""From the messages of a download to a file that is whole or absent."""
+"""Writing a download to a file that is complete or absent."""
 
 import hashlib
 import os
@@ -17,7 +17,7 @@ from loramux.v1 import adapters_pb2
 
 @dataclass(slots=True)
 class Download:
-    """A package that is coming."""
+    """A package that is being downloaded."""
 
     file: BinaryIO
     progress: Progress | None
@@ -26,7 +26,7 @@ class Download:
     received: int = 0
 
     def take(self, response: adapters_pb2.DownloadAdapterResponse) -> None:
-        """Take in the next message."""
+        """Write the next message to the file."""
         if response.HasField("adapter"):
             self.adapter = wire.adapter(response.adapter)
         self.file.write(response.chunk)
@@ -36,10 +36,10 @@ class Download:
             self.progress(self.received, self.adapter.size_bytes)
 
     def finish(self) -> Adapter:
-        """Return what came.
+        """Return the version that was downloaded.
 
         Raises:
-            DataLossError: It is not what its digest says.
+            DataLossError: The content does not match its digest.
         """
         digest = f"sha256:{self.sha256.hexdigest()}"
         if self.adapter is None or self.adapter.digest != digest:
@@ -52,7 +52,7 @@ class Download:
 
 @contextmanager
 def open_download(path: str | Path, progress: Progress | None) -> Iterator[Download]:
-    """Open a file that becomes `path` if the block ends well.
+    """Open a temporary file that replaces `path` if the block succeeds.
 
     Raises:
         OSError: It cannot be written.

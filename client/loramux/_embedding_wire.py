@@ -1,4 +1,4 @@
-"""Values of embeddings <-> wire messages; shared by both clients."""
+"""Conversion between types of embedding and protobuf messages; for both clients."""
 
 from collections.abc import Sequence
 
@@ -28,7 +28,7 @@ def embed_request(
     parse_special_tokens: bool,
     add_special_tokens: bool,
 ) -> embedding_pb2.EmbedRequest:
-    """Return the message for one request.
+    """Return the request.
 
     Raises:
         InvalidArgumentError: A value does not fit its field.
@@ -67,7 +67,7 @@ def embed_request(
 
 
 def embedding(response: embedding_pb2.EmbedResponse) -> Embedding:
-    """Return the value of an answer."""
+    """Convert a response."""
     return Embedding(
         request_id=response.request_id,
         adapter=_wire.identity(response.adapter) if response.HasField("adapter") else None,

@@ -1,4 +1,4 @@
-"""Values of a caller that do not fit their fields."""
+"""Errors for values that do not fit their protobuf fields."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from loramux import errors
 
 @contextmanager
 def fitting(field: str) -> Iterator[None]:
-    """Name `field` where a value does not fit it."""
+    """Turn a ValueError of protobuf into an InvalidArgumentError that names `field`."""
     try:
         yield
     except ValueError as error:

@@ -9,10 +9,10 @@ from typing import Self
 
 _KINDS = ("png", "jpeg", "webp", "gif")
 _JPG = "jpg"
-"""What many call jpeg by the end of a file's name."""
+"""Common file extension for jpeg."""
 _BASE64 = ";base64"
 _SHOWN = 40
-"""Characters of a URL that a message repeats."""
+"""Characters of a URL that error messages show."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -23,7 +23,7 @@ class Image:
     """
 
     data: bytes
-    """The content of the file, which only the server decodes."""
+    """The content of the file; only the server decodes it."""
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Self:

@@ -1,4 +1,4 @@
-"""The log as JSON: one object on each line, without paths, and without what errors quote."""
+"""Logging as JSON Lines, without paths and without messages of exceptions."""
 
 import datetime
 import json
@@ -8,17 +8,17 @@ import re
 import traceback
 
 _VARIABLE = "LORAMUX_LOG_FORMAT"
-"""Tells the processes that the server starts how it writes its log."""
+"""Passes the log format on to child processes."""
 _FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^\s/'\":]+/)*(?=[^\s/'\":])")
 _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{4,}\b")
 
 
 def set_up_logging(process: str = "", log_format: str | None = None) -> None:
-    """Let this process, and those that it starts, write their log to the standard error stream.
+    """Log to standard error, in this process and its child processes.
 
     Args:
-        process: What the log calls this process; empty for the frontend.
-        log_format: `text` or `json`; None means as the process that started this one.
+        process: Name of this process in the log; empty for the frontend.
+        log_format: `text` or `json`; None for the format of the parent process.
     """
     if log_format is None:
         log_format = os.environ.get(_VARIABLE, "text")
@@ -33,7 +33,7 @@ def set_up_logging(process: str = "", log_format: str | None = None) -> None:
 
 
 class JsonLines(logging.Formatter):
-    """Makes one JSON object of each record; what `extra={"fields": …}` brings is among its keys."""
+    """Formats each record as a JSON object; `extra={"fields": …}` adds keys."""
 
     def __init__(self, process: str) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info and record.exc_info[0]:
             kind, _, stack = record.exc_info
-            # Not its message: that may quote what the caller sent.
+            # Not its message, which may quote what the caller sent.
             fields["exception"] = kind.__name__
             fields["stack"] = [
                 f"{frame.f_globals.get('__name__')}.{frame.f_code.co_name}:{line}"
@@ -61,12 +61,12 @@ class JsonLines(logging.Formatter):
 
 
 def without_paths(text: str) -> str:
-    """Return `text` with `…` in place of folders, and of addresses in memory."""
+    """Return `text` with folders and memory addresses replaced by `…`."""
     return _ADDRESS.sub("0x…", _FOLDERS.sub("…/", text))
 
 
 def now(seconds: float | None = None) -> str:
-    """Return the time, or what was `seconds` after the epoch, in UTC to the microsecond."""
+    """Return the time now, or at `seconds` after the epoch, in UTC with microseconds."""
     moment = datetime.datetime.now(datetime.UTC)
     if seconds is not None:
         moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)

@@ -1,4 +1,4 @@
-"""What a server does in a second: two looks at it, and what happened in between."""
+"""Rates of a server, from two samples of its load."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ from loramux.types import ServerLoad
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Rates:
-    """What happened between two looks."""
+    """Rates and means between two samples."""
 
     seconds: float
     requests_per_second: float
@@ -15,16 +15,16 @@ class Rates:
     prompt_tokens_per_second: float
     steps_per_second: float
     mean_batch: float | None
-    """Requests in a step; None if there was no step."""
+    """Requests per step; None without steps."""
     mean_adapters: float | None
-    """Distinct adapters in a step."""
+    """Distinct adapters per step; None without steps."""
     step_seconds: float | None
     first_token_seconds: float | None
     inter_token_seconds: float | None
 
 
 def rates_of(before: ServerLoad, now: ServerLoad) -> Rates:
-    """Return what happened between two looks at one server; where it restarted, since then."""
+    """Return the rates between two samples of one server; since its start if it restarted."""
     is_same = now.uptime_seconds >= before.uptime_seconds
 
     def grown(name: str) -> float:

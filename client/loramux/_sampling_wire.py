@@ -1,4 +1,4 @@
-"""How tokens are chosen: options <-> wire messages."""
+"""Conversion between sampling options and protobuf messages."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,14 +12,15 @@ from loramux.v1 import generation_pb2
 _FORMS = tuple(
     field.name for field in generation_pb2.StructuredOutput.DESCRIPTOR.oneofs_by_name["form"].fields
 )
-"""Options of which one says which form a text has."""
+"""Options for structured output, of which at most one is allowed."""
 
 
 def add_sampling(options: Mapping[str, object], sampling: generation_pb2.SamplingParams) -> None:
-    """Put `options` into `sampling`.
+    """Add `options` to `sampling`.
 
     Raises:
-        InvalidArgumentError: A value does not fit its field, or there are two forms.
+        InvalidArgumentError: A value does not fit its field, or several options for structured
+            output are set.
     """
     given = dict(options)
     if isinstance(stop := given.get("stop"), str):
@@ -32,13 +33,13 @@ def add_sampling(options: Mapping[str, object], sampling: generation_pb2.Samplin
 
 
 def sampling_options(message: generation_pb2.SamplingParams) -> SamplingOptions:
-    """Return what `message` says; fields without a value are left out."""
+    """Convert sampling parameters; fields that are not set are omitted."""
     found: dict[str, object] = {}
     for field, value in message.ListFields():
         if field.name == "logit_bias":
             found[field.name] = dict(value)
         elif field.name == "structured_output":
-            # None is a form that only a newer server knows.
+            # None for a kind that only a newer server knows.
             if name := message.structured_output.WhichOneof("form"):
                 form = getattr(message.structured_output, name)
                 found[name] = list(form.texts) if name == "choice" else form
@@ -48,7 +49,7 @@ def sampling_options(message: generation_pb2.SamplingParams) -> SamplingOptions:
 
 
 def _add_form(options: dict[str, object], sampling: generation_pb2.SamplingParams) -> None:
-    """Take the form that `options` want of a text out of them, and put it into `sampling`."""
+    """Move the option for structured output from `options` to `sampling`."""
     given = {name: options.pop(name) for name in _FORMS if name in options}
     if len(given) > 1:
         names = " and ".join(given)

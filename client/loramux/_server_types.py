@@ -10,7 +10,7 @@ class ServerInfo:
 
     version: str
     base_model: str
-    """What it is called: `loramux serve --served-model-name`, or the last part of its path."""
+    """Its served name: `loramux serve --served-model-name`, or the last part of its path."""
     architecture: str
     fingerprint: str
     """Digest over the architecture, the tokenizer, and the shape and a sample of the values of each

@@ -1,4 +1,4 @@
-"""Values of a server <- wire messages; shared by both clients."""
+"""Conversion of protobuf messages about a server to types; for both clients."""
 
 import datetime
 
@@ -14,7 +14,7 @@ _KINDS = {
 
 
 def server_info(message: server_pb2.GetServerInfoResponse) -> ServerInfo:
-    """Return the value of a server's description."""
+    """Convert the description of a server."""
     base = message.base_model
     return ServerInfo(
         version=message.version,
@@ -42,7 +42,7 @@ def server_info(message: server_pb2.GetServerInfoResponse) -> ServerInfo:
 
 
 def quarantine_entry(message: quarantine_pb2.QuarantineEntry) -> QuarantineEntry:
-    """Return the value of something that is refused."""
+    """Convert a quarantine entry."""
     return QuarantineEntry(
         key=message.key,
         adapters=tuple(message.adapters),
@@ -52,7 +52,7 @@ def quarantine_entry(message: quarantine_pb2.QuarantineEntry) -> QuarantineEntry
 
 
 def server_load(message: server_pb2.GetServerLoadResponse) -> ServerLoad:
-    """Return the value of what a server does."""
+    """Convert the load of a server."""
     fields = {
         field.name: getattr(message, field.name)
         for field in message.DESCRIPTOR.fields

@@ -1,4 +1,4 @@
-"""Calls of the blocking client that read texts and generate none."""
+"""Methods of the blocking client that process texts without generating any."""
 
 from collections.abc import Sequence
 from typing import Unpack

@@ -1,4 +1,4 @@
-"""Values <-> wire messages of the tokenization service."""
+"""Conversion between types of tokenization and protobuf messages."""
 
 from collections.abc import Sequence
 
@@ -11,12 +11,12 @@ from loramux.v1 import generation_pb2, tokenization_pb2
 def tokenize_request(
     request: generation_pb2.GenerateRequest, pieces: bool
 ) -> tokenization_pb2.TokenizeRequest:
-    """Return the message that asks for the prompt of `request`."""
+    """Return the request to tokenize the prompt of `request`."""
     return tokenization_pb2.TokenizeRequest(request=request, return_pieces=pieces)
 
 
 def tokens(response: tokenization_pb2.TokenizeResponse) -> Tokens:
-    """Return the value of an answer."""
+    """Convert a response."""
     return Tokens(
         ids=tuple(response.token_ids),
         pieces=tuple(response.pieces),
@@ -28,7 +28,7 @@ def tokens(response: tokenization_pb2.TokenizeResponse) -> Tokens:
 def detokenize_request(
     token_ids: Sequence[int], adapter: str | None, skip_special_tokens: bool
 ) -> tokenization_pb2.DetokenizeRequest:
-    """Return the message that asks for the text of tokens.
+    """Return the request to detokenize.
 
     Raises:
         InvalidArgumentError: A value does not fit its field.

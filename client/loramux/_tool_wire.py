@@ -1,4 +1,4 @@
-"""Messages and tools <-> wire messages."""
+"""Conversion between messages, tools and tool calls and protobuf messages."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,11 +15,11 @@ _MODES = {
     "required": generation_pb2.TOOL_MODE_REQUIRED,
 }
 OPTIONS = frozenset(ToolOptions.__annotations__)
-"""Names of what goes with messages."""
+"""Names of the options that require messages."""
 
 
 def add_messages(messages: Iterable[Message], request: generation_pb2.GenerateRequest) -> None:
-    """Put a conversation into `request`.
+    """Add a conversation to `request`.
 
     Raises:
         InvalidArgumentError: A value does not fit its field.
@@ -38,7 +38,7 @@ def add_messages(messages: Iterable[Message], request: generation_pb2.GenerateRe
 
 
 def add_tools(options: Mapping[str, Any], request: generation_pb2.GenerateRequest) -> None:
-    """Put what goes with messages into `request`; `options` are as in `ToolOptions`.
+    """Add options that require messages to `request`; `options` are as in `ToolOptions`.
 
     Raises:
         InvalidArgumentError: A value does not fit its field.
@@ -64,7 +64,7 @@ def add_tools(options: Mapping[str, Any], request: generation_pb2.GenerateReques
 
 
 def tool_calls(messages: Iterable[generation_pb2.ToolCall]) -> tuple[ToolCall, ...]:
-    """Return the values of calls."""
+    """Convert tool calls."""
     return tuple(ToolCall(call.id, call.name, call.arguments) for call in messages)
 
 
@@ -91,7 +91,7 @@ def _call(call: ToolCall | Mapping[str, Any]) -> generation_pb2.ToolCall:
 
 
 def _function(given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what is called, whichever way it is given."""
+    """Return the function of a tool or call, in our form or OpenAI's."""
     if not isinstance(given, Mapping):
         raise ValueError(f"is a {type(given).__name__}; expected an object")
     function = given.get("function", given)

@@ -1,6 +1,6 @@
-"""From a path to the messages of an upload: pack if it is a folder, digest, cut into chunks.
+"""Preparing an upload: pack a folder, compute the digest, split the package into chunks.
 
-An upload whose connection breaks goes on where the server says that it came to.
+An interrupted upload is resumed at the offset that the server reports.
 """
 
 import datetime
@@ -26,7 +26,7 @@ from loramux_adapters import PackageError, open_source, read_package
 
 CHUNK_BYTES = 512 << 10
 MAX_FAILURES = 10
-"""Attempts in a row that may bring nothing: enough for a server to start again."""
+"""Consecutive attempts without progress; enough for a restart of the server."""
 MIN_DELAY = 0.1
 MAX_DELAY = 5.0
 
@@ -36,30 +36,30 @@ Progress = Callable[[int, int], None]
 
 @dataclass(slots=True)
 class Upload:
-    """An open package, ready to be sent, and how far it came."""
+    """An open package that is being uploaded, and the progress."""
 
     file: BinaryIO
     header: adapters_pb2.UploadHeader
     progress: Progress | None
     deadline: float
-    """Of the monotonic clock."""
+    """On the monotonic clock."""
     committed: int | None = None
-    """Bytes that the server has, since it said so."""
+    """Bytes that the server has, as last reported."""
     failures: int = 0
-    """Attempts in a row that brought nothing."""
+    """Consecutive attempts without progress."""
     _reading: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def remaining(self) -> float:
-        """Seconds that are left."""
+        """Seconds until the deadline."""
         return max(0.0, self.deadline - time.monotonic())
 
     def start_request(self) -> uploads_pb2.StartUploadRequest:
-        """Return the message that begins an attempt."""
+        """Return the message that starts an attempt."""
         return uploads_pb2.StartUploadRequest(header=self.header)
 
     def started(self, response: uploads_pb2.StartUploadResponse) -> bool:
-        """Take in how far the upload came; return whether bytes are missing."""
+        """Record the offset that the server reports; return whether bytes are missing."""
         if self.committed is None or response.committed_bytes > self.committed:
             self.failures = 0
         self.committed = response.committed_bytes
@@ -68,7 +68,7 @@ class Upload:
         return self.committed < self.header.size_bytes
 
     def chunks(self, upload_id: str) -> Iterator[uploads_pb2.SendChunksRequest]:
-        """Yield what is missing; memory holds one chunk at a time."""
+        """Yield the missing chunks; one is in memory at a time."""
         offset = self.committed or 0
         while chunk := self._read(offset):
             yield uploads_pb2.SendChunksRequest(upload_id=upload_id, offset=offset, chunk=chunk)
@@ -80,11 +80,11 @@ class Upload:
         """Return the seconds to wait before the next attempt.
 
         Raises:
-            LoramuxError: `error`, where another attempt would not help or enough were made.
+            LoramuxError: `error`, if another attempt would not help or there were too many.
         """
         is_lost = isinstance(error, NotFoundError) and error.reason == "UPLOAD_NOT_FOUND"
-        # What ends a stream that is still written may come as an error of gRPC's own; the next
-        # attempt is told why.
+        # A stream that ends while it is written may fail with gRPC's own error; the next attempt
+        # gets the reason.
         is_hidden = isinstance(error, InternalError) and not error.reason
         is_passing = is_lost or is_hidden or isinstance(error, UnavailableError)
         if not is_passing or self.committed is None:
@@ -96,7 +96,7 @@ class Upload:
         return seconds
 
     def _read(self, offset: int) -> bytes:
-        # A thread of gRPC's may not have noticed yet that the attempt before this one is over.
+        # A thread of gRPC may still be reading for the previous attempt.
         with self._reading:
             self.file.seek(offset)
             return self.file.read(CHUNK_BYTES)
@@ -136,6 +136,6 @@ def open_upload(
                 header.ttl.FromTimedelta(ttl)
             yield Upload(file, header, progress, time.monotonic() + timeout)
     except PackageError as error:
-        text = str(error)  # some name the path themselves
+        text = str(error)  # some messages begin with the path
         text = text if text.startswith(f"{path} ") else f"{path}: {text}"
         raise InvalidArgumentError(text, reason=error.reason) from None

@@ -1,4 +1,4 @@
-"""Values <-> wire messages, and status -> error; shared by both clients."""
+"""Conversion between types and protobuf messages, and from status to error; for both clients."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,10 +30,10 @@ from loramux.types import (
 from loramux.v1 import errors_pb2, generation_pb2
 
 ERROR_KEY = "loramux-error-bin"
-"""Trailing metadata that holds an ErrorDetail."""
+"""Trailing metadata with an ErrorDetail."""
 
 _HUNG_UP = (grpc.StatusCode.CANCELLED, "CANCELLED")
-"""What gRPC makes of a call that reaches a server in the moment in which it closes."""
+"""Status that gRPC gives calls which reach a server while it shuts down."""
 
 _FINISH: dict[int, FinishReason] = {
     generation_pb2.FINISH_REASON_STOP: FinishReason.STOP,
@@ -54,7 +54,7 @@ def generate_request(
     adapter: str | None,
     **options: Unpack[RequestOptions],
 ) -> generation_pb2.GenerateRequest:
-    """Return the message for one request.
+    """Return the request.
 
     Raises:
         InvalidArgumentError: A value does not fit its field.
@@ -82,7 +82,7 @@ def generate_request(
 def _add_adapters(
     request: generation_pb2.GenerateRequest, adapter: str | None, options: RequestOptions
 ) -> None:
-    """Put into `request` which adapters it is for, and how they count."""
+    """Add the adapter or the mix, with weights and scale, to `request`."""
     with fitting("adapter"):
         request.adapter = adapter or ""
     with fitting("routing_key"):
@@ -113,7 +113,7 @@ def _combination(name: str) -> generation_pb2.Combination.ValueType:
 def _add_tokens(
     request: generation_pb2.GenerateRequest, field: str, given: str | Sequence[int] | None
 ) -> None:
-    """Put text or token ids into the field of `request` that is for them."""
+    """Add text or token ids to the respective field of `request`."""
     if isinstance(given, str):
         with fitting(field):
             setattr(request, field, given)
@@ -128,7 +128,7 @@ def _pairs(adapters: Mix) -> Iterable[tuple[str, float]]:
 
 
 def generation(response: generation_pb2.GenerateResponse) -> Generation:
-    """Return the value of a finished answer."""
+    """Convert a complete response."""
     return Generation(
         request_id=response.request_id,
         completions=tuple(_completion(completion) for completion in response.completions),
@@ -142,7 +142,7 @@ def generation(response: generation_pb2.GenerateResponse) -> Generation:
 
 
 def chunk(response: generation_pb2.StreamGenerateResponse) -> Chunk:
-    """Return the value of a piece of an answer."""
+    """Convert one message of a stream."""
     delta = response.delta
     return Chunk(
         index=delta.index,
@@ -167,7 +167,7 @@ def chunk(response: generation_pb2.StreamGenerateResponse) -> Chunk:
 
 @contextmanager
 def raising() -> Iterator[None]:
-    """Raise the server's own error in place of gRPC's."""
+    """Raise the server's error in place of gRPC's."""
     try:
         yield
     except grpc.RpcError as error:
@@ -175,7 +175,7 @@ def raising() -> Iterator[None]:
 
 
 def error_of(error: grpc.RpcError) -> errors.LoramuxError:
-    """Return the error that the server raised, from what gRPC raised here."""
+    """Return the server's error for an error that gRPC raised."""
     assert isinstance(error, grpc.Call | grpc.aio.AioRpcError)
     kind = _ERRORS.get(error.code(), errors.InternalError)
     if (error.code(), error.details()) == _HUNG_UP:
@@ -261,12 +261,12 @@ def _token_logprob(token: generation_pb2.TokenLogprob) -> TokenLogprob:
 
 
 def identity(message: generation_pb2.AdapterIdentity) -> AdapterIdentity:
-    """Return the value of an adapter's identity."""
+    """Convert the identity of an adapter."""
     return AdapterIdentity(message.name, message.digest, message.tenant, message.version)
 
 
 def usage(message: generation_pb2.Usage) -> Usage:
-    """Return the value of counts of tokens."""
+    """Convert token counts."""
     return Usage(
         message.prompt_tokens,
         message.completion_tokens,
@@ -276,5 +276,5 @@ def usage(message: generation_pb2.Usage) -> Usage:
 
 
 def timing(message: generation_pb2.Timing) -> Timing:
-    """Return the value of times."""
+    """Convert timings."""
     return Timing(message.queue_seconds, message.time_to_first_token_seconds, message.total_seconds)

@@ -1,4 +1,4 @@
-"""Errors of calls: the server raises these, and the client raises the same ones again.
+"""Errors of calls: the server raises them, and the client raises them again.
 
 LoramuxError                     gRPC status
 ├─ InvalidArgumentError          INVALID_ARGUMENT     the request is invalid
