@@ -1,4 +1,4 @@
-"""Identity of the base model: does an adapter say that it was trained for another one?
+"""Identity of the base model, to detect adapters that were trained for another one.
 
 Shapes cannot tell, as a model and its fine-tunes share them. What tells is the fingerprint that a
 package notes or, failing that, the name in its config. Names are weak evidence, so only deliberate

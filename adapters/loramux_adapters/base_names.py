@@ -35,9 +35,9 @@ def named_for(
 
     Changes of layers that are experts in the base become changes of experts; see `split_experts`.
     Changes of vision modules move to the result's `sight`, and those of modules after the layers to
-    its `behind`, under the names that the base's class for the task has. Of adapters with a head,
-    only those for QUESTION_ANS and FEATURE_EXTRACTION have their layers renamed for their task.
-    Layers that the base does not have keep their names, so that the fit check reports them.
+    its `behind`, under the names that the base's class for the task has. Renaming for the task
+    applies to QUESTION_ANS and FEATURE_EXTRACTION only. Layers that the base does not have keep
+    their names, so that the fit check reports them.
 
     Args:
         contents: What the adapter changes.
@@ -70,7 +70,7 @@ def sees_images(module: str) -> bool:
 
 
 def names_of_sight(name: str) -> list[str]:
-    """Return the names that a vision module or its parameter has in the versions."""
+    """Return the names that a vision module or its parameter may have, by version."""
     plain = _plain_sight(name)
     more, less = _LEVEL
     names = [plain, plain.replace(less, more, 1)]

@@ -1,4 +1,4 @@
-"""Modules after the base model's layers, which only heads read: does an adapter fit them?
+"""Checks of an adapter against the modules after the base's layers, which only heads read.
 
 Encoders have poolers there, and heads of several layers; transformers' class for a task says which
 parameters. An adapter may change those that were saved with the base. All others were initialised

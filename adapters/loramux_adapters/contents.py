@@ -15,7 +15,7 @@ class EditKind(enum.StrEnum):
     """What a tensor of an adapter does to one module."""
 
     MAGNITUDE = "magnitude"
-    """Norm of each output's weight row, low-rank update included: DoRA."""
+    """Norm that each output's weight row is scaled to, low-rank update included: DoRA."""
     OUTPUT_FACTOR = "output factor"
     """Multiplies the layer's output, bias included: IA3."""
     INPUT_FACTOR = "input factor"

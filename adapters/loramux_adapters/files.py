@@ -49,7 +49,7 @@ def read_object(source: Path, name: str, max_bytes: int) -> dict[str, object]:
     """Return the JSON object in the file `name` of the folder `source`.
 
     Raises:
-            PackageError: It cannot be read, is larger than `max_bytes`, or is not a JSON object.
+        PackageError: It cannot be read, is larger than `max_bytes`, or is not a JSON object.
     """
     try:
         return parse_object(read_bounded(source, name, max_bytes), name)

@@ -1,4 +1,4 @@
-"""Does an adapter fit a base model? Checked from names and shapes alone."""
+"""Checks whether an adapter fits a base model, from names and shapes alone."""
 
 from collections.abc import Container, Iterable, Mapping
 

@@ -47,7 +47,7 @@ def read_config(source: Path) -> dict[str, object]:
 
 
 def told_instead(source: Path) -> str:
-    """Return a hint what `source`, a folder without a config, is instead; empty if unknown."""
+    """Return a hint at what `source`, a folder without a config, is; empty if unknown."""
     try:
         if not source.is_dir() or is_peft_folder(source):
             return ""

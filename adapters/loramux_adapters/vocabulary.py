@@ -24,8 +24,8 @@ class BaseVocabulary:
         """Return the vocabulary size of the base with an adapter of `contents`; 0 if unchanged.
 
         Raises:
-            PackageError: The adapter resizes only one of embedding and output layer, so that PEFT
-                would fill in random rows.
+            PackageError: Embedding and output layer would have different sizes, so that PEFT would
+                fill in random rows.
         """
         sizes = {self.embedding: self.num_embeddings, self.output: self.num_logits}
         before = dict(sizes)

@@ -1,4 +1,4 @@
-"""Conversion between types of adapters and aliases and protobuf messages; for both clients."""
+"""Adapters and aliases: conversion to and from protobuf messages, for both clients."""
 
 import datetime
 from collections.abc import Mapping

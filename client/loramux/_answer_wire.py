@@ -1,4 +1,4 @@
-"""Conversion between types of question answering and protobuf messages; for both clients."""
+"""Question answering: conversion to and from protobuf messages, for both clients."""
 
 from collections.abc import Sequence
 

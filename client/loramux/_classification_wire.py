@@ -1,4 +1,4 @@
-"""Conversion between types of classification and protobuf messages; for both clients."""
+"""Classification: conversion to and from protobuf messages, for both clients."""
 
 from collections.abc import Iterable, Sequence
 from typing import cast

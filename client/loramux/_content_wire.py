@@ -1,4 +1,4 @@
-"""Conversion of message contents, texts and images, to protobuf messages."""
+"""Message contents, texts and images: conversion to protobuf messages."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Conversion between types of embedding and protobuf messages; for both clients."""
+"""Embedding: conversion to and from protobuf messages, for both clients."""
 
 from collections.abc import Sequence
 

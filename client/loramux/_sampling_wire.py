@@ -1,4 +1,4 @@
-"""Conversion between sampling options and protobuf messages."""
+"""Sampling options: conversion to and from protobuf messages."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Conversion of protobuf messages about a server to types; for both clients."""
+"""Server information and load: conversion from protobuf messages, for both clients."""
 
 import datetime
 

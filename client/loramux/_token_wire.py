@@ -1,4 +1,4 @@
-"""Conversion between types of tokenization and protobuf messages."""
+"""Tokenization: conversion to and from protobuf messages, for both clients."""
 
 from collections.abc import Sequence
 

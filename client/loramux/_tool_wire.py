@@ -1,4 +1,4 @@
-"""Conversion between messages, tools and tool calls and protobuf messages."""
+"""Messages and tools: conversion to and from protobuf messages."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Conversion between types and protobuf messages, and from status to error; for both clients."""
+"""Generation: conversion to and from protobuf messages, and from gRPC status to error."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence

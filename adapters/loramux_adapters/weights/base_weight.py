@@ -1,4 +1,4 @@
-"""Sizes and weights of the base's layers, as converting an adapter needs them.
+"""Sizes and weights of the base's layers, for converting adapters.
 
 Legend: I input features, O output features.
 """

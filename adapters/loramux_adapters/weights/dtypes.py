@@ -29,7 +29,7 @@ def dtype_named(name: str) -> str:
 def decoded(raw: bytes | memoryview, dtype: str) -> Array:
     """Return the numbers in `raw` as float32, which represents all supported dtypes exactly.
 
-    For float32 the result is a read-only view of `raw`.
+    For float32 the result is a view of `raw`, which must not be modified.
     """
     if dtype == "BF16":  # the upper half of float32
         return (np.frombuffer(raw, "<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)

@@ -22,7 +22,7 @@ _TIED = frozenset({"lm_head", "embed_out"})
 
 
 def merge_into_base(file: BinaryIO, package: Package, base: BaseFolder, folder: Path) -> None:
-    """Write the model `base` with `package`, which is open as `file`, merged to the new `folder`.
+    """Write the model `base`, with `package` (open as `file`) merged into it, to the new `folder`.
 
     The folder has the top-level files of the base, except weights in other formats, which would be
     those of the old model. Each weight keeps its dtype; sums are computed in float32.

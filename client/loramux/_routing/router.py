@@ -145,7 +145,7 @@ class Router(Generic[Channel]):
             self._close(link)
 
     def avoid(self, link: Link[Channel], error: grpc.RpcError, now: float) -> None:
-        """Avoid the server for a while if `error` is a reason to."""
+        """Avoid the server for a while if `error` is a reason; if it is lost, refresh addresses."""
         if seconds := seconds_avoided(error):
             link.avoided_until = now + seconds
         if is_away(error):
