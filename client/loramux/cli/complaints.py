@@ -1,4 +1,4 @@
-"""Error messages of the command line: with option names, and with a hint what to do."""
+"""Error messages of the command line: with option names, and with hints on what to do."""
 
 import re
 from dataclasses import dataclass
