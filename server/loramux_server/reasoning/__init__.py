@@ -1,1 +1,1 @@
-"""What a model thinks before its answer: how its template marks that, and telling it apart."""
+"""Reasoning before an answer: how a chat template marks it, and separating it from the answer."""

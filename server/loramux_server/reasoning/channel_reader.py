@@ -1,4 +1,4 @@
-"""Messages on channels -> what a model thinks, and its answer, as they arrive."""
+"""Separating reasoning from the answer where both are messages on channels, while they stream."""
 
 import enum
 
@@ -8,28 +8,28 @@ from loramux_server.text.stop_strings import overlap
 from loramux_server.tools.syntax import joined
 
 _MAX_HEADER = 256
-"""Characters between the tokens around a channel."""
+"""Most characters between the tokens around a channel."""
 _BREAK = "\n\n"
-"""Stands between what several messages say."""
+"""Separator between the contents of several messages."""
 
 
 class _Now(enum.Enum):
-    """What is being read."""
+    """The state of the reader: what is being read."""
 
     HEADER = enum.auto()
-    """What says on which channel a message is, if it does."""
+    """The header that may name the channel of a message."""
     THOUGHT = enum.auto()
     TEXT = enum.auto()
 
 
 class ChannelReader:
-    """Takes what is thought out of the messages of one completion, and the marks of all of them.
+    """Separates reasoning from answers in the messages of one completion, and removes markers.
 
-    Where a message is to a tool, or says nothing of a channel, its header is text, too.
+    A message that is addressed to a tool, or names no channel, keeps its header as text.
     """
 
     def __init__(self, syntax: ChannelSyntax, begun: Begun) -> None:
-        """Read what follows a prompt that has `begun` a message."""
+        """Start a completion after a prompt that has `begun` a message."""
         channels = syntax.channels
         self._thought_channel = syntax.thought
         self._begin, self._between = joined(channels.begin), joined(channels.between)
@@ -39,15 +39,15 @@ class ChannelReader:
             Begun.NOTHING: _Now.HEADER, Begun.THOUGHT: _Now.THOUGHT, Begun.ANSWER: _Now.TEXT,
         }[begun]  # fmt: skip
         self._held = ""
-        """What may be part of a mark, and white space that may stand before one."""
+        """What may be part of a marker, and white space that may precede one."""
         self._is_begun = False
-        """Whether the message has a content by now."""
+        """Whether any content of the current message has been released."""
         self._is_headed = False
-        """Whether its header is left out."""
+        """Whether its header was removed."""
         self._has_thought = self._has_text = False
 
     def push(self, piece: str) -> Thought:
-        """Take what comes next, and return what is known by now."""
+        """Add the next piece of text, and return what can be classified by now."""
         self._held += piece
         reasoning: list[str] = []
         text: list[str] = []
@@ -62,7 +62,7 @@ class ChannelReader:
         return Thought("".join(reasoning), "".join(text))
 
     def flush(self) -> Thought:
-        """Return what was held back, at the end of the completion, but for marks."""
+        """Return the text that was held back, without markers, at the end of the completion."""
         held, self._held = self._held, ""
         mark = held.lstrip()
         marks = [self._end, self._start]
@@ -73,7 +73,7 @@ class ChannelReader:
         return Thought(held.rstrip(), "") if self._now is _Now.THOUGHT else Thought("", held)
 
     def _header(self) -> bool:
-        """Find out what is in the message; return whether that is known."""
+        """Read the header; return False if more text is needed to classify the message."""
         held = self._held.lstrip()
         if held.startswith(self._begin):
             self._held = held[len(self._begin) :]
@@ -91,7 +91,7 @@ class ChannelReader:
         if not after:
             self._now = _Now.HEADER
             return False
-        if "=" not in head:  # which tells to whom it is
+        if "=" not in head:  # "=" assigns a recipient
             self._is_headed = True
             self._held = content
             if head.split()[:1] == [self._thought_channel]:
@@ -99,7 +99,7 @@ class ChannelReader:
         return True
 
     def _thought(self, reasoning: list[str]) -> bool:
-        """Take what is thought for certain; return whether the message ends."""
+        """Append what is certainly reasoning; return whether the message ends."""
         content, ends = self._content()
         if not self._is_begun:
             content = content.lstrip()
@@ -113,7 +113,7 @@ class ChannelReader:
         return ends
 
     def _text(self, text: list[str]) -> bool:
-        """Take what is text for certain; return whether the message ends."""
+        """Append what is certainly text; return whether the message ends."""
         known, ends = self._content()
         if known:
             is_apart = self._has_text and self._is_headed and not self._is_begun
@@ -122,7 +122,7 @@ class ChannelReader:
         return ends
 
     def _content(self) -> tuple[str, bool]:
-        """Return what of the message has come, and whether it ends there; hold the rest."""
+        """Return the content received so far and whether the message ends; hold back the rest."""
         at = self._held.find(self._begin)
         if at >= 0:
             content = self._held[:at].removesuffix(self._end)

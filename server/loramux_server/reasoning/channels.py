@@ -1,4 +1,4 @@
-"""How a template writes what a model thinks as a message of its own, on another channel."""
+"""Templates that write reasoning as a message of its own, on another channel."""
 
 import enum
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ ANSWERING = Talk([Turn("user", "Where?"), Turn("assistant", ANSWER)])
 
 
 class Begun(enum.Enum):
-    """What the prompt has begun of the message that comes next."""
+    """Which message the prompt has already begun."""
 
     NOTHING = enum.auto()
     THOUGHT = enum.auto()
@@ -22,15 +22,15 @@ class Begun(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class ChannelSyntax:
-    """On which channel a model thinks."""
+    """How messages on channels are written, and which channel is for reasoning."""
 
     channels: Channels
     thought: str
     ids: Mapping[str, int]
-    """The added tokens of messages."""
+    """Ids of the added tokens in the markup of messages."""
 
     def begun(self, prompt: str) -> Begun:
-        """Return what `prompt`, or its end, has begun."""
+        """Return which message `prompt`, or its end, has begun."""
         _, begin, last = prompt.rpartition(joined(self.channels.begin))
         if not begin or self.channels.end.text in last:
             return Begun.NOTHING
@@ -40,10 +40,10 @@ class ChannelSyntax:
 
 
 def channel_syntax_of(thinking: Sequence[Piece], ids: Mapping[str, int]) -> ChannelSyntax | None:
-    """Return on which channel a model thinks; None where there are none.
+    """Return how a template uses channels for reasoning; None if it does not.
 
     Args:
-        thinking: What the template makes of `THINKING`.
+        thinking: `THINKING` as rendered by the template.
         ids: The tokenizer's added tokens.
     """
     channels = channels_of(thinking, ANSWER)

@@ -1,4 +1,4 @@
-"""How the template of a request marks what a model thinks, found out once for each template."""
+"""How the template of a request marks reasoning, derived once per template."""
 
 import re
 
@@ -16,25 +16,25 @@ _MENTIONED = re.compile("think|reason", re.IGNORECASE)
 
 
 class ReasoningFinder:
-    """Renders a conversation in which somebody thinks, by the template that counts."""
+    """Derives the reasoning syntax by rendering conversations with and without reasoning."""
 
     def __init__(self, chat: Chat) -> None:
         self._chat = chat
         self._known = ByTemplate[ReasoningSyntax | ChannelSyntax | None](chat, self._found)
 
     async def find(self, chat_format: ChatFormat) -> ReasoningSyntax | ChannelSyntax | None:
-        """Return how a template marks what a model thinks; None where it does not.
+        """Return how a template marks reasoning; None if it does not.
 
         Args:
-            chat_format: How conversations are written.
+            chat_format: Which template, and its tokens.
 
         Raises:
             FailedPreconditionError: There is no template.
-            UnavailableError: No process for templates can be started.
+            UnavailableError: The renderer process cannot be started.
         """
         try:
             return await self._known.get(chat_format)
-        except TemplateLimitError:  # which says nothing of what it does the next time
+        except TemplateLimitError:  # not remembered: the next attempt may succeed
             return None
 
     async def _found(self, chat_format: ChatFormat) -> ReasoningSyntax | ChannelSyntax | None:
@@ -50,7 +50,7 @@ class ReasoningFinder:
         return reasoning_syntax_of(thinking, source, ids)
 
     async def _pieces(self, talk: Talk, chat_format: ChatFormat) -> list[Piece] | None:
-        """Return what a template makes of `talk`; None where it does not take that."""
+        """Return `talk` as the template renders it; None if it rejects it or fails."""
         try:
             return await self._chat.pieces(talk, chat_format, add_generation_prompt=False)
         except TemplateLimitError:

@@ -1,4 +1,4 @@
-"""What is thought before an answer that has a form, as rules of a grammar."""
+"""Grammar rules for the reasoning before an answer with structured output."""
 
 from loramux_server.forms.grammar import quoted
 from loramux_server.reasoning.channels import ChannelSyntax
@@ -6,18 +6,18 @@ from loramux_server.reasoning.syntax import ReasoningSyntax
 from loramux_server.tools.symbols import symbols
 
 _GAP = r"GAP: /[ \n]{0,4}/"
-"""Between a thought and the answer."""
+"""White space between reasoning and answer."""
 
 
 def thought(syntax: ReasoningSyntax, *, is_open: bool) -> str:
-    """Return the rules of a thought, the first of which is `before`.
+    """Return the rules for reasoning; the first of them is `before`.
 
     Args:
         syntax: How it is marked.
-        is_open: Whether the prompt has begun it; else a model may think, or not.
+        is_open: Whether the prompt has opened it. If not, it is optional.
     """
     opening, closing = syntax.opening, syntax.closing
-    if opening in syntax.ids and closing in syntax.ids:  # tokens are no text
+    if opening in syntax.ids and closing in syntax.ids:  # a terminal matches no added tokens
         rules = [f"before: THOUGHT? <[{syntax.ids[closing]}]> GAP?", "THOUGHT: /(?s:.+)/", _GAP]
         begin = f"<[{syntax.ids[opening]}]> "
     else:
@@ -33,12 +33,12 @@ def thought(syntax: ReasoningSyntax, *, is_open: bool) -> str:
 
 
 def message(syntax: ChannelSyntax, *, is_open: bool, is_addressed: bool) -> str:
-    """Return the rules of a thought on a channel, and of what stands before an answer.
+    """Return the rules for a reasoning message and for the header of the answer after it.
 
     Args:
         syntax: How messages are written.
-        is_open: Whether the prompt has begun a thought; else a model may think, or not.
-        is_addressed: Whether what follows has its own header, that of a message or of a call.
+        is_open: Whether the prompt has opened the reasoning. If not, it is optional.
+        is_addressed: Whether the grammar after it has the headers of its own, as for tool calls.
     """
     channels, ids = syntax.channels, syntax.ids
     thought = f"THOUGHT? {symbols(ids, channels.between)}"

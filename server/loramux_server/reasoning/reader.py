@@ -1,4 +1,4 @@
-"""What a model writes -> what it thinks, and its answer, as they arrive."""
+"""Separating reasoning from the answer while a completion streams."""
 
 import enum
 from typing import NamedTuple
@@ -8,42 +8,42 @@ from loramux_server.text.stop_strings import overlap
 
 
 class Thought(NamedTuple):
-    """What came of a piece."""
+    """The reasoning and the answer text released by one `push` or `flush`."""
 
     reasoning: str
     text: str
 
 
 class _Now(enum.Enum):
-    """What is being read."""
+    """The state of the reader: what is being read."""
 
     BEGIN = enum.auto()
-    """White space, or what begins a thought."""
+    """White space, or the opening marker."""
     THOUGHT = enum.auto()
     AFTER = enum.auto()
-    """White space after a thought."""
+    """White space after the reasoning."""
     TEXT = enum.auto()
 
 
 class ReasoningReader:
-    """Takes what is thought out of the beginning of one completion, without what marks it."""
+    """Separates reasoning from the start of one completion, and removes its markers."""
 
     def __init__(self, syntax: ReasoningSyntax, *, is_open: bool) -> None:
-        """Read.
+        """Start a completion.
 
         Args:
-            syntax: How it is marked.
-            is_open: Whether the prompt has begun it.
+            syntax: How reasoning is marked.
+            is_open: Whether the prompt has opened it.
         """
         self._opening = syntax.opening
         self._closing = syntax.closing
         self._now = _Now.THOUGHT if is_open else _Now.BEGIN
         self._held = ""
-        """What may be part of a mark, and white space that may stand before one."""
+        """What may be part of a marker, and white space that may precede one."""
         self._has_thought = False
 
     def push(self, piece: str) -> Thought:
-        """Take what comes next, and return what is known by now."""
+        """Add the next piece of text, and return what can be classified by now."""
         piece, self._held = self._held + piece, ""
         reasoning = ""
         if self._now is _Now.BEGIN:
@@ -70,12 +70,12 @@ class ReasoningReader:
         return Thought(reasoning, piece)
 
     def flush(self) -> Thought:
-        """Return what was held back, at the end of the completion."""
+        """Return the text that was held back, at the end of the completion."""
         held, self._held = self._held, ""
         return Thought(held.rstrip(), "") if self._now is _Now.THOUGHT else Thought("", held)
 
     def _thought(self, text: str) -> str:
-        """Return what is thought for certain of `text`, and hold the rest."""
+        """Return the part of `text` that is certainly reasoning, and hold back the rest."""
         if not self._has_thought:
             text = text.lstrip()
         known = text[: len(text) - overlap(self._closing, text)].rstrip()

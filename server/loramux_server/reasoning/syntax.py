@@ -1,4 +1,4 @@
-"""How a chat template marks what a model thinks, found in what it makes of a conversation."""
+"""How a chat template marks reasoning, derived from a conversation that it renders."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,34 +8,34 @@ from loramux_server.chat.messages import Piece, Talk, Turn
 THOUGHT, ANSWER = "¤ thought", "§ here"
 THINKING = Talk([Turn("user", "Where?"), Turn("assistant", ANSWER, reasoning=THOUGHT)])
 _COMMON = (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<thinking>", "</thinking>"))
-"""Marks of templates that leave out what was thought."""
+"""Markers to look for in templates that drop the reasoning of past messages."""
 _MAX_MARK = 64
 MAX_OPENING = 96
-"""Tokens at the end of a prompt among which a thought may be begun."""
+"""Tokens at the end of a prompt that are searched for an opened reasoning block."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReasoningSyntax:
-    """What stands before and after what a model thinks."""
+    """The markers before and after reasoning."""
 
     opening: str
     closing: str
     ids: Mapping[str, int]
-    """Those of both that are added tokens."""
+    """Ids of those markers that are added tokens."""
 
     def is_open(self, prompt: str) -> bool:
-        """Return whether after `prompt`, or its end, the model thinks."""
+        """Return whether `prompt`, or its end, leaves a reasoning block open."""
         return prompt.rfind(self.opening) > prompt.rfind(self.closing)
 
 
 def reasoning_syntax_of(
     thinking: Sequence[Piece] | None, template: str, ids: Mapping[str, int]
 ) -> ReasoningSyntax | None:
-    """Return how a template marks what a model thinks; None where it does not.
+    """Return how a template marks reasoning; None if it does not.
 
     Args:
-        thinking: What it makes of `THINKING`; None where it does not take that.
-        template: The template.
+        thinking: `THINKING` as rendered by it; None if it rejects that conversation.
+        template: Its source.
         ids: The tokenizer's added tokens.
     """
     marks = _around(thinking or [])
@@ -47,7 +47,7 @@ def reasoning_syntax_of(
 
 
 def _around(pieces: Sequence[Piece]) -> tuple[str, str] | None:
-    """Return the tokens or words around the thought; None where it is left out or not marked."""
+    """Return the tokens or words around the reasoning; None if it is left out or not marked."""
     place = next((i for i, piece in enumerate(pieces) if THOUGHT in piece.text), None)
     if place is None:
         return None

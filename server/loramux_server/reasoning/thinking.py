@@ -1,4 +1,4 @@
-"""How a model thinks in the answer to one request."""
+"""Reasoning in the completions of one request."""
 
 from dataclasses import dataclass
 
@@ -14,22 +14,22 @@ from loramux_server.reasoning.syntax import ReasoningSyntax
 
 @dataclass(frozen=True, slots=True)
 class Thinking:
-    """How what is thought is marked, and where it begins."""
+    """How reasoning is marked, and whether the prompt has opened it."""
 
     syntax: ReasoningSyntax | ChannelSyntax
     prompt: str
-    """The end of the prompt, which may have begun a thought."""
+    """The end of the prompt, which may have opened a reasoning block."""
     has_own_tokens: bool = False
-    """Whether tokens that only the adapter has mark it, which no form knows."""
+    """Whether it is marked by tokens that only the adapter has, which no grammar can name."""
 
     def reader(self) -> ReasoningReader | ChannelReader:
-        """Return what takes thoughts out of a completion."""
+        """Return a reader that separates reasoning from the answer of one completion."""
         if isinstance(self.syntax, ChannelSyntax):
             return ChannelReader(self.syntax, self.syntax.begun(self.prompt))
         return ReasoningReader(self.syntax, is_open=self.syntax.is_open(self.prompt))
 
     def before(self, form: Form) -> Form:
-        """Return the form of what is thought, and of an answer that has `form` after it."""
+        """Return `form` with rules that allow reasoning before the answer."""
         if not isinstance(self.syntax, ChannelSyntax):
             before = thought(self.syntax, is_open=self.syntax.is_open(self.prompt))
         elif (begun := self.syntax.begun(self.prompt)) is Begun.ANSWER:
