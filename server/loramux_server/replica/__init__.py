@@ -1,1 +1,1 @@
-"""A server that has the adapters of another one, its primary."""
+"""Replicas: servers that mirror the adapters of another one, their primary."""

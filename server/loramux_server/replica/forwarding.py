@@ -1,4 +1,4 @@
-"""What changes adapters is for the primary to do: a replica passes such calls on."""
+"""Forwarding calls that change adapters from a replica to its primary."""
 
 import asyncio
 import logging
@@ -29,27 +29,27 @@ METHODS = frozenset({
     "loramux.v1.AliasService.SetAlias",
     "loramux.v1.AliasService.DeleteAlias",
     "loramux.v1.AliasService.RollBackAlias",
-    # Who moved what is known there.
+    # Only the primary has the history of alias moves.
     "loramux.v1.AliasService.ListAliasMoves",
 })  # fmt: skip
-"""What goes to the primary."""
+"""The methods that are forwarded."""
 _SHOWN = ("authorization", "traceparent", "tracestate")
-"""Metadata of a call that goes along."""
+"""Metadata of the caller that is forwarded."""
 _HOP = "loramux-forwarded"
-"""Metadata that says that a replica made a call."""
+"""Metadata that marks a call as forwarded by a replica."""
 PATIENCE = 10.0
-"""Seconds that an answer waits until what it says is so here, too."""
+"""Most seconds that an answer waits until the replica has the change, too."""
 
 
 class Forwarding:
-    """Passes calls on, with the caller's own key, and takes in what they changed."""
+    """Forwards calls with the caller's own key, then mirrors what they changed."""
 
     def __init__(self, primary: Primary, mirror: Mirror) -> None:
         self._primary = primary
         self._mirror = mirror
 
     def over(self, service: Service) -> Service:
-        """Return `service` with those methods passed on that change adapters."""
+        """Return `service` with the methods of METHODS forwarded; itself if it has none of them."""
         if any(method.full_name in METHODS for method in service.descriptor.methods):
             return _Forwarded(service, self._behaviour)
         return service
@@ -81,10 +81,10 @@ class Forwarding:
                         message, metadata=shown, timeout=context.time_remaining()
                     )
             except (LoramuxError, asyncio.CancelledError) as error:
-                if sent and sent.error:  # what the caller sent was no message
+                if sent and sent.error:  # the caller's stream failed, not the primary
                     raise sent.error from None
                 if isinstance(error, UnavailableError) and not error.reason:
-                    # gRPC's own, with an address in it that is nobody's business.
+                    # gRPC's own error, whose message would disclose the primary's address.
                     raise UnavailableError("the primary does not answer") from None
                 raise
             await self._take_in(request, response)
@@ -96,7 +96,7 @@ class Forwarding:
         return pair[0] in _SHOWN and (pair[0] != "authorization" or self._primary.shows_keys)
 
     async def _take_in(self, request: Message, response: Message) -> None:
-        """Wait until what the primary answered is so here; if it takes long, go on."""
+        """Mirror what the primary changed. If that takes too long or fails, log it and go on."""
         adapter = getattr(response, "adapter", None)
         if adapter is not None and adapter.name:
             name = full_name(adapter.tenant, adapter.name)
@@ -117,7 +117,7 @@ class Forwarding:
 
 
 class _Forwarded:
-    """A service of which the primary answers some methods."""
+    """A service some of whose methods are answered by the primary."""
 
     def __init__(
         self, service: Service, behaviour: Callable[[MethodDescriptor], Callable[..., Any]]
@@ -131,7 +131,7 @@ class _Forwarded:
 
 
 class _Requests:
-    """The requests of a stream, with the error that ended them."""
+    """The requests of a client stream; keeps the error that ended them."""
 
     def __init__(self, requests: AsyncIterator[Message]) -> None:
         self._requests = requests

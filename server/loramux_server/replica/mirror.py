@@ -1,4 +1,4 @@
-"""Keeps the adapters of a replica what those of its primary are."""
+"""Keeps the adapters of a replica in sync with those of its primary."""
 
 import asyncio
 import datetime
@@ -28,19 +28,19 @@ from loramux_server.tasks import ended
 _log = logging.getLogger(__name__)
 
 CATCH_UP_SECONDS = 60.0
-"""How often everything is compared, for what no change told of."""
+"""Seconds between full comparisons, which find what no change event announced."""
 MAX_AT_ONCE = 4
-"""Adapters that are brought to the same state at once."""
+"""Adapters that are synchronised concurrently."""
 TROUBLES = (LoramuxError, OSError, sqlalchemy.exc.DatabaseError)
-"""Of a primary or a store; they may pass."""
+"""Errors of the primary or the store that may be temporary."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0
 
 
 class Mirror:
-    """Brings versions, aliases and ends of time from a primary. Lives on the event loop.
+    """Mirrors versions, aliases and expiry times of a primary. Lives on the event loop.
 
-    What the primary takes away goes here, too. Of one that has lost its store nothing comes and
-    goes: it has another lineage then.
+    What the primary deletes is deleted here, too. If the primary has lost its store, its lineage
+    differs, and nothing is copied or deleted.
     """
 
     def __init__(
@@ -49,27 +49,27 @@ class Mirror:
         """Prepare.
 
         Args:
-            primary: Has what is to be here.
-            intake: Checks and stores what comes.
-            on_state: Told whether all was as it is there when it was last asked.
+            primary: The server to mirror.
+            intake: Checks and stores packages.
+            on_state: Called with whether the last synchronisation succeeded.
         """
         self._primary = primary
         self._intake = intake
         self._registry = intake.registry
         self._on_state = on_state
         self._turns = [asyncio.Lock() for _ in range(64)]
-        """One adapter is brought to one state at a time."""
+        """By hash of the name: one adapter is refreshed at most once at a time."""
         self._at_once = asyncio.Semaphore(MAX_AT_ONCE)
         self._changed: set[str] = set()
         self._wake = asyncio.Event()
         self._refused: set[str] = set()
-        """Digests that cannot be served here."""
+        """Digests of packages that this server rejected."""
 
     async def begin(self) -> None:
-        """Bring all that the primary has; if it does not answer, go on with what is here.
+        """Copy everything from the primary; if it does not answer, go on with what is here.
 
-        Without anything here, wait until it answers: who is told that this server is ready takes
-        an adapter that it does not have for one that is nowhere.
+        With an empty store, wait until it answers. Clients take a ready server's NOT_FOUND to mean
+        that an adapter does not exist at all.
         """
         said = ""
         while True:
@@ -89,11 +89,11 @@ class Mirror:
             return
 
     async def demand_same(self) -> None:
-        """Demand that the primary goes on with what was copied from it.
+        """Demand that the primary's store has the lineage of this one, which may adopt it now.
 
         Raises:
-            FailedPreconditionError: It has adapters of another lineage.
-            LoramuxError: It does not answer.
+            FailedPreconditionError: It has another lineage.
+            LoramuxError: The primary does not answer.
         """
         theirs, ours = await self._primary.lineage(), self._registry.lineage
         if not ours.id and theirs:
@@ -107,10 +107,10 @@ class Mirror:
             )
 
     async def catch_up(self) -> None:
-        """Bring all adapters to the state that they have there.
+        """Synchronise all adapters with the primary.
 
         Raises:
-            LoramuxError: The primary does not answer, or not to an administrator, or something
+            LoramuxError: The primary does not answer, the key has no admin role, or something
                 cannot be stored.
         """
         await self._primary.demand_all()
@@ -121,7 +121,7 @@ class Mirror:
         await self._refresh_all(names)
 
     async def refresh(self, name: str) -> None:
-        """Bring one adapter to the state that it has there.
+        """Synchronise one adapter with the primary.
 
         Raises:
             LoramuxError: The primary does not answer, or something cannot be stored.
@@ -139,7 +139,7 @@ class Mirror:
                 )
                 with storage_errors():
                     await finished(mirrored)
-            # Now that the aliases keep those here whose time is over, and that stay for them.
+            # Again, for the expired versions that were copied: aliases now protect them.
             await self._set_ends(name, versions)
             left = {(adapter.version, adapter.digest) for adapter in versions}
             gone = [r for r in self._registry.versions(name) if (r.version, r.digest) not in left]
@@ -148,7 +148,7 @@ class Mirror:
                     await finished(asyncio.to_thread(self._registry.forget, gone))
 
     async def run(self) -> None:
-        """Follow the primary for good, whatever becomes of it meanwhile."""
+        """Follow the primary forever, retrying with backoff after any error."""
         pause, said = _FIRST_PAUSE, ""
         while True:
             try:
@@ -168,10 +168,10 @@ class Mirror:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     async def _rounds(self) -> AsyncIterator[None]:
-        """Yield each time that all is as it is there.
+        """Yield after each full synchronisation; follow change events between them.
 
         Raises:
-            LoramuxError: The primary does not answer any more.
+            LoramuxError: The primary no longer answers.
         """
         self._changed.clear()
         watching = asyncio.create_task(self._watch())
@@ -195,20 +195,20 @@ class Mirror:
         finally:
             await ended(watching)
             if not watching.cancelled():
-                watching.exception()  # what came first says why
+                watching.exception()  # retrieved, not raised: the first error tells why
 
     async def _watch(self) -> None:
-        """Note what changes there, until the primary ends that."""
+        """Note which adapters change on the primary, until the stream ends."""
         async for name in self._primary.changes():
             self._changed.add(name)
             self._wake.set()
         raise UnavailableError("it tells of no more changes")
 
     async def _refresh_all(self, names: Iterable[str]) -> None:
-        """Bring adapters to the state that they have there, some at once.
+        """Synchronise adapters, at most MAX_AT_ONCE concurrently.
 
         Raises:
-            LoramuxError: One could not be; the others were tried.
+            LoramuxError: One failed; all the others were tried.
         """
         tried = await asyncio.gather(*map(self.refresh, names), return_exceptions=True)
         for error in tried:
@@ -216,7 +216,7 @@ class Mirror:
                 raise error
 
     def _differs(self, name: str, theirs: list[Adapter]) -> bool:
-        """Return whether an adapter may be another here than there."""
+        """Return whether an adapter may differ between replica and primary."""
         reference = parse_name(name, "name")
         if self._registry.aliases.of((reference.tenant, reference.name)):
             return True
@@ -225,12 +225,12 @@ class Mirror:
         ] != [(a.version, a.digest, a.expires_at) for a in theirs]
 
     async def _take(self, name: str, adapter: Adapter) -> None:
-        """Bring one version, unless it is here, for good as yet."""
+        """Copy one version, unless it is here; without its expiry time, which is set later."""
         known = {r.version: r for r in self._registry.versions(name)}.get(adapter.version)
         if known and known.digest == adapter.digest:
             return
         if adapter.expires_at and not adapter.aliases and adapter.expires_at <= _now():
-            return  # it is about to go there, and would go here at once
+            return  # the primary is about to delete it, and it would be deleted here at once
         if adapter.digest in self._refused:
             return
         with storage_errors():
@@ -240,7 +240,7 @@ class Mirror:
                 await self._primary.fetch(adapter, staged)
                 await self._intake.take_copy(staged, replace(adapter, expires_at=None))
         except NotFoundError:
-            pass  # it went meanwhile
+            pass  # deleted meanwhile
         except InvalidArgumentError as error:
             self._refused.add(adapter.digest)
             _log.warning("%s of the primary is skipped: %s", adapter.reference, error)
@@ -248,7 +248,7 @@ class Mirror:
             await finished(asyncio.to_thread(self._registry.discard, staged))
 
     async def _set_ends(self, name: str, theirs: list[Adapter]) -> None:
-        """Let the versions of an adapter that are here end when they do there."""
+        """Give the versions of an adapter that are here the expiry times of the primary."""
         ours = {(r.version, r.digest): r for r in self._registry.versions(name)}
         for adapter in theirs:
             known = ours.get((adapter.version, adapter.digest))

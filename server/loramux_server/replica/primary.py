@@ -1,4 +1,4 @@
-"""What a replica asks of its primary, as an administrator of it."""
+"""A replica's client for its primary, with an admin key."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -21,15 +21,15 @@ from loramux_server.store.blobs import Staged
 from loramux_server.store.reference import DEFAULT_TENANT, full_name
 
 READY_TIMEOUT = 10.0
-"""Seconds that the first answer may take: a server that starts waits for it."""
+"""Seconds that the first answers may take: a starting server waits for them."""
 TIMEOUT = 60.0
-"""Seconds that an answer may take."""
+"""Seconds that any other answer may take."""
 FETCH_TIMEOUT = 3600.0
-"""Seconds that a package may take."""
+"""Seconds that the download of a package may take."""
 
 
 class Primary:
-    """The server whose adapters a replica has. Lives on the event loop."""
+    """The server whose adapters a replica mirrors. Lives on the event loop."""
 
     def __init__(
         self,
@@ -39,17 +39,17 @@ class Primary:
         authorities: Path | None,
         certificate: tuple[Path, Path] | None = None,
     ) -> None:
-        """Connect to `target` when something is asked of it.
+        """Open channels to `target`, which connect on the first call.
 
         Args:
             target: Its HOST:PORT.
-            key: A key of its administrator; empty if it has no keys.
-            authorities: Who signs its certificate; None if it speaks no TLS.
-            certificate: Files of what is presented to it, and of the private key; None for nothing.
+            key: An admin key of it; empty if it has no keys.
+            authorities: File of the CA certificates for TLS; None for no TLS.
+            certificate: Files of the client certificate and its private key; None for none.
 
         Raises:
-            InvalidArgumentError: The key cannot be one, or would be sent where others can read it;
-                or the certificate cannot be used.
+            InvalidArgumentError: The key is malformed, or would be sent unencrypted; or the
+                certificate cannot be used.
             OSError: A file cannot be read.
         """
 
@@ -61,9 +61,9 @@ class Primary:
 
         self.target = target
         self.shows_keys = bool(key)
-        """Whether it wants to know who calls."""
+        """Whether it requires keys, so that those of callers are forwarded."""
         self.plain = channel("", forwards=bool(key))
-        """What shows it no key, for calls of others."""
+        """A channel without a key of its own, for forwarded calls."""
         self._channel = channel(key, forwards=False)
         self._adapters = AsyncAdapters(self._channel, TIMEOUT)
         self._packages = AdapterServiceStub(self._channel)
@@ -71,11 +71,11 @@ class Primary:
         self._server = ServerServiceStub(self._channel)
 
     async def demand_all(self) -> None:
-        """Demand that it shows all adapters: others than administrators see those of few tenants.
+        """Demand that the key is an admin's: others see only their own and public adapters.
 
         Raises:
-            PermissionDeniedError: It does not.
-            LoramuxError: It does not answer, or not this caller.
+            PermissionDeniedError: It is not.
+            LoramuxError: The primary does not answer, or rejects the caller.
         """
         request = quarantine_pb2.ListQuarantinedRequest()
         try:
@@ -88,10 +88,10 @@ class Primary:
             ) from None
 
     async def lineage(self) -> str:
-        """Return whose adapters it has; see `Lineage`.
+        """Return the lineage of its store; see `Lineage`.
 
         Raises:
-            LoramuxError: It does not answer, or not this caller.
+            LoramuxError: The primary does not answer, or rejects the caller.
         """
         request = server_pb2.GetServerInfoRequest()
         try:
@@ -105,7 +105,7 @@ class Primary:
         """Return all versions, oldest first, of one adapter or of all, by full name.
 
         Raises:
-            LoramuxError: It does not answer, or not this caller.
+            LoramuxError: The primary does not answer, or rejects the caller.
         """
         tenant, _, bare = _with_tenant(name).rpartition("/")
         request = wire.list_request(
@@ -116,28 +116,28 @@ class Primary:
             while True:
                 page = await self._packages.ListAdapters(request, timeout=TIMEOUT)
                 for adapter in map(wire.adapter, page.adapters):
-                    if name and adapter.name != bare:  # the name itself comes before longer ones
+                    if name and adapter.name != bare:  # sorted: the exact name comes first
                         return found
                     versions = found.setdefault(full_name(adapter.tenant, adapter.name), [])
-                    versions.insert(0, adapter)  # newest first
+                    versions.insert(0, adapter)  # listed newest first
                 request.page_token = page.next_page_token
                 if not request.page_token:
                     return found
 
     async def aliases(self, name: str) -> dict[str, Split]:
-        """Return what each alias of an adapter stands for.
+        """Return the weights of versions behind each alias of an adapter.
 
         Raises:
-            LoramuxError: It does not answer, or has no such adapter any more.
+            LoramuxError: The primary does not answer, or no longer has the adapter.
         """
         found = await self._adapters.aliases(_with_tenant(name))
         return {alias: Split.of(weights) for alias, weights in found.items()}
 
     async def fetch(self, adapter: Adapter, staged: Staged) -> None:
-        """Write the package of a version to `staged`.
+        """Download the package of a version into `staged`.
 
         Raises:
-            LoramuxError: It does not answer, or has the version no more.
+            LoramuxError: The primary does not answer, or no longer has the version.
         """
         request = adapters_pb2.DownloadAdapterRequest(
             name=f"{adapter.tenant}/{adapter.name}:{adapter.version}@{adapter.digest}"
@@ -148,21 +148,21 @@ class Primary:
                     await asyncio.to_thread(staged.write, response.chunk)
 
     async def changes(self) -> AsyncIterator[str]:
-        """Yield the full names of adapters with which something happened, as it happens.
+        """Yield the full names of adapters as they change; moves between tiers do not count.
 
         Raises:
-            LoramuxError: It does not answer any more.
+            LoramuxError: The primary no longer answers.
         """
         async for change in self._adapters.watch():
             if change.kind != "moved":
                 yield full_name(change.adapter.tenant, change.adapter.name)
 
     async def close(self) -> None:
-        """End all that is under way."""
+        """Close the channels, cancelling calls in flight."""
         await self._channel.close(None)
         await self.plain.close(None)
 
 
 def _with_tenant(name: str) -> str:
-    """Return a full name as it means the same whatever the tenant of the caller."""
+    """Return a full name with its tenant, so that it does not depend on the caller's."""
     return f"{DEFAULT_TENANT}/{name}" if name and "/" not in name else name
