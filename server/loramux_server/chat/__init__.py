@@ -1,6 +1,6 @@
-"""Chat: messages -> the text that a template makes of them -> tokens.
+"""Chat: messages -> text rendered by a chat template -> tokens.
 
-Templates come with models and adapters, and are programs of strangers. They run in processes of
-their own (`worker.py`), and nothing in the contents of messages becomes a control token
-(`shield.py`, `encoder.py`).
+Templates come with models and adapters, and are untrusted programs. They run in sandboxed processes
+(`worker.py`), and nothing in the contents of messages becomes a control token (`shield.py`,
+`encoder.py`).
 """

@@ -1,4 +1,4 @@
-"""What is known of templates, found out once for each format that they are run in."""
+"""A cache of properties derived from chat templates, by chat format."""
 
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
@@ -8,29 +8,29 @@ from loramux_server.chat.chat import Chat
 from loramux_server.chat.format import ChatFormat
 
 KEPT = 256
-"""Templates of which it is remembered."""
+"""Formats whose result is cached."""
 
 T = TypeVar("T")
 
 
 class ByTemplate(Generic[T]):
-    """Remembers what was found out of the templates that were used last."""
+    """An LRU cache of what a function derives from a chat format."""
 
     def __init__(self, chat: Chat, find_out: Callable[[ChatFormat], Awaitable[T]]) -> None:
-        """Remember nothing yet; `find_out` is given what is to be known of."""
+        """Begin empty; `find_out` computes the result for a format."""
         self._chat = chat
         self._find_out = find_out
         self._known: OrderedDict[ChatFormat, T] = OrderedDict()
 
     async def get(self, chat_format: ChatFormat) -> T:
-        """Return what is known of the template of `chat_format`.
+        """Return the result for `chat_format`, computed if it is not cached.
 
         Raises:
             FailedPreconditionError: There is no template.
-            LoramuxError: What `find_out` raises, which is not remembered.
+            LoramuxError: What `find_out` raises; that is not cached.
         """
         self._chat.source(chat_format)
-        # An adapter's that is the same text has a process of its own, and is found out by itself.
+        # By format, not by text: an adapter's copy of the base's template runs in another process.
         if chat_format not in self._known:
             self._known[chat_format] = await self._find_out(chat_format)
             if len(self._known) > KEPT:

@@ -1,4 +1,4 @@
-"""Messages -> tokens, by the template of an adapter or of the base model."""
+"""Messages -> tokens, with the chat template of an adapter or of the base model."""
 
 import asyncio
 from collections import OrderedDict
@@ -14,13 +14,13 @@ from loramux_server.images.messages import Placeholder
 from loramux_server.text.tokenizer import OFF_LOOP
 
 KEPT = 16
-"""Tokens of adapters for which an encoder stays in memory; they share the base's vocabulary."""
+"""Encoders kept for adapters with tokens of their own; they share the base's vocabulary."""
 
 
 class Chat:
-    """Makes prompts of conversations for one base model.
+    """Turns conversations into prompts for one base model.
 
-    The base model's template has a process of its own, so that no adapter's keeps it waiting.
+    The base model's template has a process of its own, so that no adapter's template delays it.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class Chat:
         Args:
             tokenizer_json: The base model's tokenizer.
             template: Its template, if it has one.
-            special_tokens: What templates may name, such as `bos_token`.
+            special_tokens: Variables of templates, such as `bos_token`.
         """
         self._tokenizer_json = tokenizer_json
         self._template = template
@@ -39,7 +39,7 @@ class Chat:
         self._preparing = asyncio.Lock()
         self._encoder: ChatEncoder | None = None
         self._own: OrderedDict[tuple[AddedToken, ...], ChatEncoder] = OrderedDict()
-        """Those of adapters with tokens of their own, last used last."""
+        """Encoders of adapters with tokens of their own, last used last."""
         self._renderers: list[Renderer] = []
 
     async def tokens(
@@ -53,16 +53,15 @@ class Chat:
         """Return the tokens of a conversation.
 
         Args:
-            talk: Its messages, and what comes with them.
-            chat_format: How it is written.
-            add_generation_prompt: Whether the prompt ends with what begins an answer.
-            placeholder: What stands for an image, if there is one. No text becomes its token.
+            talk: Messages, tools and variables.
+            chat_format: Which template, and its tokens.
+            add_generation_prompt: Whether the template adds the start of an answer.
+            placeholder: The placeholder of images, if there are any. No text becomes its token.
 
         Raises:
             FailedPreconditionError: There is no template, or it fails.
-            InvalidArgumentError: The template does not take the messages, or they cannot be
-                tokenized.
-            UnavailableError: No process for templates can be started.
+            InvalidArgumentError: The template rejects the messages, or they cannot be tokenized.
+            UnavailableError: The renderer process cannot be started.
         """
         pieces = await self.pieces(
             talk,
@@ -83,11 +82,11 @@ class Chat:
         add_generation_prompt: bool,
         placeholder: Placeholder | None = None,
     ) -> list[Piece]:
-        """Return what a template makes of a conversation; as `tokens`, before it is tokenized."""
+        """Return a rendered conversation; as `tokens`, but before tokenization."""
         source = self.source(chat_format)
         encoder = await self._prepared()
         renderer = self._renderers[0 if chat_format == OF_BASE else 1]
-        # Among control tokens, whatever the tokenizer says of it.
+        # The image token counts as a control token, whatever the tokenizer says.
         token = placeholder and placeholder.token
         of_images = [text for text, id in encoder.vocabulary.ids.items() if id == token]
         own = Words(
@@ -101,7 +100,7 @@ class Chat:
         return await renderer.render(Render(source, talk, add_generation_prompt, own))
 
     def source(self, chat_format: ChatFormat) -> str:
-        """Return the template that counts.
+        """Return the source of the template to use: the adapter's, or else the base model's.
 
         Raises:
             FailedPreconditionError: There is none.
@@ -117,11 +116,11 @@ class Chat:
         return source
 
     async def vocabulary(self, chat_format: ChatFormat) -> Vocabulary:
-        """Return the tokens that a template may write."""
+        """Return the added tokens, of base model and adapter, that a template may write."""
         return (await self._prepared(chat_format)).vocabulary
 
     async def close(self) -> None:
-        """End the processes."""
+        """End the renderer processes."""
         for renderer in self._renderers:
             await renderer.close()
 
@@ -131,7 +130,7 @@ class Chat:
             return self._encoder
         async with self._preparing:
             if self._encoder is None:
-                # A large vocabulary takes a second.
+                # This takes a second for a large vocabulary.
                 encoder = await asyncio.to_thread(ChatEncoder, self._tokenizer_json)
                 setup = Setup(encoder.words(self._special_tokens))
                 # No caller can make the base model's template fail for others.

@@ -1,4 +1,4 @@
-"""In which form a template takes the contents of messages, found out once for each template."""
+"""Whether a template takes contents as strings or as lists of parts, derived once per template."""
 
 from loramux.errors import FailedPreconditionError, InvalidArgumentError
 from loramux_server.chat.by_template import ByTemplate
@@ -13,31 +13,31 @@ _MENTIONED = "image"
 
 
 class ContentFinder:
-    """Gives a template a message whose content is a text, and one whose content is a list.
+    """Derives it by rendering a message whose content is a string, and one with a list.
 
-    Some templates know lists of parts alone, and leave out a content that is none.
+    Some templates handle only lists of parts, and leave out a content that is a string.
     """
 
     def __init__(self, chat: Chat) -> None:
-        """Render by `chat`."""
+        """Render with `chat`."""
         self._chat = chat
         self._known = ByTemplate[bool](chat, self._found)
 
     async def lists(self, chat_format: ChatFormat) -> bool:
-        """Return whether a template has to be given lists alone.
+        """Return whether each content has to be given to the template as a list.
 
         Args:
-            chat_format: How conversations are written.
+            chat_format: Which template, and its tokens.
 
         Raises:
             FailedPreconditionError: There is no template.
-            UnavailableError: No process for templates can be started.
+            UnavailableError: The renderer process cannot be started.
         """
         if _MENTIONED not in self._chat.source(chat_format):
             return False
         try:
             return await self._known.get(chat_format)
-        except TemplateLimitError:  # which says nothing of what it does the next time
+        except TemplateLimitError:  # not cached: the next attempt may succeed
             return False
 
     async def _found(self, chat_format: ChatFormat) -> bool:
@@ -48,7 +48,7 @@ class ContentFinder:
         return await self._is_written(listed, chat_format)
 
     async def _is_written(self, talk: Talk, chat_format: ChatFormat) -> bool:
-        """Return whether a template writes the text of `talk`."""
+        """Return whether the text of `talk` appears in what the template renders."""
         try:
             pieces = await self._chat.pieces(talk, chat_format, add_generation_prompt=True)
         except TemplateLimitError:

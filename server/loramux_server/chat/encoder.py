@@ -1,4 +1,4 @@
-"""What a template wrote -> tokens: its own control tokens are such, and contents are plain text."""
+"""Rendered conversation -> tokens, where only the template's own tokens become control tokens."""
 
 import json
 import secrets
@@ -23,25 +23,25 @@ class Vocabulary(NamedTuple):
 
     ids: Mapping[str, int]
     control: Set[str]
-    """Those that are no text, such as `</s>`."""
+    """Control tokens, such as `</s>`."""
 
 
 class ChatEncoder:
-    """Encodes pieces as the base model's tokenizer encodes the text that they make together.
+    """Encodes pieces as the base model's tokenizer encodes their concatenation.
 
-    Between its added tokens a tokenizer takes each stretch of text by itself, the first one in
-    another way than the others. So all is encoded in one go, in which a token that a template
-    wrote has a stand-in: a text that nobody can guess and no content holds.
+    A tokenizer encodes each stretch of text between added tokens by itself, and the first one
+    differently from the others. So all pieces are encoded in one call, in which each token that a
+    template wrote is replaced by a stand-in: a random string that no content can contain.
     """
 
     def __init__(self, tokenizer_json: str) -> None:
-        """Read the base model's tokenizer, which takes a second where it is large."""
+        """Read the base model's tokenizer, which takes a second if it is large."""
         described = json.loads(tokenizer_json)
         added = described.get("added_tokens", [])
         ids = {str(token["content"]): int(token["id"]) for token in added}
         control = {str(token["content"]) for token in added if token["special"]}
         self.vocabulary = Vocabulary(ids, control)
-        # Any text may need the one for what the tokenizer does not know.
+        # Except the unknown token, which any text may yield.
         unknown = _unknown(described)
         self._forged = {ids[content] for content in control - {unknown}}
         for token in added:
@@ -58,7 +58,7 @@ class ChatEncoder:
         self._stand_ins: dict[str, str] = {}
         """Token -> its stand-in."""
         self._meant: dict[int, int] = {}
-        """Stand-in -> the token."""
+        """Id of the stand-in -> id of the token."""
         self._stand_in(
             AddedToken(
                 token["id"], token["content"], lstrip=token["lstrip"], rstrip=token["rstrip"]
@@ -67,10 +67,10 @@ class ChatEncoder:
         )
 
     def with_own(self, added: Sequence[AddedToken]) -> "ChatEncoder":
-        """Return another, which shares the vocabulary, for an adapter.
+        """Return an encoder for an adapter; it shares the vocabulary of this one.
 
         Args:
-            added: Tokens that this one lacks.
+            added: The adapter's tokens, which this one lacks.
         """
         own = copy(self)
         ids, control = self.vocabulary
@@ -84,7 +84,7 @@ class ChatEncoder:
         return own
 
     def words(self, variables: Mapping[str, str]) -> Words:
-        """Return what a renderer of templates needs to know; they may name `variables`."""
+        """Return the added tokens and `variables` of templates, for a renderer process."""
         ids, control = self.vocabulary
         return Words(tuple(sorted(control)), tuple(sorted(ids.keys() - control)), dict(variables))
 
@@ -92,12 +92,12 @@ class ChatEncoder:
         """Return the tokens of `pieces`.
 
         Args:
-            pieces: What a template wrote.
-            placeholder: What stands for an image; no text may become its token either.
+            pieces: A rendered conversation.
+            placeholder: The placeholder of images; no text may become its token either.
 
         Raises:
-            InvalidArgumentError: They cannot be tokenized, or the tokenizer makes a control token
-                of plain text.
+            InvalidArgumentError: They cannot be tokenized, or the tokenizer turns plain text into a
+                control token.
         """
         for piece in pieces:
             check_unbroken(piece.text, "messages")
@@ -112,7 +112,7 @@ class ChatEncoder:
         return [self._meant.get(token, other) for token, other in zip(found, read, strict=True)]
 
     def _text_of(self, piece: Piece, placeholder: Placeholder | None) -> str:
-        """Return what is encoded for `piece`."""
+        """Return the text to encode for `piece`."""
         if not piece.is_token:
             return piece.text
         text = self._stand_ins.get(piece.text, "")
@@ -127,7 +127,7 @@ class ChatEncoder:
         stand_ins = {
             token.content: f"{self._secret}x{number}x" for number, token in enumerate(tokens, first)
         }
-        # No added token is found in a text any more, but the stand-ins.
+        # Finds no special token in text, and so no added token but the stand-ins.
         self._tokenizer.encode_special_tokens = True
         self._tokenizer.add_tokens(
             [
@@ -146,7 +146,7 @@ class ChatEncoder:
 
 
 def _unknown(described: dict[str, dict[str, object]]) -> str:
-    """Return the token for what the tokenizer does not know; empty if it has none."""
+    """Return the tokenizer's unknown token; empty if it has none."""
     unknown = described["model"].get("unk_token")
     if isinstance(unknown, str):
         return unknown

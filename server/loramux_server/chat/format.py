@@ -1,4 +1,4 @@
-"""How conversations are written for an adapter, where that differs from its base model."""
+"""The chat template and tokens of an adapter, where they differ from its base model's."""
 
 from dataclasses import dataclass
 
@@ -7,18 +7,18 @@ from loramux_adapters.added_tokens import AddedToken
 
 @dataclass(frozen=True, slots=True)
 class ChatFormat:
-    """What templates are run, and with which tokens."""
+    """Which template is run, and with which tokens."""
 
     template: str | None = None
     """The adapter's own; None for the base model's."""
     added_tokens: tuple[AddedToken, ...] = ()
     """Tokens that the base model's tokenizer lacks."""
     special_tokens: tuple[tuple[str, str], ...] = ()
-    """Names that templates have for tokens, such as `eos_token`, where they mean others than with
-    the base model."""
+    """Pairs of a template variable, such as `eos_token`, and its token, where that differs from
+    the base model's."""
 
 
 EOS_TOKEN = "eos_token"
-"""The special token with which a text ends."""
+"""The template variable for the end-of-sequence token."""
 OF_BASE = ChatFormat()
-"""That of the base model."""
+"""The format of the base model."""

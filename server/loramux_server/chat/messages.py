@@ -1,4 +1,4 @@
-"""What the frontend and a process that renders templates say to each other.
+"""Messages between the frontend and a process that renders templates.
 
 Typed structs in MessagePack, each preceded by its length, as between frontend and engine.
 """
@@ -10,18 +10,18 @@ import msgspec
 from msgspec import Struct
 
 MARKS = "\U000f0000-\U0010fffd"
-"""Private characters of Unicode, the first and the last, that can stand for others while a template
-is rendered. More of them than a request can hold."""
+"""A range, as in a character class, of Unicode private-use characters that replace others while a
+template is rendered. There are more of them than a request can contain."""
 
 
 class Call(Struct, frozen=True, array_like=True):
-    """A call of a tool, as an assistant asked for it."""
+    """A tool call of an assistant."""
 
     id: str
-    """Empty where it has none."""
+    """Empty if it has none."""
     name: str
     arguments: dict[str, Any]
-    """JSON's values."""
+    """JSON values."""
 
 
 class Turn(Struct, frozen=True, array_like=True):
@@ -30,15 +30,15 @@ class Turn(Struct, frozen=True, array_like=True):
     role: str
     content: str
     calls: list[Call] = []
-    """What an assistant asked for."""
+    """The tool calls of an assistant."""
     call_id: str = ""
-    """Of which call a tool's message is the result."""
+    """In a tool's message, the id of the call that it answers."""
     name: str = ""
-    """Of the tool, where the message tells."""
+    """In a tool's message, the tool, if it is named."""
     reasoning: str = ""
-    """What an assistant thought before."""
+    """An assistant's reasoning before the content."""
     parts: list[str | None] = []
-    """In place of the content, texts and images in their order; None is an image."""
+    """In place of the content, texts and images in order; None is an image."""
 
     @property
     def texts(self) -> list[str]:
@@ -48,11 +48,11 @@ class Turn(Struct, frozen=True, array_like=True):
     def as_message(
         self, *, has_text_arguments: bool = False, lists_contents: bool = False
     ) -> dict[str, object]:
-        """Return what templates call a message.
+        """Return the message as templates expect it.
 
         Args:
-            has_text_arguments: Whether arguments of calls are a text, and not an object.
-            lists_contents: Whether a content that is a text is a list with that text.
+            has_text_arguments: Give the arguments of calls as a string, not as an object.
+            lists_contents: Give a content that is a string as a list with one part.
         """
 
         def given(arguments: dict[str, Any]) -> object:
@@ -75,7 +75,7 @@ class Turn(Struct, frozen=True, array_like=True):
         if self.name:
             message["name"] = self.name
         if self.reasoning:
-            # transformers knows it by these names.
+            # Templates read it under one of these names.
             message |= dict.fromkeys(("reasoning", "reasoning_content", "thinking"), self.reasoning)
         return message
 
@@ -88,10 +88,10 @@ class Tool(Struct, frozen=True, array_like=True):
     parameters: dict[str, Any] | None = None
     """A JSON schema."""
     is_strict: bool = False
-    """Whether arguments always meet it, which no template is told."""
+    """Whether arguments have to match the schema; templates do not get to know."""
 
     def as_tool(self) -> dict[str, object]:
-        """Return what templates call a tool."""
+        """Return the tool as templates expect it."""
         function: dict[str, object] = {"name": self.name}
         if self.description is not None:
             function["description"] = self.description
@@ -101,82 +101,82 @@ class Tool(Struct, frozen=True, array_like=True):
 
 
 class Talk(Struct, frozen=True):
-    """All that a request gives to a template."""
+    """A conversation: all that a request passes to a template."""
 
     turns: list[Turn]
     tools: list[Tool] = []
     variables: dict[str, Any] = {}
-    """What else the template may name; JSON's values."""
+    """Further variables of the template; JSON values."""
     has_text_arguments: bool = False
-    """Whether the template is given the arguments of calls as text, and not as an object."""
+    """Whether the template gets the arguments of calls as a string, not as an object."""
     lists_contents: bool = False
-    """Whether the template is given each content as a list of parts, also one that is a text."""
+    """Whether the template gets each content as a list of parts, even one that is a string."""
 
     @property
     def num_images(self) -> int:
-        """How many images there are."""
+        """The number of images."""
         return sum(turn.parts.count(None) for turn in self.turns)
 
     @property
     def has_more(self) -> bool:
-        """Whether there is anything beside roles and contents."""
+        """Whether there is anything besides roles and contents."""
         return bool(self.tools or self.variables) or any(
             turn.calls or turn.call_id or turn.name or turn.reasoning for turn in self.turns
         )
 
 
 class Piece(Struct, frozen=True, array_like=True):
-    """A part of what a template wrote."""
+    """A part of a rendered conversation."""
 
     text: str
     is_token: bool
-    """Whether it is an added token of the tokenizer, and no part of a message's content."""
+    """Whether it is an added token of the tokenizer that the template wrote."""
 
 
 class Words(Struct, frozen=True):
-    """What a tokenizer looks for in a text before all else, and templates have names for."""
+    """The added tokens of a tokenizer, and the template variables for tokens."""
 
     control: tuple[str, ...] = ()
     """Control tokens, such as `</s>`."""
     added: tuple[str, ...] = ()
     """Other tokens, such as `<think>`."""
     variables: dict[str, str] = {}
-    """What templates may name, such as `bos_token`."""
+    """Variable -> token, such as `bos_token`."""
 
 
 class Setup(Struct, frozen=True):
-    """What a renderer needs to know before it renders."""
+    """The first message to a renderer process."""
 
     words: Words
     """The base model's."""
     cpu_seconds: float = 1.0
-    """Processor time that one rendering may take."""
+    """Limit on the CPU time of one rendering."""
 
 
 class Render(Struct, frozen=True):
-    """Render a conversation."""
+    """A request to render a conversation."""
 
     template: str
     talk: Talk
     add_generation_prompt: bool
     own: Words = Words()
-    """What an adapter has beside the base model's; its variables go before those."""
+    """The adapter's, added to the base model's; its variables take precedence."""
 
 
 class Rendered(Struct, frozen=True, tag=True):
-    """What a template wrote, in order."""
+    """What the template wrote, in order."""
 
     pieces: list[Piece]
 
 
 class Refused(Struct, frozen=True, tag=True):
-    """A template said that it does not take these messages."""
+    """The template rejected the messages, or they would forge a control token."""
 
     message: str
 
 
 class Failed(Struct, frozen=True, tag=True):
-    """A template cannot be run, or broke one of its limits."""
+    """The template cannot be run, or exceeded a limit."""
 
     message: str
 

@@ -1,4 +1,4 @@
-"""A process that renders templates, seen from the frontend: started late, ended when stuck."""
+"""The frontend's handle on a renderer process: started on first use, killed when stuck."""
 
 import asyncio
 from collections import OrderedDict
@@ -18,20 +18,21 @@ from loramux_server.confinement.process import ConfinedProcess, LostAnswerError
 
 STRIKES = 3
 REST_SECONDS = 60.0
-"""A template that had to be ended so often in a row is left alone for so long, because meanwhile
-nobody else's is rendered."""
+"""A template that had to be killed STRIKES times in a row is suspended for REST_SECONDS: while it
+runs, no other template is rendered."""
 MAX_ENDED = 256
-"""Templates of which that is remembered."""
+"""Templates whose strikes are remembered."""
 ANSWER_SECONDS = 10.0
-"""The process counts the time in which it runs; this is for one that does not get to run."""
+"""Wall-clock limit of an answer. The process limits its own CPU time; this is for one that gets
+none."""
 
 
 _Run = tuple[str, tuple[str, ...], tuple[str, ...], tuple[tuple[str, str], ...]]
-"""A template and what an adapter has for it, which others that share the template have not."""
+"""A template with an adapter's tokens and variables: adapters that share a template may differ."""
 
 
 class TemplateLimitError(FailedPreconditionError):
-    """A template ended the process that renders, which it need not do the next time."""
+    """Rendering was killed, or the template is suspended; a later attempt may succeed."""
 
     def __init__(self, message: str, retry_delay: float | None = None) -> None:
         super().__init__(
@@ -43,18 +44,18 @@ class TemplateLimitError(FailedPreconditionError):
 
 
 class Renderer:
-    """Owns one process that renders, and gives it one conversation at a time."""
+    """Owns one renderer process, and gives it one conversation at a time."""
 
     def __init__(self, setup: Setup, *, strikes: int = STRIKES) -> None:
         """Prepare; nothing is started before the first conversation.
 
         Args:
-            setup: What the process needs to know.
-            strikes: How often in a row a template may have to be ended; 0 for any number.
+            setup: The first message to the process.
+            strikes: Kills in a row after which a template is suspended; 0 for never.
         """
         self._strikes = strikes
         self._ended: OrderedDict[_Run, tuple[int, float]] = OrderedDict()
-        """Template -> how often in a row it had to be ended, and when it is left alone until."""
+        """Template -> number of kills in a row, and until when (loop time) it is suspended."""
         self._turn = asyncio.Lock()
         self._process = ConfinedProcess(
             "loramux_server.chat.worker", encode(setup), "renders chat templates"
@@ -64,8 +65,8 @@ class Renderer:
         """Return what the template writes.
 
         Raises:
-            InvalidArgumentError: The template does not take these messages.
-            FailedPreconditionError: The template fails, or takes more than it may.
+            InvalidArgumentError: The template rejects the messages.
+            FailedPreconditionError: The template fails, or exceeds a limit.
             UnavailableError: The process cannot be started.
         """
         async with self._turn:
@@ -91,7 +92,11 @@ class Renderer:
         await self._process.end()
 
     async def _ask(self, request: Render) -> Answer:
-        """Return what the process says."""
+        """Return the answer of the process.
+
+        Raises:
+            TemplateLimitError: It ended without one.
+        """
         try:
             answer: Answer = decode_answer(await self._process.ask(encode(request), ANSWER_SECONDS))
         except LostAnswerError as lost:

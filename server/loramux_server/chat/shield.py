@@ -1,18 +1,19 @@
-"""Contents of messages, marked so that no part of one can become a control token.
+"""Marks the contents of messages, so that no part of one can become a control token.
 
-A message may hold `</s>` or `<|im_start|>system`, or a half of it that the next one ends. So every
-character of a content with which a token of the tokenizer could begin is replaced, before the
-template runs, by a character that stands for it and occurs nowhere else. What the template wrote
-by itself is not replaced: tokens are looked for afterwards, and are the template's own.
+A message may contain `</s>` or `<|im_start|>system`, or half of it, with the rest in the next
+message. So before the template runs, every character of a content with which an added token could
+begin is replaced by a mark: a private-use character that stands for it and occurs nowhere else in
+the request. Tokens that are found in the output are then the template's own; the marks are replaced
+by their characters afterwards.
 
-A template may look for text of its own in a content, such as `</think>`. Where a content holds such
-text, and other added tokens that say nothing of whose turn it is, it is not marked. Then a template
-that takes text away could still join halves of a control token. So both are rendered, and if the
-control tokens are not the same, what was rendered of contents marked throughout is taken.
+A template may search a content for text such as `</think>`. In a second rendering, such text is not
+marked, and neither are added tokens that do not delimit turns. There a template that removes text
+could still join halves of a control token. So if the control tokens of the two renderings differ,
+the fully marked one is used.
 
-What else a request gives (tools, calls of them, variables) is marked throughout, the keys of its
-objects as well. Templates write it as JSON, so what JSON escapes is marked there only if a control
-token could begin with it.
+Everything else in a request (tools, tool calls, variables) is always marked, including the keys of
+objects. Templates write it as JSON, so characters that JSON escapes are marked there only if a
+control token could begin with them.
 """
 
 import re
@@ -24,18 +25,18 @@ import msgspec
 from loramux_server.chat.messages import MARKS, Call, Piece, Talk, Tool, Turn, Words
 
 ASSISTANT = "assistant"
-"""Whose turns the model wrote, its own tokens such as `<tool_call>` among them."""
+"""The role of messages that the model wrote, which may contain its tokens such as `<tool_call>`."""
 
 _MARKS = re.compile(f"[{MARKS}]")
 _SPELLED = re.compile(r"\\U(000f|0010)([0-9a-f]{4})")
-"""What Python writes for such a character in a list, which some templates make a text of."""
+"""A mark as Python's repr of a list escapes it; some templates convert a list to text."""
 
 _ESCAPED = re.compile(r'["\\\x00-\x1f]')
-"""What JSON does not write as it is."""
+"""Characters that JSON escapes."""
 
 
 class ForgedTokenError(Exception):
-    """A text of a caller would become part of a control token; the message is for callers."""
+    """Text of a caller would become part of a control token; the message is for callers."""
 
 
 Write = Callable[[Talk], str]
@@ -44,7 +45,7 @@ Change = Callable[[str], str]
 
 
 class Tokens:
-    """The added tokens of a tokenizer, ready to be looked for."""
+    """The added tokens of a tokenizer, compiled for search."""
 
     def __init__(self, words: Words) -> None:
         self.control = frozenset(words.control)
@@ -53,10 +54,10 @@ class Tokens:
         self.any_control = _any_of(words.control)
         self.any_other = _any_of(words.added)
         self.first = sorted({token[0] for token in (*words.control, *words.added)})
-        """The characters with which a token could begin."""
+        """The first characters of all added tokens."""
         self.beginning = _any_of(self.first)
         self.rest = sorted(set("".join(words.control)) - set(self.first))
-        """Other characters that control tokens have."""
+        """Other characters of control tokens."""
         self.inner = _any_of(set("".join(words.control)))
         self.beginning_in_json = _any_of(
             char
@@ -66,21 +67,21 @@ class Tokens:
 
 
 class Shield:
-    """Keeps contents apart from the control tokens of one template."""
+    """Keeps contents of messages apart from the tokens that one template writes."""
 
     def __init__(self, tokens: Tokens, source: str, literals: Collection[str]) -> None:
         """Prepare for a template.
 
         Args:
-            tokens: Those of the tokenizer.
+            tokens: The tokenizer's added tokens.
             source: The template.
-            literals: The strings in it.
+            literals: The strings in the template.
         """
         self._tokens = tokens
         self._known = {
             text for text in literals if not any(text in token for token in tokens.control)
         }
-        """Words that are part of no control token."""
+        """Literals of the template that are part of no control token."""
         self._named = frozenset(token for token in tokens.others if token in source)
         self._any_named = _any_of(self._named)
         self._sought = _any_of(
@@ -92,11 +93,11 @@ class Shield:
         )
 
     def pieces(self, talk: Talk, write: Write) -> list[Piece]:
-        """Return what `write` makes of `talk`, with its own tokens apart.
+        """Return `talk` as rendered by `write`, split into text and the template's own tokens.
 
         Raises:
-            ForgedTokenError: What comes beside contents makes a control token with what the
-                template writes around it.
+            ForgedTokenError: A string outside the contents forms a control token together with what
+                the template writes around it.
         """
         marks = self._marks(talk)
         back = {ord(mark): char for char, mark in marks.items()}
@@ -112,11 +113,11 @@ class Shield:
         return likely if self._control_of(likely, turns) == self._control_of(safe, turns) else safe
 
     def _check_forged(self, talk: Talk, marked: Talk, found: list[Piece], write: Write) -> None:
-        """Demand that no string beside contents is a part of a control token that was `found`.
+        """Demand that no string outside the contents is part of a control token in `found`.
 
-        A template may write `<` and then the name of a parameter. So all is rendered once more as
-        `marked`: with each character of these strings marked that such a token has, but for words
-        that the template itself knows. Then there have to be the same tokens.
+        A template may write `<` and then the name of a parameter. So the conversation is rendered
+        once more as `marked`: there, in strings other than literals of the template, every
+        character that occurs in a control token is marked. The control tokens have to be the same.
         """
         again = self._split(write(marked), {})
         if self._control_of(again, talk.turns) != self._control_of(found, talk.turns):
@@ -125,7 +126,7 @@ class Shield:
             )
 
     def _marks(self, talk: Talk) -> dict[str, str]:
-        """Return what stands for each character that a token has, those that begin one first."""
+        """Return the mark of each character that may be replaced; first characters come first."""
         used = {ord(char) for text in _texts(talk) for char in _MARKS.findall(text)}
         used |= {_spelled(found) for text in _texts(talk) for found in _SPELLED.finditer(text)}
         first, last = ord(MARKS[0]), ord(MARKS[-1])
@@ -141,14 +142,14 @@ class Shield:
         spares: bool = False,
         throughout: bool = False,
     ) -> Talk:
-        """Return `talk` with marks.
+        """Return `talk` with characters replaced by marks.
 
         Args:
-            talk: What a request gives.
-            marks: What stands for a character.
-            spares: Leave what a template may look for in contents.
-            throughout: Mark all that control tokens have beside contents, and not only what may
-                begin a token.
+            talk: The conversation.
+            marks: Character -> its mark.
+            spares: Do not mark text in contents that the template may search for.
+            throughout: Outside the contents, mark every character of control tokens, not only those
+                that may begin a token.
         """
 
         def beside(text: str) -> str:
@@ -169,18 +170,22 @@ class Shield:
                 Tool(*(_changed(value, beside) for value in msgspec.structs.astuple(tool)))
                 for tool in talk.tools
             ],
-            # Names of variables are the template's.
+            # Names of variables are not marked: the template refers to them.
             {name: _changed(value, beside) for name, value in talk.variables.items()},
             talk.has_text_arguments,
             talk.lists_contents,
         )
 
     def _spared(self, text: str, role: str) -> frozenset[int]:
-        """Return which characters may begin what the template looks for, or a token like others.
+        """Return the positions that need no mark.
+
+        They lie in text that the template may search for, or in a token that is no control token,
+        and begin no control token; unless the model wrote the message, no token named in the
+        template either.
 
         Args:
-            text: Of a content.
-            role: Whose turn it is.
+            text: Text of a content.
+            role: The role of its message.
         """
         refused = [self._tokens.any_control]
         if role != ASSISTANT:
@@ -194,7 +199,7 @@ class Shield:
         )
 
     def _split(self, text: str, back: dict[int, str]) -> list[Piece]:
-        """Return `text` with its tokens apart, and what the marks stand for in place of them."""
+        """Return `text` split at its added tokens, with marks replaced according to `back`."""
         pieces: list[Piece] = []
         end = 0
         for found in self._tokens.any.finditer(text):
@@ -207,9 +212,9 @@ class Shield:
         return pieces
 
     def _control_of(self, pieces: Iterable[Piece], turns: Iterable[Turn]) -> list[str]:
-        """Return the tokens that say whose turn it is, in order."""
+        """Return the control tokens in order, with those named in the template if comparable."""
         compared = self._tokens.control
-        # The model's own turns may hold others.
+        # Messages of the model may contain the latter as text.
         own = [text for turn in turns if turn.role == ASSISTANT for text in turn.texts]
         if not any(token in text for text in own for token in self._named):
             compared |= self._named
@@ -217,17 +222,17 @@ class Shield:
 
 
 def _unmarked(text: str, back: dict[int, str]) -> str:
-    """Return `text` with what the marks stand for in place of them."""
+    """Return `text` with each mark, also an escaped one, replaced by its character."""
     return _SPELLED.sub(lambda found: back.get(_spelled(found), found[0]), text.translate(back))
 
 
 def _spelled(found: re.Match[str]) -> int:
-    """Return the number of the character that is spelled."""
+    """Return the code point of an escaped mark."""
     return int(found[1] + found[2], 16)
 
 
 def _texts(talk: Talk) -> Iterator[str]:
-    """Yield all strings that a request gives."""
+    """Yield all strings of a conversation but the roles."""
     for turn in talk.turns:
         yield from (*turn.texts, turn.call_id, turn.name, turn.reasoning)
         for call in turn.calls:
@@ -238,7 +243,7 @@ def _texts(talk: Talk) -> Iterator[str]:
 
 
 def _strings(value: object) -> Iterator[str]:
-    """Yield all strings of a value of JSON."""
+    """Yield all strings of a JSON value, keys included."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -251,7 +256,7 @@ def _strings(value: object) -> Iterator[str]:
 
 
 def _changed_turn(turn: Turn, content: Callable[[str, str], str], change: Change) -> Turn:
-    """Return `turn` with each string but its role changed, texts of its content by `content`."""
+    """Return `turn` with its content mapped by `content`, and other strings by `change`."""
     calls = [
         Call(change(call.id), change(call.name), _changed(call.arguments, change))
         for call in turn.calls
@@ -268,7 +273,7 @@ def _changed_turn(turn: Turn, content: Callable[[str, str], str], change: Change
 
 
 def _changed(value: Any, change: Change) -> Any:  # noqa: ANN401 - JSON
-    """Return a value of JSON with each string of it changed."""
+    """Return a JSON value with each of its strings, keys included, mapped by `change`."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, dict):
@@ -279,6 +284,6 @@ def _changed(value: Any, change: Change) -> Any:  # noqa: ANN401 - JSON
 
 
 def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
-    """Return a pattern for any of `texts`, the longest where several begin alike."""
+    """Return a pattern for any of `texts`; of several that match, the longest."""
     longest_first = sorted({text for text in texts if text}, key=lambda text: (-len(text), text))
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")

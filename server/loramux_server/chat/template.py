@@ -1,6 +1,6 @@
 """Chat templates as transformers runs them: Jinja2 in its sandbox, with the same helpers.
 
-Source of the meaning: `apply_chat_template` of transformers 5.
+The semantics are those of `apply_chat_template` in transformers 5.
 """
 
 import datetime
@@ -21,19 +21,19 @@ from loramux_server.chat.messages import MARKS, Talk
 MAX_RENDERED = 1 << 20
 """Most characters that a template may write."""
 _OTHERS = re.compile(f"[^\\x00-\\x7f{MARKS}]")
-"""What is neither ASCII nor a mark; see `loramux_server.chat.shield`."""
+"""Characters that are neither ASCII nor a mark; see `loramux_server.chat.shield`."""
 
 
 class RefusedMessagesError(Exception):
-    """A template called `raise_exception`: it does not take these messages."""
+    """A template called `raise_exception`: it rejects the messages."""
 
 
 class FailedTemplateError(Exception):
-    """A template cannot be parsed, failed, or broke one of its limits."""
+    """A template cannot be parsed, failed, or exceeded a limit."""
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks, for training, what the model wrote: here it changes nothing."""
+    """`{% generation %}` marks the model's output for training; here it has no effect."""
 
     tags = {"generation"}  # noqa: RUF012 - Jinja only reads it
 
@@ -43,7 +43,7 @@ class _Generation(Extension):
 
 
 class _PlainNamespace(Namespace):
-    """Jinja's namespace, without a way to attributes of Python's own."""
+    """Jinja's namespace without access to attributes that begin with an underscore."""
 
     def __init__(self, *args: Iterable[tuple[str, object]], **attributes: object) -> None:
         values = dict(*args, **attributes)
@@ -63,7 +63,7 @@ class Template:
         """Compile `source`.
 
         Raises:
-            FailedTemplateError: It is no template.
+            FailedTemplateError: It cannot be parsed or compiled.
         """
         self.source = source
         environment = _environment()
@@ -71,7 +71,7 @@ class Template:
         self.literals = {
             found.value for found in tree.find_all(nodes.Const) if isinstance(found.value, str)
         } | {found.attr for found in tree.find_all(nodes.Getattr)}
-        """Strings that the template may look for in what it is given."""
+        """Strings that the template may search for in its input."""
         try:
             self._compiled = environment.from_string(tree)
         except (jinja2.TemplateError, RecursionError, SyntaxError, MemoryError) as error:
@@ -84,15 +84,15 @@ class Template:
         add_generation_prompt: bool,
         variables: Mapping[str, str],
     ) -> str:
-        """Return what the template makes of `talk`.
+        """Return `talk` as rendered by the template.
 
         Args:
-            talk: What a request gives.
-            add_generation_prompt: Whether the text ends with what begins an answer.
-            variables: What every template may name; those of `talk` go before them.
+            talk: The conversation.
+            add_generation_prompt: Whether the template adds the start of an answer.
+            variables: Variables of every template; those of `talk` take precedence.
 
         Raises:
-            RefusedMessagesError: It says that it does not take them.
+            RefusedMessagesError: It rejects the messages.
             FailedTemplateError: It failed, or wrote more than MAX_RENDERED characters.
         """
         pieces: list[str] = []
@@ -118,7 +118,7 @@ class Template:
                 pieces.append(piece)
         except (RefusedMessagesError, FailedTemplateError):
             raise
-        # A template is a program: it can raise whatever Python's operators and methods do.
+        # A template is a program: it can raise whatever Python's operators and methods raise.
         except Exception as error:
             raise FailedTemplateError(_said(error)) from None
         return "".join(pieces)
@@ -128,14 +128,14 @@ def check_syntax(source: str) -> None:
     """Demand that `source` can be parsed; it is neither compiled nor run.
 
     Raises:
-        FailedTemplateError: It is no template.
+        FailedTemplateError: It cannot be parsed.
     """
     _parsed(_environment(), source)
 
 
 def _parsed(environment: jinja2.Environment, source: str) -> nodes.Template:
     try:
-        # What the environment itself does for a fault compiles a line of Python to point at it.
+        # Not `environment.parse`: to report an error, that compiles Python code.
         return Parser(environment, source).parse()
     except jinja2.TemplateSyntaxError as error:
         raise FailedTemplateError(f"line {error.lineno}: {error.message}") from None
@@ -144,7 +144,7 @@ def _parsed(environment: jinja2.Environment, source: str) -> nodes.Template:
 
 
 def _said(error: BaseException) -> str:
-    """Return what `error` says, short: a template may put a whole conversation into it."""
+    """Return `error` as text, truncated: a template may put a whole conversation into it."""
     text = f"{type(error).__name__}: {error}"
     return text if len(text) <= 300 else f"{text[:300]}…"
 
@@ -165,11 +165,11 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    # Jinja's own escapes what has a meaning in HTML.
+    # Jinja's own filter escapes HTML characters.
     written = json.dumps(
         value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys
     )
-    # What stands for another character has to stay what it is.
+    # `ensure_ascii` must not escape marks, which are replaced by other characters later.
     return _OTHERS.sub(_escaped, written) if ensure_ascii else written
 
 
@@ -182,7 +182,7 @@ def _strftime_now(form: str) -> str:
 
 
 class _PlainDict:
-    """Python's `dict` to call, and not the class with all that hangs on it."""
+    """A callable like `dict`, without the attributes of the class."""
 
     def __call__(self, *args: Iterable[tuple[str, object]], **entries: object) -> dict[str, object]:
         return dict(*args, **entries)

@@ -1,9 +1,9 @@
-"""The process that renders templates: `python -m loramux_server.chat.worker FD`.
+"""The renderer process: `python -m loramux_server.chat.worker FD`.
 
-Templates are programs of strangers, and a sandbox may have a hole. So this process has nothing:
-once it is ready, the kernel lets it open no file, socket or process, and an audit hook lets it
-import nothing; its memory and the processor time of one rendering are limited by the system, and
-the frontend ends it where it does not answer.
+Templates are untrusted programs, and Jinja's sandbox may have a hole. So this process gives up all
+privileges: once it is ready, the kernel denies it files, sockets and processes, and an audit hook
+denies imports. The system limits its memory and the CPU time of one rendering, and the frontend
+kills it if it does not answer.
 """
 
 import functools
@@ -26,13 +26,13 @@ from loramux_server.chat.template import FailedTemplateError, RefusedMessagesErr
 from loramux_server.confinement.serve import Work, serve
 
 MEMORY = 1 << 30
-"""Bytes of address space, Python's own among them."""
+"""Limit of the address space in bytes, including Python's own."""
 KEPT = 64
-"""Templates that stay compiled."""
+"""Compiled templates that are cached."""
 
 
 class Renderer:
-    """Renders with the tokens and variables of one base model, and those of adapters on it."""
+    """Renders with the tokens and variables of one base model and of its adapters."""
 
     def __init__(self, words: Words) -> None:
         self._words = words
@@ -40,7 +40,7 @@ class Renderer:
         self._prepared = functools.lru_cache(KEPT)(self._prepare)
 
     def answer(self, request: Render) -> Answer:
-        """Return what the template makes of the messages, or why it makes nothing."""
+        """Return the rendered conversation, or why there is none."""
         try:
             own = request.own
             variables = {**self._words.variables, **own.variables}
@@ -72,7 +72,7 @@ class Renderer:
     def _tokens_with(
         self, control: tuple[str, ...], added: tuple[str, ...], named: frozenset[str]
     ) -> Tokens:
-        """Return those of base and adapter; what templates have a name for is control."""
+        """Return the tokens of base and adapter; those that variables name are control tokens."""
         others = (*self._words.added, *added)
         return Tokens(
             Words(
@@ -83,7 +83,7 @@ class Renderer:
 
 
 def prepare(message: bytes) -> Work:
-    """Return how to render after `message`, a Setup."""
+    """Return the work of this process, set up by `message`, an encoded Setup."""
     setup = decode_setup(message)
     renderer = Renderer(setup.words)
     _warm(renderer)
@@ -97,7 +97,7 @@ def prepare(message: bytes) -> Work:
 
 
 def _warm(renderer: Renderer) -> None:
-    """Import now what Jinja imports when it first needs it."""
+    """Run Jinja's lazy imports now, while imports are still allowed."""
     used = "{{ messages | tojson }}{{ strftime_now('%Y') }}{{ messages[0].content | title }}"
     for source in (used, "{{ raise_exception('no') }}", "{{ none() }}", "{% if %}"):
         renderer.answer(Render(source, Talk([Turn("user", "<s>")]), True))
