@@ -1,1 +1,1 @@
-"""Who calls, and what they may do: keys, certificates, roles, tenants and their limits."""
+"""Authentication, authorisation and quotas: keys, certificates, roles, tenants."""

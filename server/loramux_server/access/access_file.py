@@ -1,8 +1,8 @@
-"""Keys and tenants that a file lists: `--access`, TOML.
+"""Keys and tenants listed in a TOML file: `--access`.
 
-Several servers can be given one file, from a ConfigMap or a checkout, where the catalog of each
-would have to be changed by itself. It holds no secret: a key is listed by its SHA-256, and that of
-256 random bits tells nothing about them.
+Several servers can share one file, from a ConfigMap or a checkout, instead of changing the catalog
+of each. It contains no secret: a key is listed by its SHA-256, from which 256 random bits cannot be
+recovered.
 """
 
 import datetime
@@ -55,10 +55,10 @@ class _Document(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What a file lists."""
+    """The content of an access file."""
 
     keys: Mapping[str, KeyRecord] = field(default_factory=dict)
-    """By their ids; the digest is the SHA-256 of the key's text."""
+    """By id; `digest` is the SHA-256 of the key's text."""
     policies: Mapping[str, Policy] = field(default_factory=dict)
     """By tenant."""
     disabled: frozenset[str] = frozenset()
@@ -66,14 +66,14 @@ class Access:
 
 
 class AccessFile:
-    """The file of `--access`, read again when it changes. `refresh` may run in a thread."""
+    """The file of `--access`, reloaded when it changes. `refresh` may run in a thread."""
 
     def __init__(self, path: Path | None) -> None:
-        """Read the file at `path`; without one nothing is listed.
+        """Read the file at `path`; None lists nothing.
 
         Raises:
             OSError: It cannot be read.
-            ValueError: It says something wrong; the message names file, field and value.
+            ValueError: It is invalid; the message names file, field and value.
         """
         self._path = path
         self._stamps = self._seen = stamps(path) if path else ()
@@ -81,18 +81,18 @@ class AccessFile:
 
     @property
     def is_given(self) -> bool:
-        """Whether there is a file, even one that lists nothing."""
+        """Whether there is a file, even an empty one."""
         return self._path is not None
 
     def refresh(self) -> None:
-        """Read the file again if it changed, and is as it was in the look before.
+        """Reload the file if it changed and has not changed since the previous call.
 
-        Half of what is being written must not count: keys, limits and disabled tenants that are
-        still to come would be missing.
+        A partly written file must not count: keys, limits and disabled tenants that are not written
+        yet would be missing.
 
         Raises:
-            OSError: It cannot be read; what was listed stays.
-            ValueError: It says something wrong; what was listed stays.
+            OSError: It cannot be read; the previous content stays in effect.
+            ValueError: It is invalid; the previous content stays in effect.
         """
         if self._path is None:
             return
@@ -106,28 +106,28 @@ class AccessFile:
 
 
 def read_access(path: Path) -> Access:
-    """Return what the file at `path` lists.
+    """Return the content of the file at `path`.
 
     Raises:
         OSError: It cannot be read.
-        ValueError: It says something wrong; the message names file, field and value.
+        ValueError: It is invalid; the message names file, field and value.
     """
     made_at = datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.UTC)
     return _access(path, path.read_bytes(), made_at)
 
 
 def append_key(path: Path, record: KeyRecord) -> None:
-    """Add an entry for a key to the file at `path`, which is made if it is not there.
+    """Add an entry for a key to the file at `path`, creating the file if needed.
 
-    What was in it, comments included, stays as it is, and so do its mode and a link to it.
+    Existing content, comments included, is kept, and so are its mode and a symbolic link to it.
 
     Args:
         path: The file.
-        record: What is listed of the key; its digest is the SHA-256 of its text.
+        record: The entry; its digest is the SHA-256 of the key's text.
 
     Raises:
         OSError: It cannot be written.
-        ValueError: What it said before is wrong, or tables cannot be added to it.
+        ValueError: The existing content is invalid, or tables cannot be appended to it.
     """
     path = path.resolve()
     before = ""
@@ -143,7 +143,7 @@ def append_key(path: Path, record: KeyRecord) -> None:
         entry["expires"] = record.expires_at.replace(microsecond=0)
     lines = [f"{name} = {_toml(value)}\n" for name, value in entry.items()]
     content = (before + "[[keys]]\n" + "".join(lines)).encode()
-    _access(path, content, record.created_at)  # such as keys in one line, which nothing can follow
+    _access(path, content, record.created_at)  # fails after `keys = [...]`, for example
     partial = path.with_name(f".{path.name}.{record.id}")
     try:
         partial.write_bytes(content)
@@ -155,10 +155,10 @@ def append_key(path: Path, record: KeyRecord) -> None:
 
 
 def _access(path: Path, content: bytes, made_at: datetime.datetime) -> Access:
-    """Return what `content` of the file at `path` lists.
+    """Return `content` of the file at `path`, parsed and validated.
 
     Raises:
-        ValueError: It says something wrong; the message names file, field and value.
+        ValueError: It is invalid; the message names file, field and value.
     """
     try:
         document = msgspec.toml.decode(content, type=_Document)
@@ -183,7 +183,7 @@ def _access(path: Path, content: bytes, made_at: datetime.datetime) -> Access:
 def _toml(value: object) -> str:
     if isinstance(value, datetime.datetime):
         return value.isoformat()
-    return msgspec.json.encode(value).decode()  # its strings are strings of TOML, too
+    return msgspec.json.encode(value).decode()  # JSON strings are valid TOML strings
 
 
 def _policies(document: _Document) -> dict[str, Policy]:

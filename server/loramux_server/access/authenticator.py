@@ -1,4 +1,4 @@
-"""From what comes with a call to who makes it."""
+"""Identifying the caller from the metadata and the client certificate of a call."""
 
 from collections.abc import Callable, Iterable, Mapping
 
@@ -13,7 +13,7 @@ _SCHEME = "bearer"
 
 
 class Authenticator:
-    """Knows callers by their keys and certificates, and whose calls may go on."""
+    """Identifies callers by key or certificate, and decides whose calls may continue."""
 
     def __init__(
         self, ring: KeyRing, tenants: Tenants, certificates: Certificates | None = None
@@ -21,9 +21,9 @@ class Authenticator:
         """Prepare.
 
         Args:
-            ring: Asked for keys.
-            tenants: Asked which tenants are disabled.
-            certificates: Asked what certificates of clients say, if that counts.
+            ring: The valid keys.
+            tenants: Which tenants are disabled.
+            certificates: Reads callers from client certificates; None ignores certificates.
         """
         self.ring = ring
         self._tenants = tenants
@@ -31,7 +31,7 @@ class Authenticator:
 
     @property
     def is_open(self) -> bool:
-        """Whether anybody is the administrator, because nothing says who else would be."""
+        """Whether every caller is the administrator, because no way to identify one is set up."""
         return self.ring.is_empty and self._certificates is None
 
     def identify(
@@ -42,12 +42,12 @@ class Authenticator:
         """Return who makes a call.
 
         Args:
-            metadata: What the call brought along.
-            peer: Returns what the transport proved of the other side.
+            metadata: The metadata of the call.
+            peer: Returns the peer's properties that the transport verified.
 
         Raises:
-            UnauthenticatedError: It brought no good key and no certificate that names a caller;
-                which of the ways to fail it was is not said.
+            UnauthenticatedError: It has neither a valid key nor a certificate that names a caller;
+                the message does not tell which check failed.
             PermissionDeniedError: Its key and its certificate belong to different tenants.
         """
         if self.is_open:
@@ -67,10 +67,10 @@ class Authenticator:
         return keyed
 
     def refusal(self, caller: Caller) -> LoramuxError | None:
-        """Return why a call of `caller`, once identified, may not go on; None if it may."""
+        """Return why a call of `caller`, once identified, must not go on; None if it may."""
         if not self._is_valid(caller):
             return unauthenticated()
-        # Told to those alone who are known.
+        # Disclosed to authenticated callers only.
         return tenant_disabled(caller.tenant) if self._tenants.is_disabled(caller.tenant) else None
 
     def _is_valid(self, caller: Caller) -> bool:
@@ -78,11 +78,11 @@ class Authenticator:
             return True
         if caller.key_id:
             return self.ring.is_valid(caller)
-        # Without a key, it was a certificate, or the server was open until now.
+        # Without a key, it had a certificate, or the server was open until now.
         return self._certificates is not None
 
     def _keyed(self, shown: list[str | bytes]) -> Caller | None:
-        # Of two, a proxy may have checked the other one.
+        # With two headers, a proxy may have checked the other one.
         if len(shown) != 1 or not isinstance(shown[0], str):
             return None
         scheme, _, text = shown[0].partition(" ")
@@ -90,7 +90,7 @@ class Authenticator:
 
 
 def unauthenticated() -> UnauthenticatedError:
-    """Return the error for whoever is not known; always the same one."""
+    """Return the error for callers that cannot be authenticated; always the same one."""
     return UnauthenticatedError(
         "the call needs a valid key, as metadata `authorization: Bearer lmx_…`",
         reason="UNAUTHENTICATED",

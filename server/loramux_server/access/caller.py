@@ -1,4 +1,4 @@
-"""Who makes a call. The gate finds out before any handler runs; nothing else may."""
+"""The caller of the current call. Only the gate sets it, before any handler runs."""
 
 import enum
 from collections.abc import Iterator
@@ -10,28 +10,28 @@ from loramux_server.store.reference import DEFAULT_TENANT
 
 
 class Permission(enum.Enum):
-    """What a call takes."""
+    """The permission that a call requires."""
 
     NONE = enum.auto()
-    """Nothing: not even a key."""
+    """None: no authentication either."""
     VIEW = enum.auto()
-    """See what there is."""
+    """See what exists."""
     GENERATE = enum.auto()
-    """Let the model run."""
+    """Run the model."""
     PUBLISH = enum.auto()
-    """Bring adapters, read their bytes, move their aliases, take them away."""
+    """Upload, download and delete adapters, and move their aliases."""
     ADMINISTER = enum.auto()
-    """Decide about what all tenants share."""
+    """Manage what all tenants share."""
 
 
 class Role(enum.StrEnum):
-    """What a caller is trusted with; each may do what the one before may, too."""
+    """The role of a caller; each includes the one before."""
 
     VIEWER = "viewer"
     USER = "user"
     PUBLISHER = "publisher"
     ADMIN = "admin"
-    """Of the server as a whole: all tenants are its own."""
+    """Administers the server as a whole: owns all tenants."""
 
 
 _GRANTED = {
@@ -47,10 +47,10 @@ class Caller:
     """Who makes a call."""
 
     tenant: str
-    """Whose names it means where it says none."""
+    """The tenant of names that it gives without one."""
     role: Role
     key_id: str = ""
-    """Which key it showed; empty if none."""
+    """The id of its key; empty if it has none."""
 
     def may(self, permission: Permission) -> bool:
         """Return whether its role includes `permission`."""
@@ -61,33 +61,33 @@ class Caller:
         return tenant == DEFAULT_TENANT or self.owns(tenant)
 
     def owns(self, tenant: str) -> bool:
-        """Return whether it may change what `tenant` has, as far as its role goes."""
+        """Return whether it may change what `tenant` has, if its role permits the change."""
         return tenant == self.tenant or self.role is Role.ADMIN
 
 
 LOCAL_ADMIN = Caller(DEFAULT_TENANT, Role.ADMIN)
-"""Whoever calls a server that has no keys."""
+"""Every caller of a server without keys."""
 
 _caller: ContextVar[Caller] = ContextVar("caller")
 
 
 def caller() -> Caller:
-    """Return who makes the call that is being handled.
+    """Return the caller of the call that is being handled.
 
     Raises:
-        LookupError: No call is: nothing is allowed by default.
+        LookupError: No call is being handled: nothing is allowed by default.
     """
     return _caller.get()
 
 
 def enter(who: Caller) -> None:
-    """Let `who` be the caller in this task from now on, and in what it starts."""
+    """Make `who` the caller in this task from now on, and in tasks that it starts."""
     _caller.set(who)
 
 
 @contextmanager
 def acting(who: Caller) -> Iterator[None]:
-    """Let `who` be the caller for as long as the block runs."""
+    """Make `who` the caller while the block runs."""
     token = _caller.set(who)
     try:
         yield

@@ -1,8 +1,8 @@
-"""What certificates of clients say of their callers.
+"""Reading the caller from a client certificate (SPIFFE id).
 
-The name is the URI `spiffe://DOMAIN/tenant/TENANT/role/ROLE` among the certificate's alternative
-names; neither its common name nor a name of another kind that looks so. The transport has checked
-the certificate.
+It is the URI `spiffe://DOMAIN/tenant/TENANT/role/ROLE` among the subject alternative names. The
+common name, or an alternative name of another type that looks like it, does not count. The
+transport has verified the certificate.
 """
 
 import re
@@ -15,10 +15,10 @@ _URIS = "peer_uri"
 
 
 class Certificates:
-    """Reads the names of one domain."""
+    """Reads SPIFFE ids of one trust domain."""
 
     def __init__(self, domain: str) -> None:
-        """Believe certificates that name callers of `domain`."""
+        """Accept certificates that name callers of the trust domain `domain`."""
         self._form = re.compile(
             rf"spiffe://{re.escape(domain)}/tenant/(?P<tenant>[^/]+)/role/(?P<role>[^/]+)"
         )

@@ -1,4 +1,4 @@
-"""What stands between the port and the services, made from the settings and the catalog."""
+"""Access control of the server, set up from its settings and the catalog."""
 
 import asyncio
 import logging
@@ -23,17 +23,18 @@ from loramux_server.store.catalog import Catalog
 _log = logging.getLogger(__name__)
 
 REFRESH_SECONDS = 0.25
-"""How often keys and tenants are looked at: what was revoked opens nothing after that."""
+"""Interval between reloads of keys and tenants, and so the time until a revocation takes effect."""
 
 
 class Entrance:
-    """Owns who may come in."""
+    """Owns the gate, keys, tenants and quotas, and reloads them."""
 
     def __init__(self, catalog: Catalog, folder: Path, config: ServerConfig) -> None:
         """Read the keys of the store in `folder`.
 
         Raises:
-            ConfigError: They cannot be checked, or others could come in without one.
+            ConfigError: They or the access file cannot be used, or the server would be open to
+                other machines.
         """
         try:
             self._file = AccessFile(Path(config.access) if config.access else None)
@@ -55,9 +56,9 @@ class Entrance:
         self.gate = Gate(Authenticator(self._ring, self._tenants, certificates))
 
     async def watch(self, tls: ServerTls | None) -> None:
-        """Take in, again and again, which keys, tenants and certificates there are.
+        """Reload keys, limits, tenants and certificates periodically, forever.
 
-        Calls of keys that are not there any more end, and those of tenants that were disabled.
+        Running calls end when their key becomes invalid or their tenant is disabled.
         """
         while True:
             await asyncio.sleep(REFRESH_SECONDS)
@@ -69,14 +70,14 @@ class Entrance:
         for source in (self._file, self._ring, self.quotas, self._tenants):
             try:
                 source.refresh()
-            except Exception as error:  # whatever it is, the others must be looked at, and it again
+            except Exception as error:  # must stop neither the other sources nor the next attempt
                 causes.append(_cause(error))
         self._say("; ".join(dict.fromkeys(causes)))
         if tls is not None:
             tls.refresh()
 
     def _say(self, cause: str) -> None:
-        """Log why keys could not be looked at, once as long as it is the same."""
+        """Log why a reload failed, once while the cause is the same."""
         if cause and cause != self._said:
             _log.warning(
                 "cannot reload keys, limits and tenants, keeping the current ones: %s", cause
@@ -85,5 +86,5 @@ class Entrance:
 
 
 def _cause(error: Exception) -> str:
-    """Return what may be said of `error`: of a statement, never its values."""
+    """Return `error` as text for the log: of a failed SQL statement, never its parameters."""
     return str(error.orig if isinstance(error, sqlalchemy.exc.DBAPIError) else error)

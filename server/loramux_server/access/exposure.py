@@ -1,4 +1,4 @@
-"""Whether a port may be opened where others can reach it."""
+"""Refusing to listen on a reachable address without protection."""
 
 import ipaddress
 import socket
@@ -7,9 +7,9 @@ from loramux_server.config import ConfigError, ServerConfig, split_address
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach what listens on `host`."""
+    """Return whether only this machine can reach a listener on `host`."""
     try:
-        # An IPv6 address has brackets where a port follows it.
+        # An IPv6 address with a port is in brackets.
         found = socket.getaddrinfo(host.strip("[]"), None, type=socket.SOCK_STREAM)
     except OSError:
         return False
@@ -17,14 +17,14 @@ def is_loopback(host: str) -> bool:
 
 
 def check_exposure(config: ServerConfig, *, knows_callers: bool) -> None:
-    """Demand that other machines find nothing open, unless that is wanted.
+    """Demand that ports other machines can reach are protected, unless `--insecure` is set.
 
     Args:
-        config: What is to be opened.
-        knows_callers: Whether the server can tell who calls.
+        config: The addresses to listen on, and TLS.
+        knows_callers: Whether the server can authenticate callers.
 
     Raises:
-        ConfigError: Something would be open; the message says what would close it.
+        ConfigError: A port would be open; the message says how to protect it.
     """
     if config.insecure:
         return

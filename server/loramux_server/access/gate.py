@@ -1,4 +1,4 @@
-"""The gate that every call passes before its handler runs: who is it, and may they?"""
+"""The gate that every call passes before its handler: authentication and authorisation."""
 
 import asyncio
 from collections import defaultdict
@@ -18,21 +18,21 @@ from loramux_server.transport.rpc import Context, abort
 
 
 class Gate(grpc.aio.ServerInterceptor):
-    """Lets calls through whose callers may make them, and ends those of callers who may not now."""
+    """Admits calls that their callers may make, and ends running ones that lose that right."""
 
     def __init__(self, authenticator: Authenticator) -> None:
         self._authenticator = authenticator
         self._running: defaultdict[Caller, set[asyncio.Task[Any]]] = defaultdict(set)
         """Caller -> the tasks of its calls."""
         self._shut_out: dict[asyncio.Task[Any], LoramuxError] = {}
-        """Tasks that end because their caller may not call any more -> why."""
+        """Tasks that were cancelled because their caller lost access -> the error."""
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler:
-        """Return the handler of a call, behind the gate."""
+        """Return the handler of a call, wrapped in the check."""
         method = method_name(str(handler_call_details.method))
         return around(
             await continuation(handler_call_details),
@@ -40,7 +40,7 @@ class Gate(grpc.aio.ServerInterceptor):
         )
 
     def shut_out(self) -> None:
-        """End the calls whose callers may not call any more."""
+        """End the running calls whose callers have lost access."""
         for caller, tasks in self._running.items():
             if why := self._authenticator.refusal(caller):
                 for task in tasks:
@@ -49,7 +49,7 @@ class Gate(grpc.aio.ServerInterceptor):
 
     @asynccontextmanager
     async def _admitted(self, context: Context, method: str) -> AsyncIterator[None]:
-        """Run the block as the caller that `context` tells of, or end the call."""
+        """Run the block as the caller identified from `context`, or abort the call."""
         try:
             who = self._caller(context, method)
         except LoramuxError as error:
@@ -66,7 +66,7 @@ class Gate(grpc.aio.ServerInterceptor):
             why = self._shut_out.get(task)
             if why is None:
                 raise
-            # gRPC would leave the other side waiting for a status.
+            # If this only raised, gRPC would send no status and the client would wait.
             task.uncancel()
             await abort(context, why, method)
         finally:
@@ -76,11 +76,11 @@ class Gate(grpc.aio.ServerInterceptor):
                 del self._running[who]
 
     def _caller(self, context: Context, method: str) -> Caller | None:
-        """Return who makes the call, from now on the caller, or None where that does not matter.
+        """Return the caller, set for this task, or None if the method needs no authentication.
 
         Raises:
-            UnauthenticatedError: The caller is not known.
-            PermissionDeniedError: The caller may not call this, or not at all at present.
+            UnauthenticatedError: The caller cannot be authenticated.
+            PermissionDeniedError: The caller may not call this method, or its tenant is disabled.
         """
         rule = RULES.get(method)
         if rule and rule.permission is Permission.NONE:
@@ -88,7 +88,7 @@ class Gate(grpc.aio.ServerInterceptor):
         metadata = cast(Sequence[tuple[str, str | bytes]], context.invocation_metadata() or ())
         who = self._authenticator.identify(metadata, context.auth_context)
         enter_together(metadata)
-        enter(who)  # before it is refused, so that the log tells whose call it was
+        enter(who)  # before a refusal, so that the log names the caller
         if why := self._authenticator.refusal(who):
             raise why
         if rule is None or not who.may(rule.permission):

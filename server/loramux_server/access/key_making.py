@@ -1,4 +1,4 @@
-"""Keys from their making to their end."""
+"""Creating, rotating and revoking keys."""
 
 import datetime
 from dataclasses import replace
@@ -23,10 +23,10 @@ def new_record(
     label: str = "",
     lifetime: datetime.timedelta | None = None,
 ) -> KeyRecord:
-    """Return what is kept of a key that is made now.
+    """Return the catalog record of a key created now.
 
     Raises:
-        PackageError: `tenant` is no name.
+        PackageError: `tenant` is not a valid name.
         ValueError: `label` is too long, or not printable.
     """
     check_name(tenant, "tenant name")
@@ -40,10 +40,10 @@ def new_record(
 
 
 class KeyMaking:
-    """Makes, replaces and revokes the keys of one store."""
+    """Creates, rotates and revokes the keys of one store."""
 
     def __init__(self, records: KeyRecords, folder: Path) -> None:
-        """Work on `records`, of the store in `folder`."""
+        """Work on `records` of the store in `folder`."""
         self._records = records
         self._folder = folder
 
@@ -55,16 +55,16 @@ class KeyMaking:
         label: str = "",
         lifetime: datetime.timedelta | None = None,
     ) -> Key:
-        """Make a key and return it; its text can never be had again.
+        """Create a key and return it; its text is not stored and cannot be recovered.
 
         Args:
-            tenant: Whose names its callers mean.
-            role: What they are trusted with.
+            tenant: The tenant of its callers.
+            role: Their role.
             label: What it is for.
-            lifetime: After this it opens nothing; None means never.
+            lifetime: Time until it expires; None for never.
 
         Raises:
-            PackageError: `tenant` is no name.
+            PackageError: `tenant` is not a valid name.
             ValueError: `label` is too long, or not printable.
             ServerSecretError: The secret of the store cannot be used.
         """
@@ -81,19 +81,20 @@ class KeyMaking:
         label: str = "",
         lifetime: datetime.timedelta | None = None,
     ) -> bool:
-        """Take in `key`, which may come from another store, and return whether it is new here.
+        """Add `key`, which may come from another store, and return whether it is new here.
 
         Args:
-            key: What is kept of it is a digest with the secret of this store.
-            tenant: Whose names its callers mean.
-            role: What they are trusted with.
+            key: The key; only its digest with the secret of this store is stored.
+            tenant: The tenant of its callers.
+            role: Their role.
             label: What it is for.
-            lifetime: After this it opens nothing here; None means never.
+            lifetime: Time until it expires here; None for never.
 
         Raises:
-            PackageError: `tenant` is no name.
+            PackageError: `tenant` is not a valid name.
             ValueError: `label` is too long, or not printable.
-            LookupError: A key of this id is here already, and is another one, or not good for this.
+            LookupError: A key with this id exists, and has another secret, tenant or role, or is
+                no longer valid.
             ServerSecretError: The secret of the store cannot be used.
         """
         record = new_record(key.id, "", tenant=tenant, role=role, label=label, lifetime=lifetime)
@@ -111,12 +112,12 @@ class KeyMaking:
         return False
 
     def rotate(self, key_id: str, *, grace: datetime.timedelta) -> Key:
-        """Make a key that may do what another one may, which is good for `grace` from now on.
+        """Create a key with the tenant, role and label of an old one; that ends after `grace`.
 
-        The new one lives as long as the other was made to.
+        The new key gets the lifetime that the old one was created with.
 
         Raises:
-            LookupError: There is no such key, or it opens nothing any more.
+            LookupError: There is no such key, or it is no longer valid.
             ServerSecretError: The secret of the store cannot be used.
         """
         old, now = self._valid(key_id), now_in_utc()
@@ -133,15 +134,15 @@ class KeyMaking:
         return key
 
     def revoke(self, key_id: str) -> None:
-        """Let a key open nothing from now on.
+        """Revoke a key with immediate effect.
 
         Raises:
-            LookupError: There is no such key, or it opens nothing any more.
+            LookupError: There is no such key, or it is no longer valid.
         """
         self._records.revoke(self._valid(key_id).id, now_in_utc())
 
     def _digest(self, key: Key) -> str:
-        # Another secret beside keys that are good would end them all without a word.
+        # With keys in use, a new secret would silently invalidate all of them.
         are_good = any(record.revoked_at is None for record in self._records.all())
         secret = read_secret(self._folder) if are_good else make_secret(self._folder)
         return key_digest(key, secret).hex()

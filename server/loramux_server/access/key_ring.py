@@ -1,6 +1,6 @@
-"""The keys that open the server: those of the catalog and of a file, in memory.
+"""The keys of the catalog and of the access file, in memory.
 
-Looked at again several times a second, because `loramux keys` changes them from another process.
+Refreshed several times a second, because `loramux keys` changes them from another process.
 """
 
 import datetime
@@ -17,12 +17,12 @@ from loramux_server.store.key_records import KeyRecord, KeyRecords
 from loramux_server.store.moments import now_in_utc
 
 _NOBODY = "0" * 64
-"""Stands for the digest of a key that is not known, so that it is compared like any other."""
+"""Compared with in place of the digest of an unknown key, so that timing does not differ."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What the catalog held at one moment."""
+    """A snapshot of the catalog."""
 
     revision: str
     records: Mapping[str, KeyRecord] = field(default_factory=dict)
@@ -30,7 +30,7 @@ class _Known:
 
 
 class KeyRing:
-    """Key text -> caller. Asked on the event loop; `refresh` may run in a thread beside."""
+    """Key text -> caller. Used on the event loop; `refresh` may run concurrently in a thread."""
 
     def __init__(
         self,
@@ -42,10 +42,10 @@ class KeyRing:
         """Read the keys of the store in `folder`.
 
         Args:
-            records: Those of the catalog.
-            folder: Has the secret that their digests are made with.
-            file: Lists others; one whose id is in both counts as the file says, and opens nothing
-                once it is revoked or expired in either.
+            records: The keys of the catalog.
+            folder: Contains the secret of their digests.
+            file: Lists further keys. A key in both has the tenant and role of the file, and is
+                invalid once it is revoked or expired in either.
             now: The wall clock.
 
         Raises:
@@ -59,19 +59,19 @@ class KeyRing:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no key was ever made, one that was revoked included, and no file lists keys."""
+        """Whether the catalog has no keys, not even revoked ones, and there is no access file."""
         return not (self._known.records or self._file.is_given)
 
     def has_valid_key(self) -> bool:
-        """Return whether there is a key that opens anything."""
+        """Return whether there is a valid key."""
         now = self._now()
         records = (*self._known.records.values(), *self._file.listed.keys.values())
         return any(record.is_valid(now) for record in records)
 
     def find(self, text: str) -> Caller | None:
-        """Return who shows the key `text`, or None if it opens nothing.
+        """Return the caller with the key `text`, or None if it is not valid.
 
-        Whether the id is unknown or the secret is wrong, the same is done.
+        An unknown id and a wrong secret take the same steps, so that timing does not differ.
         """
         known, listed = self._known, self._file.listed.keys
         key = parse_key(text)
@@ -87,7 +87,7 @@ class KeyRing:
         return found if self.is_valid(found) else None
 
     def is_valid(self, caller: Caller) -> bool:
-        """Return whether the key of a caller still opens what it did: a file may change that."""
+        """Return whether the key of a caller is still valid, with the same tenant and role."""
         listed = self._file.listed.keys.get(caller.key_id)
         stored = self._known.records.get(caller.key_id)
         record, now = listed or stored, self._now()
@@ -96,17 +96,16 @@ class KeyRing:
         return record.is_valid(now) and (stored is None or stored.is_valid(now))
 
     def refresh(self) -> None:
-        """Take in what changed in the catalog.
+        """Reload the keys of the catalog if they changed.
 
         Raises:
-            ServerSecretError: The keys that are there now cannot be checked; those that were known
-                stay.
+            ServerSecretError: The new keys cannot be checked; the old ones stay in effect.
         """
         if self._records.revision() != self._known.revision:
             self._known = self._read()
 
     def _read(self) -> _Known:
-        # The revision first: what changes in between is read again.
+        # The revision first: a change in between then triggers another read.
         revision = self._records.revision()
         records = {record.id: record for record in self._records.all()}
         is_needed = any(record.revoked_at is None for record in records.values())
@@ -114,5 +113,5 @@ class KeyRing:
 
 
 def _are_same(digest: bytes, record: KeyRecord | None) -> bool:
-    """Compare in constant time, whether there is a record or not."""
+    """Compare digests in constant time, whether there is a record or not."""
     return hmac.compare_digest(digest, bytes.fromhex(record.digest if record else _NOBODY))

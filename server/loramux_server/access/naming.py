@@ -1,6 +1,6 @@
-"""Names in requests: what they mean for this caller, and whether they are its to use.
+"""Qualifying adapter names in requests with the caller's tenant, and checking access to them.
 
-Services see full references only, so none of them can forget whose name it is.
+Services see full references only, so none of them can forget the tenant of a name.
 """
 
 from collections.abc import Iterator
@@ -15,14 +15,14 @@ from loramux_server.store.reference import Reference, parse_reference
 
 
 def settle_name(request: Message, rule: Rule, caller: Caller) -> None:
-    """Put the tenant into each adapter's name that `request` brings, unless it says one itself.
+    """Add the caller's tenant to each adapter name in `request` that has none, in place.
 
-    A name that is no reference stays as it is: the service says what is wrong with it.
+    An invalid reference stays as it is: the service reports what is wrong with it.
 
     Raises:
-        NotFoundError: A name belongs to a tenant that the caller must not know of, whatever is
-            there.
-        PermissionDeniedError: The call would change what is not the caller's.
+        NotFoundError: A name belongs to a tenant that the caller must not see, whether the adapter
+            exists or not.
+        PermissionDeniedError: The call would change what the caller does not own.
     """
     for path in rule.fields:
         for message, field, shown in named(request, path):
@@ -39,11 +39,11 @@ def settle_name(request: Message, rule: Rule, caller: Caller) -> None:
 
 
 def demand(reference: Reference, field: str, access: Access, caller: Caller) -> None:
-    """Demand that `caller` may do `access` to what the request field `field` refers to.
+    """Demand that `caller` has `access` to what the request field `field` refers to.
 
     Raises:
-        NotFoundError: It belongs to a tenant that the caller must not know of.
-        PermissionDeniedError: The call would change what is not the caller's.
+        NotFoundError: It belongs to a tenant that the caller must not see.
+        PermissionDeniedError: The call would change or create what the caller does not own.
     """
     tenant = reference.tenant
     if caller.sees(tenant) if access is Access.SEE else caller.owns(tenant):
@@ -58,7 +58,7 @@ def demand(reference: Reference, field: str, access: Access, caller: Caller) -> 
 
 
 def named(message: Message, path: str, shown: str = "") -> Iterator[tuple[Message, str, str]]:
-    """Yield each message in which `path` ends, the name of the field there, and the path taken."""
+    """Yield the message, the name and the full path, with indices, of each field at `path`."""
     step, _, rest = path.partition(".")
     if not rest:
         yield message, step, shown + step

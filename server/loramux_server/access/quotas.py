@@ -1,4 +1,4 @@
-"""Whether a tenant may have a request now: its policy, and what it used of it lately."""
+"""Quotas of tenants: request rate, token rate and concurrent requests."""
 
 import math
 import time
@@ -14,29 +14,29 @@ from loramux_server.store.policy import Policy
 
 _MINUTE = 60.0
 _BUSY_DELAY = 1.0
-"""Seconds after which to ask again where one's own requests have to end first."""
+"""Retry delay in seconds if the tenant's own requests have to end first."""
 
 
 class Reserved:
-    """Tokens that are kept for a request: what it does not use is given back.
+    """Tokens reserved for a request; unused ones are returned.
 
-    Some requests may use more than was kept. That is taken as they use it, be it there or not, and
-    the tenant's next request waits until it has come back.
+    Some requests may use more than was reserved. The excess is taken as it is used, into debt if
+    need be, and delays the tenant's next requests until the bucket has refilled.
     """
 
     def __init__(self, num_tokens: int, take: Callable[[int], None]) -> None:
-        """Keep tokens.
+        """Record a reservation.
 
         Args:
-            num_tokens: How many.
-            take: Takes so many more.
+            num_tokens: Tokens reserved.
+            take: Takes so many more from the bucket.
         """
         self.num_tokens = num_tokens
         self.num_used = 0
         self._take = take
 
     def use(self, num_used: int) -> None:
-        """Note that so many are used by now, all together."""
+        """Set the total number of tokens used so far."""
         self.num_used = num_used
         if num_used > self.num_tokens:
             self._take(num_used - self.num_tokens)
@@ -45,7 +45,7 @@ class Reserved:
 
 @dataclass(slots=True)
 class _Use:
-    """What a tenant uses."""
+    """The usage of a tenant under its policy."""
 
     policy: Policy
     requests: TokenBucket | None
@@ -54,7 +54,7 @@ class _Use:
 
 
 class Quotas:
-    """Counts what tenants use that have a policy. Lives on the event loop, but for `refresh`."""
+    """Enforces the policies of tenants. Lives on the event loop, except `refresh`."""
 
     def __init__(
         self,
@@ -65,9 +65,9 @@ class Quotas:
         """Read the policies.
 
         Args:
-            policies: Those of the catalog.
-            file: Has others, which take their place.
-            clock: Seconds that never go back, whatever is done to the wall clock.
+            policies: The policies of the catalog.
+            file: Lists others, which take precedence.
+            clock: A monotonic clock, in seconds.
         """
         self._policies = policies
         self._file = file or AccessFile(None)
@@ -77,27 +77,27 @@ class Quotas:
         self._uses: dict[str, _Use] = {}
 
     def refresh(self) -> None:
-        """Take in policies that changed; may block."""
+        """Reload the policies of the catalog if they changed; may block."""
         revision = self._policies.revision()
         if revision != self._revision:
             self._known = {policy.tenant: policy for policy in self._policies.all()}
             self._revision = revision
 
     def policy(self, tenant: str) -> Policy:
-        """Return what a tenant may use."""
+        """Return the policy of a tenant, by default an unlimited one."""
         return self._policy(tenant) or Policy(tenant=tenant)
 
     @contextmanager
     def request(self, tenant: str, together: int = 1) -> Iterator[None]:
-        """Count a request of `tenant` for as long as the block runs.
+        """Count a request of `tenant` as running during the block.
 
         Args:
-            tenant: Whose request it is.
-            together: How many are made at once, of which this is one.
+            tenant: The tenant.
+            together: Number of requests made at once, including this one.
 
         Raises:
-            FailedPreconditionError: So many at once are never granted.
-            ResourceExhaustedError: Too many began lately, or are under way.
+            FailedPreconditionError: The policy can never admit so many at once.
+            ResourceExhaustedError: Too many started recently, or are running.
         """
         use = self._use(tenant)
         if use is None:
@@ -124,15 +124,15 @@ class Quotas:
 
     @contextmanager
     def tokens(self, tenant: str, num_tokens: int) -> Iterator[Reserved]:
-        """Keep tokens for a request of `tenant`; of those that it did not use the rest comes back.
+        """Reserve tokens for a request of `tenant`; unused ones are returned after the block.
 
         Args:
-            tenant: Whose request it is.
+            tenant: The tenant.
             num_tokens: The most that the request is expected to use, its prompt included.
 
         Raises:
-            ResourceExhaustedError: It used too many lately, or the request wants more than it can
-                ever have.
+            ResourceExhaustedError: The tenant used too many recently, or the request needs more
+                than the quota can ever grant.
         """
         use = self._use(tenant)
         bucket = use.tokens if use else None
@@ -151,7 +151,7 @@ class Quotas:
             bucket.give_back(reserved.num_tokens - reserved.num_used)
 
     def _use(self, tenant: str) -> _Use | None:
-        """Return what `tenant` uses, or None if nobody counts that."""
+        """Return the usage of `tenant`, or None if it has no policy."""
         policy = self._policy(tenant)
         if policy is None:
             self._uses.pop(tenant, None)

@@ -1,4 +1,4 @@
-"""What each call takes: one row for every RPC that the server answers, and no RPC without a row."""
+"""The permission that each RPC requires. An RPC without a row is not served."""
 
 import enum
 from collections.abc import Iterable
@@ -13,21 +13,21 @@ class Access(enum.Enum):
     """What a call does to the adapter that it names."""
 
     SEE = enum.auto()
-    """It has to be the caller's own or a public one."""
+    """It has to be the caller's own or public."""
     CHANGE = enum.auto()
-    """It has to be the caller's own; that a public one is there is no secret."""
+    """It has to be the caller's own; a public one is refused as such, not hidden."""
     CREATE = enum.auto()
-    """The same, and it need not be there."""
+    """It has to be the caller's own, and need not exist."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What one RPC takes."""
+    """What one RPC requires."""
 
     permission: Permission
     field: str = ""
-    """Path of the request field that names an adapter; empty if none does. `[]` ends the name of
-    one that is repeated."""
+    """Path of the request field that names an adapter; empty if none does. `[]` follows the name
+    of a repeated field."""
     access: Access = Access.SEE
     more: tuple[str, ...] = ()
     """Paths of further such fields."""
@@ -67,38 +67,38 @@ RULES = {
     "loramux.v1.AliasService.SetAlias": Rule(_PUBLISH, "name", _CHANGE),
     "loramux.v1.AliasService.DeleteAlias": Rule(_PUBLISH, "name", _CHANGE),
     "loramux.v1.AliasService.RollBackAlias": Rule(_PUBLISH, "name", _CHANGE),
-    # It tells who moved what, which is for the owner.
+    # The history of moves is for the owner only.
     "loramux.v1.AliasService.ListAliasMoves": Rule(_VIEW, "name", _CHANGE),
-    # What is pinned takes room from all tenants.
+    # A pin takes memory from all tenants.
     "loramux.v1.ResidencyService.PinAdapter": Rule(_ADMINISTER, "name", _CHANGE),
     "loramux.v1.ResidencyService.UnpinAdapter": Rule(_ADMINISTER, "name", _CHANGE),
     "loramux.v1.ResidencyService.PrefetchAdapter": Rule(_GENERATE, "name", _SEE),
-    # Deaths of the engine concern all tenants.
+    # Engine crashes concern all tenants.
     "loramux.v1.QuarantineService.ListQuarantined": Rule(_ADMINISTER),
     "loramux.v1.QuarantineService.ClearQuarantined": Rule(_ADMINISTER),
     "loramux.v1.ServerService.GetServerInfo": Rule(_VIEW),
-    # It adds up what all tenants do.
+    # The load is the sum over all tenants.
     "loramux.v1.ServerService.GetServerLoad": Rule(_ADMINISTER),
-    # What health checks tell anyway.
+    # Health checks disclose the same.
     "inference.GRPCInferenceService.ServerLive": Rule(_NONE),
     "inference.GRPCInferenceService.ServerReady": Rule(_NONE),
     "inference.GRPCInferenceService.ServerMetadata": Rule(_VIEW),
-    # A model may be the base, and its version is a field of its own: the service settles the name.
+    # A model may be the base, and its version is a separate field: the service resolves the name.
     "inference.GRPCInferenceService.ModelReady": Rule(_VIEW),
     "inference.GRPCInferenceService.ModelMetadata": Rule(_VIEW),
     "inference.GRPCInferenceService.ModelInfer": Rule(_GENERATE),
     "inference.GRPCInferenceService.ModelStreamInfer": Rule(_GENERATE),
     "grpc.health.v1.Health.Check": Rule(_NONE),
     "grpc.health.v1.Health.Watch": Rule(_NONE),
-    # Of later versions of grpcio-health-checking.
+    # Exists in later versions of grpcio-health-checking.
     "grpc.health.v1.Health.List": Rule(_NONE),
     "grpc.reflection.v1alpha.ServerReflection.ServerReflectionInfo": Rule(_VIEW),
 }
-"""Full name of the method -> what it takes."""
+"""Full method name -> rule."""
 
 
 def method_name(path: str) -> str:
-    """Return the full name of the method that gRPC calls `/package.Service/Method`."""
+    """Return the full name `package.Service.Method` of a gRPC path `/package.Service/Method`."""
     return path.removeprefix("/").replace("/", ".")
 
 

@@ -1,6 +1,6 @@
-"""The secret that stored digests of keys are made with: a file beside the catalog.
+"""The HMAC secret of stored key digests: a file beside the catalog.
 
-Whoever gets hold of the catalog alone, in a backup or a dump, cannot test keys against it.
+Whoever obtains the catalog alone, in a backup or a dump, cannot test keys against it.
 """
 
 import os
@@ -48,10 +48,10 @@ def read_secret(folder: Path) -> bytes:
 
 
 def make_secret(folder: Path) -> bytes:
-    """Return the secret of the store in `folder`, made if there is none.
+    """Return the secret of the store in `folder`, creating it if there is none.
 
     Raises:
-        ServerSecretError: The file that is there cannot be used.
+        ServerSecretError: The existing file cannot be used.
         OSError: It cannot be written.
     """
     path = folder / SECRET_FILE
@@ -63,7 +63,7 @@ def make_secret(folder: Path) -> bytes:
                 file.write(secrets.token_bytes(_BYTES))
                 file.flush()
                 os.fsync(file.fileno())
-            # Linked into place: of two that make one at once, both go on with the same.
+            # Linked into place: two processes that create one at once end up with the same.
             with suppress(FileExistsError):
                 path.hardlink_to(partial)
         finally:

@@ -1,7 +1,7 @@
-"""Which tenants may call: those that nobody disabled.
+"""Which tenants are disabled.
 
-Looked at again several times a second, as keys are, because `loramux tenants` changes it from
-another process.
+Refreshed several times a second, as keys are, because `loramux tenants` changes it from another
+process.
 """
 
 from loramux.errors import PermissionDeniedError
@@ -10,17 +10,17 @@ from loramux_server.store.disabled_tenants import DisabledTenants
 
 
 class Tenants:
-    """Asked on the event loop; `refresh` may run in a thread beside."""
+    """The disabled tenants. Used on the event loop; `refresh` may run concurrently in a thread."""
 
     def __init__(self, disabled: DisabledTenants, file: AccessFile | None = None) -> None:
-        """Read which tenants the catalog, or a file, says are disabled."""
+        """Read which tenants are disabled in the catalog; those of `file` count as well."""
         self._disabled = disabled
         self._file = file or AccessFile(None)
         self._revision = disabled.revision()
         self._known = frozenset(disabled.all())
 
     def refresh(self) -> None:
-        """Take in what changed in the catalog; may block."""
+        """Reload the disabled tenants of the catalog if they changed; may block."""
         revision = self._disabled.revision()
         if revision != self._revision:
             self._known = frozenset(self._disabled.all())
@@ -32,7 +32,7 @@ class Tenants:
 
 
 def tenant_disabled(tenant: str) -> PermissionDeniedError:
-    """Return the error for a caller who is known and whose tenant is disabled."""
+    """Return the error for an authenticated caller whose tenant is disabled."""
     return PermissionDeniedError(
         f"tenant {tenant!r} is disabled; what it has is kept, and an operator lets it call again "
         f"with `loramux tenants enable {tenant}`, or in the file of --access",

@@ -1,7 +1,7 @@
-"""Certificates of the server, and of whoever may connect. Files that change are taken in.
+"""TLS certificates of the server and authorities for clients, reloaded when their files change.
 
-A pair that does not match, because one of the files was written and not yet the other, is left
-until it does.
+A certificate and key that do not match, because only one of them has been replaced yet, are not
+used until they do.
 """
 
 import logging
@@ -20,23 +20,23 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """What the files held, and the state that they were in."""
+    """The content of the files, and their stamps when they were read."""
 
     stamps: Stamps
     configuration: grpc.ServerCertificateConfiguration
 
 
 class ServerTls:
-    """Owns the certificates. `refresh` looks at the files; handshakes take what it found."""
+    """Owns the certificates. `refresh` checks the files; handshakes use the newest loaded pair."""
 
     def __init__(self, certificate: Path, key: Path, client_ca: Path | None) -> None:
         """Read the files.
 
         Args:
-            certificate: Chain of the server, PEM.
+            certificate: Certificate chain of the server, PEM.
             key: Its private key, PEM, not encrypted.
-            client_ca: Authorities, PEM, one of which has to have signed a client's certificate;
-                None lets clients connect without one.
+            client_ca: CA certificates, PEM, one of which has to have signed the client's
+                certificate; None lets clients connect without one.
 
         Raises:
             ConfigError: They cannot be used; the message says why.
@@ -45,18 +45,18 @@ class ServerTls:
         self.key = key
         self.client_ca = client_ca
         self.on_change: Callable[[], object] = lambda: None
-        """Called when other files were taken in."""
+        """Called after changed files were loaded."""
         try:
             self._loaded = self._load()
         except (OSError, ValueError) as error:
             raise ConfigError(_what_is_wrong(error)) from None
         self._shown = self._loaded
         self._refused: Stamps | None = None
-        """The last state of the files that could not be used."""
+        """Stamps at the last attempt to reload, so that a failed one is not repeated."""
 
     @classmethod
     def of(cls, config: ServerConfig) -> "ServerTls | None":
-        """Return what `config` asks for.
+        """Return the certificates that `config` names; None if it names none.
 
         Raises:
             ConfigError: The files cannot be used.
@@ -67,7 +67,7 @@ class ServerTls:
         return cls(Path(config.tls_cert), Path(config.tls_key), client_ca)
 
     def credentials(self) -> grpc.ServerCredentials:
-        """Return credentials that are the newest ones in every handshake."""
+        """Return credentials that use the newest certificates in every handshake."""
         credentials: grpc.ServerCredentials = grpc.dynamic_ssl_server_credentials(
             self._loaded.configuration,
             self._newest,  # type: ignore[arg-type]  # None is allowed: nothing changed
@@ -76,7 +76,7 @@ class ServerTls:
         return credentials
 
     def refresh(self) -> None:
-        """Take in files that changed; what cannot be used is left, and said once."""
+        """Reload changed files; unusable ones are ignored, and logged once."""
         found = self._stamps()
         if found in (self._loaded.stamps, self._refused):
             return
@@ -92,7 +92,7 @@ class ServerTls:
         self.on_change()
 
     def _newest(self) -> grpc.ServerCertificateConfiguration | None:
-        """Return what a handshake is to take from now on, or None if it is what it has."""
+        """Return the configuration for handshakes from now on, or None if it has not changed."""
         loaded = self._loaded
         if loaded is self._shown:
             return None

@@ -1,23 +1,23 @@
-"""How many requests somebody makes at once by one of their own, such as a list of prompts."""
+"""The number of calls into which one client request was split, such as a list of prompts."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
 TOGETHER_KEY = "x-requests-together"
-"""Metadata with which a gateway tells into how many calls it cut one request."""
+"""Metadata in which a gateway sends the number of calls into which it split a request."""
 _MOST_DIGITS = 9
 
 _together: ContextVar[int] = ContextVar("together", default=1)
 
 
 def together() -> int:
-    """Return how many requests the one that is handled is made with, itself included."""
+    """Return the number of calls of the current request, this one included."""
     return _together.get()
 
 
 def enter_together(metadata: Iterable[tuple[str, str | bytes]]) -> None:
-    """Take from the metadata of a call, in this task from now on, with how many it was made."""
+    """Set that number from the metadata of a call, for this task from now on."""
     for key, value in metadata:
         is_count = isinstance(value, str) and value.isascii() and value.isdigit()
         if key == TOGETHER_KEY and is_count and len(value) <= _MOST_DIGITS:
@@ -26,7 +26,7 @@ def enter_together(metadata: Iterable[tuple[str, str | bytes]]) -> None:
 
 @contextmanager
 def making(count: int) -> Iterator[None]:
-    """Let the block make `count` requests at once."""
+    """Set that number to `count` within the block."""
     token = _together.set(count)
     try:
         yield

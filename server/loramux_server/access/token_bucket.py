@@ -1,16 +1,16 @@
-"""A token bucket: so much at once, and then so much in a second. Knows no clock."""
+"""A token bucket: a burst, then a rate. The caller passes the time."""
 
 
 class TokenBucket:
-    """What may be taken fills up again with time."""
+    """A token bucket whose level may become negative."""
 
     def __init__(self, *, rate: float, capacity: float, now: float) -> None:
         """Begin full.
 
         Args:
-            rate: What comes back in a second.
-            capacity: The most that there is.
-            now: Seconds of a clock that never goes back.
+            rate: Refill per second.
+            capacity: Size of the bucket.
+            now: Seconds of a monotonic clock.
         """
         self.rate = rate
         self.capacity = capacity
@@ -18,19 +18,19 @@ class TokenBucket:
         self._since = now
 
     def wait(self, amount: float, now: float) -> float:
-        """Return the seconds until `amount` is there; infinite if it never will be."""
+        """Return the seconds until `amount` is available; infinite if it never will be."""
         self._fill(now)
         if amount > self.capacity:
             return float("inf")
         return max(0.0, (amount - self._level) / self.rate)
 
     def take(self, amount: float, now: float) -> None:
-        """Take `amount`; what is not there is owed."""
+        """Take `amount`, into debt if need be."""
         self._fill(now)
         self._level -= amount
 
     def give_back(self, amount: float) -> None:
-        """Put back what was taken and not used."""
+        """Return what was taken but not used."""
         self._level = min(self.capacity, self._level + amount)
 
     def _fill(self, now: float) -> None:
