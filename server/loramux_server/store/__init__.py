@@ -1,1 +1,1 @@
-"""What is registered, where its bytes are, and whether a base can serve it; imports no torch."""
+"""The adapter store: names, package files, and checks against the base. Imports no torch."""

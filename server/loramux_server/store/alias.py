@@ -1,4 +1,4 @@
-"""Aliases: tags that move from version to version, or stand for several by weight."""
+"""Aliases: tags that move from version to version, or split keys between several by weight."""
 
 import bisect
 import datetime
@@ -10,21 +10,21 @@ from dataclasses import dataclass
 
 MAX_WEIGHT = 10_000
 MAX_VERSIONS = 16
-"""Versions that one alias may stand for at once."""
+"""Versions among which one alias may split."""
 
 _HASH_SPACE = 1 << 64
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """The versions that an alias stands for, and how many of the keys each of them gets."""
+    """The versions that an alias resolves to, each with its share of the keys."""
 
     weights: tuple[tuple[int, int], ...] = ()
-    """(version, weight), in the order of the versions; none where there is no alias."""
+    """(version, weight), sorted by version; empty if there is no alias."""
 
     @classmethod
     def of(cls, weights: Mapping[int, int]) -> "Split":
-        """Return the split of `weights`, by version; what stands for one version is equal.
+        """Return the split of `weights`, by version. A single version always gets weight 1.
 
         Raises:
             ValueError: There are too many versions, or a weight is out of range.
@@ -51,8 +51,8 @@ class Split:
     def choose(self, key: str) -> int:
         """Return the version for `key`: always the same one while the weights are.
 
-        Versions lie side by side in their order, so a weight that grows takes keys from its
-        neighbours alone.
+        Versions own consecutive ranges of the hash space, in order, so a growing weight moves keys
+        only towards its version.
         """
         if len(self.weights) == 1:
             return self.weights[0][0]
@@ -67,7 +67,7 @@ class Split:
 
     @classmethod
     def load(cls, text: str) -> "Split":
-        """Return what `dump` made text of."""
+        """Return the split that `dump` wrote as `text`."""
         return cls(tuple((int(version), weight) for version, weight in json.loads(text).items()))
 
     def __str__(self) -> str:
@@ -85,10 +85,10 @@ class Move:
     name: str
     alias: str
     before: Split
-    """Stands for nothing where the alias was new."""
+    """Empty if the alias was new."""
     after: Split
-    """Stands for nothing where the alias was taken away."""
+    """Empty if the alias was deleted."""
     moved_at: datetime.datetime
     moved_by: str
     number: int = 0
-    """Counts the moves of all aliases; 0 until it is in the catalog."""
+    """Sequence number among the moves of all aliases; 0 until it is in the catalog."""

@@ -1,4 +1,4 @@
-"""Moves of aliases: compare and set, back again, and who did it when."""
+"""Moving aliases: compare-and-swap, rollback, and the history of moves."""
 
 import datetime
 import threading
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from loramux_server.store.catalog import Catalog
 
 PRIMARY = "primary"
-"""Who moves an alias of a replica."""
+"""`moved_by` of moves that a replica mirrors."""
 
 
 class Aliases:
-    """The aliases of all adapters. Threads may share it; all that changes something may block."""
+    """The aliases of all adapters. Thread-safe; methods that change something may block."""
 
     def __init__(
         self, catalog: "Catalog", names: Names, writing: Writing, lock: threading.Lock
@@ -33,25 +33,25 @@ class Aliases:
         """Work on what the registry owns.
 
         Args:
-            catalog: Where moves go first.
-            names: What they change in memory.
+            catalog: Where moves are written first.
+            names: The same in memory.
             writing: Held while a move is written.
-            lock: Held to look at `names` or change it.
+            lock: Held to read or change `names`.
         """
         self._catalog = catalog
         self._names = names
         self._writing = writing
         self._lock = lock
         self.on_move: Callable[[Move], object] = lambda move: None
-        """Called with each move that is durable, from any thread."""
+        """Called with each move once it is durable, from any thread."""
 
     def of(self, adapter: tuple[str, str]) -> dict[str, Split]:
-        """Return what each alias of an adapter stands for."""
+        """Return the split of each alias of an adapter."""
         with self._lock:
             return self._names.aliases(adapter)
 
     def of_version(self, record: AdapterRecord) -> list[str]:
-        """Return the aliases that stand for a version, alone or beside others."""
+        """Return the aliases that include a version, alone or among others."""
         found = self.of(record.adapter).items()
         return sorted(alias for alias, split in found if record.version in split.versions)
 
@@ -64,19 +64,19 @@ class Aliases:
         by: str,
         expected: Mapping[int, int] | None = None,
     ) -> Split:
-        """Let `alias` of an adapter stand for versions by weight, and return that.
+        """Point `alias` of an adapter at versions by weight, and return the new split.
 
         Args:
             reference: The adapter.
-            alias: The tag that moves.
-            weights: Weight by version; nothing takes the alias away.
+            alias: The alias to move.
+            weights: Weight by version; empty deletes the alias.
             by: Who moves it.
-            expected: What it has to stand for before, or nothing if it must not be there yet.
+            expected: Its current weights, empty if it must not exist; None skips this check.
 
         Raises:
             InvalidArgumentError: The alias or a weight is not allowed.
-            NotFoundError: The adapter or a version is not there, or what is taken away is not.
-            AbortedError: The alias does not stand for what was expected.
+            NotFoundError: There is no such adapter or version, or no such alias to delete.
+            AbortedError: The alias is not as expected.
         """
         check_alias(alias, "alias")
         after = _split(weights, "weights")
@@ -99,11 +99,12 @@ class Aliases:
             return self._move(reference, alias, before, after, by)
 
     def roll_back(self, reference: Reference, alias: str, *, by: str) -> Split:
-        """Let `alias` stand for what it stood for before its last move, and return that.
+        """Undo the last move of `alias`, as another move, and return the new split.
 
         Raises:
             NotFoundError: There is no such adapter or alias.
-            FailedPreconditionError: It stood for nothing, or for a version that was deleted.
+            FailedPreconditionError: It did not exist before, or included a version that was
+                deleted.
         """
         check_alias(alias, "alias")
         adapter = (reference.tenant, reference.name)
@@ -125,9 +126,9 @@ class Aliases:
             return self._move(reference, alias, now, after, by)
 
     def mirror(self, reference: Reference, theirs: Mapping[str, Split]) -> None:
-        """Let the aliases of an adapter stand for what those of a primary do.
+        """Make the aliases of an adapter equal to those of a primary.
 
-        Of a version that is not here yet, the alias stays where it is.
+        An alias that includes a version that is not here yet stays as it is.
         """
         adapter = (reference.tenant, reference.name)
         with self._writing:
@@ -142,7 +143,7 @@ class Aliases:
     def history(
         self, reference: Reference, alias: str, *, before: int | None, limit: int
     ) -> list[Move]:
-        """Return moves of an alias, the newest first, at most `limit` and older than `before`."""
+        """Return moves of an alias, newest first: at most `limit`, with numbers below `before`."""
         check_alias(alias, "alias")
         return self._catalog.moves(
             (reference.tenant, reference.name), alias, before=before, limit=limit

@@ -1,7 +1,7 @@
-"""Packages on disk, each under its digest.
+"""Package files on disk, each under its digest.
 
-A blob is staged, synced, linked to its final name and the folder synced, in this order; so a name
-below `blobs` always has all of its bytes, whatever moment the power failed.
+A blob is staged, synced and linked to its final name, and then the folder is synced. So a name
+below `blobs` always has all of its bytes, whenever the power failed.
 """
 
 import logging
@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 _PIECE = 1 << 20
 _RESUMABLE = ".upload"
-"""Ends the names of staged files that a restart keeps."""
+"""Suffix of staged files that a restart keeps."""
 
 
 class StoreLockedError(Exception):
@@ -29,35 +29,35 @@ class StoreLockedError(Exception):
 
 
 class Staged:
-    """A file that is being written and not yet part of the store."""
+    """A file that is being written and is not yet part of the store."""
 
     def __init__(self, path: Path, file: BinaryIO, reserve: Reserve | None) -> None:
         self.path = path
         self.file = file
-        """Readable and writable; what is checked through it is what is published."""
+        """Readable and writable; checks read through it, so they see what is published."""
         self.size = 0
         self.is_inherited = False
-        """Whether an earlier server wrote a part of it, which a power cut may have damaged."""
+        """Whether an earlier server wrote part of it, which a power cut may have damaged."""
         self.is_leased = False
-        """Whether it keeps the blob of its content, until it is discarded."""
+        """Whether it holds a lease on the blob of its content until it is discarded."""
         self._reserve = reserve
         self._digest, self._seal = Digest(), Seal()
 
     @property
     def digest(self) -> str:
-        """Identity of what was written so far."""
+        """SHA-256 of what was written so far."""
         return self._digest.text()
 
     @property
     def seal(self) -> str:
-        """What the same bytes have besides."""
+        """Seal (BLAKE3) of what was written so far."""
         return self._seal.text()
 
     def write(self, piece: bytes) -> None:
         """Append `piece`.
 
         Raises:
-            OSError: It cannot be kept, or not without the room of the reserve.
+            OSError: It cannot be written, or only into the space of the reserve.
         """
         if self._reserve:
             self._reserve.demand()
@@ -65,7 +65,7 @@ class Staged:
         self._take_in(piece)
 
     def catch_up(self) -> None:
-        """Take in what an earlier server wrote."""
+        """Hash and count what an earlier server process wrote."""
         while piece := self.file.read(_PIECE):
             self._take_in(piece)
         self.is_inherited = self.size > 0
@@ -77,24 +77,24 @@ class Staged:
 
 
 class Blobs:
-    """A folder of packages: `blobs/ab/ab…`, and `staging` beside it."""
+    """The package files `blobs/ab/ab…`, with `staging` beside them."""
 
     def __init__(self, folder: Path, files: Files) -> None:
-        """Open the store in `folder` and keep others out of it.
+        """Open the store in `folder` and lock it.
 
         Raises:
             StoreLockedError: Another server uses it.
         """
         self._files = files
         self.reserve: Reserve | None = None
-        """Room on this disk that packages may not take."""
+        """Space on this disk that packages may not take."""
         self._blobs = folder / "blobs"
         self._staging = folder / "staging"
         for path in (folder, self._blobs, self._staging):
             files.make_folder(path)
             files.sync_folder(path.parent)
         self._durable: set[Path] = set()
-        """Folders of blobs whose own names are known to survive a power cut."""
+        """Folders of blobs whose own directory entries are known to be synced."""
         try:
             self._lock = files.lock(folder / "lock")
         except BlockingIOError:
@@ -106,16 +106,16 @@ class Blobs:
         return self._blobs / hexadecimal[:2] / hexadecimal
 
     def stage(self) -> Staged:
-        """Open a new file to write to."""
+        """Open a new staging file."""
         path = self._staging / f"{secrets.token_hex(16)}.part"
         return Staged(path, self._files.create(path, must_not_exist=True), self.reserve)
 
     def has_upload(self, upload_id: str) -> bool:
-        """Return whether there is a file of an upload that may go on."""
+        """Return whether there is a file of this resumable upload."""
         return self._upload(upload_id).exists()
 
     def resume(self, upload_id: str) -> Staged:
-        """Open the file of an upload that may have begun earlier; what came of it is read."""
+        """Open the file of a resumable upload, new or begun earlier; existing content is hashed."""
         path = self._upload(upload_id)
         staged = Staged(path, self._files.create(path, must_not_exist=False), self.reserve)
         try:
@@ -127,10 +127,10 @@ class Blobs:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        """Make a folder for what is not a package yet; it goes with what is in it.
+        """Make a temporary folder for what is not a package yet; it is deleted after the block.
 
         Raises:
-            OSError: There is no room for it.
+            OSError: The disk is too full.
         """
         if self.reserve:
             self.reserve.demand()
@@ -138,24 +138,27 @@ class Blobs:
             yield Path(folder)
 
     def open(self, digest: str) -> BinaryIO:
-        """Open a blob to read.
+        """Open a blob for reading.
 
         Raises:
-            FileNotFoundError: It is gone, though it should be there.
+            FileNotFoundError: It is missing.
         """
         return self._files.open(self.path(digest))
 
     def drop_uploads(self, before: float, in_use: Collection[Path]) -> None:
-        """Delete files of uploads, except those `in_use`, that nobody wrote to since `before`."""
+        """Delete files of uploads that were last written before `before`, except those `in_use`.
+
+        `before` is in seconds since the epoch.
+        """
         for path in self._files.entries(self._staging):
             is_left = path.suffix == _RESUMABLE and path not in in_use
-            # One that ends meanwhile is no error.
+            # An upload may end, and its file go, meanwhile.
             with suppress(FileNotFoundError):
                 if is_left and self._files.modified(path) < before:
                     self._files.remove(path)
 
     def seal_of(self, digest: str) -> str | None:
-        """Return the seal of a blob; None if it cannot be read, or has not the bytes it should."""
+        """Return the seal of a blob, read in full; None if it cannot be read or is damaged."""
         found, seal = Digest(), Seal()
         try:
             with self.open(digest) as file:
@@ -167,20 +170,20 @@ class Blobs:
         return seal.text() if found.text() == digest else None
 
     def discard(self, staged: Staged) -> None:
-        """Close and delete what was staged; if it was published, the blob stays."""
+        """Close and delete a staged file; if it was published, the blob stays."""
         try:
             self._files.remove(staged.path)
         except OSError as error:
             _log.warning("cannot delete %s, a later start will: %s", staged.path.name, error)
-        # What could not be written is of no use any more.
+        # Closing flushes; an error does not matter for a deleted file.
         with suppress(OSError):
             staged.file.close()
 
     def publish(self, staged: Staged) -> Path:
-        """Make what was staged durable under its digest and return its path."""
+        """Make a staged file durable under its digest and return the path there."""
         self._files.sync(staged.file)
         target = self.path(staged.digest)
-        # A folder that is there may be one whose name was not durable yet when a server ended.
+        # An existing folder may be from a server that ended before it was synced.
         if target.parent not in self._durable:
             self._files.make_folder(target.parent)
             self._files.sync_folder(self._blobs)
@@ -188,13 +191,13 @@ class Blobs:
         try:
             self._files.link(staged.path, target)
         except FileExistsError:
-            # The same content, or a damaged copy of it: either way this one is right.
+            # The same content or a damaged copy of it; the new file is right in both cases.
             self._files.replace(staged.path, target)
         self._files.sync_folder(target.parent)
         return target
 
     def remove(self, digest: str) -> None:
-        """Delete a blob; one that cannot be deleted is left to the next start."""
+        """Delete a blob; if that fails, the next start will."""
         try:
             self._files.remove(self.path(digest))
         except OSError as error:
@@ -203,7 +206,7 @@ class Blobs:
             self.reserve.keep()
 
     def recover(self, referenced: Collection[str]) -> None:
-        """Delete what a crash left and nothing goes on with: staged files and blobs."""
+        """Delete what a crash left: staged files, except resumable uploads, and unused blobs."""
         for path in self._files.entries(self._staging):
             if path.is_dir():
                 shutil.rmtree(path)
@@ -218,5 +221,5 @@ class Blobs:
         return self._staging / f"{upload_id}{_RESUMABLE}"
 
     def close(self) -> None:
-        """Let another server use the store."""
+        """Unlock the store."""
         self._lock.close()

@@ -1,7 +1,7 @@
-"""The versions of adapters and what tags stand for, in a database.
+"""The catalog: versions of adapters, aliases, keys and policies, in a database.
 
-SQLite by default: write-ahead log, synchronous=FULL, one writer. What a method that changes
-something has returned from survives a crash and a power cut.
+SQLite by default: write-ahead log, synchronous=FULL, one writer. A change survives a crash and a
+power cut once its method has returned.
 """
 
 import contextlib
@@ -30,39 +30,39 @@ Contents = tuple[
 
 
 class CatalogUrlError(Exception):
-    """A URL leads to no database that can be opened."""
+    """A catalog URL is not valid, or its driver is missing."""
 
 
 class CatalogAwayError(CatalogUrlError):
-    """A database does not answer, or lets nobody in; it may do so later."""
+    """A database does not answer or refuses the login; a later attempt may succeed."""
 
 
 _LISTS = ("target_modules", "invocation")
-"""Columns that are kept as JSON."""
+"""Columns that are stored as JSON."""
 
 
 class Catalog:
-    """Versions, aliases and their moves, durable."""
+    """The durable state of a store, except package files."""
 
     def __init__(self, url: str, reserve: Reserve | None = None) -> None:
-        """Open the database at the SQLAlchemy URL `url`; an older one is brought up to date.
+        """Open the database at the SQLAlchemy URL `url`; an older format is migrated.
 
         Args:
-            url: Where it is.
-            reserve: Has room for small changes where its disk is full.
+            url: The URL.
+            reserve: Disk space for small changes when the disk is full.
 
         Raises:
             NewerFormatError: A newer version of the server wrote it.
         """
-        # A database elsewhere may have been started again since the last question.
+        # A remote database may have restarted since the last query.
         self._engine = sa.create_engine(url, pool_pre_ping=True)
         self.reserve = reserve
         self._transactions = Transactions(self._engine, reserve)
         self.is_unsure = False
-        """Whether a write failed that may have come through all the same; who knows clears it."""
+        """Whether a failed write may still have been committed; whoever finds out clears it."""
         if self._engine.dialect.name == "sqlite":
             sa.event.listen(self._engine, "connect", _configure_sqlite)
-            # The driver's own transactions leave out what changes tables.
+            # The driver's implicit transactions do not include DDL.
             sa.event.listen(self._engine, "begin", lambda c: c.exec_driver_sql("BEGIN"))
         try:
             self._transactions.small(partial(prepare, default_tenant=DEFAULT_TENANT))
@@ -70,11 +70,8 @@ class Catalog:
             self.close()
             raise
         self.keys = KeyRecords(self._transactions)
-        """Who may call."""
         self.policies = Policies(self._transactions)
-        """What tenants may use."""
         self.disabled_tenants = DisabledTenants(self._transactions)
-        """Who may not call whatever key is shown."""
 
     @classmethod
     def in_folder(cls, folder: Path) -> "Catalog":
@@ -83,11 +80,11 @@ class Catalog:
 
     @classmethod
     def at(cls, url: str | None, folder: Path) -> "Catalog":
-        """Open the catalog at `url`, or the one in `folder` if there is none.
+        """Open the catalog at `url`, or the one in `folder` if `url` is None.
 
         Raises:
             CatalogAwayError: The database does not answer.
-            CatalogUrlError: It is no URL, or there is no driver for it; the message says which.
+            CatalogUrlError: The URL is not valid, or its driver is missing; the message says which.
             NewerFormatError: A newer version of the server wrote it.
         """
         if url is None:
@@ -104,11 +101,11 @@ class Catalog:
             ) from None
 
     def contents(self) -> Contents:
-        """Return all that references stand for: versions, the newest numbers, and aliases."""
+        """Return all that references resolve to: versions, the last numbers, and aliases."""
         return list(self.versions()), self.last_versions(), list(self.aliases())
 
     def versions(self) -> Iterator[AdapterRecord]:
-        """Yield every version, those of a name in order."""
+        """Yield every version, sorted by tenant, name and number."""
         order = (versions.c.tenant, versions.c.name, versions.c.version)
         with self._transactions.read() as connection:
             for row in connection.execute(sa.select(versions).order_by(*order)):
@@ -120,12 +117,12 @@ class Catalog:
                 yield AdapterRecord(**values)
 
     def last_versions(self) -> dict[tuple[str, str], int]:
-        """Return the newest number that was ever given, by tenant and name."""
+        """Return the last version number ever assigned, by tenant and name."""
         with self._transactions.read() as connection:
             return {(row[0], row[1]): row[2] for row in connection.execute(sa.select(names))}
 
     def aliases(self) -> Iterator[tuple[tuple[str, str], str, Split]]:
-        """Yield tenant and name, alias, and what it stands for."""
+        """Yield ((tenant, name), alias, split)."""
         with self._transactions.read() as connection:
             for tenant, name, alias, split in connection.execute(sa.select(aliases)):
                 yield (tenant, name), alias, Split.load(split)
@@ -133,7 +130,7 @@ class Catalog:
     def moves(
         self, adapter: tuple[str, str], alias: str, *, before: int | None, limit: int
     ) -> list[Move]:
-        """Return moves of an alias, the newest first, at most `limit` and older than `before`."""
+        """Return moves of an alias, newest first: at most `limit`, with numbers below `before`."""
         found = _of(moves, adapter) & (moves.c.alias == alias)
         if before is not None:
             found &= moves.c.number < before
@@ -142,7 +139,7 @@ class Catalog:
             return [_move(row) for row in connection.execute(query)]
 
     def add(self, record: AdapterRecord, replaced: Collection[AdapterRecord] = ()) -> None:
-        """Keep a new version in place of those `replaced`."""
+        """Insert a new version and delete those `replaced`."""
         values = {column.name: getattr(record, column.name) for column in versions.columns}
         values |= {column: json.dumps(values[column]) for column in _LISTS}
         number = {"last_version": record.version}
@@ -161,7 +158,7 @@ class Catalog:
         self._change(add)
 
     def update(self, record: AdapterRecord) -> None:
-        """Keep what may change of a version: its stamp, its seal, its pin, and when it expires."""
+        """Store the mutable fields of a version: stamp, seal, pin and expiry time."""
         found = _of(versions, record.adapter) & (versions.c.version == record.version)
         changed = {
             column: getattr(record, column)
@@ -171,7 +168,7 @@ class Catalog:
         self._change(lambda connection: connection.execute(update), is_small=True)
 
     def keep_seals(self, seals: Mapping[str, str]) -> None:
-        """Keep the seals of all versions that have this content: digest -> seal."""
+        """Store the seals of all versions with these contents: digest -> seal."""
 
         def keep(connection: sa.Connection) -> None:
             for digest, seal in seals.items():
@@ -181,7 +178,7 @@ class Catalog:
         self._change(keep)
 
     def remove(self, records: Collection[AdapterRecord]) -> None:
-        """Forget versions; with the last one of an adapter go its aliases and their moves."""
+        """Delete versions; with the last one of an adapter, also its aliases and their moves."""
 
         def forget(connection: sa.Connection) -> None:
             _delete(connection, records)
@@ -194,7 +191,7 @@ class Catalog:
         self._change(forget, is_small=True)
 
     def move(self, move: Move) -> None:
-        """Let an alias stand for something else, and keep how it came to that."""
+        """Store what an alias resolves to from now on, and append the move to its history."""
         adapter = (move.tenant, move.name)
         which = {"tenant": move.tenant, "name": move.name, "alias": move.alias}
 
@@ -217,23 +214,23 @@ class Catalog:
         self._change(write, is_small=True)
 
     def note(self, key: str) -> str | None:
-        """Return what was kept under `key` about the store as a whole."""
+        """Return the note `key` about the store as a whole; None if there is none."""
         with self._transactions.read() as connection:
             return connection.scalar(sa.select(store.c.value).where(store.c.key == key))
 
     def first_note(self, key: str, value: str) -> str:
-        """Keep `value` under `key` unless something is there, and return what is there then."""
+        """Store `value` as note `key` unless there is one, and return the stored note."""
         if (found := self.note(key)) is not None:
             return found
         insert = sa.insert(store).values(key=key, value=value)
-        with contextlib.suppress(sa.exc.IntegrityError):  # somebody else was first
+        with contextlib.suppress(sa.exc.IntegrityError):  # another server was first
             self._change(lambda connection: connection.execute(insert), is_small=True)
         found = self.note(key)
         assert found is not None
         return found
 
     def keep_note(self, key: str, value: str) -> None:
-        """Keep `value` under `key`."""
+        """Store `value` as note `key`."""
 
         def write(connection: sa.Connection) -> None:
             connection.execute(sa.delete(store).where(store.c.key == key))
@@ -248,7 +245,7 @@ class Catalog:
             self.reserve.close()
 
     def _change(self, change: Callable[[sa.Connection], object], *, is_small: bool = False) -> None:
-        """Make one transaction of `change`, which is small or frees something if that is said."""
+        """Run `change` in a transaction; `is_small` if it needs little space or frees some."""
         run = self._transactions.small if is_small else self._transactions.large
         try:
             run(change)
@@ -279,7 +276,7 @@ def _move(row: sa.Row[tuple[object, ...]]) -> Move:
 
 
 def _configure_sqlite(connection: sa.engine.interfaces.DBAPIConnection, _: object) -> None:
-    connection.isolation_level = None  # transactions begin where SQLAlchemy says so
+    connection.isolation_level = None  # SQLAlchemy begins transactions, not the driver
     cursor = connection.cursor()
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=5000"):
         cursor.execute(f"PRAGMA {pragma}")

@@ -1,4 +1,4 @@
-"""Whether a package can be served, before anybody can name it."""
+"""Checking whether a package can be served on the base model, before it gets a name."""
 
 import datetime
 from collections.abc import Iterable, Mapping
@@ -35,7 +35,7 @@ _KINDS = {ModelKind.ENCODER: "an encoder", ModelKind.SEQ2SEQ: "an encoder with a
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServedBase:
-    """What the base model allows an adapter to be."""
+    """The properties of the base model and the server that an adapter has to fit."""
 
     layers: Mapping[str, tuple[int, int]]
     """Name of each layer that can be changed -> (in_features, out_features)."""
@@ -44,47 +44,47 @@ class ServedBase:
     max_host_bytes: int
     """Bytes that fit the host's adapter memory."""
     resting: Resting
-    """In which format an adapter rests there."""
+    """The format of resident adapters."""
     vocab_size: int
-    """Tokens that the model has."""
+    """Number of tokens of the model."""
     tokenizer_json: str | None
-    """Its tokenizer; None where it has none."""
+    """Its tokenizer; None if it has none."""
     row_bytes: int
     """Bytes of a rank row over all layers."""
     parameters: Mapping[str, tuple[int, ...]]
     """Name of each parameter that can be replaced -> its shape."""
     sight_layers: Mapping[str, tuple[int, int]]
-    """Name of each linear layer that sees images -> likewise."""
+    """Name of each linear layer of the vision modules -> (in_features, out_features)."""
     sight_parameters: Mapping[str, tuple[int, ...]]
-    """Name of each parameter of modules that see images -> its shape."""
+    """Name of each parameter of the vision modules -> its shape."""
     blindness: str
-    """That the base sees no images, and why; empty where it sees them."""
+    """The message that the base takes no images, and why; empty if it takes them."""
     experts: Mapping[str, ExpertsShape]
     """Name of each layer's experts that can be changed -> their shape."""
     heads: Mapping[str, HeadShape]
-    """What is behind the layers, by task; see `ModelInfo.heads`."""
+    """The shape of the head, by task; see `ModelInfo.heads`."""
     vocabulary: BaseVocabulary
-    """Where tokens go in and come out."""
+    """The input embeddings and the output layer."""
     takes_edits: bool
-    """Whether adapters may do more than low-rank changes."""
+    """Whether adapters may contain more than low-rank changes."""
     token: TokenShape
-    """What it makes of a token."""
+    """Shape of a token's embedding and cache entries."""
     context_length: int
-    """Tokens of a prompt, of its completion, and of what an adapter puts before them."""
+    """Most tokens of virtual tokens, prompt and completion together."""
     source_length: int = 0
-    """Tokens of it that are for what an encoder reads, where a decoder writes the rest."""
+    """The part of it that is for the encoder's input; 0 unless the base is an encoder-decoder."""
     kind: ModelKind = ModelKind.DECODER
-    """What it makes of a text."""
+    """Decoder, encoder, or both."""
     identity: BaseIdentity = UNKNOWN
     """Which model it is."""
     is_strict: bool = False
-    """Whether an adapter that says that it was made for another is refused."""
+    """Whether an adapter that seems to be made for another base is refused."""
     folder: BaseFolder | None = None
-    """The folder that the base was loaded from; None where it is not at hand."""
+    """The folder that the base was loaded from; None if it is not available."""
 
     @classmethod
     def of(cls, model: ModelInfo, *, max_host_bytes: int) -> Self:
-        """Return what `model` allows where the host's adapter memory is so large."""
+        """Return the limits of `model` with this much host memory for adapters."""
         return cls(
             layers=_features(model.layers),
             parameters={name: tuple(shape) for name, shape in model.parameters.items()},
@@ -114,7 +114,7 @@ class ServedBase:
 
     @property
     def row_size(self) -> RowSize:
-        """How much a rank row holds."""
+        """The size of a rank row, for converting other sizes to rows."""
         return RowSize(self.row_bytes, self.resting.row_item_bytes)
 
     def features_of(self, module: str) -> tuple[int, int] | None:
@@ -134,10 +134,10 @@ class ServedBase:
         return self.layers
 
     def most_virtual(self, virtual: VirtualTokens) -> int:
-        """Return how many such virtual tokens leave room for a prompt and a completion."""
+        """Return the most such virtual tokens that leave room for a prompt and a completion."""
         if not self.source_length:
             return self.context_length - 2
-        # Keys and values stand before what is written, and embeddings before what is read.
+        # Keys and values precede the decoder's tokens, embeddings the encoder's.
         written = self.context_length - self.source_length
         return written - 2 if virtual.has_cache else self.source_length - 1
 
@@ -208,7 +208,7 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
 
 
 def _check_embeddings(contents: Contents, base: ServedBase) -> None:
-    """Demand that no adapter brings embeddings of virtual tokens and of all others."""
+    """Refuse an adapter that has both embeddings of virtual tokens and of the base's tokens."""
     if contents.virtual is None or contents.virtual.has_cache:
         return
     for edit in contents.edits:
@@ -244,7 +244,7 @@ def _check_invocation(invocation: tuple[int, ...], base: ServedBase) -> None:
 
 
 def record_of(reference: Reference, staged: Staged, package: Package) -> AdapterRecord:
-    """Return what is to be known of a package that was uploaded and checked."""
+    """Return the record of a checked package, as an upload without a version number."""
     return AdapterRecord(
         tenant=reference.tenant,
         name=reference.name,
@@ -278,7 +278,11 @@ def num_bytes(package: Package) -> int:
 
 
 def _check_notes(package: Package, base: ServedBase) -> None:
-    """Demand that requests can be served as the package wants where they do not say."""
+    """Demand that the chat template, added tokens and generation defaults of the package are valid.
+
+    Raises:
+        PackageError: One is not.
+    """
     template, generation = (package.notes.get(name) for name in ("chat_template", "generation"))
     if isinstance(template, str):
         try:

@@ -1,7 +1,7 @@
 """The `--adapters` directory: each PEFT folder or package in it is an adapter.
 
-It is looked at again and again. What is still being written is not taken: its files have to be the
-same in two looks, and while they are read, and they have to be a whole package.
+It is scanned periodically. What is still being written is not taken: files have to be unchanged
+between two scans and while they are read, and have to form a whole package.
 """
 
 import logging
@@ -24,12 +24,12 @@ from loramux_server.store.writing import ADDED, REMOVED
 _log = logging.getLogger(__name__)
 
 MAX_AT_ONCE = 4
-"""Entries that are read, checked and stored at once."""
+"""Entries that are read, checked and stored concurrently."""
 _AROUND = "{0} is an adapter itself, and left out: to serve it, name the folder around it, {1}"
 
 
 class Directory:
-    """Keeps a registry in step with a directory. One thread at a time may use it; it blocks."""
+    """Keeps a registry in sync with a directory. One thread at a time may use it; it blocks."""
 
     def __init__(
         self,
@@ -39,14 +39,14 @@ class Directory:
         on_change: Callable[[str, AdapterRecord], object] = lambda what, record: None,
         signers: TrustedSigners = ANYBODY,
     ) -> None:
-        """Begin with what the registry has of it.
+        """Start from what the registry has of it.
 
         Args:
-            path: The directory; none provides nothing.
-            registry: Where its adapters go.
-            base: What they have to fit.
-            on_change: Called with each version that it brought or took away: ADDED or REMOVED.
-            signers: Who has to vouch for them.
+            path: The directory; None provides nothing.
+            registry: Where its adapters are registered.
+            base: The base model that they have to fit.
+            on_change: Called with each version that was ADDED or REMOVED.
+            signers: Who has to have signed them.
         """
         self._path = path
         self._registry = registry
@@ -54,25 +54,25 @@ class Directory:
         self._signers = signers
         self._on_change = on_change
         self._registered = {r.full_name: r.stamp for r in registry.records() if r.is_provided}
-        """Adapter -> the state of its files that is registered."""
+        """Adapter -> the stamp of its files that is registered."""
         self._seen: dict[str, str] = {}
-        """Entry -> the state of its files in the last look."""
+        """Entry -> the stamp of its files in the last scan."""
         self._refused: dict[str, str] = {}
-        """Entry -> a state of its files that cannot be served."""
+        """Entry -> a stamp of its files that was rejected."""
         self._said: dict[str, str] = {}
-        """Entry -> what was last logged about it."""
+        """Entry -> the last message logged about it."""
 
     def look(
         self, *, settles: bool = True, is_cancelled: Callable[[], bool] = lambda: False
     ) -> int:
-        """Take in what is new, changed or gone and return how many adapters it provides.
+        """Scan: register what is new or changed, delete what is gone. Return how many it provides.
 
-        What has not changed since it was registered is not read again. An entry that cannot be
-        served is logged and left out: what its name stood for before stays, and others are served.
+        Unchanged entries are not read again. An entry that cannot be served is logged and left out;
+        the previous version of its name stays.
 
         Args:
-            settles: Take only what is as it was in the look before.
-            is_cancelled: Once it is true, nothing more is done.
+            settles: Take only entries that are unchanged since the previous scan.
+            is_cancelled: Once it returns True, nothing more is done.
 
         Raises:
             OSError: The directory cannot be read.
@@ -84,7 +84,7 @@ class Directory:
                 seen[name] = stamp = _stamp(path)
             except OSError as error:
                 if name in self._seen:
-                    seen[name] = self._seen[name]  # that it is gone is not known
+                    seen[name] = self._seen[name]  # unreadable does not mean deleted
                 self._leave_out(path, error)
                 continue
             is_done = stamp in (self._registered.get(name), self._refused.get(name))
@@ -104,10 +104,10 @@ class Directory:
         if entries:
             with ThreadPoolExecutor(MAX_AT_ONCE, thread_name_prefix="directory") as pool:
                 for _ in pool.map(take, entries):
-                    pass  # what is no error of an adapter is raised
+                    pass  # raises what `take` does not handle
         if is_cancelled():
             return len(self._registered)
-        # What is replaced by hand is away for a moment.
+        # An entry that is being replaced by hand may be missing in a single scan.
         gone = self._registered.keys() - seen.keys()
         for name in gone - self._seen.keys() if settles else gone:
             for record in self._registry.forget_directory(name):
@@ -117,7 +117,7 @@ class Directory:
         return len(self._registered)
 
     def _entries(self) -> dict[str, Path]:
-        """Return the entries by the names of their adapters; a folder goes first."""
+        """Return the entries by adapter name; a folder takes precedence over a file."""
         entries: dict[str, Path] = {}
         if self._path is None:
             return entries
@@ -137,10 +137,11 @@ class Directory:
         return entries
 
     def _import(self, path: Path, name: str, stamp: str) -> None:
-        """Register the files of an entry in the state `stamp`.
+        """Register the files of an entry; do nothing if they no longer have `stamp`.
 
         Raises:
-            PackageError: They cannot be served, or changed meanwhile.
+            PackageError: They cannot be served.
+            FailedPreconditionError: They seem to be made for another base (`--strict-base`).
         """
         if any(not record.is_provided for record in self._registry.versions(name)):
             raise PackageError(f"adapter {name!r} was uploaded; delete it to serve this one")
@@ -150,7 +151,7 @@ class Directory:
             package = check_package(staged.file, staged.size, self._base)
             self._signers.check(staged.file, package)
             if _stamp(path) != stamp:
-                return  # it is still being written: the next look takes it
+                return  # still being written: a later scan takes it
             other = other_base(package, self._base)
             record = replace(
                 self._registry.publish(name, staged, package),
@@ -173,22 +174,22 @@ class Directory:
         self._say(path.name, f"{path.name} is left out: {error}")
 
     def _say(self, entry: str, message: str) -> None:
-        """Log `message` unless it was the last about this entry."""
+        """Log `message` unless it was the last one about this entry."""
         if self._said.get(entry) != message:
             self._said[entry] = message
             _log.warning("%s", message)
 
 
 def _is_adapter(path: Path) -> bool:
-    """Return whether `path` looks like an adapter, or cannot be looked at."""
+    """Return whether `path` looks like an adapter, or cannot be read."""
     try:
         return is_peft_folder(path) or (path.suffix == ".safetensors" and path.is_file())
     except OSError:
-        return True  # what it is then says whoever reads it
+        return True  # reading it will report the error
 
 
 def _stamp(path: Path) -> str:
-    """Return what changes when the files of an entry do."""
+    """Return a text that changes with the files of an entry."""
     files = [path / name for name in FILES] if path.is_dir() else [path]
     states = [file.stat() for file in files if file.exists()]
     return ",".join(f"{state.st_mtime_ns}:{state.st_size}:{state.st_ino}" for state in states)

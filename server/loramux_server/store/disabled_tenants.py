@@ -1,4 +1,4 @@
-"""The tenants that may not call at present, as the catalog keeps them."""
+"""The disabled tenants, in the catalog."""
 
 import datetime
 
@@ -11,18 +11,18 @@ from loramux_server.store.transactions import Transactions
 
 
 class DisabledTenants:
-    """All tenants that are disabled; what belongs to them stays as it is."""
+    """All disabled tenants; what belongs to them stays as it is."""
 
     def __init__(self, transactions: Transactions) -> None:
         """Work on the tables of the catalog."""
         self._transactions = transactions
 
     def revision(self) -> str:
-        """Return what is another text after each change."""
+        """Return a text that differs after each change."""
         return read_revision(self._transactions.engine)
 
     def all(self) -> dict[str, datetime.datetime]:
-        """Return since when each of them is disabled."""
+        """Return the disabled tenants, and since when each is disabled."""
         query = sa.select(disabled_tenants).order_by(disabled_tenants.c.tenant)
         with self._transactions.read() as connection:
             return {row.tenant: in_utc(row.disabled_at) for row in connection.execute(query)}
@@ -42,7 +42,7 @@ class DisabledTenants:
         return self._transactions.small(write)
 
     def remove(self, tenant: str) -> bool:
-        """Let a tenant call again; return False if it was not disabled."""
+        """Enable a tenant again; return False if it was not disabled."""
 
         def write(connection: sa.Connection) -> bool:
             mark_change(connection)

@@ -1,4 +1,4 @@
-"""Whether the numbers of a package are such that one can calculate with them."""
+"""Refusing packages with weights that are not finite, or too large to compute with."""
 
 from typing import BinaryIO
 
@@ -11,19 +11,19 @@ from loramux_server.lora.weights import read_weights
 from loramux_server.wire.weight_format import WeightFormat
 
 MAX_WEIGHT = 1e30
-"""Above this a product with an activation may leave float32."""
+"""Above this, a product with an activation may overflow float32."""
 
 
 def check_finite(file: BinaryIO, data_start: int, contents: Contents) -> None:
-    """Demand that all numbers of `contents` can be calculated with.
+    """Demand that all weights of `contents` are finite and at most MAX_WEIGHT.
 
     Args:
         file: The package; its tensors are read one at a time.
-        data_start: Byte of it at which they begin.
-        contents: What is read.
+        data_start: Offset of the tensor data in bytes.
+        contents: The tensors to read.
 
     Raises:
-        PackageError: One is too large, or none.
+        PackageError: A weight is NaN, infinite or too large.
     """
     for change in contents.low_rank:
         largest = max(_largest(file, data_start, tensor) for tensor in (change.a, change.b))
@@ -46,7 +46,7 @@ def _largest(file: BinaryIO, data_start: int, tensor: TensorInfo) -> float:
     file.seek(data_start + tensor.offset)
     values = read_weights(tensor, file.read(tensor.num_bytes), WeightFormat.FLOAT32)
     largest = float(np.abs(values).max())
-    # NaN is above nothing, so ask whether it is below.
+    # Comparisons with NaN are false, so this also catches NaN.
     if not largest < np.inf:
         raise PackageError(f"tensor {tensor.name} holds NaN or infinity", "ADAPTER_NOT_FINITE")
     return largest

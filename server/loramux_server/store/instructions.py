@@ -1,4 +1,4 @@
-"""What packages say about their use beside their weights: a chat template, generation defaults."""
+"""What packages contain besides weights: chat template, generation defaults, tokens, labels."""
 
 import asyncio
 import json
@@ -22,49 +22,49 @@ from loramux_adapters.tensorfile import PACKAGE
 from loramux_server.wire.adapter_source import AdapterSource
 
 KEPT = 4096
-"""Packages whose instructions stay in memory."""
+"""Packages whose instructions are cached."""
 
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """What a package says about its use."""
+    """How a package wants to be used."""
 
     chat_template: str | None = None
     generation: Mapping[str, object] = field(default_factory=dict)
     """Field of the sampling parameters -> its default."""
     added_tokens: tuple[AddedToken, ...] = ()
-    """Tokens that its tokenizer adds to that of the base."""
+    """Tokens that its tokenizer adds to the base's."""
     special_tokens: Mapping[str, str] = field(default_factory=dict)
-    """What its tokenizer has a name for, such as `eos_token` -> the text of that token."""
+    """Template variable, such as `eos_token` -> the text of its token."""
     labels: Labels | None = None
-    """What the outputs of its head mean; None where it has none."""
+    """The labels of its head's outputs; None if it has no such head."""
     embedding: Mapping[str, object] = field(default_factory=dict)
-    """What it notes of how it makes one vector of a text."""
+    """Its notes on how a text becomes one vector."""
     is_known: bool = True
     """Whether the package could be read."""
 
 
 NONE = Instruction()
-"""That of the base model, and of packages that say nothing."""
+"""For the base model, and for packages that specify nothing."""
 UNKNOWN = Instruction(is_known=False)
-"""That of packages that are damaged or gone."""
+"""For packages that are damaged or missing."""
 
 
 class Instructions:
-    """Reads them when an adapter is first used; for one event loop."""
+    """Reads and caches instructions when an adapter is first used; for one event loop."""
 
     def __init__(self) -> None:
         self._known: OrderedDict[str, Instruction] = OrderedDict()
-        # Not the threads of uploads: requests wait for this.
+        # Not the threads of uploads, because requests wait for this.
         self._readers = ThreadPoolExecutor(2, thread_name_prefix="instructions")
 
     async def of(self, source: AdapterSource) -> Instruction:
-        """Return those of a package whose bytes a lease keeps.
+        """Return the instructions of a package, on whose file the caller holds a lease.
 
-        Of one that is damaged or gone they are not known: its load tells what is wrong.
+        For a damaged or missing package that is UNKNOWN; loading it will report the error.
 
         Raises:
-            UnavailableError: It could not be read at present.
+            UnavailableError: It cannot be read at present.
         """
         known = self._known.get(source.digest)
         if known is None:
@@ -90,7 +90,7 @@ class Instructions:
 
 
 def _read(path: Path) -> Instruction:
-    """Return what the package at `path` says.
+    """Return the instructions of the package at `path`.
 
     Raises:
         OSError: It cannot be read.

@@ -1,4 +1,4 @@
-"""The keys of the catalog: what of each is kept, and how it changes."""
+"""The records of API keys in the catalog."""
 
 import datetime
 from dataclasses import dataclass
@@ -13,43 +13,43 @@ from loramux_server.store.transactions import Transactions
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyRecord:
-    """What is kept of one key."""
+    """The record of one key."""
 
     id: str
     tenant: str
     role: str
     label: str
-    """What it is for, in the words of who made it."""
+    """What it is for, as given by its creator."""
     digest: str
-    """Hexadecimal HMAC of its text; the text itself is kept nowhere."""
+    """Hexadecimal HMAC of its text; the text itself is not stored."""
     created_at: datetime.datetime
     expires_at: datetime.datetime | None = None
     revoked_at: datetime.datetime | None = None
 
     def is_valid(self, now: datetime.datetime) -> bool:
-        """Return whether it opens anything at `now`."""
+        """Return whether it is neither revoked nor expired at `now`."""
         return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
 
 
 class KeyRecords:
-    """All keys that were ever made, in the order of their making."""
+    """All keys that were ever created, oldest first."""
 
     def __init__(self, transactions: Transactions) -> None:
         """Work on the tables of the catalog."""
         self._transactions = transactions
 
     def revision(self) -> str:
-        """Return what is another text after each change."""
+        """Return a text that differs after each change."""
         return read_revision(self._transactions.engine)
 
     def all(self) -> list[KeyRecord]:
-        """Return every key, also those that open nothing any more."""
+        """Return every key, including revoked and expired ones."""
         query = sa.select(keys).order_by(keys.c.created_at, keys.c.id)
         with self._transactions.read() as connection:
             return [_record(row) for row in connection.execute(query)]
 
     def add(self, record: KeyRecord) -> None:
-        """Keep another key."""
+        """Add a key."""
 
         def write(connection: sa.Connection) -> None:
             mark_change(connection)
@@ -58,7 +58,7 @@ class KeyRecords:
         self._transactions.small(write)
 
     def replace(self, key_id: str, record: KeyRecord, *, until: datetime.datetime) -> None:
-        """Keep a key that takes the place of another one, which is good `until` then at most."""
+        """Add a key that replaces `key_id`, which then expires at `until` at the latest."""
         is_later = keys.c.expires_at.is_(None) | (keys.c.expires_at > until)
 
         def write(connection: sa.Connection) -> None:
@@ -70,7 +70,7 @@ class KeyRecords:
         self._transactions.small(write)
 
     def revoke(self, key_id: str, at: datetime.datetime) -> None:
-        """Let a key open nothing from now on."""
+        """Mark a key as revoked."""
 
         def write(connection: sa.Connection) -> None:
             mark_change(connection)

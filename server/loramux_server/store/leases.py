@@ -1,6 +1,6 @@
-"""Who uses which version, and the bytes that go when nobody does.
+"""Leases on versions, and deleting package files that have neither a name nor a lease.
 
-Leases of requests are taken and given back on the event loop: they wait for no disk.
+Requests take and return leases on the event loop, without waiting for the disk.
 """
 
 import threading
@@ -20,40 +20,40 @@ K = TypeVar("K", str, Key)
 
 
 class Leases:
-    """Counts what keeps bytes, and the requests for each version. Threads may share it."""
+    """Counts the users of each package file, and the requests of each version. Thread-safe."""
 
     def __init__(self, names: Names, blobs: Blobs, writing: Writing, lock: threading.Lock) -> None:
         """Work on what the registry owns.
 
         Args:
-            names: What has a name is kept, too.
-            blobs: The bytes.
-            writing: Held while names change on disk, and while unused bytes go.
-            lock: Held to look at `names` or at leases, or to change them.
+            names: Names keep package files as well.
+            blobs: The package files.
+            writing: Held while names change on disk, and while unused files are deleted.
+            lock: Held to read or change `names` or leases.
         """
         self._names = names
         self._blobs = blobs
         self._writing = writing
         self._lock = lock
         self._bytes: Counter[str] = Counter()
-        """Digest -> how many requests and uploads use it."""
+        """Digest -> number of requests and uploads that use it."""
         self._requests: Counter[Key] = Counter()
-        """Version -> how many requests resolved to it and go on."""
+        """Version -> number of running requests that resolved to it."""
         self._when_idle: dict[Key, list[Callable[[], object]]] = {}
         self._doubtful: set[str] = set()
-        """What may have a name that only the catalog knows."""
+        """Unused digests that may have a name in the catalog that is missing in memory."""
         writing.on_sure = self._clear_doubtful
         self._sweeper = ThreadPoolExecutor(1, thread_name_prefix="sweep")
-        """Deletes the bytes that a request was the last to use."""
+        """Deletes the files whose last user was a request."""
         self.on_gone: Callable[[str], None] = lambda digest: None
-        """Called with the digest of a version that is neither named nor in use any more."""
+        """Called with each digest that is no longer named or in use."""
 
     @contextmanager
     def use(self, reference: Reference, field: str, key: str | None) -> Iterator[AdapterRecord]:
-        """Resolve `reference` once and keep that version's bytes for as long as the block runs.
+        """Resolve `reference` once and hold a lease on that version during the block.
 
         Raises:
-            NotFoundError: It stands for nothing.
+            NotFoundError: It resolves to nothing.
         """
         with self._lock:
             record = self._names.find(reference, field=field, key=key)
@@ -71,24 +71,24 @@ class Leases:
             if is_used:
                 _call(waiting)
             else:
-                # After `close` it is left to the next start.
+                # After `close`, the next start deletes the file.
                 with suppress(RuntimeError):
                     self._sweeper.submit(self._sweep, record.digest, waiting)
 
     def keep(self, digest: str) -> None:
-        """Keep these bytes, which are about to come, until `let_go`."""
+        """Take a lease on content that is about to be published, until `let_go`."""
         with self._writing.mutex, self._lock:
             self._bytes[digest] += 1
 
     def let_go(self, digest: str) -> None:
-        """Undo one `keep`; the bytes go if they have no name by now."""
+        """Undo one `keep`; the file is deleted if nothing else uses it."""
         with self._writing.mutex:
             with self._lock:
                 _take(self._bytes, digest)
             self.clear(digest)
 
     def clear(self, digest: str) -> None:
-        """Delete the bytes of a version that is not used; only who is writing may call this."""
+        """Delete a package file unless it is named or in use. The caller holds the write mutex."""
         if self._writing.is_unsure:
             self._doubtful.add(digest)
             return
@@ -99,18 +99,18 @@ class Leases:
         self.on_gone(digest)
 
     def __len__(self) -> int:
-        """Return how many requests and uploads keep bytes now."""
+        """Return the number of leases of requests and uploads."""
         with self._lock:
             return self._bytes.total()
 
     def num_requests(self, record: AdapterRecord) -> int:
-        """Return how many requests use a version now."""
+        """Return the number of requests that use a version now."""
         return self._requests.get(record.key, 0)
 
     def when_idle(self, record: AdapterRecord, callback: Callable[[], object]) -> None:
         """Call `callback`, in any thread, once no request uses a version.
 
-        And what is to go of it has gone: its bytes, unless others need them.
+        By then its file has been deleted, unless others need it.
         """
         with self._lock:
             if record.key in self._requests:
@@ -119,7 +119,7 @@ class Leases:
         callback()
 
     def close(self) -> None:
-        """Finish what is being deleted."""
+        """Finish pending deletions."""
         self._sweeper.shutdown()
 
     def _sweep(self, digest: str, waiting: list[Callable[[], object]]) -> None:

@@ -1,7 +1,7 @@
-"""Whose adapters a store has: a mark that replicas take over from their primary.
+"""The lineage of a store: a random id that replicas adopt from their primary.
 
-A primary that has lost its store has another one then, and so its replicas know that what it lacks
-was not deleted. A replica that becomes a primary keeps it, so that others may be told its address.
+A primary that has lost its store gets a new lineage, so its replicas know that missing adapters
+were not deleted. A replica that becomes the primary keeps it, so that other replicas can follow it.
 """
 
 import secrets
@@ -14,20 +14,20 @@ _NOTE = "lineage"
 
 
 class Lineage:
-    """The mark of one store. Its methods block."""
+    """The lineage of one store. Its methods block."""
 
     def __init__(self, catalog: "Catalog") -> None:
-        """Read what `catalog` has."""
+        """Read it from `catalog`."""
         self._catalog = catalog
         self.id = catalog.note(_NOTE) or ""
-        """The mark; empty where a replica has had nothing yet."""
+        """The id; empty in a replica that has not copied anything yet."""
 
     def begin(self) -> None:
-        """Make a mark, unless there is one."""
+        """Create an id, unless there is one."""
         if not self.id:
             self.take(secrets.token_hex(16))
 
     def take(self, mark: str) -> None:
-        """Have the mark of a primary."""
+        """Adopt the id `mark`, of a primary or a new one."""
         self._catalog.keep_note(_NOTE, mark)
         self.id = mark

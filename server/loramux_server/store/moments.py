@@ -1,13 +1,13 @@
-"""Moments of the wall clock, with their time zone."""
+"""Wall-clock times with a time zone."""
 
 import datetime
 
 
 def in_utc(moment: datetime.datetime) -> datetime.datetime:
-    """Return `moment` with its time zone, which SQLite does not keep."""
+    """Return `moment` with its time zone, UTC, which SQLite does not store."""
     return moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)
 
 
 def now_in_utc() -> datetime.datetime:
-    """Return the wall-clock time: what a key expires by."""
+    """Return the current wall-clock time."""
     return datetime.datetime.now(datetime.UTC)

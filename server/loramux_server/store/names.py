@@ -1,4 +1,4 @@
-"""What every reference stands for, in memory. Knows nothing of disks and threads."""
+"""The names of a store in memory: what each reference resolves to. Not thread-safe."""
 
 import datetime
 from bisect import bisect_left, insort
@@ -14,7 +14,7 @@ from loramux_server.store.reference import LATEST, Reference, full_name
 Adapter = tuple[str, str]
 """Tenant and name."""
 Key = tuple[str, str, int]
-"""What no other version has."""
+"""Tenant, name and version number."""
 
 
 @dataclass(slots=True)
@@ -35,11 +35,11 @@ class Names:
     def __init__(self) -> None:
         self._entries: dict[Adapter, _Entry] = {}
         self._order: list[Adapter] = []
-        """The keys of the entries, in order."""
+        """The keys of the entries, sorted."""
         self._last: dict[Adapter, int] = {}
         self._by_digest: defaultdict[str, dict[Key, AdapterRecord]] = defaultdict(dict)
         self._ends: list[tuple[datetime.datetime, Key]] = []
-        """When versions expire, and which ones, soonest first."""
+        """Expiry times and their versions, soonest first."""
 
     def read(
         self,
@@ -47,7 +47,7 @@ class Names:
         last_versions: Mapping[Adapter, int],
         aliases: Iterable[tuple[Adapter, str, Split]],
     ) -> None:
-        """Take this in place of what was there."""
+        """Replace the content."""
         self._entries.clear()
         self._by_digest.clear()
         self._ends.clear()
@@ -62,15 +62,15 @@ class Names:
         return len(self._entries)
 
     def find(self, reference: Reference, *, field: str, key: str | None = None) -> AdapterRecord:
-        """Return the version that `reference`, of the request field `field`, stands for now.
+        """Return the version that `reference`, of the request field `field`, resolves to now.
 
         Args:
-            reference: What is asked for.
+            reference: The reference.
             field: For the error.
-            key: Chooses where an alias stands for several versions; None means the heaviest.
+            key: Selects a version where an alias has several; None selects the heaviest.
 
         Raises:
-            NotFoundError: It stands for nothing; the message says what is missing.
+            NotFoundError: It resolves to nothing; the message says what is missing.
         """
         entry = self._entries.get((reference.tenant, reference.name))
         if entry is None:
@@ -93,61 +93,61 @@ class Names:
         return list(entry.versions.values()) if entry else []
 
     def version(self, adapter: Adapter, version: int) -> AdapterRecord | None:
-        """Return one version of an adapter, if it is there."""
+        """Return one version of an adapter; None if it is not registered."""
         entry = self._entries.get(adapter)
         return entry.versions.get(version) if entry else None
 
     def newest(self, adapter: Adapter) -> AdapterRecord | None:
-        """Return the newest version of an adapter, if it is registered."""
+        """Return the newest version of an adapter; None if it is not registered."""
         entry = self._entries.get(adapter)
         return entry.newest if entry else None
 
     def next_version(self, adapter: Adapter) -> int:
-        """Return the number of the next version, which none before it ever had."""
+        """Return the number of the next version, which was never used before."""
         return self._last.get(adapter, 0) + 1
 
     def aliases(self, adapter: Adapter) -> dict[str, Split]:
-        """Return what each alias of an adapter stands for."""
+        """Return the split of each alias of an adapter."""
         entry = self._entries.get(adapter)
         return dict(entry.aliases) if entry else {}
 
     def with_digest(self, digest: str) -> list[AdapterRecord]:
-        """Return all versions that have this content."""
+        """Return all versions with this content."""
         return list(self._by_digest[digest].values()) if digest in self._by_digest else []
 
     def has_digest(self, digest: str) -> bool:
-        """Return whether some version has this content."""
+        """Return whether any version has this content."""
         return digest in self._by_digest
 
     def digests(self) -> set[str]:
-        """Return the content of all versions."""
+        """Return the digests of all versions."""
         return set(self._by_digest)
 
     def expired(self, now: datetime.datetime) -> Iterator[AdapterRecord]:
-        """Yield the versions whose time is over at `now`, those first that were to go first."""
+        """Yield the versions that have expired at `now`, in the order of their expiry times."""
         for moment, (tenant, name, version) in self._ends:
             if moment > now:
                 return
             yield self._entries[tenant, name].versions[version]
 
     def by_key(self) -> dict[Key, AdapterRecord]:
-        """Return all versions."""
+        """Return all versions by key."""
         entries = self._entries.values()
         return {record.key: record for entry in entries for record in entry.versions.values()}
 
     def after(self, adapter: Adapter | None) -> Iterator[Adapter]:
-        """Yield the adapters that come behind `adapter`, or at it, in the order of their names."""
+        """Yield the adapters from `adapter` on, itself included, sorted by tenant and name."""
         begin = bisect_left(self._order, adapter) if adapter else 0
         yield from self._order[begin:]
 
     def add(self, record: AdapterRecord) -> None:
-        """Add a version, or put one with what has changed of it in its place."""
+        """Add a version, or replace its record by a changed one."""
         if record.adapter not in self._entries:
             insort(self._order, record.adapter)
         self._put(record)
 
     def remove(self, record: AdapterRecord) -> None:
-        """Take a version away; with the last one its adapter goes, and the aliases with it."""
+        """Remove a version; with the last one, also its adapter and the aliases."""
         entry = self._entries[record.adapter]
         self._set_end(entry.versions.pop(record.version), None)
         del self._by_digest[record.digest][record.key]
@@ -158,7 +158,7 @@ class Names:
             del self._order[bisect_left(self._order, record.adapter)]
 
     def set_alias(self, adapter: Adapter, alias: str, split: Split) -> None:
-        """Let an alias stand for `split`, or for nothing if that is empty."""
+        """Set what an alias resolves to; an empty split deletes it."""
         entry = self._entries[adapter]
         if split.weights:
             entry.aliases[alias] = split
@@ -170,13 +170,13 @@ class Names:
         self._set_end(entry.versions.get(record.version), record)
         is_late = record.version < max(entry.versions, default=0)
         entry.versions[record.version] = record
-        if is_late:  # as versions of a primary may come
+        if is_late:  # versions mirrored from a primary may arrive in any order
             entry.versions = dict(sorted(entry.versions.items()))
         self._by_digest[record.digest][record.key] = record
         self._last[record.adapter] = max(self._last.get(record.adapter, 0), record.version)
 
     def _set_end(self, before: AdapterRecord | None, after: AdapterRecord | None) -> None:
-        """Note when a version expires after a change of it."""
+        """Update the expiry index after a version was added, changed or removed."""
         if before and before.expires_at:
             del self._ends[bisect_left(self._ends, (before.expires_at, before.key))]
         if after and after.expires_at:
@@ -185,7 +185,7 @@ class Names:
     def _tagged(
         self, entry: _Entry, reference: Reference, field: str, key: str | None
     ) -> AdapterRecord:
-        """Return the version of `entry` that the tag stands for."""
+        """Return the version of `entry` that the tag resolves to."""
         if reference.tag in ("", LATEST):
             return entry.newest
         version = reference.version
@@ -197,7 +197,7 @@ class Names:
                     f"{reference.tag!r}; it has {', '.join(sorted(entry.aliases)) or 'none'}",
                     field,
                 )
-            # With the alias in it, so that a key is not the first everywhere to meet what is new.
+            # Salted with the alias, so that the same keys are not first in every rollout.
             salted = f"{reference.tenant}/{reference.name}:{reference.tag}\0{key}"
             version = split.heaviest if key is None else split.choose(salted)
         record = entry.versions.get(version)
@@ -211,7 +211,7 @@ class Names:
 
 
 def not_registered(reference: Reference, field: str) -> NotFoundError:
-    """Return the error for a name that stands for nothing, or for nothing that may be known of."""
+    """Return the error for a name that is not registered, or that the caller must not see."""
     return _not_found(f"adapter {str(reference)!r} is not registered", field)
 
 

@@ -1,4 +1,4 @@
-"""Whether an adapter was made for another base model than the one that is served."""
+"""Whether an adapter was made for a base model other than the served one."""
 
 from loramux.errors import FailedPreconditionError
 from loramux_adapters import Package
@@ -6,12 +6,12 @@ from loramux_server.store.check import ServedBase
 
 
 def other_base(package: Package, base: ServedBase, field: str = "") -> str:
-    """Return why a checked `package` seems to be made for another base model than `base`.
+    """Return why a checked `package` seems to be made for a base model other than `base`.
 
-    Empty if nothing says so.
+    Empty if nothing indicates that.
 
     Raises:
-        FailedPreconditionError: Something does, and such adapters are refused.
+        FailedPreconditionError: Something does, and `base.is_strict`.
     """
     other = base.identity.other(package)
     if other and base.is_strict:

@@ -1,7 +1,7 @@
-"""Which store a catalog that is elsewhere belongs to.
+"""Binding an external catalog to the folder of one store.
 
-A catalog names packages, which are in the folder of one store; a server with another folder would
-answer for what it does not have, and give numbers that the other one gives as well.
+A catalog names packages in the folder of one store. A server with another folder would list
+packages that it does not have, and both would assign the same version numbers.
 """
 
 import os
@@ -20,11 +20,11 @@ class OtherStoreError(Exception):
 
 
 def pair(catalog: Catalog, folder: Path) -> None:
-    """Keep `catalog` for the store in `folder`, which nobody else has open.
+    """Bind `catalog` to the store in `folder`, which no other process has open.
 
     Raises:
-        OtherStoreError: It is kept for another.
-        OSError: What tells the store from others cannot be read or written.
+        OtherStoreError: It is bound to another store.
+        OSError: The id file of the store cannot be read or written.
     """
     mine = _id_of(folder)
     if catalog.first_note(_NOTE, mine) != mine:

@@ -1,4 +1,4 @@
-"""Where stores are by default."""
+"""The default location of stores."""
 
 from pathlib import Path
 
@@ -6,5 +6,5 @@ import platformdirs
 
 
 def stores_folder() -> Path:
-    """Return the folder of the stores of servers that were given no --store."""
+    """Return the folder for stores of servers without --store."""
     return Path(platformdirs.user_data_dir("loramux"))

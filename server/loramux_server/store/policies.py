@@ -1,4 +1,4 @@
-"""What tenants may use, as the catalog keeps it."""
+"""The policies of tenants, in the catalog."""
 
 from dataclasses import fields
 
@@ -18,18 +18,18 @@ class Policies:
         self._transactions = transactions
 
     def revision(self) -> str:
-        """Return what is another text after each change."""
+        """Return a text that differs after each change."""
         return read_revision(self._transactions.engine)
 
     def all(self) -> list[Policy]:
-        """Return every policy, in the order of tenants."""
+        """Return every policy, sorted by tenant."""
         names = [field.name for field in fields(Policy)]
         query = sa.select(*(policies.c[name] for name in names)).order_by(policies.c.tenant)
         with self._transactions.read() as connection:
             return [Policy(**row._mapping) for row in connection.execute(query)]
 
     def set(self, policy: Policy) -> None:
-        """Keep `policy` in place of the one that its tenant has."""
+        """Set the policy of a tenant."""
         values = {field.name: getattr(policy, field.name) for field in fields(policy)}
 
         def write(connection: sa.Connection) -> None:
@@ -40,7 +40,7 @@ class Policies:
         self._transactions.small(write)
 
     def remove(self, tenant: str) -> bool:
-        """Let a tenant use what it wants; return whether it had a policy."""
+        """Remove the policy of a tenant; return whether it had one."""
 
         def write(connection: sa.Connection) -> bool:
             mark_change(connection)

@@ -1,18 +1,18 @@
-"""What one tenant may use."""
+"""The usage policy of a tenant."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """What one tenant may use; None means as much as it wants."""
+    """The limits of one tenant; None means unlimited."""
 
     tenant: str
     requests_per_second: float | None = None
-    """Requests that may begin; a second's worth of them may come at once."""
+    """Rate of new requests, with a burst of one second's worth, at least one request."""
     tokens_per_minute: int | None = None
-    """Tokens of prompts and completions; a minute's worth of them may come at once."""
+    """Rate of prompt and completion tokens, with a burst of one minute's worth."""
     concurrent_requests: int | None = None
-    """Requests under way."""
+    """Running requests."""
     weight: int = 1
-    """Its part of a server that is busy, beside the weights of others."""
+    """Its share of a busy server, relative to the weights of others."""

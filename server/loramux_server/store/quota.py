@@ -1,7 +1,7 @@
-"""What each tenant may store, and how much of it is taken: by versions, and by what is on its way.
+"""Storage quotas of tenants: what versions and uploads in progress take of them.
 
-Content that a tenant has under several names counts once. What the operator's own directory
-provides does not count.
+Content that a tenant has under several names counts once. Adapters from the operator's directory do
+not count.
 """
 
 import threading
@@ -17,32 +17,32 @@ from loramux_server.store.reference import Reference
 
 @dataclass(frozen=True, slots=True)
 class StorageLimits:
-    """What one tenant may store; 0 means as much as there is room for."""
+    """What one tenant may store; 0 means unlimited."""
 
     max_bytes: int = 0
     max_adapters: int = 0
-    """Names, however many versions they have."""
+    """Names, regardless of their number of versions."""
 
 
 @dataclass(slots=True, eq=False)
 class Reservation:
-    """Room for a package that is on its way."""
+    """Quota reserved for a package that is being uploaded."""
 
     reference: Reference
     digest: str
     num_bytes: int
-    """What it still needs: nothing once its content is stored."""
+    """Bytes that it still needs: 0 once its content is stored."""
 
 
 @dataclass(slots=True)
 class _Account:
-    """What one tenant has."""
+    """The usage of one tenant."""
 
     stored: Counter[str] = field(default_factory=Counter)
-    """Digest -> how many versions have it."""
+    """Digest -> number of versions."""
     stored_bytes: int = 0
     names: Counter[str] = field(default_factory=Counter)
-    """Name -> how many versions and reservations have it."""
+    """Name -> number of versions and reservations."""
     reservations: set[Reservation] = field(default_factory=set)
 
     @property
@@ -51,32 +51,32 @@ class _Account:
 
 
 class Quotas:
-    """The accounts of all tenants. Threads may share it; it waits for nothing."""
+    """The accounts of all tenants. Thread-safe; never blocks for long."""
 
     def __init__(
         self, limits_of: Callable[[str], StorageLimits] = lambda tenant: StorageLimits()
     ) -> None:
-        """Begin with nothing stored; `limits_of` a tenant is asked anew each time."""
+        """Begin with nothing stored; `limits_of` is called at each reservation."""
         self._limits_of = limits_of
         self._accounts: dict[str, _Account] = {}
         self._lock = threading.Lock()
 
     def taken(self, tenant: str) -> tuple[int, int]:
-        """Return the bytes and the adapters that a tenant has, what is on its way included."""
+        """Return the bytes and the number of adapters of a tenant, reservations included."""
         with self._lock:
             account = self._accounts.get(tenant, _Account())
             return account.num_bytes, len(account.names)
 
     def reserve(self, reference: Reference, digest: str, size: int) -> Reservation:
-        """Take room for a package that is to come; `give_back` it in the end, whatever became.
+        """Reserve quota for a package; `give_back` the reservation in the end, in any case.
 
         Args:
             reference: The adapter that it will be a version of.
-            digest: Its content; empty if that is not known yet.
+            digest: Its digest; empty if that is not known yet.
             size: Its bytes.
 
         Raises:
-            ResourceExhaustedError: The tenant has too much already.
+            ResourceExhaustedError: It would exceed the tenant's limits.
         """
         limits = self._limits_of(reference.tenant)
         with self._lock:
@@ -102,7 +102,7 @@ class Quotas:
             return reservation
 
     def give_back(self, reservation: Reservation) -> None:
-        """Free what was reserved; a second time does nothing."""
+        """Free a reservation; a second call does nothing."""
         tenant, name = reservation.reference.tenant, reservation.reference.name
         with self._lock:
             account = self._accounts.get(tenant)
@@ -112,7 +112,7 @@ class Quotas:
 
     @contextmanager
     def reserved(self, reference: Reference, digest: str, size: int) -> Iterator[None]:
-        """Take room for as long as the block runs; see `reserve`."""
+        """Reserve quota during the block; see `reserve`."""
         reservation = self.reserve(reference, digest, size)
         try:
             yield
@@ -120,7 +120,7 @@ class Quotas:
             self.give_back(reservation)
 
     def add(self, record: AdapterRecord) -> None:
-        """Count a version; what was reserved for its content is needed no longer."""
+        """Count a version; reservations for its content no longer count bytes."""
         if record.is_provided:
             return
         with self._lock:
@@ -136,7 +136,7 @@ class Quotas:
                     reservation.num_bytes = 0
 
     def remove(self, record: AdapterRecord) -> None:
-        """Count a version no longer."""
+        """Stop counting a version."""
         if record.is_provided:
             return
         with self._lock:

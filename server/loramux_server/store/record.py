@@ -1,4 +1,4 @@
-"""What is known of one version of an adapter."""
+"""The record of one version of an adapter."""
 
 import datetime
 from dataclasses import dataclass, replace
@@ -23,54 +23,54 @@ class AdapterRecord:
     """Its number, from 1; 0 until it is registered."""
     digest: str
     seal: str = ""
-    """What its bytes have besides (`loramux_server.hashes`); empty where nobody found out yet."""
+    """The BLAKE3 of its bytes (`loramux_server.hashes`); empty if not computed yet."""
     size_bytes: int
     rank: int
     num_bytes: int
     item_bytes: int
     edit_bytes: int
-    """Of `num_bytes`, what is beside A and B."""
+    """The part of `num_bytes` that is not A and B."""
     vocab_size: int = 0
-    """Tokens that the base has with it; 0 if as many as ever."""
+    """Vocabulary size of the base with this adapter; 0 if unchanged."""
     virtual_tokens: int
-    """Positions before every prompt that are the adapter's."""
+    """Virtual tokens that it puts before every prompt."""
     has_cache: bool
-    """Whether it brings keys and values for them."""
+    """Whether these are keys and values (prefix tuning), not embeddings."""
     task: str
-    """What it does, as PEFT's `task_type` calls that; empty where it continues text."""
+    """PEFT's `task_type`; empty for text generation."""
     method: str
-    """What trained it, as PEFT calls that."""
+    """PEFT's `peft_type`, in lower case."""
     invocation: tuple[int, ...]
-    """Tokens of a prompt from which on it is active; empty where it always is."""
+    """Invocation tokens (aLoRA), from which on it is active; empty if it always is."""
     target_modules: tuple[str, ...]
     base_model: str
     other_base: str = ""
-    """Why it seems to be made for another base model; empty if nothing says so."""
+    """Why it seems to be made for another base model; empty if nothing indicates that."""
     source: str
     """UPLOAD, DIRECTORY or IMPORT."""
     stamp: str = ""
-    """State of the files of the directory; empty where it came in another way."""
+    """Stamp of its files in the directory; empty for other sources."""
     origin: str = ""
-    """URI that it was imported from; empty where it was not."""
+    """URI that it was imported from; empty for other sources."""
     created_at: datetime.datetime
     is_pinned: bool = False
-    """Whether it is to stay on the device."""
+    """Whether it stays on the device."""
     expires_at: datetime.datetime | None = None
-    """When it is taken away, by the wall clock; None if only a call does that."""
+    """When it expires, by the wall clock; None for never."""
 
     @property
     def is_provided(self) -> bool:
-        """Whether the directory provides it, so that callers can only read it."""
+        """Whether it comes from the directory, so that callers can only read it."""
         return self.source == DIRECTORY
 
     @property
     def adapter(self) -> tuple[str, str]:
-        """The tenant and the name, which its versions share."""
+        """Tenant and name."""
         return self.tenant, self.name
 
     @property
     def key(self) -> tuple[str, str, int]:
-        """What no other version has."""
+        """Tenant, name and version number."""
         return self.tenant, self.name, self.version
 
     @property
@@ -83,12 +83,12 @@ class AdapterRecord:
 
 
 def directory_record(record: AdapterRecord, stamp: str) -> AdapterRecord:
-    """Return `record` as it is kept for files of the directory in the state `stamp`."""
+    """Return `record` with the directory as its source and `stamp` as that of its files."""
     return replace(record, source=DIRECTORY, stamp=stamp)
 
 
 def source_of(record: AdapterRecord, path: Path) -> AdapterSource:
-    """Return what the engine needs to load `record`, whose bytes are at `path`."""
+    """Return what the engine needs to load `record`, whose file is at `path`."""
     return AdapterSource(
         record.digest,
         str(path),

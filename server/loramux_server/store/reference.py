@@ -1,7 +1,7 @@
-"""References: how people name an adapter and a version of it, in the form of container images.
+"""References to an adapter and a version of it, in the syntax of container images.
 
-`[tenant/]name[:tag][@sha256:digest]`. A tag is the number of a version, or an alias that moves. No
-tag means the newest version.
+`[tenant/]name[:tag][@sha256:digest]`. A tag is a version number, `latest`, or an alias. No tag
+means the newest version.
 """
 
 import re
@@ -13,7 +13,7 @@ from loramux_adapters.errors import shown
 from loramux_server.field_errors import at_fault, wrong
 
 DEFAULT_TENANT = "public"
-"""Whose an adapter is that is named without a tenant."""
+"""The tenant of names without one; visible to all tenants."""
 LATEST = "latest"
 """The tag that always means the newest version."""
 
@@ -23,23 +23,23 @@ _CACHED = 4096
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """An adapter, and which version of it is meant."""
+    """An adapter, and which version of it."""
 
     tenant: str
     name: str
     tag: str = ""
-    """A version or an alias; empty for the newest version."""
+    """A version number or an alias; empty for the newest version."""
     digest: str = ""
-    """`sha256:…` where only this content will do."""
+    """`sha256:…` if the content is given; empty for any."""
 
     @property
     def version(self) -> int | None:
-        """The version that the tag says, if it is a number."""
+        """The tag as a version number; None if it is not one."""
         return int(self.tag) if self.tag.isdecimal() else None
 
     @property
     def is_bare(self) -> bool:
-        """Whether it names an adapter without saying which version."""
+        """Whether it has neither tag nor digest."""
         return not (self.tag or self.digest)
 
     def __str__(self) -> str:
@@ -57,12 +57,10 @@ def full_name(tenant: str, name: str) -> str:
 
 @lru_cache(_CACHED)
 def parse_reference(text: str, field: str, tenant: str = DEFAULT_TENANT) -> Reference:
-    """Return what `text`, which came in the request field `field`, refers to.
-
-    Where it names no tenant, `tenant` is meant.
+    """Return `text`, of the request field `field`, as a reference; `tenant` is the default tenant.
 
     Raises:
-        InvalidArgumentError: It is no reference; the message says what is wrong with which part.
+        InvalidArgumentError: It is not valid; the message says which part is wrong.
     """
     try:
         return _parsed(text, tenant)
@@ -74,10 +72,10 @@ def parse_reference(text: str, field: str, tenant: str = DEFAULT_TENANT) -> Refe
 
 
 def parse_name(text: str, field: str) -> Reference:
-    """Return the adapter that `text`, which came in `field`, names without any version.
+    """Return `text`, of the request field `field`, as a reference without tag and digest.
 
     Raises:
-        InvalidArgumentError: It is no `[tenant/]name`.
+        InvalidArgumentError: It is not `[tenant/]name`.
     """
     reference = parse_reference(text, field)
     if not reference.is_bare:
@@ -86,10 +84,10 @@ def parse_name(text: str, field: str) -> Reference:
 
 
 def check_alias(alias: str, field: str) -> None:
-    """Demand that an alias may be called `alias`, which came in `field`.
+    """Demand that `alias`, of the request field `field`, is a valid alias.
 
     Raises:
-        InvalidArgumentError: It may not.
+        InvalidArgumentError: It is not.
     """
     try:
         check_adapter_name(alias)

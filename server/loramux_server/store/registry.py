@@ -1,10 +1,10 @@
-"""The adapters that requests can name: the catalog and the blobs, kept in step.
+"""The adapters that requests can name: keeps catalog, package files and memory consistent.
 
-Reads come from memory; every change goes to disk first. A request takes a lease on the version that
-it resolved, and the bytes of that version stay until the last lease is given back.
+Reads are served from memory; every change is written to disk first. A request takes a lease on the
+version that it resolved, and the package file stays until the last lease is returned.
 
-Leases are taken and given back on the event loop: they wait for no disk. What changes something may
-block.
+Leases are taken and returned on the event loop, without waiting for the disk. Methods that change
+something may block.
 """
 
 import datetime
@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 
 class Registry:
-    """Reference -> version, with the bytes behind it. Threads may share it."""
+    """Reference -> version, with its package file. Thread-safe."""
 
     def __init__(
         self,
@@ -48,19 +48,19 @@ class Registry:
         files: Files | None = None,
         catalog: "Callable[[Path], Catalog] | None" = None,
     ) -> None:
-        """Open the registry in `folder` and clear away what a crash left behind.
+        """Open the registry in `folder` and clean up what a crash left.
 
         Args:
-            folder: Where the bytes are; the folder above it has to be there.
-            quotas: Counts what is stored; by default it has no limits.
-            files: What is done to the folder.
-            catalog: Opens the catalog, by default that in the folder, once the folder is ours.
+            folder: The folder of the package files; its parent has to exist.
+            quotas: Storage quotas; by default unlimited.
+            files: The system calls on the folder.
+            catalog: Opens the catalog once the folder is locked; by default the one in it.
 
         Raises:
             StoreLockedError: Another server uses the folder.
             NewerFormatError: A newer version of the server wrote it.
         """
-        # Imported here, and so is SQLAlchemy: the rest of the store is loaded in half of the time.
+        # Imported here, because it imports SQLAlchemy: the rest of the store imports twice as fast.
         from loramux_server.store.catalog import Catalog
 
         with ExitStack() as opened:
@@ -76,7 +76,7 @@ class Registry:
                 _log.warning("the store's disk has less than %d MiB: no new adapters fit", size)
             self._opened = opened.pop_all()
         self._lock = threading.Lock()
-        """Held to look at or change what is in memory; never while the disk works."""
+        """Held to read or change what is in memory; never during disk I/O."""
         self.quotas = quotas or Quotas()
         for record in self.records(all_versions=True):
             self.quotas.add(record)
@@ -88,19 +88,19 @@ class Registry:
         return len(self._names)
 
     def get(self, reference: str, *, field: str = "name") -> AdapterRecord:
-        """Return the version that `reference`, of the request field `field`, stands for.
+        """Return the version that `reference`, of the request field `field`, resolves to.
 
-        Of several, it is the heaviest.
+        For an alias with several versions, that is the heaviest.
 
         Raises:
-            InvalidArgumentError: It is no reference.
-            NotFoundError: It stands for nothing.
+            InvalidArgumentError: It is not a valid reference.
+            NotFoundError: It resolves to nothing.
         """
         with self._lock:
             return self._names.find(parse_reference(reference, field), field=field)
 
     def has(self, adapter: Reference) -> bool:
-        """Return whether an adapter has a version, whichever `adapter` means."""
+        """Return whether an adapter has any version; tag and digest are ignored."""
         with self._lock:
             return self._names.newest((adapter.tenant, adapter.name)) is not None
 
@@ -111,19 +111,19 @@ class Registry:
             return self._names.versions((reference.tenant, reference.name))
 
     def follow(self, on_change: Callable[[str, AdapterRecord], object]) -> None:
-        """Call `on_change`, in any thread, with what happens: ADDED, UPDATED or REMOVED."""
+        """Call `on_change`, in any thread, with each change: ADDED, UPDATED or REMOVED."""
         self._writing.on_change = on_change
 
     def names(self) -> list[str]:
-        """Return the references to all adapters in the order of tenants and names."""
+        """Return the full names of all adapters, sorted by tenant and name."""
         return [record.full_name for record in self.records()]
 
     def records(
         self, *, begin: tuple[str, str] | None = None, all_versions: bool = False
     ) -> Iterator[AdapterRecord]:
-        """Yield adapters in the order of tenants and names, from `begin` on.
+        """Yield the newest version of each adapter, or all versions, newest first.
 
-        Each with its newest version, or with all of them, newest first.
+        Adapters are sorted by tenant and name, and begin at `begin`.
         """
         with self._lock:
             adapters = self._names.after(begin)
@@ -133,7 +133,7 @@ class Registry:
             yield from reversed(found if all_versions else found[-1:])
 
     def with_digest(self, digest: str) -> list[AdapterRecord]:
-        """Return all versions that have this content."""
+        """Return all versions with this content."""
         with self._lock:
             return self._names.with_digest(digest)
 
@@ -141,16 +141,16 @@ class Registry:
     def lease(
         self, reference: str, *, key: str | None = None, field: str = "adapter"
     ) -> Iterator[tuple[AdapterRecord, AdapterSource]]:
-        """Resolve `reference` once and keep that version's bytes for as long as the block runs.
+        """Resolve `reference` once and hold a lease on that version during the block.
 
         Args:
-            reference: What a request asks for.
-            key: Chooses where an alias stands for several versions; None means the heaviest.
+            reference: The reference of a request.
+            key: Selects a version where an alias has several; None selects the heaviest.
             field: The request field that it came in.
 
         Raises:
-            InvalidArgumentError: It is no reference.
-            NotFoundError: It stands for nothing.
+            InvalidArgumentError: It is not a valid reference.
+            NotFoundError: It resolves to nothing.
         """
         parsed = parse_reference(reference, field)
         with self.leases.use(parsed, field, key) as record:
@@ -161,26 +161,26 @@ class Registry:
         return source_of(record, self.blobs.path(record.digest))
 
     def stage(self) -> Staged:
-        """Open a file for a package that is on its way; `discard` it in the end."""
+        """Open a staging file for a package; `discard` it in the end."""
         return self.blobs.stage()
 
     def publish(self, name: str, staged: Staged, package: Package) -> AdapterRecord:
-        """Store the bytes of a checked package, not yet its name, until `staged` is discarded.
+        """Store the file of a checked package, without a name, until `staged` is discarded.
 
-        Until then the package may be tried out, and then `register` keeps it.
+        Until then the package can be tried out, and `register` gives it a name.
         """
         reference = parse_name(name, "name")
         if not staged.is_leased:
             self.leases.keep(staged.digest)
             staged.is_leased = True
         self.blobs.publish(staged)
-        # numpy, which it needs, takes longer to load than all else of the store.
+        # Imported here, because numpy takes longer to import than the rest of the store.
         from loramux_server.store.check import record_of
 
         return record_of(reference, staged, package)
 
     def discard(self, staged: Staged) -> None:
-        """Delete what was staged, and also the bytes that it published if they have no name."""
+        """Delete a staged file, and the file that it published unless that has a name."""
         self.blobs.discard(staged)
         if staged.is_leased:
             self.leases.let_go(staged.digest)
@@ -199,16 +199,16 @@ class Registry:
     def register(
         self, record: AdapterRecord, *, must_not_exist: bool = False, if_absent: bool = False
     ) -> tuple[AdapterRecord, bool]:
-        """Give published bytes a name and the next number; durable and visible on return.
+        """Give a published file a name and the next number; durable and visible on return.
 
         Args:
-            record: The version; its number is not known yet.
+            record: The version, without its number.
             must_not_exist: Whether to refuse a name that has other content.
-            if_absent: Whether to leave a name alone that has any.
+            if_absent: Whether to do nothing if the name exists.
 
         Returns:
-            The newest version of the name, and whether it is new: content that is the newest
-            already gets no second number.
+            The newest version of the name, and whether it is new: content that already is the
+            newest version gets no second number.
 
         Raises:
             AlreadyExistsError: The name has other content and `must_not_exist` is set.
@@ -242,10 +242,10 @@ class Registry:
     def change(
         self, reference: str, change: Callable[[AdapterRecord], AdapterRecord]
     ) -> AdapterRecord:
-        """Change what may be of a version, its pin or when it expires, and return it.
+        """Change the mutable fields of a version, its pin or expiry time, and return it.
 
         Raises:
-            NotFoundError: The reference stands for nothing.
+            NotFoundError: The reference resolves to nothing.
         """
         with self._writing:
             record = self.get(reference)
@@ -253,7 +253,7 @@ class Registry:
             return record if changed == record else self._update(changed)
 
     def keep_seals(self, seals: Mapping[str, str]) -> None:
-        """Keep what was found out of files: digest -> seal. Nobody who watches is told."""
+        """Store seals computed from files: digest -> seal. `on_change` is not called."""
         with self._writing:
             with self._lock:
                 found = [
@@ -270,13 +270,13 @@ class Registry:
                     self._names.add(record)
 
     def delete(self, reference: str) -> list[AdapterRecord]:
-        """Forget one version, or the whole adapter if none is named, and return what went.
+        """Delete one version, or the whole adapter if none is given, and return the records.
 
-        At once; the bytes go when nobody uses them any more.
+        Names disappear at once, files when nothing uses them any more.
 
         Raises:
-            NotFoundError: The reference stands for nothing.
-            FailedPreconditionError: The name belongs to the directory, or an alias stands for the
+            NotFoundError: The reference resolves to nothing.
+            FailedPreconditionError: The name belongs to the directory, or an alias includes the
                 version.
         """
         with self._writing:
@@ -289,9 +289,9 @@ class Registry:
             return self._forget([record])
 
     def expire(self, now: datetime.datetime) -> list[AdapterRecord]:
-        """Forget versions whose time is over at `now`, as `delete` does, and return what went.
+        """Delete versions that have expired at `now`, as `delete` does, and return the records.
 
-        One that an alias stands for stays until the alias moves on.
+        A version that an alias includes stays until the alias moves.
         """
         with self._writing:
             with self._lock:
@@ -300,9 +300,9 @@ class Registry:
             return self._forget(gone) if gone else []
 
     def mirror(self, record: AdapterRecord) -> None:
-        """Give published bytes the name and the very number that they have on a primary.
+        """Give a published file the name and the number that it has on a primary.
 
-        Other content that has the number here goes.
+        Other content with that number is deleted.
         """
         with self._writing:
             if other := self._names.version(record.adapter, record.version):
@@ -314,31 +314,34 @@ class Registry:
             self._writing.on_change(ADDED, record)
 
     def forget(self, records: list[AdapterRecord]) -> None:
-        """Forget those of `records` that are still registered, as a primary did."""
+        """Delete those of `records` that are still registered, as the primary did."""
         with self._writing:
             self._forget(
                 [r for r in records if self._names.version(r.adapter, r.version) is not None]
             )
 
     def forget_directory(self, name: str) -> list[AdapterRecord]:
-        """Forget an adapter whose files have left the directory, and return what went."""
+        """Delete an adapter whose files are gone from the directory, and return the records."""
         with self._writing:
             return self._forget(self._names.versions(self.get(name).adapter))
 
     def close(self) -> None:
-        """Close the database and let another server use the folder."""
+        """Close the database and unlock the folder."""
         self.leases.close()
         self._opened.close()
 
     def _outdated(self, record: AdapterRecord) -> list[AdapterRecord]:
-        """Return the versions that go when `record` comes: of files that are there no more."""
+        """Return the versions that `record` replaces: of files that are no longer there.
+
+        Empty if it is not from the directory. Versions that an alias includes stay.
+        """
         if not record.is_provided:
             return []
         old = self._names.versions(record.adapter)
         return [version for version in old if not self.aliases.of_version(version)]
 
     def _update(self, record: AdapterRecord) -> AdapterRecord:
-        """Keep what changed of a version; only who is writing may call this."""
+        """Store a changed record. The caller holds `_writing`."""
         self.catalog.update(record)
         with self._lock:
             self._names.add(record)
@@ -346,7 +349,7 @@ class Registry:
         return record
 
     def _forget(self, records: list[AdapterRecord]) -> list[AdapterRecord]:
-        """Forget versions; only who is writing may call this."""
+        """Delete versions. The caller holds `_writing`."""
         self.catalog.remove(records)
         with self._lock:
             for record in records:

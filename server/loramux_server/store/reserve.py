@@ -1,6 +1,6 @@
-"""Room that a store keeps for its catalog, where everything else has filled the disk.
+"""Disk space reserved for the catalog, for when everything else has filled the disk.
 
-Without it nothing could be deleted any more: SQLite writes to its log what is to go, too.
+Without it nothing could be deleted any more: SQLite writes deletions to its log, too.
 """
 
 import errno
@@ -13,41 +13,41 @@ from pathlib import Path
 from loramux_server.store.files import FULL
 
 RESERVE_BYTES = 8 << 20
-"""Twice of what the log of the catalog has before SQLite begins with it anew."""
+"""Twice the size at which SQLite restarts its write-ahead log."""
 
 
 class Reserve:
-    """A file of zeros in the store's folder, emptied while a small change needs its room.
+    """A file of zeros in the store's folder, truncated while a small change needs its space.
 
-    Several processes may use it, each thread of theirs; all of it may block.
+    Safe for several processes and threads; its methods may block.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Name the file; nothing is done to it yet."""
+        """Set the path; the file is not touched yet."""
         self._folder = folder
         self._path = folder / "reserve"
         self._is_possible = True
-        """Whether this disk can keep room for later at all."""
+        """False once reserving failed for another reason than a full disk."""
         self._is_owed = False
-        """Whether its room was given up here."""
+        """Whether this object has released the space."""
 
     @property
     def is_kept(self) -> bool:
-        """Whether the room is there."""
+        """Whether the space is reserved."""
         try:
             return self._path.stat().st_size >= RESERVE_BYTES
         except OSError:
             return False
 
     def start(self) -> bool:
-        """Do as `keep`, also where the file is a copy that has a size and takes no room."""
+        """Like `keep`, but also replace a sparse copy of the file, which takes no space."""
         with suppress(OSError):
             if self._path.stat().st_blocks * 512 < RESERVE_BYTES:
                 os.truncate(self._path, 0)
         return self.keep()
 
     def keep(self) -> bool:
-        """Keep room if there is any; return False where the disk is too full for it."""
+        """Reserve the space unless it is; return False if the disk is too full for it."""
         if self.is_kept or not self._is_possible:
             return True
         try:
@@ -57,7 +57,7 @@ class Reserve:
             with self._held(os.O_CREAT, fcntl.LOCK_EX | fcntl.LOCK_NB) as descriptor:
                 self._fill(descriptor)
         except BlockingIOError:
-            return False  # somebody needs the room at this moment
+            return False  # another thread or process is using the space now
         except OSError as error:
             if error.errno in FULL:
                 return False
@@ -65,19 +65,19 @@ class Reserve:
         return True
 
     def demand(self) -> None:
-        """Keep the room, for who is about to fill the disk.
+        """Demand that the space is reserved, before writing something large.
 
         Raises:
-            OSError: There is too little.
+            OSError: The disk is too full.
         """
         if not self.keep():
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     @contextmanager
     def given_up(self) -> Iterator[bool]:
-        """Let the block have the room; whether there was any.
+        """Release the space during the block; yield whether any was reserved.
 
-        Nobody keeps it again meanwhile.
+        Nobody can reserve it again until the block ends.
         """
         with ExitStack() as stack:
             has_room = False
@@ -90,7 +90,7 @@ class Reserve:
             yield has_room
 
     def close(self) -> None:
-        """Keep again what was given up here."""
+        """Reserve again what this object released."""
         if self._is_owed:
             self.keep()
 

@@ -1,4 +1,7 @@
-"""A mark on who may call, cheap to look at, because another process may change that."""
+"""The revision of keys, policies and disabled tenants: a cheap check for changes.
+
+Another process may change them.
+"""
 
 import secrets
 
@@ -10,15 +13,15 @@ _KEY = "access_revision"
 
 
 def read_revision(engine: sa.Engine) -> str:
-    """Return what is another text after each change of keys, policies or tenants."""
+    """Return a text that differs after each change of keys, policies or tenants."""
     with engine.connect() as connection:
         return connection.scalar(sa.select(store.c.value).where(store.c.key == _KEY)) or ""
 
 
 def mark_change(connection: sa.Connection) -> None:
-    """Note, first in a transaction, that it changes keys, policies or tenants.
+    """Set a new revision; call this first in a transaction that changes one of them.
 
-    First, because a writer that began by reading could not wait for another one to end.
+    First, because SQLite cannot wait for another writer in a transaction that began with a read.
     """
     mark = {"value": secrets.token_hex(8)}
     update = sa.update(store).where(store.c.key == _KEY).values(mark)

@@ -1,13 +1,13 @@
-"""The tables of the catalog, and how one of an earlier version becomes one of this."""
+"""The tables of the catalog, and migration from earlier formats."""
 
 import sqlalchemy as sa
 from sqlalchemy.schema import CreateColumn
 
 FORMAT = 9
-"""1 knew no versions: a table `adapters` had one row for each name. 2 to 5 lacked columns, and 6
-knew no tasks and no disabled tenants: it would let them in. 7 knew no seals and no adapters that
-find answers or embed, and had no room for the name of the latter's task. 8 did not know which
-adapters seem to be made for another base model."""
+"""1 had no versions: a table `adapters` had one row per name. 2 to 5 lacked columns, and 6 lacked
+tasks and disabled tenants, which it would admit. 7 lacked seals and adapters that answer questions
+or embed, and its task column was too short for the latter. 8 did not store which adapters seem to
+be made for another base model."""
 
 metadata = sa.MetaData()
 
@@ -23,13 +23,13 @@ names = sa.Table(
     metadata,
     sa.Column("tenant", sa.String(63), primary_key=True),
     sa.Column("name", sa.String(63), primary_key=True),
-    # Outlives the versions: a number is never given twice.
+    # Outlives the versions, so that a number is never assigned twice.
     sa.Column("last_version", sa.Integer, nullable=False),
 )
 
 
 def _content() -> list[sa.Column[object]]:
-    """Return the columns that say what a version is."""
+    """Return the columns that describe a version, in format 1 and later."""
     return [
         sa.Column("digest", sa.String(71), nullable=False, index=True),
         sa.Column("size_bytes", sa.BigInteger, nullable=False),
@@ -131,12 +131,12 @@ class NewerFormatError(Exception):
 
 
 def prepare(connection: sa.Connection, default_tenant: str) -> None:
-    """Make the tables of this version; what one of format 1 has becomes version 1 of each name.
+    """Create or migrate the tables; an adapter of format 1 becomes version 1 of its name.
 
-    All in the transaction of `connection`: it happens as a whole or not at all.
+    Atomic, in the transaction of `connection`.
 
     Raises:
-        NewerFormatError: The catalog is of a format that this version does not know.
+        NewerFormatError: The catalog has a newer format than this version knows.
     """
     metadata.create_all(connection)
     is_format = store.c.key == "format"
@@ -157,7 +157,7 @@ def prepare(connection: sa.Connection, default_tenant: str) -> None:
 
 
 def _add_columns(connection: sa.Connection) -> None:
-    """Give the tables of an earlier format the columns that they lack, with their defaults."""
+    """Add the columns that an earlier format lacks, with their defaults."""
     inspector = sa.inspect(connection)
     for table in metadata.sorted_tables:
         known = {column["name"] for column in inspector.get_columns(table.name)}
@@ -168,9 +168,9 @@ def _add_columns(connection: sa.Connection) -> None:
 
 
 def _widen_columns(connection: sa.Connection) -> None:
-    """Give texts the room that they have in this format."""
+    """Widen string columns to their length in this format."""
     if connection.dialect.name == "sqlite":
-        return  # where a text has all the room that it takes
+        return  # does not enforce lengths
     inspector = sa.inspect(connection)
     for table in metadata.sorted_tables:
         found = {column["name"]: column["type"] for column in inspector.get_columns(table.name)}

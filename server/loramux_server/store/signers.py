@@ -1,4 +1,4 @@
-"""Whose signatures a package needs to be served: `--trusted-signer`."""
+"""Requiring packages to be signed by a trusted key: `--trusted-signer`."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -11,14 +11,14 @@ from loramux_adapters.package import Package
 
 
 class TrustedSigners:
-    """The public keys of those who may vouch for packages; with none, anybody's package will do."""
+    """The public keys of trusted signers; with none, packages need no signature."""
 
     def __init__(self, paths: Sequence[Path] = ()) -> None:
-        """Read keys, PEM files as `loramux sign --new-key` makes them.
+        """Read keys from PEM files, as written by `loramux sign --new-key`.
 
         Raises:
-            ValueError: A file holds no public key, or what is needed is not installed; the message
-                says which.
+            ValueError: A file contains no public key, or `cryptography` is not installed; the
+                message says which.
             OSError: A file cannot be read.
         """
         if not paths:
@@ -31,7 +31,7 @@ class TrustedSigners:
         self._keys = read_public_keys(paths)
 
     def check(self, file: BinaryIO, package: Package) -> None:
-        """Demand that `package`, which is open as `file`, is signed by one of them; reads it whole.
+        """Demand that `package`, open as `file`, is signed by one of them. Reads the whole file.
 
         Raises:
             PackageError: It is not.
@@ -51,4 +51,4 @@ class TrustedSigners:
 
 
 ANYBODY = TrustedSigners()
-"""Nobody has to vouch for a package."""
+"""Requires no signature."""

@@ -1,4 +1,4 @@
-"""Transactions of a catalog; small ones have room where the disk is full."""
+"""Transactions of a catalog; small ones succeed even when the disk is full."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -11,30 +11,30 @@ from loramux_server.store.reserve import Reserve
 T = TypeVar("T")
 
 _NO_ROOM = frozenset({"SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE"})
-"""How SQLite fails where its files cannot grow: the disk is full, or a quota is used up."""
+"""SQLite's errors if its files cannot grow: the disk is full, or a quota is exhausted."""
 
 
 class Transactions:
-    """What reads and changes a catalog."""
+    """Runs reads and changes of a catalog."""
 
     def __init__(self, engine: sa.Engine, reserve: Reserve | None) -> None:
-        """Work on the database of `engine`, for which `reserve` keeps room."""
+        """Work on the database of `engine`, with `reserve` as its spare disk space."""
         self.engine = engine
         self._reserve = reserve
 
     def read(self) -> AbstractContextManager[sa.Connection]:
-        """Return a block that only looks."""
+        """Return a connection for reading, as a context manager."""
         return self.engine.connect()
 
     def large(self, change: Callable[[sa.Connection], T]) -> T:
-        """Make one transaction of `change`, and return what it returns."""
+        """Run `change` in one transaction, and return its result."""
         with self.engine.begin() as connection:
             return change(connection)
 
     def small(self, change: Callable[[sa.Connection], T]) -> T:
-        """Do as `large` for what frees something or takes little.
+        """Like `large`, for a change that frees space or needs little.
 
-        Where there is no room for it, it is tried once more with that of the reserve.
+        If the disk is full, it is retried once with the space of the reserve.
         """
         try:
             return self.large(change)

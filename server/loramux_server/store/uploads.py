@@ -1,7 +1,7 @@
-"""Uploads under way that may take several attempts, and a restart of the server.
+"""Resumable uploads: they survive failed attempts and restarts of the server.
 
-An upload is known by what it declares, so whoever declares the same goes on with it. How far it
-came is the length of its file; nothing else is kept.
+An upload is identified by what it declares, so whoever declares the same continues it. Its progress
+is the length of its file; nothing else is stored.
 """
 
 import datetime
@@ -21,9 +21,9 @@ from loramux_server.store.reference import parse_name
 from loramux_server.store.registry import Registry
 
 MAX_UPLOADS = 256
-"""Uploads whose files are open at once."""
+"""Most uploads with open files."""
 _REMEMBERED = 1024
-"""Finished uploads whose result is told again."""
+"""Finished uploads whose result is remembered for repeated calls."""
 
 Registered = tuple[AdapterRecord, bool]
 """A version, and whether it is new."""
@@ -31,57 +31,57 @@ Registered = tuple[AdapterRecord, bool]
 
 @dataclass(slots=True)
 class Upload:
-    """One package on its way."""
+    """A package that is being uploaded."""
 
     id: str
     tenant: str
-    """Whose it is."""
     size: int
     staged: Staged
     lock: threading.Lock = field(default_factory=threading.Lock)
-    """Held while the file changes or is looked at as a whole."""
+    """Held while the file is written or read as a whole."""
     touched: float = field(default_factory=time.monotonic)
+    """When it was last used, by the monotonic clock."""
     is_finishing: bool = False
     """Whether its file is being checked and registered."""
 
     @property
     def is_complete(self) -> bool:
-        """Whether all bytes came."""
+        """Whether all bytes have arrived."""
         return self.staged.size == self.size
 
     def is_hopeless(self, digest: str) -> bool:
-        """Return whether what came cannot become the content `digest`.
+        """Return whether its file cannot become the content `digest`.
 
-        A power cut can leave that of bytes that were right.
+        A power cut can damage a file that was right.
         """
         return self.staged.size > self.size or (self.is_complete and self.staged.digest != digest)
 
 
 def id_of(name: str, digest: str, size: int) -> str:
-    """Return the id of the upload that declares this."""
+    """Return the id of an upload that declares this name, digest and size."""
     reference = parse_name(name, "header.name")
     declared = f"{reference.tenant}/{reference.name} {digest} {size}"
     return hashlib.sha256(declared.encode()).hexdigest()[:32]
 
 
 class Uploads:
-    """Owns the files of uploads that can go on. Threads may share it; all of it may block."""
+    """Owns the files of resumable uploads. Thread-safe; its methods may block."""
 
     def __init__(self, registry: Registry, expiry: float) -> None:
-        """Go on with what an earlier server left.
+        """Prepare; files that an earlier server process left can be continued.
 
         Args:
-            registry: Where finished ones go.
-            expiry: Seconds after which an upload is deleted that nobody goes on with.
+            registry: Where finished uploads are registered.
+            expiry: Seconds without activity after which an upload is deleted.
         """
         self._registry = registry
         self._expiry = expiry
         self._open: dict[str, Upload] = {}
         self._reserved: dict[str, Reservation] = {}
-        """Room for what this server began, as long as the file of it is there."""
+        """Quota of uploads that this process started or continued, while their files exist."""
         self._finished: OrderedDict[str, Registered] = OrderedDict()
         self._lock = threading.Lock()
-        """Held to change which uploads there are."""
+        """Held to change the set of uploads."""
 
     def adopt(
         self,
@@ -91,9 +91,9 @@ class Uploads:
         must_not_exist: bool,
         expires_at: datetime.datetime | None = None,
     ) -> Registered | None:
-        """Register content under `name` that its tenant has already; None if bytes are needed.
+        """Register content that the tenant already has under `name`; None if it must be uploaded.
 
-        The bytes are read: damaged ones are needed again.
+        The stored file is read in full; if it is damaged, it must be uploaded again.
         """
         reference = parse_name(name, "header.name")
         self._registry.leases.keep(digest)
@@ -121,10 +121,10 @@ class Uploads:
             self._registry.leases.let_go(digest)
 
     def start(self, name: str, digest: str, size: int) -> Upload:
-        """Return the upload of this content under this name, begun or to be gone on with.
+        """Return the upload of this content under this name, new or continued.
 
         Raises:
-            ResourceExhaustedError: Too many are under way, or the tenant stores too much.
+            ResourceExhaustedError: Too many are in progress, or the tenant stores too much.
         """
         reference = parse_name(name, "header.name")
         upload_id = id_of(name, digest, size)
@@ -156,16 +156,17 @@ class Uploads:
             raise no_upload(upload_id) from None
 
     def has(self, upload_id: str) -> bool:
-        """Return whether an upload is under way."""
+        """Return whether an upload is open."""
         return upload_id in self._open
 
     def write(self, upload: Upload, offset: int, chunk: bytes) -> int:
-        """Keep what of `chunk` is new and return how much of the package is here.
+        """Append the new part of `chunk` and return the number of bytes received so far.
 
         Raises:
             OutOfRangeError: Bytes before `offset` are missing.
-            OSError: They cannot be kept. Where the store is full, all of the upload is deleted:
-                names, keys and aliases need room, too.
+            NotFoundError: The upload has ended.
+            OSError: It cannot be written. If the store is full, the whole upload is deleted: names,
+                keys and aliases need space, too.
         """
         with upload.lock:
             self.get(upload.id)
@@ -191,11 +192,11 @@ class Uploads:
             return upload.staged.size
 
     def finished(self, upload_id: str) -> Registered | None:
-        """Return what became of an upload that was registered a short while ago."""
+        """Return the result of a recently finished upload; None if it is not known."""
         return self._finished.get(upload_id)
 
     def end(self, upload: Upload, result: Registered | None = None) -> None:
-        """Delete what came of an upload; `result` is what was registered, if it was."""
+        """Delete the file of an upload; `result` is what was registered, if anything."""
         with self._lock:
             if self._open.pop(upload.id, None) is None:
                 return
@@ -208,7 +209,7 @@ class Uploads:
             self._give_back()
 
     def expire(self) -> None:
-        """Delete what nobody went on with for too long."""
+        """Delete uploads that nobody has continued for too long."""
         now = time.monotonic()
         for upload in list(self._open.values()):
             is_old = now - upload.touched > self._expiry and not upload.is_finishing
@@ -225,30 +226,30 @@ class Uploads:
             self._give_back()
 
     def close(self) -> None:
-        """Let the files be, for the next server to go on with."""
+        """Close the files and keep them, for the next server process to continue."""
         with self._lock:
             for upload in list(self._open.values()):
                 self._put_aside(upload)
 
     def _begin(self, upload_id: str, tenant: str, size: int) -> Upload:
-        """Open the file of an upload; only who holds the lock may call this."""
+        """Open the file of an upload. The caller holds `_lock`."""
         if len(self._open) >= MAX_UPLOADS:
             self._make_room()
-        # What is declared anew is not finished, whatever became of it before.
+        # A new declaration starts over, even if the same upload finished before.
         self._finished.pop(upload_id, None)
         return Upload(upload_id, tenant, size, self._registry.blobs.resume(upload_id))
 
     def _give_back(self) -> None:
-        """Free the room of uploads whose files are gone; only who holds the lock may call this."""
+        """Return the quota of uploads whose files are gone. The caller holds `_lock`."""
         for upload_id in list(self._reserved):
             if not self._registry.blobs.has_upload(upload_id):
                 self._registry.quotas.give_back(self._reserved.pop(upload_id))
 
     def _make_room(self) -> None:
-        """Put aside what nobody went on with for longest; only who holds the lock may call this.
+        """Put aside the least recently used upload. The caller holds `_lock`.
 
         Raises:
-            ResourceExhaustedError: Bytes come for all of them at this moment.
+            ResourceExhaustedError: All of them are being written or finished now.
         """
         for upload in sorted(self._open.values(), key=lambda upload: upload.touched):
             if not upload.is_finishing and upload.lock.acquire(blocking=False):
@@ -262,9 +263,9 @@ class Uploads:
         )
 
     def _put_aside(self, upload: Upload) -> None:
-        """Forget an upload and keep its file, which is read again when it goes on.
+        """Close an upload but keep its file, which is hashed again when it continues.
 
-        Only who holds the lock may call this.
+        The caller holds `_lock`.
         """
         self._open.pop(upload.id, None)
         with suppress(OSError):
@@ -272,7 +273,7 @@ class Uploads:
 
 
 def no_upload(upload_id: str) -> NotFoundError:
-    """Return the error for an id that no upload has, or none that may be known of."""
+    """Return the error for an unknown upload id, or one that the caller must not see."""
     return NotFoundError(
         f"no upload has the id {upload_id[:64]!r}; begin with StartUpload again",
         reason="UPLOAD_NOT_FOUND",

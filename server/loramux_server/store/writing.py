@@ -1,4 +1,4 @@
-"""The right to change the registry: one at a time, on top of what is on disk."""
+"""The write lock of the registry, which keeps memory in sync with the catalog."""
 
 import threading
 from collections.abc import Callable
@@ -15,10 +15,10 @@ ADDED, UPDATED, REMOVED = "added", "updated", "removed"
 
 
 class Writing:
-    """Held, in a `with`, to change names on disk and in memory alike.
+    """A context manager to hold while changing names on disk and in memory.
 
-    A write that failed may have come through all the same: a disk or a connection can lose the
-    answer alone. So after one the catalog is read again before anything else changes.
+    A failed write may still have been committed: a disk or a connection can lose just the answer.
+    So after one, the catalog is read again before the next change.
     """
 
     def __init__(
@@ -27,29 +27,29 @@ class Writing:
         """Work on what the registry owns.
 
         Args:
-            catalog: Where changes go first.
+            catalog: Where changes are written first.
             names: The same in memory.
-            quotas: Counts what has a name.
-            lock: Held to look at `names` or change it.
+            quotas: Count the named versions.
+            lock: Held to read or change `names`.
         """
         self.mutex = threading.Lock()
-        """Held alone while unused bytes go, for which no catalog is needed."""
+        """Enough for deleting unused files, which needs no catalog."""
         self._catalog = catalog
         self._names = names
         self._quotas = quotas
         self._lock = lock
         self.on_change: Callable[[str, AdapterRecord], object] = lambda what, record: None
-        """Called, in any thread, with what happened to a version: ADDED, UPDATED or REMOVED."""
+        """Called, in any thread, with each change of a version: ADDED, UPDATED or REMOVED."""
         self.on_sure: Callable[[set[str]], object] = lambda digests: None
-        """Called when memory is what is on disk again, with the content of what went."""
+        """Called when memory matches the catalog again, with the digests of removed versions."""
 
     @property
     def is_unsure(self) -> bool:
-        """Whether the catalog may have what memory has not."""
+        """Whether the catalog may differ from memory."""
         return self._catalog.is_unsure
 
     def __enter__(self) -> None:
-        """Wait for the others; raises what the database does if it has to be read and cannot be."""
+        """Wait for the lock; if the catalog has to be read again and cannot be, raise its error."""
         self.mutex.acquire()
         try:
             if self.is_unsure:
