@@ -1,7 +1,7 @@
-"""Tools: how a chat template writes calls of them, and finding calls in what a model writes.
+"""Tool calls: the syntax in which a chat template writes them, and parsing them from completions.
 
-No list of models is kept. A template that knows of tools is given a conversation with calls, and
-how it writes them (`finder.py`, `derive.py`) is what its model was trained to write: calls are read
-in that form (`call_reader.py`), and where they are demanded, written in it (`form.py`). Those that
-are messages to a tool have a form, a reader and a grammar of their own (`addressed.py`).
+There is no list of models. A template that supports tools renders conversations with calls, which
+shows the syntax that its model was trained on (`finder.py`, `derive.py`). Calls are parsed in that
+syntax (`call_reader.py`); where they are required, a grammar enforces it (`form.py`). Calls that
+are messages to a tool have their own syntax, reader and grammar (`addressed.py`).
 """

@@ -1,4 +1,4 @@
-"""How a template writes calls that are messages to a tool, on a channel."""
+"""Templates that write a call as a message to a tool, on a channel."""
 
 import json
 import re
@@ -12,31 +12,31 @@ from loramux_server.tools.conversations import FIRST, SIGN
 from loramux_server.tools.written import unreadable
 
 _KIND = "<|constrain|>"
-"""What models write before the kind of a content, and templates leave out."""
+"""A token that models write before the type of the content, and templates omit."""
 _RECIPIENT = re.compile(r"\s+[a-z]+=\S{0,32}")
 _WORDS = re.compile(r"\w{1,32}( \w{1,32})?")
 
 
 @dataclass(frozen=True, slots=True)
 class AddressedSyntax:
-    """How they are written: begin, recipient, name, header, arguments, end.
+    """How a call is written: begin, recipient, name, header, arguments, end.
 
-    A model may name the recipient in the header as well, behind the channel.
+    A model may also name the recipient in the header, after the channel.
     """
 
     channels: Channels
     recipient: str
-    """What stands before the name of a tool, with the white space before that."""
+    """The text before the name of a tool, with leading white space."""
     channel: str
     kind: str
-    """What the header says that arguments are; empty if nothing."""
+    """The type of the arguments in the header; empty if there is none."""
     end: Piece
     ids: Mapping[str, int]
-    """The added tokens among all that."""
+    """Ids of the added tokens in all of this."""
 
     @property
     def kind_mark(self) -> Piece | None:
-        """A token that may stand before the kind; None where there is none."""
+        """A token that may precede the type; None if there is none."""
         return Piece(_KIND, True) if _KIND in self.ids else None
 
 
@@ -46,15 +46,15 @@ def addressed_of(
     """Return how a template writes calls.
 
     Args:
-        answering: What it makes of `ANSWERING`.
-        calling: What it makes of `CALLING`.
+        answering: `ANSWERING` as rendered by it.
+        calling: `CALLING` as rendered by it.
         vocabulary: The tokenizer's added tokens.
 
     Raises:
-        UnknownSyntaxError: In another way.
+        UnknownSyntaxError: It writes them in another way.
     """
     channels = channels_of(answering, SIGN)
-    # Before its last place the name is in what is told of the tool.
+    # The last occurrence of the name; earlier ones are in the declaration of the tool.
     at = max((i for i, piece in enumerate(calling) if piece.text.endswith(FIRST.name)), default=0)
     written = calling[max(0, at - 1) : at + 6]
     if channels is None or len(written) != 7:
@@ -81,7 +81,7 @@ def addressed_of(
 
 
 def _is_object(text: str) -> bool:
-    """Return whether `text` is the arguments of `FIRST`."""
+    """Return whether `text` is the arguments of `FIRST` as JSON."""
     try:
         return bool(json.loads(text) == FIRST.arguments)
     except ValueError:

@@ -1,4 +1,4 @@
-"""The form of an answer that is a call of a tool in a message, as a grammar."""
+"""The grammar of an answer that is a call as a message to a tool."""
 
 from collections.abc import Sequence
 
@@ -12,18 +12,18 @@ from loramux_server.tools.symbols import symbols
 
 
 def form_of_addressed(syntax: AddressedSyntax, tools: Sequence[Tool], otherwise: Otherwise) -> Form:
-    """Return the form of an answer with one call of `tools`, or of what it may be otherwise.
+    """Return the form of an answer with one call of `tools`, or `otherwise`. The call ends it.
 
-    The call meets the schema of its tool, if that is not strict only where there is nothing else
-    that an answer may be. It ends the answer.
+    Arguments meet the schema if the tool is strict or a call is required (`otherwise` is None);
+    else they may be any object.
 
     Args:
         syntax: How calls are written.
-        tools: What may be called.
-        otherwise: What else an answer may be.
+        tools: The tools.
+        otherwise: What an answer without a call may be.
 
     Raises:
-        LargeRulesError: The form is too large.
+        LargeRulesError: The grammar is too large.
     """
     channels, ids = syntax.channels, syntax.ids
     final = symbols(ids, channels.header(channels.answer))
@@ -50,7 +50,7 @@ def form_of_addressed(syntax: AddressedSyntax, tools: Sequence[Tool], otherwise:
 
 
 def _headers(syntax: AddressedSyntax, name: str) -> list[list[Piece]]:
-    """Return what may stand before the arguments of a call."""
+    """Return the headers that may precede the arguments of a call."""
     channels = syntax.channels
     to = syntax.recipient + name
     kinds: list[list[Piece]] = [[]]

@@ -1,4 +1,4 @@
-"""Messages on channels -> text and calls of tools, as they arrive."""
+"""Parsing tool calls that are messages on channels, while they stream."""
 
 import enum
 import json
@@ -14,42 +14,42 @@ from loramux_server.tools.reader import Reader, ToolCall
 from loramux_server.tools.syntax import joined
 
 _MAX_HELD = 1024
-"""Characters that wait for what follows, but for the arguments of a call."""
+"""Most white space before a possible call that is held back, in characters."""
 _MAX_HEADER = 256
-"""Characters from what may begin a call to what ends its header."""
+"""Most characters from a trigger to the end of the header."""
 
 
 class _Now(enum.Enum):
-    """What is being read."""
+    """The state of the reader: what is being read."""
 
     TEXT = enum.auto()
-    """Text, up to what may begin a call."""
+    """Text, up to a trigger."""
     HEADER = enum.auto()
     ARGUMENTS = enum.auto()
     AFTER = enum.auto()
-    """What follows a call: what ends the message."""
+    """What follows the arguments: the end of the message."""
 
 
 class AddressedReader(Reader):
-    """Takes calls out of one completion that are messages to a tool."""
+    """Parses calls in one completion that are messages to a tool."""
 
     def __init__(self, syntax: AddressedSyntax, *, most: int | None) -> None:
-        """Read at most `most` calls, or any number."""
+        """Read at most `most` calls; None for any number."""
         super().__init__(most=most)
         channels = syntax.channels
         recipient = syntax.recipient.strip()
         self._triggers = (joined(channels.begin), channels.before.text, recipient)
-        """What may begin a call."""
+        """Texts with which a call may begin."""
         self._after = channels.after.text
         self._ends = (syntax.end.text, channels.end.text)
         self._header = _header(syntax, recipient)
         self._now = _Now.TEXT
         self._trigger = ""
-        """Which one was found."""
+        """The one that was found."""
         self._name = ""
         self._begin = 0
-        """Where in what is held its arguments begin, or what stands before them; up to there no
-        other call begins."""
+        """Offset in the held text of what follows the trigger, or of the arguments; no other call
+        begins before it."""
         self._end: JsonEnd | None = None
 
     def _step(self) -> ToolCall | str:
@@ -67,10 +67,10 @@ class AddressedReader(Reader):
         return self._now is _Now.AFTER
 
     def _before_call(self) -> str:
-        """Return the text before what may begin a call, or may yet become that.
+        """Return the text before a trigger, or before a part of one at the end.
 
         Raises:
-            UnfinishedError: All that is held is such.
+            UnfinishedError: There is none yet.
         """
         text = self._held.text
         found = [(at, trigger) for trigger in self._triggers if (at := text.find(trigger)) >= 0]
@@ -85,10 +85,10 @@ class AddressedReader(Reader):
         return self._held.taken(end)
 
     def _called(self) -> str:
-        """Find out what is called, or return the text that was taken for what begins a call.
+        """Read the header of a call; if it is none, return the text up to the end of the trigger.
 
         Raises:
-            UnfinishedError: That is not known yet.
+            UnfinishedError: The header is incomplete.
         """
         text = self._held.text
         begin = text.index(self._trigger)
@@ -109,10 +109,10 @@ class AddressedReader(Reader):
         return ""
 
     def _arguments(self) -> ToolCall | str:
-        """Return the call whose arguments these are, or text if they are none.
+        """Return the call with these arguments; the text that was read if they are invalid.
 
         Raises:
-            UnfinishedError: They go on.
+            UnfinishedError: They are incomplete.
         """
         if self._end is None:
             begin = self._held.spaced(self._begin)
@@ -133,16 +133,16 @@ class AddressedReader(Reader):
         return ToolCall(new_id(), self._name, json.dumps(arguments, ensure_ascii=False))
 
     def _no_call(self) -> str:
-        """Return the text in which no call begins, and go on after it."""
+        """Return the text that turned out to be no call, and continue after it."""
         self._end = None
         self._now = _Now.TEXT
         return self._held.taken(self._begin)
 
     def _after_call(self) -> None:
-        """Leave out what ends the message.
+        """Skip the end of the message.
 
         Raises:
-            UnfinishedError: More of it may come.
+            UnfinishedError: It may be incomplete.
         """
         at = self._held.spaced(0)
         end = self._held.word(at, self._ends)
@@ -151,7 +151,7 @@ class AddressedReader(Reader):
 
 
 def _header(syntax: AddressedSyntax, recipient: str) -> re.Pattern[str]:
-    """Return what the header of a call is, up to the token after it."""
+    """Return a pattern for the header of a call, up to the token after it."""
     begin, before = (
         re.escape(text) for text in (joined(syntax.channels.begin), syntax.channels.before.text)
     )

@@ -1,4 +1,4 @@
-"""Objects of JSON from strangers: what arguments, schemas and variables may be."""
+"""Validating untrusted JSON objects: arguments, schemas and variables."""
 
 import re
 from typing import Any
@@ -9,18 +9,18 @@ from loramux_adapters.errors import shown
 from loramux_adapters.strict_json import depth
 
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-"""Of a tool."""
+"""The name of a tool."""
 MAX_DEPTH = 64
-"""How deep arrays and objects may lie in each other."""
+"""Deepest nesting of arrays and objects."""
 _LEAST, _MOST = -(1 << 63), (1 << 64) - 1
 
 
 def parse_object(text: str) -> dict[str, Any]:
-    """Return the object that `text` is.
+    """Return `text` parsed as a JSON object.
 
     Raises:
-        ValueError: It is none, or holds what not everybody can read; the message goes on after the
-            name of what it is.
+        ValueError: It is none, is nested too deeply, or has an integer of more than 64 bits; the
+            message is to follow the name of the field.
     """
     try:
         found = msgspec.json.decode(text)
@@ -41,7 +41,7 @@ def parse_object(text: str) -> dict[str, Any]:
 
 
 def is_small(value: object) -> bool:
-    """Return whether no integer in a value of JSON is larger than others can read."""
+    """Return whether every integer in a JSON value fits a signed or unsigned 64-bit integer."""
     if isinstance(value, dict):
         return all(map(is_small, value.values()))
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""What is written of a call before its arguments."""
+"""Parsing what precedes the arguments of a call: its id and name."""
 
 import re
 from collections.abc import Collection, Iterator, Sequence
@@ -12,52 +12,52 @@ from loramux_server.tools.ids import MAX_NAMED, name_in, named_id
 from loramux_server.tools.syntax import COUNT, ID, ToolSyntax, joined, words_of
 
 _MAX_LEAD = 8
-"""Words between what begins calls and the first one."""
+"""Most words between the trigger and the first call."""
 CALL_ID = re.compile(r"[\w-]{1,64}")
 _COUNT = re.compile(r"[0-9]{1,9}")
 
 
 class Begun(NamedTuple):
-    """A call that has begun."""
+    """A call whose arguments follow."""
 
     at: int
-    """Where its arguments begin, or the object that has them."""
+    """Offset of its arguments, or of the object that contains them."""
     name: str = ""
-    """Empty where the object has it."""
+    """Empty if the object contains it."""
     id: str | None = None
-    """What the model made up; None where it makes up none before the arguments."""
+    """The id that the model wrote; None if it writes none before the arguments."""
 
 
 class CallHead:
-    """Looks for what stands before the arguments of calls."""
+    """Parses what precedes the arguments of calls."""
 
     def __init__(self, syntax: ToolSyntax, names: Collection[str]) -> None:
-        """Look for calls that are written so, of tools with these names."""
+        """Prepare for calls in `syntax`, of tools with these names."""
         self._names = names
-        # Where there is none, calls are told by their names, and stand at the begin of a text.
+        # Without one, calls are recognised by their names, and only at the start of the text.
         self._trigger = syntax.trigger
         self._keys = syntax.keys
         self._code = syntax.code
         self._lead = {*words_of(syntax.opening), *("[" if self._keys else "")}
         self._parts = [*_parts(syntax.head), NAME, *_parts(syntax.middle)]
-        """Texts, and expressions of what may be different."""
+        """Fixed texts, and patterns of the variable parts."""
         texts = [part for part in self._parts if isinstance(part, str)]
         self._after_id = texts[-1] if syntax.is_named_by_id else None
-        """What stands after an id that has a name; None where no id has."""
+        """The text after an id that contains the name; None if ids do not."""
         self._begin = "{"
-        """What arguments begin with; empty where they need not."""
+        """The text with which arguments begin; empty if any."""
         if syntax.arguments is not None:
             self._begin = self._code.begin.strip() if self._code else ""
 
     def find(self, held: Held, *, is_separated: bool) -> Begun | None:
-        """Return the call with which begins what is held; None if there is none.
+        """Return the call at the start of the held text; None if there is none.
 
         Args:
-            held: What has come.
-            is_separated: Whether it follows what separates calls, and not what begins them.
+            held: The text received so far.
+            is_separated: Whether it follows a separator of calls, not the trigger.
 
         Raises:
-            UnfinishedError: That is not known yet.
+            UnfinishedError: More text is needed to tell.
         """
         at = held.spaced(0)
         if not is_separated and self._trigger:
@@ -70,7 +70,7 @@ class CallHead:
         if self._keys is not None:
             return Begun(at) if held.text[at] == "{" else None
         if self._code and not self._trigger and not is_separated and at == begin:
-            return None  # any text could begin with a name
+            return None  # ordinary text could begin with a name
         if self._after_id is None:
             begun = self._named(held, at)
         else:
@@ -80,10 +80,10 @@ class CallHead:
         return begun if held.text.startswith(self._begin, begun.at) else None
 
     def may_be(self, held: Held, at: int) -> bool:
-        """Return whether a call that is separated from another one may begin at `at`.
+        """Return whether a call may begin at `at`, after a separator.
 
         Raises:
-            UnfinishedError: That is not known yet.
+            UnfinishedError: More text is needed to tell.
         """
         if self._keys is not None:
             return held.text[at] == "{"
@@ -94,14 +94,14 @@ class CallHead:
         return self._is_known(name[0] if name else "") and held.text.startswith(self._begin, after)
 
     def _is_known(self, name: str) -> bool:
-        """Return whether a call may have this name."""
+        """Return whether a call may have this name: any with a trigger, else that of a tool."""
         return name != "" and bool(self._trigger or name in self._names)
 
     def _named(self, held: Held, at: int) -> Begun | None:
-        """Return the call that begins with what stands before a name.
+        """Return the call whose head, name and middle begin at `at`; None if there is none.
 
         Raises:
-            UnfinishedError: That is not known yet.
+            UnfinishedError: More text is needed to tell.
         """
         found: dict[re.Pattern[str], str] = {}
         for part in self._parts:
@@ -117,10 +117,10 @@ class CallHead:
         return Begun(at, found[NAME], found.get(CALL_ID))
 
     def _named_by_id(self, held: Held, at: int, after: str) -> Begun | None:
-        """Return the call that begins with an id that has its name, before `after`.
+        """Return the call that begins with an id that contains its name, followed by `after`.
 
         Raises:
-            UnfinishedError: That is not known yet.
+            UnfinishedError: More text is needed to tell.
         """
         most = at + MAX_NAMED
         end = held.text.find(after, at, most + len(after))
@@ -133,7 +133,7 @@ class CallHead:
 
 
 def _parts(pieces: Sequence[Piece]) -> Iterator[str | re.Pattern[str]]:
-    """Yield texts, without white space around them, and what stands for ids and numbers."""
+    """Yield the texts of `pieces`, stripped, and patterns for ids and counters."""
     for is_text, group in groupby(pieces, lambda piece: piece not in (ID, COUNT)):
         if not is_text:
             yield from (CALL_ID if piece == ID else _COUNT for piece in group)

@@ -1,4 +1,4 @@
-"""What a model writes -> text and calls of tools, as it arrives."""
+"""Parsing tool calls from a completion while it streams."""
 
 import enum
 import json
@@ -23,34 +23,34 @@ from loramux_server.tools.syntax import COUNT, ToolSyntax
 from loramux_server.tools.values import arguments_of, unquoted
 
 _MAX_HELD = 1024
-"""Characters that wait for what follows, but for the arguments of a call."""
+"""Most characters that are held back, not counting the arguments of a call."""
 _ID = re.compile(r"[\w.:-]{1,128}")
-"""What may be told as the id of a call."""
+"""Ids of the model that are passed on; others are replaced."""
 
 
 class _Now(enum.Enum):
-    """What is being read."""
+    """The state of the reader: what is being read."""
 
     TEXT = enum.auto()
-    """Text, up to what begins a call."""
+    """Text, up to the trigger."""
     CALL = enum.auto()
-    """What begins or separates calls, and may be followed by one."""
+    """A trigger or separator, which a call may follow."""
     AFTER = enum.auto()
-    """What follows a call: what closes it, and perhaps separates it from the next one."""
+    """What follows a call: its closing, and perhaps a separator."""
     REST = enum.auto()
     """Text to the end."""
 
 
 class CallReader(Reader):
-    """Takes calls out of one completion that are parts of a text."""
+    """Parses calls that are parts of the text of one completion."""
 
     def __init__(self, syntax: ToolSyntax, tools: Sequence[Tool], *, most: int | None) -> None:
-        """Read calls.
+        """Start a completion.
 
         Args:
-            syntax: How they are written.
-            tools: What may be called.
-            most: How many calls there may be; None for any number.
+            syntax: How calls are written.
+            tools: The tools.
+            most: Most calls to read; None for any number.
         """
         super().__init__(most=most)
         self._syntax = syntax
@@ -62,11 +62,11 @@ class CallReader(Reader):
         self._separators, self._closings = beside(syntax)
         self._ends = ends_of(syntax)
         self._is_separated = False
-        """Whether what is held follows what separates calls, and not what begins them."""
+        """Whether the held text follows a separator, not the trigger."""
         self._begun = Begun(0)
-        """What stands before the arguments of a call."""
+        """The head of the call that is being read."""
         self._end: JsonEnd | ParameterReader | CodeReader | None = None
-        """What reads them; None before it is known that a call has begun."""
+        """The reader of its arguments; None before its head was recognised."""
         self._ids: set[str] = set()
 
     def _given_up(self) -> str | None:
@@ -86,7 +86,7 @@ class CallReader(Reader):
 
     @property
     def _no_call_now(self) -> _Now:
-        """What is read where there is no call."""
+        """The state after something turned out to be no call."""
         return _Now.TEXT if self._trigger else _Now.REST
 
     @property
@@ -104,7 +104,7 @@ class CallReader(Reader):
         return self._held.taken(len(self._held.text))
 
     def _before_call(self) -> str:
-        """Return the text before what begins a call, or may yet become that."""
+        """Return the text before the trigger, or before a part of it at the end."""
         end = self._held.text.find(self._trigger)
         if end >= 0:
             self._now = _Now.CALL
@@ -117,10 +117,10 @@ class CallReader(Reader):
         return self._held.taken(end)
 
     def _call(self) -> ToolCall | None:
-        """Return the call with which begins what is held, and go on after it; None if it is none.
+        """Return the call at the start of the held text, and continue after it; None if it is none.
 
         Raises:
-            UnfinishedError: That is not known yet.
+            UnfinishedError: More text is needed to tell.
         """
         if self._end is None:
             begun = self._head.find(self._held, is_separated=self._is_separated)
@@ -144,7 +144,7 @@ class CallReader(Reader):
         return self._taken(inner.get(keys.name), inner.get(keys.arguments), made_id, end)
 
     def _end_from(self, begin: int) -> JsonEnd | ParameterReader | CodeReader:
-        """Return what finds the end of arguments that begin at `begin`."""
+        """Return a reader that finds the end of arguments that begin at `begin`."""
         if self._syntax.parameters:
             return ParameterReader(self._syntax.parameters, self._ends, begin)
         if self._syntax.code:
@@ -152,7 +152,7 @@ class CallReader(Reader):
         return JsonEnd(begin)
 
     def _value(self, end: int) -> Any:  # noqa: ANN401 - JSON
-        """Return what is written up to `end`: the arguments of a call, or the object with them."""
+        """Return the value that ends at `end`: the arguments of a call, or the object with them."""
         tool = self._tools.get(self._begun.name)
         if isinstance(self._end, ParameterReader):
             assert self._syntax.parameters is not None
@@ -164,7 +164,7 @@ class CallReader(Reader):
         return unquoted(self._end.found, tool) if code and code.quotes_all else self._end.found
 
     def _taken(self, name: Any, arguments: Any, made_id: Any, end: int) -> ToolCall | None:  # noqa: ANN401
-        """Return a call, if it is one, and hold what follows it from `end` on."""
+        """Return a call if these are valid parts of one, and continue at `end`."""
         if not isinstance(name, str) or not NAME.fullmatch(name):
             return None
         if not self._trigger and name not in self._tools:
@@ -184,8 +184,8 @@ class CallReader(Reader):
         return ToolCall(call_id, name, json.dumps(arguments, ensure_ascii=False))
 
     def _no_call(self) -> str:
-        """Return the text that was taken for what begins a call, and go on after it."""
-        # What was an argument is read once, whatever it holds.
+        """Return the text that turned out to be no call, and continue after it."""
+        # Arguments that were read are not searched for calls.
         end = 0 if self._end is None or isinstance(self._end, JsonEnd) else self._end.at
         self._end = None
         self._now = self._no_call_now
@@ -194,10 +194,10 @@ class CallReader(Reader):
         return self._held.taken(end)
 
     def _after_call(self) -> None:
-        """Find out what follows a call; what separates and closes calls is left out.
+        """Skip what separates and closes calls, and set the state for what follows.
 
         Raises:
-            UnfinishedError: That is not known yet.
+            UnfinishedError: More text is needed to tell.
         """
         begin = self._held.spaced(0)
         closed = None

@@ -1,4 +1,4 @@
-"""What arguments may be, as the schema of their tool has it."""
+"""Splitting the schema of a tool into what each of its arguments may be."""
 
 from collections.abc import Sequence, Set
 from typing import Any, NamedTuple
@@ -7,28 +7,28 @@ from loramux_adapters.errors import shown
 from loramux_server.tools.schemas import ANNOTATIONS, UnknownSchemaError, kind_of, kinds_of
 
 NAMED: dict[str, list[bool | None]] = {"boolean": [True, False], "null": [None]}
-"""JSON type -> its values, where Python writes them in another way."""
+"""JSON type -> its values, for types that Python spells differently."""
 _KINDS = NAMED.keys() | {"array", "object", "integer", "number", "string"}
 _TELLING = {"properties": "object", "items": "array"}
-"""Keywords that say of which type a value is, if nothing else does."""
+"""Keywords that imply a type if none is given."""
 _KNOWN = ANNOTATIONS | {
     "type", "properties", "required", "additionalProperties", "$defs", "definitions",
 }  # fmt: skip
 
 
 class Arguments(NamedTuple):
-    """Arguments of a tool."""
+    """The arguments of a tool."""
 
     properties: dict[str, Any]
-    """Schemas of those that there may be, by their names, in the order in which they come."""
+    """Name -> schema, in the order in which they are written."""
     required: Set[str]
 
 
 def arguments_in(schema: dict[str, Any]) -> Arguments | None:
-    """Return what arguments meet `schema`, that of an object; None for any.
+    """Return the arguments that meet `schema`, an object's; None for any arguments.
 
     Raises:
-        UnknownSchemaError: That cannot be told where each is written by itself.
+        UnknownSchemaError: It cannot be enforced where arguments are written one by one.
     """
     if unknown := sorted(schema.keys() - _KNOWN):
         raise UnknownSchemaError(f"has {unknown[0]!r}")
@@ -51,21 +51,21 @@ def arguments_in(schema: dict[str, Any]) -> Arguments | None:
 
 
 class Choice(NamedTuple):
-    """What a parameter may be."""
+    """What a parameter may be: one of `words`, or a match of one of the schemas."""
 
     words: list[str]
-    """These strings."""
+    """Strings of `const` and `enum`."""
     strings: list[dict[str, Any]]
-    """Strings that meet one of these schemas."""
+    """Schemas of strings."""
     others: list[dict[str, Any]]
-    """What meets one of these and is no string."""
+    """Schemas of other values."""
 
 
 def split(alternatives: Sequence[dict[str, Any]]) -> Choice:
-    """Return what meets one of some schemas.
+    """Return what a value that meets one of some schemas may be.
 
     Raises:
-        UnknownSchemaError: That cannot be told.
+        UnknownSchemaError: A schema is not understood.
     """
     choice = Choice([], [], [])
     for each in alternatives:
@@ -77,7 +77,7 @@ def split(alternatives: Sequence[dict[str, Any]]) -> Choice:
             if not isinstance(values, list):
                 raise UnknownSchemaError(f"has 'enum' that is {shown(values)}, which is no list")
             choice.words.extend(value for value in values if isinstance(value, str))
-            for is_named in (True, False):  # which may be written in different ways
+            for is_named in (True, False):  # these may be written differently
                 rest = [
                     value for value in values
                     if not isinstance(value, str) and (kind_of(value) in NAMED) == is_named
@@ -87,7 +87,7 @@ def split(alternatives: Sequence[dict[str, Any]]) -> Choice:
             continue
         kinds = kinds_of(each)
         if not keys:
-            kinds = frozenset({"string"})  # any text, which is read as what it may be
+            kinds = frozenset({"string"})  # any text, which is read as the type that it looks like
         elif kinds is None:
             kinds = frozenset(kind for key, kind in _TELLING.items() if key in keys)
         if not kinds:
@@ -102,7 +102,7 @@ def split(alternatives: Sequence[dict[str, Any]]) -> Choice:
 
 
 def named_values(schema: dict[str, Any]) -> list[bool | None]:
-    """Return the values that meet a schema of such types alone."""
+    """Return the values that meet a schema that has only types of NAMED."""
     values: list[bool | None] = schema.get("enum") or [
         each for kind in sorted(kinds_of(schema) or ()) for each in NAMED[kind]
     ]

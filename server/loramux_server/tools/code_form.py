@@ -1,4 +1,4 @@
-"""Arguments of a call that are written as code, in a grammar."""
+"""Grammar rules for arguments that are written as code."""
 
 from contextlib import suppress
 from typing import Any
@@ -23,30 +23,30 @@ _KEY = "/[A-Za-z_][A-Za-z0-9_]{0,63}/"
 
 
 class CodeForm:
-    """Makes rules of schemas.
+    """Turns schemas into grammar rules.
 
-    What JSON writes is code as well, and so any value may be written as JSON, and meets all of its
-    schema then. What the template writes otherwise may be written so, where the schema is as simple
-    as those of parameters that are written one by one.
+    JSON is valid code as well, so any value may be written as JSON, with its whole schema enforced.
+    The template's own spelling of a value is also allowed if the schema is simple enough for
+    parameters that are written one by one.
     """
 
     def __init__(self, syntax: ToolSyntax, code: Code, rules: Rules) -> None:
-        """Add to `rules` those of calls that are written so."""
+        """Prepare to add rules for this syntax to `rules`."""
         self._rules = rules
         self._allowance = Allowance()
         self._syntax = syntax
         self._code = code
         self._quote = code.quote if code.quote and code.quote.text != '"' else None
-        """What JSON does not write."""
+        """The template's quote, if JSON does not have it."""
 
     def add(self, name: str, schema: dict[str, Any]) -> None:
-        """Add the rules of arguments that meet `schema`, that of an object.
+        """Add the rules of arguments that meet `schema`, an object's.
 
-        One is `name`, in lower case, and the names of others begin with it.
+        The first rule is `name`, in lower case; the names of others begin with it.
 
         Raises:
-            UnknownSchemaError: It cannot be kept in code.
-            LargeRulesError: The rules are too many.
+            UnknownSchemaError: It cannot be enforced in code.
+            LargeRulesError: The rules are too long.
         """
         arguments = arguments_in(schema)
         if arguments is None:
@@ -70,7 +70,7 @@ class CodeForm:
         self._rules.add(f"{name}: {literal(self._code.begin)} {inner} {literal(self._code.end)}")
 
     def add_free(self, name: str) -> None:
-        """Add the rules of any arguments, as `add` those that meet a schema."""
+        """Add the rules of any arguments; named as by `add`."""
         begin, assign, comma, end = (
             literal(text)
             for text in (self._code.begin, self._code.assign, self._code.comma, self._code.end)
@@ -85,7 +85,7 @@ class CodeForm:
         )
 
     def _add_argument(self, name: str, key: str, schema: object, whole: ToolSchema) -> None:
-        """Add the rules of one argument, as `add` those of all."""
+        """Add the rules of one argument; errors and names are those of `add`."""
         if not is_word(key):
             raise UnknownSchemaError(
                 f"has the parameter {key!r}, which has a name that no code has"
@@ -100,7 +100,7 @@ class CodeForm:
         )
 
     def _others(self, name: str, schema: dict[str, Any], root: dict[str, Any]) -> list[str]:
-        """Add rules of values that are written otherwise than in JSON; return what they are."""
+        """Add rules of values that are not written as JSON; return the alternatives."""
         try:
             alternatives = ToolSchema(root, self._allowance).alternatives(schema, is_exact=True)
             choice = split(alternatives)

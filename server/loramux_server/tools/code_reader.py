@@ -1,4 +1,4 @@
-"""Arguments of a call that are written as code, in a text that arrives in pieces."""
+"""Parsing arguments that are written as code, from streamed text."""
 
 import enum
 import re
@@ -13,17 +13,17 @@ from loramux_server.tools.syntax import Code
 
 _QUOTES = ('"', "'", '"""', "'''")
 _WORD = re.compile(r"[^\s,=:()\[\]{}'\"]+")
-"""A number, what names a value, or the name of an argument."""
+"""A number, a name such as `true`, or the name of an argument."""
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 _NAMED = {"true": True, "false": False, "null": None} | {"True": True, "False": False, "None": None}
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
 MAX_QUOTE = 16
-"""Characters that may stand before a string."""
+"""Most characters of a quote."""
 _MAX_WORD = 256
-"""Characters of a number or a name."""
+"""Most characters of a number or a name."""
 _MAX_AFTER = 256
-"""Characters that are looked at to see whether a string ends."""
+"""Lookahead, in characters, to tell whether a string ends."""
 
 
 def is_word(name: str) -> bool:
@@ -32,50 +32,50 @@ def is_word(name: str) -> bool:
 
 
 class _Now(enum.Enum):
-    """What is being read."""
+    """The state of the reader: what is being read."""
 
     KEY = enum.auto()
-    """The name of a value, or the end of all in these brackets."""
+    """A key, or the closing bracket."""
     ASSIGN = enum.auto()
     VALUE = enum.auto()
-    """A value, or in a list the end of it."""
+    """A value, or in a list its closing bracket."""
     NEXT = enum.auto()
-    """What follows a value: a comma, or the end."""
+    """What follows a value: a comma, or the closing bracket."""
     STRING = enum.auto()
 
 
 @dataclass(slots=True)
 class _Open:
-    """Brackets that are not closed yet."""
+    """Open brackets and their content so far."""
 
     end: str
     values: list[Any] | None
-    """Those of a list; None in an object."""
+    """The values of a list; None in an object."""
     named: dict[str, Any] = field(default_factory=dict)
-    """Those of an object."""
+    """The values of an object."""
     key: str = ""
 
 
 class CodeReader:
-    """Looks at each character of a call's arguments once or twice, in however many pieces.
+    """Parses arguments incrementally; each character is read once or twice, however it is chunked.
 
-    Nothing is evaluated: values are strings, numbers, lists, objects, and what Python and JSON call
-    truth and nothing. Models forget to escape quotes, and so a string that is an argument ends
-    where the next argument or the end of the call follows it.
+    Nothing is evaluated: values are strings, numbers, lists, objects, booleans and null, as Python
+    or JSON spells them. Models forget to escape quotes, so a string that is an argument ends only
+    where the next argument or the end of the call follows.
     """
 
     def __init__(self, code: Code, ends: Collection[str], begin: int) -> None:
-        """Read the arguments that begin at `begin`, with what opens them.
+        """Read the arguments that begin, with their opening bracket, at `begin`.
 
         Args:
             code: How they are written.
-            ends: The words with one of which the rest of the call begins; none where a string ends
-                with its first quote.
-            begin: Where in the text they begin.
+            ends: Words of which one begins the rest of the call; if empty, a string ends at its
+                first closing quote.
+            begin: Their offset in the text.
         """
         quote = code.quote.text if code.quote else ""
         self._special = "" if quote in _QUOTES else quote
-        """A quote that no string has."""
+        """A quote that strings cannot contain, so that it needs no escapes."""
         self._quotes = {*_QUOTES, *filter(None, [quote])}
         self._is_bare = code.quote is None
         self._opening, self._assign = code.begin.strip(), code.assign.strip()
@@ -84,23 +84,23 @@ class CodeReader:
         self._end = self._open[0].end
         self._now = _Now.KEY
         self._quote = ""
-        """Of the string that is read; empty where it has none."""
+        """The quote of the current string; empty if it has none."""
         self._is_key = False
-        """Whether that is the name of a value."""
+        """Whether the current string is a key."""
         self._seen = begin
-        """Up to where it is known that the string goes on."""
+        """The current string is known not to end before this offset."""
         self.at = begin + len(self._opening)
-        """Up to where all is read: what follows is a string, or not known."""
+        """All text before this offset is parsed; the current string or unread text follows."""
         self.found: dict[str, Any] = self._open[0].named
 
     def find(self, text: str) -> int | None:
-        """Return where the arguments end; None if they go on.
+        """Return the offset at which the arguments end; None if they are incomplete.
 
         Args:
-            text: All that has come; each time at least what it was the time before.
+            text: All text received; each call extends the text of the previous one.
 
         Raises:
-            ValueError: These are no arguments of a call.
+            ValueError: These are not the arguments of a call.
         """
         try:
             while self._open:
@@ -113,14 +113,14 @@ class CodeReader:
         return self.at
 
     def end(self) -> None:
-        """Read no more of a text than has come."""
+        """Expect nothing after the arguments: the completion has ended."""
         self._ends = ()
 
     def _step(self, text: str) -> None:
-        """Read what comes next, or of a string what begins it.
+        """Read the next symbol; of a string, its opening quote.
 
         Raises:
-            UnfinishedError: It goes on.
+            UnfinishedError: It is incomplete.
         """
         self.at = at = Held(text).spaced(self.at)
         inner, char = self._open[-1], text[at]
@@ -143,10 +143,10 @@ class CodeReader:
             self._word(text)
 
     def _word(self, text: str) -> None:
-        """Read a name, a number, or what is neither and has no quotes.
+        """Read a key, a named value, a number, or the start of a string without quotes.
 
         Raises:
-            UnfinishedError: It goes on.
+            UnfinishedError: It is incomplete.
         """
         found = _WORD.match(text, self.at, self.at + _MAX_WORD + 1)
         word = found[0] if found else ""
@@ -171,7 +171,7 @@ class CodeReader:
             self._put(int(word) if _INTEGER.fullmatch(word) else float(word))
 
     def _begin(self, quote: str) -> None:
-        """Go on with a string after `quote`."""
+        """Begin a string after `quote`."""
         self._is_key = self._now is _Now.KEY
         self._quote = quote
         self._pass(len(quote), _Now.STRING)
@@ -181,7 +181,7 @@ class CodeReader:
         """Read a string up to its end.
 
         Raises:
-            UnfinishedError: It goes on.
+            UnfinishedError: It is incomplete.
         """
         quote = self._quote
         is_escaped = quote not in ("", self._special)
@@ -213,10 +213,10 @@ class CodeReader:
             self._put(value if quote else value.rstrip())
 
     def _is_end(self, text: str, at: int) -> bool:
-        """Return whether a string, with its quote, ends at `at`.
+        """Return whether a string, including its closing quote, ends at `at`.
 
         Raises:
-            UnfinishedError: That is not known yet.
+            UnfinishedError: More text is needed to tell.
         """
         is_argument = len(self._open) == 1 and not self._is_key
         if not is_argument or (self._quote and (not self._ends or self._quote == self._special)):
@@ -224,20 +224,20 @@ class CodeReader:
         return _is_so(text[at : at + _MAX_AFTER], self._has_next)
 
     def _is_alone(self, text: str, at: int) -> bool:
-        """Return whether a value without quotes that ends at `at` is no part of a text.
+        """Return whether an unquoted value that ends at `at` is complete, not the start of a text.
 
         Raises:
-            UnfinishedError: That is not known yet.
+            UnfinishedError: More text is needed to tell.
         """
         return _is_so(
             text[at : at + _MAX_AFTER], lambda held: held.text[held.spaced(0)] in ("," + self._end)
         )
 
     def _has_next(self, held: Held) -> bool:
-        """Return whether what is held begins with another argument, or the end of the call.
+        """Return whether the held text begins with another argument, or the end of the call.
 
         Raises:
-            UnfinishedError: That is not known yet.
+            UnfinishedError: More text is needed to tell.
         """
         at = held.spaced(0)
         if held.text[at] == ",":
@@ -258,7 +258,7 @@ class CodeReader:
         return name is not None and held.text[held.spaced(name.end())] == self._opening
 
     def _put(self, value: Any) -> None:  # noqa: ANN401 - JSON
-        """Take in a value, and go on after it."""
+        """Store a value in the innermost brackets."""
         inner = self._open[-1]
         if inner.values is None:
             inner.named[inner.key] = value
@@ -267,14 +267,14 @@ class CodeReader:
         self._now = _Now.NEXT
 
     def _close(self) -> None:
-        """Go on after the innermost brackets, which end here."""
+        """Close the innermost brackets."""
         closed = self._open.pop()
         self.at += 1
         if self._open:
             self._put(closed.named if closed.values is None else closed.values)
 
     def _pass(self, length: int, now: _Now) -> None:
-        """Go on after what is `length` characters long."""
+        """Advance by `length` characters to the state `now`."""
         self.at += length
         self._now = now
 
@@ -284,10 +284,10 @@ class CodeReader:
 
 
 def _is_so(text: str, look: Callable[[Held], bool]) -> bool:
-    """Return what `look` finds in `text`; false if that is as much as is looked at, and too little.
+    """Return the result of `look` on `text`; False if the whole lookahead does not suffice.
 
     Raises:
-        UnfinishedError: It is too little, and there may be more.
+        UnfinishedError: More text is needed to tell.
     """
     try:
         return look(Held(text))

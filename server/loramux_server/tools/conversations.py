@@ -1,4 +1,4 @@
-"""Conversations that a template is given, to see how it writes calls of tools."""
+"""Conversations that a template renders to show how it writes tool calls."""
 
 from typing import Any
 
@@ -8,15 +8,15 @@ from loramux_server.chat.messages import Call, Talk, Tool, Turn
 from loramux_server.tools.ids import named_id
 
 SIGN = "§"
-"""Begins an answer as no call begins."""
+"""Begins an answer, and no call."""
 THOUGHT = "¶ so"
-"""What was thought before an answer."""
+"""The reasoning before an answer."""
 KEYS = "when", "where"
 STRINGS = "delta", "gamma"
 VALUES = ('a "b" <c>\n& d', 37, 2.5, True, None, {"theta": [1, "iota"]}, [False, "kappa"])
-"""One of each kind."""
+"""One value of each JSON type."""
 AWKWARD = 'it\'s \\ or "so"'
-"""A string with what a quoted one may escape."""
+"""A string with characters that may have to be escaped."""
 _ARGUMENTS: dict[str, Any] = {KEYS[1]: STRINGS[1]}
 FIRST = Call("probe0001", "look_up_alpha", dict(_ARGUMENTS))
 SECOND = Call("probe0002", "look_up_beta", dict(_ARGUMENTS))
@@ -24,7 +24,7 @@ NAMED_FIRST, NAMED_SECOND = (
     Call(named_id(call.name, number), call.name, call.arguments)
     for number, call in enumerate((FIRST, SECOND))
 )
-"""The same, with ids that have their names."""
+"""The same, with ids that contain their names."""
 _SCHEMA = {
     "type": "object",
     "properties": {
@@ -45,12 +45,12 @@ NAMED_CALLING_TWICE = Talk([_ASKED, Turn("assistant", "", [NAMED_FIRST, NAMED_SE
 
 
 def calling_with(arguments: dict[str, Any]) -> Talk:
-    """Return a conversation with one call, which has `arguments`."""
+    """Return a conversation with one call with `arguments`."""
     call = Call(FIRST.id, FIRST.name, arguments)
     return Talk([_ASKED, Turn("assistant", "", [call])], TOOLS)
 
 
 def thoughtful(talk: Talk) -> Talk:
-    """Return `talk` with `THOUGHT` before its last answer."""
+    """Return `talk` with `THOUGHT` as the reasoning of its last message."""
     *turns, last = talk.turns
     return structs.replace(talk, turns=[*turns, structs.replace(last, reasoning=THOUGHT)])

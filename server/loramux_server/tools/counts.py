@@ -1,4 +1,4 @@
-"""Numbers with which a template counts calls."""
+"""Recognising numbers with which a template counts calls."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -11,14 +11,14 @@ _PART = re.compile(r"[0-9]+|[^0-9]+")
 
 
 def counted(first: Sequence[Piece], second: Sequence[Piece]) -> tuple[Piece, ...] | None:
-    """Return what stands in two calls that follow each other, with `COUNT` for what counts them.
+    """Return a part of two consecutive calls, with `COUNT` in place of numbers that count them.
 
     Args:
-        first: What stands in the first one.
-        second: In the second; where it is the same, nothing is counted.
+        first: The part in the first call.
+        second: The part in the second call.
 
     Returns:
-        None where they differ in something else.
+        The part, unchanged if both are equal; None if they differ in anything but a counter.
     """
     one, two = _parts(first), _parts(second)
     if len(one) != len(two):
@@ -42,7 +42,7 @@ def _is_next(one: Piece, other: Piece) -> bool:
 
 
 def _parts(pieces: Iterable[Piece]) -> list[Piece]:
-    """Return `pieces` with each number by itself."""
+    """Return `pieces` with each number as a piece of its own."""
     return [
         Piece(text, piece.is_token)
         for piece in pieces
@@ -51,7 +51,7 @@ def _parts(pieces: Iterable[Piece]) -> list[Piece]:
 
 
 def _joined(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
-    """Return `pieces` with texts that follow each other in one."""
+    """Return `pieces` with adjacent texts merged."""
     found: list[Piece] = []
     for is_text, group in groupby(pieces, lambda piece: not piece.is_token and piece.text != ""):
         if is_text:

@@ -1,4 +1,4 @@
-"""How a template writes calls of tools, by what it makes of a few conversations."""
+"""Deriving the syntax of tool calls from a few rendered conversations."""
 
 from collections.abc import Iterable, Sequence, Set
 from typing import NamedTuple
@@ -23,18 +23,18 @@ from loramux_server.tools.written import (
 
 
 class Asked(NamedTuple):
-    """What a template makes of conversations in which calls are written in one way."""
+    """Conversations as rendered by a template, with the calls in one form."""
 
     asking: Sequence[Piece]
-    """Of `ASKING`, with what begins an answer."""
+    """`ASKING`, with the generation prompt."""
     answering: Sequence[Piece]
-    """Of `ANSWERING`."""
+    """`ANSWERING`."""
     calling: Sequence[Piece]
-    """Of a call of `FIRST`."""
+    """One call, as of `FIRST`."""
     calling_twice: Sequence[Piece] | None
-    """Of one and one of `SECOND`; None where it does not take that."""
+    """Two calls, as of `FIRST` and `SECOND`; None if the template rejects that."""
     thinking: Sequence[Piece] | None = None
-    """Of a call of `FIRST` after a thought; None where it does not take that."""
+    """One call, after reasoning; None if the template rejects that."""
 
 
 def syntax_of(
@@ -47,14 +47,14 @@ def syntax_of(
     """Return how a template writes calls.
 
     Args:
-        asked: What it makes of conversations.
+        asked: The rendered conversations.
         vocabulary: The tokenizer's added tokens.
         ends: Those that end an answer.
-        arguments: How arguments are written; None for an object of JSON.
-        calls: Those that are asked for.
+        arguments: How arguments are written; None for a JSON object.
+        calls: The calls in the conversations.
 
     Raises:
-        UnknownSyntaxError: It does not, or in a way that is not known.
+        UnknownSyntaxError: It writes none, or in an unsupported syntax.
     """
     asking = joined(asked.asking)
     if calls[0].name not in asking:
@@ -86,10 +86,10 @@ def syntax_of(
     if any(ID in part for part in between) or any(len(joined(part)) > MAX_PART for part in written):
         raise unreadable()
     if not ends.isdisjoint(used - _tokens(closing)):
-        raise unreadable()  # the model would end there
+        raise unreadable()  # generation would stop there
     opening = joined(beginning)
     if opening[: overlap(opening, asking)].strip():
-        raise unreadable()  # the prompt begins it, and may be gone on with otherwise
+        raise unreadable()  # the prompt already begins it, so it does not tell a call from text
     if not first.keys and not (opening.strip() and _tells_name(middle, closing, arguments)):
         raise unreadable()  # any word could be a name
     return ToolSyntax(
@@ -107,16 +107,16 @@ def syntax_of(
 
 
 def _follows_name(middle: Sequence[Piece]) -> bool:
-    """Return whether `middle` is what follows the name in an id that has one, and more."""
+    """Return whether `middle` is the rest of an id that contains the name, and more text."""
     return joined(middle[:1]) == AFTER_NAME and tuple(middle[1:2]) == (COUNT,) and len(middle) > 2
 
 
 def _without_thought(opening: tuple[Piece, ...], thinking: Written) -> tuple[Piece, ...]:
-    """Return `opening` without what is written around a thought also where there is none.
+    """Return `opening` without the reasoning markers that are written even without reasoning.
 
     Args:
-        opening: What stands before a call.
-        thinking: The same answer with a thought before the call.
+        opening: What precedes a call.
+        thinking: The same answer with reasoning before the call.
     """
     begin = thinking.text.find(THOUGHT) + len(THOUGHT)
     lengths = [
@@ -126,12 +126,12 @@ def _without_thought(opening: tuple[Piece, ...], thinking: Written) -> tuple[Pie
         and opening[-length].is_token
         and thinking.text.startswith(joined(opening[-length:]), begin)
     ]
-    # The first token ends the thought.
+    # The first token of the common part ends the reasoning.
     return opening[len(opening) - max(lengths) + 1 :] if lengths else opening
 
 
 def _after_prompt(opening: tuple[Piece, ...], asking: Sequence[Piece]) -> tuple[Piece, ...]:
-    """Return `opening` without what the prompt ends with, if it goes on with a token then."""
+    """Return `opening` without a beginning that ends the prompt, if a token follows that."""
     prompt = tuple(asking)
     most = min(len(opening) - 1, len(prompt))
     lengths = [
@@ -149,19 +149,19 @@ def _separated(
     arguments: Parameters | Code | None,
     calls: Sequence[Call],
 ) -> tuple[tuple[Piece, ...], Parts] | None:
-    """Return what lies between two calls, and the parts of each; None if they are two answers.
+    """Return the separator of two calls, and their common parts; None if they are two answers.
 
-    They are where a token of `turns` ends one there.
+    They are two answers if a token of `turns` lies between them.
 
     Raises:
-        UnknownSyntaxError: The calls are not written as the `one` that is alone.
+        UnknownSyntaxError: The calls are not written like `one`, which is alone.
     """
     try:
         first, second = (WrittenCall(answer, call, arguments) for call in calls)
     except UnknownSyntaxError:
         return None
     between = with_ids(answer.part(first.place.end, second.place.begin), calls[1].id)
-    if not one.keys and ID in between:  # which is part of the second call
+    if not one.keys and ID in between:  # the id belongs to the second call
         between = between[: between.index(ID)]
     if not turns.isdisjoint(_tokens(between)):
         return None
@@ -177,18 +177,18 @@ def _separated(
 def _tells_name(
     middle: Sequence[Piece], closing: Sequence[Piece], arguments: Parameters | Code | None
 ) -> bool:
-    """Return whether it is known where a name ends."""
+    """Return whether the end of a name can be recognised."""
     if isinstance(arguments, Code):
         return not middle
     if middle[:1] in ((ID,), (COUNT,)):
         return False
-    if isinstance(arguments, Parameters):  # of which there may be none
+    if isinstance(arguments, Parameters):  # there may be none, then `closing` follows
         return all(_ends_name((*middle, *part)) for part in (arguments.opening, closing))
     return _ends_name(middle)
 
 
 def _ends_name(pieces: Sequence[Piece]) -> bool:
-    """Return whether a name ends where `pieces` follow it."""
+    """Return whether `pieces` after a name mark its end."""
     text = joined(pieces)
     return bool(text.strip()) and not NAME.match(text)
 

@@ -1,4 +1,4 @@
-"""How a template writes arguments of calls as code, by what it makes of a few calls."""
+"""Deriving the syntax of arguments written as code, from a few rendered calls."""
 
 import json
 import re
@@ -17,7 +17,7 @@ _BEGIN = re.compile(rf"([({{]\s*){KEYS[0]}(\s*[=:]\s*)(\S{{0,{MAX_QUOTE}}}?){STR
 _BETWEEN = re.compile(rf"(\s*,\s*){KEYS[1]}")
 _CLOSING = {"(": ")", "{": "}"}
 _QUOTE = re.compile(r"['\"]|[^\s\w,=:()\[\]{}'\"\\].{2,}")
-"""What may stand before and after a string: what hardly stands in one by chance, or is escaped."""
+"""A supported quote: one that is escaped in strings, or is unlikely to occur in one."""
 
 
 def code_of(
@@ -27,17 +27,17 @@ def code_of(
     with_each: Sequence[Sequence[Piece]],
     with_awkward: Sequence[Piece],
 ) -> Code:
-    """Return how a template writes the arguments of calls.
+    """Return how a template writes the arguments of calls as code.
 
     Args:
-        answering: What it makes of an answer without calls.
-        with_two: Of a call with both of KEYS and STRINGS.
-        with_none: Of a call without arguments; None where it does not take that.
-        with_each: Of calls with the second one of KEYS and each of VALUES.
-        with_awkward: Of a call with the second one of KEYS and AWKWARD.
+        answering: A rendered answer without calls.
+        with_two: A call with both of KEYS and STRINGS.
+        with_none: A call without arguments; None if the template rejects that.
+        with_each: Calls with KEYS[1] and each of VALUES.
+        with_awkward: A call with KEYS[1] and AWKWARD.
 
     Raises:
-        UnknownSyntaxError: It does not, or in a way that is not known.
+        UnknownSyntaxError: It does not, or in an unsupported syntax.
     """
     plain = joined(answering)
     answers = [Written(each).unlike(plain) for each in with_each]
@@ -57,7 +57,7 @@ def code_of(
 
 
 def _between_two(answer: Written) -> Code:
-    """Return what is written around two strings."""
+    """Return the syntax around two strings; what else `Code` says is not known yet."""
     text, begin = answer.text, answer.end_of(FIRST.name)
     found = _BEGIN.match(text, begin)
     if found is None:
@@ -79,14 +79,14 @@ def _between_two(answer: Written) -> Code:
 
 
 def _quoted_end(text: str, begin: int, quote: str) -> int:
-    """Return where a string ends, with its quote, whose own text ends at `begin`."""
+    """Return the end of a string's closing quote, which begins at `begin`."""
     if not text.startswith(quote, begin):
         raise unreadable()
     return begin + len(quote)
 
 
 def _with_values(code: Code, answers: Sequence[Written]) -> Code:
-    """Return `code` with what can be told by values of each kind."""
+    """Return `code` with what values of each type show."""
     quote = code.quote.text if code.quote else ""
     begin = f"{code.begin}{KEYS[1]}{code.assign}"
     spelled = [
@@ -102,7 +102,7 @@ def _with_values(code: Code, answers: Sequence[Written]) -> Code:
 
 
 def _is_same(code: Code, answer: Written, value: object) -> bool:
-    """Return whether the only argument is read as `value`, or a string written as it is."""
+    """Return whether the only argument reads as `value`, or is that string written verbatim."""
     quote = code.quote.text if code.quote else ""
     if isinstance(value, str):
         whole = f"{code.begin}{KEYS[1]}{code.assign}{quote}{value}{quote}{code.end}"
@@ -114,7 +114,7 @@ def _is_same(code: Code, answer: Written, value: object) -> bool:
     read = found[KEYS[1]]
     if code.quotes_all and not isinstance(value, str):
         read = value_of(Given(KEYS[1], str(read), None), None, is_python=True)
-    return json.dumps(read) == json.dumps(value)  # true is no 1
+    return json.dumps(read) == json.dumps(value)  # in Python, True == 1
 
 
 def _read(code: Code, answer: Written) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""How a template writes arguments of calls that are no object, by what it makes of a few calls."""
+"""Deriving the syntax of arguments written one by one, from a few rendered calls."""
 
 import json
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ from loramux_server.tools.syntax import Parameters, joined, marks_of
 from loramux_server.tools.written import MAX_PART, Written, unreadable
 
 _ENDS = ">])}"
-"""Characters with which a mark may end."""
+"""Characters with which a delimiter may end."""
 _LEAST_MARK = 3
-"""Characters of a word that no value is likely to have by chance."""
+"""Least characters of a delimiter that values are unlikely to contain by chance."""
 
 
 def parameters_of(
@@ -22,17 +22,17 @@ def parameters_of(
     with_none: Sequence[Piece] | None,
     with_each: Sequence[Sequence[Piece]],
 ) -> Parameters:
-    """Return how a template writes the arguments of calls.
+    """Return how a template writes the arguments of calls one by one.
 
     Args:
-        answering: What it makes of an answer without calls.
-        calling: Of a call with the second one of KEYS and STRINGS.
-        with_two: Of a call with both.
-        with_none: Of a call without arguments; None where it does not take that.
-        with_each: Of calls with the second one of KEYS and each of VALUES.
+        answering: A rendered answer without calls.
+        calling: A call with KEYS[1] and STRINGS[1].
+        with_two: A call with both of KEYS and STRINGS.
+        with_none: A call without arguments; None if the template rejects that.
+        with_each: Calls with KEYS[1] and each of VALUES.
 
     Raises:
-        UnknownSyntaxError: It does that in a way that is not known.
+        UnknownSyntaxError: It does not, or in an unsupported syntax.
     """
     plain = joined(answering)
     found = _between_two(Written(with_two).unlike(plain))
@@ -66,7 +66,7 @@ def parameters_of(
 
 
 def _wrapping(text: str, value: str) -> tuple[str, str] | None:
-    """Return what stands around a string that holds marks; None if nothing."""
+    """Return what wraps a string that contains delimiters; None if nothing does."""
     opening, _, closing = text.partition(value)
     if text == value:
         return None
@@ -76,7 +76,7 @@ def _wrapping(text: str, value: str) -> tuple[str, str] | None:
 
 
 def _between_two(answer: Written) -> Parameters:
-    """Return what is written around two strings."""
+    """Return the syntax around two strings."""
     text = answer.text
     places = [answer.end_of(FIRST.name)]
     for word in (KEYS[0], STRINGS[0], KEYS[1], STRINGS[1]):
@@ -98,12 +98,12 @@ def _between_two(answer: Written) -> Parameters:
             raise unreadable()
     for first, *_ in (marks_of(opening), marks_of(closing)):
         if len(first) < _LEAST_MARK:
-            raise unreadable()  # any value could have it
+            raise unreadable()  # any value could contain it
     return Parameters(opening, between, between, closing, is_python=False)
 
 
 def _alike(answer: Written, begin: int, end: int, other: int) -> int:
-    """Return up to where what follows `begin` is like what follows `other`, in whole words."""
+    """Return where the common text after `begin` and `other` ends, at a white space or bracket."""
     text = answer.text
     both = zip(text[begin:end], text[other:], strict=False)
     most = begin + sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], both))
@@ -114,7 +114,7 @@ def _alike(answer: Written, begin: int, end: int, other: int) -> int:
 
 
 def _value_at(answer: Written) -> int:
-    """Return where after the second one of KEYS the answer goes on."""
+    """Return the offset after KEYS[1]."""
     begin = answer.text.find(KEYS[1], answer.end_of(FIRST.name))
     if begin < 0:
         raise unreadable()
@@ -122,7 +122,7 @@ def _value_at(answer: Written) -> int:
 
 
 def _spelled(text: str, value: object) -> str:
-    """Return how `value` is written, with which `text` ends."""
+    """Return the spelling of `value` with which `text` ends."""
     for spelled in (json.dumps(value), json.dumps(value, separators=(",", ":")), str(value)):
         if text.endswith(spelled):
             return spelled
@@ -130,7 +130,7 @@ def _spelled(text: str, value: object) -> str:
 
 
 def _check_none(answer: Written, one: Written, found: Parameters, end: str) -> None:
-    """Demand that a call without arguments is one of which they are taken out."""
+    """Demand that a call without arguments is `one` without its parameter."""
     key = one.text.find(KEYS[1], one.end_of(FIRST.name))
     before = one.text[one.end_of(FIRST.name) : key].removesuffix(joined(found.opening))
     after = end.removeprefix(joined(found.closing))

@@ -1,4 +1,4 @@
-"""What stands for other characters in strings of Python and JSON."""
+"""Escape sequences in strings of Python and JSON."""
 
 import re
 
@@ -8,11 +8,11 @@ _ESCAPED = {
     "\n": "",
 }  # fmt: skip
 ESCAPE = r"\\[xuUnrtbf\\'\"/\n]"
-"""What may be one."""
+"""An expression for the start of an escape sequence."""
 
 
 def unescaped(text: str) -> str:
-    """Return what `text` stands for between quotes; what is no escape stays as it is."""
+    """Return the string that `text` denotes between quotes; unknown escapes stay as they are."""
     return _ESCAPE.sub(_meant, text)
 
 

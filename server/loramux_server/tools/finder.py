@@ -1,4 +1,4 @@
-"""How the template of a request writes calls, found out once for each template."""
+"""How the template of a request writes calls, derived once per template."""
 
 from collections.abc import Collection
 
@@ -16,25 +16,25 @@ from loramux_server.tools.written import UnknownSyntaxError
 
 
 class ToolFinder:
-    """Renders conversations with calls, by the template that counts."""
+    """Derives the syntax of tool calls by rendering conversations with calls."""
 
     def __init__(self, chat: Chat, end_token_ids: Collection[int]) -> None:
-        """Render by `chat`; `end_token_ids` end what the model writes."""
+        """Render with `chat`; `end_token_ids` end a completion."""
         self._chat = chat
         self._end_token_ids = frozenset(end_token_ids)
         self._known = ByTemplate[ToolSyntax | AddressedSyntax | str](chat, self._found)
-        """In place of an unknown one, what the template does."""
+        """In place of an unsupported syntax, the reason, to follow "the chat template"."""
 
     async def find(self, chat_format: ChatFormat) -> ToolSyntax | AddressedSyntax:
-        """Return how a template writes calls of tools.
+        """Return how a template writes tool calls.
 
         Args:
-            chat_format: How conversations are written.
+            chat_format: Which template, and its tokens.
 
         Raises:
-            FailedPreconditionError: There is no template, it fails, knows of no tools, or writes
-                calls in a way that is not read.
-            UnavailableError: No process for templates can be started.
+            FailedPreconditionError: There is no template, it fails, does not support tools, or
+                writes calls in an unsupported syntax.
+            UnavailableError: The renderer process cannot be started.
         """
         found = await self._known.get(chat_format)
         if isinstance(found, str):
@@ -47,9 +47,9 @@ class ToolFinder:
         return found
 
     async def as_taken(self, talk: Talk, chat_format: ChatFormat) -> Talk:
-        """Return a conversation with calls as the template takes them.
+        """Return a conversation with its calls in the form that the template takes.
 
-        The errors are those of `find`, but that the template need not know how calls are read.
+        Raises like `find`, except that tools and the syntax of calls need not be supported.
         """
         found = await self._known.get(chat_format)
         return as_taken(talk, found) if isinstance(found, ToolSyntax) else talk
@@ -69,10 +69,10 @@ class ToolFinder:
     async def _pieces(
         self, talk: Talk, chat_format: ChatFormat, *, prompt: bool
     ) -> list[Piece] | None:
-        """Return what a template makes of `talk`; None where it refuses or fails."""
+        """Return `talk` as the template renders it; None if it rejects it or fails."""
         try:
             return await self._chat.pieces(talk, chat_format, add_generation_prompt=prompt)
-        except TemplateLimitError:  # which says nothing of what it does the next time
+        except TemplateLimitError:  # not cached: the next attempt may succeed
             raise
         except (InvalidArgumentError, FailedPreconditionError):
             return None

@@ -1,4 +1,4 @@
-"""The form of an answer that consists of calls, as a grammar."""
+"""The grammar of an answer with tool calls."""
 
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
@@ -14,14 +14,14 @@ from loramux_server.tools.symbols import literal, symbols
 from loramux_server.tools.syntax import COUNT, ID, ToolSyntax, joined
 
 Otherwise: TypeAlias = dict[str, object] | Literal["text"] | None
-"""What an answer without calls may be: what meets a JSON schema, any text, or there is none."""
+"""What an answer without calls may be: JSON of a schema, or any text. None requires calls."""
 ANY_TEXT: Literal["text"] = "text"
 
 _NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
 class UnknownToolSchemaError(Exception):
-    """The schema of a tool has something that cannot be kept; says what."""
+    """The schema of a tool cannot be enforced; the message says why."""
 
     def __init__(self, message: str, tool: Tool) -> None:
         super().__init__(message)
@@ -35,20 +35,20 @@ def form_of_calls(
     *,
     is_parallel: bool,
 ) -> Form:
-    """Return the form of an answer with calls of `tools`, or of what it may be otherwise.
+    """Return the form of an answer with calls of `tools`, or `otherwise`.
 
-    Each call meets the schema of its tool, of those that are not strict only where there is nothing
-    else that an answer may be.
+    Arguments meet the schema if the tool is strict or a call is required (`otherwise` is None);
+    else they may be any.
 
     Args:
         syntax: How calls are written.
-        tools: What may be called.
-        otherwise: What else an answer may be.
+        tools: The tools.
+        otherwise: What an answer without calls may be.
         is_parallel: Whether there may be several calls.
 
     Raises:
-        UnknownToolSchemaError: The schema of a tool cannot be kept in calls that are written so.
-        LargeRulesError: The form is too large.
+        UnknownToolSchemaError: The schema of a tool cannot be enforced in this syntax.
+        LargeRulesError: The grammar is too large.
     """
     rules = Rules()
     arguments: ParameterForm | CodeForm | None = None
@@ -82,7 +82,10 @@ def form_of_calls(
 
 
 def json_arguments(tool: Tool, *, is_free: bool) -> str:
-    """Return what stands in a rule for the object of arguments of `tool`, for any if `is_free`."""
+    """Return the grammar expression for the arguments of `tool` as a JSON object.
+
+    With `is_free`, for any object.
+    """
     schema = _NOTHING if tool.parameters is None else {"type": "object"} | tool.parameters
     return json_rule({"type": "object"} if is_free else schema)
 
@@ -95,7 +98,7 @@ def _add_arguments(
     *,
     is_free: bool,
 ) -> None:
-    """Add the rules of the arguments of a call of `tool`, of any if `is_free`."""
+    """Add the rules of the arguments of `tool`, or of any arguments if `is_free`."""
     if arguments is None:
         rules.add(f"{name}: {json_arguments(tool, is_free=is_free)}")
     elif is_free:
@@ -105,7 +108,7 @@ def _add_arguments(
 
 
 def _calls(syntax: ToolSyntax, *, is_parallel: bool) -> str:
-    """Return calls, and what follows them."""
+    """Return the expression for calls and their closing."""
     end = symbols(syntax.ids, syntax.closing)
     if not is_parallel or syntax.separator is None:
         return f"call {end}"
@@ -113,9 +116,9 @@ def _calls(syntax: ToolSyntax, *, is_parallel: bool) -> str:
 
 
 def _after_text(syntax: ToolSyntax, begin: str, calls: str) -> list[str]:
-    """Return the rules of text in which no call is read, and may be of calls after it."""
+    """Return the rules of text that contains no call, and of optional calls after it."""
     at, trigger = syntax.first_token, syntax.trigger
-    if at is not None:  # tokens are no text, of which all that stands before one may be part
+    if at is not None:  # TEXT matches no added token, but any part of the opening before it
         after = symbols(syntax.ids, syntax.opening[at:])
         first = "" if after == begin else f"{begin} {calls} | "
         return [f"answer: {first}TEXT? ({after} {calls})?", "TEXT: /(?s:.+)/"]

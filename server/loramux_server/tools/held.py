@@ -1,4 +1,4 @@
-"""Text that has come and is not known yet for what it is."""
+"""Text that was received but cannot be classified yet."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -7,25 +7,25 @@ _NO_SPACE = re.compile(r"\S")
 
 
 class UnfinishedError(Exception):
-    """What is held may be something, once more has come."""
+    """More text is needed to classify what is held."""
 
 
 class Held:
-    """The text, and what is at a place of it. White space between words is passed over."""
+    """Held text, with methods to match words in it. White space between words is skipped."""
 
     def __init__(self, text: str = "") -> None:
         self.text = text
 
     def taken(self, end: int) -> str:
-        """Return the text before `end`, and hold what follows."""
+        """Remove and return the text before `end`."""
         text, self.text = self.text[:end], self.text[end:]
         return text
 
     def after_word(self, word: str, at: int) -> int | None:
-        """Return where after a word at `at`, and white space, the text goes on; None if it lacks.
+        """Return the offset after `word` at `at` and white space; None if it is not there.
 
         Raises:
-            UnfinishedError: It goes on.
+            UnfinishedError: More text is needed to tell.
         """
         at = self.spaced(at)
         if self.word(at, [word]) is None:
@@ -33,10 +33,10 @@ class Held:
         return self.spaced(at + len(word))
 
     def after_words(self, words: Sequence[str], at: int) -> int | None:
-        """Return where after all of `words`, and white space, the text goes on; None if one lacks.
+        """Return the offset after all of `words` at `at` and white space; None if one is missing.
 
         Raises:
-            UnfinishedError: It goes on.
+            UnfinishedError: More text is needed to tell.
         """
         for word in words:
             found = self.after_word(word, at)
@@ -46,10 +46,10 @@ class Held:
         return at
 
     def word(self, at: int, words: Collection[str]) -> str | None:
-        """Return which of `words` is at `at`, the longest; None if there is none.
+        """Return the longest of `words` that is at `at`; None if there is none.
 
         Raises:
-            UnfinishedError: A longer one may be, once more has come.
+            UnfinishedError: With more text, it may be a longer one.
         """
         here = [word for word in words if self.text.startswith(word, at)]
         rest = self.text[at : at + max(map(len, words), default=0)]
@@ -59,10 +59,10 @@ class Held:
         return longest or None
 
     def spaced(self, at: int) -> int:
-        """Return where after white space from `at` on the text goes on.
+        """Return the offset of the first character from `at` on that is no white space.
 
         Raises:
-            UnfinishedError: It does not, yet.
+            UnfinishedError: There is none yet.
         """
         found = _NO_SPACE.search(self.text, at)
         if found is None:

@@ -1,4 +1,4 @@
-"""Conversations with calls, as a template takes them."""
+"""Adapting past calls in a conversation to what a template expects."""
 
 from msgspec import structs
 
@@ -8,16 +8,16 @@ from loramux_server.tools.syntax import ToolSyntax
 
 
 def as_taken(talk: Talk, syntax: ToolSyntax) -> Talk:
-    """Return `talk` with calls as a template takes them that writes them as `syntax` says."""
+    """Return `talk` with its calls as a template of this `syntax` expects them."""
     if syntax.takes_text:
         talk = structs.replace(talk, has_text_arguments=True)
     return _with_names(talk) if syntax.is_named_by_id else talk
 
 
 def _with_names(talk: Talk) -> Talk:
-    """Return `talk` with the name of the tool in the id of each call, as its model would have it.
+    """Return `talk` with ids of calls that contain the name of the tool, as the model writes them.
 
-    What was called elsewhere has other ids, and without names the model would not know what.
+    Calls of other systems have other ids, from which the model could not tell the tool.
     """
     ids: dict[str, str] = {}
     number, turns = 0, []

@@ -1,23 +1,23 @@
-"""Where an object of JSON ends, in a text that arrives in pieces."""
+"""Finding the end of a JSON object in streamed text."""
 
 MAX_DEPTH = 256
 
 
 class JsonEnd:
-    """Looks at each character of an object once, however many pieces it comes in."""
+    """Scans an object incrementally; each character is read once, however it is chunked."""
 
     def __init__(self, begin: int) -> None:
-        """Look at the object that begins at `begin`."""
+        """Scan the object that begins at `begin`."""
         self._at = begin
         self._depth = 0
         self._is_in_string = False
         self._is_escaped = False
 
     def find(self, text: str) -> int | None:
-        """Return where the object ends; None if it goes on.
+        """Return the offset at which the object ends; None if it is incomplete.
 
         Args:
-            text: All that has come; each time at least what it was the time before.
+            text: All text received; each call extends the text of the previous one.
 
         Raises:
             ValueError: It is nested too deeply.

@@ -1,4 +1,4 @@
-"""Arguments of a call whose parameters are written one by one, in a grammar."""
+"""Grammar rules for arguments that are written one by one."""
 
 from typing import Any
 
@@ -28,10 +28,10 @@ _BEGINS = {"array": "[", "object": "{", "boolean": "tfTF", "null": "nN"} | dict.
 
 
 class ParameterForm:
-    """Makes rules of schemas."""
+    """Turns schemas into grammar rules."""
 
     def __init__(self, syntax: ToolSyntax, parameters: Parameters, rules: Rules) -> None:
-        """Add to `rules` those of calls that are written so."""
+        """Prepare to add rules for this syntax to `rules`."""
         self._rules = rules
         self._allowance = Allowance()
         self._syntax = syntax
@@ -48,13 +48,13 @@ class ParameterForm:
         )
 
     def add(self, name: str, schema: dict[str, Any]) -> None:
-        """Add the rules of arguments that meet `schema`, that of an object.
+        """Add the rules of arguments that meet `schema`, an object's.
 
-        One is `name`, in lower case, and the names of others begin with it.
+        One rule is `name`, in lower case; the names of others begin with it.
 
         Raises:
-            UnknownSchemaError: It cannot be kept where parameters are written one by one.
-            LargeRulesError: The rules are too many.
+            UnknownSchemaError: It cannot be enforced where parameters are written one by one.
+            LargeRulesError: The rules are too long.
         """
         arguments = arguments_in(schema)
         if arguments is None:
@@ -72,7 +72,7 @@ class ParameterForm:
         self._rules.add(f"{name}: {' '.join(parts)}")
 
     def add_free(self, name: str) -> None:
-        """Add the rules of any arguments, as `add` those that meet a schema."""
+        """Add the rules of any arguments; named as by `add`."""
         between = " | ".join(dict.fromkeys([self._string, self._other]))
         key, values = f"{name.upper()}_KEY", self._texts(f"{name}_any", {}, "")
         self._rules.add(
@@ -81,13 +81,14 @@ class ParameterForm:
         )
 
     def _add_parameter(self, name: str, key: str, schema: object, whole: ToolSchema) -> None:
-        """Add the rules of one parameter, as `add` those of all."""
+        """Add the rules of one parameter; errors and names are those of `add`."""
         if not 0 < len(key) <= MAX_NAME or key != key.strip() or self._end_name in key:
             raise UnknownSchemaError("has a name of which cannot be told where it ends")
         alternatives = whole.alternatives(schema, is_exact=True)
         choice, kinds = split(alternatives), kinds_of_any(alternatives)
         strings = [self._word(key, word, kinds) for word in dict.fromkeys(choice.words)]
-        # A text is read as what it looks like, if that may be. So it must not, where not all may.
+        # A text is read as an allowed type if it looks like one. So where only some values of
+        # that type are allowed, a string must not begin like one.
         not_first = "" if self._way.tells_strings else "".join(
             dict.fromkeys(
                 _BEGINS[kind] for each in choice.others if _is_bounded(each)
@@ -110,12 +111,12 @@ class ParameterForm:
         self._rules.add(f"{name}: {self._begin} {literal(key)} ({' | '.join(found)})")
 
     def _texts(self, name: str, schema: dict[str, Any], not_first: str) -> list[str]:
-        """Add the rules of a string with what closes it, and return what it may be.
+        """Add the rules of a string and its closing, and return their names as alternatives.
 
         Args:
-            name: That of the first one.
-            schema: That of the string.
-            not_first: Characters with which it cannot begin, where nothing stands around it.
+            name: The name of the first rule.
+            schema: The schema of the string.
+            not_first: Characters with which it cannot begin unless it is wrapped.
         """
         closing, wrapping = self._way.closing, self._way.wrapping
         not_in = quoted(wrapping[0]) if wrapping else None
@@ -130,7 +131,7 @@ class ParameterForm:
         return [name, f"{literal(wrapping[0])} {inside}"]
 
     def _word(self, key: str, word: str, kinds: frozenset[str] | None) -> str:
-        """Return what stands in a rule for one string, with what closes it."""
+        """Return the grammar expression for one string and its closing."""
         given = Given(key, word, True if self._way.tells_strings else None)
         read = value_of(given, kinds, is_python=self._way.is_python)
         is_wrapped = self._way.wrapping is not None and self._way.wrapping[0] in word
@@ -139,7 +140,7 @@ class ParameterForm:
         return f"{literal(word)} {self._end}"
 
     def _value(self, schema: dict[str, Any], root: dict[str, Any]) -> str:
-        """Return what stands in a rule for what meets `schema` and is no string."""
+        """Return the grammar expression for a value that meets `schema` and is no string."""
         kinds = kinds_of(schema) or frozenset()
         if self._way.is_python and kinds <= NAMED.keys():
             return " | ".join(literal(str(value)) for value in named_values(schema))
@@ -147,5 +148,5 @@ class ParameterForm:
 
 
 def _is_bounded(schema: dict[str, Any]) -> bool:
-    """Return whether not all values of its types meet `schema`."""
+    """Return whether `schema` restricts the values of its types."""
     return bool(schema.keys() - ANNOTATIONS - {"type"})

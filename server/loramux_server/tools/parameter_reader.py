@@ -1,4 +1,4 @@
-"""Parameters of a call that are written one by one, in a text that arrives in pieces."""
+"""Parsing arguments that are written one by one, from streamed text."""
 
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
@@ -7,9 +7,9 @@ from loramux_server.tools.held import Held, UnfinishedError
 from loramux_server.tools.syntax import Parameters, joined, marks_of
 
 MAX_NAME = 256
-"""Characters of the name of a parameter."""
+"""Most characters of the name of a parameter."""
 _MAX_MARK = 256
-"""Characters that are looked at to see whether something ends."""
+"""Lookahead, in characters, to match a delimiter."""
 
 
 class Given(NamedTuple):
@@ -18,14 +18,14 @@ class Given(NamedTuple):
     name: str
     text: str
     is_string: bool | None
-    """None where that is not told."""
+    """None if the syntax does not tell."""
 
 
 class ParameterReader:
-    """Looks at each character of a call's parameters once or twice, in however many pieces.
+    """Parses parameters incrementally; each character is read once or twice, however chunked.
 
-    A value ends where it is closed and then another one is opened or the call ends, so that a
-    value may hold what closes it, or what opens another.
+    A value ends at a closing delimiter that the next parameter or the end of the call follows. So a
+    value may contain the closing delimiter, or the opening one.
     """
 
     def __init__(self, syntax: Parameters, ends: Collection[str], begin: int) -> None:
@@ -33,8 +33,8 @@ class ParameterReader:
 
         Args:
             syntax: How they are written.
-            ends: The words with one of which the rest of the call begins.
-            begin: Where after the name of a call the text goes on.
+            ends: Words of which one begins the rest of the call.
+            begin: Offset of the text after the name of the call.
         """
         self._opening = marks_of(syntax.opening)
         ways = {syntax.between: True, syntax.between_others: False}
@@ -44,28 +44,28 @@ class ParameterReader:
         ]
         self._closing = marks_of(syntax.closing)
         between, closing = joined(syntax.between), joined(syntax.closing)
-        # White space that belongs to what stands around a value.
+        # White space that belongs to the delimiters around a value.
         self._before = between[len(between.rstrip()) :]
         self._after = closing[: -len(closing.lstrip())]
         self._wrapping = syntax.wrapping
         self._ends = [[word] for word in ends]
         self.at = begin
-        """Up to where all is read: what follows is a parameter, or the value of one."""
+        """All text before this offset is parsed; a parameter or the current value follows."""
         self._name: str | None = None
-        """Of the parameter whose value is read."""
+        """Name of the parameter whose value is being read; None between parameters."""
         self._is_string: bool | None = None
         self._seen = begin
-        """Up to where it is known that the value goes on."""
+        """The current value is known not to end before this offset."""
         self.found: list[Given] = []
 
     def find(self, text: str) -> int | None:
-        """Return where the last parameter ends; None if they go on.
+        """Return the offset at which the last parameter ends; None if they are incomplete.
 
         Args:
-            text: All that has come; each time at least what it was the time before.
+            text: All text received; each call extends the text of the previous one.
 
         Raises:
-            ValueError: These are no parameters of a call.
+            ValueError: These are not the parameters of a call.
         """
         try:
             while self._name is not None or self._begin(text):
@@ -78,7 +78,7 @@ class ParameterReader:
         """Read up to the value of the next parameter; return whether there is one.
 
         Raises:
-            UnfinishedError: That is not known yet.
+            UnfinishedError: More text is needed to tell.
         """
         begin = _after(text, self.at, self._opening)
         if begin is None:
@@ -104,7 +104,7 @@ class ParameterReader:
         """Read the value.
 
         Raises:
-            UnfinishedError: It goes on.
+            UnfinishedError: It is incomplete.
         """
         mark = self._closing[0]
         inside = self._wrapped(text)
@@ -132,10 +132,10 @@ class ParameterReader:
         self.at, self._name = end, None
 
     def _wrapped(self, text: str) -> tuple[str, str] | None:
-        """Return what stands around the value, if it is a string around which something does.
+        """Return the wrapping of the value; None if it is not wrapped.
 
         Raises:
-            UnfinishedError: That is not known yet.
+            UnfinishedError: More text is needed to tell.
         """
         if self._wrapping is None:
             return None
@@ -148,7 +148,7 @@ class ParameterReader:
         return None
 
     def _is_whole(self, text: str, at: int, inside: tuple[str, str] | None) -> bool:
-        """Return whether a value that would end at `at` ends what stands around it."""
+        """Return whether a value that would end at `at` has the end of its wrapping, if any."""
         if inside is None:
             return True
         least = self.at + len(self._before + inside[0])
@@ -160,12 +160,12 @@ class ParameterReader:
 
 
 def _after(text: str, at: int, words: Sequence[str]) -> int | None:
-    """Return where after `words` at `at` the text goes on; None if they are not there.
+    """Return the offset after `words` at `at`; None if they are not there.
 
-    There may be white space before each.
+    White space may precede each.
 
     Raises:
-        UnfinishedError: That is not known yet.
+        UnfinishedError: More text is needed to tell.
     """
     held = Held(text[at : at + _MAX_MARK])
     end = 0

@@ -1,4 +1,4 @@
-"""The conversations that show how a template writes calls, in the order in which they are tried."""
+"""Finding the syntax of a template's calls by rendering conversations, one form after another."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Set
@@ -32,21 +32,21 @@ from loramux_server.tools.syntax import Code, Parameters, ToolSyntax, joined
 from loramux_server.tools.written import UnknownSyntaxError, Written, unreadable
 
 MAX_PIECES = 2_500
-"""Of what a template makes of one conversation."""
+"""Most pieces of one rendered conversation."""
 
 Write: TypeAlias = Callable[[Talk, bool], Awaitable[list[Piece] | None]]
-"""Returns what a template makes of a conversation, with a prompt for an answer or without; None
-where it refuses it or fails."""
+"""Renders a conversation with a template, with or without the generation prompt; returns None if
+the template rejects it or fails."""
 
 
 class Probe:
-    """Gives conversations to one template."""
+    """Renders conversations with one template."""
 
     def __init__(self, write: Write, vocabulary: Vocabulary, ends: Set[str]) -> None:
         """Prepare.
 
         Args:
-            write: The template.
+            write: Renders with the template.
             vocabulary: The tokenizer's added tokens.
             ends: Those that end an answer.
         """
@@ -58,7 +58,7 @@ class Probe:
         """Return how the template writes calls.
 
         Raises:
-            UnknownSyntaxError: It does not, or in a way that is not known.
+            UnknownSyntaxError: It writes none, or in an unsupported syntax.
         """
         asking, answering = await self._taken(ASKING, prompt=True), await self._taken(ANSWERING)
 
@@ -119,10 +119,10 @@ class Probe:
         raise faults[0]
 
     async def _parameters(self, answering: list[Piece]) -> Parameters:
-        """Return how it writes arguments one by one.
+        """Return how the template writes arguments one by one.
 
         Raises:
-            UnknownSyntaxError: It does not, or in a way that is not known.
+            UnknownSyntaxError: It does not, or in an unsupported syntax.
         """
         return await asyncio.to_thread(
             parameters_of, answering, await self._taken(CALLING), await self._with_two(),
@@ -130,10 +130,10 @@ class Probe:
         )  # fmt: skip
 
     async def _code(self, answering: list[Piece]) -> Code:
-        """Return how it writes arguments as code.
+        """Return how the template writes arguments as code.
 
         Raises:
-            UnknownSyntaxError: It does not, or in a way that is not known.
+            UnknownSyntaxError: It does not, or in an unsupported syntax.
         """
         return await asyncio.to_thread(
             code_of, answering, await self._with_two(), await self._with_none(),
@@ -150,18 +150,18 @@ class Probe:
         return [await self._taken(calling_with({KEYS[1]: value})) for value in VALUES]
 
     async def _wants_text(self) -> bool:
-        """Return whether it does with arguments as if they were a text, and so not with an object.
+        """Return whether the template expects arguments as a string.
 
-        It fails, or writes what Python makes of an object.
+        Given an object, it fails or writes its Python repr.
         """
         found = await self._pieces(CALLING)
         return found is None or str(FIRST.arguments) in joined(found)
 
     async def _taken(self, talk: Talk, *, prompt: bool = False) -> list[Piece]:
-        """Return what it makes of `talk`.
+        """Return `talk` as rendered by the template.
 
         Raises:
-            UnknownSyntaxError: It does not take it.
+            UnknownSyntaxError: It rejects the conversation or fails.
         """
         found = await self._pieces(talk, prompt=prompt)
         if found is None:
@@ -176,5 +176,5 @@ class Probe:
 
 
 def _with_text(talk: Talk) -> Talk:
-    """Return `talk` with arguments as text."""
+    """Return `talk` with arguments as strings."""
     return msgspec.structs.replace(talk, has_text_arguments=True)

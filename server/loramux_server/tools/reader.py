@@ -1,4 +1,4 @@
-"""What takes calls of tools out of a completion, whatever the way in which they are written."""
+"""The base class of readers that parse tool calls from a completion."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -10,42 +10,42 @@ from loramux_server.tools.held import Held, UnfinishedError
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call that the model asks for."""
+    """A tool call of the model."""
 
     id: str
     name: str
     arguments: str
-    """An object of JSON, as text."""
+    """A JSON object, as text."""
 
 
 class Read(NamedTuple):
-    """What came of a piece."""
+    """The text and the calls released by one `push` or `flush`."""
 
     text: str
     calls: Sequence[ToolCall]
 
 
 class Reader(ABC):
-    """Takes calls out of one completion.
+    """Parses the calls of one completion.
 
-    What does not turn out to be a call is text, as it was written. White space between text and
-    calls is left out, and so is what begins, separates and ends calls.
+    What does not turn out to be a call is returned as text, unchanged. White space between text and
+    calls is dropped, and so is the markup around calls.
     """
 
     def __init__(self, *, most: int | None) -> None:
-        """Read at most `most` calls, or any number."""
+        """Read at most `most` calls; None for any number."""
         self._most = most
         self._held = Held()
-        """Text of which it is not known yet what it is."""
+        """Text that cannot be classified yet."""
         self.num_calls = 0
 
     @property
     def is_full(self) -> bool:
-        """Whether there are as many calls as may be."""
+        """Whether the maximum number of calls has been read."""
         return self._most is not None and self.num_calls >= self._most
 
     def push(self, piece: str) -> Read:
-        """Take what comes next, and return what is known by now."""
+        """Add the next piece of text, and return what can be classified by now."""
         self._held.text += piece
         text: list[str] = []
         calls: list[ToolCall] = []
@@ -68,7 +68,7 @@ class Reader(ABC):
         """Return what was held back, at the end of the completion.
 
         Args:
-            is_ended: Whether the model ended it, and it was not cut off.
+            is_ended: Whether the model ended it, so that it was not cut off.
         """
         call = self._last_call() if is_ended and not self.is_full else None
         if call is not None:
@@ -78,23 +78,23 @@ class Reader(ABC):
 
     @abstractmethod
     def _step(self) -> ToolCall | str:
-        """Return what the begin of what is held is: a call, or text, which may be empty.
+        """Consume the start of the held text and return it: a call, or text.
 
-        It is held no more then, or it is known what comes next.
+        Empty text means that only the state advanced.
 
         Raises:
-            UnfinishedError: That is not known yet.
+            UnfinishedError: More text is needed to tell.
         """
 
     @property
     @abstractmethod
     def _is_after_call(self) -> bool:
-        """Whether what is held may only be what follows a call."""
+        """Whether the held text can only be markup after a call."""
 
     def _given_up(self) -> str | None:
-        """Return what is held as text, if it is too long to be something else; None to wait."""
+        """Return the held text if it is too long to be anything else; None to wait."""
         return None
 
     def _last_call(self) -> ToolCall | None:
-        """Return the call that is held, if it lacks only what closes it at the end of a text."""
+        """Return the held call if only its closing is missing at the end of the completion."""
         return None

@@ -1,25 +1,25 @@
-"""Rules of a grammar, as they are added."""
+"""Collecting the rules of a grammar within a size limit."""
 
 from loramux_server.forms.form import MAX_BYTES
 
 
 class LargeRulesError(Exception):
-    """Rules are longer than a form may be."""
+    """Rules are longer than MAX_BYTES."""
 
 
 class Rules:
-    """Rules of a form, which are never longer than one may be."""
+    """The rules of a grammar, of at most MAX_BYTES."""
 
     def __init__(self) -> None:
         """Begin without any."""
         self._rules: list[str] = []
-        self._num_bytes = -1  # before the first one there is no newline
+        self._num_bytes = -1  # no newline before the first rule
 
     def add(self, *rules: str) -> None:
         """Add `rules`.
 
         Raises:
-            LargeRulesError: All have more than MAX_BYTES bytes.
+            LargeRulesError: All rules together have more than MAX_BYTES bytes.
         """
         for rule in rules:
             self._num_bytes += 1 + len(rule.encode())
@@ -29,5 +29,5 @@ class Rules:
 
     @property
     def text(self) -> str:
-        """All of them, one a line."""
+        """All rules, one per line."""
         return "\n".join(self._rules)

@@ -1,4 +1,4 @@
-"""What the JSON schema of a parameter says of the kinds of its values."""
+"""The JSON types and alternatives in the JSON schema of a parameter."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -9,30 +9,30 @@ from urllib.parse import unquote
 from loramux_adapters.errors import shown
 
 MAX_REFERENCES = 16
-"""How far a schema may refer from one part of it to the next."""
+"""Deepest nesting of references and unions."""
 MAX_SCHEMAS = 1024
-"""How many there may be in all parameters, each counted as often as it is referred to."""
+"""Most schemas in all parameters, each counted as often as it is referred to."""
 _LENGTH = 8
 """Values of a list that count as one more schema."""
 _MAX_REFERENCE = 1024
-"""Characters."""
+"""Most characters of a reference."""
 ANNOTATIONS = frozenset({
     "title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly",
     "$comment", "$schema", "$id",
 })  # fmt: skip
-"""Keywords that say nothing of what meets a schema."""
+"""Keywords without effect on validation."""
 _DEFINITION = re.compile(r"#/(\$defs|definitions)/([^/]*)")
 _ALL = frozenset({"array", "boolean", "integer", "null", "number", "object", "string"})
 
 
 class UnknownSchemaError(ValueError):
-    """It cannot be told what meets a schema; says which part of it."""
+    """A schema is not understood or cannot be enforced; the message says why."""
 
 
 class Allowance:
-    """How many schemas may be looked at yet.
+    """A budget of schemas to visit.
 
-    Parts that refer to others twice make a few hundred bytes as good as billions.
+    Chains of definitions that each refer twice to the next expand a few hundred bytes to billions.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class Allowance:
         """Count `schema`, more than once if it has a long list of values or types.
 
         Raises:
-            UnknownSchemaError: There were too many.
+            UnknownSchemaError: The budget is used up.
         """
         lists = [each for key in ("enum", "type") if isinstance(each := schema.get(key), list)]
         self._num_left -= 1 + sum(map(len, lists)) // _LENGTH
@@ -58,33 +58,33 @@ class ToolSchema:
     """The schema of a tool."""
 
     def __init__(self, root: dict[str, Any], allowance: Allowance) -> None:
-        """Look at no more of `root`, that of the whole tool, than is allowed."""
+        """Visit at most `allowance` schemas of `root`, the schema of the whole tool."""
         self.root = root
         self._allowance = allowance
 
     def alternatives(self, schema: object, *, is_exact: bool = False) -> list[dict[str, Any]]:
         """Return the schemas of which a value of a parameter has to meet one.
 
-        None of them refers to another one or is a union as a whole.
+        References and unions at their top level are resolved.
 
         Args:
-            schema: That of the parameter.
-            is_exact: Whether to demand that no value can meet two of which it has to meet just one.
+            schema: The schema of the parameter.
+            is_exact: Whether to demand that the alternatives of a `oneOf` have no type in common.
 
         Raises:
-            UnknownSchemaError: That cannot be told, or more would have to be looked at.
+            UnknownSchemaError: It is not understood, or the budget is used up.
         """
         return self._within(schema, is_exact=is_exact, depth=0)
 
     def kinds(self, schema: object) -> frozenset[str] | None:
-        """Return the JSON types of what meets `schema`, a part of it; None if that is not known."""
+        """Return the JSON types that `schema`, a part of `root`, allows; None if not known."""
         try:
             return kinds_of_any(self.alternatives(schema))
         except UnknownSchemaError:
             return None
 
     def _within(self, schema: object, *, is_exact: bool, depth: int) -> list[dict[str, Any]]:
-        """Return the alternatives in `schema`, which lies in `depth` others."""
+        """Return the alternatives of `schema`, which is nested in `depth` others."""
         if depth > MAX_REFERENCES:
             raise UnknownSchemaError(f"refers more than {MAX_REFERENCES} times from part to part")
         if schema is True:
@@ -108,7 +108,7 @@ class ToolSchema:
 
 
 def _are_disjoint(unions: Sequence[Sequence[dict[str, Any]]]) -> bool:
-    """Return whether no type of JSON is in two of `unions`."""
+    """Return whether no JSON type is in two of `unions`."""
     seen: set[str] = set()
     for union in unions:
         kinds: set[str] = set()
@@ -123,7 +123,7 @@ def _are_disjoint(unions: Sequence[Sequence[dict[str, Any]]]) -> bool:
 
 
 def kinds_of(schema: dict[str, Any]) -> frozenset[str] | None:
-    """Return the JSON types of what meets an alternative; None for any."""
+    """Return the JSON types that an alternative allows; None for any."""
     values = [schema["const"]] if "const" in schema else schema.get("enum")
     if isinstance(values, list):
         return frozenset(map(kind_of, values))
@@ -136,7 +136,7 @@ def kinds_of(schema: dict[str, Any]) -> frozenset[str] | None:
 
 
 def kinds_of_any(schemas: Iterable[dict[str, Any]]) -> frozenset[str] | None:
-    """Return the JSON types of what meets one of some alternatives; None for any."""
+    """Return the JSON types that some alternatives allow together; None for any."""
     kinds: frozenset[str] = frozenset()
     for each in map(kinds_of, schemas):
         if each is None:
@@ -149,7 +149,7 @@ def kind_of(value: object) -> str:
     """Return the JSON type of a value."""
     if value is None:
         return "null"
-    # A boolean is an integer to Python.
+    # In Python, bool is a subclass of int.
     for kind, its in (("boolean", bool), ("string", str), ("integer", int), ("number", float),
                       ("array", list)):  # fmt: skip
         if isinstance(value, its):
@@ -158,7 +158,7 @@ def kind_of(value: object) -> str:
 
 
 def _referred(reference: object, root: dict[str, Any]) -> object:
-    """Return the part of `root` that `reference` means."""
+    """Return the part of `root` that `reference`, a JSON pointer as `#/…`, refers to."""
     found: object = root
     path = reference if isinstance(reference, str) and len(reference) <= _MAX_REFERENCE else ""
     if not path.startswith("#"):
@@ -172,9 +172,9 @@ def _referred(reference: object, root: dict[str, Any]) -> object:
 
 
 def definitions_of(schema: object, root: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the definitions of `root` that a part of it refers to, and those that they refer to.
+    """Return the definitions of `root` that a part of it refers to, directly or indirectly.
 
-    They lie in `$defs` and `definitions` as in `root`.
+    They are in `$defs` and `definitions`, as in `root`.
     """
     found: dict[str, dict[str, Any]] = {}
     parts = [schema]
@@ -199,5 +199,5 @@ def definitions_of(schema: object, root: dict[str, Any]) -> dict[str, dict[str, 
 
 
 def _unescaped(step: str) -> str:
-    """Return the key that a step of a reference means."""
+    """Return the key of an escaped step of a JSON pointer (RFC 6901)."""
     return step.replace("~1", "/").replace("~0", "~")

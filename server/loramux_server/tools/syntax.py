@@ -1,4 +1,4 @@
-"""How calls of tools are written."""
+"""The syntax of tool calls."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -12,41 +12,41 @@ _MARK = re.compile(r"<[^\s<>]*>?|[^\s<]+")
 _WORD = re.compile(r"[][{}(),;]|[^][{}(),;\s]+")
 
 ID = Piece("", False)
-"""Stands for the id of a call."""
+"""Placeholder for the id of a call."""
 COUNT = Piece("", True)
-"""Stands for a number that counts calls."""
+"""Placeholder for a number that counts calls."""
 
 
 class Keys(NamedTuple):
-    """Where an object of JSON says what is called."""
+    """The keys of a call that is a JSON object."""
 
     outer: str | None
-    """Key of the object that has the others; None where it is the object itself."""
+    """Key of the inner object with the other two keys; None if they are at the top level."""
     name: str
     arguments: str
 
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """How arguments are written that are no object: each is opening, name, between, value, closing.
+    """How arguments are written one by one: opening, name, between, value, closing for each.
 
-    A string is written as it is, other values as JSON.
+    A string is written verbatim, other values as JSON.
     """
 
     opening: tuple[Piece, ...]
     between: tuple[Piece, ...]
     """Before a string."""
     between_others: tuple[Piece, ...]
-    """Before what is no string; begins with the same word, and is mostly the same."""
+    """Before other values; begins with the same word, and is usually the same."""
     closing: tuple[Piece, ...]
     is_python: bool
-    """Whether truth and nothing are written as Python has them: `True`, `None`."""
+    """Whether booleans and null are spelled as in Python: `True`, `None`."""
     wrapping: tuple[str, str] | None = None
-    """What stands around strings that hold what could be taken for marks; None if nothing."""
+    """What wraps strings that contain possible delimiters; None if nothing does."""
 
     @property
     def tells_strings(self) -> bool:
-        """Whether what stands before a value says that it is a string, or that it is none."""
+        """Whether what precedes a value tells whether it is a string."""
         return self.between != self.between_others
 
 
@@ -54,7 +54,7 @@ class Parameters:
 class Code:
     """How arguments are written as code: begin, name, assign, value, comma, name, …, end.
 
-    Values are those of Python or of JSON. White space beside all that may be another.
+    Values are spelled as in Python or JSON. White space around these parts may vary.
     """
 
     begin: str
@@ -62,67 +62,66 @@ class Code:
     comma: str
     end: str
     quote: Piece | None
-    """What stands before and after a string; None if nothing."""
+    """The quote before and after a string; None for none."""
     quotes_all: bool
-    """Whether that stands around what is no string as well."""
+    """Whether other values are quoted as well."""
     is_python: bool
-    """Whether truth and nothing are written as Python has them: `True`, `None`."""
+    """Whether booleans and null are spelled as in Python: `True`, `None`."""
 
 
 @dataclass(frozen=True, slots=True)
 class ToolSyntax:
     """How calls are written: opening, call, separator, call, …, closing.
 
-    A call is head, name, middle, arguments, tail. With `keys` it is an object of JSON.
+    A call is head, name, middle, arguments, tail. With `keys` it is a JSON object.
     """
 
     opening: tuple[Piece, ...]
-    """In this and the others `ID` stands for an id that the model makes up, and `COUNT` for a
-    number."""
+    """In this and the other parts, `ID` is a placeholder for an id that the model generates, and
+    `COUNT` for a number."""
     head: tuple[Piece, ...]
     middle: tuple[Piece, ...]
     tail: tuple[Piece, ...]
     separator: tuple[Piece, ...] | None
-    """None where there can be only one call."""
+    """None if there can be only one call."""
     closing: tuple[Piece, ...]
     keys: Keys | None
     ids: Mapping[str, int]
-    """The added tokens among all that."""
+    """Ids of the added tokens in all of this."""
     arguments: Parameters | Code | None = None
-    """How arguments are written; None for an object of JSON."""
+    """How arguments are written; None for a JSON object."""
     takes_text: bool = False
-    """Whether the template takes the arguments of calls as text."""
+    """Whether the template expects the arguments of calls as a string."""
     is_named_by_id: bool = False
-    """Whether a call has an id in place of a name, and the id has the name."""
+    """Whether a call has an id in place of a name, and the id contains the name."""
 
     @property
     def parameters(self) -> Parameters | None:
-        """How arguments are written, where that is one by one."""
+        """How arguments are written, if one by one."""
         return self.arguments if isinstance(self.arguments, Parameters) else None
 
     @property
     def code(self) -> Code | None:
-        """How arguments are written, where that is as code."""
+        """How arguments are written, if as code."""
         return self.arguments if isinstance(self.arguments, Code) else None
 
     @property
     def trigger(self) -> str:
-        """What begins the first call: a token if there is one, or a word.
+        """The text with which calls begin: a token if there is one, or else a word.
 
-        Empty where nothing does that any text could not begin with. Then an answer has calls from
-        its beginning or none.
+        Empty if the opening has neither. Then calls can only be at the start of an answer.
         """
         at = self.first_token
         if at is None:
             return next(iter(joined(self.opening).split()), "").rstrip(_BRACKETS)
         before = joined(self.opening[:at])
-        # A token may be in the middle of a word.
+        # Text directly before the token belongs to the same word.
         begun = "" if before[-1:].isspace() else next(iter(before.split()[-1:]), "")
         return begun + self.opening[at].text
 
     @property
     def first_token(self) -> int | None:
-        """Where in the opening the first token is; None if there is none."""
+        """Index of the first token in the opening; None if there is none."""
         return next((at for at, piece in enumerate(self.opening) if piece.is_token), None)
 
 
@@ -132,7 +131,7 @@ def joined(pieces: Iterable[Piece]) -> str:
 
 
 def words_of(pieces: Iterable[Piece]) -> list[str]:
-    """Return tokens, brackets and what stands between white space."""
+    """Return the words of `pieces`: added tokens, brackets, `,`, `;`, and what lies between."""
     words: list[str] = []
     for piece in pieces:
         words += [piece.text] if piece.is_token else _WORD.findall(piece.text)
@@ -140,5 +139,5 @@ def words_of(pieces: Iterable[Piece]) -> list[str]:
 
 
 def marks_of(pieces: Iterable[Piece]) -> list[str]:
-    """Return the parts of `pieces` between which there may be white space, tokens or not."""
+    """Return the delimiters in `pieces`, tags or words, between which white space may be."""
     return _MARK.findall(joined(pieces))

@@ -1,4 +1,4 @@
-"""Strings that are written as they are, in a grammar."""
+"""Grammar rules for strings that are written verbatim."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +22,7 @@ _OF_OTHERS = frozenset({
     "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "items",
     "prefixItems", "minItems", "maxItems", "properties", "required", "additionalProperties",
 })  # fmt: skip
-"""Keywords that say nothing of strings."""
+"""Keywords without effect on strings."""
 _KNOWN = ANNOTATIONS | _OF_OTHERS | {"type", "minLength", "maxLength", "pattern", "format"}
 
 
@@ -35,18 +35,18 @@ def text_rules(
     not_first: str = "",
     not_in: str | None = None,
 ) -> list[str]:
-    """Return the rules of a string with what closes it, `name` and others.
+    """Return the rules of a string and its closing: `name`, and others.
 
     Args:
         syntax: How calls are written.
-        closing: What follows the string, which cannot hold the first word of it.
-        name: In lower case.
-        schema: That of the string, with no `enum` or `const`.
+        closing: What follows the string; the string cannot contain its first delimiter.
+        name: The name of the first rule, in lower case.
+        schema: The schema of the string, without `enum` and `const`.
         not_first: Characters with which the string cannot begin.
-        not_in: An expression of what it cannot have, with what closes it.
+        not_in: An expression that must not match anywhere in the string.
 
     Raises:
-        UnknownSchemaError: It has a keyword that cannot be kept.
+        UnknownSchemaError: The schema has a keyword that cannot be enforced.
     """
     word = marks_of(closing)[0]
     first, *rest = closing
@@ -54,11 +54,11 @@ def text_rules(
     if is_lazy:
         before, _, after = first.text.partition(word)
         end, rest = before + word, [Piece(after, False), *rest]
-    elif first.is_token:  # into which no text runs, so that it need not be told where it ends
+    elif first.is_token:  # text cannot match a token, so the string ends there by itself
         end, rest = "", list(closing)
     else:
         end = first.text
-    # What is told by its end has the word there.
+    # A lazy terminal includes the delimiter at its end; only an earlier one is forbidden.
     forbidden = [f"(?s:.*){quoted(word)}{'(?s:.)' if is_lazy else ''}(?s:.*)"]
     if not_first:
         forbidden.append(rf"\s*[{quoted(not_first)}](?s:.*)")
@@ -75,7 +75,7 @@ def text_rules(
 
 
 def _bodies(schema: dict[str, Any]) -> list[str]:
-    """Return expressions all of which a string has to have."""
+    """Return the expressions that a string has to match, all of them."""
     if unknown := sorted(schema.keys() - _KNOWN):
         raise UnknownSchemaError(f"has {unknown[0]!r} for a string")
     least, most = (
@@ -93,24 +93,24 @@ def _bodies(schema: dict[str, Any]) -> list[str]:
 
 
 def _length(key: str, value: object) -> int:
-    """Return the number of characters that `value` of a keyword is, also as 2.0."""
+    """Return the `value` of a keyword as a length; 2.0 is accepted for 2."""
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value == int(value):
         return int(value)
     raise UnknownSchemaError(f"has {key!r} that is {shown(value)}, which is no length")
 
 
 def _text(key: str, value: object) -> str:
-    """Return `value` of a keyword, which has to be a string."""
+    """Return the `value` of a keyword, which has to be a string."""
     if not isinstance(value, str):
         raise UnknownSchemaError(f"has {key!r} that is {shown(value)}, which is no string")
     return value
 
 
 def _anywhere(pattern: str) -> str:
-    """Return the expression of a text in which `pattern` is somewhere.
+    """Return the expression for a whole text that contains a match of `pattern`.
 
     Raises:
-        UnknownSchemaError: It is bound to the begin or the end of the text by a part of it alone.
+        UnknownSchemaError: Only a part of it is anchored, which that cannot express.
     """
     signs = _signs(pattern)
     begins, ends = (0, "^", 0) in signs, (len(pattern) - 1, "$", 0) in signs
@@ -123,10 +123,10 @@ def _anywhere(pattern: str) -> str:
 
 
 def _signs(pattern: str) -> list[tuple[int, str, int]]:
-    """Return each `^`, `$` and `|` of an expression, where it is and in how many groups.
+    """Return each `^`, `$` and `|` of a regular expression as (offset, character, group depth).
 
     Raises:
-        UnknownSchemaError: It is no expression.
+        UnknownSchemaError: It is not a valid expression.
     """
     found, depth, is_class, is_escaped = [], 0, False, False
     for at, char in enumerate(pattern):

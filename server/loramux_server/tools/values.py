@@ -1,4 +1,4 @@
-"""Texts of parameters -> values, as the schema of a tool has them."""
+"""Converting the text of parameters to values of the types in the tool's schema."""
 
 import json
 import re
@@ -20,21 +20,21 @@ _NUMBERS = frozenset({"integer", "number"})
 _LITERAL = re.compile(
     r"""'(?:[^'\\]|\\.)*(')?|"(?:[^"\\]|\\.)*(")?|\b(?:True|False|None)\b""", re.DOTALL
 )
-"""A string of Python, also one that does not end, or a name for what JSON calls otherwise."""
+"""A Python string, possibly unterminated, or a Python name that JSON spells differently."""
 _NAMES = {"True": "true", "False": "false", "None": "null"}
 
 
 class _NoValueError(Exception):
-    """A text is no value but a string."""
+    """A text cannot be read as anything but a string."""
 
 
 def arguments_of(given: Sequence[Given], tool: Tool | None, *, is_python: bool) -> dict[str, Any]:
     """Return the arguments of a call.
 
     Args:
-        given: Its parameters; of several with one name the last one counts.
-        tool: What is called; None if it is not known.
-        is_python: Whether the template writes what is no string as Python does.
+        given: Its parameters; of several with the same name, the last one counts.
+        tool: The tool; None if it is not known.
+        is_python: Whether the template spells values other than strings as Python does.
     """
     kinds = _kinds(tool)
     return {
@@ -44,11 +44,11 @@ def arguments_of(given: Sequence[Given], tool: Tool | None, *, is_python: bool) 
 
 
 def unquoted(arguments: dict[str, Any], tool: Tool | None) -> dict[str, Any]:
-    """Return the arguments of a call whose template puts all values in quotes.
+    """Return the arguments of a call whose template quotes all values.
 
     Args:
-        arguments: As they are written; what had quotes is a string, and stays one if it may be.
-        tool: What is called; None if it is not known.
+        arguments: The arguments as read; a quoted value stays a string if the schema allows that.
+        tool: The tool; None if it is not known.
     """
     kinds = _kinds(tool)
     return {
@@ -60,7 +60,7 @@ def unquoted(arguments: dict[str, Any], tool: Tool | None) -> dict[str, Any]:
 
 
 def _kinds(tool: Tool | None) -> Callable[[str], frozenset[str] | None]:
-    """Return what tells of which JSON types a parameter may be; None if that is not known."""
+    """Return a function from the name of a parameter to its JSON types; None if not known."""
     root = (tool.parameters if tool else None) or {}
     properties = root.get("properties")
     schemas = properties if isinstance(properties, dict) else {}
@@ -69,12 +69,12 @@ def _kinds(tool: Tool | None) -> Callable[[str], frozenset[str] | None]:
 
 
 def value_of(given: Given, kinds: frozenset[str] | None, *, is_python: bool) -> Any:  # noqa: ANN401
-    """Return the value that is given: a string where it may be nothing else.
+    """Return the value of a parameter: a string unless its text reads as another allowed type.
 
     Args:
         given: The parameter.
-        kinds: Of which JSON types it may be; None if that is not known.
-        is_python: As above.
+        kinds: The JSON types that it may have; None if not known.
+        is_python: As for `arguments_of`.
     """
     if given.is_string or (given.is_string is None and kinds == _STRING):
         return given.text
@@ -94,10 +94,10 @@ def _is_of(value: object, kinds: frozenset[str] | None) -> bool:
 
 
 def _decoded(text: str, *, is_python: bool) -> Any:  # noqa: ANN401 - JSON
-    """Return the value that JSON reads in `text`, or else Python.
+    """Return the value of `text` as JSON, or else, if `is_python`, as Python.
 
     Raises:
-        _NoValueError: There is none, or none that arguments may have.
+        _NoValueError: It is neither, or exceeds the limits of arguments.
     """
     try:
         return _readable(text)
@@ -111,9 +111,9 @@ def _decoded(text: str, *, is_python: bool) -> Any:  # noqa: ANN401 - JSON
 
 
 def _readable(text: str) -> Any:  # noqa: ANN401 - JSON
-    """Return the value that `text` is in JSON, if it may be one of the arguments of a call."""
+    """Return the value of `text` as JSON, within the limits of arguments."""
     value = msgspec.json.decode(text)
-    # They are an object, and so one deeper.
+    # `>=`, because the object of arguments adds one level.
     if depth(value) >= MAX_DEPTH or not is_small(value):
         raise ValueError("no value of arguments")
     return value

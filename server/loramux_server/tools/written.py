@@ -1,4 +1,4 @@
-"""Where in what a template wrote a call of a tool is, and its parts."""
+"""Locating a tool call in rendered text, and splitting it into parts."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence, Set
@@ -12,17 +12,17 @@ from loramux_server.tools.conversations import SIGN
 from loramux_server.tools.syntax import ID, Code, Keys, Parameters, joined
 
 MAX_PART = 200
-"""Characters that a template may put between two parts of calls."""
+"""Most characters of each part of the markup."""
 _MAX_TRIED = 32
-"""Places at which the object of a call may begin."""
+"""Places that are tried as the start of a call's object."""
 
 
 class UnknownSyntaxError(Exception):
-    """A template knows of no tools, or writes calls in a way that is not known; says which."""
+    """A template does not support tools, or writes calls in an unsupported syntax; says which."""
 
 
 class Parts(NamedTuple):
-    """What is written of each call beside its name and arguments."""
+    """The markup of each call, besides its name and arguments."""
 
     head: tuple[Piece, ...]
     middle: tuple[Piece, ...]
@@ -38,12 +38,12 @@ class WrittenCall:
         """Find `call`.
 
         Args:
-            answer: Where it is.
-            call: It has one argument, a string.
-            arguments: How arguments are written; None for an object of JSON.
+            answer: The rendered answer.
+            call: The call; it has one argument, a string.
+            arguments: How arguments are written; None for a JSON object.
 
         Raises:
-            UnknownSyntaxError: It is not there, or not in a way that is known.
+            UnknownSyntaxError: It is not there, or in an unsupported syntax.
         """
         self.answer = answer
         self._id = call.id
@@ -70,7 +70,8 @@ class WrittenCall:
     def closing(self, vocabulary: Vocabulary, ends: Set[str]) -> tuple[Piece, ...]:
         """Return what follows the call until the answer ends.
 
-        It ends at a token of `ends`, or at another one where that is not there or too far.
+        The answer ends at a token of `ends`, or, if there is none within MAX_PART characters, at
+        the next control token.
         """
         begin = self.place.end
         after = [(at, token) for at, token in self.answer.tokens() if at >= begin]
@@ -81,7 +82,7 @@ class WrittenCall:
 
 
 class _Located(NamedTuple):
-    """Where in an answer a call is, in characters."""
+    """Where in an answer a call and its parts are, in characters."""
 
     begin: int
     name: int
@@ -92,7 +93,7 @@ class _Located(NamedTuple):
 
 
 class Written:
-    """What a template wrote, and where in it tokens are."""
+    """Rendered text, and the places of added tokens in it."""
 
     def __init__(self, pieces: Sequence[Piece], begin: int = 0) -> None:
         self.text = joined(pieces)[begin:]
@@ -100,18 +101,22 @@ class Written:
         self._begin = begin
 
     def unlike(self, other: str) -> "Written":
-        """Return this from where on it is unlike `other`, an answer without calls."""
+        """Return the part after the common beginning with `other`, an answer without calls."""
         both = zip(other, self.text, strict=False)
         begin = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], both))
         if not other.startswith(SIGN, begin):
-            # What begins it may be like what begins a call.
+            # Beyond the prompt, the answer and the call may begin alike: go back to a boundary.
             ends = [at + len(token) for at, token in self.tokens()]
             ends += [at + 1 for at, char in enumerate(self.text[:begin]) if char.isspace()]
             begin = max((end for end in ends if end <= begin), default=0)
         return Written(self._pieces, begin)
 
     def part(self, begin: int, end: int) -> tuple[Piece, ...]:
-        """Return the pieces from the character `begin` to `end`."""
+        """Return the pieces from character `begin` to `end`.
+
+        Raises:
+            UnknownSyntaxError: An added token is only partly in that range.
+        """
         begin, end = self._begin + begin, self._begin + end
         found, at = [], 0
         for piece in self._pieces:
@@ -125,17 +130,17 @@ class Written:
         return tuple(found)
 
     def end_of(self, name: str) -> int:
-        """Return where the name of a call ends, which is there once.
+        """Return the offset after the name of a call, which has to occur once.
 
         Raises:
-            UnknownSyntaxError: It is not.
+            UnknownSyntaxError: It does not.
         """
         if self.text.count(name) != 1:
             raise unreadable()
         return self.text.index(name) + len(name)
 
     def tokens(self) -> Iterator[tuple[int, str]]:
-        """Yield where each added token is."""
+        """Yield (offset, text) of each added token."""
         at = -self._begin
         for piece in self._pieces:
             if piece.is_token and at >= 0:
@@ -144,7 +149,7 @@ class Written:
 
 
 def _located(answer: str, call: Call) -> _Located:
-    """Return where `call` is."""
+    """Return where `call`, with a JSON object of arguments, is."""
     name = answer.find(call.name)
     if name < 0:
         raise UnknownSyntaxError("knows of tools, but writes no calls of them")
@@ -157,7 +162,7 @@ def _located(answer: str, call: Call) -> _Located:
 
 
 def _with_parameter(answer: str, call: Call, parameters: Parameters) -> _Located:
-    """Return where `call` is, whose argument is written by itself."""
+    """Return where `call`, with its argument as a parameter, is."""
     name = answer.find(call.name)
     ((key, value),) = call.arguments.items()
     text = joined([*parameters.opening, Piece(key, False), *parameters.between])
@@ -170,7 +175,7 @@ def _with_parameter(answer: str, call: Call, parameters: Parameters) -> _Located
 
 
 def _with_code(answer: str, call: Call, code: Code) -> _Located:
-    """Return where `call` is, whose arguments are written as code."""
+    """Return where `call`, with its arguments as code, is."""
     name = answer.find(call.name)
     begin = name + len(call.name)
     if name < 0 or not answer.startswith(code.begin.strip(), begin):
@@ -186,7 +191,7 @@ def _with_code(answer: str, call: Call, code: Code) -> _Located:
 
 
 def _object_at(answer: str, begin: int, call: Call) -> tuple[int, int]:
-    """Return where the arguments of `call` begin and end."""
+    """Return where the arguments of `call` as a JSON object begin and end."""
     for at, (found, end) in _objects(answer, begin, begin + MAX_PART):
         if found == call.arguments:
             return at, end
@@ -194,7 +199,7 @@ def _object_at(answer: str, begin: int, call: Call) -> tuple[int, int]:
 
 
 def _objects(text: str, begin: int, end: int) -> Iterator[tuple[int, tuple[object, int]]]:
-    """Yield the objects of JSON that begin in a part of `text`."""
+    """Yield (begin, (object, end)) of the JSON objects that begin in a part of `text`."""
     at = begin - 1
     for _ in range(_MAX_TRIED):
         at = text.find("{", at + 1, end)
@@ -207,7 +212,7 @@ def _objects(text: str, begin: int, end: int) -> Iterator[tuple[int, tuple[objec
 
 
 def _keys(found: object, call: Call) -> Keys | None:
-    """Return where in an object `call` is; None if it is elsewhere."""
+    """Return the keys of `call` in the object `found`; None if it is not there."""
     if not isinstance(found, dict):
         return None
     outer = None
@@ -221,7 +226,7 @@ def _keys(found: object, call: Call) -> Keys | None:
 
 
 def with_ids(pieces: Iterable[Piece], call_id: str) -> tuple[Piece, ...]:
-    """Return `pieces` with `ID` in place of the id of a call."""
+    """Return `pieces` with `ID` in place of `call_id`."""
     found: list[Piece] = []
     for piece in pieces:
         first, *others = piece.text.split(call_id)
@@ -233,5 +238,5 @@ def with_ids(pieces: Iterable[Piece], call_id: str) -> tuple[Piece, ...]:
 
 
 def unreadable() -> UnknownSyntaxError:
-    """Return the error for calls that are written in a way that is not known."""
+    """Return the error for calls in an unsupported syntax."""
     return UnknownSyntaxError("writes calls of tools in a way that this server does not read")
