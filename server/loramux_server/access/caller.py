@@ -44,7 +44,7 @@ _GRANTED = {
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who makes a call."""
+    """The caller of an RPC."""
 
     tenant: str
     """The tenant of names that it gives without one."""

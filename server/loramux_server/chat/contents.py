@@ -9,7 +9,7 @@ from loramux_server.chat.renderer import TemplateLimitError
 
 _TEXT = "Where?"
 _MENTIONED = "image"
-"""A template without this word looks at no parts."""
+"""A template without this word handles no parts."""
 
 
 class ContentFinder:

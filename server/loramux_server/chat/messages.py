@@ -81,7 +81,7 @@ class Turn(Struct, frozen=True, array_like=True):
 
 
 class Tool(Struct, frozen=True, array_like=True):
-    """A function that may be called."""
+    """A tool: a function that the model may call."""
 
     name: str
     description: str | None = None

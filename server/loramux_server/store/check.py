@@ -119,7 +119,7 @@ class ServedBase:
 
     def features_of(self, module: str) -> tuple[int, int] | None:
         """Return (in_features, out_features) of the layer `module`; see `features_like`."""
-        if module in self.layers:  # mostly
+        if module in self.layers:  # the common case
             return self.layers[module]
         behind = {
             name.removesuffix(".weight"): (width[1], width[0])
