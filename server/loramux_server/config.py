@@ -1,4 +1,4 @@
-"""All settings of a server. Frozen; the flags of `loramux serve` are made from these fields."""
+"""All settings of a server. Frozen; the flags of `loramux serve` are derived from these fields."""
 
 import re
 from typing import Annotated
@@ -23,15 +23,15 @@ _TOGETHER = (
     ("replica_cert", "replica_cert_key"),
     ("replica_cert_key", "replica_cert"),
 )
-"""Settings that mean nothing without the other one."""
+"""(Setting, another that it requires.)"""
 
 
 class ConfigError(Exception):
-    """A setting is wrong; the message says which and what would be right."""
+    """A setting is invalid; the message names it and says what is expected."""
 
 
 class ServerConfig(LimitSettings, frozen=True, kw_only=True):
-    """The engine's settings and those of the frontend. Sizes are in bytes, times in seconds."""
+    """The settings of the engine and the frontend. Sizes are in bytes, times in seconds."""
 
     served_model_name: Annotated[
         tuple[str, ...],
@@ -99,17 +99,17 @@ class ServerConfig(LimitSettings, frozen=True, kw_only=True):
 
     @property
     def engine(self) -> EngineConfig:
-        """The part that the engine process needs."""
+        """The settings that the engine process needs."""
         return msgspec.convert(
             {name: getattr(self, name) for name in EngineConfig.__struct_fields__}, EngineConfig
         )
 
 
 def make_config(settings: dict[str, object]) -> ServerConfig:
-    """Return a checked config.
+    """Return a validated config.
 
     Raises:
-        ConfigError: A setting is out of range; the message names it.
+        ConfigError: A setting is invalid, or lacks another that it requires; the message names it.
     """
     try:
         config = msgspec.convert(settings, ServerConfig)
@@ -144,7 +144,7 @@ def _check_names(names: tuple[str, ...]) -> None:
 
 
 def _explained(message: str, settings: dict[str, object]) -> str:
-    """Return msgspec's `message` with the flag and its value in it."""
+    """Return msgspec's `message`, rewritten to name the flag and its value."""
     expected, at, name = message.rstrip("`").partition(" - at `$.")
     if not at:
         return message
@@ -156,7 +156,7 @@ def _flag(name: str) -> str:
 
 
 def split_address(name: str, address: str) -> tuple[str, int]:
-    """Return host and port of `address`.
+    """Split `address` into host and port.
 
     Raises:
         ConfigError: `address` is not HOST:PORT; the message names the setting `name`.

@@ -1,19 +1,19 @@
-"""The errors for fields of a request that are wrong, whatever else is right."""
+"""Errors for invalid fields of a request."""
 
 from loramux.errors import InvalidArgumentError
 from loramux_adapters.errors import shown
 
 
 def invalid(field: str, value: object, expected: str) -> InvalidArgumentError:
-    """Return the error for a field with this `value`, where another is `expected`."""
+    """Return the error for a `field` whose `value` is not what is `expected`."""
     return wrong(field, f"is {shown(value)}; expected {expected}")
 
 
 def wrong(field: str, said: str) -> InvalidArgumentError:
-    """Return the error for a field of which `said` tells what is wrong, and what would be right."""
+    """Return the error for `field`; `said` states what is wrong with it and what is expected."""
     return at_fault(field, f"{field} {said}")
 
 
 def at_fault(field: str, message: str) -> InvalidArgumentError:
-    """Return the error with a `message` that names `field` in a way of its own."""
+    """Return the error for `field` with a custom `message`, which names the field itself."""
     return InvalidArgumentError(message, reason="INVALID_FIELD", field=field)

@@ -1,7 +1,7 @@
-"""What tells the bytes of a package from any others: its digest, and its seal.
+"""The two hashes of a package's bytes: its digest and its seal.
 
-The digest is a SHA-256, by which everything goes. The seal is a BLAKE3 of bytes that had their
-digest: whoever reads them again knows them as surely by it, in less than half of the time.
+The digest is a SHA-256 and identifies the package everywhere. The seal is a BLAKE3 hash of bytes
+whose digest was verified: it verifies later reads as reliably in less than half the time.
 """
 
 import hashlib
@@ -11,17 +11,17 @@ from blake3 import blake3
 
 
 class Hash(Protocol):
-    """A hash of bytes that come in pieces."""
+    """An incremental hash."""
 
     def update(self, data: bytes | memoryview, /) -> object:
-        """Go on with these bytes."""
+        """Hash more bytes."""
 
     def text(self) -> str:
-        """Return what identifies all of them: the name of the hash, a colon, and digits."""
+        """Return the hash of all bytes so far as `name:hex digits`."""
 
 
 class Digest:
-    """The SHA-256."""
+    """A SHA-256 hash."""
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
@@ -33,7 +33,7 @@ class Digest:
 
 
 class Seal:
-    """The BLAKE3."""
+    """A BLAKE3 hash."""
 
     def __init__(self) -> None:
         self._hash = blake3()

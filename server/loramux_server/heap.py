@@ -1,4 +1,4 @@
-"""How the memory of a process that runs for long is kept."""
+"""Tuning of malloc and the garbage collector for long-running processes."""
 
 import ctypes
 import gc
@@ -7,29 +7,29 @@ from contextlib import suppress
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h."""
 _LARGE = 128 << 10
-"""Bytes; what glibc begins with, before it goes by what was freed."""
+"""Bytes: the initial value of glibc's mmap threshold, which adapts to what is freed."""
 _LARGEST = 32 << 20
-"""Bytes; what glibc comes to at most."""
+"""Bytes: the maximum to which glibc raises it."""
 
 
 def return_large_pieces() -> None:
-    """Let large pieces go back to the system when they are freed.
+    """Make malloc return large allocations to the system as soon as they are freed.
 
-    Else glibc comes to keep pieces of megabytes among the small ones that stay: with uploads coming
-    and going the process grows although it holds no more than before, and weights that were only
-    held until they were packed leave gaps.
+    Otherwise glibc raises its mmap threshold and places allocations of megabytes on the heap, among
+    small long-lived ones. The heap fragments: with uploads coming and going the process grows
+    although it holds no more than before, and weights that are packed and freed leave gaps.
     """
-    with suppress(AttributeError):  # of glibc's alone
+    with suppress(AttributeError):  # only glibc has mallopt
         ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _LARGE)
 
 
 def return_once() -> None:
-    """Give back what is free, and keep what is freed from now on, to use it again.
+    """Return free memory to the system once, and retain what is freed from now on for reuse.
 
-    Steps ask for the same pieces again and again, and new memory costs more than what they do.
+    Steps allocate the same sizes again and again, and fresh memory costs more than the work in it.
     """
     gc.collect()
-    with suppress(AttributeError):  # of glibc's alone
+    with suppress(AttributeError):  # only glibc has these
         library = ctypes.CDLL(None)
         library.malloc_trim(0)
         library.mallopt(_MMAP_THRESHOLD, _LARGEST)
@@ -37,10 +37,10 @@ def return_once() -> None:
 
 
 def keep_what_is_there() -> None:
-    """Let the collector never again look at what there is now, which will stay.
+    """Exclude all current objects, which are long-lived, from garbage collection.
 
-    It goes through all that lives now and then, and nothing else goes on meanwhile: of a frontend
-    that has just started, for 30 ms and more on a core that others use too.
+    A full collection traverses every live object and blocks the process: just after a frontend's
+    start for 30 ms and more on a shared core.
     """
     gc.collect()
     gc.freeze()

@@ -1,4 +1,4 @@
-"""What the config of a server names, opened, or refused with what would be right."""
+"""Opens the store and the audit log that a server's config names."""
 
 import contextlib
 from functools import partial
@@ -22,9 +22,9 @@ _REPLICA = "is_replica"
 
 
 def weights_of(model: str) -> BaseFolder | None:
-    """Return the folder `model` of a base with weights that adapters can be folded with.
+    """Return the folder of the base `model`, with weights that packing an adapter may need.
 
-    None where there is none: a hub id, or weights in another format.
+    None for a hub id, or for weights in another format.
     """
     path = Path(model)
     try:
@@ -34,7 +34,7 @@ def weights_of(model: str) -> BaseFolder | None:
 
 
 def open_registry(folder: Path, config: ServerConfig) -> Registry:
-    """Open the store in `folder`, which is made if it is not there.
+    """Open the store in `folder`, creating it if it does not exist.
 
     Raises:
         ConfigError: It cannot be opened.
@@ -68,16 +68,16 @@ def open_registry(folder: Path, config: ServerConfig) -> Registry:
 
 
 def default_store(model: ModelInfo) -> Path:
-    """Return where the store of a base model is that nobody gave a place."""
+    """Return the folder of a base model's store where --store is not given."""
     digest = model.fingerprint.removeprefix("sha256:")[:12]
     return stores_folder() / f"{model.name or 'base'}-{digest}"
 
 
 def claim(registry: Registry, model: ModelInfo) -> None:
-    """Keep a store for one base model: an adapter means nothing to another.
+    """Bind a store to one base model: its adapters are useless with any other.
 
     Raises:
-        ConfigError: It is kept for another.
+        ConfigError: It is bound to another base model.
     """
     served = registry.catalog.note("base_fingerprint")
     if served is None:
@@ -90,7 +90,7 @@ def claim(registry: Registry, model: ModelInfo) -> None:
 
 
 def open_audit(config: ServerConfig) -> Audit:
-    """Open the audit log, which need not be kept.
+    """Open the audit log; its file is optional.
 
     Raises:
         ConfigError: The file cannot be written.
@@ -103,10 +103,10 @@ def open_audit(config: ServerConfig) -> Audit:
 
 
 def become(registry: Registry, *, is_replica: bool) -> None:
-    """Keep a store for a replica, or for a server whose adapters are its own.
+    """Mark a store as a replica's, or as that of a server with adapters of its own.
 
     Raises:
-        ConfigError: What is there would be taken away because the primary lacks it.
+        ConfigError: Its adapters would be deleted, because the primary lacks them.
     """
     was_replica = bool(registry.catalog.note(_REPLICA))
     if is_replica and not was_replica and len(registry):

@@ -1,4 +1,4 @@
-"""Where the adapters of a server come from, as its config says, or why they cannot."""
+"""Where the adapters of a server come from, according to its config."""
 
 import logging
 import socket
@@ -19,25 +19,25 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origins:
-    """Where adapters come from, and whose are taken."""
+    """Where adapters come from, and whose signatures are trusted."""
 
     folder: Path | None
-    """The folder that is watched."""
+    """The watched folder; None if --adapters is not given."""
     sources: Sources
     """Where they may be imported from."""
     templates: Templates
-    """Where those are fetched from that a request names."""
+    """Where unregistered adapters are fetched from when a request names them."""
     signers: TrustedSigners
-    """Who has to vouch for them."""
+    """The signers that are trusted; with none, any package is accepted."""
     primary: Primary | None
-    """The server whose adapters these are, too, if this is a replica."""
+    """The server that this one mirrors; None unless this is a replica."""
 
 
 def origins_of(config: ServerConfig) -> Origins:
     """Return where adapters come from.
 
     Raises:
-        ConfigError: A setting is wrong, or does not go with another.
+        ConfigError: A setting is invalid, or conflicts with another.
     """
     return Origins(
         folder=adapters_folder(config),
@@ -49,10 +49,10 @@ def origins_of(config: ServerConfig) -> Origins:
 
 
 def adapters_folder(config: ServerConfig) -> Path | None:
-    """Return the folder of adapters that is watched, if one is.
+    """Return the watched folder of adapters; None if --adapters is not given.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: It is not a directory.
     """
     if not config.adapters:
         return None
@@ -66,7 +66,7 @@ def sources_of(config: ServerConfig) -> Sources:
     """Return where adapters may be imported from.
 
     Raises:
-        ConfigError: A place is malformed, or needs what is not installed.
+        ConfigError: A location is malformed, or needs an extra that is not installed.
     """
     try:
         return Sources(config.hub_allow, config.object_allow, config.oci_allow)
@@ -77,10 +77,10 @@ def sources_of(config: ServerConfig) -> Sources:
 
 
 def signers_of(config: ServerConfig) -> TrustedSigners:
-    """Return who has to vouch for packages.
+    """Return the trusted signers of packages.
 
     Raises:
-        ConfigError: A file holds no public key, or cannot be read.
+        ConfigError: A file holds no public key or cannot be read, or an extra is not installed.
     """
     try:
         return TrustedSigners([Path(name) for name in config.trusted_signer])
@@ -91,10 +91,10 @@ def signers_of(config: ServerConfig) -> TrustedSigners:
 
 
 def templates_of(config: ServerConfig) -> Templates:
-    """Return where adapters are fetched from that a request names.
+    """Return where unregistered adapters are fetched from when a request names them.
 
     Raises:
-        ConfigError: A template is wrong, or does not go with another setting.
+        ConfigError: A template is invalid, or conflicts with another setting.
     """
     if config.resolve_ttl and not config.resolve:
         raise ConfigError("--resolve-ttl is for --resolve, which is not given")
@@ -105,12 +105,13 @@ def templates_of(config: ServerConfig) -> Templates:
 
 
 def primary_of(config: ServerConfig) -> Primary | None:
-    """Return the server whose adapters this one is to have, if it is a replica.
+    """Return the primary that this server mirrors; None unless it is a replica.
 
-    None as well if --replica-of names this server: pods of a StatefulSet have the same options.
+    None as well if --replica-of names this server: pods of a StatefulSet share their options.
 
     Raises:
-        ConfigError: A setting does not go with that, or its file cannot be read.
+        ConfigError: A setting is invalid or conflicts with --replica-of, or its file cannot be
+            read.
     """
     if config.replica_of is None:
         return None
@@ -135,12 +136,14 @@ def primary_of(config: ServerConfig) -> Primary | None:
 
 
 def _certificate(config: ServerConfig) -> tuple[Path, Path] | None:
-    """Return the files of what is presented to the primary: for others, whose calls go there too.
+    """Return the client certificate and key for the primary.
+
+    Calls of clients are forwarded with it, too, so it must not identify a caller itself.
 
     Raises:
         InvalidArgumentError: One of the two is missing in the environment.
         OSError: The certificate cannot be read.
-        ValueError: It is none, or names a caller.
+        ValueError: It is not a certificate, or it identifies a caller.
     """
     cert, key = config.replica_cert, config.replica_cert_key
     files = certificate_files((cert, key) if cert and key else None)
@@ -150,11 +153,11 @@ def _certificate(config: ServerConfig) -> tuple[Path, Path] | None:
 
 
 def is_itself(target: str, listen: str) -> bool:
-    """Return whether `target` is the server of this machine that listens on `listen`.
+    """Return whether `target` is the server on this machine that listens on `listen`.
 
     Args:
         target: HOST:PORT, where HOST or its first label is the name of a machine. Names are
-            compared, not addresses: that of a pod that starts is not known yet.
+            compared, not addresses: that of a starting pod cannot be resolved yet.
         listen: HOST:PORT that the server listens on.
     """
     host, _, port = target.rpartition(":")

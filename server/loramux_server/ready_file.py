@@ -1,4 +1,4 @@
-"""The file that tells whoever started the server where it listens."""
+"""The ready file: tells the process that started the server where it listens."""
 
 import json
 import os
@@ -14,7 +14,7 @@ def write_ready_file(name: str, **addresses: str) -> None:
         ConfigError: It cannot be written.
     """
     path = Path(name)
-    # Renamed into place: whoever waits for it never reads half of it.
+    # Renamed into place, so that nobody who polls for it reads a partial file.
     partial = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         partial.write_text(json.dumps(addresses), encoding="utf-8")

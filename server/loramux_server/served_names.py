@@ -1,4 +1,4 @@
-"""What clients call the base model."""
+"""The names by which clients may call the base model."""
 
 import logging
 from collections.abc import Collection, Iterable
@@ -16,8 +16,8 @@ _log = logging.getLogger(__name__)
 def named(model: ModelInfo, config: ServerConfig) -> ModelInfo:
     """Return `model` with the names that clients may use.
 
-    Those are the ones of `--served-model-name`, or else the last part of `--model`, and all of it
-    where that is a hub id. A path is told to nobody.
+    They are those of `--served-model-name`, or else the last part of `--model`, and all of it if
+    that is a hub id. A path is never revealed.
     """
     first, *others = config.served_model_name or (model.name, *_hub_id(config.model))
     return msgspec.structs.replace(model, name=first, aliases=others)
@@ -29,18 +29,18 @@ def _hub_id(model: str) -> list[str]:
 
 
 class SharedNames:
-    """Tells operators of adapters that have a name of the base model.
+    """Warns operators of adapters that share a name with the base model.
 
-    Where one field names either, over HTTP and in the Open Inference Protocol, it means the base.
-    That is no error: a tenant could keep the server from starting with an adapter of that name.
+    Where one field can name either, over HTTP and in the Open Inference Protocol, it means the
+    base. It is no error: otherwise a tenant's adapter of that name would prevent the next start.
     """
 
     def __init__(self, names: Collection[str]) -> None:
-        """Look for `names`."""
+        """Look for adapters with these `names`."""
         self._names = frozenset(names)
 
     def look_at(self, records: Iterable[AdapterRecord]) -> None:
-        """Write to the log which of `records` have one of the names."""
+        """Log a warning for each of `records` that has one of the names."""
         for record in records:
             in_full = f"{record.tenant}/{record.name}"
             instead = in_full if in_full not in self._names else f"{in_full}:{record.version}"

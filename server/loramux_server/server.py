@@ -1,4 +1,4 @@
-"""A server: everything is built, serves, and ends in order."""
+"""The server: builds its parts, serves, and shuts down in order."""
 
 import asyncio
 import contextlib
@@ -58,14 +58,14 @@ from loramux_server.wire.model_info import ModelInfo
 _log = logging.getLogger(__name__)
 
 EXPIRE_SECONDS = 60.0
-"""How often old uploads are looked for."""
+"""Interval of the search for abandoned uploads."""
 SWEEP_SECONDS = 1.0
-"""How often versions are looked for whose time is over."""
+"""Interval of the search for versions whose time to live is over."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Store:
-    """The adapters, and who may come to them."""
+    """The adapter store, and access control for it."""
 
     registry: Registry
     entrance: Entrance
@@ -73,26 +73,26 @@ class _Store:
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
-    """What the config names, as far as it can be had before the model is loaded."""
+    """What is opened from the config before the model is loaded."""
 
     tls: ServerTls | None
     origins: Origins
     store: _Store | None
-    """None where it depends on the model which it is."""
+    """None if its folder depends on the model."""
     tracing: Tracing | None
     audit: Audit
 
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """What there is once the model is loaded."""
+    """What is built once the model is loaded."""
 
     model: ModelInfo
     store: _Store
     directory: Directory
     services: Services
     mirror: Mirror | None
-    """Keeps adapters what those of a primary are."""
+    """Mirrors the adapters of a primary; None unless this is a replica."""
 
 
 class Server:
@@ -110,7 +110,7 @@ class Server:
         )
         self._report_takers: list[Callable[[Report], None]] = [self._metrics.report]
         self._ready_takers: list[Callable[[bool], None]] = [self._metrics.engine_ready]
-        """Told whether the engine answers, in this order, whenever that changes."""
+        """Called in this order with whether the engine is ready, whenever that changes."""
         self._is_serving: Callable[[], bool] = lambda: False
         self._exit = contextlib.AsyncExitStack()
         self._loop = asyncio.get_running_loop()
@@ -128,7 +128,7 @@ class Server:
         """Start; requests are answered when this returns.
 
         Raises:
-            ConfigError: Something in the config keeps the server from starting.
+            ConfigError: The server cannot start with this config.
             StoreLockedError: Another server uses the store.
             CatalogAwayError: The database of the catalog does not answer.
         """
@@ -146,11 +146,11 @@ class Server:
         await self._exit.aclose()
 
     async def wait_failed(self) -> None:
-        """Return when the engine cannot be kept alive."""
+        """Wait until the engine cannot be kept alive."""
         await self._engine.process.wait_failed()
 
     def _open(self) -> _Opened:
-        """Do what can fail at once, before the model is loaded."""
+        """Do everything that can fail early, before the model is loaded."""
         config = self._config
         check_exposure(config, knows_callers=True)
         tls = ServerTls.of(config)
@@ -180,7 +180,7 @@ class Server:
         return _Store(registry, entrance)
 
     async def _load(self, opened: _Opened) -> _Loaded:
-        """Load the model, take in the folder of adapters, and build what answers."""
+        """Load the model, register the adapters of --adapters, and build the services."""
         config, origins = self._config, opened.origins
         self._exit.push_async_callback(self._engine.process.stop)
         model = await self._engine.process.start()
@@ -223,7 +223,7 @@ class Server:
         return _Loaded(model, store, directory, services, mirror)
 
     async def _begin(self, opened: _Opened, loaded: _Loaded) -> None:
-        """Let the services take in what happens, and end with the server."""
+        """Connect the services to events, and start the tasks that run until the server stops."""
         services, registry, model = loaded.services, loaded.store.registry, loaded.model
         await asyncio.to_thread(expire, registry)
         services.follow(registry, self._loop)
@@ -251,17 +251,17 @@ class Server:
             self._go_on(watch(loaded.directory, self._config.adapters_interval))
 
     async def _listen(self, opened: _Opened, loaded: _Loaded) -> None:
-        """Answer calls, and say so."""
+        """Start to answer calls, and announce it."""
         config, services = self._config, loaded.services
         listener = self._listener(opened, loaded)
         answering = services.answering
         if services.resolver:
-            # After the listener, whose calls may wait for what is fetched.
+            # Closed after the listener, whose calls may wait for a fetch.
             self._exit.push_async_callback(services.resolver.close)
             answering = [services.resolver.over(service) for service in answering]
         self._go_on(loaded.store.entrance.watch(opened.tls))
         self._exit.push_async_callback(listener.close)
-        # Before that, so that nobody waits for who only watches.
+        # Closed before the listener, so that draining does not wait for calls that only watch.
         self._exit.callback(services.changes.close)
         if opened.origins.primary and loaded.mirror:
             forwarding = Forwarding(opened.origins.primary, loaded.mirror)
@@ -302,7 +302,7 @@ class Server:
         )
 
     def _probe(self, model: ModelInfo, listener: Listener) -> None:
-        """Let health checks tell, from now on, whether the engine makes tokens."""
+        """Let health checks report, from now on, whether the engine generates tokens."""
 
         def show(is_well: bool) -> None:
             listener.show_health(is_well and self._engine.process.is_ready)
@@ -317,7 +317,7 @@ class Server:
         self._exit.callback(asyncio.create_task(probe.run()).cancel)
 
     def _go_on(self, work: Coroutine[Any, Any, None]) -> None:
-        """Let `work` go on beside calls, until the server ends."""
+        """Run `work` in the background until the server stops."""
         self._exit.push_async_callback(ended, asyncio.create_task(work))
 
     def _on_overtime(self, resolver: Resolver | None) -> None:
@@ -334,7 +334,7 @@ class Server:
             take(is_ready)
 
     def _gone(self, statuses: Statuses, digest: str) -> None:
-        """Let the engine forget an adapter that nobody can name any more; from any thread."""
+        """Make the engine drop an adapter that no name refers to any more. Thread-safe."""
 
         def drop() -> None:
             statuses.forget(digest, is_leaving=self._engine.drop(digest))

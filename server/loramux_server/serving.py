@@ -1,4 +1,4 @@
-"""The process of a server, from its start to a signal."""
+"""The server process, from its start to a signal."""
 
 import asyncio
 import contextlib
@@ -10,15 +10,15 @@ from loramux_server.heap import keep_what_is_there, return_large_pieces
 from loramux_server.server import Server
 
 _SAME_SECONDS = 0.2
-"""Signals within so many seconds are one: what starts others, as `timeout` does, passes on a signal
-that the whole process group gets."""
+"""Signals within this many seconds count as one: wrappers such as `timeout` forward a signal that
+the whole process group gets anyway."""
 
 
 async def serve_until_signal(config: ServerConfig) -> int:
     """Serve until SIGTERM, SIGINT or SIGHUP, or until the engine cannot be kept alive.
 
-    A second signal ends the process at once, unless it comes with the first. SIGHUP is left
-    ignored where it was, as by nohup.
+    A second signal ends the process at once, unless it comes together with the first. SIGHUP
+    stays ignored if it was, as under nohup.
 
     Returns:
         The exit code: 0, or 1 if the engine could not be kept alive.
@@ -53,7 +53,7 @@ async def serve_until_signal(config: ServerConfig) -> int:
 
 
 async def _run(config: ServerConfig) -> None:
-    """Start, say so, and serve until the engine cannot be kept alive or the task is cancelled."""
+    """Start, announce it, and serve until the engine fails for good or the task is cancelled."""
     async with Server(config) as server:
         keep_what_is_there()
         print(f"loramux serves on {server.grpc_address}, metrics on {server.metrics_address}")

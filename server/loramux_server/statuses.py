@@ -1,4 +1,4 @@
-"""What goes on with the content of adapters: where it is, and how it is used."""
+"""Runtime status of adapters by digest: which memory tier holds them, and how they are used."""
 
 import asyncio
 import datetime
@@ -15,7 +15,7 @@ DEVICE = "device"
 
 @dataclass(slots=True)
 class Status:
-    """What is known of one digest since the server started."""
+    """Status of one digest since the server started."""
 
     tier: str = STORED
     """The fastest tier that holds it now."""
@@ -27,15 +27,15 @@ class Status:
 
     @property
     def is_in_memory(self) -> bool:
-        """Whether a tier holds it or is about to."""
+        """Whether a memory tier holds it or is loading it."""
         return self.is_loading or self.tier != STORED
 
 
 @dataclass(slots=True)
 class Usage:
-    """How the versions of one tenant with one digest were used since the server started.
+    """Use of one tenant's versions with one digest since the server started.
 
-    Others may have the same content. What they do with it is not this tenant's to know.
+    Other tenants may have the same content; a tenant must not learn of their use of it.
     """
 
     requests: int = 0
@@ -45,39 +45,39 @@ class Usage:
 
 
 class Statuses:
-    """Digest -> status, and its use by tenant. Lives on the event loop."""
+    """Digest -> status, and usage by tenant. Lives on the event loop."""
 
     def __init__(self, is_registered: Callable[[str], bool] = lambda digest: True) -> None:
-        """Know nothing yet; of what is neither registered nor in memory, nothing is kept."""
+        """Begin empty. Digests that are neither registered nor in memory are not kept."""
         self._is_registered = is_registered
         self._known: dict[str, Status] = {}
         self._on_device: OrderedDict[str, None] = OrderedDict()
-        """Digests that the device holds, those last that were asked for last."""
+        """Digests on the device, the most recently requested last."""
         self._leaving: dict[str, asyncio.Event] = {}
-        """Digests that the engine was told to let go, until it has."""
+        """Digests that the engine was told to drop, until it has."""
         self._usage: dict[str, dict[str, Usage]] = {}
-        """Digest -> tenant -> use."""
+        """Digest -> tenant -> usage."""
         self._asked: Counter[str] = Counter()
-        """Digest, of a mix as well -> requests under way."""
+        """Digest of an adapter or a mix -> requests in progress."""
         self.on_move: Callable[[str], None] = lambda digest: None
         """Called with a digest whose tier or load changed."""
 
     def of(self, digest: str) -> Status:
-        """Return the status of a digest, which is not to be changed."""
+        """Return the status of a digest; do not modify it."""
         return self._known.get(digest) or Status()
 
     def usage_of(self, digest: str, tenant: str) -> Usage:
-        """Return how what `tenant` has with a digest was used; it is not to be changed."""
+        """Return the usage of a digest by `tenant`; do not modify it."""
         return self._usage.get(digest, {}).get(tenant) or Usage()
 
     @contextmanager
     def used(self, digest: str, tenant: str, within: str | None = None) -> Iterator[None]:
-        """Note a request that lasts as long as the block.
+        """Count a request that uses a digest for as long as the block runs.
 
         Args:
-            digest: What it asks for.
-            tenant: Whose that is.
-            within: The mix of which that is a part, if it is.
+            digest: The adapter that it uses.
+            tenant: The adapter's tenant.
+            within: Digest of the mix that the adapter is part of, if any.
         """
         where = within or digest
         usage = self._usage.setdefault(digest, {}).setdefault(tenant, Usage())
@@ -96,25 +96,25 @@ class Statuses:
                 del self._asked[where]
 
     def on_device(self) -> list[str]:
-        """Return the digests that the device holds: those that requests ask for now, then others.
+        """Return the digests on the device: those in use by requests, then the others.
 
-        Of each, those first that were asked for last. Any thread may ask.
+        Within each group, the most recently requested come first. Thread-safe.
         """
-        # A copy is taken at once; what the event loop changes meanwhile does not matter.
+        # Copied at once, so changes by the event loop meanwhile do not matter.
         held = list(reversed(self._on_device))
         asked = set(self._asked)
         now = [digest for digest in held if digest in asked]
         return now + [digest for digest in held if digest not in asked]
 
     def waited_for(self) -> list[str]:
-        """Return the digests that requests ask for and the device lacks, the oldest first.
+        """Return the digests that requests use and the device lacks, the oldest first.
 
-        Any thread may ask.
+        Thread-safe.
         """
         return [digest for digest in list(self._asked) if self.of(digest).tier != DEVICE]
 
     def report(self, report: Report) -> None:
-        """Take in what one step of the engine had to tell."""
+        """Process the report of one engine step."""
         if not (report.loading or report.loads or report.failed_loads or report.tiers):
             return
         for digest in report.loading:
@@ -135,11 +135,11 @@ class Statuses:
             self._moved(digest)
 
     def forget(self, digest: str, *, is_leaving: bool) -> None:
-        """Forget a digest that is registered no more, when it is in no memory.
+        """Forget a digest that is no longer registered, once it is in no memory tier.
 
         Args:
             digest: The digest.
-            is_leaving: Whether the engine was told to let it go; else it has nothing.
+            is_leaving: Whether the engine was told to drop it; if not, the engine holds nothing.
         """
         self._usage.pop(digest, None)
         if is_leaving:
@@ -148,12 +148,12 @@ class Statuses:
             self._known.pop(digest, None)
 
     async def has_left(self, digest: str) -> None:
-        """Return when the engine has let go what it was told to forget."""
+        """Wait until the engine has dropped a digest that it was told to drop."""
         if event := self._leaving.get(digest):
             await event.wait()
 
     def engine_died(self) -> None:
-        """Note that nothing is in memory any more."""
+        """Record that nothing is in memory any more."""
         self._on_device.clear()
         for digest, status in list(self._known.items()):
             if status.is_in_memory:
@@ -167,7 +167,7 @@ class Statuses:
             self._on_device.pop(digest, None)
         elif digest not in self._on_device:
             self._on_device[digest] = None
-            # What was fetched before anybody asks for it comes after what was asked for.
+            # A prefetched adapter that nobody requests yet ranks below those that were requested.
             self._on_device.move_to_end(digest, last=digest in self._asked)
 
     def _touch(self, digest: str) -> None:

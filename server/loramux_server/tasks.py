@@ -1,9 +1,9 @@
-"""Tasks of the event loop."""
+"""Helpers for asyncio tasks."""
 
 import asyncio
 
 
 async def ended(task: asyncio.Task[None]) -> None:
-    """End `task`, and return when it has ended."""
+    """Cancel `task` and wait until it has ended."""
     task.cancel()
     await asyncio.wait([task])

@@ -1,4 +1,4 @@
-"""The directory of adapters, looked at in a thread, again and again."""
+"""Periodic scans of the directory of adapters, in a thread."""
 
 import asyncio
 import logging
@@ -16,14 +16,14 @@ _log = logging.getLogger(__name__)
 
 
 class Changes:
-    """Tells the audit log what a directory brings or takes away, and the log a sum at the start."""
+    """Writes a directory's changes to the audit log, and a summary of the first scan to the log."""
 
     def __init__(self, audit: Audit) -> None:
         self._audit = audit
         self._at_start: list[str] | None = []
 
     def tell(self, what: str, record: AdapterRecord) -> None:
-        """Write down a change: ADDED or REMOVED."""
+        """Record a change: ADDED or REMOVED."""
         if self._at_start is not None:
             self._at_start.append(what)
         self._audit.write(
@@ -33,7 +33,7 @@ class Changes:
         )  # fmt: skip
 
     def sum_up(self, total: int) -> None:
-        """Log how many changes there were so far; from now on, each is logged."""
+        """Log how many changes there were so far; each later one is logged by itself."""
         told, self._at_start = self._at_start or [], None
         added = told.count(ADDED)
         _log.info(
@@ -43,14 +43,14 @@ class Changes:
 
 
 async def look(directory: Directory, *, settles: bool) -> int:
-    """Take in what is in `directory`, and count it; when cancelled, end with the entry at hand."""
+    """Scan `directory` and return its number of adapters; a cancelled scan ends between entries."""
     return await stoppable(
         lambda is_cancelled: directory.look(settles=settles, is_cancelled=is_cancelled)
     )
 
 
 async def watch(directory: Directory, interval: float) -> None:
-    """Take in, again and again, what is in `directory`."""
+    """Scan `directory` every `interval` seconds, until cancelled."""
     while True:
         await asyncio.sleep(interval)
         try:
