@@ -1,1 +1,1 @@
-"""Who may wait for the engine, and for how long."""
+"""Admission control: which calls may wait for the engine, and for how long."""

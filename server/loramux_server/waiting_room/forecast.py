@@ -1,4 +1,4 @@
-"""How long requests will take, from what others took of late."""
+"""Forecasts of how long requests will take, from recent ones."""
 
 from collections import deque
 from statistics import median_low
@@ -6,17 +6,17 @@ from statistics import median_low
 from loramux_server.waiting_room.busy_rate import BusyRate
 
 CAUTION = 1.6
-"""So much longer may anything take than is thought.
+"""Safety factor on forecasts.
 
-Who is taken and then cut off by its deadline leaves early: others start sooner than they could if
-it were served, and more are taken that will be cut off. With 1.25 most of those taken were, at
-twice of what could be served, and it went on so.
+A request that is admitted and then cut off by its deadline leaves early. So others start sooner
+than if it had been served in full, the forecast gets too short, and more are admitted that will be
+cut off. With 1.25 and twice the load that could be served, most were, without end.
 """
 _MEMORY = 15
-"""Completions that are remembered."""
+"""Recent completions that are remembered."""
 _SLOW_PART = 0.75
-"""So many of them took less for a token than is thought: with drafts some texts come several times
-faster than others beside them."""
+"""Quantile of their seconds per token that is assumed: with speculative decoding, some texts come
+several times faster than others in the same batch."""
 
 
 class Forecast:
@@ -31,39 +31,38 @@ class Forecast:
         self._token_seconds: deque[float] = deque(maxlen=_MEMORY)
 
     def pass_time(self, seconds: float) -> None:
-        """Note that somebody waited for so long until others end."""
+        """Record that somebody waited `seconds` for others to end."""
         self._starts.pass_time(seconds)
         self._freed.pass_time(seconds)
 
     def started(self) -> None:
-        """Note that a completion left the queue while others waited."""
+        """Record that a completion left the queue while others waited."""
         self._starts.add(1)
 
     def freed(self, num_tokens: int) -> None:
-        """Note that the memory of so many tokens became free while somebody waited."""
+        """Record that KV memory for `num_tokens` became free while somebody waited."""
         self._freed.add(num_tokens)
 
     def ran(self, num_output: int, seconds: float) -> None:
-        """Note that a completion made so many tokens, so many seconds after its start."""
+        """Record that a completion ended with `num_output` tokens, `seconds` after its start."""
         if num_output:
             self._lengths.append(num_output)
             self._token_seconds.append(seconds / num_output)
 
     def start_seconds(self, count: float) -> float | None:
-        """Return in how many seconds so many completions have left the queue, if that is known."""
+        """Return the seconds until `count` completions have left the queue; None if unknown."""
         rate = self._starts.per_second
         return None if rate is None else count / rate
 
     def free_seconds(self, num_tokens: float) -> float | None:
-        """Return in how many seconds the memory of so many tokens is free, if that is known."""
+        """Return the seconds until KV memory for `num_tokens` is free; None if unknown."""
         rate = self._freed.per_second
         return None if rate is None else num_tokens / rate
 
     def run_seconds(self, max_tokens: int) -> float:
-        """Return how long a completion runs that may have so many tokens; 0 if nothing is known.
+        """Return the seconds that a completion of at most `max_tokens` will run; 0 if unknown.
 
-        Neither the longest nor the slowest count: a few whose readers let them wait say nothing
-        about others.
+        It is robust to outliers: a few completions with slow readers say nothing about others.
         """
         if not self._lengths:
             return 0.0

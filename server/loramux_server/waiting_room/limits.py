@@ -1,21 +1,21 @@
-"""What may wait for the engine at most."""
+"""The limits of the waiting room."""
 
 from dataclasses import dataclass
 
 
 @dataclass(slots=True)
 class Taken:
-    """What is taken of the room, or is to be."""
+    """How much of the room is taken, or requested."""
 
     completions: int = 0
     """Those that have not ended."""
     tokens: int = 0
-    """Of the prompts of completions that have not started."""
+    """Prompt tokens of completions that have not started."""
     bytes: int = 0
-    """Of the messages of calls that have not started."""
+    """Message bytes of calls that have not started."""
 
     def less(self, other: "Taken") -> "Taken":
-        """Return it without `other`."""
+        """Return the difference to `other`."""
         return Taken(
             self.completions - other.completions,
             self.tokens - other.tokens,
@@ -28,24 +28,24 @@ class RoomLimits:
     """The settings of a waiting room."""
 
     max_running: int
-    """Completions that run at once; as many are no queue."""
+    """Completions that run at once; these do not count as waiting."""
     max_waiting: int
-    """Completions beyond those."""
+    """Completions that may wait beyond those."""
     max_tokens: int
     """Prompt tokens of all that have not started."""
     max_bytes: int
     """Bytes of the messages of all calls that have not started."""
     max_lag: float
-    """Seconds by which the event loop may be late; 0 means any."""
+    """Seconds by which the event loop may lag; 0 means no limit."""
     block_size: int
     """Tokens of a KV block."""
     num_blocks: int
     """KV blocks."""
 
     def over(self, taken: Taken, more: Taken) -> tuple[str, str] | None:
-        """Return which limit does not hold with `more`, and what is to be said of it.
+        """Return the limit that `more` would exceed and an error message; None if it fits.
 
-        What is too large by itself may wait alone.
+        A request whose tokens or bytes exceed the limit by themselves fits if none are taken.
         """
         if taken.completions + more.completions > self.max_running + self.max_waiting:
             return "requests", f"{self.max_waiting} requests may wait, and there is no room"

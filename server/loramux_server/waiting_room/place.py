@@ -1,4 +1,4 @@
-"""What one call takes of the waiting room."""
+"""The place of one call in the waiting room."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -7,17 +7,17 @@ from loramux.errors import LoramuxError
 
 
 class Room(Protocol):
-    """Whoever counts what is at its places."""
+    """What keeps the counts of its places."""
 
     def started(self, place: "Place") -> None:
-        """Note that a completion of `place` left the engine's queue."""
+        """Record that a completion of `place` left the engine's queue."""
 
     def finished(self, place: "Place", num_output: int) -> None:
-        """Note that a completion of `place` ended with `num_output` tokens."""
+        """Record that a completion of `place` ended with `num_output` tokens."""
 
 
 class Place:
-    """What one call takes of the room, from its arrival to its end."""
+    """What one call occupies in the room, from its arrival to its end."""
 
     def __init__(
         self,
@@ -33,19 +33,19 @@ class Place:
         self.tenant = tenant
         self.weight = weight
         self.num_bytes = num_bytes
-        """Of its message and its images, until all completions have started."""
+        """Bytes of its message and images, until all completions have started."""
         self.max_tokens = max_tokens
-        """Most tokens that it wants of a completion."""
+        """Most tokens of a completion."""
         self.deadline = deadline
-        """When it has to be finished, on the room's clock."""
+        """When it must finish, on the room's clock."""
         self.num_prompt = 0
         self.num_open = 0
         """Completions that have not ended."""
         self.num_unstarted = 0
         self.has_started = False
-        """Whether any completion has; who has does not give way."""
+        """Whether any completion has started; the call cannot be evicted after that."""
         self.started_at = 0.0
-        """When the last one did, on the room's clock."""
+        """When the last one started, on the room's clock."""
         self.on_lost: Callable[[LoramuxError], None] | None = None
 
     @property
@@ -54,9 +54,9 @@ class Place:
         return self.num_prompt * self.num_unstarted
 
     def started(self) -> None:
-        """Note that one completion left the engine's queue."""
+        """Record that one completion left the engine's queue."""
         self._room.started(self)
 
     def finished(self, num_output: int) -> None:
-        """Note that one completion ended with `num_output` tokens."""
+        """Record that one completion ended with `num_output` tokens."""
         self._room.finished(self, num_output)

@@ -1,4 +1,4 @@
-"""The places of a waiting room, in order of arrival, and how tenants take turns at starting."""
+"""The places of a waiting room in order of arrival, and the order in which tenants start."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -7,15 +7,15 @@ from loramux_server.waiting_room.place import Place
 
 
 class Places:
-    """Knows of each tenant how many completions wait."""
+    """Counts the waiting completions of each tenant."""
 
     def __init__(self) -> None:
-        """Begin with none."""
+        """Begin without places."""
         self._places: dict[Place, None] = {}
         self._unstarted: Counter[str] = Counter()
-        """Completions of each tenant that wait."""
+        """Tenant -> waiting completions."""
         self._weights: dict[str, int] = {}
-        """Of the tenants of which some do."""
+        """Tenant with waiting completions -> its fair-share weight."""
 
     def __iter__(self) -> Iterator[Place]:
         return iter(self._places)
@@ -30,31 +30,31 @@ class Places:
 
     @property
     def num_waiting(self) -> int:
-        """Completions that wait."""
+        """Waiting completions."""
         return self._unstarted.total()
 
     def add(self, place: Place) -> None:
-        """Take in a place at which nothing waits yet."""
+        """Add a place at which nothing waits yet."""
         self._places[place] = None
 
     def remove(self, place: Place) -> None:
-        """Forget a place, and what waits there."""
+        """Remove a place, and what waits there."""
         self._places.pop(place, None)
         self.wait(place, -place.num_unstarted)
 
     def wait(self, place: Place, more: int) -> None:
-        """Count `more` completions at `place` that wait."""
+        """Count `more` waiting completions at `place`; negative numbers count down."""
         self._unstarted[place.tenant] += more
         self._weights[place.tenant] = place.weight
         if not self._unstarted[place.tenant]:
             del self._unstarted[place.tenant], self._weights[place.tenant]
 
     def num_before(self, place: Place) -> float:
-        """Return how many completions start before one of `place`."""
+        """Return how many waiting completions start before a new one of `place`."""
         return sum(self._before(place).values())
 
     def num_tokens_before(self, place: Place) -> float:
-        """Return the prompt tokens of those who start before one of `place`."""
+        """Return the prompt tokens of the completions that start before a new one of `place`."""
         left = self._before(place)
         num_tokens = 0.0
         for other in self._places:
@@ -64,7 +64,7 @@ class Places:
         return num_tokens
 
     def shares(self) -> dict[str, float]:
-        """Return what each tenant has of the room, by its weight."""
+        """Return each tenant's waiting completions, divided by its weight."""
         shares: dict[str, float] = {}
         for place in self._places:
             used = place.num_unstarted / place.weight
@@ -72,7 +72,7 @@ class Places:
         return shares
 
     def _before(self, place: Place) -> dict[str, float]:
-        """Return how many of each tenant start before one of `place`: tenants take turns."""
+        """Return how many of each tenant start before a new one of `place`, by weighted turns."""
         own = self._unstarted[place.tenant]
         turns = (own + 1) / place.weight
         return {

@@ -1,8 +1,8 @@
-"""Who may wait for the engine: refused early is what the server has no room for.
+"""Admission control: a call that the server has no capacity for is refused early.
 
 Lives on the event loop, and is asked before anything is allocated for a request. While all limits
-hold it costs two additions. When a tenant finds the room full of others who have more of it than
-their part, those give way who came last and have not started.
+hold it costs two additions. When a call finds the room full, calls of tenants with a larger share
+of it are evicted, the last to arrive first, if they have not started.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,13 +17,13 @@ from loramux_server.waiting_room.places import Places
 from loramux_server.wire.messages import Stats
 
 MIN_DELAY, MAX_DELAY = 0.1, 60.0
-"""Bounds in seconds of what is told about when to try again."""
+"""Bounds in seconds of the retry delay that callers are told."""
 UNKNOWN_DELAY = 1.0
-"""Told as long as no rate has been measured."""
+"""Retry delay while no rate has been measured."""
 
 
 class WaitingRoom:
-    """Counts what waits, and measures how fast it goes on."""
+    """Counts what waits, and measures how fast it is served."""
 
     def __init__(
         self,
@@ -36,10 +36,10 @@ class WaitingRoom:
         """Open an empty room.
 
         Args:
-            limits: What may wait.
-            metrics: Where it is told who was refused, and why.
+            limits: How much may wait.
+            metrics: Count refusals by cause.
             clock: Seconds, monotonic.
-            lag: How many seconds the event loop is late.
+            lag: Returns the seconds by which the event loop lags.
         """
         self._limits = limits
         self._metrics = metrics
@@ -55,24 +55,24 @@ class WaitingRoom:
     def place(
         self, tenant: str, weight: int, num_bytes: int, *, max_tokens: int, seconds_left: float
     ) -> Iterator[Place]:
-        """Take in a call for as long as the block runs; its completions come with `enter`.
+        """Admit a call for as long as the block runs; `enter` adds its completions.
 
         Args:
-            tenant: Whose call it is.
-            weight: The tenant's.
-            num_bytes: Of its message.
-            max_tokens: Most tokens that it wants of a completion.
-            seconds_left: Until the deadline.
+            tenant: Tenant of the call.
+            weight: The tenant's fair-share weight.
+            num_bytes: Bytes of its message.
+            max_tokens: Most tokens of a completion.
+            seconds_left: Seconds until the deadline.
 
         Raises:
-            ResourceExhaustedError: There is no room for one more, nobody gave way, or it would
-                take too long.
+            ResourceExhaustedError: The room is full and too little of it can be evicted, the event
+                loop lags, or the call would miss its deadline.
         """
         self._check_lag()
         deadline = self._clock() + seconds_left
         place = Place(self, tenant, weight, num_bytes, max_tokens=max_tokens, deadline=deadline)
         self._check_time(place, seconds_left)
-        # Nobody gives way to a request that may turn out to be none.
+        # Only checked: nothing is evicted for a request that is not validated yet.
         self._who_gives_way(place, Taken(1, 0, num_bytes))
         self._places.add(place)
         self._taken.bytes += num_bytes
@@ -83,7 +83,7 @@ class WaitingRoom:
             self._leave(place)
 
     def hold(self, place: Place, num_bytes: int) -> None:
-        """Count `num_bytes` more of the call at `place`, which has nothing that waits yet.
+        """Count `num_bytes` more for the call at `place`, of which nothing waits yet.
 
         Raises:
             ResourceExhaustedError: There is no room for them.
@@ -91,7 +91,7 @@ class WaitingRoom:
         num_bytes += place.num_bytes
         self._taken.bytes -= place.num_bytes
         place.num_bytes = 0
-        # What is too large by itself may wait alone.
+        # Its own bytes do not count: a call that exceeds the limit by itself may wait alone.
         self._make_room(place, Taken(0, 0, num_bytes))
         place.num_bytes = num_bytes
         self._taken.bytes += num_bytes
@@ -106,14 +106,14 @@ class WaitingRoom:
         seconds_left: float,
         on_lost: Callable[[LoramuxError], None],
     ) -> None:
-        """Let completions of the call at `place` wait.
+        """Add waiting completions of the call at `place`.
 
         Args:
-            place: Where.
+            place: The call's place.
             num_completions: How many.
             num_prompt: Tokens of their prompt.
-            seconds_left: Until the deadline.
-            on_lost: Told the error if they have to give way before any of them started.
+            seconds_left: Seconds until the deadline.
+            on_lost: Called with the error if they are evicted before any of them started.
 
         Raises:
             ResourceExhaustedError: There is no room for them.
@@ -130,9 +130,9 @@ class WaitingRoom:
         self._show()
 
     def started(self, place: Place) -> None:
-        """Note that a completion of `place` left the engine's queue.
+        """Record that a completion of `place` left the engine's queue.
 
-        If it waited for so long that it would be cut off, it gives way to those behind it.
+        If it would miss its deadline, it is evicted in favour of those behind it.
         """
         if not place.num_unstarted:
             return
@@ -152,7 +152,7 @@ class WaitingRoom:
         self._show()
 
     def finished(self, place: Place, num_output: int) -> None:
-        """Note that a completion of `place` ended with `num_output` tokens."""
+        """Record that a completion of `place` ended with `num_output` tokens."""
         self._pass_time()
         self._forecast.ran(num_output, self._looked_at - place.started_at)
         if self._is_full:
@@ -161,7 +161,7 @@ class WaitingRoom:
         self._taken.completions -= 1
 
     def report(self, stats: Stats) -> None:
-        """Take in what a step left of the KV memory."""
+        """Record how much KV memory a step left free."""
         self._num_free_blocks = self._limits.num_blocks - stats.used_blocks
 
     def _leave(self, place: Place) -> None:
@@ -181,7 +181,7 @@ class WaitingRoom:
 
     @property
     def _is_full(self) -> bool:
-        """Whether some wait until others end, and not just for the next step."""
+        """Whether some wait for others to end, and not just for the next step."""
         if not self._places.has_waiting:
             return False
         num_free = self._num_free_blocks * self._limits.block_size
@@ -193,7 +193,7 @@ class WaitingRoom:
             raise self._shed("lag", "SERVER_BUSY", f"the server is {lag:.3g} s late", lag)
 
     def _check_memory(self, place: Place, num_prompt: int, seconds_left: float) -> None:
-        """Refuse a prompt for which KV memory would become free too late."""
+        """Refuse a prompt for which KV memory would become free only after its deadline."""
         num_free = self._num_free_blocks * self._limits.block_size
         if self._taken.tokens + num_prompt <= num_free or not self._places.has_waiting:
             return
@@ -209,9 +209,9 @@ class WaitingRoom:
             )
 
     def _check_time(self, place: Place, seconds_left: float) -> None:
-        """Refuse what would end too late, as it is with others of late.
+        """Refuse a call that would miss its deadline, judging by recent ones.
 
-        Where nobody waits all is tried, or a bad moment would have no end.
+        While nobody waits, all is admitted: otherwise a wrong forecast could never be corrected.
         """
         if not self._is_full:
             return
@@ -229,7 +229,7 @@ class WaitingRoom:
             )
 
     def _lateness(self, place: Place) -> DeadlineExceededError | None:
-        """Return why `place` is not worth a start, if somebody else waits for room to run."""
+        """Return the error if `place` would miss its deadline and others wait for room to run."""
         is_crowded = self._taken.completions > self._limits.max_running
         if not is_crowded or self._places.num_waiting <= place.num_unstarted:
             return None
@@ -245,7 +245,7 @@ class WaitingRoom:
         )
 
     def _who_gives_way(self, place: Place, more: Taken) -> list[Place]:
-        """Return who has to go so that there is room for `more`; refuse it if too few can."""
+        """Return the places to evict so that `more` fits; refuse it if that is not enough."""
         over = self._limits.over(self._taken, more)
         if over is None:
             return []
@@ -264,7 +264,7 @@ class WaitingRoom:
         raise self._shed(cause, "QUEUE_FULL", message, self._drain_seconds)
 
     def _make_room(self, place: Place, more: Taken) -> None:
-        """Let others go so that there is room for `more`; refuse it if too few can."""
+        """Evict others so that `more` fits; refuse it if that is not enough."""
         for other in self._who_gives_way(place, more):
             message = f"{other.tenant!r} has more requests waiting than its part, and others came"
             error = self._shed("share", "QUEUE_FULL", message, self._drain_seconds)
@@ -278,7 +278,7 @@ class WaitingRoom:
 
     @property
     def _drain_seconds(self) -> float:
-        """Seconds in which all that waits has started, at the rate of late."""
+        """Seconds until all that waits has started, at the recent rate."""
         seconds = self._forecast.start_seconds(max(1, self._places.num_waiting))
         return UNKNOWN_DELAY if seconds is None else seconds
 

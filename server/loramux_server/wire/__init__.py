@@ -1,1 +1,1 @@
-"""What frontend and engine say to each other: plain structs, which load no torch."""
+"""The messages between frontend and engine: plain structs that do not load torch."""

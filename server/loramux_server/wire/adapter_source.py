@@ -10,12 +10,12 @@ from loramux_server.wire.weight_format import Resting
 
 
 class Combination(enum.StrEnum):
-    """How the parts of a mix become one adapter, as `add_weighted_adapter` of PEFT defines it."""
+    """How a mix is combined into one adapter, as PEFT's `add_weighted_adapter` defines it."""
 
     CAT = "cat"
-    """Changes add up, and so do ranks."""
+    """Factors are concatenated: updates add up, and so do ranks."""
     LINEAR = "linear"
-    """Factors add up; the ranks are equal."""
+    """Factors are added; all ranks are equal."""
 
 
 class Part(Struct, frozen=True):
@@ -31,7 +31,7 @@ class AdapterSource(Struct, frozen=True):
     """One adapter version, or a mix of several: what it is and where its bytes are."""
 
     digest: str
-    """Identity: `sha256:` and the digest of the package, or of what a mix is made of."""
+    """Identity: `sha256:` and the digest of the package, or of what a mix consists of."""
     path: str
     """Empty for a mix."""
     rank: int
@@ -39,32 +39,31 @@ class AdapterSource(Struct, frozen=True):
     num_bytes: int
     """Bytes of its weights in memory."""
     item_bytes: int = 4
-    """Bytes of one of those in A and B: less if all were saved in 16 bits."""
+    """Bytes of a weight in A and B: fewer than 4 only if all were saved in 16 bits."""
     edit_bytes: int = 0
-    """Bytes of what it has beside A and B, which rests in float32 but for matrices in the place of
-    the base's, which rest in what they were saved in."""
+    """Bytes of all weights other than A and B. All are float32, except matrices that replace those
+    of the base, which stay in the format in which they were saved."""
     vocab_size: int = 0
-    """Tokens that the base has with it; 0 if as many as ever."""
+    """Vocabulary size of the base with this adapter; 0 if unchanged."""
     tenant: str = ""
-    """Whose share of the device it takes: who brought the content there."""
+    """The tenant whose share of the device it counts against: who had the content loaded."""
     invocation: tuple[int, ...] = ()
-    """Tokens from whose last occurrence in a prompt on it is active; empty where it always is."""
+    """aLoRA's invocation tokens: active from their last occurrence in a prompt; empty: always."""
     parts: tuple[Part, ...] = ()
-    """What a mix is made of."""
+    """The adapters of a mix; empty for a single adapter."""
     combination: Combination = Combination.CAT
-    """How."""
+    """How they are combined."""
     virtual_tokens: int = 0
-    """Positions before every prompt that are the adapter's."""
+    """Virtual tokens that it puts before every prompt."""
     has_cache: bool = False
-    """Whether it brings keys and values for them; else it is embeddings."""
+    """Whether it brings keys and values for them (prefix tuning), not embeddings."""
     task: Task | None = None
-    """What its head reads; None where it continues text."""
+    """The task of its head; None if it generates text."""
     seal: str = ""
-    """What its bytes have beside the digest, and can be known by sooner; empty if that is not
-    known."""
+    """BLAKE3 hash of its bytes, which is faster to verify than the digest; empty if unknown."""
 
     def at_rest(self, resting: Resting) -> "AdapterSource":
-        """Return what it is when its weights rest in memory as `resting` says."""
+        """Return it with the sizes that its weights take when stored as `resting` says."""
         item_bytes = resting.item_bytes(self.item_bytes)
         if item_bytes == self.item_bytes:
             return self

@@ -1,4 +1,4 @@
-"""What the engine is asked to do."""
+"""What the engine is asked to compute."""
 
 from msgspec import Struct
 
@@ -9,9 +9,9 @@ from loramux_server.wire.sampling import Sampling
 
 
 class Ask(Struct, frozen=True):
-    """To generate one completion, or to read one text: for the head of an adapter, or to embed it.
+    """A request to generate one completion, or to read one text for an adapter's head or embedding.
 
-    A completion of no tokens is one whose prompt's log-probabilities are wanted.
+    A completion of zero tokens only scores its prompt: it returns the log-probabilities.
     """
 
     prompt: list[int]
@@ -19,22 +19,22 @@ class Ask(Struct, frozen=True):
     """None for the base."""
     sampling: Sampling
     tenant: str = ""
-    """Whose request it is: only their own requests share KV blocks with it."""
+    """Tenant of the request; KV blocks are shared within a tenant only."""
     pooling: Pooling | None = None
-    """How the text is embedded, by its last token or all of them, or by its first where the base
-    reads it as a whole; None where it is not."""
+    """How the text is pooled into an embedding: by its last token, the mean of all, or, where the
+    base has an encoder, its first; None if it is not embedded."""
     prediction: list[int] = []
-    """What the completion may be, for the most part: it comes sooner where it is right."""
+    """The expected completion, for speculative decoding: what is right in it comes sooner."""
     num_made: int = 0
-    """Tokens at the end of the prompt that were made for a completion, which goes on: it was
-    admitted before, and waits before others of its tenant."""
+    """Tokens at the end of the prompt that an earlier request generated, which this one continues.
+    That one was admitted, so this one is queued before its tenant's other requests."""
     images: list[PlacedImage] = []
     """Images in the prompt, in order."""
     second_from: int = 0
-    """Position at which the second of two texts begins, if it is told; 0 where there is none."""
+    """Start of the second text of a pair, for models with token types; 0 if there is none."""
     num_source: int = 0
-    """Tokens at the beginning of the prompt that an encoder reads; the text that is written begins
-    with those behind them. 0 where the base model has no encoder."""
+    """Tokens at the beginning of the prompt that are the encoder's input in an encoder-decoder; the
+    decoder starts with those after them. 0 for other models."""
 
     @property
     def digest(self) -> str | None:

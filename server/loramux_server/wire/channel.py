@@ -7,7 +7,7 @@ LENGTH = struct.Struct("<I")
 
 
 def read_message(connection: socket.socket) -> bytes | None:
-    """Return the next message, or None when the other side has closed."""
+    """Return the next message, or None once the other side has closed."""
     head = _read_exactly(connection, LENGTH.size)
     if head is None:
         return None
@@ -20,7 +20,7 @@ def write_message(connection: socket.socket, message: bytes) -> None:
 
 
 def frame(message: bytes) -> bytes:
-    """Return `message` with its length before it."""
+    """Return `message` prefixed with its length."""
     return LENGTH.pack(len(message)) + message
 
 

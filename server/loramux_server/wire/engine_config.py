@@ -6,11 +6,11 @@ import msgspec
 from msgspec import Meta, Struct
 
 _AUTO = {"zero": "auto"}
-"""Of settings that 0 leaves open: they are chosen once the base model is loaded."""
+"""Marks settings whose 0 means auto: they are chosen once the base model is loaded."""
 
 
 class EngineConfig(Struct, frozen=True, kw_only=True):
-    """What the engine needs to know before it starts. Sizes are in bytes, times in seconds."""
+    """The settings that an engine starts with. Sizes are in bytes, times in seconds."""
 
     model: Annotated[
         str, Meta(description="Base model to serve: a local folder or a Hugging Face Hub id.")

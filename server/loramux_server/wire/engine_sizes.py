@@ -1,4 +1,4 @@
-"""How large an engine is."""
+"""The memory and batch sizes of an engine."""
 
 import msgspec
 from msgspec import Struct
@@ -7,16 +7,16 @@ from loramux_server.wire.engine_config import EngineConfig
 
 
 class EngineSizes(Struct, frozen=True, kw_only=True):
-    """The sizes that an `EngineConfig` may leave open; an engine that is given them has the same.
+    """The sizes that a config may leave at auto. An engine whose config sets them has the same.
 
-    Bytes are of each process that holds a part of the model, but those of the host.
+    Bytes are per process under tensor parallelism, except those of the host.
     """
 
     max_running: int
-    """Requests that are wanted at once."""
+    """Requests that should run at once; recurrent states may leave room for fewer."""
     max_batch_tokens: int
     kv_memory: int
-    """Bytes for KV blocks and states."""
+    """Bytes for KV blocks and recurrent states."""
     adapter_memory: int
     host_adapter_memory: int
 

@@ -1,6 +1,6 @@
-"""What the frontend and the engine process say to each other.
+"""The messages between the frontend and the engine process.
 
-Typed structs in MessagePack, each preceded by its length. Nothing here can carry code.
+Typed structs in MessagePack, each preceded by its length. None can carry code.
 """
 
 import enum
@@ -17,30 +17,30 @@ Positive = Annotated[int, Meta(ge=1)]
 
 
 class Submit(Struct, frozen=True, tag=True):
-    """Do what is asked, beside the requests of others."""
+    """Queue a request."""
 
     request_id: int
     ask: Ask
     timeout: float | None = None
-    """Seconds from now in which it has to be finished: clocks of processes may differ."""
+    """Seconds from now in which it must finish; relative, since processes' clocks may differ."""
     weight: Positive = 1
-    """The tenant's part of a busy engine, beside the weights of others."""
+    """Fair-share weight of its tenant on a busy engine, relative to those of others."""
 
 
 class Cancel(Struct, frozen=True, tag=True):
-    """The caller went away or has enough; free everything that the request holds."""
+    """The caller is gone or needs no more; free everything that the request holds."""
 
     request_id: int
 
 
 class Pause(Struct, frozen=True, tag=True):
-    """The reader is behind: free everything that the request holds, and make no more tokens."""
+    """The reader is behind; free everything that the request holds and generate no more tokens."""
 
     request_id: int
 
 
 class Resume(Struct, frozen=True, tag=True):
-    """The reader has caught up; go on where the request was."""
+    """The reader has caught up; continue where the request was paused."""
 
     request_id: int
 
@@ -48,37 +48,37 @@ class Resume(Struct, frozen=True, tag=True):
 class Drop(Struct, frozen=True, tag=True):
     """The adapter is no longer registered; free its memory once no request uses it.
 
-    What it had is told as stored then, even if it had nothing.
+    Its tier is then reported as stored, even if it was not in memory.
     """
 
     digest: str
 
 
 class Pin(Struct, frozen=True, tag=True):
-    """Bring an adapter to the device and keep it there while there is another way."""
+    """Load an adapter to the device and keep it there unless requests cannot run otherwise."""
 
     adapter: AdapterSource
-    """As it rests in memory."""
+    """With the sizes that its weights take in memory."""
 
 
 class Unpin(Struct, frozen=True, tag=True):
-    """The adapter need not stay on the device."""
+    """The adapter may be evicted like any other."""
 
     digest: str
 
 
 class Ping(Struct, frozen=True, tag=True):
-    """Give a sign of life: a report follows, as after every message."""
+    """A heartbeat request: a report follows, as after every message."""
 
 
 class Ready(Struct, frozen=True, tag=True):
-    """The engine answers requests from now on."""
+    """The engine is ready for requests."""
 
     model: ModelInfo
 
 
 class StartFailed(Struct, frozen=True, tag=True):
-    """The engine cannot start, and starting again would not help."""
+    """The engine cannot start, and a restart would not help."""
 
     message: str
 
@@ -95,7 +95,7 @@ class Logprobs(Struct, frozen=True, array_like=True):
 
     chosen: float
     top: list[tuple[int, float]]
-    """(token, logprob), likeliest first."""
+    """(token, logprob), most likely first."""
 
 
 class Token(Struct, frozen=True, array_like=True):
@@ -108,22 +108,22 @@ class Token(Struct, frozen=True, array_like=True):
 
 
 class PromptLogprobs(Struct, frozen=True, array_like=True):
-    """The log-probabilities of a prompt, which come before the request's first token."""
+    """The log-probabilities of a prompt; they come before the request's first token."""
 
     request_id: int
     numbers: bytes
-    """float64. What `kernels.prompt_logprobs` tells of each token of the prompt but the first."""
+    """float64: the output of `kernels.prompt_logprobs` for each prompt token but the first."""
     finish: Finish | None = None
-    """Why the request ended with them, where no token was asked for."""
+    """Why the request ended with them, if no token was requested."""
 
 
 class Scores(Struct, frozen=True, array_like=True):
-    """What became of a text that was read, which ends the request."""
+    """The result for a text that was read; it ends the request."""
 
     request_id: int
     numbers: bytes
-    """float32. The logits of each output of the adapter's head: of the text as a whole, or of each
-    of its tokens in order. Or, of a text that is embedded, one hidden state."""
+    """float32: logits of the adapter's head, for the text as a whole or for each of its tokens in
+    order; or, for an embedding, the pooled hidden state."""
 
 
 class Failure(Struct, frozen=True, array_like=True):
@@ -143,20 +143,20 @@ class Started(Struct, frozen=True, array_like=True):
     request_id: int
     queue_seconds: float
     cached_tokens: int = 0
-    """Tokens of its prompt whose keys and values were there already."""
+    """Tokens of its prompt that the prefix cache provided."""
 
 
 class CacheStats(Struct, frozen=True):
-    """Counts of one adapter tier since the engine started, and what it holds now."""
+    """Counters of one adapter tier since the engine started, and what it holds now."""
 
     resident: int = 0
     used_bytes: int = 0
-    """On the device in each process that holds a part of the model; on the host in all together."""
+    """On the device per process under tensor parallelism; on the host in total."""
     hits: int = 0
     misses: int = 0
     evictions: int = 0
     reloads: int = 0
-    """Loads of what the tier had let go within the last minute."""
+    """Loads of what the tier had evicted within the last minute."""
 
 
 class Stats(Struct, frozen=True, kw_only=True):
@@ -168,13 +168,13 @@ class Stats(Struct, frozen=True, kw_only=True):
     """Requests whose readers are behind."""
     used_blocks: int
     used_states: int = 0
-    """States of recurrent layers that requests and steps hold."""
+    """Recurrent states that requests and steps hold."""
     preemptions: int
     """Since the engine started."""
     prompt_tokens: int
-    """Tokens that requests brought when they started, likewise."""
+    """Prompt tokens of requests that started, likewise."""
     shared_tokens: int
-    """Those of them whose KV blocks were there already, likewise."""
+    """Those of them that the prefix cache provided, likewise."""
     device: CacheStats
     host: CacheStats
 
@@ -193,16 +193,16 @@ class BatchSize(Struct, frozen=True):
     requests: int
     tokens: int
     adapters: int
-    """Distinct adapters, the base not counted."""
+    """Distinct adapters, not counting the base."""
     seconds: float
     drafted: int = 0
-    """Tokens that were computed in case that they are what comes."""
+    """Draft tokens that were verified."""
     accepted: int = 0
-    """Those of them that were."""
+    """Draft tokens that were accepted."""
 
 
 class Report(Struct, frozen=True, tag=True, kw_only=True):
-    """Everything that one step of the engine has to tell."""
+    """Everything that one step of the engine reports."""
 
     stats: Stats
     tokens: list[Token] = []
@@ -214,18 +214,18 @@ class Report(Struct, frozen=True, tag=True, kw_only=True):
     tiers: dict[str, str] = {}
     """Digest -> the fastest tier that holds it now, for adapters that moved."""
     loading: list[str] = []
-    """Digests of the adapters whose loads began."""
+    """Digests of the adapters whose loads started."""
     failed_loads: dict[str, str] = {}
     """Digest -> why its load failed."""
     seals: dict[str, str] = {}
-    """Digest -> seal, where none had come with the adapter or a wrong one."""
+    """Digest -> seal, for adapters that came with none or with a wrong one."""
     batch: BatchSize | None = None
     compiled: list[float] = []
-    """Seconds that each form took which was compiled."""
+    """Seconds that compiling each structured-output constraint took."""
 
 
 class OutOfMemory(Struct, frozen=True, tag=True):
-    """The last message of an engine that has no more memory and cannot start, or go on."""
+    """The last message of an engine that ran out of memory, at its start or later."""
 
     message: str = ""
     """What did not fit, if it could not start."""

@@ -1,4 +1,4 @@
-"""What the engine tells of the base model when it is ready."""
+"""What the engine reports about the base model when it is ready."""
 
 from msgspec import Struct
 
@@ -13,7 +13,7 @@ from loramux_server.wire.writing import Writing
 
 
 class Layer(Struct, frozen=True):
-    """A layer of the base that adapters can change."""
+    """A layer of the base that adapters can target."""
 
     in_features: int
     out_features: int
@@ -24,7 +24,7 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
 
     name: str
     aliases: list[str] = []
-    """Other names by which clients may call it; the engine knows of none."""
+    """Other names that clients may use; the engine does not set them."""
     architecture: str
     kind: ModelKind = ModelKind.DECODER
     fingerprint: str
@@ -32,88 +32,88 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     device: str
     context_length: int
     source_length: int = 0
-    """Tokens of it that are for what an encoder reads, where a decoder writes the rest."""
+    """The part of it that is for the encoder's input, in an encoder-decoder."""
     writing: Writing | None = None
-    """What it says of the texts that it writes; None where it goes on with what it reads."""
+    """Generation settings of an encoder-decoder; None for other models."""
     vocab_size: int
     num_parameters: int
     eos_token_ids: list[int]
     tokenizer_json: str | None
-    """The tokenizer in the format of the tokenizers library; None where the base has none."""
+    """The tokenizer in the format of the tokenizers library; None if the base has none."""
     chat_template: str | None = None
     generation: dict[str, int | float] = {}
-    """How it wants its tokens chosen: field of the sampling parameters -> its default."""
+    """Its sampling defaults: field of the sampling parameters -> value."""
     special_tokens: dict[str, str] = {}
-    """What a chat template may name, such as `bos_token` -> the text of the token."""
+    """Special tokens that chat templates may name, such as `bos_token` -> its text."""
     layers: dict[str, Layer]
-    """What can be adapted; embeddings map the number of tokens to the width of each."""
+    """Layers that adapters can target; embeddings map the vocabulary size to their width."""
     sight_layers: dict[str, Layer] = {}
-    """What can be adapted of what sees images; empty where none are seen."""
+    """Vision layers that adapters can target; empty without vision."""
     sight_parameters: dict[str, list[int]] = {}
-    """Shapes of what an adapter may bring its own of there."""
+    """Shapes of the vision parameters that adapters can replace."""
     parameters: dict[str, list[int]] = {}
-    """Shapes of what an adapter may bring its own of."""
+    """Shapes of the parameters that adapters can replace."""
     experts: dict[str, ExpertsShape] = {}
-    """Experts that can be adapted."""
+    """Expert layers that adapters can target."""
     heads: dict[str, HeadShape] = {}
-    """What is behind the layers, by task, and by FEATURE_EXTRACTION what is there without a head;
-    empty where heads are linear layers and nothing else."""
+    """Heads by task, with what follows the layers without a head under FEATURE_EXTRACTION; empty if
+    all heads are plain linear layers."""
     vocabulary: BaseVocabulary = BaseVocabulary()
-    """Where tokens go in and come out."""
+    """Its embedding and output layers."""
     adapter_rows: int
-    """Rank rows that fit the adapter memory of a process: the largest rank that can be served."""
+    """Rank rows that fit into a process's adapter memory: the largest rank that can be served."""
     row_bytes: int = 1
-    """Bytes of one of them over all layers."""
+    """Bytes of a rank row over all layers."""
     resting: Resting = AS_SAVED
-    """In which format adapters rest there."""
+    """Storage format of adapters in that memory."""
     takes_edits: bool = True
-    """Whether adapters may do more than low-rank changes."""
+    """Whether adapters may have more than low-rank updates."""
     embedding_width: int = 0
     embedding: Embedding = DEFAULT
-    """How it makes one vector of a text where neither request nor package says."""
+    """How it embeds a text unless the request or the package says otherwise."""
     embedding_fault: str = ""
-    """Why it cannot, though its folder says how; empty where it can."""
+    """Why it cannot, although its folder says how; empty if it can."""
     cache_shapes: list[tuple[int, int, int]] = []
-    """Of each layer: heads that keep something of a token, width of a key, width of a value."""
+    """For each layer with a KV cache: KV heads, width of a key, width of a value."""
     takes_token_types: bool = False
-    """Whether it is told which tokens are of the second of two texts."""
+    """Whether its input has token types, which mark the second text of a pair."""
     sees_images: bool = False
     blindness: str = ""
-    """Why it takes no images, where its kind could; empty where it could not."""
+    """Why it takes no images although its architecture could; empty otherwise."""
     has_recurrent_layers: bool = False
-    """Whether there are others, which keep a state of all tokens."""
+    """Whether it has recurrent layers, which keep one state for all previous tokens."""
     max_running: int
-    """Requests that run at once: as many as are wanted, or of whose states there is room."""
+    """Requests that run at once: as configured, or as many as recurrent states have room."""
     num_blocks: int
     num_states: int = 0
-    """Requests of which there is room for what recurrent layers know; 0 without such."""
+    """Recurrent states that fit into memory; 0 without recurrent layers."""
     sizes: EngineSizes
-    """What it has of all that a config may leave open."""
+    """The engine's sizes, including those that its config leaves at auto."""
 
     @property
     def names(self) -> list[str]:
-        """All by which clients may call it, the one that is reported first."""
+        """All names by which clients may call it; the one that is reported comes first."""
         return [self.name, *self.aliases]
 
     @property
     def is_encoder(self) -> bool:
-        """Whether it reads texts and continues none."""
+        """Whether it reads texts and generates none."""
         return self.kind is ModelKind.ENCODER
 
     @property
     def output_length(self) -> int:
-        """The most tokens of a text that is written, with the prompt where it goes on with that."""
+        """The most tokens of the decoder; without an encoder, that includes the prompt."""
         return self.context_length - self.source_length
 
     @property
     def is_blind(self) -> str:
-        """That it sees no images, and why, in words; empty where it sees them."""
+        """An error message that it takes no images, and why; empty if it takes them."""
         return "" if self.sees_images else told_blind(self.architecture, self.blindness)
 
 
 def told_blind(architecture: str, blindness: str) -> str:
-    """Return in words that a base model of `architecture` sees no images, because of `blindness`.
+    """Return the error message that a base of `architecture` takes no images, due to `blindness`.
 
-    That is empty where models of its kind see none.
+    `blindness` is empty for architectures without vision.
     """
     return f"the base model, {architecture}, sees no images" + (blindness and f": {blindness}")

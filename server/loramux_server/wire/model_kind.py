@@ -1,14 +1,14 @@
-"""What kinds of base models there are."""
+"""Kinds of base models."""
 
 import enum
 
 
 class ModelKind(enum.StrEnum):
-    """What a base model makes of a text."""
+    """How a base model processes a text."""
 
     DECODER = "decoder"
-    """It goes on with it: a token sees those before it."""
+    """Continues it; a token attends to those before it."""
     ENCODER = "encoder"
-    """It reads it, as BERT does: a token sees the whole text, which is not continued."""
+    """Reads it, as BERT does: a token attends to the whole text, which is not continued."""
     SEQ2SEQ = "seq2seq"
-    """It reads it so, and writes another, as T5 does."""
+    """Reads it the same way and generates another, as T5 does."""

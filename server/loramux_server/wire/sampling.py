@@ -1,15 +1,15 @@
-"""How the tokens of a completion are chosen."""
+"""Sampling parameters of a completion."""
 
 from msgspec import Struct
 
 from loramux_server.forms.form import Form
 
 MAX_LOGPROBS = 20
-"""Tokens whose log-probabilities are told at a position."""
+"""Most top log-probabilities at a position that a caller may ask for."""
 
 
 class Sampling(Struct, frozen=True, kw_only=True):
-    """How one completion's tokens are chosen; every default is filled in and checked."""
+    """Sampling parameters of one completion, validated and with all defaults filled in."""
 
     max_tokens: int
     seed: int
@@ -26,23 +26,23 @@ class Sampling(Struct, frozen=True, kw_only=True):
     ignore_eos: bool = False
     num_logprobs: int | None = None
     num_prompt_logprobs: int | None = None
-    """Likeliest tokens that are told at each position of the prompt; None where nothing is."""
+    """Top log-probabilities at each position of the prompt; None for none, not even its own."""
     form: Form | None = None
-    """What the text has to be; None for any."""
+    """Structured-output constraint; None if any text is allowed."""
 
     @property
     def is_greedy(self) -> bool:
-        """Whether the likeliest token is always taken."""
+        """Whether the most likely token is always chosen."""
         return self.temperature < 1e-5
 
     @property
     def is_plain(self) -> bool:
-        """Whether a step can do all that is asked for."""
+        """Whether a step can choose the tokens on the device, without the host."""
         return self.form is None and (self.num_logprobs or 0) <= MAX_LOGPROBS
 
     @property
     def changes_logits(self) -> bool:
-        """Whether logits differ from the model's own before a token is chosen."""
+        """Whether the model's logits are adjusted before a token is chosen."""
         return bool(
             self.logit_bias
             or self.repetition_penalty != 1.0

@@ -1,7 +1,7 @@
-"""How an adapter's weights rest in memory: as they were saved.
+"""The storage format of an adapter's weights in memory: by default, as they were saved.
 
-What was trained and saved in 16 bits takes half the room and half the bandwidth of float32, and
-loses nothing, because both widen to float32 exactly where they are used.
+Weights saved in 16 bits take half the memory and bandwidth of float32. Nothing is lost, because
+both 16-bit formats convert exactly to float32 where the weights are used.
 """
 
 import enum
@@ -11,7 +11,7 @@ from loramux_adapters import Package
 
 
 class WeightFormat(enum.IntEnum):
-    """A number format; kernels go by its number."""
+    """A number format; kernels use its value."""
 
     FLOAT32 = 0
     BFLOAT16 = 1
@@ -25,23 +25,23 @@ class WeightFormat(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Resting:
-    """In which format an adapter rests."""
+    """The rule for the storage format of adapters."""
 
     form: WeightFormat
     is_only: bool = False
-    """Whether every adapter takes `form`, and not just one that was saved in float32."""
+    """Whether every adapter is stored in `form`, not only those saved in float32."""
 
     @property
     def row_item_bytes(self) -> int:
-        """Bytes of a weight in a slab for such adapters: of the widest that it may hold."""
+        """Bytes of a weight in a slab: those of the widest format that it may hold."""
         return self.form.item_bytes if self.is_only else WeightFormat.FLOAT32.item_bytes
 
     def of(self, saved: WeightFormat) -> WeightFormat:
-        """Return the format of an adapter that was saved in `saved`."""
+        """Return the storage format of an adapter that was saved in `saved`."""
         return self.form if self.is_only or saved is WeightFormat.FLOAT32 else saved
 
     def item_bytes(self, saved: int) -> int:
-        """Return the bytes of a weight of an adapter that was saved with `saved` bytes."""
+        """Return the bytes per weight in memory of an adapter saved with `saved` bytes each."""
         return self.form.item_bytes if self.is_only else min(saved, self.form.item_bytes)
 
 
@@ -51,13 +51,13 @@ ROUNDINGS = {
     "bfloat16": WeightFormat.BFLOAT16,
     "float16": WeightFormat.FLOAT16,
 }
-"""Names in the config -> what becomes of an adapter that would rest in float32."""
+"""adapter_dtype of the config -> storage format of adapters that were saved in float32."""
 FORMATS = {"F32": WeightFormat.FLOAT32, "BF16": WeightFormat.BFLOAT16, "F16": WeightFormat.FLOAT16}
-"""The names of the safetensors format."""
+"""safetensors dtype -> format."""
 
 
 def format_of(package: Package) -> WeightFormat:
-    """Return the format in which an adapter rests: that of its file, if that has only one."""
+    """Return the format of all A and B in `package`; FLOAT32 if they are not all the same."""
     changes = package.contents.low_rank
     found = {tensor.dtype for change in changes for tensor in (change.a, change.b)}
     return FORMATS[found.pop()] if len(found) == 1 else WeightFormat.FLOAT32

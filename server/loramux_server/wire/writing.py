@@ -1,14 +1,14 @@
-"""How a model that writes another text than it reads begins, and what it never writes."""
+"""Generation settings of encoder-decoder models: forced and suppressed tokens."""
 
 from msgspec import Struct
 
 
 class Writing(Struct, frozen=True, kw_only=True):
-    """What such a model says of the texts that it writes; transformers' `generate` heeds it."""
+    """The settings that transformers' `generate` takes from such a model."""
 
     decoder_start: int
-    """The token before the first one."""
+    """Decoder start token, before the first generated one."""
     forced_bos: int | None = None
-    """The first one, whatever the model would choose; None where it chooses."""
+    """Forced first token; None if the model chooses it."""
     forbidden: list[int] = []
-    """Tokens that never come."""
+    """Suppressed tokens, which are never generated."""
