@@ -32,7 +32,7 @@ START_SECONDS = 120
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt, and what its adapter should make of it; nothing is expected of the base."""
+    """A prompt, and the expected output of its adapter; None for the base."""
 
     adapter: str | None
     prompt: str
@@ -45,7 +45,7 @@ def demo(
     ] = False,
 ) -> None:
     """Run a server with the embedded model and show a mixed batch."""
-    # As Ctrl-C does, so that the server ends with it.
+    # Handled like Ctrl-C, so that the server is stopped, too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = Console()
     examples = held_out_examples(EXAMPLES_EACH)
@@ -75,7 +75,7 @@ def demo(
 
 
 def held_out_examples(each: int) -> list[Example]:
-    """Return `each` examples that no adapter was trained on, adapter by adapter, and base ones."""
+    """Return `each` held-out examples per adapter, and as many for the base."""
     found = json.loads((DEMO / "held_out.json").read_text(encoding="utf-8"))
     examples = []
     for name, entry in found.items():
@@ -199,7 +199,7 @@ def _wait(console: Console, addresses: dict[str, str]) -> None:
 
 
 def _print_commands(console: Console, title: str, lines: tuple[str, ...]) -> None:
-    """Print commands to type, unbroken."""
+    """Print commands to type, without wrapping lines."""
     console.print(f"{title}\n")
     for line in lines:
         console.print(f"  {line}", soft_wrap=True, highlight=False, markup=False)

@@ -1,4 +1,4 @@
-"""Command-line flags out of the fields of a config."""
+"""Command-line flags derived from the fields of a config."""
 
 import inspect
 import re
@@ -38,7 +38,7 @@ def show_size(size: int) -> str:
 
 
 class HeadedCommand(TyperCommand):
-    """A command whose help groups its options under headings, the `rich_help_panel` of each."""
+    """A command whose help groups options under headings, by their `rich_help_panel`."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401
         """Write all options."""
@@ -57,12 +57,12 @@ def takes_config(
     headings: Mapping[str, Iterable[str]],
     metavars: Mapping[str, str],
 ) -> Callable[[Callable[[dict[str, object]], None]], Callable[..., None]]:
-    """Make a command that has a flag for each field of `config` and gets them as a dict.
+    """Make a command with a flag for each field of `config`; it receives the values as a dict.
 
     Args:
-        config: What is to be set.
-        headings: Heading -> the fields below it in the help of a `HeadedCommand`, all together.
-        metavars: Field -> what stands for its value in the help, where its type does not tell.
+        config: The config whose fields become flags.
+        headings: Heading -> the fields below it in the help of a `HeadedCommand`; each has one.
+        metavars: Field -> placeholder for its value in the help, where its type implies none.
     """
 
     def decorate(command: Callable[[dict[str, object]], None]) -> Callable[..., None]:
@@ -97,7 +97,7 @@ def _parameter(
     if kind is bool:
         flag += f"/--no-{flag.removeprefix('--')}"
     details: dict[str, Any] = {"help": meta.description, "rich_help_panel": heading}
-    if get_origin(kind) is tuple:  # which to typer has a fixed length
+    if get_origin(kind) is tuple:  # typer takes a tuple to have a fixed length
         kind = list[str]
     default = inspect.Parameter.empty if field.required else field.default
     schema = meta.extra_json_schema or {}
@@ -121,5 +121,5 @@ def _parameter(
 
 
 def _or_zero(word: str, parse: Callable[[str], int]) -> Callable[[str], int]:
-    """Return what parses as `parse` does, and `word` as 0."""
+    """Return a parser like `parse` that also accepts `word`, as 0."""
     return lambda text: 0 if text == word else parse(text)

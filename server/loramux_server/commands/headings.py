@@ -47,4 +47,4 @@ METAVARS = {
     "tls_client_domain": "DOMAIN", "access": "FILE", "ready_file": "FILE", "audit_log": "FILE",
     "tracing_endpoint": "URL",
 }  # fmt: skip
-"""Field -> what stands for its value in the help; others have it by their type."""
+"""Field -> placeholder for its value in the help; for other fields it follows from the type."""

@@ -1,8 +1,8 @@
-"""`loramux keys`: who may call a server.
+"""`loramux keys`: the API keys of a server.
 
-The commands work on the catalog in the server's store, whether a server runs on it or not. So the
-first key is made before anybody can call; who may write the store may make keys, and nobody else,
-so that no stolen key can make another; and no call ever carries one.
+The commands work on the catalog in the server's store, whether or not a server runs on it. So the
+first key can be made before anybody can call. Only who may write to the store can make keys: a
+stolen key cannot make another, and no reply ever carries one.
 """
 
 import json
@@ -197,7 +197,7 @@ def ls(store: Store = None, url: CatalogUrl = None, as_json: Json = False) -> No
 
 @contextmanager
 def _making(store: Path | None, url: str | None) -> "Iterator[KeyMaking]":
-    """Work on the keys of a store; what the user can mend ends the command with one line."""
+    """Work on the keys of a store; user errors end the command with a one-line message."""
     from loramux_server.access.key_making import KeyMaking
 
     folder = found_store(store)
@@ -210,7 +210,7 @@ def _making(store: Path | None, url: str | None) -> "Iterator[KeyMaking]":
 
 
 def _say_if_shared(tenant: str) -> None:
-    """Say what is special about the tenant that a key has by default."""
+    """Tell the user that adapters of the default tenant are visible to all."""
     if tenant == DEFAULT_TENANT:
         print(
             f"every tenant sees the adapters of tenant {DEFAULT_TENANT}; for adapters of its own, "
@@ -220,7 +220,7 @@ def _say_if_shared(tenant: str) -> None:
 
 
 def _show(key: Key, what: str) -> None:
-    """Print a key, and to people, not to programs, what it is."""
+    """Print a key to stdout and a description of it to stderr."""
     print(f"key {key.id}, {what}; it is not shown again:", file=sys.stderr)
     print(key.text)
 

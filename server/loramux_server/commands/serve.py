@@ -11,11 +11,11 @@ from loramux_server.commands.headings import HEADINGS, METAVARS
 from loramux_server.config import ConfigError, ServerConfig, make_config
 
 COMMAND = HeadedCommand
-"""What the command line makes of `serve`."""
+"""The command class of `serve` on the command line."""
 EXIT_CONFIG = 78
-"""EX_CONFIG of sysexits.h: something in the configuration is wrong."""
+"""EX_CONFIG of sysexits.h: a setting is invalid."""
 EXIT_BUSY = 75
-"""EX_TEMPFAIL of sysexits.h: somebody else has the store, or its database is away."""
+"""EX_TEMPFAIL of sysexits.h: the store is in use, or its database is unavailable."""
 
 
 @takes_config(ServerConfig, HEADINGS, METAVARS)
@@ -26,8 +26,8 @@ def serve(settings: dict[str, object]) -> None:
 
 
 def run(settings: dict[str, object]) -> int:
-    """Serve with `settings` and return the exit code; what the user can mend is one line."""
-    # Imported here: `--help` needs none of it.
+    """Serve with `settings` and return the exit code; user errors print one line."""
+    # Imported here to keep `--help` fast.
     import uvloop
 
     from loramux_server.serving import serve_until_signal

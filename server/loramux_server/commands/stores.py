@@ -1,4 +1,4 @@
-"""Which store a command means, and its catalog."""
+"""The store that a command works on, and its catalog."""
 
 import getpass
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ AuditLog = Annotated[
 
 
 def found_store(store: Path | None) -> Path:
-    """Return the folder of `store`, or of the only one that there is.
+    """Return `store`, or the folder of the user's only store if it is None.
 
     Raises:
         typer.BadParameter: There is not exactly one.
@@ -65,20 +65,20 @@ def found_store(store: Path | None) -> Path:
 def written_down(
     path: str | None, act: str, **fields: object
 ) -> AbstractContextManager[dict[str, object]]:
-    """Return a block whose act goes to the audit log at `path`; see `audited`."""
+    """Return a context manager that records `act` in the audit log at `path`; see `audited`."""
     return audited(path, act, user=getpass.getuser(), **fields)
 
 
 @contextmanager
 def open_catalog(folder: Path, url: str | None) -> "Iterator[Catalog]":
-    """Open the catalog at `url`, or that of the store in `folder`, made if it is not there.
+    """Open the catalog at `url`, or that of the store in `folder`, creating it if needed.
 
-    A server may run on it.
+    A server may be using it.
 
     Raises:
         OSError: It cannot be opened; the message says why.
     """
-    # Imported when asked for: `loramux --help` is to be quick.
+    # Imported here to keep `loramux --help` fast.
     import sqlalchemy.exc
 
     from loramux_server.store.catalog import Catalog, CatalogUrlError

@@ -1,7 +1,7 @@
-"""`loramux tenants`: what tenants may use of a server, and which may call at all.
+"""`loramux tenants`: limits of tenants, and disabling them.
 
-As `loramux keys`, the commands work on the catalog in the server's store, whether a server runs on
-it or not; one that runs notices within a second.
+Like `loramux keys`, the commands work on the catalog in the server's store, whether or not a server
+runs on it; a running one notices within a second.
 """
 
 import datetime
@@ -123,7 +123,7 @@ def disable(
             raise typer.Exit(1)
         held = [record for record in catalog.keys.all() if record.tenant == tenant]
         num_keys = sum(record.is_valid(now) for record in held)
-    # A number that is not expected tells of a name that was not meant.
+    # An unexpected number hints at a mistyped name.
     print(f"tenant {tenant} is disabled; it has {num_keys} valid keys", file=sys.stderr)
 
 
@@ -177,7 +177,7 @@ def _state(disabled_at: datetime.datetime | None) -> str:
 
 
 def _limit(text: str) -> float | None:
-    """Return the number that `text` is, or None for `any`.
+    """Parse a number, or `any` as None.
 
     Raises:
         typer.BadParameter: It is neither.

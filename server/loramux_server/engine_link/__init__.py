@@ -1,1 +1,1 @@
-"""The engine process, seen from the frontend: started, asked, watched."""
+"""The engine process as seen from the frontend: started, called, supervised."""

@@ -1,4 +1,4 @@
-"""The calls that wait for the engine: what is sent for them, and where its answers go."""
+"""Sends requests to the engine, and routes its answers to the mailboxes of calls."""
 
 import logging
 import random
@@ -60,7 +60,7 @@ _FAILURES: dict[str, type[LoramuxError]] = {
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """A completion that the engine works on, and where its tokens go."""
+    """A request that the engine works on, and the mailbox for its results."""
 
     mailbox: Mailbox[Any]
     index: int
@@ -82,11 +82,11 @@ class EngineClient:
         """Prepare; nothing is started before `process.start`.
 
         Args:
-            config: What the engine is told.
+            config: Settings of the engine.
             on_report: Called with each report.
-            on_ready: Called with whether the engine answers, whenever that changes.
+            on_ready: Called with whether the engine is ready, whenever that changes.
             watchdog: Seconds of silence after which the engine is replaced; 0 means never.
-            quarantine: Refuses what the engine does not survive.
+            quarantine: Refuses what keeps crashing the engine.
         """
         self.process = EngineProcess(
             config, on_report=self._dispatch, on_ready=self._ready_or_dead, watchdog=watchdog
@@ -106,17 +106,17 @@ class EngineClient:
         timeout: float | None = None,
         weight: int = 1,
     ) -> int:
-        """Start what is asked, and return its id.
+        """Send a request to the engine and return its id.
 
         Args:
-            mailbox: Where its tokens go, or its scores where a text is read.
-            index: Under which they do.
-            ask: What to do.
-            timeout: Seconds in which it has to be finished.
-            weight: Its tenant's.
+            mailbox: Receives its tokens, or its scores if a text is read.
+            index: Index of the request in `mailbox`.
+            ask: The request.
+            timeout: Seconds within which it must finish.
+            weight: Fair-share weight of its tenant.
 
         Raises:
-            UnavailableError: The engine is away.
+            UnavailableError: The engine is not ready.
             FailedPreconditionError: The request or its adapter is in quarantine.
         """
         self.quarantine.check(ask)
@@ -128,40 +128,40 @@ class EngineClient:
         return self._next_id
 
     def finish(self, request_id: int) -> None:
-        """End a completion that is as long as it has to be, if it is still going on."""
+        """End a completion that needs no more tokens, if it is still in progress."""
         if call := self._calls.get(request_id):
             self.quarantine.ended_well(call.ask)
             self.cancel(request_id)
 
     def cancel(self, request_id: int) -> None:
-        """End a completion if it is still going on."""
+        """Cancel a request if it is still in progress."""
         if self._calls.pop(request_id, None) and self.process.is_ready:
             self.process.send(Cancel(request_id))
 
     def pause(self, request_ids: Iterable[int], is_paused: bool) -> None:
-        """Let completions wait while `is_paused`, and then go on, if they have not ended."""
+        """Pause or resume completions, if they are still in progress."""
         for request_id in request_ids:
             if request_id in self._calls and self.process.is_ready:
                 self.process.send(Pause(request_id) if is_paused else Resume(request_id))
 
     def drop(self, digest: str) -> bool:
-        """Let the engine forget an adapter once it is not in use; False if the engine is away."""
+        """Let the engine drop an adapter once it is unused; return whether the engine is ready."""
         if self.process.is_ready:
             self.process.send(Drop(digest))
         return self.process.is_ready
 
     def pin(self, adapter: AdapterSource) -> None:
-        """Let the engine keep an adapter on the device."""
+        """Pin an adapter to the device."""
         if self.process.is_ready:
             self.process.send(Pin(adapter))
 
     def unpin(self, digest: str) -> None:
-        """Let the engine keep an adapter no longer."""
+        """Unpin an adapter."""
         if self.process.is_ready:
             self.process.send(Unpin(digest))
 
     def close(self) -> None:
-        """End what is still under way, because the server does."""
+        """Fail all calls in progress, because the server shuts down."""
         self._end_all(
             UnavailableError(
                 "the server is ending; try again",
@@ -214,7 +214,7 @@ class EngineClient:
             _log.error("%d completions failed: %s", len(calls), error)
 
     def _unavailable(self, what: str, reason: str = "ENGINE_UNAVAILABLE") -> UnavailableError:
-        # Not for all at the same moment: they would come back together.
+        # Jitter, so that callers do not all retry at the same moment.
         delay = self.process.seconds_to_ready * random.uniform(1.0, 1.5)
         return UnavailableError(f"the engine {what}; try again", reason=reason, retry_delay=delay)
 

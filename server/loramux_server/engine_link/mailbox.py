@@ -1,4 +1,4 @@
-"""Where a call finds what the engine made for it."""
+"""Where a call receives its results from the engine."""
 
 import asyncio
 from collections.abc import Callable
@@ -8,15 +8,15 @@ from loramux.errors import LoramuxError
 from loramux_server.wire.messages import Started, Token
 
 MAX_BEHIND = 1024
-"""Tokens and log-probabilities that may wait for the reader of a call: some 100 KB."""
+"""Tokens and log-probabilities that may wait for a call's reader: some 100 KB."""
 _MANY = MAX_BEHIND // 2
-"""So many wake a reader whatever its interval is, before the engine would pause its request."""
+"""This many wake the reader whatever its interval, before the engine pauses its request."""
 
 Item = TypeVar("Item")
 
 
 class Mailbox(Generic[Item]):
-    """What the engine made for one call, such as tokens, that its reader has not taken yet."""
+    """Results of one call, such as tokens, that its reader has not taken yet."""
 
     def __init__(
         self,
@@ -24,32 +24,31 @@ class Mailbox(Generic[Item]):
         on_full: Callable[[bool], None] = lambda is_full: None,
         interval: int = 1,
     ) -> None:
-        """Wait for nothing yet.
+        """Begin empty.
 
         Args:
-            on_started: Told when a completion left the engine's queue.
-            on_full: Told when no more may come, since the reader is behind, and when it may again.
-            interval: Tokens of one completion for which the reader is woken; for the first
-                and the last of a completion it always is.
+            on_started: Called when a completion left the engine's queue.
+            on_full: Called with True when the reader is too far behind for more to come, and with
+                False when it has caught up.
+            interval: Tokens of one completion per wake-up of the reader; the first and the last of
+                a completion always wake it.
         """
         self.on_started = on_started
         self._on_full = on_full
         self._interval = interval
         self._is_due = False
-        """Whether there is enough to take."""
+        """Whether enough is there to wake the reader."""
         self._begun: set[int] = set()
         """Completions of which something was taken."""
         self._is_full = False
         self._size = 0
-        """Tokens and log-probabilities that wait."""
+        """Tokens and log-probabilities in the mailbox."""
         self._items: dict[int, list[Item]] = {}
         self._error: LoramuxError | None = None
         self._waiter: asyncio.Future[None] | None = None
 
     async def take(self) -> dict[int, list[Item]]:
-        """Wait, and return what has arrived, in order, by the completion's index.
-
-        There is more than one of a completion if the reader is slow.
+        """Wait for results, and return all that have arrived, in order, by completion index.
 
         Raises:
             LoramuxError: A completion failed, or the engine died, and nothing is left to take.
@@ -66,11 +65,11 @@ class Mailbox(Generic[Item]):
         return items
 
     def num_waiting(self, index: int) -> int:
-        """Return how many tokens of the completion at `index` nobody has taken."""
+        """Return how many tokens of the completion at `index` have not been taken."""
         return sum(isinstance(item, Token) for item in self._items.get(index, ()))
 
     def put(self, index: int, item: Item) -> None:
-        """Add what was made for the completion at `index`."""
+        """Add a result of the completion at `index`."""
         items = self._items.setdefault(index, [])
         items.append(item)
         self._size += _size(item)
@@ -101,7 +100,7 @@ def _is_last(item: object) -> bool:
 
 
 def _size(item: object) -> int:
-    """Return the tokens and log-probabilities of `item`."""
+    """Return the number of tokens and log-probabilities in `item`."""
     if isinstance(item, Token) and item.logprobs:
         return 1 + len(item.logprobs.top)
     return 1

@@ -1,4 +1,4 @@
-"""Whether the engine can make a token, or read one, for health checks to tell."""
+"""Health probe: whether the engine can generate, or read, a token."""
 
 import asyncio
 import logging
@@ -16,11 +16,11 @@ from loramux_server.wire.sampling import Sampling
 _log = logging.getLogger(__name__)
 
 PATIENCE = 10.0
-"""Seconds that a token may take of an engine that does nothing else."""
+"""Seconds that a token may take in an idle engine."""
 
 
 class Probe:
-    """Makes a token where no work of callers shows that it can be done. Lives on the event loop."""
+    """Generates a token while no caller's work shows that it works. Lives on the event loop."""
 
     def __init__(
         self,
@@ -34,11 +34,11 @@ class Probe:
         """Prepare; nothing happens before `run`.
 
         Args:
-            engine: Makes the tokens.
+            engine: The engine to probe.
             model: What it serves.
-            interval: Seconds without work after which a token is made.
-            on_result: Called with whether one can be made, whenever that changes.
-            patience: Seconds that it may take.
+            interval: Seconds without work after which it is probed.
+            on_result: Called with whether it is healthy, whenever that changes.
+            patience: Seconds that a probe may take.
         """
         self._engine = engine
         prompt, num_source = [model.vocab_size // 2], 0
@@ -59,17 +59,17 @@ class Probe:
         self._is_well = True
 
     def begin(self) -> None:
-        """Believe of an engine that has just started that it is well."""
+        """Assume that an engine that has just started is healthy."""
         self._is_well = True
 
     def report(self, report: Report) -> None:
-        """Take in what one step of the engine had to tell: a batch that it ran is proof enough."""
+        """Process the report of one engine step: a batch that ran is proof enough."""
         if report.batch is not None:
             self._has_worked = True
             self._tell(True)
 
     async def run(self) -> None:
-        """Look again and again, until cancelled."""
+        """Probe periodically, until cancelled."""
         while True:
             self._has_worked = False
             await asyncio.sleep(self._interval)
@@ -87,7 +87,7 @@ class Probe:
             _log.error("health probe: the engine generated no token within %.3g s", self._patience)
             return False
         except LoramuxError as error:
-            # Its death is told by others, and a full queue is no reason to leave it alone.
+            # Its death is reported elsewhere, and a full queue does not make it unhealthy.
             _log.info("health probe failed: %s", error)
             return True
         finally:

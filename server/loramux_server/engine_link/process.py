@@ -1,4 +1,4 @@
-"""The engine process, seen from the frontend: start it, and start it again when it dies."""
+"""Supervision of the engine process: starts it, and restarts it when it dies or hangs."""
 
 import asyncio
 import contextlib
@@ -27,18 +27,18 @@ _log = logging.getLogger(__name__)
 
 MAX_DEATHS = 5
 DEATH_WINDOW = 60.0
-"""So many deaths in so many seconds mean that starting again will not help."""
+"""After MAX_DEATHS within this many seconds the engine is not restarted."""
 MIN_START_PATIENCE = 60.0
 START_PATIENCE = 10.0
-"""An engine that replaces another gets so many times as long to start as the first one took."""
+"""A replacement may take this many times as long to start as the first engine did."""
 
 
 class EngineDiedError(ConfigError):
-    """The engine ended before it was ready; another may do better."""
+    """The engine ended before it was ready; another start may succeed."""
 
 
 class EngineProcess:
-    """Owns the engine that runs; there is one at a time."""
+    """Owns the running engine; there is one at a time."""
 
     def __init__(
         self,
@@ -51,34 +51,34 @@ class EngineProcess:
         """Prepare; nothing is started yet.
 
         Args:
-            config: What the engine is told.
+            config: Settings of the engine.
             on_report: Called with each report.
-            on_ready: Called with whether the engine answers, whenever that changes.
+            on_ready: Called with whether the engine is ready, whenever that changes.
             watchdog: Seconds of silence after which the engine is replaced; see `Watchdog`. 0 means
-                that it may be silent for ever.
+                never.
         """
         self._config = config
         self._max_silence = watchdog
         self._watchdog: Watchdog | None = None
-        """None before there was an engine, and where it may be silent for ever."""
+        """None before the first engine is ready, and if it is turned off."""
         self._on_report = on_report
         self._on_ready = on_ready
         self._engine: RunningEngine | None = None
-        """The last one that was started."""
+        """The last engine that was started."""
         self.is_ready = False
-        """Whether it answers."""
+        """Whether it accepts requests."""
         self._model: ModelInfo | None = None
         self._deaths: deque[float] = deque(maxlen=MAX_DEATHS)
         self._supervisor: asyncio.Task[None] | None = None
         self._is_stopping = False
         self.ran_out_of_memory = False
-        """Whether the last engine that died said so."""
+        """Whether the last engine that died reported this."""
         self._start_seconds: float | None = None
-        """How long the first engine took to be ready; None before that."""
+        """How long the first engine took to become ready; None before that."""
 
     @property
     def seconds_to_ready(self) -> float:
-        """Seconds that a new engine will probably take to be ready, 1 at least."""
+        """Estimated seconds until a new engine is ready, at least 1."""
         since = time.monotonic() - self._deaths[-1] if self._deaths else 0.0
         return max(1.0, (self._start_seconds or 0.0) - since)
 
@@ -98,19 +98,19 @@ class EngineProcess:
         return model
 
     async def wait_failed(self) -> None:
-        """Return when the engine cannot be kept alive; its cause is logged."""
+        """Wait until the engine cannot be kept alive; the cause is logged."""
         assert self._supervisor is not None
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.shield(self._supervisor)
 
     async def stop(self) -> None:
-        """End the engine."""
+        """Stop the engine."""
         self._is_stopping = True
         if engine := self._engine:
             if self.is_ready:
                 engine.close()
             else:
-                engine.kill()  # still loading: it would not look at its socket before the end
+                engine.kill()  # still loading: it may be slow to notice a closed socket
             try:
                 await asyncio.wait_for(engine.wait(), timeout=10)
             except TimeoutError:
@@ -121,7 +121,7 @@ class EngineProcess:
                 await self._supervisor
 
     def send(self, message: ToEngine) -> None:
-        """Tell the engine something; it must be ready."""
+        """Send the engine a message; it must be ready."""
         assert self._engine is not None
         assert self.is_ready
         self._engine.send(message)
@@ -149,7 +149,7 @@ class EngineProcess:
         raise EngineDiedError(f"the engine ended with exit code {code} before it was ready")
 
     async def _first_message(self, engine: RunningEngine) -> FromEngine | None:
-        """Return what a new engine says first, or None when it is gone or does not get ready."""
+        """Return a new engine's first message; None if it ends or does not become ready in time."""
         patience = None
         if self._start_seconds is not None:
             patience = max(MIN_START_PATIENCE, START_PATIENCE * self._start_seconds)
@@ -162,14 +162,14 @@ class EngineProcess:
             return None
 
     def _keep(self, model: ModelInfo) -> None:
-        """Hold every engine to what the first one served: callers were told, adapters checked.
+        """Require every engine to serve what the first did: callers and adapter checks rely on it.
 
         Raises:
-            ConfigError: `model` is another one.
+            ConfigError: `model` differs from the first one.
         """
         if self._model is None:
             self._model = model
-            # By itself it would go by the memory that is free at the moment.
+            # Left at auto, its sizes would depend on the memory that is free at the moment.
             self._config = model.sizes.in_config(self._config)
             if self._max_silence:
                 self._watchdog = Watchdog(self._max_silence, model.sizes.max_batch_tokens)
@@ -193,8 +193,8 @@ class EngineProcess:
             engine = await self._start_again()
 
     async def _follow(self, engine: RunningEngine) -> None:
-        """Pass on what the engine reports until it is gone, or silent for too long."""
-        # Of an engine that hangs nothing may be left to wait for, its socket least of all.
+        """Forward the engine's reports until it ends or is silent for too long."""
+        # If the engine hangs, nothing may keep waiting for it, least of all for its socket.
         tasks = {asyncio.create_task(self._pass_on(engine)), asyncio.create_task(self._watch())}
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -226,7 +226,7 @@ class EngineProcess:
             self.send(Ping())
 
     async def _start_again(self) -> RunningEngine | None:
-        """Return a new engine, or None if there will be none."""
+        """Return a new engine, or None if it cannot be restarted."""
         while not self._is_stopping:
             is_often = len(self._deaths) == MAX_DEATHS
             if is_often and self._deaths[-1] - self._deaths[0] < DEATH_WINDOW:
@@ -246,12 +246,12 @@ class EngineProcess:
         return None
 
     async def _bury(self, engine: RunningEngine) -> None:
-        """Make room for the next engine, now that this one is gone."""
+        """Clean up after an engine, so that the next one can start."""
         self.is_ready = False
         engine.close()
         self._deaths.append(time.monotonic())
         self._on_ready(False)
-        # Its end of the socket is closed; whatever is left of it must go before the next starts.
+        # The socket is closed; what is left of the process must be gone before the next one starts.
         engine.kill()
         code = await engine.wait()
         if not self._is_stopping:
@@ -259,7 +259,7 @@ class EngineProcess:
 
 
 def _cause(code: int, ran_out_of_memory: bool) -> str:
-    """Return what may be said of an end with exit code `code`, negative for a signal."""
+    """Describe an exit with `code`, which is negative for a signal."""
     if ran_out_of_memory:
         return "no memory left"
     if code == -signal.SIGKILL:

@@ -1,7 +1,7 @@
-"""What is not run again: it was there each time that the engine died, or gives nothing but NaN.
+"""Quarantine: refuses requests and adapters that keep crashing the engine, or give only NaN.
 
-A request is known by its content, so that a call that is made again is the same request; its seed
-does not count, which a server chooses where none is given. Lives on the event loop.
+A request is identified by its content, so that a retry is the same request. Its seed is ignored,
+since the server chooses one where none is given. Lives on the event loop.
 """
 
 import datetime
@@ -15,16 +15,16 @@ from loramux.errors import FailedPreconditionError
 from loramux_server.wire.ask import Ask
 
 MAX_NOT_FINITE = 3
-"""So many requests without finite logits, and none that ended well between, are enough."""
+"""Requests in a row with non-finite logits after which an adapter is quarantined."""
 MAX_ENTRIES = 1024
-"""Of more, the oldest are forgotten."""
+"""Beyond this, the oldest are dropped."""
 REQUEST = "request:"
 
 _encode = msgspec.msgpack.Encoder(order="sorted").encode
 
 
 def key_of(ask: Ask) -> str:
-    """Return what a request is known by: the same for the same request."""
+    """Return the key that identifies a request by its content."""
     content = hashlib.blake2b(digest_size=16)
     for part in (
         ask.tenant.encode(),
@@ -41,7 +41,7 @@ def key_of(ask: Ask) -> str:
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """One request or adapter that is refused."""
+    """One request or adapter in quarantine."""
 
     key: str
     """The digest of an adapter, or `request:` and a digest of the request."""
@@ -50,41 +50,41 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class Quarantine:
-    """Refuses what is likely to do harm, until somebody clears it."""
+    """Refuses what is likely to do harm, until an operator clears it."""
 
     def __init__(self, max_deaths: int) -> None:
         """Refuse nothing yet.
 
         Args:
-            max_deaths: So many deaths in a row that a request or adapter was present in are enough;
-                0 means that deaths do not count.
+            max_deaths: Engine deaths in a row, with a request or adapter in flight, after which it
+                is quarantined; 0 means never.
         """
         self._max_deaths = max_deaths
         self._entries: dict[str, Entry] = {}
         self._deaths: dict[str, int] = {}
-        """Deaths in a row, of what was present in the last one and has not ended well since."""
+        """Deaths in a row, for what was in flight in the last one and has not ended well since."""
         self._not_finite: dict[str, int] = {}
         self.on_refused: Callable[[Entry], None] = lambda entry: None
-        """Called with what begins to be refused."""
+        """Called with each new entry."""
 
     @property
     def entries(self) -> list[Entry]:
-        """What is refused, the oldest first."""
+        """All entries, the oldest first."""
         return list(self._entries.values())
 
     def restore(self, entries: Iterable[Entry]) -> None:
-        """Refuse what a server before this one did."""
+        """Restore the entries of an earlier server process."""
         self._entries.update({entry.key: entry for entry in entries})
 
     def refuses(self, key: str) -> bool:
-        """Return whether `key`, the digest of an adapter or the key of a request, is refused."""
+        """Return whether `key`, an adapter's digest or a request's key, is in quarantine."""
         return key in self._entries
 
     def check(self, ask: Ask) -> None:
-        """Demand that `ask` may run.
+        """Check that `ask` may run.
 
         Raises:
-            FailedPreconditionError: Its adapter or the request itself is refused.
+            FailedPreconditionError: The request itself or its adapter is in quarantine.
         """
         if not self._entries:
             return
@@ -96,7 +96,7 @@ class Quarantine:
             raise _refusal(entry, "the request", "REQUEST_QUARANTINED", "")
 
     def engine_died(self, under_way: Iterable[Ask]) -> None:
-        """Note what the engine was asked to do when it died."""
+        """Record which requests were in flight when the engine died."""
         if not self._max_deaths:
             return
         present: set[str] = set()
@@ -109,7 +109,7 @@ class Quarantine:
             self._refuse(key, f"the engine died {deaths} times in a row while it was under way")
 
     def ended_well(self, ask: Ask) -> None:
-        """Note that `ask` came to its end: neither it nor its adapter is what does harm."""
+        """Record that `ask` ended normally, which clears the counts of it and its adapter."""
         if self._deaths:
             self._deaths.pop(key_of(ask), None)
             self._deaths.pop(ask.digest or "", None)
@@ -117,7 +117,7 @@ class Quarantine:
             self._not_finite.pop(ask.digest or "", None)
 
     def was_not_finite(self, digest: str) -> None:
-        """Note that a request ended because its logits under an adapter were not finite."""
+        """Record that a request failed because its logits with an adapter were not finite."""
         count = self._not_finite.pop(digest, 0) + 1
         if count >= MAX_NOT_FINITE:
             self._refuse(digest, f"{count} requests in a row had logits that were not finite")
@@ -127,7 +127,7 @@ class Quarantine:
             del self._not_finite[next(iter(self._not_finite))]
 
     def clear(self, key: str) -> bool:
-        """Let something run again; return whether it was refused."""
+        """Release something from quarantine; return whether it was there."""
         self._deaths.pop(key, None)
         self._not_finite.pop(key, None)
         return self._entries.pop(key, None) is not None
@@ -140,12 +140,12 @@ class Quarantine:
 
 
 def dump(entries: list[Entry]) -> str:
-    """Return `entries` as text."""
+    """Return `entries` as JSON."""
     return msgspec.json.encode(entries).decode()
 
 
 def load(text: str) -> list[Entry]:
-    """Return what `dump` made text of."""
+    """Parse the output of `dump`."""
     return msgspec.json.decode(text, type=list[Entry])
 
 

@@ -1,4 +1,4 @@
-"""One engine process, from its start to its end, and the socket by which it is talked with."""
+"""One engine process, from its start to its end, and the socket to it."""
 
 import asyncio
 import contextlib
@@ -13,12 +13,12 @@ from loramux_server.wire.messages import FromEngine, ToEngine, decode_from_engin
 _ENVIRONMENT = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TQDM_DISABLE": "1",
-    # OpenMP threads that wait for each other without sleeping keep everybody else off the cores,
-    # the one that they wait for among them: with one other busy process on two cores, steps took
-    # ten times as long as alone. With so few turns it is less than twice, and alone the same.
+    # OpenMP threads that spin while they wait for each other keep all others off the cores, even
+    # the one that they wait for: with one other busy process on two cores, steps took ten times as
+    # long as alone. With so short a spin it is less than twice, and alone there is no difference.
     "GOMP_SPINCOUNT": "1000",
 }
-"""What the engine's environment has unless it says otherwise."""
+"""Defaults for environment variables of the engine."""
 
 
 class RunningEngine:
@@ -30,14 +30,14 @@ class RunningEngine:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
     ) -> None:
-        """Own a process that was started, and the socket to it; see `spawn`."""
+        """Take over a started process and the socket to it; see `spawn`."""
         self._process = process
         self._reader = reader
         self._writer = writer
 
     @staticmethod
     async def spawn(config: EngineConfig) -> "RunningEngine":
-        """Start an engine, which will say first whether it is ready."""
+        """Start an engine; its first message says whether it is ready."""
         ours, theirs = socket.socketpair()
         reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 20)
         writer.write(frame(encode(config)))
@@ -58,13 +58,13 @@ class RunningEngine:
         return self._process.pid
 
     def send(self, message: ToEngine) -> None:
-        """Tell it something."""
-        # Of an engine that has just gone the calls are about to end.
+        """Send it a message."""
+        # If the engine has just died, its calls are about to fail anyway.
         if not self._writer.is_closing():
             self._writer.write(frame(encode(message)))
 
     async def read(self) -> FromEngine | None:
-        """Return its next message, or None when it is gone."""
+        """Return its next message, or None once it is gone."""
         try:
             head = await self._reader.readexactly(LENGTH.size)
             size = LENGTH.unpack(head)[0]
@@ -74,11 +74,11 @@ class RunningEngine:
             return None
 
     def close(self) -> None:
-        """Close the socket, at which a ready engine ends."""
+        """Close the socket, upon which a ready engine ends."""
         self._writer.close()
 
     def kill(self) -> None:
-        """End it at once, if it has not ended yet."""
+        """Kill it, if it has not ended yet."""
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
 

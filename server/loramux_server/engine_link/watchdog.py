@@ -1,6 +1,6 @@
-"""When an engine has been silent for too long.
+"""Decides when an engine has been silent for too long.
 
-Knows no clock: whoever watches looks again and again, and says what time it is.
+Reads no clock: the caller polls it with the time.
 """
 
 from collections import deque
@@ -9,23 +9,23 @@ from statistics import median_low
 from loramux_server.wire.messages import BatchSize
 
 _MEMORY = 7
-"""Steps of each kind that are remembered."""
+"""Recent steps of each kind that are remembered."""
 _MANY_TOKENS = 64
-"""What a token costs is learnt from steps that have at least so many."""
+"""The cost of a token is learned from steps with at least this many."""
 _STEPS = 10
-"""A step may take so many times what steps took lately."""
+"""A step may take this many times what steps took lately."""
 _FULL_STEPS = 4
-"""It may take as long as so many that are as full as they can be."""
+"""A step may take as long as this many steps of `max_batch_tokens`."""
 
 
 class Watchdog:
-    """Knows how long an engine has been silent, and how long it may be."""
+    """Tracks how long an engine has been silent, and how long it may be."""
 
     def __init__(self, seconds: float, max_batch_tokens: int) -> None:
-        """Begin knowing nothing about steps.
+        """Begin without knowledge of step costs.
 
         Args:
-            seconds: Silence that is always allowed; more is if steps have been slow.
+            seconds: Silence that is always allowed; slow steps extend it.
             max_batch_tokens: Most tokens of a step.
         """
         self._seconds = seconds
@@ -35,25 +35,25 @@ class Watchdog:
         self._silence = 0.0
         self._looked = 0.0
         self.interval = seconds / 8
-        """Seconds between two looks."""
+        """Seconds between two polls."""
 
     @property
     def patience(self) -> float:
         """Seconds of silence that are allowed now.
 
-        Costs are medians, so that a step that was interrupted changes nothing; long prompts keep
-        steps full, and what those cost is known from their tokens.
+        Costs are medians, so that one interrupted step changes nothing. Long prompts keep steps
+        full; the cost of a full step follows from the cost per token.
         """
         usual = median_low(self._step_seconds) if self._step_seconds else 0.0
         token = median_low(self._token_seconds) if self._token_seconds else 0.0
         return max(self._seconds, _STEPS * usual, _FULL_STEPS * self._max_batch_tokens * token)
 
     def begin(self, now: float) -> None:
-        """Begin to watch an engine that has just said that it is ready."""
+        """Begin to watch an engine that has just become ready."""
         self._silence, self._looked = 0.0, now
 
     def heard(self, batch: BatchSize | None) -> None:
-        """Take in a sign of life, and what the step cost that it tells of."""
+        """Record a sign of life, and the cost of the step that it reports."""
         self._silence = 0.0
         if batch is None:
             return
@@ -63,8 +63,8 @@ class Watchdog:
 
     def look(self, now: float) -> bool:
         """Return whether the engine has been silent for too long."""
-        # A look that comes late means that the watcher itself was held up: stopped with the engine
-        # maybe, whose answer would lie unread.
+        # A late poll means that this process was held up itself, perhaps stopped together with the
+        # engine, and an answer may be unread. So a poll adds at most two intervals.
         self._silence += min(now - self._looked, 2 * self.interval)
         self._looked = now
         return self._silence > self.patience
