@@ -1,7 +1,7 @@
-"""Where in a prompt an adapter begins that waits for its invocation tokens (aLoRA).
+"""The position in a prompt from which an adapter with invocation tokens (aLoRA) is active.
 
-As in PEFT's `generate` it is the prompt that decides: at the last place where it has these tokens,
-with the first of them. What is generated does not move it. Without them the adapter does nothing.
+As in PEFT's `generate`, it is the start of their last occurrence in the prompt; generated tokens do
+not move it. If they do not occur, the adapter does nothing.
 
 Source: Greenewald et al. 2025, "Activated LoRA" (arXiv 2504.12397).
 """
@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 
 def last_place(tokens: Sequence[int], pattern: Sequence[int]) -> int | None:
-    """Return where `pattern`, of one token at least, last begins in `tokens`; None if nowhere.
+    """Return where `pattern`, which is not empty, last begins in `tokens`; None if nowhere.
 
-    Looks at each token once or twice, from the end on: Knuth, Morris and Pratt's algorithm.
+    Knuth-Morris-Pratt search from the end, in linear time.
     """
     wanted = pattern[::-1]
     fallback = _fallbacks(wanted)
@@ -27,7 +27,7 @@ def last_place(tokens: Sequence[int], pattern: Sequence[int]) -> int | None:
 
 
 def _fallbacks(pattern: Sequence[int]) -> list[int]:
-    """Return for each beginning of `pattern` how long a shorter one is with which it ends."""
+    """Return for each prefix of `pattern` the length of its longest border."""
     fallback = [0] * len(pattern)
     matched = 0
     for i in range(1, len(pattern)):

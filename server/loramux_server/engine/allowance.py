@@ -1,7 +1,7 @@
-"""What this process may use: the machine's memory and cores, or what limits of a container leave.
+"""The memory and cores that this process may use: the machine's, or less in a container.
 
-psutil and the scheduler know the machine, and which cores a process is bound to. Limits of memory
-and of processor time lie in control groups, that of the process or any above it.
+psutil and the operating system know the machine and the CPU affinity. Memory and CPU limits are
+set in control groups: the process's own or any ancestor.
 """
 
 import os
@@ -11,23 +11,23 @@ import psutil
 
 
 def free_memory() -> int:
-    """Return the bytes that this process may still take; file cache that can be dropped is free."""
+    """Return the bytes that this process may still allocate; reclaimable file cache is free."""
     free = int(psutil.virtual_memory().available)
     budget = proclimits.get_memory_budget()
     return free if budget is None else min(free, budget.available)
 
 
 def all_memory() -> int:
-    """Return the bytes that this process may share with all that runs beside it."""
+    """Return the total memory that this process and those beside it may use, in bytes."""
     total = int(psutil.virtual_memory().total)
     budget = proclimits.get_memory_budget()
     return total if budget is None else min(total, budget.limit)
 
 
 def num_cores() -> int:
-    """Return how many threads may compute all the time, which in a container can be few.
+    """Return how many threads can compute all the time, which may be few in a container.
 
-    Of a limit such as 2.5 cores that is 2: a third thread would have all of them stopped in turn.
+    A limit of 2.5 cores gives 2: with a third thread, all of them would be throttled.
     """
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))

@@ -1,4 +1,4 @@
-"""What the engine knows of the base model beside what runs it."""
+"""What the engine knows about the base model, apart from how to run it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,15 +8,15 @@ from loramux_server.wire.weight_format import AS_SAVED, Resting
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """What requests are made by."""
+    """Properties of the base model that requests depend on."""
 
     block_size: int
     """Tokens in a KV block."""
     eos_token_ids: Sequence[int] = ()
-    """The tokens with which the model ends a text."""
+    """End-of-sequence tokens."""
     vocab_size: int | None = None
-    """Tokens of the base; None if that makes no difference."""
+    """Vocabulary size of the base; None if it does not matter."""
     reads_whole: bool = False
-    """Whether the base reads texts as wholes."""
+    """Whether the base has an encoder, so that it reads a text as a whole, in one chunk."""
     resting: Resting = AS_SAVED
-    """In which format an adapter rests in memory."""
+    """Storage format of adapters in memory."""

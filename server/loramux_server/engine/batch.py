@@ -1,6 +1,6 @@
-"""A plan as flat arrays: what the model, attention and the adapters need to know of one step.
+"""A plan as flat arrays: the input of one step for the model, attention and adapters.
 
-Requests that share an adapter lie next to each other, so that a segment is as long as it can be.
+Requests with the same adapter are adjacent, so that segments are as long as possible.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -32,41 +32,41 @@ class ReadTokens:
 
     request: Request
     head: Callable[[torch.Tensor], torch.Tensor]
-    """What reads them: [tokens, width] -> what it makes of each token."""
+    """What reads them: [tokens, width] -> its output for each token."""
     first: int
-    """How many of its tokens were read before."""
+    """How many of its tokens were read in earlier steps."""
     rows: slice
-    """Where the tokens are in the batch."""
+    """Rows of the tokens in the batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class PromptTokens:
-    """Tokens of one request's prompt whose log-probabilities are told."""
+    """Tokens of one request's prompt whose log-probabilities are computed."""
 
     request: Request
     tokens: list[int]
     rows: slice
-    """Where the token before each of them is in the batch."""
+    """Row of the token before each of them in the batch."""
     is_last: bool
-    """Whether all of the prompt is known then."""
+    """Whether they complete the prompt."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One step's input, and whom it serves."""
+    """One step's input, and the requests that it serves."""
 
     input: StepInput
     requests: list[Request]
-    """The requests of the tokens whose logits are needed, in the same order: one token of each, and
-    those of its draft."""
+    """The requests whose logits are needed, in the order of their rows: one row for each, and one
+    more for each token of its draft."""
     drafts: Mapping[Request, Sequence[int]] = field(default_factory=dict)
-    """The drafts of those of them that have one."""
+    """The drafts of those that have one."""
     read: tuple[ReadTokens | PromptTokens, ...] = ()
-    """The tokens whose hidden states are read, by heads or for their logits."""
+    """Tokens whose hidden states are read, by heads or for prompt log-probabilities."""
 
     @property
     def num_rows(self) -> int:
-        """Tokens whose logits are needed."""
+        """Rows whose logits are needed."""
         return len(self.requests) + sum(map(len, self.drafts.values()))
 
     @staticmethod
@@ -78,14 +78,14 @@ class Batch:
         *,
         draws: bool = False,
     ) -> "Batch":
-        """Lay out `chunks`, already grouped by adapter (see `grouped`), in memory of the host.
+        """Lay out `chunks`, already grouped by adapter (see `grouped`), in host memory.
 
         Args:
-            chunks: What is to be computed.
-            residence: Where an adapter lies.
+            chunks: What to compute.
+            residence: Returns where an adapter is in memory.
             block_size: Tokens in a KV block.
-            before: The step that still runs, whose results are the tokens of chunks that are ahead.
-            draws: Whether the step chooses the tokens itself.
+            before: The step in flight, which yields the tokens of chunks that are ahead.
+            draws: Whether the step samples its tokens itself.
         """
         lengths = [chunk.length for chunk in chunks]
         query_start = np.cumsum([0, *lengths], dtype=np.int32)
@@ -145,27 +145,27 @@ class Batch:
 
 
 def grouped(chunks: Sequence[Chunk]) -> list[Chunk]:
-    """Return `chunks` with those of one adapter next to each other, the base first.
+    """Return `chunks` with those of one adapter adjacent, the base first.
 
-    Of those of an adapter, the ones in which it begins come first: what they have of the base parts
-    none of the others.
+    Within an adapter, chunks that begin with inactive tokens (aLoRA) come first, so that these do
+    not separate the others.
     """
     return sorted(chunks, key=lambda chunk: (chunk.digest or "", not chunk.num_inactive))
 
 
 def _carried(chunks: Sequence[Chunk], before: Batch) -> torch.Tensor:
-    """Return the row of `before` that gives the one token of each of `chunks`."""
+    """Return the row of `before` that yields the one token of each of `chunks`."""
     row_of = {request: row for row, request in enumerate(before.requests)}
     return torch.tensor([row_of[chunk.request] for chunk in chunks])
 
 
 def _draws(chunks: Sequence[Chunk]) -> Draws | None:
-    """Return how the tokens are drawn with which `chunks` end."""
+    """Return how the next tokens of `chunks` are sampled."""
     return draws_of([(chunk.request.sampling, chunk.position) for chunk in chunks])
 
 
 def _adjustments(chunks: Sequence[Chunk]) -> Adjustments | None:
-    """Return what is done to their logits before."""
+    """Return how their logits are adjusted before."""
     turns = [Turn(c.request.counts, c.position, c.request.output) for c in chunks]
     return adjustments_of(turns)
 
@@ -177,7 +177,7 @@ def _virtual_runs(
     block_size: int,
     residence: Callable[[str], Residence],
 ) -> tuple[tuple[VirtualRun, ...], tuple[VirtualRun, ...]]:
-    """Return the virtual tokens whose embeddings, and those whose keys and values, are brought."""
+    """Return the virtual tokens that adapters provide as embeddings, and as keys and values."""
     embedded: list[VirtualRun] = []
     cached: list[VirtualRun] = []
     for i, chunk in enumerate(chunks):
@@ -201,7 +201,7 @@ def _virtual_runs(
 def _read_tokens(
     chunks: Sequence[Chunk], query_start: Int32, residence: Callable[[str], Residence]
 ) -> tuple[ReadTokens, ...]:
-    """Return what is read."""
+    """Return the tokens whose hidden states are read."""
     found: list[ReadTokens] = []
     for begin, chunk in zip(query_start.tolist(), chunks, strict=False):
         positions = chunk.read
@@ -219,7 +219,7 @@ def _read_tokens(
 
 
 def _prompt_tokens(chunks: Sequence[Chunk], query_start: Int32) -> tuple[PromptTokens, ...]:
-    """Return what is told of prompts."""
+    """Return the prompt tokens whose log-probabilities are computed."""
     found: list[PromptTokens] = []
     for begin, chunk in zip(query_start.tolist(), chunks, strict=False):
         if not chunk.request.tells_prompt:
@@ -251,7 +251,7 @@ def _states(chunks: Sequence[Chunk]) -> StateBatch | None:
 def _whole_texts(
     chunks: Sequence[Chunk], residence: Callable[[str], Residence]
 ) -> tuple[WholeText, ...]:
-    """Return the texts of requests whose model reads them as wholes."""
+    """Return the texts of requests if the model has an encoder, which reads them as a whole."""
     if not chunks[0].request.is_whole:  # the model is the same for all
         return ()
     texts = []

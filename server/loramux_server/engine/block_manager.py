@@ -1,8 +1,8 @@
-"""KV blocks: who holds which, which hold the beginning of what, and how many are left.
+"""KV blocks: who holds which, which can be shared as a prefix, and how many are free.
 
 Knows nothing of tensors: a block is an integer. The model runner owns the memory. A full block can
-be named after the tokens up to its end; then requests that begin with the same tokens share it, and
-it is remembered after the last of them, until its room is needed: the oldest goes first.
+be named by a hash of all tokens up to its end. Requests with the same prefix then share it, and it
+stays cached after its last holder until it is needed; the least recently released goes first.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from loramux_server.engine.named_pool import NamedPool
 
 
 class BlockManager:
-    """Hands out `num_blocks` blocks of `block_size` tokens each."""
+    """Allocates `num_blocks` blocks of `block_size` tokens each."""
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         if num_blocks < 1 or block_size < 1:
@@ -24,11 +24,11 @@ class BlockManager:
 
     @property
     def num_used(self) -> int:
-        """Blocks that somebody holds."""
+        """Blocks with a holder."""
         return self._pool.num_used
 
     def grow(self, table: list[int], num_tokens: int) -> bool:
-        """Extend `table` to hold `num_tokens` tokens; False, and no change, if blocks lack."""
+        """Extend `table` to hold `num_tokens` tokens; False, and no change, if too few are free."""
         missing = self._num_missing(table, num_tokens)
         if missing > self._pool.num_free:
             return False
@@ -37,26 +37,25 @@ class BlockManager:
         return True
 
     def grow_spare(self, table: list[int], num_tokens: int) -> bool:
-        """Do what `grow` does, but not with blocks whose content others could still use."""
+        """Do what `grow` does, but without evicting cached blocks."""
         has_spare = self._pool.has_nameless(self._num_missing(table, num_tokens))
         return has_spare and self.grow(table, num_tokens)
 
     def shrink(self, table: list[int], num_tokens: int) -> None:
-        """Take back the blocks of `table` beyond those that hold `num_tokens` tokens."""
+        """Release the blocks of `table` beyond those that hold `num_tokens` tokens."""
         kept = -(-num_tokens // self.block_size)
         self.release(table[kept:])
         del table[kept:]
 
     def is_known(self, name: bytes) -> bool:
-        """Return whether a block of that name is there."""
+        """Return whether a block of that name is cached or in use."""
         return self._pool.find(name) is not None
 
     def known(self, names: Sequence[bytes]) -> list[int]:
-        """Return the blocks at a beginning that are there already.
+        """Return the blocks of a prefix that are cached or in use, up to the first miss.
 
         Args:
-            names: Of its full blocks, in order; what comes behind the first unknown one is of no
-                use.
+            names: Names of the full blocks of the prefix, in order.
         """
         blocks: list[int] = []
         for name in names:
@@ -67,7 +66,7 @@ class BlockManager:
         return blocks
 
     def can_begin(self, shared: Sequence[int], num_tokens: int) -> bool:
-        """Return whether `begin` has the room that it needs."""
+        """Return whether enough blocks are free for `begin`."""
         waking = sum(self._pool.is_free(block) for block in shared)
         return self._num_missing(shared, num_tokens) <= self._pool.num_free - waking
 
@@ -75,7 +74,7 @@ class BlockManager:
         """Return a new table for `num_tokens` tokens; see `can_begin`.
 
         Args:
-            shared: The blocks with which it begins; see `known`.
+            shared: The shared blocks with which it begins; see `known`.
             num_tokens: Tokens that it has to hold.
         """
         for block in shared:
@@ -86,12 +85,12 @@ class BlockManager:
         return table
 
     def name(self, block: int, name: bytes) -> None:
-        """Let a full block be found by `name`; the first block of a name keeps it."""
+        """Make a full block findable by `name`; the first block of a name keeps it."""
         self._pool.name(block, name)
 
     def release(self, table: list[int]) -> None:
-        """Take back every block of `table` and empty it."""
-        # Backwards, so that the end of a prefix goes before its beginning, which others may share.
+        """Release every block of `table` and empty it."""
+        # Backwards, so that the end of a prefix is evicted before its more widely shared beginning.
         for block in reversed(table):
             self._pool.release(block)
         table.clear()

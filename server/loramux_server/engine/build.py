@@ -1,4 +1,4 @@
-"""EngineConfig and base model -> Engine: size the memory, put the parts together."""
+"""EngineConfig and base model -> Engine: sizes the memory and assembles the parts."""
 
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -49,23 +49,23 @@ from loramux_server.wire.weight_format import ROUNDINGS, Resting
 
 _DRAFT_TOKENS = 16
 _KEPT_PART = 16
-"""Beside the memory for running requests, one part in so many is for what is known of texts."""
+"""Encoder outputs are cached in up to 1 / _KEPT_PART of the KV memory's size, beside it."""
 _LEAST_KEPT = 64 << 20
 _ROOMS_FOR_PARTS = 256 << 20
-"""Bytes of memory that wait for parts of adapters on their way to a device."""
+"""Bytes of pinned memory for shards of adapters on their way to a device."""
 
 
 def make_runner(
     model: BaseModel, config: EngineConfig, backend: Backend, num_slots: int, num_states: int = 0
 ) -> ModelRunner:
-    """Return what runs `model`, or this process's part of it.
+    """Return what runs `model`, or this process's shard of it.
 
     Args:
         model: The prepared base model.
-        config: Its settings, of which none is left open.
+        config: Its settings, with no size left at auto.
         backend: The operations to use.
         num_slots: Tokens that the KV cache is to hold.
-        num_states: Requests of which there is room for what recurrent layers know.
+        num_states: Recurrent states to make room for.
 
     Raises:
         UnservableModelError: The operations compute something else than the model.
@@ -84,7 +84,7 @@ def make_runner(
 
 
 def resting_of(runner: ModelRunner, config: EngineConfig) -> Resting:
-    """Return in which format adapters rest."""
+    """Return the storage format of adapters."""
     return runner.slab.resting or Resting(ROUNDINGS[config.adapter_dtype])
 
 
@@ -95,17 +95,17 @@ def build_engine(
     wake: Callable[[], None],
     team: Team | None = None,
 ) -> tuple[Engine, ModelInfo]:
-    """Return an engine that serves `model`, and what to tell the frontend about it.
+    """Return an engine that serves `model`, and the description of it for the frontend.
 
     Args:
         model: The prepared base model.
         config: Its settings.
-        executor: Runs loads beside the steps.
+        executor: Runs loads concurrently with steps.
         wake: Called from `executor` when a load is done.
-        team: The processes that have the rest of `model`, if this one has only a part.
+        team: The processes that hold the other shards of `model`, if it is sharded.
 
     Raises:
-        NoRoomError: There is less memory than `config` says.
+        NoRoomError: There is less memory than `config` asks for.
         UnservableModelError: A memory limit of `config` leaves no room to serve, or its kernels do
             not run on the model's device.
     """
@@ -174,7 +174,7 @@ def build_engine(
         ),
         views=Views(None if blindness else model.sight, SightChanges(BaseLayers(model)), wake),
         runner=team.running(runner) if team else runner,
-        # Elsewhere the host itself does the work.
+        # Without a GPU the host itself computes the steps.
         starter=runner if runner.slab.resting and not team else None,
         base=Base(
             config.block_size,
@@ -197,9 +197,9 @@ def build_engine(
 
 
 def _blindness(model: BaseModel, config: EngineConfig) -> str:
-    """Return why `model` takes no images, where its kind sees; empty where it does, or has none."""
+    """Return why `model` takes no images although its architecture could; empty otherwise."""
     if model.sight and config.deterministic and (model.sight.is_whole or model.sight.adds):
-        # Rounded otherwise, in the steps of neighbours as well.
+        # Those round differently, for the other rows of the batch as well.
         return (
             "the server is deterministic, and steps with images of this model are computed in "
             "another way than others"
@@ -208,19 +208,19 @@ def _blindness(model: BaseModel, config: EngineConfig) -> str:
 
 
 def _rooms(model: BaseModel, config: EngineConfig) -> Rooms | None:
-    """Return where adapters lie that a GPU copies from the host; None without one."""
+    """Return the pinned memory from which a GPU copies adapters; None without one."""
     if model.device.type != "cuda":
         return None
     memory = PinnedMemory(model.device)
-    if model.shard != WHOLE:  # of an adapter that is cut, no part stays on the host
+    if model.shard != WHOLE:  # shards of adapters do not stay on the host
         return Rooms(memory, min(config.host_adapter_memory, _ROOMS_FOR_PARTS))
-    # Rooms may be an eighth larger than what lies in them.
+    # Rooms may be an eighth larger than their contents.
     most = min(config.host_adapter_memory * 9 // 8, all_memory())
     return Rooms(memory, most, loader_threads(1, "spare", device=model.device))
 
 
 def _draft_tokens(model: BaseModel, config: EngineConfig) -> int:
-    """Return how many tokens of a request are drafted at most."""
+    """Return the maximum number of draft tokens per request."""
     if model.recurrent.states:
         if config.speculative_tokens > 0:
             raise UnservableModelError(
@@ -237,7 +237,7 @@ def _draft_tokens(model: BaseModel, config: EngineConfig) -> int:
         return 0
     if config.speculative_tokens >= 0:
         return config.speculative_tokens
-    # On a GPU steps start before those before them have ended, and drafts have to wait for that.
+    # On a GPU a step starts before the previous one has ended; drafts would have to wait for it.
     return _DRAFT_TOKENS if model.device.type == "cpu" else 0
 
 
@@ -253,6 +253,6 @@ def _contexts(model: BaseModel, config: EngineConfig, room: KvRoom) -> Contexts:
         keeps = config.prefix_cache and model.recurrent.goes_on
         states = StateKeeper(room.num_states, config.block_size, keeps=keeps)
     blocks = BlockManager(room.num_blocks, config.block_size)
-    # What is known of whole texts does not lie in blocks.
+    # Outputs of an encoder are not cached in blocks.
     shares_prefixes = config.prefix_cache and not model.whole_texts
     return Contexts(blocks, states, shares_prefixes=shares_prefixes)

@@ -1,8 +1,8 @@
-"""What the processes that hold a model together say to each other.
+"""The messages between the processes of tensor parallelism.
 
-One leads; it is the engine process. The others follow: they obey its commands in the order in
-which they come, and say when they have obeyed. Typed structs in MessagePack, as between frontend
-and engine; arrays are their bytes.
+One leads: the engine process. The others follow: they execute its commands in order, and
+acknowledge all but `Run`. Typed structs in MessagePack, as between frontend and engine; arrays are
+their raw bytes.
 
 Legend: T tokens, R rows whose logits are needed, B requests, M blocks of a request, S segments.
 """
@@ -28,17 +28,17 @@ class Load(Struct, frozen=True, tag=True):
 
     config: EngineConfig
     index: int
-    """Which shard the follower has."""
+    """The follower's shard."""
     meeting: str
-    """A file through which the processes find each other, in a folder of its own."""
+    """Rendezvous file of the processes, in a folder of its own."""
 
 
 class Divide(Struct, frozen=True, tag=True):
-    """Meet the others, and keep your shard of the model. The second command."""
+    """Join the process group, and keep your shard of the model. The second command."""
 
 
 class Allocate(Struct, frozen=True, tag=True):
-    """Make room for the KV cache and the adapters. The third command."""
+    """Allocate memory for the KV cache and the adapters. The third command."""
 
     num_slots: int
     """Tokens that the KV cache holds."""
@@ -46,7 +46,7 @@ class Allocate(Struct, frozen=True, tag=True):
 
 
 class Write(Struct, frozen=True, tag=True):
-    """Read an adapter and copy your shard of it to rank rows, beside the steps."""
+    """Read an adapter and copy your shard of it to rank rows, concurrently with steps."""
 
     number: int
     row: int
@@ -54,7 +54,7 @@ class Write(Struct, frozen=True, tag=True):
 
 
 class Run(Struct, frozen=True, tag=True):
-    """Run one step; see `StepInput`. Nobody says when this is done: the sums do."""
+    """Run one step; see `StepInput`. Not acknowledged: its all-reduces keep processes in step."""
 
     token_T: bytes
     position_T: bytes
@@ -71,7 +71,7 @@ class Run(Struct, frozen=True, tag=True):
 
     @staticmethod
     def of(given: StepInput) -> "Run":
-        """Return the command to run `given`, which is in memory of the host."""
+        """Return the command to run `given`, which is in host memory."""
         attention, segments = given.attention, given.segments
         return Run(
             _bytes(given.token_T),
@@ -89,7 +89,7 @@ class Run(Struct, frozen=True, tag=True):
         )
 
     def input(self, residence: Callable[[int], Residence]) -> StepInput:
-        """Return what is to be run; `residence` says what lies at a row."""
+        """Return the step to run; `residence` returns the adapter at a row."""
         context_B = _int32(self.context_B)
         segments = None
         if self.row_S:
@@ -115,12 +115,12 @@ class Run(Struct, frozen=True, tag=True):
 
 
 class Done(Struct, frozen=True, tag=True):
-    """A command has been obeyed, or could not be."""
+    """The acknowledgement of a command, or of its failure."""
 
     number: int = 0
-    """Of a `Write`; the other commands come one at a time and have none."""
+    """Number of a `Write`; the other commands come one at a time and have none."""
     problem: str | None = None
-    """Why it could not be obeyed."""
+    """Why the command failed; None if it did not."""
 
 
 Command = Load | Divide | Allocate | Write | Run
@@ -131,7 +131,7 @@ def _bytes(x: torch.Tensor) -> bytes:
 
 
 def _int32(data: bytes) -> npt.NDArray[np.int32]:
-    # Copied, since what is received is not to be written to and torch warns of such memory.
+    # Copied, since received bytes are read-only, of which torch warns.
     return np.frombuffer(data, np.int32).copy()
 
 

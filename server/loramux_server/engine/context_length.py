@@ -1,4 +1,4 @@
-"""How many tokens a request may have: what a model allows, or fewer."""
+"""The context length of requests: that of the model, or less."""
 
 import logging
 
@@ -11,14 +11,14 @@ from loramux_server.wire.engine_config import EngineConfig
 _log = logging.getLogger(__name__)
 
 _MOST_SPARE = 4
-"""Positions of a table that no token has: those of padding in some models."""
+"""Most rows of a position table that no token uses: some models have such for padding."""
 
 
 def served_context(model: BaseModel, config: EngineConfig) -> int:
-    """Return the most tokens of a request, never more than `model` has.
+    """Return the context length to serve, at most that of `model`.
 
     Raises:
-        UnservableModelError: `config` says more, and the model has a table of its positions, beyond
+        UnservableModelError: `config` asks for more, and the model has a position table, beyond
             which there is nothing.
     """
     asked, own = config.max_context, model.context_length
@@ -32,9 +32,9 @@ def served_context(model: BaseModel, config: EngineConfig) -> int:
 
 
 def _has_position_table(model: BaseModel) -> bool:
-    """Return whether `model` has an embedding for each position, in place of a rule for all."""
+    """Return whether `model` has a table of position embeddings instead of a formula."""
     own, source = model.context_length, model.source_length
-    # That of an encoder, too; what sees images has another for places in them.
+    # An encoder's counts as well. Vision layers have one of another size, for places in images.
     lengths = (own - source, source) if source else (own,)
     return any(
         isinstance(part, nn.Embedding)

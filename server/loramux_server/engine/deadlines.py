@@ -1,4 +1,4 @@
-"""Which requests are late. Knows no clock."""
+"""Which requests are past their deadline. Reads no clock."""
 
 import math
 from collections.abc import Collection
@@ -7,18 +7,18 @@ from loramux_server.engine.request import Request
 
 
 class Deadlines:
-    """Finds requests whose time is up, and looks at all of them only when one is."""
+    """Finds requests past their deadline, and scans them only when there may be one."""
 
     def __init__(self) -> None:
         self._first = math.inf
-        """No request has to be finished before this."""
+        """Lower bound of all deadlines."""
 
     def note(self, request: Request) -> None:
-        """Note a request that is not finished."""
+        """Record an unfinished request."""
         self._first = min(self._first, request.deadline)
 
     def late(self, requests: Collection[Request], now: float) -> list[Request]:
-        """Return those of `requests`, all that are not finished, whose time is up."""
+        """Return which of `requests`, which are all unfinished ones, are past their deadline."""
         if now < self._first:
             return []
         late = [request for request in requests if request.deadline <= now]

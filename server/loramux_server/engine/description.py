@@ -1,4 +1,4 @@
-"""What the frontend is told of a base model."""
+"""The description of a base model for the frontend."""
 
 from loramux_server.engine.kv_room import KvRoom
 from loramux_server.lora.row_allocator import RowSize
@@ -20,18 +20,18 @@ def model_info(
     sizes: EngineSizes,
     blindness: str,
 ) -> ModelInfo:
-    """Return what is told of `model`.
+    """Return the description of `model`.
 
     Args:
         model: The prepared base model.
         context_length: Tokens that a request may have.
-        source_length: Those of them that are for what an encoder reads beside a decoder.
-        adapter_rows: Rank rows that there is room for.
-        row_size: How much one holds.
-        resting: In which format adapters rest.
-        room: What can be kept of requests.
-        sizes: What the engine has of all that its config may leave open.
-        blindness: Why it takes no images, where its kind could; empty where it takes them.
+        source_length: Those of them that are for the encoder of an encoder-decoder.
+        adapter_rows: Rank rows that fit into the adapter memory.
+        row_size: The size of one.
+        resting: Storage format of adapters.
+        room: Room for KV blocks and recurrent states.
+        sizes: The engine's sizes, including those that its config leaves at auto.
+        blindness: Why it takes no images although its architecture could; empty otherwise.
     """
     layers = {}
     for name, place in model.places.items():

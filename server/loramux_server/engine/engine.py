@@ -1,4 +1,4 @@
-"""The engine core: an inbox, a step, an outbox. Plain calls; whoever owns it brings the thread."""
+"""The engine core: an inbox, a step, an outbox. Plain calls; its owner provides the thread."""
 
 import time
 from collections.abc import Iterable, Sequence
@@ -58,16 +58,16 @@ class Engine:
 
         Args:
             scheduler: Decides what runs.
-            admission: Decides what may wait to run.
-            pace: Decides how much of a prompt runs beside decode.
+            admission: Decides what may be queued.
+            pace: Decides how many prompt tokens run beside decode.
             speculation: Finds drafts.
-            residents: Brings adapters to memory, and lets them go.
-            views: Looks at images.
+            residents: Loads adapters into memory, and drops them.
+            views: Encodes images.
             runner: Runs the model.
-            starter: Runs it while the engine goes on; None where there is nothing to be gained.
-            base: What requests are made by.
-            shares_cores: Whether a step takes the cores that loads need.
-            follower: Knows what may come next in texts that have a form; None where there are none.
+            starter: Runs it asynchronously; None where there is nothing to be gained.
+            base: Properties of the base model that requests depend on.
+            shares_cores: Whether steps compete with loads for cores.
+            follower: Knows the allowed tokens in structured output; None if that is not served.
             clock: Seconds, monotonic.
         """
         self._scheduler = scheduler
@@ -85,20 +85,20 @@ class Engine:
         self._requests: dict[int, Request] = {}
         self._deadlines = Deadlines()
         self._ended_at = 0.0
-        """When the last step had been taken in."""
+        """When the results of the last step were processed."""
         self._shares_cores = shares_cores
         self._ran_seconds = 0.0
-        """What the last step took of the cores that loads need as well; 0 where it left them."""
+        """Seconds for which the last step kept the cores from loads; 0 if it did not."""
         self._is_stuck = True
 
     @property
     def can_step(self) -> bool:
-        """Whether a step may make progress now; False means wait for a message or a load."""
+        """Whether a step may make progress now; if not, wait for a message or a load."""
         parts = (self._residents.has_landed, self._shaping.has_found, self._views.has_looked)
         return not self._is_stuck or self._execution.flight is not None or any(parts)
 
     def receive(self, messages: Iterable[ToEngine]) -> None:
-        """Take in what the frontend sent."""
+        """Process messages from the frontend."""
         for message in messages:
             self._is_stuck = False
             if isinstance(message, Submit):
@@ -122,7 +122,7 @@ class Engine:
         landed = self._land_loads()
         before = self._execution.flight
         plan = self._follow(before) if before else self._plan()
-        if plan is None:  # the one before has to end first
+        if plan is None:  # the step in flight has to end first
             self._is_stuck = False
             return self._outbox.publish(landed, [], self._commit(self._execution.land()))
         now = self._clock()
@@ -130,7 +130,7 @@ class Engine:
             Started(r.request_id, now - r.arrival, max(0, r.num_computed - r.num_virtual))
             for r in plan.started
         ]
-        # Loads start before the batch runs, so that they go on beside it.
+        # Loads start before the batch runs, so that they run concurrently.
         self._residents.start_loads(plan.urgent)
         self._is_stuck = not (plan.chunks or landed.loads or landed.failed)
         if not plan.chunks:
@@ -150,11 +150,11 @@ class Engine:
         return self._outbox.publish(landed, started, self._commit(ran))
 
     def close(self) -> None:
-        """End what goes on beside the steps: nobody waits for it any more."""
+        """Stop background work: nobody waits for it any more."""
         self._views.close()
 
     def check(self) -> None:
-        """Assert that nothing leaked: blocks, rows, bytes, waits, leases, drafts and forms."""
+        """Assert that nothing leaked: blocks, rows, bytes, waits, leases, drafts, constraints."""
         self._scheduler.check()
         self._views.check(self._requests.values())
         self._speculation.check(self._requests.values())
@@ -178,7 +178,7 @@ class Engine:
         self._shaping.begin(request)
 
     def _land_views(self) -> None:
-        """Queue the requests whose images have been looked at."""
+        """Queue the requests whose images have been encoded."""
         looked = self._views.land()
         for request in looked.ready:
             self._queue(request)
@@ -192,7 +192,7 @@ class Engine:
             self._fail(request, "DEADLINE_EXCEEDED", message)
 
     def _land_loads(self) -> Landed:
-        """Take in the loads that ended, and fail the requests that wait for one that failed."""
+        """Process finished loads, and fail the requests that wait for one that failed."""
         landed = self._residents.land()
         for load in landed.failed:
             message = f"the stored adapter cannot be loaded: {load.why}"
@@ -202,7 +202,7 @@ class Engine:
         return landed
 
     def _end(self, request_id: int) -> None:
-        """Forget a request wherever it is; unknown ones have ended already."""
+        """Remove a request wherever it is; unknown ones have ended already."""
         request = self._requests.pop(request_id, None)
         if request:
             self._views.end(request)
@@ -235,17 +235,17 @@ class Engine:
         return self._scheduler.with_drafts(plan, drafts)
 
     def _follow(self, before: Flight) -> Plan | None:
-        """Return the step after `before`; None if that has to end first."""
+        """Plan the step after `before`, which is in flight; None if that has to end first."""
         running = [c for c in before.plan.chunks if c.request.request_id in self._requests]
         if self._speculation.expects(running):
             return None
         return self._scheduler.follow(before.plan)
 
     def _commit(self, ran: Ran | None) -> Made:
-        """Take in what a step gave, if one has ended, and return what is to be told of it."""
+        """Process the results of a step, if one has ended, and return what to report."""
         if ran is None:
             return Made()
-        # Before tokens: a request of whose prompt nothing can be told makes none.
+        # Before tokens: a request whose prompt log-probabilities are not finite gets none.
         self._readings.take_prompts(ran.batch, ran.read)
         tokens = self._commit_tokens(ran)
         scores = self._readings.take_scores(ran.batch, ran.read)
@@ -276,12 +276,12 @@ class Engine:
         return tokens
 
     def _learn(self, ran: Ran, tokens: Sequence[Token]) -> BatchSize:
-        """Return the size of a step that has just ended, and let the pace know what it took."""
+        """Return the size of a step that has just ended, and record its cost."""
         plan, begin = ran.plan, max(ran.begin, self._ended_at)
         self._ended_at = self._clock()
         seconds, drafted = self._ended_at - begin, plan.num_draft_tokens
         self._pace.learn(plan.num_prompt_tokens, plan.num_decode_tokens, seconds, drafted)
-        # Each request has one token, and one more for each that was drafted and held.
+        # Each request gets one token, and one more for each draft token that was accepted.
         accepted = len(tokens) - len({token.request_id for token in tokens}) if drafted else 0
         digests = {chunk.digest for chunk in plan.chunks} - {None}
         return BatchSize(

@@ -1,4 +1,4 @@
-"""How a step runs: to its end, or ahead of the host where the device alone tells its tokens."""
+"""Runs a step to its end, or ahead of the host if the device alone can sample its tokens."""
 
 from typing import Any, Protocol
 
@@ -19,18 +19,18 @@ class Runner(Protocol):
         """Return the logits of the rows that need them, float32, as [R, V]."""
 
     def read(self, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Return the same, and what comes of each of `batch.read`, on the host."""
+        """Return the same, and the results of `batch.read`, one each, on the host."""
 
 
 class Starter(Protocol):
-    """What starts a step without waiting for the one before it."""
+    """What starts a step without waiting for the previous one."""
 
     def start(self, batch: Batch, before: Any) -> Outcome:  # noqa: ANN401
-        """Start a step; some of its tokens are what `before` gives, an earlier outcome of this."""
+        """Start a step; some of its input tokens come from `before`, the previous outcome."""
 
 
 class Execution:
-    """Runs batches, and chooses tokens."""
+    """Runs batches and samples tokens."""
 
     def __init__(
         self,
@@ -44,9 +44,9 @@ class Execution:
 
         Args:
             runner: Runs the model.
-            starter: Runs it while the engine goes on; None where there is nothing to be gained.
-            shaping: Knows which tokens may be chosen.
-            vocab_size: Tokens of the base; None if that makes no difference.
+            starter: Runs it asynchronously; None where there is nothing to be gained.
+            shaping: Knows the allowed tokens in structured output.
+            vocab_size: Vocabulary size of the base; None if it does not matter.
             clock: Seconds, monotonic.
         """
         self._runner = runner
@@ -55,22 +55,22 @@ class Execution:
         self._vocab_size = vocab_size
         self._clock = clock
         self.flight: Flight | None = None
-        """The step that runs while the next one is planned."""
+        """The step in flight while the next one is planned."""
 
     def can_run_ahead(self, plan: Plan) -> bool:
-        """Return whether the device alone can tell what the tokens of `plan` are."""
+        """Return whether the device alone can sample the tokens of `plan`."""
         return self._starter is not None and all(chunk.is_plain for chunk in plan.chunks)
 
     def start(self, plan: Plan, batch: Batch, begin: float) -> Ran | None:
-        """Start a step that draws its tokens itself, and wait for the one before, if one runs.
+        """Start a step that samples on the device, and wait for the previous one, if in flight.
 
         Args:
-            plan: What is in it; see `can_run_ahead`.
-            batch: The same, laid out.
+            plan: The step; see `can_run_ahead`.
+            batch: Its input.
             begin: When it began, on the engine's clock.
 
         Returns:
-            The step before it.
+            The results of the previous step; None if none was in flight.
         """
         assert self._starter is not None
         before = self.flight
@@ -79,7 +79,7 @@ class Execution:
         return before.land() if before else None
 
     def land(self) -> Ran:
-        """Wait for the step that runs."""
+        """Wait for the step in flight."""
         assert self.flight is not None
         flight, self.flight = self.flight, None
         return flight.land()
@@ -92,7 +92,7 @@ class Execution:
             logits_RV, read = self._runner.read(batch)
         else:
             logits_RV = self._runner.run(batch)
-            if logits_RV.is_cuda and not batch.requests:  # nothing else waits for the step
+            if logits_RV.is_cuda and not batch.requests:  # nothing else would wait for the step
                 torch.cuda.current_stream(logits_RV.device).synchronize()
         ended = self._clock()
         self._shaping.wait(batch.requests)

@@ -1,4 +1,4 @@
-"""What an engine does that has no more memory: it says so, and ends."""
+"""An engine that runs out of memory reports it and ends."""
 
 import logging
 import socket
@@ -11,22 +11,22 @@ from loramux_server.wire.messages import OutOfMemory, encode
 _log = logging.getLogger(__name__)
 
 _OUT_OF_MEMORY = encode(OutOfMemory())
-"""Made in time: later there may be no memory for it."""
+"""Encoded in advance: later there may be no memory for it."""
 _SAID = (
     "can't allocate memory",
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "[CUDA]: out of memory",
 )
-"""By torch of memory of the host; by torch and Triton of a device where what they call takes memory
-itself, such as a graph that is made, a library or a kernel that is loaded."""
+"""Messages of torch for host memory, and of torch and Triton for device memory that is allocated
+outside torch's allocator, such as for a CUDA graph, a library or a kernel."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether `error` says that there was no more memory, of the host or the device."""
+    """Return whether `error` says that host or device memory ran out."""
     if isinstance(error, MemoryError):
         return True
-    # torch's, known without torch: some have a class, others a text.
+    # torch's, recognized without importing torch: some by class, others by message.
     is_of_device = type(error).__name__ == "OutOfMemoryError"
     return isinstance(error, RuntimeError) and (
         is_of_device or any(said in str(error) for said in _SAID)
@@ -35,9 +35,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def last_words(connection: socket.socket) -> Iterator[None]:
-    """Tell the other side if memory runs out in the block, and end the process then.
+    """If memory runs out in the block, tell the other side and end the process.
 
-    What a step leaves half done is not to be trusted: another engine begins anew.
+    The state that an interrupted step leaves cannot be trusted; a new engine starts afresh.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Why something failed beside the steps, in words for callers; of a defect the log has the rest."""
+"""Error messages for callers about failed background work; details of bugs go to the log."""
 
 import logging
 import secrets
@@ -11,7 +11,7 @@ _log = logging.getLogger(__name__)
 
 
 def explained(error: BaseException, doing: str) -> tuple[str, str]:
-    """Return a name of `loramux.v1.ErrorReason` without its prefix, and words for callers.
+    """Return a name of `loramux.v1.ErrorReason` without its prefix, and a message for callers.
 
     Args:
         error: What was raised.

@@ -1,4 +1,4 @@
-"""Whether the memory of a config is there, in words for who set it."""
+"""Checks that the configured memory is available, with error messages for operators."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,18 +16,18 @@ _OF_DEVICE = ("kv_memory", "adapter_memory")
 
 
 class NoRoomError(UnservableModelError):
-    """There is less memory than is asked for, at this moment at least."""
+    """There is less memory than configured, at least at the moment."""
 
 
 @contextmanager
 def fitting(model: BaseModel, asked: EngineConfig, sizes: EngineSizes, free: int) -> Iterator[None]:
-    """Refuse what is more than the device has, before the block takes it or when it cannot.
+    """Refuse sizes that the device has no memory for, before the block allocates or when it fails.
 
     Args:
         model: The base model, on its device.
-        asked: The config as it was before sizes were chosen.
-        sizes: The sizes that count.
-        free: Bytes of the device that are free, for this process.
+        asked: The config before sizes were chosen.
+        sizes: The sizes in effect.
+        free: Free bytes of the device, for this process.
 
     Raises:
         NoRoomError: It does not fit.
@@ -38,7 +38,7 @@ def fitting(model: BaseModel, asked: EngineConfig, sizes: EngineSizes, free: int
     else:
         whole = all_memory() // model.shard.count
     taken = {name: getattr(sizes, name) for name in _OF_DEVICE}
-    # Of what is more than all memory a system may promise pages, and end the process later.
+    # The system may overcommit more than all memory, and kill the process later.
     if sum(taken.values()) > whole:
         raise _refusal(taken, asked, free, device)
     try:

@@ -1,4 +1,4 @@
-"""A step that was started, whose tokens are still to come, and what it is when they are there."""
+"""A step in flight, whose tokens are still to come, and its results."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from loramux_server.wire.messages import Logprobs
 
 
 class Outcome(Protocol):
-    """What a started step will give: the token of each row that needs one."""
+    """The future result of a started step: the token of each row that needs one."""
 
     def wait(self) -> list[Sampled]:
         """Return the tokens, when they are known."""
@@ -32,14 +32,14 @@ class Chosen:
     token_R: torch.Tensor
     """int64."""
     is_finite_R: torch.Tensor
-    """Whether the row's logits are."""
+    """Whether the row's logits are finite."""
     logprobs_RL: torch.Tensor | None
-    """As `kernels.logprobs` gives them; None where nobody asks."""
+    """Output of `kernels.logprobs`; None if nobody asks for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Flight:
-    """A step that runs."""
+    """A step in flight."""
 
     plan: Plan
     batch: Batch
@@ -59,18 +59,18 @@ class Ran:
     plan: Plan
     batch: Batch
     sampled: list[list[Sampled]]
-    """What was chosen for each of `batch.requests`: what held of its draft, and one more."""
+    """Tokens of each of `batch.requests`: the accepted part of its draft, and one more."""
     read: list[torch.Tensor]
-    """What came of each of `batch.read`."""
+    """The results of `batch.read`, one each."""
     begin: float
-    """When it began, on the engine's clock, but later by the time in which nothing ran."""
+    """When it began, on the engine's clock, shifted by the time in which nothing ran."""
 
 
 class DeviceOutcome:
-    """The outcome of a step on a device, which the next step finds there without the host."""
+    """The outcome of a step on a device, where the next step reads it without the host."""
 
     def __init__(self, chosen: Chosen, requests: Sequence[Request]) -> None:
-        """Begin to copy what was chosen for `requests` to the host; other rows are nobody's."""
+        """Begin to copy the tokens of `requests` to the host; further rows are padding."""
         self.token_R = chosen.token_R
         """The token of each row, int64."""
         self._wanted = [request.sampling.num_logprobs for request in requests]

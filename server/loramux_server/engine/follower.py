@@ -1,6 +1,6 @@
 """A follower: `python -m loramux_server.engine.follower FD`, started by the engine process.
 
-It holds a part of the base model and does what it is told (`loramux_server.engine.commands`). FD is
+It holds a shard of the base model and executes commands (`loramux_server.engine.commands`). FD is
 one end of a socket pair that the process inherits; when the other end closes, the process ends.
 """
 
@@ -55,11 +55,11 @@ class Leader:
         threading.Thread(target=self._read, name="commands", daemon=True).start()
 
     def take(self) -> Command:
-        """Return the next command; wait for it."""
+        """Wait for the next command and return it."""
         return self._commands.get()
 
     def say(self, done: Done) -> None:
-        """Answer, from any thread."""
+        """Acknowledge a command; callable on any thread."""
         with self._lock:
             write_message(self._connection, encode(done))
 
@@ -72,14 +72,14 @@ class Leader:
                     meeting = Path(command.meeting)
                 self._commands.put(command)
         finally:
-            if meeting:  # a leader that was killed has left it
+            if meeting:  # a leader that was killed left it behind
                 shutil.rmtree(meeting.parent, ignore_errors=True)
-            # The step that runs may wait for sums with a leader that is gone.
+            # The current step may wait in an all-reduce with a leader that is gone.
             os._exit(0)
 
 
 class Part:
-    """What this process holds of the model, ready to run."""
+    """This process's shard of the model, ready to run."""
 
     def __init__(self, runner: ModelRunner, loader: AdapterLoader, device: torch.device) -> None:
         self.device = device
@@ -94,7 +94,7 @@ class Part:
         self._runner.run(Batch(command.input(self._residence.__getitem__), []))
 
     def write(self, command: Write, say: Callable[[Done], None]) -> None:
-        """Read an adapter, copy its part to its rows, and say so; called on a thread of loads."""
+        """Read an adapter, copy its shard to its rows, acknowledge it; called on loader threads."""
         problem = None
         try:
             adapter = self._loader.load(command.source)
@@ -109,10 +109,10 @@ class Part:
 
 
 def prepare(leader: Leader) -> Part:
-    """Load the model and keep a part of it, as the leader says.
+    """Load the model and keep a shard of it, as the leader commands.
 
     Raises:
-        UnservableModelError: The model or the config leaves nothing to serve.
+        UnservableModelError: The model cannot be served with this config.
     """
     load = leader.take()
     assert isinstance(load, Load)
@@ -136,10 +136,10 @@ def prepare(leader: Leader) -> Part:
 
 
 def follow(leader: Leader) -> None:
-    """Do what the leader says until it is gone, which ends the process.
+    """Execute the leader's commands until it is gone, which ends the process.
 
     Raises:
-        UnservableModelError: The model or the config leaves nothing to serve.
+        UnservableModelError: The model cannot be served with this config.
     """
     part = prepare(leader)
     with loader_threads(device=part.device) as executor:
@@ -152,14 +152,14 @@ def follow(leader: Leader) -> None:
 
 
 def main() -> None:
-    """Follow the leader at the inherited socket."""
+    """Follow the leader on the inherited socket."""
     leader = Leader(inherited_socket("follower"))
     try:
         follow(leader)
     except UnservableModelError as error:
-        with suppress(ConnectionError):  # which may have found it out before
+        with suppress(ConnectionError):  # the leader may have found out first, and ended
             leader.say(Done(problem=str(error)))
-        # The leader tells the reason before it goes, and this process goes with it.
+        # The leader reports the reason before it ends, and this process ends with it.
         threading.Event().wait()
 
 

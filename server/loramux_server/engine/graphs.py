@@ -1,4 +1,4 @@
-"""Steps that the device repeats as it recorded them, without a word from the host."""
+"""CUDA graphs: steps that the device replays without launches by the host."""
 
 import logging
 from collections import Counter
@@ -11,17 +11,17 @@ from loramux_server.engine.exhaustion import is_out_of_memory
 
 Result = TypeVar("Result")
 PLAIN_RUNS = 1
-"""Steps of a key that just run: one that never comes again is not worth a record."""
+"""Eager steps of a key before it is captured: one that never recurs is not worth a graph."""
 MOST_GRAPHS = 512
-"""Keys that are recorded; a record takes a megabyte or two."""
+"""Most keys that are captured; a graph takes a megabyte or two."""
 _log = logging.getLogger(__name__)
 
 
 class Graphs(Generic[Result]):
-    """One CUDA graph for each key of a step, recorded when the key comes up again.
+    """One CUDA graph for each key of a step, captured when the key recurs.
 
-    A graph repeats the same kernels on the same memory, so all that differs between two steps of
-    one key must lie in memory that stays where it is. Elsewhere than on CUDA steps just run.
+    A graph replays the same kernels on the same memory, so all that differs between two steps of
+    one key must be in memory that stays in place. On other devices than CUDA steps run eagerly.
     """
 
     def __init__(self, device: torch.device, *, is_used: bool = True) -> None:
@@ -29,14 +29,14 @@ class Graphs(Generic[Result]):
         self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Result]] = {}
         self._pool: Any = None
         self._stream: torch.cuda.Stream | None = None
-        """On which all steps are recorded: of each stream that matmuls run on, torch keeps tens of
-        megabytes of workspace for good."""
+        """The stream on which all steps are captured: for each stream with matmuls, torch keeps tens
+        of megabytes of workspace for good."""
         self._runs = Counter[Hashable]()
         self._too_large: set[Hashable] = set()
-        """Keys for whose record there was no memory."""
+        """Keys for whose graph there was no memory."""
 
     def run(self, key: Hashable, step: Callable[[], Result]) -> Result:
-        """Run `step`, or repeat what an equal step recorded, and return its result.
+        """Run `step`, or replay the graph of an equal step, and return its result.
 
         The result of a step with a key is overwritten by the next one with any key.
         """
@@ -53,8 +53,8 @@ class Graphs(Generic[Result]):
                     _log.warning("no memory to record a CUDA graph; such steps run eagerly")
                     self._too_large.add(key)
                 else:
-                    # A model may ask the device in the middle of a step, as some rotary embeddings
-                    # do.
+                    # A model may synchronize with the device within a step, as some rotary
+                    # embeddings do.
                     _log.warning("CUDA graphs are off, steps run eagerly: %s", error)
                     self._is_used = False
                 return step()
@@ -63,7 +63,7 @@ class Graphs(Generic[Result]):
         return result
 
     def _record(self, key: Hashable, step: Callable[[], Result]) -> None:
-        # What is compiled or allocated on the first run must not be part of the record.
+        # What the first run compiles or allocates must not be captured.
         before = torch.cuda.current_stream()
         if self._stream is None:
             self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -74,19 +74,19 @@ class Graphs(Generic[Result]):
         before.wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         try:
-            # Loads go on meanwhile, on threads of their own: the record has none of that.
+            # Loads run meanwhile on threads of their own; they are not captured.
             with torch.cuda.graph(
                 graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"
             ):
                 result = step()
         finally:
-            torch.cuda.set_stream(before)  # where recording fails, torch stays on its own
+            torch.cuda.set_stream(before)  # if the capture fails, torch stays on its stream
         self._pool = self._pool or graph.pool()
         self._graphs[key] = graph, result
 
 
 def _lacks_memory(error: BaseException | None) -> bool:
-    """Return whether memory of the device ran out, perhaps before a record could not be ended."""
+    """Return whether device memory ran out, perhaps before ending the capture failed."""
     while error is not None:
         if is_out_of_memory(error):
             return True

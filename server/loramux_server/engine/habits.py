@@ -1,4 +1,4 @@
-"""What adapters wrote before, each for a tenant; it lies in memory, and there is little of it."""
+"""Recent outputs of adapters, per tenant, as a source of drafts; bounded and in memory."""
 
 from collections import OrderedDict, deque
 from collections.abc import Sequence
@@ -9,15 +9,15 @@ from loramux_server.engine.odds import Odds
 from loramux_server.engine.request import Request
 
 _MOST_KEPT = 1 << 17
-"""Tokens that are kept of all adapters' texts."""
+"""Most tokens kept of all adapters' texts."""
 _MOST_ADAPTERS = 1 << 12
-"""Adapters of which anything is known."""
+"""Most adapters (per tenant) of which anything is kept."""
 _MOST_OF_ADAPTER = 1 << 13
 _MOST_OF_TEXT = 1 << 11
 _MOST_ENDED = 64
-"""Texts that wait to be taken in."""
+"""Most texts that wait to be indexed."""
 _MOST_AT_ONCE = 256
-"""Tokens of them that are taken in before a step: a millisecond or two."""
+"""Tokens of them that are indexed before a step: a millisecond or two."""
 
 Key = tuple[str, str | None]
 """A tenant, and an adapter's digest; None for the base model."""
@@ -25,37 +25,37 @@ Key = tuple[str, str | None]
 
 @dataclass(slots=True)
 class Habits:
-    """What an adapter wrote for a tenant, and how well that tells what it writes."""
+    """What an adapter wrote for a tenant, and how well its drafts are accepted."""
 
     texts: Ngrams = field(default_factory=Ngrams)
     odds: Odds = field(default_factory=Odds)
 
 
 class AllHabits:
-    """Owns the habits of all adapters; those that wrote longest ago go first."""
+    """Owns the habits of all adapters; the least recently used go first."""
 
     def __init__(self) -> None:
         """Begin without texts."""
         self._habits: OrderedDict[Key, Habits] = OrderedDict()
-        """Who wrote last is the last."""
+        """Most recently used last."""
         self._num_kept = 0
         """Tokens of all of them."""
         self._ended: deque[tuple[Key, Sequence[int]]] = deque()
-        """Texts that are still to be taken in, and of whom."""
+        """Finished texts that are still to be indexed, with their keys."""
 
     def of(self, request: Request) -> Habits:
         """Return the habits of the adapter of `request`, for its tenant."""
         return self._of((request.tenant, request.digest))
 
     def note(self, request: Request) -> None:
-        """Keep what `request` wrote, which is taken in later."""
+        """Keep the output of `request`, to be indexed later."""
         text = [*request.prompt[-SIZES[0] :], *request.output[:_MOST_OF_TEXT], BORDER]
         self._ended.append(((request.tenant, request.digest), text))
         if len(self._ended) > _MOST_ENDED:
             self._ended.popleft()
 
     def take_in(self) -> None:
-        """Take in some of what was noted."""
+        """Index some of the texts that wait."""
         num_left = _MOST_AT_ONCE
         while self._ended and num_left:
             key, text = self._ended.popleft()
@@ -65,13 +65,13 @@ class AllHabits:
             num_left -= min(len(text), num_left)
 
     def forget(self, digest: str) -> None:
-        """Forget what an adapter wrote."""
+        """Forget all outputs of an adapter."""
         for key in [key for key in self._habits if key[1] == digest]:
             self._drop(key)
         self._ended = deque(ended for ended in self._ended if ended[0][1] != digest)
 
     def check(self) -> None:
-        """Assert that not too much is kept."""
+        """Assert that the limits hold."""
         assert self._num_kept == sum(len(habits.texts) for habits in self._habits.values())
         assert self._num_kept <= _MOST_KEPT
         assert len(self._habits) <= _MOST_ADAPTERS
