@@ -29,8 +29,8 @@ class Graphs(Generic[Result]):
         self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Result]] = {}
         self._pool: Any = None
         self._stream: torch.cuda.Stream | None = None
-        """The stream on which all steps are captured: for each stream with matmuls, torch keeps tens
-        of megabytes of workspace for good."""
+        """The only stream on which steps are captured: for each one with matmuls, torch keeps tens of
+        megabytes of workspace for good."""
         self._runs = Counter[Hashable]()
         self._too_large: set[Hashable] = set()
         """Keys for whose graph there was no memory."""

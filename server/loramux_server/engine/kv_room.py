@@ -1,4 +1,4 @@
-"""How many KV blocks there is memory for, and how many states of recurrent layers."""
+"""How many KV blocks and recurrent states fit into memory."""
 
 import logging
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class KvRoom:
-    """What each process that holds a part of the model can keep of requests."""
+    """Room for the contexts of requests, per process under tensor parallelism."""
 
     memory: int
-    """Bytes for all of it. An engine that is given so many has as much room."""
+    """Bytes of all of it. An engine with this `kv_memory` has the same room."""
     num_blocks: int
     """KV blocks."""
     num_states: int
-    """Requests of which there is room for what recurrent layers know; 0 without such."""
+    """Recurrent states of requests; 0 without recurrent layers."""
     max_running: int
     """Requests that run at once."""
 
@@ -29,16 +29,16 @@ class KvRoom:
     def of(
         model: BaseModel, config: EngineConfig, sizes: EngineSizes, context_length: int
     ) -> "KvRoom":
-        """Return the room for `model`, whose requests have `context_length` tokens at most.
+        """Return the room for `model`, with requests of at most `context_length` tokens.
 
         Args:
             model: The base model.
-            config: Its settings; where they leave `kv_memory` open, less may do than there is.
-            sizes: What else there is, and of KV the most that there may be.
+            config: Its settings; if `kv_memory` is auto, no more is taken than can be used.
+            sizes: The engine's sizes; `kv_memory` is the maximum if the config says auto.
             context_length: Tokens of a request.
 
         Raises:
-            UnservableModelError: There is none.
+            UnservableModelError: Nothing fits.
         """
         wanted = sizes.max_running * -(-context_length // config.block_size)
         weights = sum(shape.weights for shape in model.cache_shapes)
@@ -46,7 +46,7 @@ class KvRoom:
         memory = config.kv_memory or _own_memory(model, sizes, wanted * block_bytes, block_bytes)
         num_states = _num_states(model, sizes, memory)
         max_running = min(sizes.max_running, num_states or sizes.max_running)
-        if not block_bytes:  # nothing is kept of tokens
+        if not block_bytes:  # no layer has a KV cache
             return KvRoom(memory, wanted, num_states, max_running)
         room = memory - _state_bytes(model, num_states)
         if room < block_bytes:
@@ -57,16 +57,16 @@ class KvRoom:
 
 
 def _own_memory(model: BaseModel, sizes: EngineSizes, wanted: int, least: int) -> int:
-    """Return the bytes that are taken where nobody says how many.
+    """Return the bytes to take if `kv_memory` is auto.
 
     Args:
         model: The base model.
-        sizes: The sizes of the engine, of KV the most that is taken unless `least` are more.
-        wanted: Bytes for all the KV blocks that can be of use.
-        least: Bytes for one.
+        sizes: The engine's sizes; its `kv_memory` is the maximum, unless `least` is more.
+        wanted: Bytes of all the KV blocks that can be of use.
+        least: Bytes of one block.
     """
     states = _state_bytes(model, _most_states(sizes)) if model.recurrent.states else 0
-    # Of all of it, states have half at most.
+    # States take at most half of it.
     return max(least, min(max(wanted, states) + states, sizes.kv_memory))
 
 
@@ -93,10 +93,10 @@ def _num_states(model: BaseModel, sizes: EngineSizes, memory: int) -> int:
 
 
 def _most_states(sizes: EngineSizes) -> int:
-    """Return how many are of use: as many again are remembered of requests that have ended."""
+    """Return how many states can be of use: for running requests, and as many kept for reuse."""
     return 2 * sizes.max_running
 
 
 def _state_bytes(model: BaseModel, count: int) -> int:
-    """Return what `count` of them take, and the one of what is known before the first token."""
+    """Return the bytes of `count` states and the initial one."""
     return (BEGINNING + 1 + count) * model.recurrent.slot_bytes if count else 0

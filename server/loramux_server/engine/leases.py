@@ -1,6 +1,6 @@
-"""Which requests wait for their adapters, and which have a lease, so that these stay resident.
+"""Which requests wait for their adapters, and which hold a lease that keeps theirs resident.
 
-Those of the base model have none to wait for.
+Requests for the base model need neither.
 """
 
 from typing import Protocol
@@ -10,43 +10,43 @@ from loramux_server.wire.adapter_source import AdapterSource
 
 
 class Adapters(Protocol):
-    """What is needed of the adapter cache."""
+    """The part of the adapter cache that is needed here."""
 
     def want(self, source: AdapterSource) -> None:
-        """Note that one more request waits for `source`."""
+        """Record that one more request waits for `source`."""
 
     def unwant(self, digest: str) -> None:
-        """Note that one request waits no longer."""
+        """Record that one request fewer waits for an adapter."""
 
     def acquire(self, digest: str) -> bool:
         """Turn a wait into a lease if the adapter is resident."""
 
     def release(self, digest: str) -> None:
-        """Give back a lease."""
+        """Release a lease."""
 
 
 class Leases:
-    """Gives requests their adapters, and takes them back."""
+    """Acquires and releases the adapters of requests."""
 
     def __init__(self, adapters: Adapters) -> None:
         """Begin without requests."""
         self._adapters = adapters
 
     def want(self, request: Request) -> None:
-        """Note that `request` waits."""
+        """Record that `request` waits for its adapter."""
         if request.adapter:
             self._adapters.want(request.adapter)
 
     def unwant(self, request: Request) -> None:
-        """Note that `request` waits no longer."""
+        """Record that `request` no longer waits for its adapter."""
         if request.digest:
             self._adapters.unwant(request.digest)
 
     def acquire(self, request: Request) -> bool:
-        """Let `request`, which waits, have its adapter; False, and no change, if it is away."""
+        """Lease the adapter of `request`, which waits for it; False if it is not resident."""
         return not request.digest or self._adapters.acquire(request.digest)
 
     def release(self, request: Request) -> None:
-        """Take its adapter from `request`."""
+        """Release the lease of `request`."""
         if request.digest:
             self._adapters.release(request.digest)

@@ -1,4 +1,4 @@
-"""Adapters on their way: from a package to memory of the host, and from there to rank rows."""
+"""Loading adapters: from a package to host memory, and from there to rank rows."""
 
 from loramux_adapters import PackageError
 from loramux_server.engine.team import Team
@@ -14,18 +14,18 @@ from loramux_server.wire.weight_format import Resting
 
 
 class AdapterLoader:
-    """Loads adapters for a model, or for the part of it that this process holds."""
+    """Loads adapters for a model, or for this process's shard of it."""
 
     def __init__(
         self, model: BaseModel, slab: Slab, resting: Resting, *, is_deterministic: bool = False
     ) -> None:
-        """Load into `slab`, as `resting` says.
+        """Prepare to load into `slab`.
 
         Args:
             model: The base model.
             slab: Rank rows.
-            resting: In which format adapters rest.
-            is_deterministic: Refuse adapters that make a step go another way: their neighbours
+            resting: Storage format of adapters.
+            is_deterministic: Refuse adapters that make a step take another code path: other rows
                 would differ in the last bits.
         """
         self._is_deterministic = is_deterministic
@@ -37,10 +37,10 @@ class AdapterLoader:
         self._resting = resting
 
     def load(self, source: AdapterSource) -> PackedAdapter:
-        """Read an adapter into host memory, where it is whole.
+        """Read an adapter into host memory, unsharded.
 
         Raises:
-            DamagedError: A file of it is absent or not what was registered.
+            DamagedError: A file of it is missing, or is not what was registered.
             PackageError: It does not fit the base model, cannot be mixed, or is not served here.
         """
         is_whole = self._shard == WHOLE
@@ -54,7 +54,7 @@ class AdapterLoader:
             )
         if is_whole:
             return packed
-        # Registered when one process held the model.
+        # It was registered while one process held the whole model.
         if packed.edits and (packed.edits.changes or packed.edits.virtual):
             raise PackageError(
                 "it has more than low-rank changes, which are all that is served with "
@@ -64,10 +64,10 @@ class AdapterLoader:
         return packed
 
     def write(self, source: AdapterSource, row: int, adapter: PackedAdapter) -> Edits | None:
-        """Copy what this process has of `adapter`, read from `source`, to rows from `row` on.
+        """Copy this process's shard of `adapter`, read from `source`, to rows from `row` on.
 
         Returns:
-            What it has beside rows, on the device.
+            Its edits, which are not in rank rows, on the device.
         """
         del source
         if self._shard != WHOLE:
@@ -76,15 +76,15 @@ class AdapterLoader:
         return adapter.edits and adapter.edits.to(self._device)
 
     def take_seals(self) -> dict[str, str]:
-        """Return, once, the seals that loads found out of files: digest -> seal."""
+        """Return, once, the seals that loads computed: digest -> seal."""
         return take_seals()
 
 
 class TeamLoader:
-    """Loads adapters on all processes that hold the model.
+    """Loads adapters on all processes of tensor parallelism.
 
-    Host memory has an adapter once, whole, here. The others read its file when it goes to the
-    device.
+    Only the leader keeps an adapter in host memory, unsharded. Followers read its file when it is
+    copied to the device.
     """
 
     def __init__(self, loader: AdapterLoader, team: Team) -> None:
@@ -105,5 +105,5 @@ class TeamLoader:
             return self._loader.write(source, row, adapter)
 
     def take_seals(self) -> dict[str, str]:
-        """Return, once, the seals that loads found out of files: digest -> seal."""
+        """Return, once, the seals that loads computed: digest -> seal."""
         return self._loader.take_seals()

@@ -1,4 +1,4 @@
-"""EngineConfig -> the base model, or the part of it that this process holds."""
+"""EngineConfig -> the base model, or this process's shard of it."""
 
 from pathlib import Path
 
@@ -16,11 +16,11 @@ from loramux_server.wire.engine_config import EngineConfig
 
 
 def load_model(config: EngineConfig, team: Team | None = None) -> BaseModel:
-    """Load the base model, of which this process then holds a part if it leads a `team`.
+    """Load the base model, or this process's shard of it if it leads a `team`.
 
     Raises:
         UnservableModelError: The model cannot be loaded, is of a kind that is not served, or cannot
-            be divided among so many processes.
+            be sharded over so many processes.
     """
     if team is None:
         return _load(config, config.device)
@@ -31,9 +31,9 @@ def load_model(config: EngineConfig, team: Team | None = None) -> BaseModel:
 
 
 def load_whole(config: EngineConfig, shard: Shard) -> BaseModel:
-    """Load all of the base model into memory of the host, from where a `shard` of it is taken.
+    """Load the whole base model into host memory, from which `shard` is taken later.
 
-    So a device needs room for its part only.
+    So a device needs memory for its shard only.
 
     Raises:
         UnservableModelError: It cannot be loaded or served, or has no device for that process.
@@ -45,7 +45,7 @@ def _load(config: EngineConfig, device: str, *, stays_on_host: bool = False) -> 
     unseeing = ""
     if not config.max_images:
         unseeing = "this server takes none (--max-images 0)"
-    elif stays_on_host:  # commands tell no images to those who have another part of the model
+    elif stays_on_host:  # commands to followers carry no images
         unseeing = "none are served with tensor_parallel above 1"
     return load_base_model(
         config.model,
@@ -62,10 +62,10 @@ def _load(config: EngineConfig, device: str, *, stays_on_host: bool = False) -> 
 
 
 def divide(model: BaseModel, config: EngineConfig, shard: Shard, meeting: Path) -> BaseModel:
-    """Return what `shard` has of `model` on its device, as do the processes that come to `meeting`.
+    """Return `shard` of `model` on its device, together with the other processes at `meeting`.
 
     Raises:
-        UnservableModelError: It cannot be divided so.
+        UnservableModelError: The model cannot be sharded like this.
     """
     device = device_of(config, shard)
     join(shard, device, meeting)
@@ -73,7 +73,7 @@ def divide(model: BaseModel, config: EngineConfig, shard: Shard, meeting: Path) 
 
 
 def device_of(config: EngineConfig, shard: Shard) -> torch.device:
-    """Return the device of the process that has `shard`: a GPU of its own, or the CPU.
+    """Return the device of the process with `shard`: a GPU of its own, or the CPU.
 
     Raises:
         UnservableModelError: There are too few GPUs, or the config names a single one.

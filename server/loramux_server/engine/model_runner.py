@@ -1,4 +1,4 @@
-"""Batch -> logits; owns the KV cache's size and the adapters' slab."""
+"""Batch -> logits; allocates the KV cache, and owns the adapters' slab."""
 
 from typing import Any
 
@@ -24,11 +24,11 @@ from loramux_server.models.servable import UnservableModelError
 from loramux_server.wire.sampling import MAX_LOGPROBS
 
 PIECE_BYTES = 32 << 20
-"""Of logits that are in memory at once where many tokens of a prompt have theirs told."""
+"""Bytes of logits in memory at once while log-probabilities of a prompt are computed."""
 
 
 class ModelRunner:
-    """Runs the base model, with each row's adapter, on one batch after another."""
+    """Runs the base model, with each row's adapter, batch by batch."""
 
     def __init__(
         self,
@@ -41,16 +41,16 @@ class ModelRunner:
         rooms: Rooms | None = None,
         records: bool = True,
     ) -> None:
-        """Make the cache and the slab.
+        """Allocate the cache and the slab.
 
         Args:
             model: The prepared base model.
             backend: The operations to use.
             num_slots: Tokens that the KV cache holds.
-            num_state_slots: Slots for what recurrent layers know, `BEGINNING` among them.
+            num_state_slots: Slots for recurrent states, including `BEGINNING`.
             adapter_memory: Bytes for the adapters' rank rows.
-            rooms: Where adapters lie on the host, if a device copies them from there.
-            records: Whether a GPU repeats steps from records.
+            rooms: Host memory for adapters, if a device copies them from there.
+            records: Whether a GPU replays steps from CUDA graphs.
         """
         self.slab = _make_slab(model, backend, adapter_memory, rooms)
         model.step.backend = backend
@@ -62,25 +62,25 @@ class ModelRunner:
             model.output.attach(backend)
             model.embedding.attach(model.output)
         self.difference = _difference(model, backend)
-        """How far its logits are from the model's own, relative to their spread."""
+        """How far its logits are from the model's own forward, relative to their spread."""
         self.is_invariant = backend.is_deterministic and model.check.is_invariant(model.stack)
-        """Whether its logits are known to be the same to the last bit in every batch."""
+        """Whether its logits are known to be batch-invariant, bit for bit."""
         model.attention.allocate(num_slots, model.dtype, model.device)
         model.recurrent.allocate(num_state_slots, model.device)
         if model.stack:
-            # Where ends are edited, layers are recorded without them.
+            # Steps with edits before or behind the decoder layers capture these alone.
             model.stack.prepare(Graphs[torch.Tensor](model.device, is_used=records).run)
         self._model = model
         self._graphs = Graphs[Chosen](model.device, is_used=records)
         self._kept_logits: dict[int, torch.Tensor] = {}
-        """What steps that are recorded leave, by the number of rows."""
+        """Output buffers of all CUDA graphs, by number of rows."""
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> torch.Tensor:
         """Return the logits of the rows that need them, float32, as [R, V]."""
         given = self._take(batch)
-        # Who chooses tokens looks for the likeliest, too. Where the leader reads, it does neither
-        # that nor records, and a follower has to make the same sums.
+        # Graphs are shared with `start`, so they choose tokens, too. If the leader reads hidden
+        # states, it does so eagerly, and a follower must run the same all-reduces.
         if given.graph_key is None or given.reads:
             logits_RV = self._logits(given)
         else:
@@ -90,7 +90,7 @@ class ModelRunner:
 
     @torch.inference_mode()
     def read(self, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Return the same, and what comes of each of `batch.read`, on the host."""
+        """Return the same, and the results of `batch.read`, one each, on the host."""
         given = self._take(batch)
         with last_hidden(self._model.runs) as found:
             logits_RV = self._logits(given)
@@ -101,7 +101,7 @@ class ModelRunner:
 
     @torch.inference_mode()
     def start(self, batch: Batch, before: DeviceOutcome | None) -> DeviceOutcome:
-        """Start a step after `before`, which may still run and gives tokens that are not known."""
+        """Start a step after `before`, which may be in flight and provides input tokens."""
         given = self._take(batch)
         if before is not None:
             assert given.carried_T is not None
@@ -112,7 +112,7 @@ class ModelRunner:
         return DeviceOutcome(chosen, batch.requests)
 
     def _take(self, batch: Batch) -> StepInput:
-        """Make the input of `batch` the step that runs."""
+        """Make the input of `batch` the current step."""
         for run in batch.input.cached:
             self._model.attention.fill(run)
         return self._model.step.take(batch.input)
@@ -136,9 +136,9 @@ class ModelRunner:
         return Chosen(logits_RV, token_R, is_finite_R, logprobs_RL)
 
     def _shared(self, logits_RV: torch.Tensor) -> torch.Tensor:
-        """Return the same where all steps that are recorded leave them: each record keeps its own.
+        """Return a copy in a buffer that all graphs share, since each graph keeps its own outputs.
 
-        There is room for them before a step is recorded: the first of its key just runs.
+        It is allocated before any capture: the first step of a key runs eagerly.
         """
         num_rows = len(logits_RV)
         if num_rows not in self._kept_logits:
@@ -151,13 +151,13 @@ class ModelRunner:
         part: ReadTokens | PromptTokens,
         output: Any,  # noqa: ANN401
     ) -> torch.Tensor:
-        """Return what comes of `part`, on the host; `output` is what `last_hidden` kept."""
+        """Return the result of `part`, on the host; `output` is what `last_hidden` kept."""
         if isinstance(part, ReadTokens):
             return part.head(hidden_states(output)[part.rows]).cpu()
         count = part.request.sampling.num_prompt_logprobs
         assert count is not None
         vocab_size = part.request.own_vocab_size or self._model.vocab_size
-        # Of all tokens at once they could take a thousand times the memory of the step.
+        # Logits of all tokens at once could take a thousand times the memory of the step.
         size = max(1, PIECE_BYTES // (4 * vocab_size))
         device = given.token_T.device
         told = [torch.empty(0, 2 + 2 * count, dtype=torch.float64)]
@@ -183,12 +183,12 @@ class ModelRunner:
 
 
 def masked(logits_RV: torch.Tensor, given: StepInput, vocab_size: int) -> torch.Tensor:
-    """Return `logits_RV` with -inf for tokens that a row's base lacks with its adapter.
+    """Return `logits_RV` with -inf for tokens outside the vocabulary of a row's adapter.
 
     Args:
-        logits_RV: Logits of as many tokens as any of the adapters has.
+        logits_RV: Logits over the largest vocabulary of any adapter.
         given: The step.
-        vocab_size: Tokens of the base.
+        vocab_size: Vocabulary size of the base.
     """
     segments = given.segments
     if segments is None or segments.edits is None or not any(map(_own_size, segments.edits)):
@@ -201,16 +201,16 @@ def masked(logits_RV: torch.Tensor, given: StepInput, vocab_size: int) -> torch.
 
 
 def _difference(model: BaseModel, backend: Backend) -> float:
-    """Return how far logits are from the model's own.
+    """Return how far logits are from the model's own forward.
 
     Raises:
-        UnservableModelError: Its kernels do not run here.
+        UnservableModelError: The kernels do not run here.
     """
     try:
         return model.check.difference(model.stack)
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # of compilers and drivers there are many kinds
+    except Exception as error:  # compilers and drivers raise many kinds
         reason = str(error).partition("\n")[0]
         raise UnservableModelError(
             f"kernels {backend.name!r} do not run {model.architecture} in {model.dtype} here: "

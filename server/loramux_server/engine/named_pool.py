@@ -1,7 +1,7 @@
-"""A pool of numbers, which can be remembered under names when nobody holds them any more.
+"""A pool of numbered slots that can be found by name after their last holder released them.
 
-Knows nothing of what lies at a number. What has a name is found by it, and may be held again, until
-there is no other number to hand out: then what was released first goes first.
+Knows nothing of what a slot contains. A named slot can be found and held again until no other is
+free; then the least recently released is reused first.
 """
 
 from collections import Counter, OrderedDict
@@ -10,23 +10,23 @@ from itertools import islice
 
 
 class NamedPool:
-    """Hands out each of `numbers` to one holder, who can let others find it."""
+    """Hands out each of `numbers` to a holder, and lets others share it by name."""
 
     def __init__(self, numbers: Iterable[int]) -> None:
         self._holders = dict.fromkeys(numbers, 0)
         self._free = OrderedDict.fromkeys(self._holders)
-        """Those that nobody holds in the order in which they are handed out, the nameless first."""
+        """Numbers without a holder, in the order in which they are handed out: nameless first."""
         self._name_of: dict[int, bytes] = {}
         self._number_of: dict[bytes, int] = {}
 
     @property
     def num_free(self) -> int:
-        """Numbers that nobody holds."""
+        """Numbers without a holder."""
         return len(self._free)
 
     @property
     def num_used(self) -> int:
-        """Numbers that somebody holds."""
+        """Numbers with a holder."""
         return len(self._holders) - len(self._free)
 
     def has_nameless(self, count: int) -> bool:
@@ -36,11 +36,11 @@ class NamedPool:
         return not any(number in self._name_of for number in islice(self._free, count))
 
     def is_free(self, number: int) -> bool:
-        """Return whether nobody holds `number`."""
+        """Return whether `number` has no holder."""
         return number in self._free
 
     def take(self) -> int:
-        """Return a number that has one holder now, and no name; there has to be a free one."""
+        """Return a number with one holder and no name; at least one must be free."""
         number, _ = self._free.popitem(last=False)
         self._forget(number)
         self._holders[number] = 1
@@ -52,7 +52,7 @@ class NamedPool:
         self._holders[number] += 1
 
     def release(self, number: int) -> None:
-        """Take a number back from one of its holders."""
+        """Remove a holder of a number."""
         self._holders[number] -= 1
         if not self._holders[number]:
             self._free[number] = None
@@ -60,18 +60,18 @@ class NamedPool:
                 self._free.move_to_end(number, last=False)
 
     def name(self, number: int, name: bytes) -> None:
-        """Let a number that is held be found by `name`; the first one of a name keeps it."""
+        """Make a number that is held findable by `name`; the first one of a name keeps it."""
         if name not in self._number_of:
             self._forget(number)
             self._number_of[name] = number
             self._name_of[number] = name
 
     def find(self, name: bytes) -> int | None:
-        """Return the number of `name`; None if there is none, or none any more."""
+        """Return the number of `name`, or None."""
         return self._number_of.get(name)
 
     def forget(self, name: bytes) -> None:
-        """Let nothing be found by `name` any more."""
+        """Remove `name`, if it exists."""
         number = self._number_of.get(name)
         if number is None:
             return

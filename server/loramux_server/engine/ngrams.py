@@ -1,8 +1,7 @@
-"""Tokens in order, and where each few of them came last.
+"""An n-gram index: tokens in order, and where each n-gram occurred last.
 
-Whoever looks for what may come next finds the place at which the last tokens came before: prompt
-lookup, as in Saxena's "Prompt lookup decoding" (2023) and `prompt_lookup_num_tokens` of
-transformers.
+A draft continues the last tokens as where they occurred before: prompt lookup, as in Saxena's
+"Prompt lookup decoding" (2023) and `prompt_lookup_num_tokens` of transformers.
 """
 
 from array import array
@@ -12,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 
 SIZES = (4, 2, 1)
-"""Tokens by which a place is found: as many as were there before."""
+"""Lengths of n-grams, the longest first."""
 MOST_RUNS = 3
-"""A token's runs are counted up to this."""
+"""Run lengths are counted up to this."""
 BORDER = -1
-"""Stands between texts: nothing goes on beyond it, and nothing is found by it."""
+"""Separates texts: no continuation crosses it, and nothing is found by it."""
 _FACTOR = 0x9E3779B97F4A7C15
 _BITS = (1 << 64) - 1
 _FEWEST_SLOTS = 64
@@ -24,16 +23,16 @@ _FEWEST_SLOTS = 64
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the last tokens came before."""
+    """Where the last tokens occurred before."""
 
     start: int
-    """Of what followed them."""
+    """Position of what followed them."""
     rank: int
-    """Place in `SIZES` of how many they are."""
+    """Index in `SIZES` of the length of the match."""
 
 
 class Ngrams:
-    """Grows at its end; takes 55 to 103 bytes for each token."""
+    """An n-gram index that grows at its end; takes 55 to 103 bytes per token."""
 
     def __init__(self, tokens: Sequence[int] = ()) -> None:
         """Begin with `tokens`."""
@@ -44,17 +43,17 @@ class Ngrams:
         return len(self._tokens)
 
     def append(self, token: int) -> None:
-        """Take in what comes next."""
+        """Add the next token."""
         self._tokens.append(token)
         for index in self._indexes:
             index.append(self._tokens)
 
     def last(self) -> Sequence[int]:
-        """Return the last tokens, as many as a place can be found by, or all."""
+        """Return the last tokens: as many as the longest n-gram has, or all."""
         return self._tokens[-SIZES[0] :]
 
     def find(self, last: Sequence[int]) -> Place | None:
-        """Return the latest place that the tokens of `last` came before; most of them first."""
+        """Return the latest place that the tokens of `last` precede, by the longest match."""
         last = array("i", last)
         for rank, index in enumerate(self._indexes):
             if start := index.find(self._tokens, last):
@@ -62,9 +61,9 @@ class Ngrams:
         return None
 
     def following(self, place: Place, count: int) -> tuple[Sequence[int], Sequence[int]]:
-        """Return up to `count` tokens from `place` on, and how often in a row each came there.
+        """Return up to `count` tokens from `place` on, and the run length of each.
 
-        Where the text ends it goes on as it did from `place`: what repeats itself may do so again.
+        At the end of the text, the tokens from `place` on are repeated, as in a text with a loop.
         """
         part = slice(place.start, place.start + count)
         tokens, runs = self._tokens[part], self._indexes[place.rank].runs[part]
@@ -83,16 +82,16 @@ class Ngrams:
 
 
 class _Index:
-    """Where each `size` tokens in a row came last."""
+    """Where each n-gram of `size` tokens occurred last."""
 
     def __init__(self, size: int, tokens: "array[int]") -> None:
         self._size = size
         self.runs = bytearray(len(tokens))
-        """How often in a row each token came after those before it, before it did here."""
+        """Run length of each token: how often in a row it had followed its n-gram before."""
         self.fill(tokens)
 
     def fill(self, tokens: "array[int]") -> None:
-        """Have more than four slots for each of `tokens`, and note all places in them."""
+        """Index all `tokens`, with more than four slots for each."""
         size = max(_FEWEST_SLOTS, 1 << (4 * len(tokens)).bit_length())
         place_S = np.zeros(size, np.int32)
         if len(tokens) > self._size:
@@ -102,14 +101,14 @@ class _Index:
             for first in range(self._size):
                 hash_P = (hash_P ^ token_T[first : first + num_places]) * np.uint64(_FACTOR)
             slot_P = (hash_P >> np.uint64(32)) & np.uint64(size - 1)
-            # Of several places that have a slot the last one stays.
+            # Of several places with the same slot, the last one stays.
             place_S[slot_P] = np.arange(self._size, len(tokens), dtype=np.int32)
         self._place = array("i", place_S.tobytes())
-        """Slot of a few tokens -> the place of what came after them last; 0 for none. Others may
-        have taken the slot meanwhile, and then these are not found."""
+        """Slot of an n-gram -> position after its last occurrence; 0 for none. An n-gram whose slot
+        was overwritten by another is not found."""
 
     def append(self, tokens: "array[int]") -> None:
-        """Take in the last of `tokens`."""
+        """Index the last of `tokens`."""
         here = len(tokens) - 1
         self.runs.append(0)
         if here < self._size:
@@ -124,7 +123,7 @@ class _Index:
         self._place[slot] = here
 
     def find(self, tokens: "array[int]", last: "array[int]") -> int:
-        """Return the latest place that the last tokens came before; 0 if none did."""
+        """Return the latest position that the end of `last` precedes; 0 if there is none."""
         if len(last) < self._size:
             return 0
         last = last[-self._size :]

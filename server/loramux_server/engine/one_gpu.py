@@ -1,4 +1,4 @@
-"""Which GPU a process sees."""
+"""Restricts a process to its GPU."""
 
 import os
 
@@ -11,11 +11,10 @@ _VARIABLE = "CUDA_VISIBLE_DEVICES"
 
 
 def see_one_gpu(config: EngineConfig) -> EngineConfig:
-    """Return the config of a process that sees no GPU but the one that `config` names.
+    """Make only the GPU that `config` names visible, and return the config to use then.
 
-    Streams, events and launches are of the first GPU that a process sees, where nothing else is
-    said. It has to be called before CUDA is asked for anything, and changes nothing where no number
-    is named.
+    By default, streams, events and launches go to the first visible GPU. Must be called before CUDA
+    is used; changes nothing if `config` names no GPU number.
     """
     kind, _, number = config.device.partition(":")
     if kind != "cuda" or not number.isdecimal() or config.tensor_parallel > 1:
@@ -23,9 +22,9 @@ def see_one_gpu(config: EngineConfig) -> EngineConfig:
     seen = os.environ.get(_VARIABLE)
     there = None if seen is None else seen.split(",")
     if there is not None and int(number) >= len(there):
-        return config  # which is refused by its name
-    # Before the first question: where there is no NVML, as in a container that may only compute,
-    # the answer is the driver's, and it goes on with what it saw then.
+        return config  # it is refused later, by its name
+    # Set before the first query: without NVML, as in a compute-only container, the driver answers
+    # it, and keeps the devices that it sees then.
     os.environ[_VARIABLE] = number if there is None else there[int(number)]
     if torch.cuda.device_count() == 1:
         return msgspec.structs.replace(config, device="cuda")

@@ -1,4 +1,4 @@
-"""The operations that run a base model, and whether they compute what it does."""
+"""Chooses the operations that run a base model, and checks that they compute what it does."""
 
 import logging
 
@@ -13,10 +13,10 @@ _log = logging.getLogger(__name__)
 
 
 def backend_of(config: EngineConfig, model: BaseModel) -> Backend:
-    """Return the operations that `config` wants for `model`.
+    """Return the operations that `config` selects for `model`.
 
     Raises:
-        UnservableModelError: They do not run on its device, or do not do what else is wanted.
+        UnservableModelError: They do not run on its device, or do not support another setting.
     """
     device, name = model.device, config.kernels
     if model.whole_texts and device.type == "cuda" and not model.whole_texts.is_given_tokens:
@@ -42,12 +42,12 @@ def backend_of(config: EngineConfig, model: BaseModel) -> Backend:
 def check_runner(
     runner: ModelRunner, model: BaseModel, config: EngineConfig, backend: Backend
 ) -> None:
-    """Demand that `runner` computes with `backend` what `model` does, and as `config` wants.
+    """Check that `runner` computes with `backend` what `model` does, and as `config` wants.
 
     Raises:
         UnservableModelError: It does not.
     """
-    # Other kernels take weights as they are, so what rounded them is in the model's own forward.
+    # For other kernels the model itself is quantized, so its own forward has the same rounding.
     if config.quantization != Quantization.NONE and backend.name == "cpu":
         _log.info(
             "weights in %s change the logits by %.2g of their spread",
@@ -67,7 +67,7 @@ def check_runner(
 
 
 def _takes_adapters(model: BaseModel) -> bool:
-    """Return whether kernels 'cpu' compute the change of adapters for all layers of `model`."""
+    """Return whether kernels 'cpu' compute adapter updates for all layers of `model`."""
     from loramux_server.kernels.cpu.add_lora import serves
 
     return all(

@@ -1,4 +1,4 @@
-"""What the frontend is told after a step: everything that happened since the last report."""
+"""The report after a step: everything that happened since the last one."""
 
 from dataclasses import dataclass, field
 
@@ -13,21 +13,21 @@ from loramux_server.wire.messages import BatchSize, Failure, Report, Scores, Sta
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What a step gave."""
+    """The results of a step."""
 
     tokens: list[Token] = field(default_factory=list)
     scores: list[Scores] = field(default_factory=list)
     size: BatchSize | None = None
-    """None where nothing has run."""
+    """None if nothing has run."""
 
 
 class Outbox:
-    """Keeps failures until they are told, and has the figures of those who own them."""
+    """Keeps failures until they are reported, and collects statistics from their owners."""
 
     def __init__(
         self, scheduler: Scheduler, residents: Residents, readings: Readings, shaping: Shaping
     ) -> None:
-        """Begin with nothing to tell, and know who has figures."""
+        """Begin with nothing to report; the arguments provide statistics and results."""
         self._scheduler = scheduler
         self._residents = residents
         self._readings = readings
@@ -35,20 +35,20 @@ class Outbox:
         self._failures: list[Failure] = []
 
     def fail(self, request: Request, reason: str, message: str, field: str) -> None:
-        """Tell why a request has ended without a result; see `Failure`."""
+        """Record why a request has ended without a result; see `Failure`."""
         self._failures.append(Failure(request.request_id, reason, message, field))
 
     def publish(self, landed: Landed, started: list[Started], made: Made) -> Report:
-        """Return, once, what happened.
+        """Return a report of everything since the last one.
 
         Args:
             landed: Loads that ended.
             started: Requests that left the queue.
-            made: What a step gave that has ended.
+            made: Results of a step that has ended.
         """
         failures, self._failures = self._failures, []
         return Report(
-            tiers=self._residents.take_moved(),  # before the figures: adapters go with it
+            tiers=self._residents.take_moved(),  # before the statistics: it drops adapters
             stats=self._stats(),
             tokens=made.tokens,
             prompts=self._readings.pop_prompts(),

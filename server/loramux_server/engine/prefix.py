@@ -1,7 +1,7 @@
 """Names for KV blocks: what a block holds depends on the adapter and every token up to its end.
 
-The tenant is in the name as well. How long a request takes tells whether its blocks were there, and
-that must tell nobody what others ask.
+The tenant is hashed as well: response times reveal whether blocks were cached, which must not
+reveal other tenants' prompts.
 
 Source: vLLM's automatic prefix caching, which chains the hash of a block to that of the one before.
 """
@@ -16,8 +16,8 @@ def name_blocks(request: Request, block_size: int, num_tokens: int) -> list[byte
     """Return the names of the full blocks in the first `num_tokens` tokens of `request`.
 
     They are computed once and kept with the request. Two blocks have the same name only if tenant,
-    adapter, tokens and images are the same: the digest is a cryptographic one. Blocks before the
-    one in which an adapter begins are those of the base.
+    adapter, tokens and images are the same: the hash is cryptographic. Blocks before the one in
+    which an adapter becomes active (aLoRA) are those of the base.
     """
     names = request.block_names
     for start in range(len(names) * block_size, num_tokens - block_size + 1, block_size):
@@ -31,23 +31,23 @@ def name_blocks(request: Request, block_size: int, num_tokens: int) -> list[byte
 
 
 def _root(request: Request) -> bytes:
-    """Return what comes before the first token: whose request it is, and of which adapter."""
+    """Return the hash before the first token: of the tenant and the adapter."""
     adapter = None if request.active_from else request.digest
     tenant, digest = request.tenant.encode(), (adapter or "").encode()
-    # With its length before it, neither can pass for the end or the beginning of the other.
+    # Each is prefixed with its length, so that the pair is unambiguous.
     return hashlib.blake2b(
         b"".join(len(part).to_bytes(8) + part for part in (tenant, digest)), digest_size=32
     ).digest()
 
 
 def _activated(before: bytes, request: Request) -> bytes:
-    """Return what comes before a block in which the adapter of `request` begins."""
+    """Return the hash before a block in which the adapter of `request` becomes active."""
     what = (request.digest or "").encode() + request.active_from.to_bytes(8)
     return hashlib.blake2b(before + what, digest_size=32, person=b"activated").digest()
 
 
 def _shown(before: bytes, request: Request, start: int, end: int) -> bytes:
-    """Return what comes before a block that ends at `end`, with the images whose tokens it has."""
+    """Return the hash before a block, extended by the images with tokens in the block."""
     for picture in request.pictures:
         if picture.start < end and picture.end > start:
             what = picture.digest + (start - picture.start).to_bytes(8, signed=True)

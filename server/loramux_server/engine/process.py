@@ -38,7 +38,7 @@ from loramux_server.wire.messages import (
 )
 
 _SWITCH_SECONDS = 2e-4
-"""How long a load may keep Python from a step each time; by default it is half of a step."""
+"""How long a load may hold the GIL while a step waits for it; the default is half of a step."""
 
 
 class Inbox:
@@ -48,8 +48,8 @@ class Inbox:
         self._connection = connection
         self._queue: queue.SimpleQueue[ToEngine | None] = queue.SimpleQueue()
         self.is_awaited = False
-        """Whether somebody takes what arrives. Before that the process ends when nothing more will
-        come: a model that is still loading would keep its memory from the next engine."""
+        """Whether somebody takes messages. Until then the process exits if the connection closes: a
+        model that is still loading would hold memory that the next engine needs."""
         self.is_closed = False
         """Whether nothing more will come: the frontend is gone, or reading failed."""
         self.error: Exception | None = None
@@ -71,7 +71,7 @@ class Inbox:
 
     def _read(self) -> None:
         try:
-            with suppress(ConnectionError):  # which is the frontend's end as well
+            with suppress(ConnectionError):  # this, too, means that the frontend is gone
                 while (message := read_message(self._connection)) is not None:
                     self._queue.put(decode_to_engine(message))
         except Exception as error:  # for the thread that serves to raise
@@ -84,10 +84,10 @@ class Inbox:
 
 
 def serve(connection: socket.socket, config: EngineConfig) -> None:
-    """Load the model, say so, and step until the frontend is gone.
+    """Load the model, report that it is ready, and step until the frontend is gone.
 
     Raises:
-        UnservableModelError: The model or the config leaves nothing to serve.
+        UnservableModelError: The model cannot be served with this config.
     """
     set_threads(config)
     return_large_pieces()
@@ -112,15 +112,15 @@ def _serve(connection: socket.socket, config: EngineConfig, team: Team | None) -
 
 
 def set_threads(config: EngineConfig) -> None:
-    """Let this process use its share of the cores, and its threads take turns often enough."""
+    """Limit this process to its share of the cores, and let threads switch often enough."""
     torch.set_num_threads(max(1, (config.threads or num_cores()) // config.tensor_parallel))
     sys.setswitchinterval(_SWITCH_SECONDS)
 
 
 def inherited_socket(name: str) -> socket.socket:
-    """Return the socket whose number is the first argument; the log calls this process `name`."""
-    # Ctrl-C reaches the whole process group, and so does systemd's SIGTERM and the end of a
-    # terminal; the frontend decides when the engine ends.
+    """Return the inherited socket, set up logging as `name`, and ignore terminating signals."""
+    # Ctrl-C, systemd's SIGTERM and the end of a terminal reach the whole process group; it is the
+    # frontend that decides when the engine ends.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     set_up_logging(name)
@@ -129,14 +129,14 @@ def inherited_socket(name: str) -> socket.socket:
 
 def main() -> int:
     """Serve on the inherited socket and return the exit code."""
-    faulthandler.enable()  # a crash in compiled code says where
+    faulthandler.enable()  # a crash in compiled code prints a traceback
     connection = inherited_socket("engine")
     first = read_message(connection)
     if first is None:
         return 0
     try:
         serve(connection, see_one_gpu(decode_config(first)))
-    except NoRoomError as error:  # which there may be later
+    except NoRoomError as error:  # there may be enough later
         write_message(connection, encode(OutOfMemory(str(error))))
         return 1
     except UnservableModelError as error:

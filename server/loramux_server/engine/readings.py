@@ -1,4 +1,4 @@
-"""What was read of tokens beside what was chosen: kept until all of it is there, and told then."""
+"""Results that are read from hidden states: gathered over steps, and reported when complete."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -22,26 +22,26 @@ class Fail(Protocol):
 
 
 class Readings:
-    """Takes in what comes of `Batch.read`, step after step."""
+    """Collects the results of `Batch.read`, step by step."""
 
     def __init__(self, fail: Fail, end: Callable[[int], None]) -> None:
         """Begin with nothing.
 
         Args:
-            fail: Ends a request of which something is not finite.
-            end: Forgets a request, by its id, of which all is told.
+            fail: Ends a request whose results are not finite.
+            end: Removes a request, by its id, once all is reported.
         """
         self._fail = fail
         self._end = end
         self._prompts: list[PromptLogprobs] = []
 
     def pop_prompts(self) -> list[PromptLogprobs]:
-        """Return, once, the log-probabilities of the prompts that are whole."""
+        """Return, once, the log-probabilities of the prompts that are complete."""
         prompts, self._prompts = self._prompts, []
         return prompts
 
     def take_prompts(self, batch: Batch, read: Sequence[torch.Tensor]) -> None:
-        """Keep what is told of prompts."""
+        """Collect log-probabilities of prompts."""
         for part, told_TL in zip(batch.read, read, strict=True):
             if not isinstance(part, PromptTokens):
                 continue
@@ -60,7 +60,7 @@ class Readings:
                 self._prompts.append(PromptLogprobs(request.request_id, numbers, finish))
 
     def take_scores(self, batch: Batch, read: Sequence[torch.Tensor]) -> list[Scores]:
-        """Keep what was read of tokens, and end and return what is whole; end what has no more."""
+        """Collect what heads read; return complete results and end requests that are done."""
         done: list[Scores] = []
         for part, read_TN in zip(batch.read, read, strict=True):
             request = part.request
@@ -79,11 +79,10 @@ class Readings:
 
 
 def gather(request: Request, first: int, read: npt.NDArray[np.float32]) -> None:
-    """Take in what is `read` of the tokens from `first` on, a row for each.
+    """Store what was `read` of the tokens from number `first` on, a row for each.
 
-    Who lost its blocks begins anew: what comes again takes the place of what was there. Numbers
-    below 0 are of virtual tokens: PEFT returns logits of those whose embeddings it puts before a
-    text, too, and callers know nothing of them.
+    A preempted request starts over, and its new results replace the old ones. Numbers below 0 are
+    virtual tokens: PEFT returns logits for prepended embeddings, too, which callers do not expect.
     """
     if request.pooling is not Pooling.MEAN:
         rows = read[max(0, -first) :]
@@ -92,14 +91,14 @@ def gather(request: Request, first: int, read: npt.NDArray[np.float32]) -> None:
     total = np.zeros(read.shape[1], np.float64)
     if first:
         total += np.frombuffer(request.gathered.numbers[0], np.float64)
-    # One after the other: the bits of the sum do not depend on how many a chunk has.
+    # Added one by one, so that the bits of the sum do not depend on the sizes of chunks.
     for row in read:
         total += row
     request.gathered.numbers = [total.tobytes()]
 
 
 def gathered(request: Request) -> bytes:
-    """Return what came of all tokens of `request`."""
+    """Return the complete result of `request`."""
     if request.pooling is not Pooling.MEAN:
         return b"".join(request.gathered.numbers)
     num_read = len(request.prompt) - request.num_fillable

@@ -1,4 +1,4 @@
-"""What those who work on a request keep of it, each in a record of its own."""
+"""Per-request records, each changed by one component only."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,33 +8,33 @@ from loramux_server.kernels.states import BEGINNING
 
 @dataclass(slots=True)
 class StateSlots:
-    """Where what the recurrent layers know of a request is; for `StateKeeper` to change."""
+    """Slots of the recurrent states of a request; changed by `StateKeeper`."""
 
     own: int = BEGINNING
-    """Slot of what they know; `BEGINNING` where it has none."""
+    """Slot of its state; `BEGINNING` if it has none."""
     read: int = BEGINNING
-    """Slot in which that is found before its next tokens; its own, once it has run."""
+    """Slot from which its next tokens read the state; its own, once it has run."""
     keep_at: int = 0
-    """Position up to which its blocks were there when it began: others begin like that."""
+    """Position up to which its blocks were cached when it began; a state is kept there, too."""
     kept_name: bytes | None = None
     """Name of the last block of its output after which a state was kept."""
 
 
 @dataclass(slots=True)
 class Shape:
-    """What may come next in a text that has a form; for `Shaping` to change."""
+    """What may come next in structured output; changed by `Shaping`."""
 
     allowed: bytes | None = None
-    """Tokens that may come next, a bit each; None while nobody knows."""
+    """Bit mask of tokens that may come next; None while unknown."""
     ahead: Sequence[bytes] = ()
-    """Tokens that may come behind those of its draft, as far as that is known."""
+    """Bit masks of tokens that may come after each draft token, as far as known."""
     forced: Sequence[int] = ()
-    """Tokens that its form lets come next, unless what they say is said in others."""
+    """The only continuation that is allowed, unless its text is tokenized in another way."""
     foresees: bool = False
-    """Whether it is found out in time what its form lets come behind a draft."""
+    """Whether the masks after draft tokens are computed in time."""
 
     def behind(self, num_drafted: int) -> bytes | None:
-        """Return which tokens may come behind so many of its draft; None while nobody knows."""
+        """Return the mask after `num_drafted` tokens of its draft; None while unknown."""
         if not num_drafted:
             return self.allowed
         return self.ahead[num_drafted - 1] if num_drafted <= len(self.ahead) else None
@@ -42,9 +42,9 @@ class Shape:
 
 @dataclass(slots=True)
 class Gathered:
-    """What was read of a request so far; for `Readings` to change."""
+    """What was read of a request so far; changed by `Readings`."""
 
     numbers: list[bytes] = field(default_factory=list)
-    """What its tokens gave that were read, float32: of each, or of a mean one sum, float64."""
+    """Results of its tokens that were read, float32; for a mean one sum, float64."""
     prompt_logprobs: list[bytes] = field(default_factory=list)
-    """What `kernels.prompt_logprobs` told of its prompt, in order."""
+    """Outputs of `kernels.prompt_logprobs` for its prompt, in order."""

@@ -1,4 +1,4 @@
-"""The adapters in memory: their weights in both tiers, and the loads that bring them there."""
+"""Resident adapters: their weights in both memory tiers, and the loads that bring them there."""
 
 import os
 import sys
@@ -24,15 +24,15 @@ from loramux_server.wire.messages import CacheStats, Drop, Load, Pin, Unpin
 
 Clock = Callable[[], float]
 _SHARE = 0.5
-"""Part of a step's time for which loads have the cores after it."""
+"""Fraction of a step's time for which loads have the cores after it."""
 _MAX_WAIT_SECONDS = 0.1
 _LONG_SECONDS = 2.0
-"""A load that takes longer waits for something else than cores."""
+"""A load that takes longer waits for something other than cores."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Flight:
-    """A load that is under way."""
+    """A load in progress."""
 
     order: LoadOrder
     future: Future[Any]
@@ -41,17 +41,17 @@ class _Flight:
 
 @dataclass(frozen=True, slots=True)
 class FailedLoad:
-    """A load that brought nothing."""
+    """A load that failed."""
 
     source: AdapterSource
     reason: str
     """A name of `loramux.v1.ErrorReason` without its prefix."""
     why: str
-    """In words for callers."""
+    """The message for callers."""
 
     @staticmethod
     def of(source: AdapterSource, error: BaseException) -> "FailedLoad":
-        """Say why a load failed with `error`; where that is a defect, the log has the rest."""
+        """Explain why a load failed with `error`; details of a bug go to the log."""
         return FailedLoad(source, *explained(error, f"loading {source.digest}"))
 
 
@@ -64,18 +64,18 @@ class Landed:
 
 
 _SECOND = 10
-"""Niceness of threads that come after others."""
+"""Niceness of threads that run after others."""
 
 
 def loader_threads(
     count: int = 2, name: str = "load", *, device: torch.device | None = None
 ) -> ThreadPoolExecutor:
-    """Return the threads on which loads run: they take little from the step that runs.
+    """Return the threads for loads: they take little CPU time from a running step.
 
     Args:
         count: How many.
         name: What they are called.
-        device: Where steps run; None is the CPU.
+        device: Where steps run; None means the CPU.
     """
     steps_take_cores = device is None or device.type == "cpu"
     return ThreadPoolExecutor(
@@ -86,10 +86,10 @@ def loader_threads(
 
 
 def _give_way() -> None:
-    """Let the calling thread do all itself, and run where a core has nothing else to do.
+    """Keep the calling thread from using others, and schedule it as SCHED_IDLE.
 
-    As an idle thread it is interrupted at once by a step that wakes up. One of the lowest priority
-    among ordinary threads would first end its slice, and the whole step waits for that core.
+    A step that wakes up preempts such a thread at once. An ordinary thread, even of the lowest
+    priority, would first finish its time slice, and the whole step would wait for that core.
     """
     without_team()
     if sys.platform == "linux":  # where a thread has a policy of its own
@@ -97,9 +97,9 @@ def _give_way() -> None:
 
 
 def _come_second() -> None:
-    """Let the calling thread do all itself, after others.
+    """Keep the calling thread from using others, and lower its priority.
 
-    An idle one could be interrupted for long while it holds a lock of the device's driver, for
+    With SCHED_IDLE it could be preempted for long while it holds a lock of the device's driver, for
     which the launches of a step would wait.
     """
     without_team()
@@ -108,7 +108,7 @@ def _come_second() -> None:
 
 
 class Loader(Protocol):
-    """What brings an adapter to memory; called on threads of loads."""
+    """What loads adapters into memory; called on loader threads."""
 
     def load(self, source: AdapterSource) -> PackedAdapter:
         """Read an adapter into host memory."""
@@ -117,15 +117,15 @@ class Loader(Protocol):
         """Copy `adapter`, which was loaded from `source`, to rows of the device from `row` on.
 
         Returns:
-            What it has beside rows, on the device.
+            Its edits, which are not in rank rows, on the device.
         """
 
     def take_seals(self) -> dict[str, str]:
-        """Return, once, the seals that loads found out of files: digest -> seal."""
+        """Return, once, the seals that loads computed: digest -> seal."""
 
 
 class Residents:
-    """Does what the cache decides: loads beside the steps, and lets go."""
+    """Does what the cache decides: loads concurrently with steps, and evicts."""
 
     def __init__(
         self,
@@ -139,9 +139,9 @@ class Residents:
         """Begin with empty tiers.
 
         Args:
-            cache: Decides what is loaded and what goes.
-            loader: Does what is to be done of a load on `executor`.
-            executor: Runs loads beside the steps.
+            cache: Decides what to load and evict.
+            loader: Does the work of a load, on `executor`.
+            executor: Runs loads concurrently with steps.
             wake: Called from `executor` when a load is done, so that an idle owner steps again.
             clock: Seconds, monotonic.
         """
@@ -154,20 +154,20 @@ class Residents:
         self._residence: dict[str, Residence] = {}
         self._flights: dict[str, _Flight] = {}
         self._mixes: dict[str, AdapterSource] = {}
-        """Those in memory."""
+        """Mixes in memory."""
         self._moved: set[str] = set()
         self._begun: list[str] = []
         self._reloads = {tier: Reloads() for tier in (Tier.HOST, Tier.DEVICE)}
         self._leaving: set[str] = set()
-        """What is to go as soon as nobody uses it."""
+        """Digests to drop as soon as they are unused."""
 
     @property
     def has_landed(self) -> bool:
-        """Whether `land` would find a load that is done."""
+        """Whether `land` would find a finished load."""
         return any(flight.future.done() for flight in self._flights.values())
 
     def where(self, digest: str) -> Residence:
-        """Return where an adapter lies that a running request uses."""
+        """Return where the adapter of a running request is in memory."""
         residence = self._residence[digest]
         assert residence.row == self._cache.row_of(digest)
         return residence
@@ -191,12 +191,12 @@ class Residents:
             future.add_done_callback(lambda _: self._wake())
 
     def let_load(self, seconds: float) -> None:
-        """Leave the cores to the loads that are under way, until one is done or for a share.
+        """Leave the cores to the loads in progress, until one is done or their share is used up.
 
-        Beside steps that use all cores they would hardly go on.
+        Beside steps that use all cores they would hardly progress.
 
         Args:
-            seconds: What the last step took of the cores.
+            seconds: For how long the last step had the cores.
         """
         if not (seconds and self._flights):
             return
@@ -206,7 +206,7 @@ class Residents:
             wait(futures, min(_SHARE * seconds, _MAX_WAIT_SECONDS), FIRST_COMPLETED)
 
     def land(self) -> Landed:
-        """Take in the loads that are done."""
+        """Process the loads that are done."""
         landed = Landed()
         for flight in [flight for flight in self._flights.values() if flight.future.done()]:
             order, source = flight.order, flight.order.source
@@ -229,7 +229,7 @@ class Residents:
         return landed
 
     def steer(self, message: Drop | Pin | Unpin) -> None:
-        """Do what the frontend says about an adapter that no request asks for."""
+        """Drop, pin or unpin an adapter for the frontend."""
         if isinstance(message, Pin):
             self._cache.pin(message.adapter)
         elif isinstance(message, Unpin):
@@ -240,27 +240,27 @@ class Residents:
     def take_moved(self) -> dict[str, str]:
         """Return, once, the fastest tier of each adapter that moved.
 
-        What is no longer registered, and by now not in use, goes before.
+        Adapters that the frontend dropped and that are unused by now are freed first.
         """
         self._let_go()
         moved, self._moved = self._moved, set()
         return {digest: str(self._tier_of(digest)) for digest in moved}
 
     def take_begun(self) -> list[str]:
-        """Return, once, the adapters whose loads began."""
+        """Return, once, the digests whose loads started."""
         begun, self._begun = self._begun, []
         return begun
 
     def take_seals(self) -> dict[str, str]:
-        """Return, once, the seals that loads found out of files: digest -> seal."""
+        """Return, once, the seals that loads computed: digest -> seal."""
         return self._loader.take_seals()
 
     def stats(self, tier: Tier) -> CacheStats:
-        """Return the figures of `tier`."""
+        """Return the statistics of `tier`."""
         return msgspec.structs.replace(self._cache.stats(tier), reloads=self._reloads[tier].count)
 
     def check(self) -> None:
-        """Assert that what is here is what the cache believes."""
+        """Assert that memory holds what the cache says."""
         self._cache.check()
         assert self._residence.keys() == self._cache.held(Tier.DEVICE)
         assert self._packed.keys() == self._cache.held(Tier.HOST)
@@ -276,7 +276,7 @@ class Residents:
                 self._moved.add(digest)
 
     def _mixes_of(self, digest: str) -> list[str]:
-        """Return the mixes that are here, or on their way, and have an adapter in them."""
+        """Return the mixes, in memory or loading, that contain an adapter."""
         known = [*self._mixes.values(), *(flight.order.source for flight in self._flights.values())]
         return [mix.digest for mix in known if digest in (part.digest for part in mix.parts)]
 
