@@ -29,8 +29,8 @@ class Graphs(Generic[Result]):
         self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Result]] = {}
         self._pool: Any = None
         self._stream: torch.cuda.Stream | None = None
-        """The only stream on which steps are captured: for each one with matmuls, torch keeps tens of
-        megabytes of workspace for good."""
+        """One stream for all captures: torch keeps tens of megabytes of workspace for good for each
+        stream that runs matmuls."""
         self._runs = Counter[Hashable]()
         self._too_large: set[Hashable] = set()
         """Keys for whose graph there was no memory."""

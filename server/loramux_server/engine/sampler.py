@@ -1,7 +1,7 @@
 """Logits -> the next token of each request.
 
-A token depends on its own row, its request's parameters, its seed and its position, never on what
-else is in the batch: random numbers come from a counter, not from a shared generator.
+A token depends on its own row, its request's parameters, its seed and its position, never on the
+rest of the batch: random numbers are counter-based, not from a shared generator.
 """
 
 import hashlib
@@ -29,9 +29,9 @@ from loramux_server.wire.sampling import Sampling
 _log = logging.getLogger(__name__)
 
 _ALL = (0.0, 1.0, -math.inf)
-"""Top-k, top-p and min-p of a row of `Draws` that leaves no token out."""
+"""Top-k, top-p and min-p of a row of `Draws` that excludes no token."""
 _LIKELIEST = (0.0, *_ALL, 0.0)
-"""A row of `Draws` whose likeliest token is taken."""
+"""A row of `Draws` for greedy sampling."""
 
 
 FAULTS = {
@@ -39,19 +39,19 @@ FAULTS = {
     "INTERNAL": "no token could be chosen with these sampling parameters",
     "STRUCTURED_OUTPUT_FAILED": "the model gives no token a chance that the text's form allows",
 }
-"""What is said of a row without a token."""
+"""Error reason -> message, for a row without a token."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """What was chosen for one request."""
+    """A token that was sampled for one request."""
 
     token: int
     fault: str | None = None
     """Why there is no token, as a name of `loramux.v1.ErrorReason`; `token` then means nothing."""
     logprobs: Logprobs | None = None
     is_put_off: bool = False
-    """Whether it has to be chosen another time; `token` means nothing then, too."""
+    """Whether it has to be sampled in a later step; `token` means nothing then, too."""
 
 
 def sample(
@@ -60,19 +60,18 @@ def sample(
     vocab_size: int | None = None,
     drafts: Mapping[Request, Sequence[int]] = MappingProxyType({}),
 ) -> list[list[Sampled]]:
-    """Choose the next tokens of each of `requests`.
+    """Sample the next tokens of each of `requests`.
 
     Args:
-        logits_RV: Of each request a row, and one for each token of its draft: the logits of what
-            comes after it. float32. Rows end with tokens that the model has with another
-            adapter only.
-        requests: Whose the rows are.
-        vocab_size: Tokens of the base.
-        drafts: What was drafted for some of the requests.
+        logits_RV: For each request one row, and one for each token of its draft: the logits of
+            what follows. float32. Rows may end with tokens that exist with other adapters only.
+        requests: The requests, in the order of their rows.
+        vocab_size: Vocabulary size of the base.
+        drafts: The drafts of some of the requests.
 
     Returns:
-        One token of each request, and more as long as each is the one that was drafted: what it
-        would be given one after the other. There is none after one with a fault, or put off.
+        One token of each request, and more as long as they equal its draft: exactly those that
+        sampling one by one would give. None follows one with a fault, or one that is put off.
     """
     tokens_R = likeliest(logits_RV)
     finite = are_finite(logits_RV, tokens_R).tolist()
@@ -107,14 +106,14 @@ def sample(
 def _sampled(
     logits_V: torch.Tensor, request: Request, before: Sequence[int], token: int, *, is_finite: bool
 ) -> Sampled:
-    """Return what comes in `request` after its output and the tokens `before`.
+    """Return the next token of `request` after its output and the tokens `before`.
 
     Args:
         logits_V: Its logits.
-        request: Whose it is.
-        before: What was chosen in the same step.
-        token: What is chosen if its parameters leave the logits as they are.
-        is_finite: Whether the logits are.
+        request: The request.
+        before: Tokens that were sampled in the same step.
+        token: The token, if its parameters leave the logits unchanged.
+        is_finite: Whether the logits are finite.
     """
     if not is_finite:
         return Sampled(0, fault="ADAPTER_NOT_FINITE")
@@ -124,12 +123,12 @@ def _sampled(
     try:
         if _is_apart(request.sampling):
             token = _choose_changed(logits_V, request, before, allowed)
-        # Each of those that are allowed may have no probability.
+        # All allowed tokens may have probability zero.
         if allowed is not None and not has_bit(allowed, token):
             return Sampled(0, fault="STRUCTURED_OUTPUT_FAILED")
         return Sampled(token, logprobs=_logprobs(logits_V, token, request))
     except Exception:
-        # Whatever it is, it is of this request's parameters: the others must not end for it.
+        # Whatever it is, this request's parameters caused it: the others must not fail for it.
         _log.exception("no token could be chosen with %s", request.sampling)
         return Sampled(0, fault="INTERNAL")
 
@@ -137,7 +136,7 @@ def _sampled(
 def chosen_from(
     tokens: Sequence[int], finite: Sequence[int], logprobs: Sequence[Logprobs | None]
 ) -> list[Sampled]:
-    """Return the choice of `tokens`, each from a row whose logits are `finite` or not."""
+    """Return the samples `tokens`, each from a row whose logits are `finite` or not."""
     return [
         Sampled(token, logprobs=of_row) if is_finite else Sampled(0, fault="ADAPTER_NOT_FINITE")
         for token, is_finite, of_row in zip(tokens, finite, logprobs, strict=True)
@@ -145,31 +144,31 @@ def chosen_from(
 
 
 def uniform(seed: int, position: int) -> float:
-    """Return a number in [0, 1) that depends on `seed` and `position` alone."""
+    """Return a pseudorandom number in [0, 1) that depends on `seed` and `position` alone."""
     digest = hashlib.blake2b(struct.pack("<qq", seed, position), digest_size=8).digest()
     return float(int.from_bytes(digest, "little") >> 11) / float(1 << 53)
 
 
 def likeliest(logits_RV: torch.Tensor) -> torch.Tensor:
-    """Return the likeliest token of each row, or one whose logit is NaN if there is any."""
+    """Return the most likely token of each row, or one whose logit is NaN if there is any."""
     if logits_RV.device.type == "cpu":
-        # In vectors and on this thread: torch's takes twice as long and wakes the others for it.
+        # Vectorized and on this thread; torch's argmax wakes other threads and takes twice as long.
         return torch.from_numpy(logits_RV.numpy().argmax(axis=-1))
     return logits_RV.argmax(dim=-1)
 
 
 def are_finite(logits_RV: torch.Tensor, likeliest_R: torch.Tensor) -> torch.Tensor:
-    """Return whether the logits of each row are finite, which its likeliest token tells."""
+    """Return whether the logits of each row are finite, judged by its most likely token."""
     # The maximum is NaN if any logit is, and infinite if the row overflowed.
     return logits_RV.gather(1, likeliest_R[:, None])[:, 0].isfinite()
 
 
 def draws_of(wanted: Sequence[tuple[Sampling, int] | None]) -> Draws | None:
-    """Return how tokens are drawn, on the host; None where all are to be the likeliest.
+    """Return how to sample a token for each row, on the host; None if all rows are greedy.
 
     Args:
         wanted: The parameters of each row's request, and the position of the token in its output;
-            None for a row whose likeliest token is taken.
+            None for a greedy row.
     """
     rows = [_parameters(*want) if want else _LIKELIEST for want in wanted]
     if all(row == _LIKELIEST for row in rows):
@@ -190,7 +189,7 @@ def _parameters(sampling: Sampling, position: int) -> tuple[float, ...]:
 def _choose(
     logits_RV: torch.Tensor, likeliest_R: torch.Tensor, draws: Draws | None
 ) -> torch.Tensor:
-    """Return the token of each row, drawn as `draws` says; None takes the likeliest."""
+    """Return the token of each row, sampled as `draws` says; None takes the most likely."""
     if draws is None:
         return likeliest_R
     if logits_RV.device.type == "cpu":
@@ -200,7 +199,7 @@ def _choose(
 
 
 def _is_apart(sampling: Sampling) -> bool:
-    """Return whether a token is chosen from other logits than the model's own."""
+    """Return whether a token is sampled from adjusted or masked logits."""
     return sampling.changes_logits or sampling.form is not None
 
 
@@ -231,7 +230,7 @@ def _logprobs(logits_V: torch.Tensor, token: int, request: Request) -> Logprobs 
 
 
 def told(row: Sequence[float], count: int) -> Logprobs:
-    """Return the first `count` of what a row of `kernels.logprobs` says."""
+    """Return the chosen and the first `count` top log-probabilities of a `kernels.logprobs` row."""
     size = len(row) // 2
     tokens = map(int, row[1 + size :])
     return Logprobs(row[0], list(zip(tokens, row[1 : 1 + size], strict=True))[:count])

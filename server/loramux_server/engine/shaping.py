@@ -1,10 +1,10 @@
-"""Requests whose texts have a form: what each may be told next, as far as it is known.
+"""Structured output in the engine: which tokens each request may have next, as far as known.
 
-What may follow a token is found out while the next step runs (`forms/forms.py`). A row for which
-that takes longer than the step is put off: it is computed again once it is known, and from then on
-its request runs only when it is. What may follow the tokens of a draft is found out while the step
-runs that has it. A draft of which that is not known in time ends there, and its request has no more
-of them. So a form keeps requests without one waiting for no more than a moment, once each.
+The allowed tokens are computed while the next step runs (`forms/forms.py`). A row for which that
+takes longer than the step is put off: it is computed again once they are known, and from then on
+its request runs only when they are. Those after the tokens of a draft are computed while the step
+with the draft runs. If they come too late, the draft ends there, and its request gets no more
+drafts. So each constrained request delays the others by a moment at most, and only once.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -15,7 +15,7 @@ from loramux_server.forms.findings import Ahead, Next
 from loramux_server.forms.form import Form
 
 PATIENCE = 0.02
-"""Seconds that a step waits for what may come next."""
+"""Seconds that a step waits for allowed tokens."""
 
 _SAID = {
     "INVALID_FIELD": "cannot be used: {why}; expected {right}",
@@ -37,20 +37,20 @@ _RIGHT = {
 
 
 class FormFollower(Protocol):
-    """What knows which tokens may come next; see `Forms`."""
+    """What computes which tokens may come next; see `Forms`."""
 
     @property
     def has_found(self) -> bool:
-        """Whether there is something to take."""
+        """Whether there are results to take."""
 
     def begin(self, key: int, form: Form, tenant: str) -> None:
-        """Follow a text of `tenant` from its beginning."""
+        """Follow the constraint `form` in a new text of `tenant`."""
 
     def advance(self, chosen: Sequence[tuple[int, Sequence[int]]]) -> None:
-        """Go on in each text of `chosen` with its tokens."""
+        """Advance each text of `chosen` by its tokens."""
 
     def foresee(self, drafts: Sequence[tuple[int, Sequence[int]]]) -> None:
-        """Find out what may come behind each token of what is drafted for texts."""
+        """Compute what may follow each token of the texts' `drafts`."""
 
     def end(self, key: int) -> None:
         """Forget a text."""
@@ -58,11 +58,11 @@ class FormFollower(Protocol):
     def take(
         self, wanted: Collection[int] = (), seconds: float = 0.0, ahead: Collection[int] = ()
     ) -> list[Next | Ahead]:
-        """Return what was found out, when all is that is wanted, or time is up."""
+        """Return the results, once all that are wanted are there or time is up."""
 
 
 class Shaping:
-    """Tells requests what may come next in them."""
+    """Tells requests which tokens structured output allows next."""
 
     def __init__(
         self, follower: FormFollower | None, fail: Callable[[Request, str, str, str], None]
@@ -70,32 +70,32 @@ class Shaping:
         """Begin without requests.
 
         Args:
-            follower: Knows what may come next; None where the base has no text.
+            follower: Computes which tokens may come next; None if the base has no tokenizer.
             fail: Called with a request, a reason, a message and the field at fault.
         """
         self._follower = follower
         self._fail = fail
         self._requests: dict[int, Request] = {}
         self._slow: set[Request] = set()
-        """Those that were put off."""
+        """Requests that were put off."""
         self._drafted: set[Request] = set()
-        """Those of which it is to be found out what may come behind their draft."""
+        """Requests for which the allowed tokens after their draft are being computed."""
         self._undrafted: set[Request] = set()
-        """Those of which that once was not known in time."""
+        """Requests for which those once came too late."""
         self._compiled: list[float] = []
 
     @property
     def has_found(self) -> bool:
-        """Whether `land` would find something."""
+        """Whether `land` would find results."""
         return self._follower is not None and self._follower.has_found
 
     def take_compiled(self) -> list[float]:
-        """Return the seconds of each form that was compiled since the last time."""
+        """Return, once, the seconds that compiling each constraint took."""
         compiled, self._compiled = self._compiled, []
         return compiled
 
     def begin(self, request: Request) -> None:
-        """Hold `request` until it is known how its text may begin, if that has a form."""
+        """Hold `request` until its first allowed tokens are known, if it has structured output."""
         if form := request.sampling.form:
             if self._follower is None:
                 self._fail(request, "INVALID_FIELD", "the base has no tokenizer", form.field)
@@ -105,25 +105,25 @@ class Shaping:
             self._follower.begin(request.request_id, form, request.tenant)
 
     def land(self) -> None:
-        """Tell requests what was found out, and fail those in which nothing may come next."""
+        """Pass results on to requests, and fail those in which no token may come next."""
         if self.has_found:
             self._take()
 
     def foresee(self, drafts: Mapping[Request, Sequence[int]]) -> None:
-        """Find out what may come behind each token of `drafts`, where texts have a form."""
+        """Begin to compute what may follow each token of `drafts`, for structured output."""
         self._drafted = {request for request in drafts if request.sampling.form}
         if self._drafted:
             assert self._follower is not None
             self._follower.foresee([(r.request_id, drafts[r]) for r in self._drafted])
 
     def wait(self, requests: Iterable[Request]) -> None:
-        """Wait a moment until it is known what may come in each of `requests`, and their drafts."""
+        """Wait a moment for the allowed tokens of `requests`, also after their draft tokens."""
         unknown = [r for r in requests if r.sampling.form and r.shape.allowed is None]
         if not (unknown or self._drafted):
             return
         self._take(unknown, PATIENCE)
         for request in unknown:
-            # One that was given up meanwhile is none of them any more.
+            # One that failed meanwhile is no longer among them.
             if request.shape.allowed is None and request.request_id in self._requests:
                 request.is_held, request.shape.foresees = True, False
                 self._slow.add(request)
@@ -133,7 +133,7 @@ class Shaping:
         self._drafted.clear()
 
     def advance(self, chosen: Mapping[Request, Sequence[int]]) -> None:
-        """Find out what may follow the tokens that were `chosen` in each request."""
+        """Begin to compute what may follow the tokens that were `chosen` in each request."""
         for request, tokens in chosen.items():
             shape, size = request.shape, len(tokens)
             shape.allowed, shape.ahead = None, ()
@@ -159,7 +159,7 @@ class Shaping:
         assert not self._drafted, "nobody waits for what comes behind a draft"
 
     def _take(self, wanted: Sequence[Request] = (), seconds: float = 0.0) -> None:
-        """Take in what was found out, when all is that is wanted, or time is up."""
+        """Process results, once all that are wanted are there or time is up."""
         assert self._follower is not None
         keys, ahead = ([r.request_id for r in part] for part in (wanted, self._drafted))
         for found in self._follower.take(keys, seconds, ahead):

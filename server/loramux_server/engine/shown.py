@@ -1,4 +1,4 @@
-"""What images are in a step: embeddings, positions, and what is added between layers."""
+"""Images in a step: embeddings, positions, and what is added between layers."""
 
 from collections.abc import Sequence
 from itertools import chain, zip_longest
@@ -15,11 +15,11 @@ from loramux_server.models.vision.seen import PLAIN, Int64, positions
 def positions_of(
     chunks: Sequence[Chunk], position: Int64
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return where the tokens are, by time, and by height and width where that is something else.
+    """Return the positions of tokens by time, and all by time, height and width if these differ.
 
     Args:
         chunks: What is computed.
-        position: The place of each token in its text.
+        position: Index of each token in its text.
     """
     if all(chunk.request.view is None for chunk in chunks):
         return torch.from_numpy(position), None
@@ -33,7 +33,7 @@ def positions_of(
 
 
 def together(chunks: Sequence[Chunk]) -> Int32 | None:
-    """Return what tokens of images see of them; None where they see what is before them alone."""
+    """Return the range of its image that each token sees; None if attention is causal for all."""
     if not any(c.request.view and c.request.view.is_whole for c in chunks if _shows(c)):
         return None
     own_T2 = np.concatenate(
@@ -43,7 +43,7 @@ def together(chunks: Sequence[Chunk]) -> Int32 | None:
 
 
 def shown(chunks: Sequence[Chunk], query_start: Int32) -> list[VirtualRun]:
-    """Return the embeddings of images."""
+    """Return the embeddings of image tokens."""
     return [
         run
         for row, chunk in zip(query_start.tolist(), chunks, strict=False)
@@ -53,7 +53,7 @@ def shown(chunks: Sequence[Chunk], query_start: Int32) -> list[VirtualRun]:
 
 
 def added(chunks: Sequence[Chunk], query_start: Int32) -> tuple[tuple[VirtualRun, ...], ...]:
-    """Return what images add behind each of the first layers."""
+    """Return what image tokens add to the outputs of each of the first layers."""
     found = [
         chunk.request.view.added(chunk.start, chunk.end, row)
         for row, chunk in zip(query_start.tolist(), chunks, strict=False)
@@ -63,6 +63,6 @@ def added(chunks: Sequence[Chunk], query_start: Int32) -> tuple[tuple[VirtualRun
 
 
 def _shows(chunk: Chunk) -> bool:
-    """Return whether there may be a token of an image in `chunk`, which later ones have none of."""
+    """Return whether `chunk` may have image tokens: it starts before the last image's end."""
     view = chunk.request.view
     return view is not None and chunk.start < view.end

@@ -1,7 +1,7 @@
-"""What an engine has of each thing that its config leaves open, by the memory that is free.
+"""Chooses the sizes that a config leaves at auto, by the memory that is free.
 
-On a CPU little is taken unasked: it has others to serve. On a GPU nearly all is, as far as there is
-use for it.
+On a CPU little is taken by default: the host has other users. On a GPU nearly everything is, as far
+as it is of use.
 """
 
 from dataclasses import dataclass
@@ -17,47 +17,47 @@ from loramux_server.wire.engine_sizes import EngineSizes
 _CPU_RUNNING, _CPU_BATCH_TOKENS = 64, 512
 _GPU_RUNNING, _GPU_BATCH_TOKENS = 256, 2048
 _MOST_ON_CPU = 1 << 30
-"""Bytes for adapters on a CPU, beside those that are packed."""
+"""Most bytes of the device tier of adapters on a CPU."""
 _MOST_BESIDE_CPU, _MOST_BESIDE_GPU = 4 << 30, 64 << 30
-"""Bytes for those that are packed on the host."""
+"""Most bytes of the host tier, which holds packed adapters."""
 _MOST_ROWS = 1 << 15
-"""Rank rows of float32 on a GPU: 4,096 adapters of rank 16 in 16 bits. More is of little use."""
+"""Most float32 rank rows on a GPU: 4,096 adapters of rank 16 in 16 bits. More is of little use."""
 _LEAST_ROWS = 32
-"""Rank rows of float32 that adapters have on a GPU, if they fit half of what is left."""
+"""Fewest float32 rank rows on a GPU, if they fit into half of what is left."""
 _SPARE_PARTS = 10
-"""Of so many parts of a GPU one is left to libraries and to weights that move, at least."""
+"""At least 1 / _SPARE_PARTS of a GPU is left for libraries and weights in transit."""
 _GRAPHS = 1 << 30
-"""Bytes of all records of steps."""
+"""Bytes of all CUDA graphs."""
 _ACTIVATIONS = 4
-"""The widest layer's inputs and outputs are in memory so many times while a step computes."""
+"""How often a step has the widest layer's inputs and outputs in memory."""
 _LOGITS = 8
-"""Logits of float32 likewise: as they came, adjusted, sorted with their tokens, summed up."""
+"""The same for float32 logits: original, adjusted, sorted with their tokens, cumulated."""
 
 
 @dataclass(frozen=True, slots=True)
 class Means:
-    """What there is for an engine once its base model is in place. All but widths are bytes."""
+    """Free memory once the base model is loaded, and the sizes of what needs it, in bytes."""
 
     is_gpu: bool
     device: int
-    """Free memory of the device, of a CPU one process's share."""
+    """Free memory of the device; on a CPU, one process's share of it."""
     host: int
-    """Memory of the host that this process may still take."""
+    """Host memory that this process may still allocate."""
     row_bytes: int
-    """Of a rank row in float32."""
+    """Size of a rank row in float32."""
     token_bytes: int
-    """Of a token of a batch while a step computes."""
+    """Size of the widest layer's input and output for one token."""
     logits_bytes: int
-    """Of a row of logits in float32."""
+    """Size of a row of logits in float32."""
 
     @staticmethod
     def of(model: BaseModel) -> "Means":
-        """Return what there is where `model` lies."""
+        """Measure the free memory of the device and host of `model`."""
         host = free_memory()
         is_gpu = model.device.type == "cuda"
         device = host // model.shard.count
         if is_gpu:
-            torch.cuda.empty_cache()  # of what loading took, and has let go of
+            torch.cuda.empty_cache()  # what loading allocated and freed
             device = int(torch.cuda.mem_get_info(model.device)[0])
         shapes = [group.shape for group in model.groups]
         widest = max((shape.in_features + sum(shape.out_features) for shape in shapes), default=0)
@@ -72,9 +72,9 @@ class Means:
 
 
 def choose(config: EngineConfig, means: Means) -> EngineSizes:
-    """Return the sizes of `config`, in place of 0 what suits `means`; of KV the most there may be.
+    """Return the sizes of `config`, with those at auto chosen; then `kv_memory` is a maximum.
 
-    Where nothing is set, all of them together fit what is free.
+    If all are auto, together they fit into the free memory.
     """
     return _on_gpu(config, means) if means.is_gpu else _on_cpu(config, means)
 
@@ -97,7 +97,7 @@ def _on_gpu(config: EngineConfig, means: Means) -> EngineSizes:
         + _ACTIVATIONS * max_batch_tokens * means.token_bytes
         + _LOGITS * max_running * means.logits_bytes
     )
-    # Of a device that is nearly full steps have half: that may do, and the rest is needed as well.
+    # On a nearly full device steps get half: it may suffice, and the rest is needed as well.
     spare = max(means.device // _SPARE_PARTS, min(needed, means.device // 2))
     room = means.device - spare
     adapters = config.adapter_memory

@@ -1,4 +1,4 @@
-"""What the log says of how large an engine is."""
+"""Logs the sizes of an engine."""
 
 import logging
 
@@ -16,7 +16,7 @@ from loramux_server.wire.weight_format import Resting
 _log = logging.getLogger(__name__)
 _RANK = 16
 _SAVED_BYTES = 2
-"""Of a weight of most adapters."""
+"""Bytes per weight in most adapters."""
 
 
 def log_sizes(
@@ -28,16 +28,16 @@ def log_sizes(
     num_rows: int,
     resting: Resting,
 ) -> None:
-    """Say what an engine has, and how many adapters of a usual size that holds.
+    """Log the sizes of an engine, and how many adapters of a usual size fit.
 
     Args:
         model: The base model.
-        asked: The config as it was before sizes were chosen.
-        sizes: The sizes that count.
-        room: What can be kept of requests.
-        row_size: How much a rank row holds.
+        asked: The config before sizes were chosen.
+        sizes: The sizes in effect.
+        room: Room for KV blocks and recurrent states.
+        row_size: The size of a rank row.
         num_rows: Rank rows on the device.
-        resting: In which format adapters rest.
+        resting: Storage format of adapters.
     """
     item_bytes = resting.item_bytes(_SAVED_BYTES)
     on_device = num_rows // row_size.rows_of(_RANK, item_bytes)

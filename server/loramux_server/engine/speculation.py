@@ -1,16 +1,15 @@
-"""Drafts: what may come next in a text, so that a step can check several tokens at once.
+"""Speculative decoding without a draft model: several draft tokens are verified in one step.
 
-What is drafted comes from the request's own tokens, from what the caller thinks will come, or from
-what its adapter wrote for its tenant before: many fine-tunes write the same forms again and again.
-So does a form that leaves a text only one way to go on. No model is asked. A draft is checked by
-the step in which the model sees it: tokens are chosen one after the other, exactly as they would be
-without it, and it holds up to the first that was chosen otherwise. So it decides when a token
-comes, never which.
+Drafts come from the request's own tokens, from the caller's prediction, or from earlier outputs of
+its adapter for its tenant: many fine-tunes write the same patterns again and again. Structured
+output that allows only one continuation is a source as well. The step in which the model sees a
+draft verifies it: tokens are sampled one after the other, exactly as without it, and it is accepted
+up to the first that differs. So a draft decides when a token comes, never which.
 
 Finding drafts in earlier outputs is the idea of SuffixDecoding (Oliaro et al., 2024,
-arXiv:2411.04975). Here a token is drafted if it is likely enough for what it costs: how often
-drafts of its kind were right is counted for each adapter, whether or not a step had room for them,
-and what tokens cost is known from the last steps (`pace.py`). So a full batch has few drafts.
+arXiv:2411.04975). Here a token is drafted if it is likely enough for its cost: acceptance rates are
+counted for each kind of draft and adapter, whether or not a step had room for the draft, and costs
+are known from recent steps (`pace.py`). So a full batch has few drafts.
 
 Knows nothing of tensors or clocks.
 """
@@ -26,25 +25,25 @@ from loramux_server.engine.plan import Chunk
 from loramux_server.engine.request import Request
 
 _MOST_BEGUN = 1 << 16
-"""Tokens of requests that are followed from a step on: some ten milliseconds. Others are later."""
+"""Tokens of new requests that are indexed in one step: some ten milliseconds. Others follow."""
 _LEAST_ODDS = 0.05
-"""What is less likely is never drafted."""
+"""Tokens less likely than this are never drafted."""
 _MANY = 0.3
-"""Drafted tokens for each request for which a step waits for the one before it."""
+"""Expected hits per request for which a step waits for the one before it."""
 
 
 @dataclass(slots=True)
 class _Followed:
-    """A request, as far as it was seen."""
+    """A request, as far as it is indexed."""
 
     own: Ngrams
     habits: Habits
     num_seen: int = 0
-    """Tokens of its output that `own` has."""
+    """Tokens of its output that `own` contains."""
     is_kept: bool = True
-    """Whether what it wrote is kept when it ends."""
+    """Whether its output is kept when it ends."""
     guess: Sequence[int] = ()
-    """What was thought to come next."""
+    """The current candidate for a draft."""
     kinds: list[Kind] = field(default_factory=list)
 
 
@@ -55,8 +54,8 @@ class Speculation:
         """Begin without texts.
 
         Args:
-            most_tokens: Most tokens of a draft; 0 drafts nothing.
-            ends: Knows where texts end.
+            most_tokens: Maximum length of a draft; 0 turns drafts off.
+            ends: Knows when requests end.
         """
         self._most_tokens = most_tokens
         self._ends = ends
@@ -69,12 +68,12 @@ class Speculation:
         num_tokens: int,
         token_cost: float,
     ) -> dict[Request, Sequence[int]]:
-        """Return what is to be checked behind `chunks`, of each request that has a draft.
+        """Return the drafts to verify after `chunks`, by request.
 
         Args:
             chunks: What the step computes anyway.
-            num_tokens: How many tokens more the step may have.
-            token_cost: What one costs, as a part of what the step costs without drafts.
+            num_tokens: How many more tokens the step may have.
+            token_cost: Cost of a draft token, relative to that of the step without drafts.
         """
         if not self._most_tokens:
             return {}
@@ -83,7 +82,7 @@ class Speculation:
         least = max(_LEAST_ODDS, token_cost * num_chosen)
         found: list[tuple[float, int, Chunk]] = []
         for chunk in self._looked_at(chunks):
-            # The last token of a text comes without a draft.
+            # The last token of a text needs no draft.
             most = min(self._ends.num_before(chunk.request) - 1, self._most_tokens)
             found += [
                 (-odds, number, chunk)
@@ -95,15 +94,15 @@ class Speculation:
         }
 
     def expects(self, chunks: Sequence[Chunk]) -> bool:
-        """Return whether the step after that of `chunks` is likely to have drafts that count."""
+        """Return whether the step after that of `chunks` is likely to profit from drafts."""
         if not self._most_tokens:
             return False
         odds = [self._odds(chunk.request, 2, 0.0) for chunk in self._looked_at(chunks)]
-        # The first is the token that the step still has to give.
+        # The first is the token that the step in flight will yield.
         return sum(both[1] for both in odds if len(both) == 2) >= _MANY * len(chunks)
 
     def end(self, request: Request) -> None:
-        """Keep what `request` wrote, and forget it."""
+        """Keep the output of `request`, and forget the request."""
         followed = self._followed.pop(request, None)
         if followed is None:
             return
@@ -112,19 +111,19 @@ class Speculation:
             self._habits.note(request)
 
     def forget(self, digest: str) -> None:
-        """Forget what an adapter wrote, and what it still writes."""
+        """Forget the outputs of an adapter, those of running requests included."""
         self._habits.forget(digest)
         for request, followed in self._followed.items():
             if request.digest == digest:
                 followed.is_kept = False
 
     def check(self, requests: Collection[Request]) -> None:
-        """Assert that nothing is kept of others than `requests`, and not too much of texts."""
+        """Assert that only `requests` are followed, and that the limits on texts hold."""
         assert set(self._followed) <= set(requests), "one that has ended is followed"
         self._habits.check()
 
     def _looked_at(self, chunks: Sequence[Chunk]) -> Iterator[Chunk]:
-        """Yield those of `chunks` that may have a draft, once it is known what comes next there."""
+        """Yield those of `chunks` that may have a draft, with an up-to-date candidate."""
         num_begun = 0
         for chunk in chunks:
             request = chunk.request
@@ -138,7 +137,7 @@ class Speculation:
             yield chunk
 
     def _look(self, request: Request) -> None:
-        """Take in what `request` has, and guess what comes next in it."""
+        """Index the new tokens of `request`, and update its candidate."""
         followed = self._followed.get(request)
         if followed is None:
             size = request.num_tokens
@@ -153,7 +152,7 @@ class Speculation:
         followed.guess, followed.kinds = guess
 
     def _see(self, request: Request, followed: _Followed) -> bool:
-        """Take in what was chosen since the last time, and return whether anything was."""
+        """Index new output tokens and score the candidate; return whether there were any."""
         new = request.output[followed.num_seen :]
         odds = followed.habits.odds
         for token, guess, kind in zip(new, followed.guess, followed.kinds, strict=False):
@@ -166,7 +165,7 @@ class Speculation:
         return bool(new)
 
     def _guess(self, followed: _Followed) -> tuple[Sequence[int], list[Kind]]:
-        """Return what is thought to come next, and of which kind each token is."""
+        """Return the best candidate, and the kind of each of its tokens."""
         last = followed.own.last()
         best: tuple[Sequence[int], list[Kind]] = (), []
         odds = followed.habits.odds
@@ -179,7 +178,7 @@ class Speculation:
         return best
 
     def _odds(self, request: Request, most: int, least: float) -> list[float]:
-        """Return how likely each of the first tokens of the guess is, down to `least`."""
+        """Return how likely each of the first tokens of the guess is accepted, down to `least`."""
         followed = self._followed[request]
         found: list[float] = []
         odds = 1.0
@@ -196,7 +195,7 @@ class Speculation:
 def _with_forced(
     guess: tuple[Sequence[int], list[Kind]], forced: Sequence[int], odds: Odds
 ) -> tuple[Sequence[int], list[Kind]]:
-    """Return what is likelier to come: a guess, or what a form lets come; both if they agree."""
+    """Return the likelier one of a guess and forced tokens; both combined if they agree."""
     tokens, kinds = guess
     forced_kinds = [FORCED] * len(forced)
     if list(tokens[: len(forced)]) == list(forced):
@@ -207,7 +206,7 @@ def _with_forced(
 
 
 def _predicted(request: Request) -> list[int]:
-    """Return what the caller thinks that comes, after the tokens after which it would."""
+    """Return the caller's prediction, preceded by the end of the prompt."""
     if not request.prediction:
         return []
     return [*request.prompt[-SIZES[0] :], *request.prediction, BORDER]
@@ -219,14 +218,14 @@ def _worth(
     """Return how many tokens of each request's draft are worth what they cost.
 
     Args:
-        found: What is negated the odds of a token, its number in the draft, and whose it is.
-        num_chosen: Tokens that the step gives without drafts.
+        found: The negated probability of each token, its index in the draft, and its chunk.
+        num_chosen: Tokens that the step yields without drafts.
         num_tokens: How many more it may compute.
-        token_cost: What each costs, as a part of what the step costs without them.
+        token_cost: Cost of each, relative to that of the step without drafts.
     """
     lengths: dict[Request, int] = {}
     gain, cost = float(num_chosen), 1.0
-    # The likeliest first; within a draft each is less likely than those before it.
+    # The most likely first; within a draft each is less likely than those before it.
     for negated, number, chunk in sorted(found, key=lambda one: one[:2])[:num_tokens]:
         if -negated * cost < token_cost * gain:
             break

@@ -1,12 +1,12 @@
-"""What a request's recurrent layers know: where it is read and written, and what of it is kept.
+"""Recurrent states of requests: which slots are read and written, and which states are cached.
 
-Knows nothing of tensors. Where a prompt ends, where it parts from what others had before, and now
-and then in an output, what is known after a full block is kept beside the request's own slot, under
-the name of the block; a request that begins with the same tokens goes on from there. It stays until
-its slot is needed: what was not used for longest goes first.
+Knows nothing of tensors. At the end of a prompt, where it diverges from a cached prefix, and
+periodically in an output, the state after a full block is kept in a slot of its own, under the name
+of the block; a request with the same prefix continues from it. It stays until its slot is needed:
+the least recently used goes first.
 
 Source: SGLang's radix cache for hybrid models, which keeps states beside blocks, where prompts end
-and where they part.
+and where they diverge.
 """
 
 from collections.abc import Sequence
@@ -18,29 +18,29 @@ from loramux_server.engine.request import Request
 from loramux_server.kernels.states import BEGINNING
 
 _APART = 64
-"""Tokens of an output between states that are kept, at least; only the last one is."""
+"""Minimum distance in tokens between the states kept of an output; only the last one stays."""
 
 
 @dataclass(frozen=True, slots=True)
 class StateUse:
-    """The slots of a chunk."""
+    """The slots that a chunk uses."""
 
     read: int
     write: int
     kept: tuple[tuple[int, int], ...] = ()
-    """Position up to which a state is kept, and its slot, in order."""
+    """(Position after which a state is kept, its slot), in order."""
 
 
 class StateKeeper:
-    """Gives requests their slots: 1 to `num_slots`, since all may read `BEGINNING` before them."""
+    """Assigns slots 1 to `num_slots`; slot `BEGINNING` is the initial state, which all may read."""
 
     def __init__(self, num_slots: int, block_size: int, *, keeps: bool) -> None:
         """Begin without requests.
 
         Args:
-            num_slots: Slots of requests, and of what is kept beside them.
+            num_slots: Slots for requests, and for states that are kept.
             block_size: Tokens of a KV block.
-            keeps: Whether states can be kept, and requests go on from them.
+            keeps: Whether states can be kept, and requests can continue from them.
         """
         if num_slots < 1:
             raise ValueError(f"num_slots must be positive, not {num_slots}")
@@ -49,7 +49,7 @@ class StateKeeper:
         self._keeps = keeps
         self._apart = -(-_APART // block_size) * block_size
         self._under_way: list[int] = []
-        """Slots of what the steps that run keep."""
+        """Slots of the states that steps in flight are to keep."""
 
     @property
     def num_used(self) -> int:
@@ -58,11 +58,11 @@ class StateKeeper:
 
     @property
     def can_begin(self) -> bool:
-        """Whether `begin` has the slot that it needs."""
+        """Whether a slot is free for `begin`."""
         return self._slots.num_free > 0
 
     def num_known(self, names: Sequence[bytes]) -> int:
-        """Return after how many of the full blocks of `names`, all there, a state is kept."""
+        """Return after how many of the blocks `names`, which are all cached, a state is kept."""
         for count in range(len(names) if self._keeps else 0, 0, -1):
             if self._slots.find(names[count - 1]) is not None:
                 return count
@@ -72,19 +72,19 @@ class StateKeeper:
         """Give `request` a slot; see `can_begin`.
 
         Args:
-            request: It has none.
-            last: Name of the full block after which it goes on; None from its first token on.
-            num_blocks: How many of its blocks were there.
+            request: A request without a slot.
+            last: Name of the cached block after which it continues; None if it starts afresh.
+            num_blocks: How many of its blocks were cached.
         """
         request.slots.read = BEGINNING
-        if last is not None:  # held first, so that its room is not what is taken
+        if last is not None:  # held first, so that it is not evicted by `take`
             kept = self._slots.find(last)
             assert kept is not None, "nothing is kept after that block"
             self._slots.hold(kept)
             request.slots.read = kept
         if self._slots.num_free:
             request.slots.own = self._slots.take()
-        else:  # the last one becomes its own
+        else:  # the slot that it reads becomes its own
             assert last is not None, "begin without can_begin"
             self._slots.forget(last)
             request.slots.own = request.slots.read
@@ -94,14 +94,14 @@ class StateKeeper:
         """Return the slots for tokens `start` to `end` of `request`.
 
         Args:
-            request: It has begun.
+            request: A request that has begun.
             start: First position.
             end: Position after the last.
-            is_ahead: Whether they follow on a step that still runs.
+            is_ahead: Whether they follow those of a step in flight.
         """
         kept: list[tuple[int, int]] = []
         for position in self._wanted(request, start, end):
-            # Recurrent layers do not tell a single token apart on the way.
+            # Recurrent layers yield no intermediate state after a single token.
             is_apart = position - (kept[-1][0] if kept else start) > 1
             if position != end and not is_apart:
                 continue
@@ -114,7 +114,7 @@ class StateKeeper:
         return StateUse(read, request.slots.own, tuple(kept))
 
     def commit(self, request: Request, use: StateUse, *, is_running: bool) -> None:
-        """Take in that a chunk of `request` was computed, which may have ended meanwhile."""
+        """Record that a chunk of `request`, which may have ended meanwhile, was computed."""
         for position, slot in use.kept:
             if is_running:
                 name = name_blocks(request, self._block_size, position)[-1]
@@ -128,7 +128,7 @@ class StateKeeper:
             request.slots.read = request.slots.own
 
     def end(self, request: Request) -> None:
-        """Take back what `request` has."""
+        """Release the slots of `request`."""
         self._stop_reading(request)
         self._slots.release(request.slots.own)
         request.slots.read = request.slots.own = BEGINNING
@@ -142,12 +142,12 @@ class StateKeeper:
         self._slots.check([*own, *read, *self._under_way])
 
     def _stop_reading(self, request: Request) -> None:
-        """Give back the slot that `request` reads, unless that is its own or nobody's."""
+        """Release the slot that `request` reads, unless it is its own or `BEGINNING`."""
         if request.slots.read not in (BEGINNING, request.slots.own):
             self._slots.release(request.slots.read)
 
     def _wanted(self, request: Request, start: int, end: int) -> list[int]:
-        """Return the positions after which a state is to be kept, in order."""
+        """Return the positions after which to keep a state, in order."""
         if not self._keeps:
             return []
         prompt, size = len(request.prompt), self._block_size
@@ -157,7 +157,7 @@ class StateKeeper:
         return sorted(position for position in wanted if start < position <= end)
 
     def _replace(self, request: Request, name: bytes) -> None:
-        """Let `name` be the one state that is kept of the output of `request`."""
+        """Make `name` the only state that is kept of the output of `request`."""
         if request.slots.kept_name:
             self._slots.forget(request.slots.kept_name)
         request.slots.kept_name = name

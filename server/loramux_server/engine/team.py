@@ -1,7 +1,7 @@
-"""The processes that hold a model together, seen from the one that leads them.
+"""The processes of tensor parallelism, as seen from their leader.
 
-It starts the others and commands them. When one of them ends or hangs, so does this one: the
-frontend then starts all of them again. They end when this process does.
+The leader starts the followers and commands them. When one of them ends or hangs, the leader ends:
+the frontend then restarts all of them. Followers end when the leader does.
 """
 
 import itertools
@@ -46,7 +46,7 @@ from loramux_server.wire.engine_sizes import EngineSizes
 _log = logging.getLogger(__name__)
 
 _END_SECONDS = 5
-"""How long a follower has to end once it is left alone."""
+"""How long a follower has to end once its channel is closed."""
 
 
 class Runner(Protocol):
@@ -56,7 +56,7 @@ class Runner(Protocol):
         """Return the logits of the rows that need them."""
 
     def read(self, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Return the same, and what comes of each of `batch.read`."""
+        """Return the same, and the results of `batch.read`, one each."""
 
 
 class Team:
@@ -64,10 +64,10 @@ class Team:
 
     def __init__(self, config: EngineConfig) -> None:
         self.shard = Shard(0, config.tensor_parallel)
-        """What this process has of the model."""
+        """This process's shard of the model."""
         self._folder = tempfile.mkdtemp(prefix="loramux-")
         self.meeting = Path(self._folder) / "meeting"
-        """The file through which the processes find each other."""
+        """Rendezvous file of the processes."""
         self._config = config
         self._followers: list[_Follower] = []
         self._numbers = itertools.count(1)
@@ -92,7 +92,7 @@ class Team:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """End the followers."""
+        """Stop the followers."""
         self._is_ending = True
         for follower in self._followers:
             follower.end()
@@ -127,7 +127,7 @@ class Team:
 
     @contextmanager
     def allocating(self, num_slots: int, sizes: EngineSizes) -> Iterator[None]:
-        """Let the followers make room while the block does the same.
+        """Let the followers allocate memory while the block does the same.
 
         Raises:
             UnservableModelError: One of them cannot.
@@ -149,14 +149,14 @@ class Team:
         try:
             yield
         finally:
-            # The rows are not to be given to another while anyone writes to them.
+            # The rows must not be reused while any process writes to them.
             problems = [self._answer(answers).problem for _ in self._followers]
             del self._answers[number]
         for problem in filter(None, problems):
             raise DamagedError(problem)
 
     def running(self, runner: Runner) -> Runner:
-        """Return what runs steps on all processes, on this one by `runner`."""
+        """Return a runner of steps on all processes, with `runner` for this one."""
         return _TeamRunner(self, runner)
 
     def start_step(self, batch: Batch) -> None:
@@ -172,9 +172,9 @@ class Team:
                     self._die(f"follower {follower.pid} ended")
 
     def _wait(self) -> None:
-        """Wait until every follower has obeyed what comes one at a time."""
+        """Wait until every follower has acknowledged a command without a number."""
         for _ in self._followers:
-            # However long it takes: who loads a model is not held to a time.
+            # No timeout: loading a model may take any time.
             problem = self._answers[0].get().problem
             if problem is not None:
                 raise UnservableModelError(problem)
@@ -192,7 +192,7 @@ class Team:
             self._die(f"follower {follower.pid} ended")
 
     def _die(self, why: str) -> NoReturn:
-        """End this process, in whatever sum with the others it may be held."""
+        """End this process, even if it is blocked in an all-reduce with the others."""
         _log.error("%s, and with it the engine", why)
         shutil.rmtree(self._folder, ignore_errors=True)
         os._exit(1)
@@ -223,7 +223,7 @@ class _Follower:
         write_message(self._ours, encode(command))
 
     def hear(self) -> Done | None:
-        """Return the next answer, or None when the follower is gone."""
+        """Return the next acknowledgement, or None once the follower is gone."""
         try:
             message = read_message(self._ours)
         except ConnectionError:
@@ -231,7 +231,7 @@ class _Follower:
         return None if message is None else decode_done(message)
 
     def end(self) -> None:
-        """Let it end, which it does when its channel closes."""
+        """Close the channel, at which it ends; kill it if it does not."""
         with suppress(OSError):  # it may have ended already
             self._ours.shutdown(socket.SHUT_RDWR)
         try:
@@ -255,6 +255,6 @@ class _TeamRunner:
         return self._runner.run(batch)
 
     def read(self, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Return the same, and what comes of each of `batch.read`, on the host."""
+        """Return the same, and the results of `batch.read`, one each, on the host."""
         self._team.start_step(batch)
         return self._runner.read(batch)

@@ -1,6 +1,6 @@
-"""The tokens of which a request's parameters say something, and how often its output has each.
+"""Tokens whose logits a request's parameters adjust, and how often its output has each.
 
-Legend: M tokens, in the order in which they came up.
+Legend: M tokens, in order of first appearance.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,7 +22,7 @@ _NEUTRAL = (1.0, 1.0, 0.0, 0.0)
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """What `Adjustments` has of one row."""
+    """The entries of `Adjustments` for one row."""
 
     token_M: Int32
     bias_M: Float32
@@ -31,7 +31,7 @@ class Counted:
 
     @staticmethod
     def of_none(size: int) -> "Counted":
-        """Return what says nothing of token 0, `size` times."""
+        """Return `size` entries for token 0 that change nothing."""
         return Counted(
             np.zeros(size, np.int32), np.zeros(size, np.float32),
             np.zeros(size, np.int32), np.zeros(size, np.int32),
@@ -44,7 +44,7 @@ class Counted:
 
 
 class TokenCounts:
-    """Follows the output of one request."""
+    """Counts the tokens in the output of one request."""
 
     def __init__(
         self,
@@ -57,10 +57,10 @@ class TokenCounts:
 
         Args:
             sampling: The parameters.
-            prompt: What the output goes on with, without what stands for virtual tokens.
-            eos_token_ids: The tokens with which the model ends a text.
-            vocab_size: Tokens of the base with the request's adapter: there are logits for no
-                others. None if no other token can come up.
+            prompt: The text before the output, without placeholders for virtual tokens.
+            eos_token_ids: End-of-sequence tokens.
+            vocab_size: Vocabulary size of the base with the request's adapter: other tokens have
+                no logits. None if no other token can occur.
         """
         self._sampling = sampling
         self._prompt = prompt
@@ -69,14 +69,14 @@ class TokenCounts:
         self._place: dict[int, int] = {}
         self._rows = Counted.of_none(_ROOM)
         self._num_counted = 0
-        """Tokens of the output that are among them."""
+        """Tokens of the output that are counted."""
         self._penalizes = sampling.repetition_penalty != 1.0
         self._counts = bool(sampling.presence_penalty or sampling.frequency_penalty)
         self._ends: list[int] | None = None
-        """Places of tokens that end a text; None before the first turn."""
+        """Places of stop tokens that `min_tokens` forbids; None before the first call of `at`."""
 
     def _begin(self) -> list[int]:
-        """Take in what the parameters say, which for long prompts is not done before it is used."""
+        """Add tokens of the parameters and the prompt; deferred until used: prompts may be long."""
         sampling = self._sampling
         for token, bias in sampling.logit_bias.items():
             self._add(token, bias=bias)
@@ -95,11 +95,11 @@ class TokenCounts:
         return 1 / penalty, penalty, sampling.presence_penalty, sampling.frequency_penalty
 
     def at(self, position: int, output: Sequence[int]) -> Counted:
-        """Return what is said of tokens when number `position` of the output is chosen.
+        """Return the entries for sampling the output token at `position`.
 
         Args:
             position: Counted from 0.
-            output: Those before it, as far as they are known; the same as last time, or longer.
+            output: The tokens before it, as far as known; the same as last time, or longer.
         """
         if self._ends is None:
             self._ends = self._begin()
@@ -117,7 +117,7 @@ class TokenCounts:
     def _add(
         self, token: int, *, bias: float = 0.0, is_seen: int = 0, count: int = 0
     ) -> int | None:
-        """Take in more about a token, and return its place; None if there is no logit for it."""
+        """Add to the entry of a token, and return its place; None if it has no logit."""
         if self._vocab_size is not None and token >= self._vocab_size:
             return None
         place = self._place.setdefault(token, len(self._place))
@@ -138,7 +138,7 @@ def counts_of(
     eos_token_ids: Iterable[int],
     vocab_size: int | None = None,
 ) -> TokenCounts | None:
-    """Return the `TokenCounts` of a request, or None if its parameters leave logits as they are."""
+    """Return the `TokenCounts` of a request; None if its parameters leave logits unchanged."""
     if not sampling.changes_logits:
         return None
     return TokenCounts(sampling, prompt, eos_token_ids, vocab_size)
@@ -146,18 +146,18 @@ def counts_of(
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A row of a step, for which a token is chosen."""
+    """A row of a step for which a token is sampled."""
 
     counts: TokenCounts | None
-    """None if its request leaves logits as they are."""
+    """None if its request leaves logits unchanged."""
     position: int
-    """Of the token in the output."""
+    """Index of the token in the output."""
     output: Sequence[int]
-    """What comes before it, as far as it is known: all, or all but one."""
+    """The tokens before it, as far as known: all, or all but one."""
 
 
 def adjustments_of(turns: Sequence[Turn]) -> Adjustments | None:
-    """Return what is done to the logits of a step's rows, on the host; None if that is nothing."""
+    """Return the logit adjustments of a step's rows, on the host; None if there are none."""
     rows = [
         (number, turn.counts.at(turn.position, turn.output))
         for number, turn in enumerate(turns)

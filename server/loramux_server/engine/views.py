@@ -1,4 +1,4 @@
-"""Images on their way: looked at beside the steps, and kept for who shows them again."""
+"""Images: encoded concurrently with steps, and cached for requests that show them again."""
 
 import os
 import sys
@@ -20,44 +20,44 @@ from loramux_server.models.vision.sight import NotFiniteError
 from loramux_server.wire.adapter_source import AdapterSource
 
 _NICENESS = 10
-"""Of who looks: neighbours' tokens come first."""
+"""Niceness of the encoder's threads: tokens of other requests come first."""
 KEPT_BYTES = 64 << 20
-"""Memory for what was seen in images that no request shows any more."""
+"""Memory for the cache of encoded images."""
 
 
 def _give_way() -> None:
-    """Let the calling thread, and those that torch starts for it, come after those of steps."""
+    """Lower the priority of the calling thread and those that torch starts for it, below steps."""
     if sys.platform == "linux":  # where a thread has a priority of its own
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
 class Sees(Protocol):
-    """What sees images; called on threads of its own."""
+    """A vision encoder; called on a thread of its own."""
 
     def look(self, image: Image, tokens: Sequence[int], change: SightChange | None = None) -> Seen:
-        """Return what is seen in `image`, for which `tokens` stand in a prompt.
+        """Encode `image`, whose placeholders in a prompt are `tokens`.
 
-        `change` is what an adapter does to what sees.
+        `change` is what an adapter does to the vision encoder.
         """
 
 
 class Changes(Protocol):
-    """What knows what adapters do to what sees images; called on the thread that looks."""
+    """What knows how adapters change the vision encoder; called on the encoder's thread."""
 
     def of(self, source: AdapterSource) -> SightChange:
-        """Return what the adapter `source` does."""
+        """Return the change that the adapter `source` makes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Looked:
-    """The requests whose images have been looked at since the last step."""
+    """The requests whose images have been encoded since the last step."""
 
     ready: list[Request]
     failed: list[tuple[Request, BaseException]]
 
 
 class Views:
-    """Looks at the images of requests before they are queued, one image after the other."""
+    """Encodes the images of requests before they are queued, one image after the other."""
 
     def __init__(
         self, sees: Sees | None, changes: Changes | None, wake: Callable[[], None]
@@ -65,21 +65,21 @@ class Views:
         """Prepare; no thread is started before the first image.
 
         Args:
-            sees: What sees images; None where nothing does.
-            changes: Knows what adapters do to that; None where they do nothing.
-            wake: Called from its thread when a request can be queued.
+            sees: The vision encoder; None if there is none.
+            changes: Knows how adapters change it; None if they do not.
+            wake: Called from the encoder's thread when a request can be queued.
         """
         self._sees = sees
         self._changes = changes
         self._executor: Executor = ThreadPoolExecutor(1, "look", initializer=_give_way)
         self._wake = wake
         self._kept: OrderedDict[tuple[str, bytes, str], Seen] = OrderedDict()
-        """What was seen, by the tenant, and the digests of the image and of an adapter with which
-        it looks different: how long a request takes tells nobody what images others have. Used on
-        the thread that looks alone."""
+        """Encoded images, by tenant, digest of the image, and digest of an adapter that changes the
+        encoder. With the tenant in the key, response times do not reveal others' images. Used on
+        the encoder's thread only."""
         self._waiting: dict[Request, Future[View]] = {}
         self._paused: set[Request] = set()
-        """Those who wait and are not to be queued before their reader goes on."""
+        """Waiting requests that are not to be queued before they are resumed."""
 
     @property
     def has_looked(self) -> bool:
@@ -87,28 +87,28 @@ class Views:
         return any(True for _ in self._landed())
 
     def begin(self, request: Request, images: Sequence[PlacedImage]) -> None:
-        """Look at `images`, which the prompt of `request` holds."""
+        """Begin to encode `images`, which are in the prompt of `request`."""
         future = self._executor.submit(self._look, request, images)
         self._waiting[request] = future
         future.add_done_callback(lambda _: self._wake())
 
     def end(self, request: Request) -> None:
-        """Forget `request`, if its images are still to be looked at."""
+        """Forget `request`, if it waits for its images."""
         self._paused.discard(request)
         if future := self._waiting.pop(request, None):
             future.cancel()
 
     def pause(self, request: Request) -> None:
-        """Let `request` not be queued before `resume`, if its images are still to be looked at."""
+        """Keep `request` from being queued before `resume`, if it waits for its images."""
         if request in self._waiting:
             self._paused.add(request)
 
     def resume(self, request: Request) -> None:
-        """Let a paused `request` be queued."""
+        """Let a paused `request` be queued again."""
         self._paused.discard(request)
 
     def land(self) -> Looked:
-        """Take in the requests whose images have been looked at; each has its view then."""
+        """Return the requests whose images have been encoded, with their views set, or failed."""
         looked = Looked([], [])
         for request, future in list(self._landed()):
             del self._waiting[request]
@@ -120,11 +120,11 @@ class Views:
         return looked
 
     def close(self) -> None:
-        """Look at no more images than the one that is being looked at."""
+        """Stop after the image that is being encoded."""
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     def check(self, requests: Collection[Request]) -> None:
-        """Assert that nobody waits here who has ended."""
+        """Assert that no request that has ended waits here."""
         assert self._waiting.keys() <= set(requests), "images of one that has ended are looked at"
         assert self._waiting.keys() >= self._paused, "one is paused whose images are not looked at"
 
@@ -154,7 +154,7 @@ class Views:
 
 
 def why_unseen(error: BaseException) -> tuple[str, str]:
-    """Return the reason, and words for callers, where looking at an image raised `error`."""
+    """Return the reason and a message for callers if encoding an image raised `error`."""
     if isinstance(error, NotFiniteError):
         return "ADAPTER_NOT_FINITE" if error.is_changed else "INVALID_FIELD", str(error)
     reason, why = explained(error, "looking at an image")
