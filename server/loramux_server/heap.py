@@ -26,7 +26,7 @@ def return_large_pieces() -> None:
 def return_once() -> None:
     """Return free memory to the system once, and retain what is freed from now on for reuse.
 
-    Steps allocate the same sizes again and again, and fresh memory costs more than the work in it.
+    Steps allocate the same sizes again and again; fresh memory would cost more than their work.
     """
     gc.collect()
     with suppress(AttributeError):  # only glibc has these

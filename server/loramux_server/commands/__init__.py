@@ -1,1 +1,1 @@
-"""The commands `loramux serve` and `loramux demo`; imported by the client's command line."""
+"""The server's commands, such as `loramux serve`; imported by the client's command line."""

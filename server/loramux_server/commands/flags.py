@@ -57,7 +57,9 @@ def takes_config(
     headings: Mapping[str, Iterable[str]],
     metavars: Mapping[str, str],
 ) -> Callable[[Callable[[dict[str, object]], None]], Callable[..., None]]:
-    """Make a command with a flag for each field of `config`; it receives the values as a dict.
+    """Return a decorator for a command with a flag for each field of `config`.
+
+    The decorated function receives the values as a dict.
 
     Args:
         config: The config whose fields become flags.

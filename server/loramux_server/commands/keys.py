@@ -2,7 +2,7 @@
 
 The commands work on the catalog in the server's store, whether or not a server runs on it. So the
 first key can be made before anybody can call. Only who may write to the store can make keys: a
-stolen key cannot make another, and no reply ever carries one.
+stolen key cannot make another, and no new key ever goes over the network.
 """
 
 import json

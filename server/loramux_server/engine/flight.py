@@ -17,7 +17,7 @@ class Outcome(Protocol):
     """The future result of a started step: the token of each row that needs one."""
 
     def wait(self) -> list[Sampled]:
-        """Return the tokens, when they are known."""
+        """Wait for the tokens and return them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class DeviceOutcome:
             self._event.record()
 
     def wait(self) -> list[Sampled]:
-        """Return the tokens, when they are known."""
+        """Wait for the tokens and return them."""
         if self._event is not None:
             self._event.synchronize()
         tokens, finite = self._host_2R.tolist()

@@ -68,7 +68,7 @@ class ModelRunner:
         model.attention.allocate(num_slots, model.dtype, model.device)
         model.recurrent.allocate(num_state_slots, model.device)
         if model.stack:
-            # Steps with edits before or behind the decoder layers capture these alone.
+            # In steps with edits before or behind the layers, only the layers are captured.
             model.stack.prepare(Graphs[torch.Tensor](model.device, is_used=records).run)
         self._model = model
         self._graphs = Graphs[Chosen](model.device, is_used=records)

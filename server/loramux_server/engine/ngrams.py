@@ -1,7 +1,7 @@
 """An n-gram index: tokens in order, and where each n-gram occurred last.
 
-A draft continues the last tokens as where they occurred before: prompt lookup, as in Saxena's
-"Prompt lookup decoding" (2023) and `prompt_lookup_num_tokens` of transformers.
+A draft copies what followed the last tokens where they occurred before: prompt lookup, as in
+Saxena's "Prompt lookup decoding" (2023) and `prompt_lookup_num_tokens` of transformers.
 """
 
 from array import array
@@ -63,7 +63,7 @@ class Ngrams:
     def following(self, place: Place, count: int) -> tuple[Sequence[int], Sequence[int]]:
         """Return up to `count` tokens from `place` on, and the run length of each.
 
-        At the end of the text, the tokens from `place` on are repeated, as in a text with a loop.
+        At the end of the text the tokens from `place` on start over: a repetition may go on.
         """
         part = slice(place.start, place.start + count)
         tokens, runs = self._tokens[part], self._indexes[place.rank].runs[part]

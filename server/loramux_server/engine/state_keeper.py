@@ -1,8 +1,8 @@
 """Recurrent states of requests: which slots are read and written, and which states are cached.
 
-Knows nothing of tensors. At the end of a prompt, where it diverges from a cached prefix, and
-periodically in an output, the state after a full block is kept in a slot of its own, under the name
-of the block; a request with the same prefix continues from it. It stays until its slot is needed:
+Knows nothing of tensors. The state after a full block is kept in a slot of its own, under the name
+of the block: at the end of a prompt, where a prompt diverges from cached blocks, and periodically
+in an output. A request with the same prefix continues from it. It stays until its slot is needed:
 the least recently used goes first.
 
 Source: SGLang's radix cache for hybrid models, which keeps states beside blocks, where prompts end

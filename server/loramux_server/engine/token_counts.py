@@ -73,7 +73,7 @@ class TokenCounts:
         self._penalizes = sampling.repetition_penalty != 1.0
         self._counts = bool(sampling.presence_penalty or sampling.frequency_penalty)
         self._ends: list[int] | None = None
-        """Places of stop tokens that `min_tokens` forbids; None before the first call of `at`."""
+        """Places of stop and EOS tokens that `min_tokens` forbids; None before the first `at`."""
 
     def _begin(self) -> list[int]:
         """Add tokens of the parameters and the prompt; deferred until used: prompts may be long."""

@@ -20,7 +20,7 @@ PATIENCE = 10.0
 
 
 class Probe:
-    """Generates a token while no caller's work shows that it works. Lives on the event loop."""
+    """Generates a token when no caller's work proves that it can. Lives on the event loop."""
 
     def __init__(
         self,
