@@ -1,1 +1,1 @@
-"""The operations that cost time, each beside its definition in plain torch."""
+"""The performance-critical operations, each beside its reference definition in plain torch."""

@@ -1,4 +1,4 @@
-"""The segmented low-rank matmul, and what an adapter makes of the sum: its definition.
+"""The segmented low-rank matmul, with output factors and shifts: its definition in plain torch.
 
 Legend: T tokens, K input width, N output width over all parts of a group, R slab rows, S segments,
 P parts.
@@ -30,19 +30,19 @@ def add_lora(
         y[t0:t1, n0:n1] += (x[t0:t1] @ A.T * f) @ B
         y[t0:t1, n0:n1] = y[t0:t1, n0:n1] * factors[n0:n1] + shifts[n0:n1]
 
-    where weights(rows) is the memory of these rows in the format of the adapter: a row of float32
-    holds two of a 16-bit format. factors, shifts = vectors(b, row + size), as far as `affine_GSP`
-    says that the part has them. The weights are read in place, through views: nothing is gathered,
-    whatever the number of tokens; 16-bit weights are widened once for each segment.
+    where weights(rows) views the memory of these rows in the adapter's format: one float32 row
+    holds two rows of a 16-bit format. factors, shifts = vectors(b, row + size), applied only if
+    `affine_GSP` flags them for the part. Weights are read in place through views, never gathered;
+    16-bit weights are widened once per segment.
 
     Args:
-        y_TN: Output of the base layers, changed in place.
+        y_TN: Output of the base layers, modified in place.
         x_TK: Their common input.
-        a_RK: A rows of all adapters, P for each rank row, float32 or memory taken for it.
+        a_RK: A rows of all adapters, P per rank row; float32, or 16-bit weights viewed as float32.
         b_RN: B rows of all adapters, likewise.
-        columns: P + 1 borders between the columns of the parts.
+        columns: P + 1 column offsets; part p has columns[p] to columns[p + 1].
         segments: Which adapter applies to which tokens.
-        group: Number of the group of layers.
+        group: Index of the group of layers.
     """
     num_parts = len(columns) - 1
     affine_SP = np.zeros_like(segments.rank_GSP[group])

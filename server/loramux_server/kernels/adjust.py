@@ -1,6 +1,6 @@
-"""Logits as requests change them before a token is chosen: biases and penalties.
+"""Logit adjustments before sampling: logit biases and penalties.
 
-Legend: R rows, V tokens of the vocabulary, E entries, each of one token of one row.
+Legend: R rows, V vocabulary size, E entries, each for one token of one row.
 """
 
 from dataclasses import dataclass, fields
@@ -12,9 +12,9 @@ NUM_FACTORS = 4
 
 @dataclass(frozen=True, slots=True)
 class Adjustments:
-    """What is done to the logits of a step's rows.
+    """Sparse logit adjustments for the rows of a step.
 
-    There is one entry at least; one that is there again counts once.
+    There is at least one entry. Duplicates of an entry are applied once.
     """
 
     row_E: torch.Tensor
@@ -22,45 +22,46 @@ class Adjustments:
     token_E: torch.Tensor
     """The token, int32."""
     bias_E: torch.Tensor
-    """What is added to its logit, float32; -inf if it may not be chosen."""
+    """Logit bias, float32; -inf forbids the token."""
     is_seen_E: torch.Tensor
-    """Whether prompt or output have it, int32."""
+    """Whether the token occurs in the prompt or the output, int32."""
     count_E: torch.Tensor
-    """How often the output has it, int32."""
+    """Occurrences in the output, int32."""
     factors_R4: torch.Tensor
-    """What each row asks for, float32:
+    """Penalties of each row, float32:
 
-    - what positive logits of seen tokens are multiplied with, and what others are;
-    - what is subtracted if the output has a token, and what for each time.
+    - factors for the positive and for the other logits of seen tokens (repetition penalty);
+    - presence penalty and frequency penalty.
     """
     lacks_one_R: torch.Tensor
-    """Whether the output has one token more than is counted, the one that the row was given."""
+    """Whether `count_E` lacks the last output token, which is the row's input token; int32."""
 
     def to(self, device: torch.device) -> "Adjustments":
-        """Return the same on `device`."""
+        """Return a copy on `device`."""
         return Adjustments(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 def adjust(logits_RV: torch.Tensor, input_R: torch.Tensor, of: Adjustments) -> torch.Tensor:
-    """Return `logits_RV`, float32, as the rows' requests change them.
+    """Return `logits_RV`, float32, with the adjustments applied.
 
-    Semantics, for a token of which there is an entry; other logits of a row stay as they are:
+    Semantics, for a token that has an entry; a row's other logits are unchanged:
 
         y = logit + bias
         y = y * (positive factor if y > 0 else other factor)    if it is seen
         y = y - presence - frequency * count                    if its count is not 0
 
-    Shapes depend on no value and the host is not asked, so a CUDA graph can hold this.
+    Shapes do not depend on values and nothing synchronizes with the host, so this can be captured
+    in a CUDA graph.
 
     Args:
         logits_RV: The logits.
-        input_R: The token that each row was given.
-        of: What the rows ask for.
+        input_R: The input token of each row.
+        of: The adjustments.
     """
     row_E, lacks_R = of.row_E.long(), of.lacks_one_R > 0
     is_last_E = (of.token_E == input_R[row_E]) & lacks_R[row_E]
-    # Each row has one more entry, for the last token of its output, if that is a new one. Else it
-    # has an entry again, no matter whose: twice the same is once.
+    # Each row gets one more entry: for its last output token, if that has none yet. Otherwise an
+    # existing entry, of any row, is duplicated: duplicates are harmless.
     number_E = torch.arange(1, len(row_E) + 1, device=row_E.device) * is_last_E
     place_R = torch.zeros_like(input_R).scatter_reduce(0, row_E, number_E, "amax")
     is_new_R = lacks_R & (place_R == 0)

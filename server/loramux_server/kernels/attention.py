@@ -1,7 +1,7 @@
-"""Attention over a paged cache: its definition in plain torch.
+"""Attention over a paged KV cache: its definition in plain torch.
 
 Legend: T tokens of the batch, C tokens of one request's context, B requests, H query heads, J key
-and value heads, D key width, E value width, S cache slots (a slot holds one token), M blocks in a
+and value heads, D key width, E value width, S cache slots (one token each), M blocks per block
 table.
 """
 
@@ -16,20 +16,20 @@ from loramux_server.lora.segments import Int32
 
 @dataclass(frozen=True, slots=True)
 class AttentionBatch:
-    """Where the requests of a batch lie, in the batch and in the cache."""
+    """Where the requests' tokens are, in the batch and in the KV cache."""
 
     query_start_B: Int32
-    """B + 1 borders between the requests' tokens in the batch."""
+    """B + 1 offsets of the requests' tokens in the batch."""
     context_B: Int32
-    """Tokens of each request in the cache, those of this batch included."""
+    """Context length of each request, including its tokens in this batch."""
     table_BM: Int32
-    """The block of every `block_size` tokens of each request."""
+    """Block table of each request: one block per `block_size` tokens."""
     block_size: int
     slot_T: torch.Tensor
     """Cache slot of each token of the batch, int64."""
     together_T2: Int32 | None = None
-    """Positions, from the first to before the second, that each token sees beside those before it:
-    those of its image. None where no token sees any; its keys are in the cache by then."""
+    """Positions [first, second) that each token attends to in addition to the causal ones: those
+    of its image, whose keys are in the cache by then. None where no token has any."""
 
     def context_slots(self, request: int) -> npt.NDArray[np.int64]:
         """Return the cache slot of each token of `request`'s context, in order."""
@@ -41,16 +41,16 @@ class AttentionBatch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AttentionForm:
-    """How a layer turns scores into weights."""
+    """How a layer turns scores into attention weights."""
 
     scale: float
     window: int = 0
-    """Tokens that a token sees, itself included; 0 means all before it."""
+    """Sliding window in tokens, the token itself included; 0 means full causal attention."""
     softcap: float = 0.0
-    """Bound of the scores: softcap * tanh(score / softcap); 0 means none."""
+    """Soft cap of the scores: softcap * tanh(score / softcap); 0 means none."""
     sinks_H: torch.Tensor | None = None
-    """Scores of tokens that have no value, one for each query head; they are neither scaled nor
-    bounded, and seen whatever the window. The memory stays: kernels are told where it is."""
+    """Attention sinks: one extra score per query head, without a value. They are neither scaled
+    nor capped, and the window does not apply. The memory must stay: kernels keep its address."""
 
 
 def write_cache(
@@ -60,7 +60,7 @@ def write_cache(
     v_TJE: torch.Tensor,
     batch: AttentionBatch,
 ) -> None:
-    """Put the batch's keys and values in their slots."""
+    """Write the batch's keys and values to their cache slots."""
     k_SJD.index_copy_(0, batch.slot_T, k_TJD)
     v_SJE.index_copy_(0, batch.slot_T, v_TJE)
 
@@ -72,16 +72,16 @@ def paged_attention(
     batch: AttentionBatch,
     form: AttentionForm,
 ) -> torch.Tensor:
-    """Return what each token of the batch sees in its request's context, as [T, H, E].
+    """Return the attention output of each token over its request's context, as [T, H, E].
 
     Semantics, for a token of request b at position p, with k and v the rows of b's slots:
 
         scores = form.scale * q . k[j]     for max(0, p - window + 1) <= j <= p
         out = softmax(softcap(scores)) @ v[j]
 
-    Tokens of an image that see each other see j from together[0] to together[1] - 1 as well.
+    Image tokens with bidirectional attention also attend to j from together[0] to together[1] - 1.
 
-    With sinks there is one more score in the softmax, that of the head; its weight goes nowhere.
+    With sinks, the softmax has one more score, that of the head; its weight is dropped.
     """
     out_THE = q_THD.new_empty(q_THD.shape[0], q_THD.shape[1], v_SJE.shape[2])
     for request in range(len(batch.context_B)):
@@ -98,7 +98,7 @@ def _attend_request(
     form: AttentionForm,
     request: int,
 ) -> None:
-    """Fill in the rows of one request in `out_THE`, as `paged_attention` defines them."""
+    """Write the output of one request to its rows of `out_THE`; see `paged_attention`."""
     start, end = int(batch.query_start_B[request]), int(batch.query_start_B[request + 1])
     slots = torch.from_numpy(batch.context_slots(request)).to(q_THD.device)
     length, num_queries = len(slots), end - start

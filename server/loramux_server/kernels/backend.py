@@ -1,6 +1,6 @@
-"""Which form of each operation of a model's layers runs: its definition, or a faster one.
+"""Selects the implementation of each operation of a model's layers: its definition or a faster one.
 
-What is made of logits has its form by their device: `engine.sampler`, `kernels.prompt_logprobs`.
+Operations on logits are selected by their device: `engine.sampler`, `kernels.prompt_logprobs`.
 """
 
 import os
@@ -49,7 +49,7 @@ class AddLora(Protocol):
 
 
 class Project(Protocol):
-    """Linear layers with their adapters' changes; see `kernels.projection`."""
+    """Linear layers with LoRA applied; see `kernels.projection`."""
 
     def __call__(
         self,
@@ -58,11 +58,11 @@ class Project(Protocol):
         x_TK: torch.Tensor,
         segments: Segments | None,
     ) -> torch.Tensor:
-        """Return what the layers of `projection` make of `x_TK`."""
+        """Return the outputs of the layers of `projection` for `x_TK`."""
 
 
 class WriteCache(Protocol):
-    """Putting keys and values in their slots; see `kernels.attention`."""
+    """Writing keys and values to the KV cache; see `kernels.attention`."""
 
     def __call__(
         self,
@@ -72,11 +72,11 @@ class WriteCache(Protocol):
         v_TJE: torch.Tensor,
         batch: AttentionBatch,
     ) -> None:
-        """Write the batch's keys and values to the cache."""
+        """Write the batch's keys and values to their slots."""
 
 
 class PagedAttention(Protocol):
-    """Attention over a paged cache; see `kernels.attention`."""
+    """Attention over a paged KV cache; see `kernels.attention`."""
 
     def __call__(
         self,
@@ -86,7 +86,7 @@ class PagedAttention(Protocol):
         batch: AttentionBatch,
         form: AttentionForm,
     ) -> torch.Tensor:
-        """Return what each token of the batch sees in its request's context."""
+        """Return the attention output of each token over its request's context."""
 
 
 class MakeLinear(Protocol):
@@ -97,14 +97,14 @@ class MakeLinear(Protocol):
 
 
 class MakeSavedLinear(Protocol):
-    """A linear layer with the weight of an adapter; see `kernels.saved_linear`."""
+    """A linear layer with an adapter's own weight; see `kernels.saved_linear`."""
 
     def __call__(self, weight_NK: torch.Tensor, dtype: torch.dtype) -> SavedLinear:
-        """Return the layer with this weight, which is to rest in `dtype`."""
+        """Return the layer with this weight, stored in `dtype`."""
 
 
 class MultiplyExperts(Protocol):
-    """A matrix of experts with adapters' changes; see `kernels.experts`."""
+    """An expert matmul with LoRA applied; see `kernels.experts`."""
 
     def __call__(
         self,
@@ -113,11 +113,11 @@ class MultiplyExperts(Protocol):
         pairs: Pairs,
         changes: Sequence[ExpertRows | None],
     ) -> torch.Tensor:
-        """Return what each pair's expert makes of its input."""
+        """Return the output of each pair's expert for its input."""
 
 
 class DeltaRule(Protocol):
-    """Linear attention of one token of each request; see `kernels.delta_rule`."""
+    """Linear attention for one token per request; see `kernels.delta_rule`."""
 
     def __call__(
         self,
@@ -130,11 +130,11 @@ class DeltaRule(Protocol):
         read_T: torch.Tensor,
         write_T: torch.Tensor,
     ) -> torch.Tensor:
-        """Return what each request reads from its state, which learns its token first."""
+        """Update each request's state with its token and return the state's output."""
 
 
 class StateSpace(Protocol):
-    """State spaces of one token of each request; see `kernels.state_space`."""
+    """State space model for one token per request; see `kernels.state_space`."""
 
     def __call__(
         self,
@@ -146,14 +146,14 @@ class StateSpace(Protocol):
         read_T: torch.Tensor,
         write_T: torch.Tensor,
     ) -> torch.Tensor:
-        """Return what each request reads from its state, which takes its token in first."""
+        """Update each request's state with its token and return the state's output."""
 
 
 class RowAttention(Protocol):
-    """Attention of one token of each request; see `kernels.row_attention`."""
+    """Attention for one token per request; see `kernels.row_attention`."""
 
     def __call__(self, q_BHD: torch.Tensor, seen: Sequence[Seen], scale: float) -> torch.Tensor:
-        """Return what the token of each request sees."""
+        """Return the attention output of each request's token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,19 +171,19 @@ class Backend:
     rotate: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], None]
     make_decoder: Callable[[Sequence[DecoderLayer], "Backend"], Decoder]
     stage: Callable[[StepInput, torch.device], StepInput] = stage
-    """Brings what a step is given to the device."""
+    """Copies a step's input to the device."""
     make_saved_linear: MakeSavedLinear = make_saved_linear
     multiply_experts: MultiplyExperts = multiply_experts
     delta_rule: DeltaRule = delta_rule
     state_space: StateSpace = state_space
     row_attention: RowAttention | None = None
-    """None where a model's own attention, for one request after another, is to be kept."""
+    """None where the model's own attention runs, one request at a time."""
     takes_experts: bool = False
-    """Whether the weights of experts are to be taken by `make_linear`, one by one."""
+    """Whether each expert's weights are given to `make_linear`."""
     extends: bool = False
-    """Whether A rows lie behind the base weights."""
+    """Whether A rows are stored directly after the base weights."""
     is_deterministic: bool = False
-    """Whether a token's result is the same to the last bit however many tokens there are."""
+    """Whether a token's result is bit-identical for every number of tokens in the batch."""
 
 
 DEFINITIONS = Backend(
@@ -210,15 +210,14 @@ def choose_backend(
     """Return the backend called `name`; `auto` means the fastest one for `device`.
 
     Args:
-        name: Which one.
-        device: Where it is to run.
-        quantization: How the one of a CPU rounds weights; others take them as they are.
-        is_deterministic: Whether the one of a CPU adds up in the same order for every number of
-            tokens; others have no such form.
+        name: The backend: `auto`, `cpu`, `triton` or `torch`.
+        device: The device that it runs on.
+        quantization: How the CPU backend stores weights; the others take them as they are.
+        is_deterministic: Whether the CPU backend sums in the same order for every number of
+            tokens; the others have no deterministic mode.
 
     Raises:
-        ValueError: The backend does not run on `device`, does not round weights so, or has no
-            deterministic form.
+        ValueError: The backend does not support `device`, `quantization` or deterministic mode.
     """
     name = resolve(name, device)
     if is_deterministic and name != "cpu":
@@ -234,7 +233,7 @@ def choose_backend(
             f"quantization {str(quantization)!r} is not for kernels 'cpu': they take "
             f"{', '.join(AT_REST)}; kernels 'torch' let torchao do it"
         )
-    # Imported when asked for: compiling takes a second or two.
+    # Imported only when used: compiling takes a second or two.
     from loramux_server.kernels.cpu.backend import make_cpu_backend
 
     return make_cpu_backend(quantization, is_deterministic=is_deterministic)

@@ -1,4 +1,4 @@
-"""A run of decoder layers, out of the operations of a backend.
+"""A stack of decoder layers, built from a backend's operations.
 
 Legend: T tokens, K model width, D head width, S cache slots, J key and value heads.
 """
@@ -27,13 +27,13 @@ class Norm:
 
 @dataclass(frozen=True, slots=True)
 class DecoderLayer:
-    """One layer: attention, then a gated MLP, each behind a norm and added to what came in."""
+    """One pre-norm layer: attention, then a gated MLP, each added to the residual stream."""
 
     attention_norm: Norm
     qkv: Projection
     query_norm: Norm | None
     key_norm: Norm | None
-    """Of each head, before it is turned."""
+    """Per-head norms (QK norm), applied before RoPE."""
     keys_SJD: torch.Tensor
     values_SJD: torch.Tensor
     form: AttentionForm
@@ -44,7 +44,7 @@ class DecoderLayer:
 
 
 class Decoder(Protocol):
-    """A run of layers, ready to be called."""
+    """A stack of layers, ready to be called."""
 
     def __call__(
         self,
@@ -54,11 +54,11 @@ class Decoder(Protocol):
         batch: AttentionBatch,
         segments: Segments | None,
     ) -> torch.Tensor:
-        """Return what the last layer makes of `hidden_TK`, as [T, K]."""
+        """Return the output of the last layer for `hidden_TK`, as [T, K]."""
 
 
 def make_decoder(layers: Sequence[DecoderLayer], backend: "Backend") -> Decoder:
-    """Return `layers` in a row; see `decode_layer`."""
+    """Return a function that runs `layers` in sequence; see `decode_layer`."""
 
     def run(
         hidden_TK: torch.Tensor,
@@ -83,9 +83,9 @@ def decode_layer(
     batch: AttentionBatch,
     segments: Segments | None,
 ) -> torch.Tensor:
-    """Return what one layer makes of `hidden_TK`; its keys and values go to the cache.
+    """Return the output of one layer for `hidden_TK`; write its keys and values to the cache.
 
-    Semantics, with each projection's low-rank change on top of it:
+    Semantics, where each projection includes its adapters' changes:
 
         q, k, v = qkv(norm(hidden))
         hidden = hidden + output(attention(rotate(norm(q)), rotate(norm(k)), v))

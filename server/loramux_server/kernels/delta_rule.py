@@ -1,6 +1,6 @@
-"""The gated delta rule for one token of each request.
+"""The gated delta rule for one token per request.
 
-Source: Yang et al., "Gated Delta Networks" (arXiv:2412.06464), and for decays of each key channel
+Source: Yang et al., "Gated Delta Networks" (arXiv:2412.06464), and for per-channel decay
 Kimi Linear (arXiv:2510.26692). Legend: T requests, H value heads, J key heads, K key width,
 V value width, S slots.
 """
@@ -18,7 +18,7 @@ def delta_rule(
     read_T: torch.Tensor,
     write_T: torch.Tensor,
 ) -> torch.Tensor:
-    """Return what each request reads from its state, which learns its token first.
+    """Update each request's state with its token, and return the state's output for its query.
 
     Semantics, for a request and a head:
 
@@ -28,14 +28,14 @@ def delta_rule(
         out = q · state
 
     Args:
-        q_TJK: Queries, normalized and scaled; each of the J heads is that of H / J neighbours.
+        q_TJK: Queries, normalized and scaled; each key head serves H / J consecutive value heads.
         k_TJK: Keys, normalized, likewise.
         v_THV: Values.
-        decay_THK: Factors of the state, for each key channel.
-        beta_TH: How much of the error is learnt.
-        state_SHKV: The slots, which are changed. All of these are float32.
-        read_T: Slots in which states are found, int64.
-        write_T: Slots in which they are left, int64, no two the same.
+        decay_THK: Decay factors of the state, per key channel.
+        beta_TH: Fraction of the prediction error that is written to the state.
+        state_SHKV: The state slots, modified in place. All of these are float32.
+        read_T: Slots to read states from, int64.
+        write_T: Slots to write states to, int64, distinct.
 
     Returns:
         The output, [T, H, V].

@@ -1,10 +1,10 @@
-"""Drawing tokens: where a random number falls among those that top-k, top-p and min-p leave.
+"""Sampling: inverse-CDF draws from the tokens that top-k, top-p and min-p keep.
 
-How likely a token is counts in whole units. Sums of those are the same in whatever order they are
-added up, so a row's token does not depend on its neighbours, nor on whether all of the vocabulary
-was put in order or only its beginning (`cpu/draw.py`).
+Probabilities are integers, whose sums do not depend on the order of addition. So a row's token
+depends neither on the other rows nor on whether the whole vocabulary was sorted or only its top
+(`cpu/draw.py`).
 
-Legend: R rows, V tokens of the vocabulary, in their own order or with the likeliest first.
+Legend: R rows, V vocabulary size, by token id or most likely first.
 """
 
 from dataclasses import dataclass
@@ -12,43 +12,43 @@ from dataclasses import dataclass
 import torch
 
 UNITS = 1 << 42
-"""What the likeliest token weighs: two million of them are still a number of 64 bits."""
+"""Integer weight of the likeliest token: the sum over two million tokens still fits 64 bits."""
 NUM_PARAMETERS = 5
 _MOST_LOGITS = 1 << 22
-"""Logits at a time: what is made of them takes less than 100 bytes each."""
+"""Logits processed at a time: temporaries take less than 100 bytes per logit."""
 _CHUNK = 1024
-"""Tokens that are added up one after the other. A GPU adds up long rows slowly."""
+"""Tokens per chunk of the cumulative sum: on a GPU a scan over long rows is slow."""
 
 
 @dataclass(frozen=True, slots=True)
 class Draws:
-    """How the tokens of a step's rows are drawn."""
+    """Sampling parameters of a step's rows."""
 
     rows_R5: torch.Tensor
-    """What each row asks for, float64:
+    """Parameters of each row, float64:
 
     - 1 / temperature; 0 takes the likeliest token;
-    - top-k: how many of the likeliest tokens are left; 0 means all;
-    - top-p: what part of those the fewest have that are left then; 1 leaves all;
-    - for min-p, how far from the greatest logit those are that are left; -inf leaves all;
+    - top-k: number of tokens kept; 0 keeps all;
+    - top-p: share of the remaining probability that the kept tokens must reach; 1 keeps all;
+    - min-p as an offset: minimum logit minus greatest logit; -inf keeps all;
     - a random number in [0, 1).
     """
     is_cut: bool
-    """Whether any row leaves tokens out, so that they have to be put in order."""
+    """Whether any row excludes tokens, which requires sorting."""
 
 
 def draw(logits_RV: torch.Tensor, likeliest_R: torch.Tensor, draws: Draws) -> torch.Tensor:
-    """Return the token of each row, int64; the likeliest one also where its logit is not finite.
+    """Return the token of each row, int64; the likeliest one if its logit is not finite.
 
-    A row that leaves no token out has them in their own order, another one the likeliest first, and
-    of equal ones the lower. Shapes depend on no value and the host is not asked, so a CUDA graph
-    can hold this. It moves some 90 bytes for each logit, and 300 if a row is cut: only a sort of
-    the whole vocabulary is right for every top-p.
+    A row that excludes no token is scanned by token id. Others are sorted, the likeliest first and
+    of equal logits the lower token first. Shapes do not depend on values and nothing synchronizes
+    with the host, so this can be captured in a CUDA graph. It moves about 90 bytes per logit, and
+    300 if any row excludes tokens: only sorting the whole vocabulary is right for every top-p.
 
     Args:
         logits_RV: The logits, float32.
-        likeliest_R: The token of each row with the greatest, the first of equal ones.
-        draws: What the rows ask for, on the same device.
+        likeliest_R: The token with the greatest logit of each row, the first of equal ones.
+        draws: Sampling parameters of the rows, on the same device.
     """
     num_rows = max(1, _MOST_LOGITS // logits_RV.shape[1])
     parts = [slice(first, first + num_rows) for first in range(0, len(logits_RV), num_rows)]
@@ -67,7 +67,7 @@ def _draw(
     token_RV = key_RV = None
     if is_cut:
         is_whole_R1 = (top_k_R1 < 1) & (top_p_R1 >= 1) & margin_R1.isneginf()
-        # Equal keys keep the order of tokens.
+        # A stable sort keeps equal logits in token order.
         key_RV, token_RV = (-logits_RV).masked_fill_(is_whole_R1, 0.0).sort(dim=-1, stable=True)
         logits_RV = torch.where(is_whole_R1, logits_RV, -key_RV)
     weight_RV = (logits_RV - most_R1).mul_(inverse_R1).exp_().mul_(UNITS).long()
@@ -79,7 +79,7 @@ def _draw(
         mass_R1 = sum_RV.gather(1, left_R1 - 1)
     unit_R1 = torch.minimum((number_R1 * mass_R1).long(), mass_R1 - 1)
     place_R1 = torch.searchsorted(sum_RV, unit_R1, right=True)
-    # Where logits are not finite, sums are nothing to be found in.
+    # Where logits are not finite, the search may run past the end.
     drawn_R1 = place_R1.clamp(max=weight_RV.shape[1] - 1)
     if token_RV is not None:
         drawn_R1 = token_RV.gather(1, drawn_R1)
@@ -88,7 +88,7 @@ def _draw(
 
 
 def _cumulated(weight_RV: torch.Tensor) -> torch.Tensor:
-    """Return what tokens weigh, each together with those before it, filled up to whole chunks."""
+    """Return the cumulative sum of the weights of each row, padded to whole chunks."""
     num_rows, size = weight_RV.shape
     weight_RCV = torch.nn.functional.pad(weight_RV, (0, -size % _CHUNK)).view(num_rows, -1, _CHUNK)
     sum_RCV = weight_RCV.cumsum(-1)
@@ -103,18 +103,18 @@ def _num_left(
     top_p_R1: torch.Tensor,
     least_R1: torch.Tensor,
 ) -> torch.Tensor:
-    """Return how many tokens of each row are left, as [R, 1].
+    """Return how many tokens each row keeps, as [R, 1].
 
     Args:
-        sum_RV: As `_cumulated` gives it.
-        key_RV: Their logits, negated, which ascend.
+        sum_RV: Cumulative weights; see `_cumulated`.
+        key_RV: Negated logits, in ascending order.
         top_k_R1: As in `Draws`.
         top_p_R1: As in `Draws`.
-        least_R1: The least logit that min-p leaves.
+        least_R1: The least logit that min-p keeps.
     """
     size = key_RV.shape[1]
     by_k_R1 = top_k_R1.masked_fill(top_k_R1 < 1, size).clamp(max=size).long()
-    # The token with which top-p is reached is left, too.
+    # The token that reaches top-p is kept, too.
     reached_R1 = (top_p_R1 * sum_RV.gather(1, by_k_R1 - 1)).ceil().long()
     by_p_R1 = (torch.searchsorted(sum_RV, reached_R1) + 1).masked_fill(top_p_R1 >= 1, size)
     by_ratio_R1 = torch.searchsorted(key_RV, -least_R1, right=True)

@@ -1,7 +1,7 @@
-"""A matrix of experts with the adapters' changes on top: its definition.
+"""One matmul of a mixture of experts with LoRA applied: its definition in plain torch.
 
-Legend: P pairs of a token and one of its experts, E experts, K input width, N output width, C
-adapters of the step, S runs of pairs that share expert and adapter.
+Legend: P pairs of a token and one of its experts, E experts, K input width, N output width, S runs
+of pairs that share expert and adapter.
 """
 
 from collections.abc import Sequence
@@ -21,39 +21,39 @@ if TYPE_CHECKING:
 
 
 class ExpertLinears(Protocol):
-    """The same matrix of all experts, ready to be multiplied."""
+    """One linear layer per expert: the same matrix of every expert."""
 
     @property
     def outputs(self) -> int:
-        """Numbers that an expert makes of each input."""
+        """Output width of an expert."""
 
     def of(self, expert: int, x_PK: torch.Tensor) -> torch.Tensor:
-        """Return what an expert makes of `x_PK`, [P, N]."""
+        """Return the output of `expert` for `x_PK`, [P, N]."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertWeights:
-    """Such matrices as they lie in the model."""
+    """`ExpertLinears` with the weights as the model stores them."""
 
     weight_ENK: torch.Tensor
     bias_EN: torch.Tensor | None
 
     @property
     def outputs(self) -> int:
-        """Numbers that an expert makes of each input."""
+        """Output width of an expert."""
         return self.weight_ENK.shape[1]
 
     def of(self, expert: int, x_PK: torch.Tensor) -> torch.Tensor:
-        """Return what an expert makes of `x_PK`, [P, N]."""
+        """Return the output of `expert` for `x_PK`, [P, N]."""
         bias_N = None if self.bias_EN is None else self.bias_EN[expert]
         return torch.nn.functional.linear(x_PK, self.weight_ENK[expert], bias_N)
 
 
 class LinearPerExpert:
-    """Such matrices, each a layer that owns its weights."""
+    """`ExpertLinears` with a `Linear` per expert, which owns its weights."""
 
     def __init__(self, weights: ExpertWeights, make_linear: "MakeLinear") -> None:
-        """Let `make_linear` take all of `weights`."""
+        """Create a layer per expert with `make_linear`."""
         self.outputs = weights.outputs
         biases = [None] * len(weights.weight_ENK) if weights.bias_EN is None else weights.bias_EN
         self._linears = [
@@ -62,22 +62,22 @@ class LinearPerExpert:
         ]
 
     def of(self, expert: int, x_PK: torch.Tensor) -> torch.Tensor:
-        """Return what an expert makes of `x_PK`, [P, N]."""
+        """Return the output of `expert` for `x_PK`, [P, N]."""
         return self._linears[expert](x_PK)
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Which expert and which adapter's change each pair has, in the order of both."""
+    """Expert and adapter of each (token, expert) pair, sorted by expert, then adapter."""
 
     key_P: torch.Tensor
-    """Expert times `num_kinds`, and the number of the change."""
+    """expert * num_kinds + number of the adapter's change; ascending."""
     num_kinds: int
-    """Changes, and one more: 0 is the number of none."""
+    """Number of changes, plus one: number 0 means no change."""
 
     @cached_property
     def runs(self) -> "Runs":
-        """Where expert or change are others than before; known once the device has told it."""
+        """Runs of equal keys; synchronizes with the device."""
         key_P = self.key_P.cpu().numpy()
         start_S = np.flatnonzero(np.diff(key_P, prepend=-1)).astype(np.int32)
         key_S = key_P[start_S]
@@ -99,12 +99,12 @@ class Runs:
     change_S: Int32
 
     def of(self, change: int) -> tuple[Int32, Int32, Int32]:
-        """Return first pair, pair after the last and expert of the runs of a change."""
+        """Return first pair, pair after the last, and expert of each run with `change`."""
         mask = self.change_S == change
         return self.start_S[mask], self.end_S[mask], self.expert_S[mask]
 
     def by_expert(self) -> list[tuple[int, int, int]]:
-        """Return each expert that there is, its first pair and the one after its last."""
+        """Return (expert, first pair, pair after the last) of each expert that has pairs."""
         first = np.flatnonzero(np.diff(self.expert_S, prepend=-1))
         last = np.append(first[1:], len(self.expert_S)) - 1
         found = self.expert_S[first], self.start_S[first], self.end_S[last]
@@ -119,7 +119,7 @@ def multiply_experts(
     *,
     add_lora: "AddLora" = add_lora,
 ) -> torch.Tensor:
-    """Return what each pair's expert makes of its input, as [P, N].
+    """Return the output of each pair's expert for its input, as [P, N].
 
     Semantics, for a pair of expert e and of an adapter whose change is not None:
 
@@ -128,8 +128,8 @@ def multiply_experts(
     Args:
         x_PK: The inputs.
         linears: The base's matrix of each expert.
-        pairs: Which expert and which adapter each has.
-        changes: What each adapter does, in the order of their numbers from 1 on.
+        pairs: Expert and adapter of each input.
+        changes: The adapters' changes; the first has number 1.
         add_lora: The segmented low-rank matmul.
     """
     runs = pairs.runs

@@ -1,4 +1,4 @@
-"""A linear layer whose weights are frozen: its definition in plain torch.
+"""A linear layer with frozen weights: its definition in plain torch.
 
 Legend: T tokens, K input width, N output width.
 """
@@ -11,29 +11,29 @@ import torch
 from loramux_server.kernels.resting import Quantization, at_rest, widened
 
 Lookup: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
-"""Numbers of outputs, [T] -> their rows of the weight, [T, K], float32."""
+"""Row indices, [T] -> these rows of the weight, [T, K], float32."""
 
 
 class Linear(Protocol):
-    """A linear layer, ready to be called; it owns its weights in whatever order it likes."""
+    """A linear layer, ready to be called; it owns its weights, in a layout of its own."""
 
     def __call__(self, x_TK: torch.Tensor) -> torch.Tensor:
         """Return `x_TK @ weight.T + bias` as [T, N]."""
 
     def rows(self, start: int, end: int) -> torch.Tensor:
-        """Return outputs `start` to `end` of the weight, [rows, K], float32 on the device.
+        """Return rows `start` to `end` of the weight, [rows, K], float32 on the device.
 
         Raises:
-            ValueError: They cannot be told.
+            ValueError: The layer cannot return its weight.
         """
 
     @property
     def lookup(self) -> Lookup | None:
-        """What tells outputs of the weight to the last bit, from a copy that it has; else None."""
+        """Returns exact rows of the weight from the layer's own copy; None if it cannot."""
 
 
 class PlainLinear:
-    """A linear layer whose weights lie as they are."""
+    """A linear layer that keeps its weights as they are."""
 
     lookup = None
 
@@ -46,7 +46,7 @@ class PlainLinear:
         return torch.nn.functional.linear(x_TK, self._weight_NK, self._bias_N)
 
     def rows(self, start: int, end: int) -> torch.Tensor:
-        """Return outputs `start` to `end` of the weight."""
+        """Return rows `start` to `end` of the weight."""
         return self._weight_NK[start:end].float()
 
 
@@ -55,7 +55,7 @@ def make_linear(
     bias_N: torch.Tensor | None,
     quantization: Quantization = Quantization.NONE,
 ) -> Linear:
-    """Return the layer with these weights, rounded as `quantization` says."""
+    """Return the layer with these weights, rounded according to `quantization`."""
     if quantization is not Quantization.NONE:
         rounded_NK = widened(*at_rest(weight_NK.float(), quantization))
         weight_NK = rounded_NK.to(weight_NK.dtype)

@@ -1,6 +1,6 @@
-"""Log-probabilities of chosen tokens, and of those that are the likeliest.
+"""Log-probabilities of the chosen tokens and of the K likeliest.
 
-Legend: R rows, V tokens of the vocabulary, K the likeliest of them.
+Legend: R rows, V vocabulary size, K likeliest tokens.
 """
 
 import torch
@@ -9,11 +9,11 @@ _STEP = 1 << 32
 
 
 def logprobs(logits_RV: torch.Tensor, token_R: torch.Tensor, count: int) -> torch.Tensor:
-    """Return for each row the log-probability of its token, those of the likeliest, and the latter.
+    """Return per row: log-probability of its token, those of the K likeliest, and these tokens.
 
-    They are [R, 1 + 2 * K] of float64, in this order, the likeliest first and of equal ones the
-    lower: so what is told of a row does not depend on K. Shapes depend on no value and the host is
-    not asked, so a CUDA graph can hold this.
+    The result is [R, 1 + 2 * K] of float64, in this order, the likeliest first and of equal logits
+    the lower token first, so that K only sets the length. Shapes do not depend on values and
+    nothing synchronizes with the host, so this can be captured in a CUDA graph.
 
     Args:
         logits_RV: The model's own logits, float32.
@@ -21,7 +21,7 @@ def logprobs(logits_RV: torch.Tensor, token_R: torch.Tensor, count: int) -> torc
         count: K, at most V.
     """
     total_R1 = logits_RV.logsumexp(-1, keepdim=True)
-    # Whole numbers in the order of the logits, and below that in that of the tokens.
+    # Integer sort keys: by logit (the float's bits, made monotonic), then by lower token.
     bits_RV = (logits_RV + 0.0).view(torch.int32)
     rank_RV = (bits_RV ^ ((bits_RV >> 31) & 0x7FFFFFFF)).long()
     token_V = torch.arange(logits_RV.shape[1], device=logits_RV.device)

@@ -1,7 +1,7 @@
-"""Linear layers that are not rows of weights: each is computed by its own module.
+"""Linear layers without a plain weight matrix: each is computed by its own module.
 
-So are those of a base whose weights were quantised by torchao or bitsandbytes: what they keep, and
-how they multiply with it, is known to them alone.
+This covers bases quantized by torchao or bitsandbytes, whose modules alone know their storage
+format and kernels.
 
 Legend: T tokens, K input width, N output width over all layers.
 """
@@ -13,7 +13,7 @@ from torch import nn
 
 
 class OwnLinear:
-    """Does what `loramux_server.kernels.linear.make_linear` defines, for several layers."""
+    """Implements `loramux_server.kernels.linear.Linear` for several layers."""
 
     lookup = None
 
@@ -21,10 +21,10 @@ class OwnLinear:
         self._layers = layers
 
     def __call__(self, x_TK: torch.Tensor) -> torch.Tensor:
-        """Return the outputs of the layers side by side, as [T, N]."""
+        """Return the concatenated outputs of the layers, as [T, N]."""
         outputs = [layer(x_TK) for layer in self._layers]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
     def rows(self, start: int, end: int) -> torch.Tensor:
-        """Refuse: how the weights were rounded is known to the layers alone."""
+        """Raise ValueError: only the layers know how their weights were quantized."""
         raise ValueError(f"rows {start} to {end} of a quantised layer's weight are not known")

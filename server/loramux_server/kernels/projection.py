@@ -1,6 +1,6 @@
-"""Linear layers that share an input, with the adapters' changes on top.
+"""Linear layers that share an input, with LoRA applied.
 
-Legend: T tokens, K input width, N output width over all layers, R slab rows, E = N and A rows.
+Legend: T tokens, K input width, N output width over all layers, R slab rows, E = N + A rows.
 """
 
 from dataclasses import dataclass
@@ -18,29 +18,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Projection:
-    """Linear layers that share an input, and the rows of the adapters behind them."""
+    """A group of linear layers that share an input, and the adapters' A and B rows for them."""
 
     linear: Linear
     columns: Int32
-    """Borders between the layers' outputs."""
+    """Column offsets of the layers' outputs, one more than there are layers."""
     a_RK: torch.Tensor | None
     b_RN: torch.Tensor | None
     """None before there is a slab."""
     group: int
     extended_EK: torch.Tensor | None = None
-    """The layers' weights with the A rows behind them; None where they lie apart."""
+    """The layers' weights followed by the A rows; None where these are stored separately."""
     table: GroupTable | None = None
-    """What is known of the adapters on the device; None where each step says it."""
+    """Adapter metadata on the device; None where it is passed with each step."""
     is_partial: bool = False
-    """Whether each process has a share of the inputs, so that their results are to be added up."""
+    """Whether each process holds a shard of the inputs, so that results need an all-reduce."""
 
 
 def project(
     projection: Projection, backend: "Backend", x_TK: torch.Tensor, segments: Segments | None
 ) -> torch.Tensor:
-    """Return what the layers make of `x_TK` side by side, as [T, N].
+    """Return the concatenated outputs of the layers for `x_TK`, as [T, N].
 
-    Semantics: y = linear(x), and `add_lora` on top where a token has an adapter.
+    Semantics: y = linear(x), then `add_lora` for the tokens that have an adapter.
     """
     y_TN = projection.linear(x_TK)
     if segments is not None:

@@ -1,6 +1,6 @@
-"""Log-probabilities of a prompt's own tokens, how many are likelier, and the likeliest.
+"""Log-probabilities and ranks of a prompt's own tokens, with the K likeliest.
 
-Legend: R rows, V tokens of the vocabulary, K the likeliest of them.
+Legend: R rows, V vocabulary size, K likeliest tokens.
 """
 
 import torch
@@ -10,13 +10,13 @@ from loramux_server.kernels.logprobs import logprobs
 
 
 def prompt_logprobs(logits_RV: torch.Tensor, token_R: torch.Tensor, count: int) -> torch.Tensor:
-    """Return for each row the place of its token among all, from 1, and what `logprobs` tells.
+    """Return per row the rank of its token, from 1, followed by the result of `logprobs`.
 
-    They are [R, 2 + 2 * K] of float64; of equal tokens the lower comes first. A row whose logits
-    are not finite is NaN.
+    The result is [R, 2 + 2 * K] of float64; of equal logits the lower token ranks first. A row
+    whose greatest logit is not finite is NaN.
 
     Args:
-        logits_RV: The model's own logits, float32; -inf for tokens that a row's model lacks.
+        logits_RV: The model's own logits, float32; -inf for tokens outside a row's vocabulary.
         token_R: The token of each row, int64.
         count: K, at most V.
     """

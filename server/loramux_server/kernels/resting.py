@@ -1,4 +1,4 @@
-"""How the weights of a base model rest in memory, which is what a step has to read.
+"""How a base model's weights are stored in memory, which decides how much a step reads.
 
 Legend: N output width, K input width.
 """
@@ -11,26 +11,26 @@ _ROWS = 256
 
 
 class Quantization(enum.StrEnum):
-    """In how many bits weights rest. They are widened where they are used."""
+    """Storage format of weights, which are widened where they are used."""
 
     NONE = "none"
-    """The fewest that lose nothing: 16 for what was trained and saved in 16."""
+    """The narrowest lossless format: 16 bits for weights that were saved in 16."""
     BFLOAT16 = "bfloat16"
-    """16, rounded."""
+    """Rounded to bfloat16."""
     INT8 = "int8"
-    """8, rounded to 127 steps on either side of zero, with a factor for each output."""
+    """Symmetric int8 (-127 to 127) with a scale per output channel."""
     FP8 = "fp8"
-    """8, as numbers with four bits of exponent, with a factor for each output; by torchao alone."""
+    """8-bit floats with 4 exponent bits and a scale per output channel; by torchao only."""
 
 
 AT_REST = (Quantization.NONE, Quantization.BFLOAT16, Quantization.INT8)
-"""What `at_rest` does."""
+"""The formats that `at_rest` implements."""
 
 
 def at_rest(
     weight_NK: torch.Tensor, quantization: Quantization
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return float32 weights as they rest, [N, K], and the factor of each output, [N], or None."""
+    """Return float32 weights in storage format, [N, K], and the scale per output, [N], or None."""
     assert quantization in AT_REST
     if quantization is Quantization.INT8:
         scale_N = weight_NK.abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny) / 127
@@ -39,18 +39,18 @@ def at_rest(
 
 
 def floats_at_rest(weight_NK: torch.Tensor, quantization: Quantization) -> torch.dtype:
-    """Return the format of float32 weights that rest as such numbers, and not as integers."""
+    """Return the dtype in which float32 weights are stored as floats, not as integers."""
     assert quantization is not Quantization.INT8
     if quantization is Quantization.BFLOAT16:
         return torch.bfloat16
     for dtype in (torch.bfloat16, torch.float16):
-        # A few rows at a time: mostly the first say it, and no copy of everything is needed.
+        # A few rows at a time: usually the first ones decide, and no full copy is needed.
         if all(torch.equal(rows.to(dtype).float(), rows) for rows in torch.split(weight_NK, _ROWS)):
             return dtype
     return weight_NK.dtype
 
 
 def widened(values_NK: torch.Tensor, scale_N: torch.Tensor | None) -> torch.Tensor:
-    """Return the float32 weights that are computed with."""
+    """Return the stored weights in float32, as they are used in the matmul."""
     weight_NK = values_NK.float()
     return weight_NK if scale_N is None else weight_NK * scale_N[:, None]

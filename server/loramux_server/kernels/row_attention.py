@@ -1,6 +1,6 @@
-"""Attention of one token of each request to what that request has seen, wherever it lies.
+"""Attention of one token per request to that request's keys and values, wherever they are stored.
 
-Legend: B requests, H heads, J key heads, L tokens that a request has seen, D key width, E value
+Legend: B requests, H heads, J key heads, L tokens of a request's context, D key width, E value
 width.
 """
 
@@ -11,21 +11,21 @@ import torch
 
 
 class Seen(NamedTuple):
-    """What a request has seen."""
+    """Keys and values of a request's context."""
 
     k_JLD: torch.Tensor
     v_JLE: torch.Tensor
     bias_HL: torch.Tensor | None = None
-    """What is added to scores, for each head or, [1, L], for all alike."""
+    """Added to the scores, per head or, as [1, L], for all heads."""
 
 
 def row_attention(q_BHD: torch.Tensor, seen: Sequence[Seen], scale: float) -> torch.Tensor:
-    """Return what the token of each request sees.
+    """Return the attention output of each request's token.
 
     Args:
-        q_BHD: Queries; each of the J key heads is that of H / J neighbours.
-        seen: What each request has seen, its token among it where it sees itself.
-        scale: Factor of scores.
+        q_BHD: Queries; each key head serves H / J consecutive query heads.
+        seen: Context of each request, including its token if that attends to itself.
+        scale: Factor of the scores.
 
     Returns:
         The output, [B, H, E].

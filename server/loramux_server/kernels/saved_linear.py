@@ -1,4 +1,4 @@
-"""A linear layer with the weight of an adapter: its definition in plain torch.
+"""A linear layer with an adapter's own weight: its definition in plain torch.
 
 Legend: T tokens, K input width, N output width.
 """
@@ -8,25 +8,25 @@ from typing import Protocol
 import torch
 
 _ROWS = 2048
-"""So many rows of a weight are widened at a time."""
+"""Rows of a weight that are widened at a time."""
 
 
 class SavedLinear(Protocol):
-    """Such a layer. It has no bias, and is counted and moved as a tensor is."""
+    """Such a layer, without a bias. Like a tensor it has `nbytes` and `to`."""
 
     def __call__(self, x_TK: torch.Tensor) -> torch.Tensor:
-        """Return `x_TK @ weight.T` as [T, N], in the number format of the input."""
+        """Return `x_TK @ weight.T` as [T, N], in the dtype of the input."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the weight as it rests."""
+        """Bytes of the weight as stored."""
 
     def to(self, device: torch.device) -> "SavedLinear":
         """Return the layer on `device`."""
 
 
 class WidenedLinear:
-    """Its weight lies as it is, and is widened piece by piece if the input is wider."""
+    """Stores its weight as it is, and widens it piece by piece if the input is wider."""
 
     def __init__(self, weight_NK: torch.Tensor) -> None:
         self._weight_NK = weight_NK
@@ -52,8 +52,8 @@ class WidenedLinear:
 
 
 def make_saved_linear(weight_NK: torch.Tensor, dtype: torch.dtype) -> SavedLinear:
-    """Return the layer with a weight in the format of its input, which is to rest in `dtype`.
+    """Return the layer with `weight_NK`, which has the dtype of the input, stored in `dtype`.
 
-    That has to hold it exactly.
+    `dtype` has to represent it exactly.
     """
     return WidenedLinear(weight_NK.to(dtype))

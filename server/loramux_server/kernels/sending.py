@@ -1,14 +1,14 @@
-"""Numbers on their way to a device, for which the host does not wait."""
+"""Asynchronous copies from the host to a device."""
 
 import torch
 
 _MOST_PINNED = 64 << 20
-"""Bytes that lie a second time in the host's memory for it. More is waited for."""
+"""Bytes up to which a tensor is copied to pinned host memory first; larger copies block."""
 
 
 def send(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return `values`, which are in memory of the host, on `device`, in the order of its work."""
+    """Return `values`, which are in host memory, on `device`; the copy is stream-ordered."""
     if device.type != "cuda" or values.nbytes > _MOST_PINNED:
         return values.to(device)
-    # Pageable memory would be copied when all of the device's work before it has ended.
+    # A copy from pageable memory would block until the device has done all earlier work.
     return values.pin_memory().to(device, non_blocking=True)

@@ -1,7 +1,7 @@
-"""The processes that hold a model together, as its layers know them: they add up their results.
+"""The tensor-parallel process group, as the layers see it: results are all-reduced.
 
-What goes between them here are numbers only; what they are to do they are told over a channel of
-its own (`loramux_server.engine.team`).
+Only tensors pass between the processes here; commands have a channel of their own
+(`loramux_server.engine.team`).
 """
 
 import os
@@ -20,21 +20,21 @@ from loramux_server.lora.segments import Segments
 from loramux_server.lora.shard import Shard
 
 MAX_WAIT = timedelta(seconds=120)
-"""How long one process waits for another in the middle of a step before it gives up."""
+"""How long a process waits for another within a step before it gives up."""
 
 
 def join(shard: Shard, device: torch.device, meeting: Path) -> None:
-    """Come together with the processes that have the other shards, once all of them are there.
+    """Join the process group of all shards; return once all have joined.
 
     Args:
-        shard: Which one this process has.
-        device: Where its layers run.
-        meeting: A path at which no file is yet, the same for all.
+        shard: The shard of this process.
+        device: The device of its layers.
+        meeting: Path of the rendezvous file: the same for all processes, and not yet there.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
     else:
-        # All of them are on this machine, and nobody else is to reach them.
+        # All processes are on this machine, and must not be reachable from others.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", _loopback())
     store = torch.distributed.FileStore(str(meeting), shard.count)  # type: ignore[attr-defined]
     torch.distributed.init_process_group(
@@ -47,21 +47,21 @@ def join(shard: Shard, device: torch.device, meeting: Path) -> None:
 
 
 def leave() -> None:
-    """Part from the others, if this process ever came together with them."""
+    """Leave the process group, if this process has joined it."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 def sharded(whole: Backend) -> Backend:
-    """Return the operations of `whole` for layers that several processes hold.
+    """Return the operations of `whole` for layers that are sharded among processes.
 
-    Layers are done operation by operation: a form that does them in one go knows of no others.
+    Decoder layers run operation by operation, because fused decoders do not all-reduce.
     """
 
     def project(
         projection: Projection, backend: Backend, x_TK: torch.Tensor, segments: Segments | None
     ) -> torch.Tensor:
-        """Do what `loramux_server.kernels.projection.project` defines, for all inputs."""
+        """Implement `loramux_server.kernels.projection.project`, summed over all shards."""
         y_TN = whole.project(projection, backend, x_TK, segments)
         if projection.is_partial:
             y_TN = y_TN.contiguous()
@@ -72,7 +72,7 @@ def sharded(whole: Backend) -> Backend:
 
 
 def _loopback() -> str:
-    """Return the name of the network interface that only this machine reaches."""
+    """Return the name of the loopback network interface."""
     for name, addresses in psutil.net_if_addrs().items():
         if any(address.address == "127.0.0.1" for address in addresses):
             return name

@@ -1,4 +1,4 @@
-"""A state space of one number for each head's decay, for one token of each request.
+"""A state space model with one scalar decay per head, for one token per request.
 
 Source: Dao and Gu, "Transformers are SSMs" (Mamba-2, arXiv:2405.21060). Legend: T requests, H
 heads, G groups of heads, P head width, N state width, S slots.
@@ -16,7 +16,7 @@ def state_space(
     read_T: torch.Tensor,
     write_T: torch.Tensor,
 ) -> torch.Tensor:
-    """Return what each request reads from its state, which takes its token in first.
+    """Update each request's state with its token, and return the state's output.
 
     Semantics, for a request and a head:
 
@@ -25,13 +25,13 @@ def state_space(
         out = state · c
 
     Args:
-        x_THP: Inputs, each times its time step.
-        decay_TH: Factors of the state.
-        b_TGN: How inputs come in; each of the G groups is that of H / G neighbours.
-        c_TGN: How outputs come out, likewise.
-        state_SHPN: The slots, which are changed. All of these are float32.
-        read_T: Slots in which states are found, int64.
-        write_T: Slots in which they are left, int64, no two the same.
+        x_THP: Inputs, each multiplied by its time step.
+        decay_TH: Decay factors of the state.
+        b_TGN: Input projection; each group serves H / G consecutive heads.
+        c_TGN: Output projection, likewise.
+        state_SHPN: The state slots, modified in place. All of these are float32.
+        read_T: Slots to read states from, int64.
+        write_T: Slots to write states to, int64, distinct.
 
     Returns:
         The output, [T, H, P].

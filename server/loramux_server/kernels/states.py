@@ -1,6 +1,6 @@
-"""Where recurrent layers find and leave what they know of the requests of a batch.
+"""Which state slots the recurrent layers read and write for the requests of a batch.
 
-A slot holds the states of all recurrent layers after some tokens of a request. Legend: B requests.
+A slot holds the states of all recurrent layers after a prefix of a request. Legend: B requests.
 """
 
 from dataclasses import dataclass
@@ -11,27 +11,27 @@ import numpy.typing as npt
 Slots = npt.NDArray[np.int64]
 
 BEGINNING = 0
-"""The slot of what is known before the first token: nothing. It is never written."""
+"""The slot of the initial state, before the first token. It is never written."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A state on the way that is kept beside the one at the end."""
+    """An intermediate state (checkpoint) to store in addition to the final one."""
 
     request: int
-    """Number in the batch."""
+    """Index in the batch."""
     length: int
-    """Tokens of the request in this batch after which it is the state: more than one, or all."""
+    """Tokens of the request in this batch after which it is taken: more than one, or all."""
     slot: int
 
 
 @dataclass(frozen=True, slots=True)
 class StateBatch:
-    """The slots of a batch."""
+    """The state slots of a batch."""
 
     read_B: Slots
-    """What is known of each request before the batch."""
+    """Slot of each request's state before the batch."""
     write_B: Slots
-    """Where that goes which is known after it; no two are the same."""
+    """Slot for its state after the batch; distinct."""
     kept: tuple[Kept, ...] = ()
-    """In order, and of a request in the order of their lengths."""
+    """Ordered by request, then by length."""

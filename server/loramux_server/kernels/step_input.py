@@ -1,4 +1,4 @@
-"""What a step is given: tokens, where they lie, and whose adapters apply to them.
+"""The input of a step: tokens, their places in the cache, and the adapters that apply to them.
 
 Legend: T tokens, R rows whose logits are needed.
 """
@@ -25,63 +25,63 @@ class StepInput:
     token_T: torch.Tensor
     position_T: torch.Tensor
     sampled_R: torch.Tensor
-    """Index of each token whose logits are needed; all three int64."""
+    """Index of each token whose logits are needed. All three are int64."""
     attention: AttentionBatch
     segments: Segments | None
     """None when every token belongs to the base model alone."""
     states: StateBatch | None = None
     """None where the model has no recurrent layers."""
     texts: tuple[WholeText, ...] = ()
-    """The texts of its requests, in order, where the model reads them as wholes."""
+    """The texts of its requests, in order, where the model reads whole texts (encoders)."""
     position_3T: torch.Tensor | None = None
-    """Positions by time, height and width; None where they are the same, as in text."""
+    """Positions by time, height and width (M-RoPE); None where all three are equal, as in text."""
     embedded: tuple[VirtualRun, ...] = ()
-    """Virtual tokens, or an image's, whose embeddings take the place of those of their tokens."""
+    """Virtual tokens and image tokens whose embeddings replace those of their placeholders."""
     added: tuple[tuple[VirtualRun, ...], ...] = ()
-    """What is added for tokens of images to what each of the first layers makes."""
+    """Image features to add to the output of each of the first layers."""
     cached: tuple[VirtualRun, ...] = ()
-    """Virtual tokens whose keys and values come to the cache before the step runs."""
+    """Virtual tokens whose keys and values are copied to the cache before the step runs."""
     carried_T: torch.Tensor | None = None
-    """Row of the step before whose token each token is, int64; None where tokens are known."""
+    """Row of the previous step that samples each token, int64; None where tokens are known."""
     adjustments: Adjustments | None = None
-    """What the step does to logits before it chooses; None where it leaves them as they are."""
+    """Logit adjustments before sampling; None if there are none."""
     draws: Draws | None = None
-    """How the step draws its tokens; None where it takes the likeliest."""
+    """Sampling parameters; None where the likeliest token is taken."""
     tells_logprobs: bool = False
-    """Whether the step tells log-probabilities beside its tokens."""
+    """Whether the step returns log-probabilities with its tokens."""
     reads: bool = False
-    """Whether its last hidden states are read, by heads or for log-probabilities of prompts: such a
-    step chooses no token and is not recorded."""
+    """Whether its last hidden states are read, by heads or for prompt log-probabilities. Such a
+    step samples no token and is not captured in a CUDA graph."""
     graph_key: Hashable = None
-    """Equal in steps that differ only in what memory holds; None where no other step is alike."""
+    """CUDA graph key: equal for steps that differ only in memory contents. None: no graph."""
     layers_graph_key: Hashable = None
-    """Likewise of the layers alone, in a step that is alone in what is before and behind them."""
+    """Likewise for a graph of the layers alone, where embeddings or output cannot be captured."""
     rows_S: tuple[slice, ...] = ()
-    """Rows of each segment, of those that `sampled_R` names; told once the step is taken."""
+    """Rows of `sampled_R` that belong to each segment; see `with_rows`."""
 
     @property
     def position_ids(self) -> torch.Tensor:
-        """Positions as models take them, [1, T] or [3, 1, T]."""
+        """Positions in the shape that models take, [1, T] or [3, 1, T]."""
         return self.position_T[None] if self.position_3T is None else self.position_3T[:, None]
 
     def at(self, token_R: torch.Tensor) -> "StepInput":
-        """Return the same with logits of other tokens: in order, and in memory of the host."""
+        """Return a copy with logits of `token_R` instead: ascending, and in host memory."""
         device = self.sampled_R.device
         return replace(replace(self, sampled_R=token_R).with_rows(), sampled_R=token_R.to(device))
 
     def with_rows(self) -> "StepInput":
-        """Return the same, which is in memory of the host, with the rows of each segment."""
+        """Return a copy with `rows_S` filled in; the tensors must be in host memory."""
         segments = self.segments
         if segments is None or segments.edits is None:
             return self
-        sampled_R = self.sampled_R.numpy()  # tokens come in order, and so do segments
+        sampled_R = self.sampled_R.numpy()  # ascending, like the segments
         first_S = np.searchsorted(sampled_R, segments.start_S).tolist()
         last_S = np.searchsorted(sampled_R, segments.end_S).tolist()
         return replace(self, rows_S=tuple(map(slice, first_S, last_S)))
 
 
 def stage(given: StepInput, device: torch.device) -> StepInput:
-    """Return `given`, which is in memory of the host, with its tensors in memory of `device`."""
+    """Return `given`, which is in host memory, with its tensors on `device`."""
     if device.type == "cpu":
         return given
     return replace(

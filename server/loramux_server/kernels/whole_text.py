@@ -1,4 +1,4 @@
-"""Texts that a model reads as wholes, and what is kept of them between steps."""
+"""Texts that a model reads whole (encoders), and what is cached of them between steps."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -6,21 +6,21 @@ from typing import Any
 from loramux_server.lora.virtual import Virtual
 
 Owner = tuple[str, str | None]
-"""Tenant, and digest of the adapter; None for the base."""
+"""Tenant, and digest of the adapter or None for the base."""
 
 
 @dataclass(slots=True)
 class Recall:
-    """What a decoder behind an encoder keeps of one request."""
+    """State of one request of an encoder-decoder model."""
 
     encoded: Any = None
-    """What the encoder made of the source, as the model's own forward takes it; None before."""
+    """Encoder output for the source, as the model's forward takes it; None until computed."""
     cache: Any = None
-    """Keys and values of the source and of what was written, as a cache of transformers."""
+    """Keys and values of source and output (cross- and self-attention), a transformers cache."""
     num_written: int = 0
-    """Tokens of what was written that are in it."""
+    """Output tokens in it."""
     before: Any = None
-    """The cache before the last of them, where that came alone and cannot be taken out again."""
+    """The cache before the last one, if that was added alone and cannot be removed again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +28,14 @@ class WholeText:
     """The text of one request of a batch."""
 
     second_from: int = 0
-    """Position at which the second of two texts begins; 0 where there is none."""
+    """Position at which the second text of a pair begins; 0 if there is none."""
     num_source: int = 0
-    """Tokens at its beginning that an encoder reads, where a decoder reads the others."""
+    """Leading tokens that the encoder reads; the decoder reads the others. 0 without a decoder."""
     start: int = 0
     """Position of its first token in the batch."""
     owner: Owner | None = None
-    """Whose it is; None where nothing is kept of it for others."""
+    """Whose it is; None where nothing of it may be shared with other requests."""
     virtual: Virtual | None = None
-    """What its adapter brings of keys and values, which stand before all tokens that are attended
-    to; where there is a decoder, before what that writes."""
+    """Keys and values of its adapter's virtual tokens, which precede all attended tokens; in an
+    encoder-decoder model, those of the decoder."""
     recall: Recall = field(default_factory=Recall)
