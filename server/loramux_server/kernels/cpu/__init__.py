@@ -1,1 +1,1 @@
-"""The operations of a CPU: loops that are compiled for the machine at hand."""
+"""Operations on a CPU: loops compiled by numba for the host's processor."""

@@ -1,4 +1,4 @@
-"""The segmented low-rank matmul on a CPU: two compiled loops, and what lies between them."""
+"""The segmented low-rank matmul on a CPU: the compiled shrink and expand, and their buffer."""
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from loramux_server.lora.segments import Int32, Segments
 
 
 def serves(in_features: int, columns: Int32) -> bool:
-    """Return whether the compiled loops take a group of this shape."""
+    """Return whether the compiled loops support a group of this shape."""
     return not (in_features % WIDTH or (columns % WIDTH).any())
 
 
@@ -24,8 +24,8 @@ class AddLoraCpu:
         """Compile the loops.
 
         Args:
-            few: Tokens of a segment up to which its B rows are read as long streams. The two ways
-                add up in another order: with 0 there is one, however many tokens there are.
+            few: Tokens of a segment up to which its B rows are streamed row by row. The two paths
+                sum in a different order; with 0 there is only one, for any number of tokens.
         """
         self._job = np.zeros(1, LORA_JOB)
         self._job["few"] = few
@@ -44,7 +44,7 @@ class AddLoraCpu:
         segments: Segments,
         group: int,
     ) -> None:
-        """Do what `loramux_server.kernels.add_lora.add_lora` defines."""
+        """Implement `loramux_server.kernels.add_lora.add_lora`."""
         is_served = y_TN.dtype == a_RK.dtype == torch.float32 and x_TK.is_contiguous()
         if not is_served or not serves(x_TK.shape[1], columns):
             add_lora(y_TN, x_TK, a_RK, b_RN, columns, segments, group)

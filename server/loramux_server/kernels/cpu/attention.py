@@ -1,7 +1,7 @@
-"""Attention over a paged cache on a CPU, compiled: keys and values are read in place.
+"""Attention over a paged KV cache on a CPU, compiled: keys and values are read in place.
 
-A few neighbouring tokens of a request are done together, all heads of each: they read the same keys
-and values, and those of a token lie side by side.
+A few consecutive tokens of a request form a tile and are processed together, with all their heads:
+they read the same keys and values, and all heads of a cached token are contiguous.
 """
 
 from typing import Any
@@ -46,10 +46,10 @@ _dots, _tile, _half_tile = dots_for(FLOAT32), tile_for(FLOAT32), tile_for(FLOAT3
 
 @numba.njit(inline="always", fastmath=FASTMATH)  # type: ignore[untyped-decorator]
 def _exp(x: Any) -> Any:
-    """e**x for x <= 0, in float32 and without a call, so that loops over it become vector code."""
+    """e**x for x <= 0, in float32 and without a call, so that loops over it can be vectorized."""
     x = max(x, np.float32(-87.0))
     whole = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
-    # ln 2 in two parts: the product with the first is exact.
+    # ln 2 split in two (Cody-Waite): the product with the first part is exact.
     r = x - whole * np.float32(0.693359375) + whole * np.float32(2.12194440e-4)
     tail = np.float32(1 / 120) + r * np.float32(1 / 720)
     tail = np.float32(1 / 6) + r * (np.float32(1 / 24) + r * tail)
@@ -58,7 +58,7 @@ def _exp(x: Any) -> Any:
 
 
 def attend(pointer: Any) -> None:
-    """Attend for tiles of tokens, shared out by the keys that they see."""
+    """Attend for all tiles; (tile, key head) pairs are split among threads by tokens x context."""
     job = numba.carray(pointer, 1)[0]
     tiles = int32_at(job.tiles)
     scores = job.scores + thread_number() * job.scores_stride * 4
@@ -75,7 +75,7 @@ def attend(pointer: Any) -> None:
         work += count * length * kv_heads
         if j0 >= j1:
             continue
-        # The first token of the tile sees one key less than the second, and so on.
+        # Causal: each token of the tile sees one key more than the one before it.
         first = max(0, length - count + 1 - job.window) if job.window > 0 else 0
         blocks = int32_at(job.table + tiles[4 * tile] * job.table_stride * 4)
         row = tiles[4 * tile + 1]
@@ -99,7 +99,7 @@ def _score(
     job: Any, scores: Any, blocks: Any, row: Any, count: Any, first: Any, length: Any, j0: Any,
     j1: Any,
 ) -> None:  # fmt: skip
-    """Put q . k * scale to scores[(j - j0, token, group), key], for keys first to length."""
+    """Write q . k * scale to scores[(j - j0, token, group), key], for keys first to length."""
     size, groups = job.block_size, job.num_heads // job.num_kv_heads
     key_bytes = job.key_width * 4
     token_bytes = job.num_kv_heads * key_bytes
@@ -131,7 +131,7 @@ def _mix(
     job: Any, scores: Any, blocks: Any, row: Any, count: Any, first: Any, length: Any, j0: Any,
     j1: Any,
 ) -> None:  # fmt: skip
-    """Put scores @ v to out."""
+    """Write weights @ v to out, where `scores` holds the weights after the softmax."""
     size, groups = job.block_size, job.num_heads // job.num_kv_heads
     value_bytes = job.value_width * 4
     token_bytes = job.num_kv_heads * value_bytes
@@ -166,9 +166,9 @@ def _mix(
 
 @numba.njit(fastmath=FASTMATH)  # type: ignore[untyped-decorator]
 def softmax(scores: Any, begin: Any, end: Any, count: Any, softcap: Any, sink: Any) -> None:
-    """Turn scores `begin` to `end` of `count` into weights, in place, and the others to zero.
+    """Apply the softmax to scores `begin` to `end` of `count`, in place; set the others to zero.
 
-    What `sink` weighs, which is -inf where there is none, is taken from their sum of one.
+    `sink` is one more score of the softmax, whose weight is dropped; -inf for none.
     """
     if softcap > 0:
         for i in range(begin, end):
@@ -192,28 +192,28 @@ def softmax(scores: Any, begin: Any, end: Any, count: Any, softcap: Any, sink: A
 
 
 def takes(form: AttentionForm) -> bool:
-    """Return whether a job can have this `form`."""
+    """Return whether the compiled loop supports this `form`."""
     sinks_H = form.sinks_H
     return sinks_H is None or (sinks_H.dtype == torch.float32 and sinks_H.is_contiguous())
 
 
 def describe_form(job: Any, form: AttentionForm) -> None:
-    """Note in `job` how its layer turns scores into weights."""
+    """Fill in the fields of `job` that describe its layer's `form`."""
     job["window"], job["scale"], job["softcap"] = form.window, form.scale, form.softcap
     job["sinks"] = 0 if form.sinks_H is None else form.sinks_H.data_ptr()
 
 
 class QueryTiles:
-    """The tokens of a batch in tiles that are done together."""
+    """The tokens of a batch, cut into tiles that are processed together."""
 
     def __init__(self, batch: AttentionBatch, groups: int) -> None:
-        """Make tiles for a model in which `groups` query heads share a key head."""
+        """Cut `batch` into tiles, for a model in which `groups` query heads share a key head."""
         self.batch = batch
         size = max(1, MAX_ROWS // groups)
         start_B, num_queries_B = batch.query_start_B[:-1], np.diff(batch.query_start_B)
         tiles_B = -(-num_queries_B // size)
         request_I = np.repeat(np.arange(len(tiles_B), dtype=np.int32), tiles_B)
-        # The number of the tile within its request.
+        # Index of the tile within its request.
         place_I = np.arange(len(request_I)) - np.repeat(np.cumsum(tiles_B) - tiles_B, tiles_B)
         done_I = size * place_I
         count_I = np.minimum(size, num_queries_B[request_I] - done_I)
@@ -222,19 +222,19 @@ class QueryTiles:
             (request_I, start_B[request_I] + done_I, count_I,
              before_B[request_I] + done_I + count_I), axis=1,
         ).astype(np.int32)  # fmt: skip
-        """Request, first token, tokens, and keys that the last of them sees."""
+        """Request, first token, number of tokens, and context length of the last of them."""
         self._room = size * int(batch.context_B.max())
 
     def __len__(self) -> int:
         return len(self._tiles_I4)
 
     def describe(self, job: Any, num_heads: int, scores: torch.Tensor) -> torch.Tensor:
-        """Note in one or many `job`s what is the same for all layers, and return the scores.
+        """Fill in the fields of one or many `job`s that all layers share; return the score buffer.
 
         Args:
-            job: To fill in.
+            job: The job or jobs.
             num_heads: Query heads.
-            scores: Room for the scores; another is made if it is too small.
+            scores: Buffer for the scores; a new one is allocated if it is too small.
         """
         stride = -(-self._room * num_heads // WIDTH) * WIDTH
         needed = stride * torch.get_num_threads()
@@ -267,7 +267,7 @@ class PagedAttentionCpu:
         batch: AttentionBatch,
         form: AttentionForm,
     ) -> torch.Tensor:
-        """Do what `loramux_server.kernels.attention.paged_attention` defines."""
+        """Implement `loramux_server.kernels.attention.paged_attention`."""
         num_heads, key_width = q_THD.shape[1:]
         num_kv_heads, value_width = v_SJE.shape[1:]
         is_served = q_THD.dtype == torch.float32 and takes(form) and batch.together_T2 is None

@@ -1,4 +1,4 @@
-"""The operations of a CPU, as the model calls them."""
+"""The CPU backend."""
 
 from functools import partial
 
@@ -19,9 +19,9 @@ from loramux_server.kernels.resting import Quantization
 
 
 def make_cpu_backend(quantization: Quantization, *, is_deterministic: bool) -> Backend:
-    """Return the operations, which round weights of the base as `quantization` says.
+    """Return the CPU backend, which stores base weights according to `quantization`.
 
-    With `is_deterministic` they add up in the same order for every number of tokens.
+    With `is_deterministic` it sums in the same order for every number of tokens.
     """
     few = 0 if is_deterministic else FEW
     add_lora = AddLoraCpu(few)

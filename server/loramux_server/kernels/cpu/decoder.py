@@ -1,7 +1,7 @@
-"""A run of decoder layers on a CPU, as one program: between two layers there is no Python.
+"""A stack of decoder layers on a CPU, as one program: no Python runs between layers.
 
-Every layer has the same sequence of loops, and the loops of a kind have their jobs side by side, so
-that a step notes what is new in all layers at once.
+Every layer has the same sequence of loops. The jobs of each kind of loop are one array, so a step
+updates the fields of all layers at once.
 """
 
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 
 def make_decoder_cpu(layers: Sequence[DecoderLayer], backend: "Backend", few: int = FEW) -> Decoder:
-    """Do what `loramux_server.kernels.decoder.make_decoder` defines; for `few` see `AddLoraCpu`."""
+    """Implement `loramux_server.kernels.decoder.make_decoder`; for `few` see `AddLoraCpu`."""
     is_served = all(map(_is_served, layers)) and len(set(map(_shape, layers))) == 1
     return DecoderCpu(layers, few) if is_served else make_decoder(layers, backend)
 
@@ -65,7 +65,7 @@ def _is_served(layer: DecoderLayer) -> bool:
 
 
 def _shape(layer: DecoderLayer) -> tuple[object, ...]:
-    """Return what all layers must have in common, since they share buffers and loops."""
+    """Return what must be equal in all layers, since they share buffers and loops."""
     projections = (layer.qkv, layer.output, layer.gate_up, layer.down)
     return (
         layer.keys_SJD.shape,
@@ -99,7 +99,7 @@ class DecoderCpu:
         ])  # fmt: skip
         self._buffers: dict[str, torch.Tensor] = {}
         self._room = 0
-        """Tokens that the buffers hold."""
+        """Capacity of the buffers in tokens."""
         self._h = torch.empty(0)
         self._scores = torch.empty(0)
         self._tiles: QueryTiles | None = None
@@ -107,7 +107,7 @@ class DecoderCpu:
         for index, layer in enumerate(layers):
             self._describe(index, layer)
         self._sums_apart: bool | None = None
-        """Whether what is added to the hidden states is made apart from them."""
+        """Whether o and down write to a buffer of their own; None: targets are not set yet."""
         self._plain, self._with_adapters = self._program(False), self._program(True)
         self._with_vectors = self._program(True, sums_apart=True)
 
@@ -119,7 +119,7 @@ class DecoderCpu:
         batch: AttentionBatch,
         segments: Segments | None,
     ) -> torch.Tensor:
-        """Do what `loramux_server.kernels.decoder.make_decoder` defines."""
+        """Implement `loramux_server.kernels.decoder.make_decoder`."""
         num_tokens = len(hidden_TK)
         self._reserve(num_tokens)
         self._direct(segments is not None and segments.affine_GSP is not None)
@@ -152,7 +152,7 @@ class DecoderCpu:
             self._loras["h"] = self._h.data_ptr()
 
     def _describe(self, index: int, layer: DecoderLayer) -> None:
-        """Note what is the same in every step, for one layer."""
+        """Fill in the job fields of one layer that are the same in every step."""
         depth, heads = _features(layer.qkv)[0], _features(layer.output)[0] // self._width
         for place, norm in enumerate((layer.attention_norm, layer.mlp_norm)):
             job = self._norms[2 * index + place]
@@ -199,7 +199,7 @@ class DecoderCpu:
         lora["in_features"], lora["out_features"] = depth, outputs
 
     def _direct(self, sums_apart: bool) -> None:
-        """Say where what is added to the hidden states goes: to them, or first to itself."""
+        """Set the target of o and down: the hidden states, or with `sums_apart` a buffer."""
         if sums_apart is self._sums_apart:
             return
         self._sums_apart = sums_apart
@@ -209,7 +209,7 @@ class DecoderCpu:
         self._linears["adds"][1::4] = self._linears["adds"][3::4] = not sums_apart
 
     def _reserve(self, num_tokens: int) -> None:
-        """Have buffers for `num_tokens` tokens, and say in all jobs where they are."""
+        """Grow the buffers to `num_tokens` tokens, and update their addresses in all jobs."""
         if num_tokens <= self._room:
             return
         self._room = num_tokens
@@ -239,14 +239,14 @@ class DecoderCpu:
     def _program(self, has_adapters: bool, *, sums_apart: bool = False) -> Program:
         """Return the loops of a step.
 
-        With `sums_apart` what is added to the hidden states is made by itself, as factors and
-        shifts need it, and then added.
+        With `sums_apart` the outputs of o and down are computed in a buffer of their own and then
+        added to the hidden states, since factors and shifts apply to the output alone.
         """
         program = Program()
         for index, layer in enumerate(self._layers):
             program.add(normalize, self._norms, 2 * index)
             self._add_projection(program, 4 * index, layer.qkv, has_adapters)
-            # What follows goes by tokens, so a thread finds what it has written itself.
+            # These loops split by tokens, so a thread reads only what it wrote: no barrier.
             for place in (2 * index, 2 * index + 1):
                 if layer.query_norm:
                     program.add(normalize, self._head_norms, place, waits=False)
@@ -255,7 +255,7 @@ class DecoderCpu:
             program.add(write, self._writes, 2 * index + 1)
             program.add(attend, self._attention, index)
             self._add_projection(program, 4 * index + 1, layer.output, has_adapters)
-            # What adds and what normalises goes by tokens, likewise.
+            # Adding and normalizing split by tokens, likewise.
             if sums_apart:
                 program.add(add, self._adds, waits=False)
             program.add(normalize, self._norms, 2 * index + 1)

@@ -1,4 +1,4 @@
-"""The gated delta rule on a CPU: each state is read and written once, in its slot."""
+"""The gated delta rule on a CPU, compiled: states are updated in their slots."""
 
 from typing import Any
 
@@ -12,12 +12,12 @@ from loramux_server.kernels.cpu.simd import WIDTH, load, splat, store
 from loramux_server.kernels.cpu.state_loop import StateLoop, state_job
 
 _BLOCK = 4 * WIDTH
-"""Value channels that a thread has at once: of 128 key channels they fit its first cache."""
+"""Value channels processed at a time: with 128 key channels they fit the L1 cache."""
 JOB = state_job("q", "k", "v", "decay", "beta", "key_width", "value_width")
 
 
 def learn(pointer: Any) -> None:
-    """Do what `kernels.delta_rule` defines; heads of all requests shared out."""
+    """Implement `kernels.delta_rule`; the heads of all requests are split among the threads."""
     job = numba.carray(pointer, 1)[0]
     first, last = share_of(job.requests * job.heads)
     row_bytes = 4 * job.value_width
@@ -85,7 +85,7 @@ class DeltaRuleCpu:
         read_T: torch.Tensor,
         write_T: torch.Tensor,
     ) -> torch.Tensor:
-        """Do what `loramux_server.kernels.delta_rule.delta_rule` defines."""
+        """Implement `loramux_server.kernels.delta_rule.delta_rule`."""
         heads, key_width, value_width = state_SHKV.shape[1:]
         key_heads = k_TJK.shape[1]
         if state_SHKV.dtype != torch.float32 or value_width % _BLOCK or heads % key_heads:

@@ -1,4 +1,4 @@
-"""The dot products of a few rows of weights with a few inputs, whose sums stay in registers."""
+"""Micro-kernel for dot products of a few weight rows with a few inputs, summed in registers."""
 
 from typing import Any
 
@@ -15,20 +15,19 @@ from loramux_server.kernels.cpu.register_tile import (
 from loramux_server.kernels.cpu.simd import FAST, FLOAT32, FLOATS, WIDTH, Elements, emit_reduce
 
 ROWS = 4
-"""Rows of weights that are read together, as so many streams."""
+"""Weight rows that are read at once, each as a stream."""
 INPUTS = 4 if HAS_WIDE_REGISTERS else 1
-"""Inputs that meet them together."""
+"""Inputs that are multiplied with them at once."""
 
 
 def dots_for(weights: Elements) -> Any:
-    """Return an intrinsic for the dot products of up to ROWS rows of `weights` with INPUTS inputs.
+    """Return an intrinsic for dot products of up to ROWS rows of `weights` and INPUTS inputs.
 
     In a kernel, with addresses and byte strides as integers:
 
         dots(rows, inputs, w, w_stride, x, x_stride, depth, scale, out, out_stride)
 
-    puts scale * (w[r] . x[i]) to number r of out[i], for rows of `depth` numbers, a multiple of
-    WIDTH.
+    writes scale * (w[r] . x[i]) to out[i][r], for rows of `depth` elements, a multiple of WIDTH.
     """
 
     @intrinsic  # type: ignore[untyped-decorator]

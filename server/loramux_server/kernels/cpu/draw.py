@@ -1,8 +1,8 @@
-"""Drawing tokens on a CPU, as `draw.py` defines it, with no more tokens in order than a row needs.
+"""Sampling on a CPU, as `kernels/draw.py` defines it; sorts only the tokens that a row may keep.
 
-In numpy, whose vectors stay on this thread: for a row torch wakes the others, which takes longer.
+Uses numpy, which stays on this thread: for one row, waking torch's other threads takes longer.
 
-Legend: R rows, V tokens of the vocabulary, K those of them that come first.
+Legend: R rows, V vocabulary size, K candidate tokens.
 """
 
 import math
@@ -17,7 +17,7 @@ Float32 = npt.NDArray[np.float32]
 
 
 def draw_cpu(logits_RV: torch.Tensor, likeliest_R: torch.Tensor, draws: Draws) -> torch.Tensor:
-    """Do what `loramux_server.kernels.draw.draw` defines."""
+    """Implement `loramux_server.kernels.draw.draw`."""
     token_R = likeliest_R.clone()
     rows = zip(likeliest_R.tolist(), draws.rows_R5.tolist(), strict=True)
     for i, (likeliest, row) in enumerate(rows):
@@ -37,9 +37,9 @@ def _draw(
     margin: float,
     number: float,
 ) -> int:
-    """Return the token of one row, whose parameters are in the order of `Draws`."""
+    """Return the token of one row; its parameters are in the order of `Draws.rows_R5`."""
     least, total = np.float32(most + margin), None
-    # Which tokens come first is asked so that none is missing that equals one of them.
+    # Candidates are chosen by threshold, so that tokens of equal logits are all in or all out.
     if top_k >= 1:
         count = min(int(top_k), len(logits_V))
         likeliest_K, _ = torch.from_numpy(logits_V).topk(count, sorted=False)
@@ -51,8 +51,8 @@ def _draw(
         if top_p >= 1:
             return _place(weight_V.cumsum(), len(weight_V), number)
         total = int(weight_V.sum())
-        # All that weigh less than this are together less than what top-p leaves out. It is half of
-        # their share of that, which is rounded.
+        # All tokens below this weight together weigh less than what top-p excludes. The factor 1/2
+        # is a safety margin for rounding.
         is_first_V = weight_V >= (1 - top_p) * total / len(weight_V) / 2
     (token_K,) = is_first_V.nonzero()
     key_K = -logits_V[token_K]

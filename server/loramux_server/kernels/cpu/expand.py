@@ -1,7 +1,7 @@
-"""h·B on a CPU, compiled: the B rows of adapters are read once, in place.
+"""The LoRA expand (h·B) on a CPU, compiled: B rows are read once, in place.
 
-The threads share out the outputs so that each reads long runs. Where a segment has several tokens,
-rows and tokens meet in tiles whose sums stay in registers.
+The outputs are split among the threads in long contiguous runs. For segments of several tokens,
+rows and tokens are processed in register tiles.
 """
 
 from typing import Any
@@ -23,9 +23,9 @@ from loramux_server.lora.affine import FACTOR, SHIFT
 from loramux_server.wire.weight_format import WeightFormat
 
 FEW = 4
-"""Tokens of a segment up to which its B rows are read as long streams, and not by panels."""
+"""Tokens of a segment up to which its B rows are streamed row by row, not by panels."""
 _RUN = 32 * WIDTH
-"""Outputs of such a segment that are done together."""
+"""Outputs of such a segment that are processed together."""
 _FLOAT32, _BFLOAT16, _FLOAT16 = (int(number) for number in WeightFormat)
 _tile_float32, _tile_bfloat16 = tile_for(FLOAT32), tile_for(BFLOAT16)
 _tile_float16 = tile_for(FLOAT16)
@@ -34,7 +34,7 @@ _tile_float16 = tile_for(FLOAT16)
 def expand(pointer: Any) -> None:
     """y[t, n] += sum of h[t, p, i] * B[i, n], then y[t, n] * factor[n] + shift[n].
 
-    The outputs are shared out by the rows behind them.
+    Panels of outputs are split among the threads, weighted by rank rows, vectors and tokens.
     """
     job = numba.carray(pointer, 1)[0]
     columns = int32_at(job.columns)
@@ -60,7 +60,7 @@ def expand(pointer: Any) -> None:
             panels = (columns[p + 1] - columns[p] + PANEL - 1) // PANEL
             first = columns[p] + PANEL * first_unit(mine, work, cost, panels)
             last = columns[p] + PANEL * first_unit(others, work, cost, panels)
-            # The last panel may be a part of one; who begins behind it has nothing to do.
+            # The last panel may be partial; a thread that starts past it has nothing to do.
             first, last = min(first, columns[p + 1]), min(last, columns[p + 1])
             work += panels * cost
             b = job.b + row[s] * width * 4
@@ -81,7 +81,7 @@ def expand(pointer: Any) -> None:
 
 @numba.njit(inline="always")  # type: ignore[untyped-decorator]
 def _kinds(job: Any, segment: Any, part: Any) -> Any:
-    """Return what becomes of the outputs of a part."""
+    """Return the FACTOR and SHIFT bits of a part's outputs."""
     if not job.affine:
         return 0
     return int32_at(job.affine)[segment * job.max_parts + part]
@@ -96,7 +96,7 @@ def _num_vectors(kinds: Any) -> Any:
 def _apply(
     y: Any, stride: Any, factors: Any, shifts: Any, kinds: Any, tokens: Any, width: Any
 ) -> None:
-    """Multiply a block of outputs and add to it, as far as `kinds` says so."""
+    """Apply factors and shifts to a block of outputs, as flagged by `kinds`."""
     factor_N, shift_N = float32_at(factors), float32_at(shifts)
     for t in range(tokens):
         y_N = float32_at(y + t * stride)
@@ -112,7 +112,7 @@ def _apply(
 def _add_tiles(
     job: Any, y: Any, b: Any, form: Any, h: Any, h_stride: Any, rank: Any, tokens: Any, width: Any
 ) -> None:
-    """Add outputs a tile of tokens after the other, so that few rows of outputs are under way."""
+    """Add outputs one tile of tokens at a time, so that few output rows are in use at once."""
     stride = 4 * job.out_features
     item_bytes = 4 if form == _FLOAT32 else 2
     b_stride = stride // 4 * item_bytes
@@ -150,7 +150,7 @@ def _add_rows(
     tokens: Any,
     width: Any,
 ) -> None:
-    """Add a block of outputs, four rank rows at a time: the rows are read as four streams."""
+    """Add a block of outputs, four rank rows at a time, read as four streams."""
     item_bytes = 4 if form == _FLOAT32 else 2
     zero = np.float32(0.0)
     for i in range(0, rank, 4):
@@ -161,7 +161,7 @@ def _add_rows(
             if i + 4 <= rank:
                 h1, h2, h3 = h_t[i + 1], h_t[i + 2], h_t[i + 3]
                 step = (stride // 4) * item_bytes
-            # Past the last row there may be anything: of fewer than four, each goes alone.
+            # Memory past the last row is undefined: a remainder of fewer than four goes row by row.
             for j in range(i, i + 1 if step else rank):
                 b_j = b_i + (j - i) * (stride // 4) * item_bytes
                 h0 = h_t[j]

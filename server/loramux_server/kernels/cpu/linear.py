@@ -1,8 +1,8 @@
-"""A linear layer on a CPU, compiled: its weights are read once, as a stream, as they rest.
+"""A linear layer on a CPU, compiled: its weights are streamed once, in their storage format.
 
-Weights lie in panels of PANEL outputs, one step in depth after the other. A panel meets a few
-tokens at a time, whose sums stay in registers; while the last ones are at it the next panel is
-fetched. So few tokens take the time that the bytes take, and many that of the operations.
+Weights are packed in panels of PANEL outputs, depth-major. A panel is multiplied with a few tokens
+at a time, whose sums stay in registers; meanwhile the next panel is prefetched. So few tokens are
+bound by memory bandwidth, and many by arithmetic.
 """
 
 from functools import lru_cache
@@ -41,7 +41,7 @@ _tile_float16, _tile_int8 = tile_for(FLOAT16), tile_for(INT8)
 
 @numba.njit(fastmath=FASTMATH)  # type: ignore[untyped-decorator]
 def _multiply(job: Any, tile: Any, item_bytes: Any) -> None:
-    """Put x @ weights * scale + bias to y, or add it there; panels and tokens shared out."""
+    """Write x @ weights * scale + bias to y, or add it; split by panels, then tiles of tokens."""
     tiles = (job.num_tokens + MAX_ROWS - 1) // MAX_ROWS
     size = (job.num_tokens + tiles - 1) // max(1, tiles)
     panel_bytes = job.depth * PANEL * item_bytes
@@ -53,13 +53,13 @@ def _multiply(job: Any, tile: Any, item_bytes: Any) -> None:
         y, y_stride = job.y + start * job.y_stride + 4 * column, job.y_stride
         width = min(PANEL, job.outputs - column)
         if width < PANEL:
-            # The tile writes whole panels.
+            # The tile writes whole panels: a partial one goes through scratch memory.
             y, y_stride = job.scratch + thread_number() * 4 * MAX_ROWS * PANEL, 4 * PANEL
             if job.adds:
                 at = job.y + start * job.y_stride + 4 * column
                 _copy(y, y_stride, at, job.y_stride, rows, width)
         weights = job.weights + panel * panel_bytes
-        # Each tile of a panel fetches its part of the next panel.
+        # Each tile of a panel prefetches its share of the next panel.
         ahead = weights + panel_bytes + start * panel_bytes // max(1, job.num_tokens)
         tile(
             rows, job.x + start * job.x_stride, job.x_stride, weights, PANEL * item_bytes,
@@ -93,7 +93,7 @@ _LOOPS = {
     torch.float16: _multiply_float16,
     torch.int8: _multiply_int8,
 }
-"""The loop for weights that rest in a format."""
+"""Storage format of the weights -> the loop."""
 
 
 @numba.njit  # type: ignore[untyped-decorator]
@@ -111,15 +111,14 @@ class LinearCpu:
         self, values_NK: torch.Tensor, dtype: torch.dtype, scale_N: torch.Tensor | None = None,
         bias_N: torch.Tensor | None = None, *, is_exact: bool = True,
     ) -> None:  # fmt: skip
-        """Take a copy of the weights.
+        """Pack a copy of the weights.
 
         Args:
-            values_NK: What they are before they are multiplied.
-            dtype: What of that rests in memory: it is rounded on the way, without a copy of all
-                in between.
-            scale_N: What each output's are multiplied with; None for one.
+            values_NK: The weights before scaling.
+            dtype: Storage format: values are rounded to it while packing, without a full copy.
+            scale_N: Scale per output; None for ones.
             bias_N: None for zeros.
-            is_exact: Whether the weights are what they were before anybody rounded them.
+            is_exact: Whether the stored weights equal the original ones, so that `lookup` works.
         """
         self.outputs, self.depth = values_NK.shape
         self._panels = _panels(values_NK, dtype)
@@ -129,23 +128,23 @@ class LinearCpu:
         self._scratch = _scratch()
         self._job = np.zeros(1, LINEAR_JOB)
         self.loop = _LOOPS[self._panels.dtype]
-        """What runs on a job."""
+        """The compiled loop's function, which takes a job."""
         self._kernel = Kernel(self.loop, self._job)
         self.describe(self._job)
         self.lookup = self._picked if is_exact else None
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the weights."""
+        """Bytes of the packed weights."""
         return self._panels.nbytes
 
     def to(self, device: torch.device) -> "LinearCpu":
-        """Return the layer itself: it knows of no other device."""
+        """Return the layer itself; no other device is supported."""
         assert device.type == "cpu"
         return self
 
     def describe(self, job: Any) -> None:
-        """Note in `job` what is the same in every call."""
+        """Fill in the fields of `job` that are the same in every call."""
         job["weights"] = self._panels.data_ptr()
         job["scale"], job["bias"] = self._scale.data_ptr(), self._bias.data_ptr()
         job["scratch"], job["depth"], job["outputs"] = (
@@ -155,13 +154,13 @@ class LinearCpu:
         )
 
     def __call__(self, x_TK: torch.Tensor) -> torch.Tensor:
-        """Do what the layer of `loramux_server.kernels.linear.make_linear` does."""
+        """Return `x_TK @ weight.T + bias` as [T, N]."""
         if x_TK.stride(1) != 1:
             x_TK = x_TK.contiguous()
         num_tokens = len(x_TK)
         y_TN = x_TK.new_empty(num_tokens, self.outputs)
         job = self._job[0]
-        if len(self._scratch) < _scratch_size():  # it was made on a thread with a smaller team
+        if len(self._scratch) < _scratch_size():  # it was created by a thread with a smaller team
             self._scratch = _scratch()
             job["scratch"] = self._scratch.data_ptr()
         job["x"], job["x_stride"], job["y"] = x_TK.data_ptr(), 4 * x_TK.stride(0), y_TN.data_ptr()
@@ -170,7 +169,7 @@ class LinearCpu:
         return y_TN
 
     def rows(self, start: int, end: int) -> torch.Tensor:
-        """Return outputs `start` to `end` of the weight, as far as there are, as they rest."""
+        """Return rows `start` to `end` of the weight, clipped to its size, as stored; float32."""
         end = min(end, self.outputs)
         first, last = start // PANEL, -(-end // PANEL)
         values_NK = self._panels[first:last].transpose(1, 2).reshape(-1, self.depth)
@@ -187,7 +186,7 @@ def make_linear_cpu(
     bias_N: torch.Tensor | None,
     quantization: Quantization = Quantization.NONE,
 ) -> Linear:
-    """Do what `loramux_server.kernels.linear.make_linear` defines."""
+    """Implement `loramux_server.kernels.linear.make_linear`."""
     if weight_NK.dtype != torch.float32:
         return make_linear(weight_NK, bias_N, quantization)
     if quantization is Quantization.INT8:
@@ -202,14 +201,14 @@ def make_linear_cpu(
 
 
 def make_saved_linear_cpu(weight_NK: torch.Tensor, dtype: torch.dtype) -> SavedLinear:
-    """Do what `loramux_server.kernels.saved_linear.make_saved_linear` defines."""
+    """Implement `loramux_server.kernels.saved_linear.make_saved_linear`."""
     if weight_NK.dtype != torch.float32:
         return make_saved_linear(weight_NK, dtype)
     return LinearCpu(weight_NK, dtype)
 
 
 def _panels(values_NK: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return the weights as panels of [K, PANEL]; outputs that are not there are zero."""
+    """Return the weights as panels of [K, PANEL]; the last one is padded with zeros."""
     outputs, depth = values_NK.shape
     panels = values_NK.new_zeros(-(-outputs // PANEL), depth, PANEL, dtype=dtype)
     whole = outputs // PANEL
@@ -221,7 +220,7 @@ def _panels(values_NK: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 @lru_cache(maxsize=32)
 def _filled(value: float, size: int) -> torch.Tensor:
-    """Return `value` so many times, in memory that all who ask for it share."""
+    """Return a constant vector of `size`, shared by all layers."""
     return torch.full((size,), float(value))
 
 

@@ -1,6 +1,6 @@
-"""Log-probabilities on a CPU, as `logprobs.py` defines them, with few tokens put in order.
+"""Log-probabilities on a CPU, as `kernels/logprobs.py` defines them; sorts only a few tokens.
 
-Legend: as in `logprobs.py`.
+Legend: as in `kernels/logprobs.py`.
 """
 
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 
 
 def logprobs_cpu(logits_RV: torch.Tensor, token_R: torch.Tensor, count: int) -> torch.Tensor:
-    """Do what `loramux_server.kernels.logprobs.logprobs` defines."""
+    """Implement `loramux_server.kernels.logprobs.logprobs`."""
     rows = zip(logits_RV, token_R.tolist(), strict=True)
     return torch.stack([_row(logits_V, token, count) for logits_V, token in rows])
 
@@ -18,7 +18,7 @@ def _row(logits_V: torch.Tensor, token: int, count: int) -> torch.Tensor:
     values_V, total = logits_V.numpy(), np.float32(logits_V.logsumexp(-1))
     told[0] = values_V[token] - total
     if count:
-        # All that equal the last of the likeliest: which of them topk gives is left open.
+        # All ties with the last of the likeliest: which of them topk returns is unspecified.
         least = float(logits_V.topk(count, sorted=False).values.min())
         (tokens,) = (values_V >= least).nonzero()
         tokens = tokens[(-values_V[tokens]).argsort(kind="stable")[:count]]

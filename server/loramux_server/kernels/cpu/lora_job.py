@@ -1,4 +1,4 @@
-"""What the compiled loops of adapters are told: the segments of a step, and a group of layers."""
+"""The job of the compiled LoRA loops: a step's segments and one group of layers."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ LORA_JOB = np.dtype(
 
 
 class SegmentJobs:
-    """What is the same for all groups of a step."""
+    """The job fields that describe a step's segments."""
 
     def __init__(self, segments: Segments) -> None:
         rank_GSP, scale_GSP = segments.rank_GSP, segments.scale_GSP
@@ -36,10 +36,10 @@ class SegmentJobs:
         self.dots_G: list[int] = (
             rows_GSP.sum(axis=2) @ (segments.end_S - segments.start_S)
         ).tolist()
-        """Rows of each group, once for each token that they meet, about."""
+        """Work of each group: rank rows times tokens, approximately."""
 
     def describe(self, job: Any, groups: Any) -> None:
-        """Note in one or many `job`s what their `groups`, a number or an array, need to know."""
+        """Fill in the segment fields of one or many `job`s, whose `groups` are an int or array."""
         segments = self.segments
         rank_GSP, scale_GSP = segments.rank_GSP, segments.scale_GSP
         job["rank"] = rank_GSP.ctypes.data + groups * rank_GSP.strides[0]

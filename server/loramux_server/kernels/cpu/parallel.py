@@ -1,10 +1,10 @@
-"""Compiled loops on the threads that torch already has.
+"""Runs compiled loops on torch's own threads.
 
-Two thread pools on the same cores spend their time waiting for each other. torch's OpenMP runtime
-has an entry point, `GOMP_parallel`, that runs a C function once on each thread of its own team;
-numba makes such functions. So there is one pool, and starting a loop costs a few microseconds.
+Two thread pools on the same cores would wait for each other. `GOMP_parallel` of torch's OpenMP
+runtime runs a C function once on each thread of its team, and numba compiles such functions. So
+there is one pool, and starting a loop costs a few microseconds.
 
-Where torch came with another runtime the loops run on the calling thread.
+If torch was built with another runtime, the loops run on the calling thread.
 """
 
 import ctypes
@@ -25,18 +25,18 @@ from numba.extending import intrinsic
 from platformdirs import user_cache_path
 
 FASTMATH = {"reassoc", "contract", "nsz", "arcp", "afn"}
-"""Sums in any order; but what is not finite stays so, because the sampler looks for it."""
+"""Sums may be reordered, but NaN and infinity are kept (no nnan, ninf): the sampler checks them."""
 
 thread_number = types.ExternalFunction("omp_get_thread_num", types.int32())
-"""In a kernel: which thread of the team this is."""
+"""In a kernel: index of this thread in the team."""
 num_threads = types.ExternalFunction("omp_get_num_threads", types.int32())
-"""In a kernel: how many threads the team has."""
+"""In a kernel: number of threads in the team."""
 wait_for_all = types.ExternalFunction("GOMP_barrier", types.void())
-"""In a kernel: wait until every thread of the team has come here."""
+"""In a kernel: a barrier for all threads of the team."""
 
 
 def _numbers_at(kind: Any) -> Any:
-    """Return an intrinsic for the memory at an integer address, as numbers of `kind`."""
+    """Return an intrinsic that casts an integer address to a pointer to `kind`."""
 
     @intrinsic  # type: ignore[untyped-decorator]
     def numbers_at(typing_context: Any, address: Any) -> Any:
@@ -51,16 +51,16 @@ def _numbers_at(kind: Any) -> Any:
 
 
 float32_at = _numbers_at(types.float32)
-"""In a kernel: the memory at an integer address, as float32."""
+"""In a kernel: an integer address as a float32 pointer."""
 int32_at = _numbers_at(types.int32)
-"""In a kernel: the memory at an integer address, as int32."""
+"""In a kernel: an integer address as an int32 pointer."""
 int64_at = _numbers_at(types.int64)
-"""In a kernel: the memory at an integer address, as int64."""
+"""In a kernel: an integer address as an int64 pointer."""
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def bits_as_float32(typing_context: Any, bits: Any) -> Any:
-    """In a kernel: the float32 whose bits are those of an int32."""
+    """In a kernel: bit-cast an int32 to float32."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.bitcast(arguments[0], context.get_value_type(types.float32))
@@ -72,11 +72,11 @@ class Kernel:
     """A compiled loop that takes one record of numbers and addresses, its job."""
 
     def __init__(self, function: Callable[[Any], None], job: np.ndarray[Any, Any]) -> None:
-        """Compile `function`; the result is kept on disk beside the source, or in a user cache.
+        """Compile `function`; the result is cached on disk beside the source, or in a user cache.
 
         Args:
             function: Takes a pointer to the job; runs once on each thread.
-            job: One record, laid out as in C. Whoever calls fills it in before each run.
+            job: One record in C layout. The caller fills it in before each run.
         """
         runtime = _runtime()
         self._alive = job
@@ -86,10 +86,10 @@ class Kernel:
         self._serial = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self._address)
 
     def run(self, work: int) -> None:
-        """Run the loop on every thread of torch's team, or on this one if there is little to do.
+        """Run the loop on every thread of torch's team, or on this one if there is little work.
 
         Args:
-            work: How many numbers the loop looks at, about.
+            work: Approximate number of elements that the loop processes.
         """
         if self._parallel is None or work < _LITTLE:
             self._serial(self._job)
@@ -98,29 +98,29 @@ class Kernel:
 
 
 def without_team() -> None:
-    """Let what the calling thread does with torch run on that thread alone.
+    """Make torch operations of the calling thread single-threaded.
 
-    Each thread that uses OpenMP gets a team of its own, which stays. Once there are more threads in
-    teams than cores, OpenMP no longer waits awake: every loop then begins by waking its threads,
+    Each thread that uses OpenMP gets a permanent team of its own. Once the teams have more threads
+    than there are cores, OpenMP stops busy-waiting: every loop then begins by waking its threads,
     and a step takes two to three times as long.
     """
-    torch.get_num_threads()  # torch sets the number itself the first time that a thread uses it
+    torch.get_num_threads()  # torch sets the number itself on the first use in a thread
     if runtime := _runtime():
         runtime.omp_set_num_threads(1)
 
 
 _LITTLE = 8192
-"""With fewer numbers than this to look at, one thread does it all."""
+"""With fewer elements than this, the calling thread runs the whole loop."""
 
 
 def compiled_address(function: Callable[[Any], None], job: np.dtype[Any]) -> int:
-    """Return where the compiled form of `function` begins, whose argument points to a `job`."""
+    """Return the address of the compiled `function`, whose argument points to a `job`."""
     return int(_compile(function, job).address)
 
 
 @cache
 def _compile(function: Callable[[Any], None], job: np.dtype[Any]) -> Any:
-    # numba looks for changes in the function's own file only; the kernels share others.
+    # numba's cache detects changes in the function's own file only, but kernels share other files.
     function.__qualname__ += f"-{_version()}"
     signature = types.void(types.CPointer(numba.from_dtype(job)))
     with _alone():
@@ -129,10 +129,10 @@ def _compile(function: Callable[[Any], None], job: np.dtype[Any]) -> Any:
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """Keep other processes from compiling while the block runs, where that can be had.
+    """Hold a lock against compilation in other processes, if a lock file can be created.
 
-    Of two that compile one function at once, for other types, numba's cache gives the code of both
-    the name of one file, and whoever comes next may find the other's there.
+    If two processes compile one function for different types at once, numba's cache may store both
+    results under one file name, and a later process may load the wrong one.
     """
     try:
         path = user_cache_path("loramux", ensure_exists=True) / "compiling.lock"
@@ -147,7 +147,7 @@ def _alone() -> Iterator[None]:
 
 @cache
 def _version() -> str:
-    """Return a digest of the source of all kernels."""
+    """Return a digest of the source of all CPU kernels."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
@@ -156,7 +156,7 @@ def _version() -> str:
 
 @cache
 def _runtime() -> ctypes.CDLL | None:
-    """Return torch's OpenMP runtime, and make its symbols known to compiled code."""
+    """Return torch's OpenMP runtime (None if it is not libgomp); register its symbols in LLVM."""
     folder = Path(torch.__file__).parent
     found = [*folder.glob("lib/libgomp*"), *folder.parent.glob("torch.libs/libgomp*")]
     if not found:
@@ -183,12 +183,12 @@ _SYMBOLS = ("omp_get_thread_num", "omp_get_num_threads", "GOMP_barrier")
 
 
 _ALONE: list[Any] = []
-"""Keeps the callbacks of the one-thread case alive."""
+"""Keeps the single-thread fallback's callbacks alive."""
 
 
 @numba.njit(inline="always")  # type: ignore[untyped-decorator]
 def share_of(work: Any) -> Any:
-    """In a kernel: where this thread's part of `work` begins and ends."""
+    """In a kernel: begin and end of this thread's share of `work`."""
     return (
         thread_number() * work // num_threads(),
         (thread_number() + 1) * work // num_threads(),
@@ -199,7 +199,7 @@ def share_of(work: Any) -> Any:
 def first_unit(at: Any, work: Any, cost: Any, count: Any) -> Any:
     """In a kernel: the first of `count` units of `cost` each that begins at or after `at`.
 
-    The first unit begins at `work`. Threads whose parts meet at `at` agree on where to stop and
-    where to begin.
+    Unit 0 begins at `work`. Two threads whose shares meet at `at` get the same unit as their end
+    and begin.
     """
     return min(count, max(0, (at - work + cost - 1) // max(1, cost)))

@@ -1,4 +1,4 @@
-"""What a layer does between its matrix products, on a CPU: one pass over memory for each."""
+"""The operations of a layer between its matmuls on a CPU, each compiled into one pass."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ ROTATE_JOB = np.dtype([(n, np.int64) for n in ("x", "cos", "sin", "rows", "heads
 
 
 def normalize(pointer: Any) -> None:
-    """Put x / sqrt(mean(x**2) + epsilon) * weight to out, for each head; rows shared out."""
+    """Write the RMS norm of each head of x to out; rows are split among the threads."""
     job = numba.carray(pointer, 1)[0]
     first, last = share_of(job.rows)
     row_bytes = 4 * job.width
@@ -45,7 +45,7 @@ def normalize(pointer: Any) -> None:
 
 
 def add(pointer: Any) -> None:
-    """Add x to y; rows shared out."""
+    """Add x to y; rows are split among the threads."""
     job = numba.carray(pointer, 1)[0]
     first, last = share_of(job.rows)
     for at in range(4 * first * job.width, 4 * last * job.width, 4 * WIDTH):
@@ -53,7 +53,7 @@ def add(pointer: Any) -> None:
 
 
 def gate(pointer: Any) -> None:
-    """Put silu(gate) * up to out, for the halves of each row of y; rows shared out."""
+    """Write silu(gate) * up, the halves of each row of y, to out; rows are split among threads."""
     job = numba.carray(pointer, 1)[0]
     first, last = share_of(job.rows)
     half_bytes = 4 * job.width
@@ -66,7 +66,7 @@ def gate(pointer: Any) -> None:
 
 
 def turn(pointer: Any) -> None:
-    """Turn each head of each row by its angles, in place; rows shared out."""
+    """Apply RoPE to each head of each row, in place; rows are split among the threads."""
     job = numba.carray(pointer, 1)[0]
     first, last = share_of(job.rows)
     half_bytes = 2 * job.width
@@ -91,7 +91,7 @@ class RmsNormCpu:
         self._kernel = Kernel(normalize, self._job)
 
     def __call__(self, x_TK: torch.Tensor, weight_K: torch.Tensor, epsilon: float) -> torch.Tensor:
-        """Do what `loramux_server.kernels.pointwise.rms_norm` defines."""
+        """Implement `loramux_server.kernels.pointwise.rms_norm`."""
         width = x_TK.shape[-1]
         if not _is_served(x_TK, weight_K) or width % WIDTH:
             return pointwise.rms_norm(x_TK, weight_K, epsilon)
@@ -117,7 +117,7 @@ class SiluMulCpu:
         self._kernel = Kernel(gate, self._job)
 
     def __call__(self, y_TN: torch.Tensor) -> torch.Tensor:
-        """Do what `loramux_server.kernels.pointwise.silu_mul` defines."""
+        """Implement `loramux_server.kernels.pointwise.silu_mul`."""
         width = y_TN.shape[-1] // 2
         if not _is_served(y_TN) or y_TN.shape[-1] % (2 * WIDTH):
             return pointwise.silu_mul(y_TN)
@@ -139,7 +139,7 @@ class RotateCpu:
     def __call__(
         self, q_THD: torch.Tensor, k_TJD: torch.Tensor, cos_TD: torch.Tensor, sin_TD: torch.Tensor
     ) -> None:
-        """Do what `loramux_server.kernels.pointwise.rotate` defines."""
+        """Implement `loramux_server.kernels.pointwise.rotate`."""
         num_tokens, _, width = q_THD.shape
         is_served = _is_served(cos_TD, sin_TD) and cos_TD.shape == (num_tokens, width)
         if not is_served or width % (2 * WIDTH) or q_THD.stride(2) != 1 or k_TJD.stride(2) != 1:

@@ -1,4 +1,4 @@
-"""Compiled loops in a row: one team of threads runs them all, without a word of Python between.
+"""A sequence of compiled loops that one team of threads runs without Python in between.
 
 Source of the idea: CUDA graphs, which do the same on a GPU.
 """
@@ -22,7 +22,7 @@ from loramux_server.kernels.cpu.parallel import (
 
 _PROGRAM_JOB = np.dtype([(name, np.int64) for name in ("operations", "first", "last")], align=True)
 _ALWAYS = 1 << 62
-"""Work enough for every thread."""
+"""Work estimate that always uses every thread."""
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -60,7 +60,7 @@ class Program:
 
     def __init__(self) -> None:
         self.names: list[str] = []
-        """What each loop is called."""
+        """Function name of each loop."""
         self._operations: list[tuple[int, int, int, int]] = []
         self._alive: list[Any] = []
         self._job = np.zeros(1, _PROGRAM_JOB)
@@ -73,17 +73,16 @@ class Program:
         self, function: Callable[[Any], None], jobs: np.ndarray[Any, Any], index: int = 0, *,
         waits: bool = True, swaps: bool = False,
     ) -> None:  # fmt: skip
-        """Put a loop at the end.
+        """Append a loop.
 
         Args:
             function: As a `Kernel` takes it.
-            jobs: Records; whoever owns them fills them in before each run.
-            index: Which of them is this loop's.
-            waits: Whether the threads wait for each other after it. They need not if the next loop
-                reads nothing that another thread writes in this one.
-            swaps: Whether every second thread begins with the next loop, on which this one does
-                not depend: then what one of them needs most, memory or arithmetic, is free for the
-                other.
+            jobs: Job records; the caller owns them and fills them in before each run.
+            index: Index of this loop's record.
+            waits: Whether a barrier follows. None is needed if the next loop reads nothing that
+                another thread writes in this one.
+            swaps: Whether every second thread runs the next loop before this one; they must be
+                independent. It overlaps a memory-bound loop with a compute-bound one.
         """
         self._alive.append(jobs)
         self.names.append(function.__name__)
@@ -93,13 +92,13 @@ class Program:
         )
 
     def close(self) -> None:
-        """Note that it is complete."""
+        """Finish the program; no loop may be added after this."""
         operations = np.array(self._operations, np.int64)
         self._alive.append(operations)
         self._job[0]["operations"] = operations.ctypes.data
 
     def run(self, first: int = 0, last: int | None = None) -> None:
-        """Run loops `first` to `last`, the latter not included; all unless told otherwise."""
+        """Run loops `first` to `last`, exclusive; all by default."""
         self._job[0]["first"] = first
         self._job[0]["last"] = len(self) if last is None else last
         self._kernel.run(_ALWAYS)

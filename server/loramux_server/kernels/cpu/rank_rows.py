@@ -1,4 +1,4 @@
-"""The inner loop over the B rows of an adapter, one for every format they rest in."""
+"""The inner loop over the B rows of an adapter, one per weight format."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,7 @@ from loramux_server.kernels.cpu.simd import (
 
 
 def _add_for(load_weights: Any, item_bytes: int) -> Callable[..., Any]:
-    """Return a loop that adds four scaled B rows to an output, for weights of one format."""
+    """Return a loop that adds four scaled B rows of one weight format to an output row."""
 
     @numba.njit(inline="always")  # type: ignore[untyped-decorator]
     def add(y: Any, b: Any, stride: Any, h0: Any, h1: Any, h2: Any, h3: Any, width: Any) -> None:

@@ -1,6 +1,6 @@
-"""The product of a few rows with a panel of weights, as one loop whose sums stay in registers.
+"""GEMM micro-kernel: multiplies a few rows with a panel of weights, accumulating in registers.
 
-Source of the form: the micro-kernel of Goto and van de Geijn, "Anatomy of High-Performance Matrix
+Source: the micro-kernel of Goto and van de Geijn, "Anatomy of High-Performance Matrix
 Multiplication", ACM TOMS 34 (3), 2008.
 """
 
@@ -28,13 +28,13 @@ from loramux_server.kernels.cpu.simd import (
 
 _FEATURES = numba.config.CPU_FEATURES or llvmlite.binding.get_host_cpu_features().flatten()
 HAS_WIDE_REGISTERS = "+avx512f" in _FEATURES.split(",")
-"""32 registers of 16 numbers; otherwise there are 16 of 8 to count on."""
+"""32 registers of 16 float32 (AVX-512); otherwise 16 registers of 8 are assumed."""
 MAX_ROWS, VECTORS = (12, 2) if HAS_WIDE_REGISTERS else (6, 1)
-"""Sums of so many rows and vectors fit the registers, beside the weights and an input."""
+"""Rows and vectors whose sums fit the registers, together with the weights and an input."""
 PANEL = VECTORS * WIDTH
 """Outputs in a panel of weights."""
 ONES, ZEROS = torch.ones(PANEL), torch.zeros(PANEL)
-"""Scale and bias of a panel that has none."""
+"""Scale and bias of a panel without them."""
 _ADDRESS = ir.IntType(64)
 
 
@@ -46,9 +46,9 @@ def tile_for(weights: Elements, vectors: int = VECTORS) -> Any:
         tile(rows, x, x_stride, panel, panel_stride, depth, scale, bias, y, y_stride, adds, ahead,
              ahead_step)
 
-    computes y[r] = x[r] @ panel * scale + bias, on top of y[r] where `adds` is not 0, for a panel
-    of [depth, vectors * WIDTH]; depth is not 0. While it goes on it fetches what lies at `ahead`,
-    going on by `ahead_step` bytes with each step in depth.
+    computes y[r] = x[r] @ panel * scale + bias, added to y[r] if `adds` is not 0, for a panel of
+    [depth, vectors * WIDTH] with depth > 0. Meanwhile it prefetches memory at `ahead`, advancing
+    by `ahead_step` bytes per step in depth.
     """
 
     @intrinsic  # type: ignore[untyped-decorator]
@@ -77,7 +77,7 @@ def _emit_rows(
     panel_stride: Any, depth: Any, scale: Any, bias: Any, y: Any, y_stride: Any, adds: Any,
     ahead: Any, ahead_step: Any,
 ) -> None:  # fmt: skip
-    """Emit the product for one number of rows."""
+    """Emit the product for a fixed number of rows."""
     x_rows = [emit_offset(builder, x, x_stride, row) for row in range(rows)]
     sums = _emit_loop(
         builder, weights, vectors, x_rows, panel, panel_stride, depth, ahead, ahead_step
@@ -107,7 +107,7 @@ def _emit_loop(
     builder: Any, weights: Elements, vectors: int, x_rows: list[Any], panel: Any,
     panel_stride: Any, depth: Any, ahead: Any, ahead_step: Any,
 ) -> list[list[Any]]:  # fmt: skip
-    """Emit the loop over depth and return its sums, by row and vector."""
+    """Emit the loop over depth, and return its sums by row and vector."""
     before = builder.block
     loop = builder.append_basic_block("depth")
     after = builder.append_basic_block("sums")
@@ -134,7 +134,7 @@ def _emit_loop(
             builder.fadd(builder.fmul(x_k, weight, flags=FAST), total, flags=FAST)
             for weight, total in zip(weights_k, sums[row], strict=True)
         ])  # fmt: skip
-    # A panel is larger than the first cache.
+    # A panel is larger than the L1 cache.
     for line in range(-(-vectors * WIDTH * weights.item_bytes // LINE_BYTES)):
         at = builder.add(emit_offset(builder, ahead, ahead_step, k), number(LINE_BYTES * line))
         emit_prefetch(builder, at, SECOND_CACHE)
@@ -150,7 +150,7 @@ def _emit_loop(
 
 
 def emit_switch(builder: Any, value: Any, most: int, emit: Callable[[int], None]) -> None:
-    """Emit a branch on `value`, with what `emit` makes for each number from 1 to `most`."""
+    """Emit a switch on `value` whose cases 1 to `most` are emitted by `emit`."""
     end = builder.append_basic_block("end")
     switch = builder.switch(value, end)
     for count in range(1, most + 1):
@@ -169,7 +169,7 @@ def emit_offset(builder: Any, address: Any, stride: Any, count: Any) -> Any:
 
 
 def number(value: int) -> Any:
-    """Return a constant."""
+    """Return an integer constant."""
     return ir.Constant(_ADDRESS, value)
 
 

@@ -1,4 +1,4 @@
-"""Attention of one token of each request on a CPU, compiled: what was seen is read in place."""
+"""Attention of one token per request on a CPU, compiled: keys and values are read in place."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -34,13 +34,13 @@ JOB = np.dtype(
     align=True,
 )  # fmt: skip
 _dots, _tile, _half_tile = dots_for(FLOAT32), tile_for(FLOAT32), tile_for(FLOAT32, vectors=1)
-# Where things are in what is told of a request: a length in tokens, addresses and byte strides.
+# Fields of a request's record: length in tokens, addresses and byte strides.
 _LENGTH, _K, _K_HEAD, _K_TOKEN, _V, _V_HEAD, _V_TOKEN, _BIAS, _BIAS_HEAD, _BIAS_TOKEN = range(10)
 _FIELDS = 10
 
 
 def attend_rows(pointer: Any) -> None:
-    """Do what `kernels.row_attention` defines; key heads of all requests shared out by length."""
+    """Implement `kernels.row_attention`; (request, key head) pairs are split by context length."""
     job = numba.carray(pointer, 1)[0]
     seen = int64_at(job.seen)
     scores = job.scores + thread_number() * job.scores_stride * 4
@@ -60,7 +60,7 @@ def attend_rows(pointer: Any) -> None:
 
 @numba.njit(fastmath=FASTMATH)  # type: ignore[untyped-decorator]
 def _attend(job: Any, told: Any, scores: Any, request: Any, length: Any, j: Any) -> None:
-    """Attend for the heads of key head `j` of one request."""
+    """Attend for the query heads of key head `j` of one request."""
     seen = int64_at(told)
     groups, stride = job.heads // job.key_heads, 4 * length
     first = j * groups
@@ -105,7 +105,7 @@ class RowAttentionCpu:
         self._scores = torch.empty(0)
 
     def __call__(self, q_BHD: torch.Tensor, seen: Sequence[Seen], scale: float) -> torch.Tensor:
-        """Do what `loramux_server.kernels.row_attention.row_attention` defines."""
+        """Implement `loramux_server.kernels.row_attention.row_attention`."""
         requests, heads, key_width = q_BHD.shape
         key_heads, _, value_width = seen[0].v_JLE.shape
         if key_width % WIDTH or value_width % WIDTH or not _is_served(q_BHD, seen):
@@ -138,7 +138,7 @@ def _is_served(q_BHD: torch.Tensor, seen: Sequence[Seen]) -> bool:
 
 
 def _told(seen: Seen) -> tuple[int, ...]:
-    """Return what a job is told of a request."""
+    """Return the record of a request, in the order of the field constants."""
     k, v, bias = seen
     (k_head, k_token, _), (v_head, v_token, _) = k.stride(), v.stride()
     of_bias = (0, 0, 0)

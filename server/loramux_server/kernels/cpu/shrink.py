@@ -1,7 +1,6 @@
-"""x·A on a CPU, compiled: the A rows of adapters are read once, in place.
+"""The LoRA shrink (x·A) on a CPU, compiled: A rows are streamed once, straight from the slab.
 
-They are streamed straight from the slab, and the threads share out the rows so that each reads long
-runs.
+The rows are split among the threads in long contiguous runs.
 """
 
 from typing import Any
@@ -25,7 +24,7 @@ _dots_float16 = dots_for(FLOAT16)
 
 
 def shrink(pointer: Any) -> None:
-    """h[t, p, i] = scale * x[t] . A[i] for each rank row i of part p, the rows shared out."""
+    """h[t, p, i] = scale * x[t] . A[i] for each rank row i of part p; split by rows."""
     job = numba.carray(pointer, 1)[0]
     scale, start, end = float32_at(job.scale), int32_at(job.start), int32_at(job.end)
     rank, row, size = int32_at(job.rank), int32_at(job.row), int32_at(job.size)

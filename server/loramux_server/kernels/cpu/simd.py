@@ -1,8 +1,8 @@
-"""Vectors of 16 float32 for compiled kernels: what a kernel writes is what the processor runs.
+"""Explicit SIMD vectors of 16 float32 for numba kernels.
 
-LLVM makes one or two registers of a vector, whatever the processor has. Loops over single numbers
-are left to LLVM's own vectorizer only where they are not hot: it guards each short loop with checks
-that cost more than the loop.
+LLVM maps a vector to one or two registers, depending on the processor. Scalar loops are left to
+LLVM's auto-vectorizer only where they are not hot: it guards each short loop with checks that cost
+more than the loop.
 """
 
 import operator
@@ -18,11 +18,11 @@ from numba.extending import intrinsic, models, overload, register_model
 from loramux_server.kernels.cpu.parallel import FASTMATH
 
 WIDTH = 16
-"""Numbers in a vector."""
+"""Elements of a vector."""
 LINE_BYTES = 64
-"""What comes from memory at once."""
+"""Size of a cache line."""
 FIRST_CACHE, SECOND_CACHE = 3, 2
-"""Where to, as LLVM numbers them."""
+"""L1 and L2, as the locality argument of LLVM's prefetch."""
 
 FLOATS = ir.VectorType(ir.FloatType(), WIDTH)
 FAST = tuple(FASTMATH)
@@ -44,21 +44,21 @@ class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class Elements:
-    """A number format in memory."""
+    """An element type in memory."""
 
     item: ir.Type
     item_bytes: int
     widen: Callable[[Any, Any], Any]
-    """Emits code that makes float32 of a vector of items."""
+    """Emits code that converts a vector of items to float32."""
 
     def emit_load(self, builder: Any, address: Any) -> Any:
-        """Emit code that loads WIDTH numbers at an integer address, widened."""
+        """Emit code that loads WIDTH elements at an integer address as float32."""
         pointer = builder.inttoptr(address, ir.VectorType(self.item, WIDTH).as_pointer())
         return self.widen(builder, builder.load(pointer, align=1))
 
 
 def _loads(elements: Elements) -> Any:
-    """Return an intrinsic that loads WIDTH numbers at an address and widens them to float32."""
+    """Return an intrinsic that loads WIDTH elements at an address as float32."""
 
     @intrinsic  # type: ignore[untyped-decorator]
     def load_elements(typing_context: Any, address: Any) -> Any:
@@ -74,7 +74,7 @@ _INTEGERS = ir.VectorType(ir.IntType(32), WIDTH)
 
 
 def _widen_bfloat16(builder: Any, bits: Any) -> Any:
-    """bfloat16 is the upper half of float32."""
+    """Emit bfloat16 to float32: bfloat16 is the upper half of float32."""
     shift = ir.Constant(_INTEGERS, [16] * WIDTH)
     return builder.bitcast(builder.shl(builder.zext(bits, _INTEGERS), shift), FLOATS)
 
@@ -87,16 +87,16 @@ INT8 = Elements(
 )
 
 load = _loads(FLOAT32)
-"""In a kernel: the 16 float32 at an integer address."""
+"""In a kernel: load 16 float32 at an integer address."""
 load_bfloat16 = _loads(BFLOAT16)
-"""In a kernel: the 16 bfloat16 at an integer address, widened."""
+"""In a kernel: load 16 bfloat16 at an integer address, widened."""
 load_float16 = _loads(FLOAT16)
-"""In a kernel: the 16 float16 at an integer address, widened."""
+"""In a kernel: load 16 float16 at an integer address, widened."""
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def store(typing_context: Any, address: Any, value: Any) -> Any:
-    """In a kernel: put a vector at an integer address."""
+    """In a kernel: store a vector at an integer address."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         pointer = builder.inttoptr(arguments[0], FLOATS.as_pointer())
@@ -108,7 +108,7 @@ def store(typing_context: Any, address: Any, value: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def prefetch(typing_context: Any, address: Any) -> Any:
-    """In a kernel: begin to fetch the cache line at an integer address, which may be any."""
+    """In a kernel: prefetch the cache line at an integer address, which need not be valid."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         emit_prefetch(builder, arguments[0], FIRST_CACHE)
@@ -118,7 +118,7 @@ def prefetch(typing_context: Any, address: Any) -> Any:
 
 
 def emit_prefetch(builder: Any, address: Any, cache: int) -> None:
-    """Emit code that begins to fetch the cache line at an integer address into `cache`."""
+    """Emit code that prefetches the cache line at an integer address into `cache`."""
     pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
     kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
     function = get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
@@ -128,7 +128,7 @@ def emit_prefetch(builder: Any, address: Any, cache: int) -> None:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def splat(typing_context: Any, value: Any) -> Any:
-    """In a kernel: a vector of one number."""
+    """In a kernel: broadcast a number to a vector."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return emit_splat(builder, arguments[0])
@@ -137,7 +137,7 @@ def splat(typing_context: Any, value: Any) -> Any:
 
 
 def emit_splat(builder: Any, number: Any) -> Any:
-    """Emit code that makes a vector of one number."""
+    """Emit code that broadcasts a number to a vector."""
     undefined = ir.Constant(FLOATS, ir.Undefined)
     first = builder.insert_element(undefined, number, ir.Constant(ir.IntType(32), 0))
     return builder.shuffle_vector(first, undefined, ir.Constant(_INTEGERS, [0] * WIDTH))
@@ -145,7 +145,7 @@ def emit_splat(builder: Any, number: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def exp(typing_context: Any, value: Any) -> Any:
-    """In a kernel: e to the power of each number, in float32; beyond +-87 as at +-87."""
+    """In a kernel: e to the power of each element, in float32; arguments are clamped to +-87."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         def number(value: float) -> Any:
@@ -158,7 +158,7 @@ def exp(typing_context: Any, value: Any) -> Any:
 
         x = call("maxnum", call("minnum", arguments[0], number(87.0)), number(-87.0))
         whole = call("rint", builder.fmul(x, number(1.4426950408889634)))
-        # ln 2 in two parts: the product with the first is exact.
+        # ln 2 split in two (Cody-Waite): the product with the first part is exact.
         rest = builder.fsub(x, builder.fmul(whole, number(0.693359375)))
         rest = builder.fadd(rest, builder.fmul(whole, number(2.12194440e-4)))
         power = number(1 / 720)
@@ -198,11 +198,11 @@ def _reduces(name: str, *start: float) -> Any:
 
 
 total = _reduces("fadd", 0.0)
-"""In a kernel: the sum of a vector's numbers."""
+"""In a kernel: the sum of a vector's elements."""
 
 
 def _binary(symbol: Any, name: str) -> None:
-    """Let two vectors be combined by the Python operator `symbol`."""
+    """Overload the Python operator `symbol` for two vectors."""
 
     @intrinsic  # type: ignore[untyped-decorator]
     def combine(typing_context: Any, a: Any, b: Any) -> Any:
@@ -211,7 +211,7 @@ def _binary(symbol: Any, name: str) -> None:
 
         return VECTOR(VECTOR, VECTOR), generate
 
-    # Without annotations: numba wants those of the lambda.
+    # No annotations: the signature has to match that of the lambda for numba.
     @overload(symbol)
     def choose(a, b):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
         if isinstance(a, _Vector) and isinstance(b, _Vector):

@@ -1,4 +1,4 @@
-"""Loops that change states in their slots, and what all of them are told alike."""
+"""Compiled loops that update recurrent states in their slots, and their common job fields."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,16 +9,16 @@ import torch
 from loramux_server.kernels.cpu.parallel import Kernel
 
 _SHARED = ("state", "read", "write", "out", "requests", "heads", "group")
-"""Where states lie, in which slots they are found and left, where results go; and how many."""
+"""Addresses of states, of slots to read and to write, and of the output; then sizes."""
 
 
 def state_job(*own: str) -> np.dtype[Any]:
-    """Return the job of a loop: what is its `own`, tensors and sizes, and what each has."""
+    """Return the job type of a loop: its `own` fields (tensors and sizes), then the common ones."""
     return np.dtype([(name, np.int64) for name in (*own, *_SHARED)], align=True)
 
 
 class StateLoop:
-    """A compiled loop over the heads of all requests; each state is read and written once."""
+    """A compiled loop over the heads of all requests."""
 
     def __init__(self, function: Callable[[Any], None], job: np.dtype[Any]) -> None:
         """Compile `function`, which takes a pointer to a `job`; see `state_job`."""
@@ -39,13 +39,13 @@ class StateLoop:
         """Run the loop.
 
         Args:
-            given: What each request brings, by its name in the job.
-            state_SH: The states of all slots, a head after the other, float32.
-            read_T: Slot in which the state of each request is found.
-            write_T: Slot in which it is left.
-            out: Where results go, float32.
-            group: Heads that share what is given once for them.
-            sizes: The other numbers of the job.
+            given: Input tensors of all requests, by job field.
+            state_SH: The states of all slots, head by head, float32.
+            read_T: Slot to read each request's state from.
+            write_T: Slot to write it to.
+            out: The output, float32, modified in place.
+            group: Heads that share one key head or group of the inputs.
+            sizes: The other job fields.
         """
         held = {name: each.float().contiguous() for name, each in given.items()}
         job = self._job[0]

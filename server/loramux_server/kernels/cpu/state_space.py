@@ -1,4 +1,4 @@
-"""State spaces on a CPU: each state is read and written once, in its slot."""
+"""The state space model on a CPU, compiled: each state is read and written once, in its slot."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ JOB = state_job("x", "decay", "b", "c", "head_width", "state_width")
 
 
 def take_in(pointer: Any) -> None:
-    """Do what `kernels.state_space` defines; heads of all requests shared out."""
+    """Implement `kernels.state_space`; the heads of all requests are split among the threads."""
     job = numba.carray(pointer, 1)[0]
     first, last = share_of(job.requests * job.heads)
     row_bytes = 4 * job.state_width
@@ -56,7 +56,7 @@ class StateSpaceCpu:
         read_T: torch.Tensor,
         write_T: torch.Tensor,
     ) -> torch.Tensor:
-        """Do what `loramux_server.kernels.state_space.state_space` defines."""
+        """Implement `loramux_server.kernels.state_space.state_space`."""
         heads, head_width, state_width = state_SHPN.shape[1:]
         groups = b_TGN.shape[1]
         if state_SHPN.dtype != torch.float32 or state_width % WIDTH or heads % groups:

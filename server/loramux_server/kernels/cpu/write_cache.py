@@ -1,4 +1,4 @@
-"""Putting keys and values in their cache slots on a CPU, compiled."""
+"""Writing keys and values to the KV cache on a CPU, compiled."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ WRITE_JOB = np.dtype(
 
 
 def write(pointer: Any) -> None:
-    """Copy the heads of each token to its slot."""
+    """Copy all heads of each token to its slot; tokens are split among the threads."""
     job = numba.carray(pointer, 1)[0]
     slots = int64_at(job.slots)
     first, last = share_of(job.num_tokens)
@@ -50,7 +50,7 @@ class WriteCacheCpu:
         v_TJE: torch.Tensor,
         batch: AttentionBatch,
     ) -> None:
-        """Do what `loramux_server.kernels.attention.write_cache` defines."""
+        """Implement `loramux_server.kernels.attention.write_cache`."""
         widths = k_TJD.shape[2], v_TJE.shape[2]
         is_served = k_TJD.dtype == v_TJE.dtype == torch.float32 == k_SJD.dtype
         if not is_served or any(width % WIDTH for width in widths):
