@@ -1,1 +1,1 @@
-"""Operations on a GPU: Triton kernels, each beside its definition in plain torch."""
+"""Operations on a GPU: Triton kernels, each beside its reference definition in plain torch."""

@@ -1,4 +1,4 @@
-"""Tiles and low-rank changes as a kernel takes them: pointers, strides and constants.
+"""Tiles and LoRA updates as kernel arguments: pointers, strides and constants.
 
 Legend: as in `tiles`.
 """
@@ -13,7 +13,7 @@ from loramux_server.lora.row_allocator import GRANULE
 
 
 class TileArguments(NamedTuple):
-    """`Tiles` of a launch."""
+    """`Tiles` as kernel arguments."""
 
     start_I: torch.Tensor
     count_I: torch.Tensor
@@ -21,7 +21,7 @@ class TileArguments(NamedTuple):
 
 
 class LowRankArguments(NamedTuple):
-    """`LowRank` of a launch."""
+    """`LowRank` as kernel arguments."""
 
     planes_STJ: torch.Tensor
     plane_stride: int
@@ -33,25 +33,25 @@ class LowRankArguments(NamedTuple):
     scale_AP: torch.Tensor
     adapter_stride: int
     num_planes: Any
-    """Constant when compiled, as is what follows."""
+    """A compile-time constant, like the next two."""
     is_merged: Any
     has_vectors: Any
     affine_AP: torch.Tensor
-    """This and the rest are read where there are vectors. Triton 3.6 takes no None in a tuple."""
+    """This and the rest are read only with vectors. Triton 3.6 accepts no None in a tuple."""
     vectors: torch.Tensor
     """The memory of `b_RN` as float32."""
     granule_stride: int
     vector_stride: int
-    """From a factor to its shift."""
+    """Distance from a factor to its shift."""
 
 
 def tile_arguments(tiles: Tiles) -> TileArguments:
-    """Return what a kernel takes of `tiles`; their size goes beside it, as a constant."""
+    """Return `tiles` as kernel arguments; their size is passed separately, as a constant."""
     return TileArguments(tiles.start_I, tiles.count_I, tiles.adapter_I)
 
 
 def low_rank_arguments(low_rank: LowRank | None) -> LowRankArguments | None:
-    """Return what a kernel takes of `low_rank`; None compiles to no adapter code."""
+    """Return `low_rank` as kernel arguments; None compiles to no adapter code."""
     if low_rank is None:
         return None
     planes_STJ, table, b_RN = low_rank.planes_STJ, low_rank.table, low_rank.b_RN

@@ -1,4 +1,4 @@
-"""The operations of a GPU, as the model calls them.
+"""The GPU backend.
 
 Legend: T tokens, K input width, N output width, R slab rows, S cache slots, J key and value heads,
 H query heads, D key width, E value width.
@@ -36,15 +36,15 @@ from loramux_server.kernels.step_input import StepInput
 from loramux_server.lora.segments import Segments
 
 _QUERY_ROWS = 64
-"""Of a tile of queries, where so many fit: a row for each query head of a token."""
+"""Rows of a query tile, if that many fit: one per token and query head of a key head."""
 
 
 class GpuOperations:
-    """What the model calls, for the step that was staged last."""
+    """The operations that the model calls, for the step that was staged last."""
 
     def __init__(self, device: torch.device) -> None:
         self.plan = Plan.of(device)
-        """How kernels are cut here."""
+        """Kernel configurations for this device."""
         self._stager = Stager(device, self.plan)
         self._staged: Staged | None = None
         self._device = device
@@ -54,25 +54,25 @@ class GpuOperations:
 
     @property
     def staged(self) -> Staged:
-        """The step that runs."""
+        """The current step."""
         assert self._staged is not None, "no step is staged"
         return self._staged
 
     @property
     def cut(self) -> Cut:
-        """How kernels are cut for the step that runs."""
+        """Kernel configurations for the current step."""
         return self.plan.cut(self.staged.tiles.size, is_bare=self.staged.path is None)
 
     def stage(self, given: StepInput, device: torch.device) -> StepInput:
-        """Bring a step to the device; it runs from now on."""
-        del device  # the one of these operations
+        """Copy a step's input to the device and make it the current step."""
+        del device  # always the one that these operations were created for
         step, self._staged = self._stager.stage(given)
         return step
 
     def halves(
         self, projection: Projection, x_TK: torch.Tensor
     ) -> tuple[torch.Tensor, LowRank | None]:
-        """Return what the layers make of `x_TK`, and what adapters still have to make of that."""
+        """Return the base output for `x_TK`, and the rest of the LoRA update (None without one)."""
         linear, path = projection.linear, self.staged.path
         if path is None:
             return linear(x_TK), None
@@ -80,7 +80,7 @@ class GpuOperations:
         assert projection.b_RN is not None
         assert projection.table is not None
         num_parts = len(projection.columns) - 1
-        # Layers that are no rows of weights cannot go on through others.
+        # Layers without a plain weight matrix cannot be extended by A rows.
         is_merged = path.is_merged and projection.extended_EK is not None
         if is_merged:
             assert isinstance(linear, LinearGpu)
@@ -89,14 +89,14 @@ class GpuOperations:
             y_TN, h_TJ = linear.extended(x_TK, projection.extended_EK, num_rows)
             planes_STJ = h_TJ[None]
         else:
-            # A matmul that reads all weights leaves time for what reads few. Where launches take
-            # longer than what they launch, there would only be more of them.
+            # The shrink kernel reads little and hides behind the base matmul on a second stream.
+            # Without a graph, launch overhead dominates, and a second stream only adds to it.
             is_beside = self.staged.is_recorded
             try:
                 with self._side.fork() if is_beside else nullcontext():
                     planes_STJ = self._gathered(projection, projection.a_RK, x_TK, path.num_rows)
                 y_TN = linear(x_TK)
-            finally:  # a record that fails can be ended only when the other stream has come back
+            finally:  # a failed capture can only be ended after the side stream has joined
                 if is_beside:
                     self._side.join()
         low_rank = LowRank(
@@ -107,7 +107,7 @@ class GpuOperations:
     def _gathered(
         self, projection: Projection, a_RK: torch.Tensor, x_TK: torch.Tensor, most_rows: int
     ) -> torch.Tensor:
-        """Return h as `shrink` writes it, for adapters of up to `most_rows` rank rows."""
+        """Return h from the `shrink` kernel, for adapters of up to `most_rows` rank rows."""
         num_parts = len(projection.columns) - 1
         assert projection.table is not None
         planes_STJ = torch.empty(
@@ -120,7 +120,7 @@ class GpuOperations:
         )  # fmt: skip
         if self.staged.is_decode:
             return planes_STJ
-        return planes_STJ.sum(0, keepdim=True)  # many programs read h then, and it is not small
+        return planes_STJ.sum(0, keepdim=True)  # many programs read h, and it is large: sum once
 
     def project(
         self,
@@ -129,12 +129,12 @@ class GpuOperations:
         x_TK: torch.Tensor,
         segments: Segments | None,
     ) -> torch.Tensor:
-        """Do what `loramux_server.kernels.projection.project` defines."""
+        """Implement `loramux_server.kernels.projection.project`."""
         del backend, segments
         return self.whole(projection, x_TK)
 
     def whole(self, projection: Projection, x_TK: torch.Tensor) -> torch.Tensor:
-        """Return what the layers make of `x_TK`, adapters included."""
+        """Return the outputs of the layers for `x_TK`, with LoRA applied."""
         y_TN, low_rank = self.halves(projection, x_TK)
         if low_rank is not None:
             columns, tiles = projection.columns.tolist(), self.staged.tiles
@@ -149,7 +149,7 @@ class GpuOperations:
         v_TJE: torch.Tensor,
         batch: AttentionBatch,
     ) -> None:
-        """Do what `loramux_server.kernels.attention.write_cache` defines."""
+        """Implement `loramux_server.kernels.attention.write_cache`."""
         write_cache_triton(k_SJD, v_SJE, k_TJD, v_TJE, batch.slot_T)
 
     def paged_attention(
@@ -160,8 +160,8 @@ class GpuOperations:
         batch: AttentionBatch,
         form: AttentionForm,
     ) -> torch.Tensor:
-        """Do what `loramux_server.kernels.attention.paged_attention` defines."""
-        if batch.together_T2 is not None:  # no kernel knows of tokens that see what is behind them
+        """Implement `loramux_server.kernels.attention.paged_attention`."""
+        if batch.together_T2 is not None:  # the kernels only implement causal attention
             return paged_attention(q_THD, k_SJD, v_SJE, batch, form)
         staged = self.staged.batch
         size = (*q_THD.shape[:2], v_SJE.shape[2])
@@ -174,21 +174,21 @@ class GpuOperations:
         return out_THE
 
     def _scratch_for(self, num_requests: int, num_heads: int, value_width: int) -> DecodeScratch:
-        """Return room for so many requests; it stays, since a graph may have its address."""
+        """Return scratch memory for the batch; it is kept, since graphs hold its address."""
         size = (power(num_requests), num_heads, value_width)
         if size not in self._scratch:
             self._scratch[size] = DecodeScratch.make(*size, self.plan.decode_shares, self._device)
         return self._scratch[size]
 
     def norm_scratch(self, num_tokens: int, width: int) -> NormScratch:
-        """Return room for so many rows; it stays, likewise."""
+        """Return scratch memory for so many rows; it is kept, likewise."""
         size = (power(num_tokens), width)
         if size not in self._norm_scratch:
             self._norm_scratch[size] = NormScratch.make(*size, self._device)
         return self._norm_scratch[size]
 
     def make_decoder(self, layers: Sequence[DecoderLayer], backend: Backend) -> Decoder:
-        """Do what `loramux_server.kernels.decoder.make_decoder` defines."""
+        """Implement `loramux_server.kernels.decoder.make_decoder`."""
         keys_SJD = layers[0].keys_SJD
         kv_heads, width = keys_SJD.shape[1:]
         num_heads = int(layers[0].qkv.columns[-1]) // width - 2 * kv_heads
@@ -198,7 +198,7 @@ class GpuOperations:
 
 
 def make_gpu_backend(device: torch.device) -> Backend:
-    """Return the operations for `device`."""
+    """Return the GPU backend for `device`."""
     of = GpuOperations(device)
     return Backend(
         "triton", make_linear_gpu, add_lora, of.project, of.write_cache, of.paged_attention,

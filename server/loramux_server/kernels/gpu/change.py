@@ -1,7 +1,7 @@
-"""What adapters make of a layer's output, for whoever reads that output.
+"""The second half of the LoRA update, as functions for the kernels that read a layer's output.
 
-No kernel of its own: each reader adds what B makes of h, and applies factors and shifts, where it
-has the output in registers.
+There is no separate kernel: each consumer adds h·B, and applies factors and shifts, while it has
+the output in registers.
 
 Legend: T tokens, N columns, J rank rows, S planes, A adapters, P parts, R slab rows.
 """
@@ -25,7 +25,7 @@ FACTOR, SHIFT = tl.constexpr(_FACTOR), tl.constexpr(_SHIFT)
 def changed(
     y_TN: torch.Tensor, low_rank: LowRank | None, columns: Sequence[int], tiles: Tiles
 ) -> torch.Tensor:
-    """Return `y_TN` as adapters change it, in float32; tokens of the base stay as they are.
+    """Return `y_TN` with LoRA applied, in float32; tokens without an adapter are unchanged.
 
     Semantics, for a tile with tokens t0:t1 whose adapter begins at row `row` and has size `size`,
     and part p of rank r and scale f, with output columns n0:n1:
@@ -34,8 +34,8 @@ def changed(
         y[t0:t1, n0:n1] += h @ b[row : row + r, n0:n1] * f
         y[t0:t1, n0:n1] = y[t0:t1, n0:n1] * factors[n0:n1] + shifts[n0:n1]
 
-    where factors, shifts = vectors(b, row + size), as far as the part has them. Factors of the
-    product are rounded to the type of y; sums are in float32.
+    where factors, shifts = vectors(b, row + size), if the part has them. h and B are rounded to the
+    type of y; sums are in float32.
     """
     changed_TN = y_TN.float()
     if low_rank is None:
@@ -73,10 +73,9 @@ def ahead(
     m_N: tl.tensor,
     DTYPE: tl.constexpr,
 ) -> tl.tuple:
-    """Return what of a change depends on nothing that a step computes, for the columns `o_N`.
+    """Load what does not depend on preceding kernels: size, rank, scale and first rows of B.
 
-    That can be on its way while the kernel before still runs: size, rank and scale of the part, and
-    its first rows of B. The base model has rank 0.
+    These loads, for the columns `o_N`, overlap with the preceding kernel. The base has rank 0.
     """
     is_adapter = adapter >= 0
     o_part = adapter * low_rank.adapter_stride + part
@@ -101,7 +100,7 @@ def changed_block(
 ) -> tl.tensor:
     """Return `changed` of the tokens `o_T` (int64) and columns `o_N`, all of one part; float32.
 
-    `known` is what `ahead` gives for them.
+    `known` is the result of `ahead` for them.
     """
     first_TN, _ = _changed(
         y_TN, y_TN, low_rank, known, known, adapter, part, part, o_T, m_T, o_N, o_N, m_N,
@@ -127,7 +126,7 @@ def changed_pair(
     m_N: tl.tensor,
     NUM_PARTS: tl.constexpr,
 ) -> tl.tuple:
-    """Return `changed_block` of two blocks of as many columns, whose memory is read at once."""
+    """Return `changed_block` of two blocks of equal width, with their loads overlapped."""
     return _changed(
         y_TN, other_TN, low_rank, known, other_known, adapter, part, other_part,
         o_T, m_T, o_N, other_N, m_N, NUM_PARTS, 2,
@@ -152,14 +151,14 @@ def _changed(
     NUM_PARTS: tl.constexpr,
     NUM_BLOCKS: tl.constexpr,
 ) -> tl.tuple:
-    """Return one block or two as adapters change them; without a second, the first in its place."""
+    """Return one or two blocks with LoRA applied; the second is unchanged if NUM_BLOCKS is 1."""
     DTYPE: tl.constexpr = a_known[3].dtype
     size, a_rank, a_scale, a_b_JN = a_known
     _, b_rank, b_scale, b_b_JN = b_known
     p_T = low_rank.planes_STJ + o_T * low_rank.token_stride
     if low_rank.is_merged:
         p_T += NUM_PARTS * adapter * ROWS
-    # What is read is on its way before any of it is waited for.
+    # Issue all loads before the first use.
     a_h_TJ = _hidden(low_rank, p_T + a_part * size, m_T, 0, a_rank)
     if NUM_BLOCKS == 2:
         b_h_TJ = _hidden(low_rank, p_T + b_part * size, m_T, 0, b_rank)
@@ -185,7 +184,7 @@ def _changed(
 def _hidden(
     low_rank: tl.tuple, p_T: tl.tensor, m_T: tl.tensor, begin: tl.tensor, rank: tl.tensor
 ) -> tl.tensor:
-    """Return 16 columns of h, 0 beyond the rank: what lies there was never written."""
+    """Return 16 columns of h, summed over planes; 0 beyond the rank, where memory is undefined."""
     o_J = begin + tl.arange(0, 16)
     p_TJ = p_T[:, None] + o_J[None, :]
     m_TJ = m_T[:, None] & (o_J < rank)[None, :]
@@ -216,9 +215,9 @@ def _rows(
 
 @triton.jit
 def _product(h_TJ: tl.tensor, b_JN: tl.tensor, sum_TN: tl.tensor) -> tl.tensor:
-    """Return `sum_TN` with the product of both, whose factors are rounded before.
+    """Return `sum_TN` plus the product of `h_TJ`, rounded to the dtype of B, and `b_JN`.
 
-    Several tokens take a matrix product, which has 16 rows or more; one token takes none.
+    Several tokens use `tl.dot`, which needs 16 rows or more; a single token uses a plain sum.
     """
     if h_TJ.shape[0] == 1:
         h_J = tl.sum(h_TJ, 0).to(b_JN.dtype).to(tl.float32)
@@ -238,11 +237,11 @@ def _moved(
     o_N: tl.tensor,
     m_N: tl.tensor,
 ) -> tl.tensor:
-    """Return the block times the part's factors plus its shifts, as far as it has them."""
+    """Return the block times the part's factors plus its shifts, if it has them."""
     if low_rank.has_vectors:
         o_part = adapter * low_rank.adapter_stride + part
         kinds = tl.load(low_rank.affine_AP + o_part, mask=adapter >= 0, other=0)
-        # One number for all columns, since Triton's interpreter spreads no truth values.
+        # Broadcast to all columns: Triton's interpreter does not broadcast booleans.
         kinds_N = kinds + tl.zeros_like(o_N)
         granule = (adapter + size // ROWS).to(tl.int64)
         p_N = low_rank.vectors + granule * low_rank.granule_stride + o_N

@@ -1,7 +1,7 @@
-"""Attention of one query token per request, with the context cut among programs.
+"""Attention of one query token per request, with the context split among programs (split-KV).
 
 Every program takes one share of a request's context for all query heads of one key and value head,
-so that keys and values are read once. Whichever of them is done last puts the shares together.
+so that keys and values are read once. The program that finishes last combines the shares.
 
 Source: Flash-Decoding (Dao et al., 2023) for the shares.
 
@@ -23,33 +23,33 @@ from loramux_server.kernels.gpu.device_batch import DeviceBatch
 
 @dataclass(frozen=True, slots=True)
 class DecodeBlocks(Blocks):
-    """How the work is cut among programs, and within one."""
+    """Launch configuration, with the split of the context among programs."""
 
     least_share: int = 256
-    """Tokens of a share, but for a request's last, where not all must be longer: a power of two."""
+    """Minimum tokens of a share, except of a request's last; a power of two."""
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeScratch:
-    """What the shares of a context give, until they are put together; float32.
+    """Partial results of the shares until they are combined; float32.
 
-    Made once: each launch leaves it as it has to be for the next, and steps may share it in turn.
+    Allocated once: each launch resets it for the next, and consecutive steps may share it.
     """
 
     out_BHPE: torch.Tensor
     weight_BHP: torch.Tensor
-    """Logarithm, to base two, of the sum of a share's weights."""
+    """Base-2 logarithm of the sum of a share's weights."""
     arrived_BH: torch.Tensor
-    """Shares that are done, int32; 0 before and after a launch. Some heads have one in common."""
+    """Finished shares, int32; 0 before and after a launch. One counter is used per key head."""
 
     @staticmethod
     def make(
         num_requests: int, num_heads: int, value_width: int, num_shares: int, device: torch.device
     ) -> "DecodeScratch":
-        """Make room for `num_requests` requests, with contexts in up to `num_shares` shares.
+        """Allocate for `num_requests` requests, with contexts in up to `num_shares` shares.
 
-        Where batches of every size have the same `num_shares`, and are cut in the same way, a row's
-        bits do not depend on the size.
+        With the same `num_shares` and blocks for batches of every size, a row's result is
+        bit-identical for every size.
         """
         size = (num_requests, num_heads, num_shares)
         return DecodeScratch(
@@ -68,10 +68,10 @@ def decode_attention(
     out_THE: torch.Tensor,
     scratch: DecodeScratch,
 ) -> None:
-    """Write what each request's token sees to `out_THE`, for requests that have just one.
+    """Write the attention output of each request with a single token to `out_THE`.
 
     Semantics, for a request whose one token is t: out[t] = paged_attention of q[t]. Nothing is
-    written for other requests, nor for one with a context of 0. `scratch` is for the kernel.
+    written for other requests, nor for one with a context of 0. Only the kernel uses `scratch`.
     """
     border = batch.query_start_B.tolist()
     for request, context in enumerate(batch.context_B.tolist()):
@@ -92,15 +92,15 @@ def decode_attention_triton(
     *,
     blocks: DecodeBlocks | None = None,
 ) -> None:
-    """Do what `decode_attention` defines; rows of k, v and out are without gaps.
+    """Implement `decode_attention`; the last dimension of k, v and out must be contiguous.
 
-    Launches depend on shapes alone: lengths are read on the device.
+    The launch depends on shapes alone: lengths are read on the device.
     """
     num_requests = len(batch.context_B)
     num_heads, kv_heads = q_THD.shape[1], k_SJD.shape[1]
     key_width, value_width = k_SJD.shape[2], v_SJE.shape[2]
     rows = padded(num_heads // kv_heads)
-    if blocks is None or not blocks.fits(k_SJD, v_SJE):  # a plan is of one model
+    if blocks is None or not blocks.fits(k_SJD, v_SJE):  # a plan is tuned for one model
         blocks = DecodeBlocks.fitting(k_SJD, v_SJE, rows)
     num_shares = scratch.weight_BHP.shape[2]
     scale, bound = score_factors(form)
@@ -126,7 +126,7 @@ def _shares(
     SHARES: tl.constexpr,
     LEAST: tl.constexpr,
 ) -> tl.tuple:
-    """Return where the first share of a context begins, and the length of all but the last."""
+    """Return the begin of a context's first share, and the length of all shares but the last."""
     begin = context * 0
     if WINDOW:
         begin = tl.maximum(context - WINDOW, 0) // BLOCK_C * BLOCK_C
@@ -188,7 +188,7 @@ def _attend_shares(
     m_RD = m_R[:, None] & (o_D < D)[None, :]
     q_RD = tl.load(p_RD + o_D[None, :] * q_stride[2], mask=m_RD, other=0.0)
     sink_R = None
-    if p_sink is not None:  # it is in the first share alone
+    if p_sink is not None:  # counted in the first share only
         share_R = tl.zeros((BLOCK_R,), tl.int32) + share
         sink_R = sink_exponents(p_sink, head_R, m_R & (share_R == 0))
     sum_RE, sum_R, max_R = attend(
@@ -207,18 +207,18 @@ def _attend_shares(
         p_RE = p_share + at_R[:, None] * E + o_E[None, :]
         tl.store(p_RE + share * E, out_RE, mask=m_RE)
         tl.store(p_weight + at_R + share, max_R + tl.log2(sum_R), mask=m_R)
-        # All threads have stored before one of them says so.
+        # All threads must have stored before one of them increments the counter.
         tl.debug_barrier()
         p_arrived += request * num_heads + kv_head * GROUPS
         if tl.atomic_add(p_arrived, 1, sem="acq_rel", scope="gpu") < num_shares - 1:
             return
         tl.store(p_arrived, 0)
-        # What other programs wrote lies in the cache that all have in common.
+        # Other programs' results are in L2: `.cg` bypasses L1.
         o_P = tl.arange(0, BLOCK_P)
         m_RP = m_R[:, None] & (o_P < num_shares)[None, :]
         p_RP = p_weight + at_R[:, None] + o_P[None, :]
         weight_RP = tl.load(p_RP, mask=m_RP, other=float("-inf"), cache_modifier=".cg")
-        # A row of no head is not to become NaN.
+        # Padding rows must not become NaN.
         most_R = tl.where(m_R, tl.max(weight_RP, 1), 0.0)
         weight_RP = tl.exp2(weight_RP - most_R[:, None])
         all_R = tl.where(m_R, tl.sum(weight_RP, 1), 1.0)

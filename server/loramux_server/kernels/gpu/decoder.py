@@ -1,7 +1,7 @@
-"""A run of decoder layers on a GPU: what follows a matmul also adds the adapters' changes.
+"""A stack of decoder layers on a GPU: the kernel after a matmul also applies LoRA.
 
-A layer has four matmuls, its attention and four kernels. In decode adapters add none where A rows
-are part of the matmuls, and one to each matmul elsewhere.
+A layer has four matmuls, its attention and four kernels. In decode, adapters add no kernel where A
+rows are part of the matmuls, and otherwise one per matmul.
 
 Legend: T tokens, K model width, H query heads, D head width, N output width.
 """
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def make_decoder_gpu(
     layers: Sequence[DecoderLayer], backend: "Backend", operations: "GpuOperations"
 ) -> Decoder:
-    """Do what `loramux_server.kernels.decoder.make_decoder` defines."""
+    """Implement `loramux_server.kernels.decoder.make_decoder`."""
     if all(map(_is_served, layers)):
         return DecoderGpu(layers, operations)
     return make_decoder(layers, backend)
@@ -42,7 +42,7 @@ def _is_served(layer: DecoderLayer) -> bool:
 
 
 class DecoderGpu:
-    """`make_decoder` out of kernels that take over where a matmul ends."""
+    """`make_decoder` with fused kernels after each matmul."""
 
     def __init__(self, layers: Sequence[DecoderLayer], operations: "GpuOperations") -> None:
         self._layers = layers
@@ -56,8 +56,8 @@ class DecoderGpu:
         batch: AttentionBatch,
         segments: Segments | None,
     ) -> torch.Tensor:
-        """Do what `loramux_server.kernels.decoder.make_decoder` defines."""
-        del segments  # they are staged
+        """Implement `loramux_server.kernels.decoder.make_decoder`."""
+        del segments  # already staged
         hidden_TK = hidden_TK.clone()
         first = self._layers[0].attention_norm
         x_TK = rms_norm_triton(hidden_TK, first.weight_K, first.epsilon)
@@ -77,11 +77,11 @@ class DecoderGpu:
         norm: Norm | None,
         out_TK: torch.Tensor,
     ) -> None:
-        """Add what `projection` makes of `x_TN` to the residual, and write its norm to `out_TK`."""
+        """Add the output of `projection` for `x_TN` to the residual; write its norm to `out_TK`."""
         operations, low_rank, cut = self._operations, None, self._operations.cut
         if operations.staged.is_decode:
             y_TK, low_rank = operations.halves(projection, x_TN)
-        else:  # many tokens have an adapter in common: B is not to be read for each of them
+        else:  # many tokens share an adapter: do not read B once per token
             y_TK = operations.whole(projection, x_TN)
             cut = operations.plan.cut(operations.staged.tiles.size, is_bare=True)
         residual_norm_triton(
@@ -90,7 +90,7 @@ class DecoderGpu:
         )  # fmt: skip
 
     def _gate(self, projection: Projection, x_TK: torch.Tensor) -> torch.Tensor:
-        """Return SiLU of the gate times up, as [T, N / 2]."""
+        """Return `silu(gate) * up` with LoRA applied, as [T, N / 2]."""
         operations = self._operations
         y_TN, low_rank = operations.halves(projection, x_TK)
         act_TN = y_TN.new_empty(len(y_TN), y_TN.shape[1] // 2)
@@ -107,7 +107,7 @@ class DecoderGpu:
         sin_TD: torch.Tensor,
         batch: AttentionBatch,
     ) -> torch.Tensor:
-        """Return what each token sees, as [T, N]; its key and value go to the cache."""
+        """Return the attention output, as [T, N]; write keys and values to the cache."""
         operations = self._operations
         qkv_TN, low_rank = operations.halves(layer.qkv, x_TK)
         num_tokens, (_, kv_heads, width) = len(x_TK), layer.keys_SJD.shape

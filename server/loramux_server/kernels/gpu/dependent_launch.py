@@ -1,9 +1,9 @@
-"""Kernels that are launched before the one before them has ended.
+"""Programmatic dependent launch: kernels start before their predecessor has ended.
 
-What it takes to launch one, and to read what it is told of the step, passes while the other still
-runs. Steps and adapters come to a device by other ways, which are waited for as ever.
+Launch latency and reading the step's metadata overlap with the predecessor. Step inputs and adapter
+weights arrive by copies, which stay ordered as usual.
 
-Source: programmatic dependent launch, CUDA C++ Programming Guide; devices since Hopper have it.
+Source: programmatic dependent launch, CUDA C++ Programming Guide; available since Hopper.
 """
 
 from functools import cache
@@ -20,10 +20,10 @@ _HOPPER = (9, 0)
 
 
 def launch_options(device: torch.device, low_rank: LowRank | None) -> dict[str, Any]:
-    """Return what a kernel that calls `wait` is launched with on `device`.
+    """Return the launch options on `device` of a kernel that calls `wait`.
 
-    One that reads h where a kernel of its own wrote it has two kernels before it, on two streams,
-    and is launched when both have ended.
+    A kernel that reads h from the separate shrink kernel has two predecessors, on two streams, and
+    is launched normally, after both have ended.
     """
     is_gathered = low_rank is not None and not low_rank.is_merged
     if is_gathered or not _has_dependent_launch(device):
@@ -38,10 +38,10 @@ def _has_dependent_launch(device: torch.device) -> bool:
 
 @triton.jit
 def wait(IS_DEPENDENT: tl.constexpr) -> None:
-    """Wait until what the kernels before have written is there; the next one may be launched.
+    """Wait until the results of preceding kernels are visible, then let the next kernel launch.
 
-    Each program has to call it, before it reads or writes what they read or write: else the end of
-    this kernel would not be the end of those.
+    Every program has to call it before it reads or writes memory that they read or write. Otherwise
+    this kernel could end before they have.
     """
     if IS_DEPENDENT:
         gdc_wait()

@@ -1,4 +1,4 @@
-"""Where the requests of a batch lie, in memory of a GPU.
+"""Where the requests' tokens are in batch and cache, in GPU memory.
 
 Legend: B requests, M blocks in a table, T tokens of the batch, I query tiles.
 """
@@ -14,30 +14,30 @@ from loramux_server.lora.segments import Int32
 
 @dataclass(frozen=True, slots=True)
 class DeviceBatch:
-    """An `AttentionBatch` as kernels read it; int32 where nothing else is said.
+    """An `AttentionBatch` as kernels read it; int32 unless stated otherwise.
 
-    A graph may have room for more requests, tokens and tiles than the batch has. What stands there
-    is marked: a context of 0, slot -1, request -1.
+    For CUDA graphs it may be padded beyond the batch's requests, tokens and tiles. Padding has
+    context 0, slot -1 and request -1.
     """
 
     query_start_B: torch.Tensor
-    """B + 1 borders between the requests' tokens in the batch."""
+    """B + 1 offsets of the requests' tokens in the batch."""
     context_B: torch.Tensor
-    """Tokens of each request in the cache, those of this batch included."""
+    """Context length of each request, including its tokens in this batch."""
     table_BM: torch.Tensor
-    """The block of every `block_size` tokens of each request."""
+    """Block table of each request: one block per `block_size` tokens."""
     slot_T: torch.Tensor
     """Cache slot of each token of the batch, int64."""
     block_size: int
     tile_request_I: torch.Tensor
-    """Whose query tokens each tile has."""
+    """Request of each query tile."""
     tile_start_I: torch.Tensor
     """First token of each tile in the batch."""
     tile_size: int
-    """Most tokens of a tile, which ends with its request."""
+    """Most tokens of a tile; a tile ends where its request ends."""
 
     def part(self, request: int, start: int, end: int) -> AttentionBatch:
-        """Return tokens `start` to `end` of the batch, all of `request`, as their own batch."""
+        """Return tokens `start` to `end` of the batch, all of `request`, as a separate batch."""
         behind = int(self.query_start_B[request + 1]) - end
         context = int(self.context_B[request]) - behind
         return AttentionBatch(
@@ -50,14 +50,14 @@ class DeviceBatch:
 
 
 def tile_size(num_heads: int, num_kv_heads: int, rows: int = 64) -> int:
-    """Return how many tokens fill `rows` rows, where a token has one for each query head."""
+    """Return how many tokens fill `rows` rows: a token has one per query head of a key head."""
     return max(1, rows * num_kv_heads // num_heads)
 
 
 def cut_queries(query_start_B: Int32, size: int, shortest: int = 1) -> tuple[Int32, Int32]:
-    """Return (request, first token) of the tiles of all requests of `shortest` tokens or more.
+    """Return (request, first token) of the query tiles of requests with `shortest` tokens or more.
 
-    With `shortest` 2, what is left out is what `decode_attention` takes.
+    With `shortest` 2, the requests left out are those that `decode_attention` handles.
     """
     length_B = np.diff(query_start_B)
     request_T = np.repeat(np.arange(len(length_B), dtype=np.int32), length_B)

@@ -1,4 +1,4 @@
-"""The second half of the low-rank matmul, for layers whose output nothing else of ours reads.
+"""The LoRA expand (h·B) as a kernel of its own, for outputs that no fused kernel consumes.
 
 Legend: T tokens, N output width over all parts of a group.
 """
@@ -19,10 +19,10 @@ from loramux_server.kernels.gpu.tiles import LowRank, Tiles
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """How the work is cut; powers of two, block sizes 16 or more."""
+    """Launch configuration; powers of two, block sizes 16 or more."""
 
     n: int = 128
-    """Columns of a program."""
+    """Columns per program."""
     num_warps: int = 4
     num_stages: int = 2
 
@@ -33,12 +33,12 @@ DEFAULT = Blocks()
 def expand(
     y_TN: torch.Tensor, columns: Sequence[int], low_rank: LowRank | None, tiles: Tiles
 ) -> None:
-    """Change `y_TN` as adapters do, in place.
+    """Apply B, factors and shifts of the adapters to `y_TN`, in place.
 
     Args:
         y_TN: Output of the base layers.
-        columns: P + 1 borders between the columns of the parts.
-        low_rank: What is left of the change; None changes nothing.
+        columns: P + 1 column offsets of the parts.
+        low_rank: The rest of the LoRA update after A; None changes nothing.
         tiles: Which adapter applies to which tokens.
     """
     y_TN.copy_(changed(y_TN, low_rank, columns, tiles))
@@ -52,7 +52,7 @@ def expand_triton(
     *,
     blocks: Blocks = DEFAULT,
 ) -> None:
-    """Do what `expand` defines."""
+    """Implement `expand`."""
     if low_rank is None:
         return
     borders = tuple(map(int, columns))
@@ -82,7 +82,7 @@ def _expand(
     if (count == 0) | (adapter < 0):
         wait(IS_DEPENDENT)
         return
-    # A part begins with a block of its own.
+    # Every part begins with a new block.
     NUM_PARTS: tl.constexpr = len(COLUMNS) - 1
     part = i_block * 0
     begin, end = part, part

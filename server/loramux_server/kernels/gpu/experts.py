@@ -1,9 +1,10 @@
-"""A matrix of experts with the adapters' changes on top, on a GPU: the host is asked nothing.
+"""One matmul of a mixture of experts with LoRA applied, on a GPU.
 
-Changes lie apart, each where its adapter was put, so a kernel is told their addresses.
+It does not synchronize with the host where `grouped_mm` applies (see `_base`). Each adapter's
+change is an allocation of its own, so the kernels take addresses.
 
 Legend: P pairs of a token and one of its experts, E experts, K input width, N output width, C
-adapters of the step and one more that changes nothing, R rows of an expert.
+changes of the step, after a first one that changes nothing, R rank rows of an expert.
 """
 
 from collections.abc import Sequence
@@ -29,15 +30,15 @@ _FORMATS = {
     torch.float16: tl.float16,
 }
 _ALIGNED = 8
-"""Widths that torch multiplies by groups are multiples of it."""
+"""`grouped_mm` requires widths that are multiples of this."""
 
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """How the work is cut; powers of two."""
+    """Launch configuration; powers of two."""
 
     rows: int = 16
-    """Rows of A, and of B, that a program has at once."""
+    """Rows of A, and of B, that a program processes at once."""
     k: int = 256
     n: int = 256
     num_warps: int = 4
@@ -54,7 +55,7 @@ def multiply_experts_triton(
     *,
     blocks: Blocks = DEFAULT,
 ) -> torch.Tensor:
-    """Do what `kernels.experts.multiply_experts` defines; the change is added up in float32."""
+    """Implement `kernels.experts.multiply_experts`; the change is accumulated in float32."""
     assert isinstance(linears, ExpertWeights)
     y_PN = _base(x_PK, linears, pairs)
     for dtype in {DTYPES[rows.format] for rows in changes if rows is not None}:
@@ -66,7 +67,7 @@ def multiply_experts_triton(
 
 
 def _base(x_PK: torch.Tensor, weights: ExpertWeights, pairs: Pairs) -> torch.Tensor:
-    """Return what the base's matrices make of `x_PK`."""
+    """Return the base's output for `x_PK`, [P, N]."""
     weight_ENK, bias_EN = weights.weight_ENK, weights.bias_EN
     num_experts, width_out, width_in = weight_ENK.shape
     if not x_PK.is_cuda or x_PK.dtype is not torch.bfloat16 or (width_in | width_out) % _ALIGNED:
@@ -83,7 +84,7 @@ def _add(
     y_PN: torch.Tensor, x_PK: torch.Tensor, pairs: Pairs, changes: Sequence[ExpertRows | None],
     dtype: torch.dtype, blocks: Blocks,
 ) -> None:  # fmt: skip
-    """Add the changes, all of them of `dtype`, to `y_PN`."""
+    """Add the changes, all stored in `dtype`, to `y_PN`."""
     device = y_PN.device
     per_row = torch.float32.itemsize // dtype.itemsize
     about = [(0, 0, 0, 0)] + [
@@ -125,7 +126,7 @@ def _shrink_experts(
     BLOCK_R: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ) -> None:
-    """Write scale * A[e] x of a pair, some rows of it."""
+    """Write h = scale * A[e] x of one pair, for a block of rank rows."""
     pair = tl.program_id(0).to(tl.int64)
     key = tl.load(p_key + pair)
     change = key % num_kinds
@@ -160,14 +161,14 @@ def _expand_experts(
     BLOCK_R: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> None:
-    """Add B[e] h of a pair, some outputs of it."""
+    """Add B[e] h of one pair, for a block of outputs."""
     pair = tl.program_id(0).to(tl.int64)
     key = tl.load(p_key + pair)
     change = key % num_kinds
     n_N = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     rank = tl.load(p_about + 3 * num_about + change)
     size = tl.load(p_about + 2 * num_about + change)
-    # What is not changed is not touched.
+    # Pairs without a change are not read or written.
     is_n_N = n_N < tl.where(rank > 0, WIDTH, 0)
     p_b = tl.load(p_about + num_about + change).to(tl.pointer_type(FORMAT))
     first = key // num_kinds * size

@@ -1,6 +1,6 @@
-"""A linear layer on a GPU, which may go on through the A rows behind its weights.
+"""A linear layer on a GPU, whose matmul can include the A rows stored after its weights.
 
-Legend: T tokens, K input width, N output width, E weight rows and A rows behind them.
+Legend: T tokens, K input width, N output width, E weight rows plus the A rows after them.
 """
 
 import torch
@@ -9,7 +9,7 @@ from loramux_server.kernels.linear import PlainLinear
 
 
 class LinearGpu(PlainLinear):
-    """Does what `loramux_server.kernels.linear.make_linear` defines."""
+    """Implements `loramux_server.kernels.linear.Linear`."""
 
     def __init__(self, weight_NK: torch.Tensor, bias_N: torch.Tensor | None) -> None:
         super().__init__(weight_NK, bias_N)
@@ -17,20 +17,20 @@ class LinearGpu(PlainLinear):
 
     @property
     def num_outputs(self) -> int:
-        """Width of the output."""
+        """Output width."""
         return len(self._weight_NK)
 
     def extended(
         self, x_TK: torch.Tensor, extended_EK: torch.Tensor, num_rows: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the output, and what the first `num_rows` A rows make of the input, by one matmul.
+        """Return the output and h of the first `num_rows` A rows, from one matmul.
 
         Both are views of one result.
 
         Args:
             x_TK: The input.
-            extended_EK: The weights with the A rows behind them.
-            num_rows: How many of these are read.
+            extended_EK: The weights followed by the A rows.
+            num_rows: Number of A rows to read.
         """
         end = self.num_outputs + num_rows
         bias_E = None
@@ -44,5 +44,5 @@ class LinearGpu(PlainLinear):
 
 
 def make_linear_gpu(weight_NK: torch.Tensor, bias_N: torch.Tensor | None) -> LinearGpu:
-    """Return the layer with these weights, which stay where they are."""
+    """Return the layer with these weights, which are not copied."""
     return LinearGpu(weight_NK, bias_N)

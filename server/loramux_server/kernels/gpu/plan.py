@@ -1,7 +1,7 @@
-"""How the work of a GPU is cut: numbers for each kind of device, measured once and kept in a file.
+"""Tuned kernel configurations for each kind of GPU, measured once and kept in a file.
 
-Nothing is tried while serving. `plans.json` is written by `benchmarks/gpu/tune.py`; a device that
-is not in it takes what is under `default`, which was chosen by reasoning and works everywhere.
+Nothing is tuned while serving. `plans.json` is written by `benchmarks/gpu/tune.py`; a device that
+is not in it uses the entry `default`, which was chosen by reasoning and works everywhere.
 """
 
 import json
@@ -31,15 +31,15 @@ BLOCKS: dict[str, type[Any]] = {
     "silu_mul": SiluBlocks,
     "residual_norm": NormBlocks,
 }
-"""Fields of `Cut` that say how a kernel is cut -> what they are made of."""
+"""Fields of `Cut` that configure one kernel -> their classes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """How the kernels that apply adapters are cut, for tiles of one size."""
+    """Configurations of the kernels that apply adapters, for one tile size."""
 
     planes: int = 1
-    """Parts into which the input width is split for h."""
+    """Parts into which the input width is split for h (split-K)."""
     shrink: ShrinkBlocks = SHRINK
     expand: ExpandBlocks = EXPAND
     rope_write: RopeBlocks = ROPE
@@ -48,34 +48,34 @@ class Cut:
 
     @staticmethod
     def parse(entry: dict[str, Any]) -> "Cut":
-        """Return what an entry of the file describes."""
+        """Return the configurations in an entry of the file."""
         blocks = {name: BLOCKS[name](**value) for name, value in entry.items() if name in BLOCKS}
         return Cut(**(entry | blocks))
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How work is cut on one kind of device."""
+    """All configurations for one kind of device."""
 
     max_spare_rows: int
-    """Rank rows of nobody in the batch that a matmul may read rather than leave to a kernel."""
+    """Most rank rows unused by the batch that the merged matmul may read; else `shrink` runs."""
     max_merged_tokens: int
-    """Beyond these a matmul is bound by operations, and rows for others are not free."""
+    """Most tokens of the merged matmul: with more it is compute-bound, and unused rows cost."""
     decode_shares: int
-    """Parts of a context that are attended to side by side."""
+    """Most parts of a context that decode attention processes in parallel."""
     cuts: dict[int, Cut]
-    """Tokens of a tile -> how the rest is cut where tokens have adapters."""
+    """Tile size in tokens -> kernel configurations where tokens have adapters."""
     bare: dict[int, Cut]
-    """The same where none has one."""
+    """The same where no token has one."""
     decode_attention: dict[int, DecodeBlocks] = field(default_factory=dict)
-    """Most requests of a step -> how its attention is cut; beyond, as for the most of these."""
+    """Most requests of a step -> its configuration; larger steps use that of the largest."""
 
     def cut(self, tile: int, *, is_bare: bool) -> Cut:
-        """Return how kernels are cut for tiles of so many tokens."""
+        """Return the kernel configurations for tiles of `tile` tokens."""
         return (self.bare if is_bare else self.cuts)[tile]
 
     def attention_of(self, requests: int) -> DecodeBlocks | None:
-        """Return how attention of so many requests is cut; None: as fits the heads of the model."""
+        """Return the decode attention's configuration for `requests`; None: derive from shapes."""
         fitting = [most for most in self.decode_attention if most >= requests]
         most = min(fitting) if fitting else max(self.decode_attention, default=0)
         return self.decode_attention.get(most)
@@ -88,7 +88,7 @@ class Plan:
 
     @staticmethod
     def parse(entry: dict[str, Any]) -> "Plan":
-        """Return the plan that an entry of the file describes."""
+        """Return the plan in an entry of the file."""
         attention = entry.get("decode_attention", {})
         tables: dict[str, Any] = {
             table: {int(size): Cut.parse(cut) for size, cut in entry[table].items()}

@@ -1,9 +1,9 @@
 """Attention of any number of query tokens per request, in tiles.
 
-A tile is some neighbouring tokens of a request. A program takes a tile, for as many query heads of
-one key and value head as its rows have room for: keys and values are read once for all of them, and
-a short chunk still fills the rows of a matmul. Heads and tokens are numbered through, so that few
-rows are lost where the number of heads is no power of two.
+A tile is a run of consecutive tokens of a request. A program takes a tile, for as many query heads
+of one key and value head as fit its rows: keys and values are read once for all of them, and a
+short chunk still fills the rows of a matmul. Rows are numbered through heads and tokens without
+padding, so that few are wasted where the number of heads is no power of two.
 
 Source: the rows follow "The anatomy of a Triton attention kernel" (arXiv 2511.11581).
 
@@ -27,7 +27,7 @@ from loramux_server.kernels.gpu.attend import (
 from loramux_server.kernels.gpu.device_batch import DeviceBatch
 
 _MOST_ROWS = 128
-"""Rows that a program has registers for, where its tile is not longer."""
+"""Rows that a program has registers for, unless its tile alone has more."""
 
 
 def prefill_attention(
@@ -38,7 +38,7 @@ def prefill_attention(
     form: AttentionForm,
     out_THE: torch.Tensor,
 ) -> None:
-    """Write what the tokens of each tile see to `out_THE`; nothing else is written.
+    """Write the attention output of the tokens of each tile to `out_THE`, and nothing else.
 
     Semantics, for a tile of tokens t0:t1: out[t0:t1] = paged_attention of q[t0:t1].
     """
@@ -61,7 +61,7 @@ def prefill_attention_triton(
     *,
     blocks: Blocks | None = None,
 ) -> None:
-    """Do what `prefill_attention` defines; rows of k, v and out are without gaps.
+    """Implement `prefill_attention`; the last dimension of k, v and out must be contiguous.
 
     The launch depends on shapes alone: lengths are read on the device.
     """
@@ -118,7 +118,7 @@ def _attend_tiles(
     WINDOW: tl.constexpr,
     BOUND: tl.constexpr,
 ) -> None:
-    # Later tiles of a prompt see more: they begin first, so that no long one is left at the end.
+    # Later tiles of a prompt have longer contexts: start them first, to balance the tail.
     i_tile = tl.num_programs(0) - 1 - tl.program_id(0)
     parts = tl.cdiv(GROUPS, HEADS)
     kv_head = tl.program_id(1) // parts
@@ -136,11 +136,11 @@ def _attend_tiles(
     m_R = (o_T < count) & (in_group_R < GROUPS)
     token_R = (start + o_T).to(tl.int64)
     head_R = kv_head * GROUPS + in_group_R
-    # A row beyond the tile sees what its last token sees, so that no row sees nothing.
+    # Padding rows attend like the tile's last token, so that no row is fully masked.
     position_R = position + tl.minimum(o_T, count - 1)
     begin = position * 0
     if WINDOW:
-        # Blocks lie where they lie for any other tile: results do not depend on the cut.
+        # Blocks start at multiples of BLOCK_C, so that results do not depend on the tiling.
         begin = tl.maximum(position - WINDOW + 1, 0) // BLOCK_C * BLOCK_C
     o_D = tl.arange(0, BLOCK_D)
     p_RD = p_q + token_R[:, None] * q_stride[0] + head_R[:, None] * q_stride[1]

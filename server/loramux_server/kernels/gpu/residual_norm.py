@@ -1,4 +1,4 @@
-"""A layer's output added to the residual, which is then normalised for the next layer.
+"""Fused LoRA update, residual addition and RMS norm for the next block.
 
 Legend: T tokens, K model width.
 """
@@ -19,14 +19,14 @@ from loramux_server.kernels.gpu.tiles import LowRank, Tiles
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """How the work is cut."""
+    """Launch configuration."""
 
     k: int = 512
-    """Columns of a program where an adapter is applied; a power of two, 16 or more."""
+    """Columns per program where adapters are applied; a power of two, 16 or more."""
     num_warps: int = 4
-    """Of such a program."""
+    """Warps of such a program."""
     row_warps: int = 8
-    """Of a program where none is: it has a whole row, which it holds in registers."""
+    """Warps of a program without adapters, which holds a whole row in registers."""
 
 
 DEFAULT = Blocks()
@@ -34,19 +34,19 @@ DEFAULT = Blocks()
 
 @dataclass(frozen=True, slots=True)
 class NormScratch:
-    """What the programs of a row tell each other.
+    """Memory through which the programs of a row cooperate.
 
-    Made once: each launch leaves it as it has to be for the next.
+    Allocated once: each launch resets it for the next.
     """
 
     square_TS: torch.Tensor
     """Sum of squares of each piece of a row, float32."""
     arrived_T: torch.Tensor
-    """Pieces that are done, int32; 0 before and after a launch."""
+    """Number of finished pieces, int32; 0 before and after a launch."""
 
     @staticmethod
     def make(num_tokens: int, width: int, device: torch.device) -> "NormScratch":
-        """Make room for rows of `width`, in pieces as small as they may be."""
+        """Allocate for rows of `width`, in pieces of the smallest size."""
         return NormScratch(
             torch.empty(num_tokens, triton.cdiv(width, 16), dtype=torch.float32, device=device),
             torch.zeros(num_tokens, dtype=torch.int32, device=device),
@@ -62,10 +62,10 @@ def residual_norm(
     out_TK: torch.Tensor | None,
     scratch: NormScratch | None = None,
 ) -> None:
-    """Add `y_TK` as adapters change it to `hidden_TK`, in place, and write its norm to `out_TK`.
+    """Add `y_TK`, with LoRA applied, to `hidden_TK`, in place; write the sum's norm to `out_TK`.
 
-    The sum is rounded once; what is normalised is the rounded sum. Without a norm there is only the
-    sum. `scratch` is for the kernel.
+    The sum is rounded once, and the rounded sum is normalized. Without a norm only the sum is
+    written. Only the kernel uses `scratch`.
     """
     sum_TK = hidden_TK.float() + changed(y_TK, low_rank, (0, y_TK.shape[1]), tiles)
     hidden_TK.copy_(sum_TK)
@@ -84,10 +84,10 @@ def residual_norm_triton(
     *,
     blocks: Blocks = DEFAULT,
 ) -> None:
-    """Do what `residual_norm` defines.
+    """Implement `residual_norm`.
 
-    With adapters a row is cut among programs, so that one does not read all of B alone; whichever
-    of them is done last has the norm to write. Sums of squares are added in the order of columns.
+    With adapters a row is split among programs, so that no single one reads all of B; the one that
+    finishes last writes the norm. Sums of squares are added in column order.
     """
     width = hidden_TK.shape[1]
     row = triton.next_power_of_2(width)
@@ -157,12 +157,12 @@ def _residual_norm(
         else:
             p_piece = p_square + token * square_stride
             tl.store(p_piece + piece, square)
-            # All threads have stored before one of them says so.
+            # All threads must have stored before one of them increments the counter.
             tl.debug_barrier()
             if tl.atomic_add(p_arrived + token, 1, sem="acq_rel", scope="gpu") == PIECES - 1:
                 tl.store(p_arrived + token, 0)
                 o_P = tl.arange(0, BLOCK_P)
-                # What other programs wrote lies in the cache that all have in common.
+                # Other programs' results are in L2: `.cg` bypasses L1.
                 square_P = tl.load(
                     p_piece + o_P, mask=o_P < PIECES, other=0.0, cache_modifier=".cg"
                 )

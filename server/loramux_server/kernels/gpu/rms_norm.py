@@ -1,4 +1,4 @@
-"""RMS norm, a row at a time.
+"""RMS norm, one row per program.
 
 Legend: T tokens, K width.
 """
@@ -12,10 +12,10 @@ import triton.language as tl
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """How the work is cut."""
+    """Launch configuration."""
 
     num_warps: int = 4
-    """Warps that share a row, which they hold in registers."""
+    """Warps per row, which is held in registers."""
 
 
 DEFAULT = Blocks()
@@ -24,7 +24,7 @@ DEFAULT = Blocks()
 def rms_norm_triton(
     x_TK: torch.Tensor, weight_K: torch.Tensor, epsilon: float, *, blocks: Blocks = DEFAULT
 ) -> torch.Tensor:
-    """Do what `pointwise.rms_norm` defines, for a weight of the type of x."""
+    """Implement `pointwise.rms_norm`, for a weight of the dtype of x."""
     width = x_TK.shape[-1]
     rows = x_TK.reshape(-1, width)
     if rows.stride(1) != 1:

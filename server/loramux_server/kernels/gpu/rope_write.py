@@ -1,4 +1,4 @@
-"""Queries and keys turned by their positions, and what the cache keeps put in its slots.
+"""Fused LoRA update, QK norm, RoPE and KV cache write.
 
 Legend: T tokens, N = (H + 2 * J) * D, H query heads, J key and value heads, D head width, S cache
 slots.
@@ -22,10 +22,10 @@ from loramux_server.kernels.gpu.tiles import LowRank, Tiles, tokens
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """How the work is cut."""
+    """Launch configuration."""
 
     heads: int = 1
-    """Most heads of a program, which has all tokens of a tile; a power of two."""
+    """Most heads per program, which handles all tokens of a tile; a power of two."""
     num_warps: int = 4
     num_stages: int = 2
 
@@ -35,7 +35,7 @@ DEFAULT = Blocks()
 
 @dataclass(frozen=True, slots=True)
 class HeadNorms:
-    """Norms of each head, before it is turned."""
+    """Per-head norms of queries and keys, applied before RoPE."""
 
     query: Norm
     key: Norm
@@ -53,9 +53,9 @@ def rope_write(
     k_SJD: torch.Tensor,
     v_SJD: torch.Tensor,
 ) -> None:
-    """Write turned queries to `q_THD`, and turned keys, and values, to their slots of the cache.
+    """Write rotated queries to `q_THD`, and rotated keys and the values to their cache slots.
 
-    Semantics, for the tokens of `tiles`, in float32 until it is written:
+    Semantics, for the tokens of `tiles`, in float32 until written:
 
         q, k, v = changed(qkv)
         q[t], k[slot[t]], v[slot[t]] = rotate(norm(q[t])), rotate(norm(k[t])), v[t]
@@ -63,16 +63,16 @@ def rope_write(
     A norm is `pointwise.rms_norm`, which rounds before its weight is applied.
 
     Args:
-        qkv_TN: Queries, keys and values side by side, as the base layers give them.
-        low_rank: What is left of their change; None changes nothing.
+        qkv_TN: Queries, keys and values side by side, from the base layers.
+        low_rank: The rest of the LoRA update after A; None changes nothing.
         tiles: Which adapter applies to which tokens.
-        norms: None where heads are not normalised.
+        norms: None where heads are not normalized.
         cos_TD: Cosines of each token's angles.
         sin_TD: Sines, likewise.
         slot_T: Cache slot of each token, int64.
-        q_THD: Where queries go.
-        k_SJD: Where keys go.
-        v_SJD: Where values go.
+        q_THD: Output for queries.
+        k_SJD: Key cache.
+        v_SJD: Value cache.
     """
     token_T, dtype = tokens(tiles), qkv_TN.dtype
     (_, num_heads, width), key_heads = q_THD.shape, k_SJD.shape[1]
@@ -106,9 +106,9 @@ def rope_write_triton(
     *,
     blocks: Blocks = DEFAULT,
 ) -> None:
-    """Do what `rope_write` defines."""
+    """Implement `rope_write`."""
     (_, num_heads, width), key_heads = q_THD.shape, k_SJD.shape[1]
-    # Queries, keys and values are not mixed in a program.
+    # A program handles only queries, only keys or only values.
     heads = math.gcd(blocks.heads, num_heads, key_heads)
     _rope_write[(len(tiles.start_I), (num_heads + 2 * key_heads) // heads)](
         qkv_TN, qkv_TN.stride(0), low_rank_arguments(low_rank), tile_arguments(tiles),
@@ -174,7 +174,7 @@ def _rope_write(
     o_T = tl.arange(0, BLOCK_T)
     m_T = o_T < count
     token_T = (start + o_T).to(tl.int64)
-    # Columns D are those of the first halves of all heads, one head after the other.
+    # Columns D are the first halves of the program's heads, head by head.
     o_H = tl.arange(0, HEADS * BLOCK_D) // BLOCK_D
     o_D = tl.arange(0, HEADS * BLOCK_D) % BLOCK_D
     m_D = o_D < HALF
@@ -195,7 +195,7 @@ def _rope_write(
         )  # fmt: skip
     slot_T = tl.load(p_slot + token_T, mask=m_T, other=0)
     if is_value:
-        # Each branch stores for itself: what comes out of either would pass through another layout.
+        # Each branch stores by itself: a value merged after them would need a layout conversion.
         p_T = v.memory + slot_T * v.stride
         o_N = (head - QUERY_HEADS - KEY_HEADS + o_H) * v.head_stride + o_D
         _store_halves(p_T, a_TD, b_TD, o_N, m_TD, HALF)

@@ -1,7 +1,7 @@
-"""The first half of the low-rank matmul: A rows of each token's adapter times the token.
+"""The LoRA shrink (x·A): h of each token, from the A rows of its adapter.
 
-Legend: T tokens, K input width, R slab rows, S planes (each a part of K), J rank columns, A
-adapters, P parts of a group.
+Legend: T tokens, K input width, R slab rows, S planes (partial sums, each over a part of K), J rank
+columns, A adapters, P parts of a group.
 """
 
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ ROWS = tl.constexpr(GRANULE)
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """How the work is cut; powers of two, block sizes 16 or more."""
+    """Launch configuration; powers of two, block sizes 16 or more."""
 
     columns: int = 16
-    """Most rank columns of a program."""
+    """Most rank columns per program."""
     k: int = 128
-    """Part of the input width that is in flight at once, of 16 bits; half as many of 32."""
+    """Inputs per block for 16-bit types; half as many for 32-bit."""
     num_warps: int = 4
     num_stages: int = 3
 
@@ -41,14 +41,14 @@ def shrink(
     table: GroupTable,
     out_STJ: torch.Tensor,
 ) -> None:
-    """Write h of each token that has an adapter to `out_STJ`, as planes that add up to it.
+    """Write h of each token that has an adapter to `out_STJ`, as planes whose sum is h.
 
     Semantics, for a tile with tokens t0:t1 whose adapter begins at row `row` and has size `size`,
     and part p of rank r:
 
         sum(out[:, t0:t1, p*size : p*size + r]) = x[t0:t1] @ a[P*row + p*size :][:r].T
 
-    A is rounded to the type of x; sums are in float32. What no reader of h reads is not written.
+    A is rounded to the type of x; sums are in float32. Other columns are not written.
     """
     for start, count, adapter in zip(
         tiles.start_I.tolist(), tiles.count_I.tolist(), tiles.adapter_I.tolist(), strict=True
@@ -75,10 +75,10 @@ def shrink_triton(
     *,
     blocks: Blocks = DEFAULT,
 ) -> None:
-    """Do what `shrink` defines; plane s is what the s-th part of the input width gives."""
+    """Implement `shrink`; plane s is the partial sum over the s-th part of the input width."""
     num_planes, _, num_columns = out_STJ.shape
     width = x_TK.shape[1]
-    # As many bytes, whatever the format: some GPUs have room for no more.
+    # The same number of bytes for every dtype: some GPUs have no shared memory for more.
     block_k = max(16, 2 * blocks.k // x_TK.itemsize)
     columns = max(16, min(blocks.columns, triton.next_power_of_2(num_columns)))
     grid = (len(tiles.start_I), triton.cdiv(num_columns, columns), num_planes)

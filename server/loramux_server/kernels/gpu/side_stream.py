@@ -1,4 +1,4 @@
-"""A second stream, for what needs not wait for the matmul beside it."""
+"""A second CUDA stream, for work that is independent of a concurrent matmul."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ import torch
 
 
 class SideStream:
-    """Runs launches beside those of the current stream; elsewhere than on CUDA in their order."""
+    """Runs launches concurrently with the current stream; in order on devices other than CUDA."""
 
     def __init__(self, device: torch.device) -> None:
         self._stream: torch.cuda.Stream | None = None
@@ -16,9 +16,10 @@ class SideStream:
 
     @contextmanager
     def fork(self) -> Iterator[None]:
-        """Launch what the block launches after all that was launched before it.
+        """Launch the block's work on the side stream, after everything launched before it.
 
-        What it allocates belongs to this stream: nothing that is launched outside gets its memory.
+        Memory that the block allocates belongs to the side stream: torch does not give it to work
+        on other streams.
         """
         if self._stream is None:
             yield
@@ -28,6 +29,6 @@ class SideStream:
             yield
 
     def join(self) -> None:
-        """Let what is launched from now on wait for what blocks have launched."""
+        """Make later launches on the current stream wait for the side stream."""
         if self._stream is not None:
             torch.cuda.current_stream().wait_stream(self._stream)

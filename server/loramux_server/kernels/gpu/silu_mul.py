@@ -1,4 +1,4 @@
-"""The gate of an MLP, with what adapters make of both of its inputs.
+"""The SiLU gate of an MLP, fused with the LoRA update of gate and up.
 
 Legend: T tokens, I width of gate and of up, N = 2 * I.
 """
@@ -18,10 +18,10 @@ from loramux_server.kernels.gpu.tiles import LowRank, Tiles, tokens
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """How the work is cut; powers of two, block sizes 16 or more."""
+    """Launch configuration; powers of two, block sizes 16 or more."""
 
     n: int = 64
-    """Columns of gate, and as many of up, of a program."""
+    """Columns of gate, and as many of up, per program."""
     num_warps: int = 4
     num_stages: int = 2
 
@@ -34,8 +34,7 @@ def silu_mul(
 ) -> None:
     """Write `silu(gate) * up` of each token of `tiles` to `out_TI`.
 
-    Gate and up are the halves of `gate_up_TN` as adapters change it. All is in float32 until it is
-    written.
+    Gate and up are the halves of `gate_up_TN` with LoRA applied. Computed in float32.
     """
     token_T, width = tokens(tiles), gate_up_TN.shape[1]
     changed_TN = changed(gate_up_TN, low_rank, (0, width // 2, width), tiles)
@@ -50,7 +49,7 @@ def silu_mul_triton(
     *,
     blocks: Blocks = DEFAULT,
 ) -> None:
-    """Do what `silu_mul` defines."""
+    """Implement `silu_mul`."""
     width = out_TI.shape[1]
     _silu_mul[(len(tiles.start_I), triton.cdiv(width, blocks.n))](
         gate_up_TN, gate_up_TN.stride(0), low_rank_arguments(low_rank), tile_arguments(tiles),

@@ -1,4 +1,4 @@
-"""A step as kernels on a GPU find it: cut into tiles, in memory of the device."""
+"""A step's input on the GPU, cut into tiles."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass, fields, replace
@@ -26,52 +26,52 @@ from loramux_server.kernels.step_input import StepInput
 from loramux_server.lora.segments import Int32, Segments
 
 _SHARED = 4
-"""Requests of one tile, on average, that make tiles of several worth while."""
+"""Average requests per tile from which tiles of several tokens are used in decode."""
 _ENTRIES = ("said_row", "said_token", "said_bias", "said_seen", "said_count")
 _SAID = (*_ENTRIES, "said_factors", "said_lacks_one")
-"""Staged arrays of what rows say of tokens, in the order of the fields of `Adjustments`."""
+"""Staged arrays of the logit adjustments, in the order of the fields of `Adjustments`."""
 _FEWEST_ROWS = 128
-"""Least A rows that a matmul goes on through; fewer would mean more graphs."""
+"""Least rank rows that the merged matmul covers; smaller steps would mean more graphs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """How adapters are applied."""
+    """How a step computes h and whether it applies vectors."""
 
     is_merged: bool
-    """Whether h comes of the base matmul, which goes on through the A rows, up to `num_rows`."""
+    """Whether the base matmul also computes h, for rank rows up to `num_rows`."""
     num_rows: int
-    """Else rank rows of the largest adapter, rounded up; never fewer than that."""
+    """If not merged: rank rows of the largest adapter, rounded up to a power of two."""
     has_vectors: bool
-    """Whether any adapter has factors or shifts of outputs."""
+    """Whether any adapter has output factors or shifts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """The step that runs, on the device."""
+    """The current step on the device."""
 
     tiles: Tiles
     batch: DeviceBatch
     is_decode: bool
-    """Whether every request has one token; then there may be more rows than tokens."""
+    """Whether every request has exactly one token."""
     path: Path | None
     """None where no token has an adapter."""
     is_recorded: bool
-    """Whether its layers are repeated from a record, once there is one, alone or with the rest."""
+    """Whether its layers are replayed as a CUDA graph once captured, alone or with the rest."""
 
 
 class Stager:
-    """Brings steps to one device, those of one key to the same addresses each time."""
+    """Copies steps to one device; steps with equal graph keys use the same addresses."""
 
     def __init__(self, device: torch.device, plan: Plan) -> None:
         self._device = device
         self._plan = plan
         self.query_tile = 8
-        """Tokens of a tile of queries: at most 128 rows of 16 heads each."""
+        """Tokens of a query tile: by default 128 rows at 16 query heads per key head."""
         self._kept: dict[Room, Staging] = {}
 
     def stage(self, given: StepInput) -> tuple[StepInput, Staged]:
-        """Return `given` with its tensors on the device, and what kernels need beside them."""
+        """Return `given` with its tensors on the device, and the other inputs of kernels."""
         num_tokens, attention = len(given.token_T), given.attention
         num_requests, num_blocks = attention.table_BM.shape
         is_decode = num_tokens == num_requests
@@ -81,8 +81,8 @@ class Stager:
         is_apart = bool(given.embedded) or (segments is not None and segments.takes_layers)
         has_ends = segments is not None and segments.edits is not None
         room = None
-        # Recurrent layers are the model's own: it is not known whether they can be recorded.
-        # A step with an image has no others like it, and what reads texts as wholes asks the host.
+        # No graphs for recurrent layers (the model's own code, which may not be capturable), for
+        # images (no two steps alike), or for whole texts (which synchronize with the host).
         shows = given.position_3T is not None or given.added or attention.together_T2 is not None
         is_own = given.states is not None or bool(given.texts)
         if not is_own and not shows and (is_decode or not is_apart):
@@ -96,7 +96,7 @@ class Stager:
             staging = _make(exact, self._device)
         here = staging.begin()
         for name, array in here.items():
-            if name not in _ENTRIES:  # which are written whole, or not at all
+            if name not in _ENTRIES:  # these are written in full, or not at all
                 array[...] = 0
         here["token"][:num_tokens] = given.token_T.numpy()
         here["position"][:num_tokens] = given.position_T.numpy()
@@ -122,7 +122,7 @@ class Stager:
         staging.send()
         there = staging.on_device
         num_tiles = len(there["start"])
-        if room and tile_size == SHARED_TILE:  # it has room for one of each token
+        if room and tile_size == SHARED_TILE:  # room.tiles allows for one tile per token
             num_tiles //= _SHARED
         path = self._path(given.segments, num_tokens)
         is_recorded = room is not None and not is_apart
@@ -151,7 +151,7 @@ class Stager:
         way = None if given.draws is None else given.draws.is_cut
         graph_key: Hashable = None
         layers_graph_key: Hashable = None
-        if is_recorded and has_ends:  # what edits are made of lies wherever it lies
+        if is_recorded and has_ends:  # tensors of edits have no fixed addresses
             layers_graph_key = (room, path, tile_size)
         elif is_recorded:
             graph_key = (room, path, tile_size, way, given.tells_logprobs)
@@ -199,7 +199,7 @@ class Stager:
 def _tiles(
     segments: Segments | None, num_tokens: int, *, is_decode: bool
 ) -> tuple[int, tuple[Int32, Int32, Int32]]:
-    """Return the size of tiles, and the tiles as `cut` gives them."""
+    """Return the tile size, and the tiles from `cut`."""
     if not is_decode:
         return PREFILL_TILE, cut(segments, num_tokens, PREFILL_TILE)
     if segments is not None:
@@ -213,7 +213,7 @@ def _say(adjustments: Adjustments, here: dict[str, npt.NDArray[Any]]) -> None:
     for name, field in zip(_SAID, fields(Adjustments), strict=True):
         values = getattr(adjustments, field.name).numpy()
         here[name][: len(values)] = values
-        if name in _ENTRIES:  # there may be room for more: the first one is there again
+        if name in _ENTRIES:  # pad with copies of the first entry: duplicates are harmless
             here[name][len(values) :] = values[0]
 
 

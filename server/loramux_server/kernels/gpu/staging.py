@@ -1,4 +1,4 @@
-"""What a step tells the device, in one piece of memory that one copy fills."""
+"""The inputs of a step on the device: one buffer, filled by one copy."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,9 +8,9 @@ import numpy.typing as npt
 import torch
 
 _NUM_HOST_BUFFERS = 2
-"""One may still be on its way while the next is filled."""
+"""Double buffering: one may still be in transfer while the next is filled."""
 _ALIGNMENT = 16
-"""Where in memory arrays begin, in bytes: for one that begins elsewhere Triton compiles again."""
+"""Alignment of arrays in bytes: Triton recompiles for pointers that are aligned differently."""
 _DTYPES: dict[torch.dtype, type[np.generic]] = {
     torch.int64: np.int64,
     torch.int32: np.int32,
@@ -20,12 +20,12 @@ _DTYPES: dict[torch.dtype, type[np.generic]] = {
 
 
 class Staging:
-    """Named arrays of numbers, at addresses that stay the same from step to step."""
+    """Named arrays at addresses that stay the same from step to step."""
 
     def __init__(
         self, shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], device: torch.device
     ) -> None:
-        """Make room for arrays of these formats and shapes."""
+        """Allocate arrays of these dtypes and shapes."""
         is_pinned = device.type == "cuda"
         sizes = [dtype.itemsize * int(np.prod(shape)) for dtype, shape in shapes.values()]
         total = sum(map(_aligned, sizes))
@@ -37,9 +37,9 @@ class Staging:
         ]
         self._turn = 0
         self._sent: list[torch.cuda.Event | None] = [None for _ in self._hosts]
-        """When each of them has arrived last; None where that is known."""
+        """End of the last copy from each host buffer; None before the first."""
         self.on_device: dict[str, torch.Tensor] = {}
-        """The arrays as kernels read them."""
+        """The arrays on the device."""
         self._views: list[dict[str, npt.NDArray[Any]]] = [{} for _ in self._hosts]
         at = 0
         for (name, (dtype, shape)), size in zip(shapes.items(), sizes, strict=True):
@@ -50,9 +50,9 @@ class Staging:
             at += _aligned(size)
 
     def begin(self) -> dict[str, npt.NDArray[Any]]:
-        """Return the arrays for the next step, to be filled; they hold what an earlier one left.
+        """Return the host arrays to fill for the next step; they hold values of an earlier one.
 
-        Waits until that one has arrived, for a host that is several steps ahead of the device.
+        Wait until that one has been copied, in case the host is several steps ahead of the device.
         """
         self._turn = (self._turn + 1) % len(self._hosts)
         sent = self._sent[self._turn]
@@ -61,7 +61,7 @@ class Staging:
         return self._views[self._turn]
 
     def send(self) -> None:
-        """Copy what was filled in to the device, in the order of its other work."""
+        """Copy the filled arrays to the device, in stream order."""
         self._memory.copy_(self._hosts[self._turn], non_blocking=True)
         if self._memory.is_cuda:
             self._sent[self._turn] = event = torch.cuda.Event()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Which adapter applies to which tokens of a batch, in memory of a GPU.
+"""Which adapter applies to which tokens of a batch, in GPU memory.
 
 Legend: I tiles, P parts of a group of layers, T tokens, R slab rows, N output width over all parts,
 S planes, J columns.
@@ -14,34 +14,34 @@ from loramux_server.lora.row_allocator import GRANULE
 from loramux_server.lora.segments import Int32, Segments
 
 BASE = -1
-"""The adapter of a tile that belongs to the base model alone."""
+"""The adapter number of a tile without an adapter."""
 SINGLE_TILE, SHARED_TILE, PREFILL_TILE = 1, 16, 64
-"""Tokens of a tile: of decode, of decode where many requests have few adapters, and of prefill."""
+"""Tokens of a tile: in decode, in decode where many requests share few adapters, in prefill."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """Runs of neighbouring tokens with one adapter, none longer than `size`; int32.
+    """Runs of consecutive tokens with one adapter, none longer than `size`; int32.
 
-    Together they are all tokens of the batch, those of the base model too. A tile of no tokens
-    stands where a graph has room for more than the batch has.
+    Together they cover all tokens of the batch, including those without an adapter. Padding for
+    CUDA graphs consists of tiles without tokens.
     """
 
     start_I: torch.Tensor
     """First token."""
     count_I: torch.Tensor
-    """Tokens."""
+    """Number of tokens."""
     adapter_I: torch.Tensor
     """Number of the adapter, or `BASE`."""
     adapter_T: torch.Tensor
-    """The same of every token that there is room for."""
+    """The same per token, including padding."""
     size: int
-    """Tokens that a kernel takes at a time: one, 16 or a larger power of two."""
+    """Most tokens of a tile: one, 16 or a larger power of two."""
 
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """What is left of adapters' changes when A has been applied: B, and what becomes of the sum.
+    """The rest of a LoRA update after A: h, B, and the output factors and shifts.
 
     For a token of a tile whose adapter has size `size` and begins at row `row`, column j of part p
     of h is the sum over planes of
@@ -50,19 +50,19 @@ class LowRank:
     """
 
     planes_STJ: torch.Tensor
-    """Any strides but the last, which is 1."""
+    """The last dimension must be contiguous."""
     is_merged: bool
-    """Whether h has a column for every A row of the slab, as a matmul with all of them gives."""
+    """Whether h has one column per A row of the slab, from the merged matmul."""
     b_RN: torch.Tensor
-    """Behind the rows of some adapters are their factors and shifts; contiguous."""
+    """B rows, contiguous; an adapter's factors and shifts, if any, follow its rows."""
     table: GroupTable
     has_vectors: bool = False
-    """Whether any adapter of the batch has such."""
+    """Whether any adapter of the batch has factors or shifts."""
 
 
 def cut(segments: Segments | None, num_tokens: int, size: int) -> tuple[Int32, Int32, Int32]:
-    """Return (start, count, adapter) of the tiles of `num_tokens` tokens, as in `Tiles`."""
-    # The tokens of the base before each segment and after the last are runs as the segments are.
+    """Return (start, count, adapter) of the tiles of `num_tokens` tokens; see `Tiles`."""
+    # Runs alternate: tokens without an adapter (maybe none), then a segment; the last has none.
     border = np.array([0, num_tokens])
     if segments:
         border = np.insert(border, 1, np.stack([segments.start_S, segments.end_S], 1).reshape(-1))
@@ -82,6 +82,6 @@ def cut(segments: Segments | None, num_tokens: int, size: int) -> tuple[Int32, I
 
 
 def tokens(tiles: Tiles) -> torch.Tensor:
-    """Return the numbers of the tokens of `tiles`, int64."""
+    """Return the indices of the tokens of `tiles`, int64."""
     within_IT = torch.arange(tiles.size, device=tiles.start_I.device)
     return (tiles.start_I[:, None] + within_IT)[within_IT < tiles.count_I[:, None]]

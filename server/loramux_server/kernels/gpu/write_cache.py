@@ -1,4 +1,4 @@
-"""Putting keys and values in their cache slots, for layers in which nothing else does it.
+"""Writing keys and values to the KV cache, for layers without a fused kernel that does it.
 
 Legend: T tokens of the batch, J key and value heads, D key width, E value width, S cache slots.
 """
@@ -12,10 +12,10 @@ import triton.language as tl
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """How the work is cut."""
+    """Launch configuration."""
 
     heads: int = 8
-    """Heads of a program; a power of two."""
+    """Heads per program; a power of two."""
     num_warps: int = 4
 
 
@@ -29,7 +29,7 @@ def write_cache(
     v_TJE: torch.Tensor,
     slot_T: torch.Tensor,
 ) -> None:
-    """Put the batch's keys and values in their slots; those with slot -1 are not written."""
+    """Write the batch's keys and values to their slots; skip those with slot -1."""
     is_written_T = slot_T >= 0
     slots = slot_T[is_written_T]
     k_SJD.index_copy_(0, slots, k_TJD[is_written_T])
@@ -45,7 +45,7 @@ def write_cache_triton(
     *,
     blocks: Blocks = DEFAULT,
 ) -> None:
-    """Do what `write_cache` defines; rows of the cache are without gaps."""
+    """Implement `write_cache`; the last dimension of the cache must be contiguous."""
     num_heads, key_width, value_width = *k_TJD.shape[1:], v_TJE.shape[2]
     _write_cache[len(slot_T), triton.cdiv(num_heads, blocks.heads)](
         k_SJD, k_SJD.stride(), v_SJE, v_SJE.stride(),
