@@ -1,1 +1,1 @@
-"""Adapters in the engine: where their weights rest, and how a layer applies them."""
+"""Adapters in the engine: where their weights are stored, and how layers apply them."""

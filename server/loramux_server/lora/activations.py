@@ -1,4 +1,4 @@
-"""What the `adapters` library can have between linear layers."""
+"""The activation functions of the `adapters` library."""
 
 from collections.abc import Callable, Mapping
 

@@ -1,7 +1,8 @@
-"""Which adapters rest where: the policy of the host and device tiers.
+"""The cache policy for adapters in the host and device tiers.
 
-Knows nothing of tensors, files or time. It is told which adapters requests wait for and use; it
-says which loads to start and what to let go. No step costs more because more adapters are resident.
+Knows nothing of tensors, files or time. It is told which adapters requests wait for and use, and
+decides which loads to start and what to evict. The cost of a step does not grow with the number of
+resident adapters.
 """
 
 import enum
@@ -36,7 +37,7 @@ class LoadOrder:
     row: int
     """First row on the device; -1 for the host."""
     evicted: list[str]
-    """Digests of what left that tier to make the room."""
+    """Digests that were evicted from that tier to make room."""
 
 
 class AdapterCache:
@@ -56,12 +57,12 @@ class AdapterCache:
 
         Args:
             device_rows: Rank rows on the device.
-            row_size: How much each of them holds.
+            row_size: Size of a rank row.
             host_bytes: Limit of the host tier.
-            max_loads: Loads in flight at once.
-            eviction: A name of EVICTIONS.
-            max_tenant_share: Part of the device that one tenant's adapters may have while others
-                need it.
+            max_loads: Most loads in flight.
+            eviction: A name in EVICTIONS.
+            max_tenant_share: Fraction of the device that one tenant's adapters may have while
+                others need it.
         """
         self.rows = RowAllocator(device_rows)
         self._row_bytes = row_size.num_bytes
@@ -78,13 +79,13 @@ class AdapterCache:
         self._uses: dict[str, Use] = {}
         self._loading: set[str] = set()
         self._line: OrderedDict[str, None] = OrderedDict()
-        """Digests that requests wait for and the device lacks, in the order of their turns."""
+        """Queue of digests that requests wait for and the device lacks."""
 
     # Requests
 
     @property
     def num_leases(self) -> int:
-        """Leases that running requests hold."""
+        """Leases held by running requests."""
         return sum(use.num_leases for use in self._uses.values())
 
     @property
@@ -93,18 +94,18 @@ class AdapterCache:
         return sum(use.num_waiting for use in self._uses.values())
 
     def fits(self, source: AdapterSource) -> bool:
-        """Return whether `source` could ever be resident."""
+        """Return whether `source` fits both tiers when they are empty."""
         return self._device.fits(source) and self._host.fits(source)
 
     def want(self, source: AdapterSource) -> None:
-        """Note that one more request waits for `source`, and count the hit or miss."""
+        """Record that one more request waits for `source`, and count the hit or miss."""
         self._uses.setdefault(source.digest, Use(source)).num_waiting += 1
         if not self._device.look_up(source.digest):
             self._host.look_up(source.digest)
             self._line.setdefault(source.digest)
 
     def unwant(self, digest: str) -> None:
-        """Note that one request waits no longer: it was cancelled or it failed."""
+        """Record that one request stopped waiting: cancelled, failed, or now with a lease."""
         use = self._uses[digest]
         use.num_waiting -= 1
         if not use.num_waiting:
@@ -112,7 +113,7 @@ class AdapterCache:
             self._forget_if_idle(digest)
 
     def acquire(self, digest: str) -> bool:
-        """Turn one wait for `digest` into a lease; False, and no change, if it is not resident."""
+        """Turn one wait for `digest` into a lease; return False, unchanged, if not resident."""
         if digest not in self._device:
             return False
         self._uses[digest].num_leases += 1
@@ -129,19 +130,19 @@ class AdapterCache:
         self._forget_if_idle(digest)
 
     def row_of(self, digest: str) -> int:
-        """Return the first row of an adapter that is leased."""
+        """Return the first row of a leased adapter."""
         assert self._uses[digest].num_leases, "only a leased adapter stays in place"
         return self.rows.start_of(digest)
 
     # Pins
 
     def pin(self, source: AdapterSource) -> None:
-        """Bring `source` to the device, and keep it there while there is another way."""
+        """Load `source` to the device, and evict it only if a request cannot get room otherwise."""
         if self.fits(source):
             self._uses.setdefault(source.digest, Use(source)).is_pinned = True
 
     def unpin(self, digest: str) -> None:
-        """Let an adapter go when others need its room; it is no error if it is not pinned."""
+        """Make an adapter evictable again; no error if it is not pinned."""
         if use := self._uses.get(digest):
             use.is_pinned = False
             self._forget_if_idle(digest)
@@ -149,11 +150,11 @@ class AdapterCache:
     # Loads
 
     def plan_loads(self, urgent: str | None = None) -> list[LoadOrder]:
-        """Return the loads to start now, in the order in which requests wait.
+        """Return the loads to start now, in the order of the queue.
 
         Args:
-            urgent: An adapter whose request was passed over long enough: it comes first and may
-                take the place of adapters that others wait for.
+            urgent: An adapter whose request was overtaken too often: it goes first, and may evict
+                adapters that others wait for.
         """
         orders: list[LoadOrder] = []
         full: list[Tier] = []
@@ -168,10 +169,10 @@ class AdapterCache:
             if order := self._plan(digest, tier, displaces=digest == urgent):
                 orders.append(order)
             elif digest == urgent:
-                # What loads cannot go: nothing starts that would be in its way.
+                # Loads in flight cannot be evicted: start no more that would block the urgent one.
                 break
             else:
-                # First come, first served: nobody behind takes the room that this one lacks.
+                # First come, first served: later ones must not take the room that this one needs.
                 full.append(tier)
         for digest in self._missing_pins():
             tier = Tier.DEVICE if digest in self._host else Tier.HOST
@@ -182,7 +183,7 @@ class AdapterCache:
         return orders
 
     def loaded(self, order: LoadOrder, seconds: float = 0.0) -> None:
-        """Note that `order` is done, and what it took: the adapter is in that tier."""
+        """Record that `order` is done, and its duration: the adapter is now in that tier."""
         digest = order.source.digest
         self._tier(order.tier).commit(digest, seconds)
         if order.tier is Tier.DEVICE:
@@ -190,14 +191,14 @@ class AdapterCache:
         self._landed(digest)
 
     def failed(self, order: LoadOrder) -> None:
-        """Note that `order` did not succeed, and give back what was reserved for it."""
+        """Record that `order` failed, and free what was reserved for it."""
         self._tier(order.tier).abandon(order.source.digest)
-        # It would fail again at once.
+        # A pin would retry, and fail, at once.
         self._uses[order.source.digest].is_pinned = False
         self._landed(order.source.digest)
 
     def drop(self, digest: str) -> bool:
-        """Let go of an adapter that is no longer registered; False if it is in use."""
+        """Remove an adapter that is no longer registered; return False if it is in use."""
         if digest in self._uses:
             return False
         for tier in (self._device, self._host):
@@ -208,7 +209,7 @@ class AdapterCache:
     # Figures
 
     def held(self, tier: Tier) -> set[str]:
-        """Return the digests of what `tier` holds, what is on its way not counted."""
+        """Return the digests that `tier` holds, without loads in flight."""
         return self._tier(tier).digests()
 
     def stats(self, tier: Tier) -> CacheStats:
@@ -216,7 +217,7 @@ class AdapterCache:
         return self._tier(tier).stats(self._row_bytes if tier is Tier.DEVICE else 1)
 
     def check(self) -> None:
-        """Assert that waits, leases, loads and what the tiers hold agree."""
+        """Assert that waits, leases, loads and tiers are consistent."""
         self._device.check()
         self._host.check()
         assert self._loading <= self._uses.keys(), "a load for nobody"
@@ -232,7 +233,7 @@ class AdapterCache:
         return self._device if tier is Tier.DEVICE else self._host
 
     def _plan(self, digest: str, tier: Tier, *, displaces: bool) -> LoadOrder | None:
-        """Reserve room in `tier`; None, and no change, if there can be none."""
+        """Reserve room in `tier`; return None, unchanged, if there can be none."""
         source = self._uses[digest].source
         for kept in self._choices(source, tier, displaces=displaces):
             evicted = self._tier(tier).reserve(source, kept)
@@ -250,22 +251,22 @@ class AdapterCache:
         return LoadOrder(source, tier, self.rows.start_of(digest), evicted)
 
     def _choices(self, source: AdapterSource, tier: Tier, *, displaces: bool) -> Iterator[set[str]]:
-        """Yield what `tier` keeps when `source` comes, and after that what else would do, too."""
+        """Yield sets of adapters that `tier` must keep when `source` is loaded, strictest first."""
         kept = self._pinned(tier, displaces=displaces)
         if tier is Tier.DEVICE and self._tenant_rows < self.rows.capacity:
             size = self._device.size_of(source)
             yield kept | spared(self._device.holders, source.tenant, size, self._tenant_rows)
         yield kept
         if not self._uses[source.digest].is_only_pinned:
-            # A request goes before what is only pinned, or it might wait for ever.
+            # A request takes precedence over pins without requests, or it could wait forever.
             pins = {other for other in kept if self._is_only_pinned(other)}
             if pins:
                 yield kept - pins
 
     def _pinned(self, tier: Tier, *, displaces: bool) -> set[str]:
-        """Return what `tier` has to keep; waits do not count against one that `displaces`."""
+        """Return the digests that `tier` must keep; with `displaces`, waiting does not protect."""
         if tier is Tier.HOST:
-            # What waits for its turn on the device keeps its place here.
+            # Adapters queued for the device stay in the host tier.
             return self._loading | (set() if displaces else self._line.keys())
         resident = self._uses.keys() - self._line.keys()
         if displaces:
@@ -273,7 +274,7 @@ class AdapterCache:
         return self._loading | resident
 
     def _missing_pins(self) -> list[str]:
-        """Return what is pinned and nobody waits for, and is neither here nor loading."""
+        """Return pinned digests without requests that are neither on the device nor loading."""
         return [
             digest
             for digest, use in self._uses.items()

@@ -1,8 +1,7 @@
-"""What adapters make of a layer's output besides adding to it: a factor and a shift of each column.
+"""Output factors and shifts: what adapters do to a layer's output besides the low-rank update.
 
-Of LoRA's relatives DoRA, IA3 and trained biases are no more than that, so steps with them go the
-way of all others: both vectors lie in the slab behind the rank rows of their adapter, and whoever
-applies B applies them.
+DoRA, IA3 and trained biases reduce to these, so steps with them run like all others: both vectors
+are stored in the slab after the adapter's rank rows, and are applied together with B.
 
 Legend: N output width of a layer.
 """
@@ -15,12 +14,12 @@ if TYPE_CHECKING:
     import torch
 
 FACTOR, SHIFT = 1, 2
-"""What is done to a layer, as bits of one number."""
+"""Bit flags: what is applied to a layer's output."""
 VECTORS = 2
 """Rows of float32 that a group takes, over the outputs of all its parts: factors, then shifts.
 
-An adapter that has any has a granule more than its rank takes (`RowSize.rows_of`), which is twice
-as much at least.
+An adapter with any of them has at least one granule more than its rank needs (`RowSize.rows_of`),
+which is more than enough.
 """
 
 
@@ -28,7 +27,7 @@ as much at least.
 class Affine:
     """`y * factor + shift`, for the output y of a layer with its low-rank change; float32.
 
-    What is None is not done.
+    None: not applied.
     """
 
     factor_N: "torch.Tensor | None" = None
@@ -39,16 +38,16 @@ class Affine:
 
     @property
     def kinds(self) -> int:
-        """`FACTOR` and `SHIFT`, as far as they are there."""
+        """The flags `FACTOR` and `SHIFT` of the vectors that are present."""
         return FACTOR * (self.factor_N is not None) + SHIFT * (self.shift_N is not None)
 
     def of(self, y: "torch.Tensor") -> "torch.Tensor":
-        """Return what becomes of `y`, [..., N]; in float32, if anything does."""
+        """Return `y`, [..., N], with factor and shift applied; in float32 if there are any."""
         y = y if self.factor_N is None else y * self.factor_N
         return y if self.shift_N is None else y + self.shift_N
 
     def times(self, factor_N: "torch.Tensor") -> "Affine":
-        """Return the same with `factor_N` applied after it."""
+        """Return this followed by a multiplication with `factor_N`."""
         return Affine(
             factor_N if self.factor_N is None else self.factor_N * factor_N,
             None if self.shift_N is None else self.shift_N * factor_N,
@@ -58,7 +57,7 @@ class Affine:
 def vectors_of(
     affine: Mapping[int, Mapping[int, Affine]],
 ) -> "Iterator[tuple[int, int, int, torch.Tensor]]":
-    """Yield group, layer, 0 for factors or 1 for shifts, and the vector, for all that there are."""
+    """Yield (group, part, 0 for factors or 1 for shifts, vector) of all vectors in `affine`."""
     for group, parts in affine.items():
         for part, each in parts.items():
             for kind, vector_N in enumerate((each.factor_N, each.shift_N)):
@@ -69,7 +68,7 @@ def vectors_of(
 def with_vectors(
     affine: Mapping[int, Mapping[int, Affine]], vectors: "Iterable[torch.Tensor]"
 ) -> dict[int, dict[int, Affine]]:
-    """Return `affine` with `vectors` in place of what `vectors_of` yields, in its order."""
+    """Return `affine` with its vectors replaced by `vectors`, in the order of `vectors_of`."""
     following = iter(vectors)
     return {
         group: {

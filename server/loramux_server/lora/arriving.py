@@ -1,4 +1,4 @@
-"""A file on its way to memory: its first bytes are used while the rest is read and hashed."""
+"""Streaming file reads: the first bytes are used while the rest is still read and hashed."""
 
 import os
 import threading
@@ -19,10 +19,9 @@ _MAX_SEALS = 1 << 16
 
 
 class Seals:
-    """Seals by digest, found out of files that came without one or with a wrong one.
+    """Seals (fast hashes) by digest, computed for files without a seal or with a wrong one.
 
-    That is done when the load has ended for which the file was read, unless another one follows at
-    once.
+    A missing seal is computed after the file's load has ended, unless another load follows at once.
     """
 
     def __init__(self) -> None:
@@ -30,23 +29,23 @@ class Seals:
         self._untold: deque[tuple[str, str]] = deque(maxlen=_MAX_SEALS)
 
     def get(self, digest: str) -> str | None:
-        """Return the seal of the file with `digest`, if it was found."""
+        """Return the seal of the file with `digest`, if known."""
         return self._found.get(digest)
 
     def put(self, digest: str, seal: str) -> None:
-        """Note a seal; those that were noted first are forgotten where there are too many."""
+        """Store a seal; the oldest ones are dropped if there are too many."""
         while len(self._found) >= _MAX_SEALS:
             self._found.pop(next(iter(self._found)), None)
         self._found[digest] = seal
         self._untold.append((digest, seal))
 
     def take(self) -> dict[str, str]:
-        """Return, once, what was found: digest -> seal."""
+        """Return the seals found since the last call: digest -> seal."""
         return dict(self._untold.popleft() for _ in range(len(self._untold)))
 
 
 class Arriving:
-    """The bytes of a file, of which more come until all are there."""
+    """The bytes of a file that is being read by another thread."""
 
     def __init__(self, room: memoryview, digest: str, seal: str, seals: Seals) -> None:
         self._room = room
@@ -58,14 +57,14 @@ class Arriving:
         self._has_ended = False
         self._more = threading.Condition()
         self.reading: Future[str]
-        """Ends with a hash of all bytes, or with the error of a read."""
+        """Resolves to the hash of all bytes, or to the error of a read."""
 
     def __len__(self) -> int:
-        """Return the bytes of the whole file, as long as it was when it was opened."""
+        """Return the size of the file in bytes when it was opened."""
         return len(self._room)
 
     def __getitem__(self, span: slice) -> memoryview:
-        """Wait for `span`, and return it; it is shorter where the file has ended.
+        """Wait for `span`, and return it; it is shorter if the file ends before.
 
         Raises:
             OSError: The file cannot be read.
@@ -75,12 +74,12 @@ class Arriving:
         with self._more:
             self._more.wait_for(lambda: self._end >= end or self._has_ended)
         if self._end < end:
-            self.reading.result()  # raises what ended it
+            self.reading.result()  # raises the error that ended it, if any
             data = self._room[: self._end][span]
         return data
 
     def is_right(self) -> bool:
-        """Wait for the whole file, and return whether its bytes have its digest.
+        """Wait for the whole file, and return whether its bytes match its seal or digest.
 
         Raises:
             OSError: The file cannot be read.
@@ -91,7 +90,7 @@ class Arriving:
             return self._is_verified
         if found == self._seal:
             return True
-        # It may be the seal that is wrong.
+        # The seal itself may be wrong: the digest decides.
         digest = Digest()
         for piece in self._pieces():
             digest.update(piece)
@@ -101,7 +100,7 @@ class Arriving:
         return is_right
 
     def seal(self, is_in_the_way: threading.Event) -> None:
-        """Note the seal of the file, if it is right and has none, unless that is in the way."""
+        """Compute and store the seal of a file verified by digest; stop if `is_in_the_way`."""
         if not self._is_verified:
             return
         seal = Seal()
@@ -112,7 +111,7 @@ class Arriving:
         self._seals.put(self._digest, seal.text())
 
     def read(self, file: FileIO) -> str:
-        """Take in all of `file`, and return its seal, or its digest if no seal is known."""
+        """Read all of `file`, and return its seal, or its digest if no seal is known."""
         hashed: Hash = Seal() if self._seal else Digest()
         room = self._room
         try:
@@ -129,36 +128,36 @@ class Arriving:
         return hashed.text()
 
     def _pieces(self) -> Iterator[memoryview]:
-        """Yield all that was read."""
+        """Yield the bytes read, piece by piece."""
         for begin in range(0, self._end, _PIECE):
             yield self._room[begin : min(begin + _PIECE, self._end)]
             give_way()
 
 
 class Reader(threading.local):
-    """Reads one file at a time for each thread.
+    """Reads one file at a time per thread.
 
-    The room for its bytes is used again: new memory costs more than what is read.
+    The buffer is reused: allocating new memory takes longer than reading the file.
     """
 
     seals: ClassVar[Seals] = Seals()
-    """All threads have them in common."""
+    """Shared by all threads."""
 
     def __init__(self) -> None:
         self._kept = bytearray()
-        # It begins with the first file, and gives way as the thread does that begins it.
+        # Starts with the first file, and inherits the priority of the thread that starts it.
         self._helper = ThreadPoolExecutor(1, thread_name_prefix="read")
         self._is_in_the_way = threading.Event()
-        """What the helper still does for the file before is."""
+        """Tells the helper to stop computing the previous file's seal."""
 
     @contextmanager
     def reading(self, path: Path, digest: str, seal: str = "") -> Iterator[Arriving]:
-        """Read the file at `path` while the block runs; its bytes are gone after it.
+        """Read the file at `path` while the block runs; its bytes are invalid after the block.
 
         Args:
             path: The file.
-            digest: What it should have.
-            seal: What it should have, too; empty if that is not known.
+            digest: Its expected digest.
+            seal: Its expected seal; empty if unknown.
 
         Raises:
             OSError: It cannot be opened.
@@ -166,10 +165,10 @@ class Reader(threading.local):
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb", buffering=0) as file:
             size = os.fstat(descriptor).st_size
-            if hasattr(os, "posix_fadvise"):  # the disk goes on reading while what came is hashed
+            if hasattr(os, "posix_fadvise"):  # read ahead from disk while hashing
                 os.posix_fadvise(descriptor, 0, size, os.POSIX_FADV_WILLNEED)
             self._is_in_the_way.set()
-            self._helper.submit(self._is_in_the_way.clear).result()  # it does one after the other
+            self._helper.submit(self._is_in_the_way.clear).result()  # runs after the previous task
             room = self._kept if size <= len(self._kept) else bytearray(size)
             if size <= _MAX_KEPT:
                 self._kept = room
@@ -178,5 +177,5 @@ class Reader(threading.local):
             try:
                 yield arriving
             finally:
-                arriving.reading.exception()  # the file is needed until then
+                arriving.reading.exception()  # the file must stay open until then
                 self._helper.submit(arriving.seal, self._is_in_the_way)

@@ -1,19 +1,19 @@
-"""Bytes of a memory that has no places: who has how many of them."""
+"""An allocator that only counts bytes, without addresses."""
 
 from collections.abc import Collection, Iterable
 
 
 class ByteBudget:
-    """Hands out `capacity` bytes."""
+    """Allocates up to `capacity` bytes."""
 
     def __init__(self, num_bytes: int) -> None:
         self.capacity = num_bytes
         self.num_used = 0
-        """Bytes that are handed out."""
+        """Allocated bytes."""
         self._sizes: dict[str, int] = {}
 
     def allocate(self, key: str, size: int) -> bool:
-        """Give `key` so many bytes; False, and no change, if fewer are left."""
+        """Allocate `size` bytes to `key`; return False, unchanged, if fewer are left."""
         if self.num_used + size > self.capacity:
             return False
         self._sizes[key] = size
@@ -21,18 +21,18 @@ class ByteBudget:
         return True
 
     def release(self, key: str) -> None:
-        """Take back the bytes of `key`."""
+        """Free the bytes of `key`."""
         self.num_used -= self._sizes.pop(key)
 
     def victims(self, size: int, order: Iterable[str], pinned: Collection[str]) -> list[str] | None:
-        """Return who has to go for `size` bytes to be free; None if it is nobody's going.
+        """Return the keys to evict for `size` free bytes; None if that is impossible.
 
-        All of them are needed, and the last of them comes as early in `order` as can be.
+        The set is minimal, and its last member is as early in `order` as possible.
 
         Args:
             size: Bytes that are needed.
-            order: Everybody who has bytes, in the order in which they are to go.
-            pinned: Those who cannot go; others may be among them.
+            order: All keys with bytes, in eviction order.
+            pinned: Keys that must stay; may include keys without bytes.
         """
         if sum(self._sizes.get(key, 0) for key in pinned) + size > self.capacity:
             return None
@@ -51,6 +51,6 @@ class ByteBudget:
         return victims
 
     def check(self, keys: Collection[str]) -> None:
-        """Assert that `keys` have bytes, and nobody else, and no more than there are."""
+        """Assert that exactly `keys` have bytes, within the capacity."""
         assert self._sizes.keys() == set(keys), "bytes leaked"
         assert self.num_used == sum(self._sizes.values()) <= self.capacity

@@ -1,11 +1,10 @@
-"""What adapters do to the base beside low-rank changes: vectors and modules of their own.
+"""What adapters change in the base besides low-rank updates: vectors, weights and modules.
 
-Factors and shifts of outputs go to the slab (`lora/affine.py`). All else is done where the method
-does it. What is before and behind the layers, such as embeddings, the last norm and the layer that
-makes logits, leaves them as they are; a step in which a token has anything else goes through the
-model's own layers, one operation after the other. Steps without know nothing of this. Virtual
-tokens change no layer: unless there is something beside them, the step that puts them in their
-place goes the usual way.
+Factors and shifts of outputs are stored in the slab (`lora/affine.py`). Everything else is applied
+where the method applies it. Edits of modules before or after the layers (embeddings, last norm,
+output layer) do not affect how the layers run. A step in which a token has any other edit runs the
+model's own layers, operation by operation. Steps without edits are unaffected. Virtual tokens
+change no layer: a step that inserts them, and has no other edits, runs as usual.
 
 Legend: T tokens, K input width, N output width of a layer.
 """
@@ -36,15 +35,14 @@ if TYPE_CHECKING:
 _FACTORS = frozenset({EditKind.MAGNITUDE, EditKind.OUTPUT_FACTOR, EditKind.INPUT_FACTOR})
 _SHIFTING = frozenset({EditKind.MAGNITUDE, EditKind.BIAS, EditKind.ADDED_BIAS})
 _PADDED_TO = 32
-"""A matrix rests with a multiple of so many outputs at most: see `register_tile.PANEL`."""
+"""Stored matrices are padded to a multiple of at most this many outputs: `register_tile.PANEL`."""
 
 
 @dataclass(frozen=True, slots=True)
 class LayerEdit:
-    """What is done to one linear layer: `y = affine.of(layer(x * input))`.
+    """The edit of one linear layer: `y = affine.of(layer(x * input))`.
 
-    The layer has its low-rank change in it. Where there is a weight, that is the layer. What is
-    None is not done.
+    `layer` includes the low-rank change; a `weight` replaces the base's. None: not applied.
     """
 
     weight: "SavedLinear | None" = None
@@ -53,61 +51,61 @@ class LayerEdit:
 
 
 class ModuleEdit(Protocol):
-    """What is done to a module that is no packed linear layer; a dataclass of tensors."""
+    """The edit of a module that is not a packed linear layer; a dataclass of tensors."""
 
     def __call__(self, module: "nn.Module", x: "torch.Tensor", y: "torch.Tensor") -> "torch.Tensor":
-        """Return what takes the place of `y`; that may be `y` with other numbers in it.
+        """Return the replacement of `y`, which may be `y` modified in place.
 
         Args:
-            module: The module as it stands in the model.
-            x: What it was given for the tokens of the adapter, [T] or [T, K].
-            y: What it made of that, [T, N].
+            module: The base's module.
+            x: Its input for the adapter's tokens, [T] or [T, K].
+            y: Its output for them, [T, N].
         """
 
 
 @dataclass(frozen=True, slots=True)
 class Edits:
-    """Everything that one adapter does beside its low-rank changes of layers in the slab.
+    """Everything that one adapter does besides low-rank changes of layers in the slab.
 
-    Tensors are of float32. Weights that take the place of the base's are in its number format; but
-    matrices that were saved in 16 bits rest in these where the base has float32.
+    Tensors are float32. Weights that replace the base's have the base's dtype, except that matrices
+    saved in 16 bits stay in 16 bits if the base is float32.
     """
 
     affine: Mapping[int, Mapping[int, Affine]] = field(default_factory=dict)
-    """Number of a group of layers -> number of a layer in it -> what becomes of its output."""
+    """Group of layers -> part (layer) of it -> factor and shift of its output."""
     layers: Mapping[int, Mapping[int, LayerEdit]] = field(default_factory=dict)
-    """Likewise, what else is done to that layer."""
+    """Group -> part -> the layer's other edits."""
     modules: Mapping[str, ModuleEdit] = field(default_factory=dict)
-    """Name of another module in the layers -> what is done to that."""
+    """Name of another module inside the layers -> its edit."""
     experts: Mapping[str, "ExpertsEdit"] = field(default_factory=dict)
-    """Name of a layer's experts -> what is done to their matrices, as these rest."""
+    """Name of a layer's experts module -> the changes of its matrices, in storage format."""
     routers: Mapping[str, "RouterEdit"] = field(default_factory=dict)
-    """Name of what chooses among experts -> its weight."""
+    """Name of a router of experts -> its edit."""
     ends: Mapping[str, ModuleEdit] = field(default_factory=dict)
-    """Name of a module before or behind the layers -> likewise."""
+    """Name of a module before or after the layers -> its edit."""
     vocab_size: int = 0
-    """Tokens that the base has with this adapter; 0 if as many as ever."""
+    """Vocabulary size of the base with this adapter; 0 if unchanged."""
     virtual: Virtual | None = None
-    """What stands before every prompt."""
+    """Virtual tokens before every prompt."""
     head: "Head | LayeredHead | LayersHead | None" = None
-    """What reads hidden states in place of the layer of logits."""
+    """The head that reads hidden states instead of the output layer (LM head)."""
 
     def __bool__(self) -> bool:
         return self.changes or self.virtual is not None or self.head is not None
 
     @property
     def changes(self) -> bool:
-        """Whether anything is done to layers and modules."""
+        """Whether layers or modules are changed."""
         return bool(self.affine) or self.acts
 
     @property
     def acts(self) -> bool:
-        """Whether anything is that the slab does not have."""
+        """Whether any change is not stored in the slab."""
         return self.takes_layers or bool(self.ends or self.vocab_size)
 
     @property
     def takes_layers(self) -> bool:
-        """Whether anything is that takes the model's own layers."""
+        """Whether any edit is inside the layers, so that the model's own layers have to run."""
         return bool(self.layers or self.modules or self.experts or self.routers)
 
     @property
@@ -116,12 +114,12 @@ class Edits:
         return sum(tensor.nbytes for tensor in _tensors(self))
 
     def to(self, device: "torch.device") -> "Edits":
-        """Return the same on `device`, less what the slab has."""
+        """Return a copy on `device`, without the vectors that are stored in the slab."""
         return _moved(replace(self, affine={}), device)
 
 
 def num_edit_bytes(package: Package) -> int:
-    """Return the most bytes that `package` takes in memory beside A and B in the slab."""
+    """Return an upper bound of the bytes that `package` takes besides A and B in the slab."""
     num_bytes = 0
     shifted: set[str] = set()
     for edit in package.edits:
@@ -129,11 +127,11 @@ def num_edit_bytes(package: Package) -> int:
             num_bytes += 4 * edit.width
         elif edit.kind is EditKind.PARAMETER:
             num_bytes += _parameter_bytes(edit.tensor)
-        elif edit.kind is EditKind.TOKENS:  # once for each of two modules that may be tied
+        elif edit.kind is EditKind.TOKENS:  # for embeddings and output layer, which may be tied
             num_bytes += 2 * (4 * edit.width + 8 * len(edit.tokens))
         elif edit.kind is EditKind.SHARED_WEIGHT:  # likewise
             num_bytes += 2 * _parameter_bytes(edit.tensor)
-        # DoRA moves the bias that the base has.
+        # DoRA changes the effect of the base's bias, which takes a shift.
         if edit.kind in _SHIFTING and edit.module not in shifted:
             shifted.add(edit.module)
             num_bytes += 4 * edit.width
@@ -149,7 +147,7 @@ def num_edit_bytes(package: Package) -> int:
 
 
 def num_sight_bytes(package: Package) -> int:
-    """Return the bytes of what `package` does to what sees images, which rests as it was saved."""
+    """Return the bytes of the changes of `package` to vision modules, which are kept as saved."""
     sight = package.contents.sight
     if sight is None:
         return 0
@@ -158,9 +156,9 @@ def num_sight_bytes(package: Package) -> int:
 
 
 def _head_bytes(package: Package) -> int:
-    """Return the most bytes that a head takes, with layers before it that the base has, too.
+    """Return an upper bound of the bytes of a head, including layers of the base's own head.
 
-    A changed layer is one of its own.
+    Changed layers are counted as full weights.
     """
     head, behind = package.head, package.contents.behind
     if head is None:
@@ -173,18 +171,18 @@ def _head_bytes(package: Package) -> int:
 
 
 def rests_as_saved(tensor: TensorInfo) -> bool:
-    """Return whether `tensor`, which takes the place of a parameter, rests in no more bits.
+    """Return whether `tensor`, which replaces a parameter, stays in the format it was saved in.
 
-    So do matrices, which are computed with as they rest, or in pieces. Others are small.
+    That holds for matrices, which are used as stored or widened in pieces. Others are small.
     """
     return len(tensor.shape) == 2
 
 
 def _experts_bytes(package: Package) -> int:
-    """Return the most bytes that changes of experts take.
+    """Return an upper bound of the bytes of expert changes.
 
-    All experts of a layer have as many rows as the one that is changed most; of 16 bits rows come
-    in pairs.
+    All experts of a layer have as many rows as the one with the largest rank; 16-bit rows come in
+    pairs.
     """
     found: dict[tuple[str, bool], list[ExpertLora]] = {}
     for change in package.contents.experts:
@@ -202,7 +200,7 @@ def _experts_bytes(package: Package) -> int:
 
 
 def _width_out(change: ExpertLora) -> int:
-    is_half = change.projection in (Projection.GATE, Projection.UP)  # they lie side by side
+    is_half = change.projection in (Projection.GATE, Projection.UP)  # stored side by side
     return change.features[1] * (2 if is_half else 1)
 
 
@@ -210,10 +208,10 @@ Value = TypeVar("Value")
 
 
 def _parameter_bytes(tensor: TensorInfo) -> int:
-    """Return the most bytes that `tensor` takes in place of a parameter."""
+    """Return an upper bound of the bytes that `tensor` takes in place of a parameter."""
     if not rests_as_saved(tensor):
         return 4 * math.prod(tensor.shape)
-    rows, columns = tensor.shape  # of some layers, the other way round
+    rows, columns = tensor.shape  # transposed in some layers
     padded_rows, padded_columns = (-(-size // _PADDED_TO) * _PADDED_TO for size in (rows, columns))
     return ITEM_BYTES[tensor.dtype] * max(padded_rows * columns, rows * padded_columns)
 
@@ -237,6 +235,6 @@ def _moved(value: Value, device: "torch.device") -> Value:
         return replace(value, **moved)  # type: ignore[type-var]
     if not hasattr(value, "nbytes"):
         return value
-    from loramux_server.kernels.sending import send  # the store, which imports this, has no torch
+    from loramux_server.kernels.sending import send  # the store imports this module without torch
 
     return send(value, device)  # type: ignore[arg-type, return-value]

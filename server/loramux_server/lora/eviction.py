@@ -1,4 +1,4 @@
-"""In which order adapters leave a tier when others need their room."""
+"""Eviction policies: the order in which adapters leave a tier."""
 
 from bisect import bisect_left, insort
 from collections import OrderedDict
@@ -8,26 +8,26 @@ from typing import Protocol
 
 
 class Eviction(Protocol):
-    """An order of the adapters that have room in a tier. Knows sizes, uses and what loads took."""
+    """Orders the adapters that have room in a tier, by their sizes, uses and load times."""
 
     def came(self, digest: str, size: int) -> None:
-        """Note that an adapter got so much room; it is on its way."""
+        """Record that `size` was allocated to an adapter, whose load starts."""
 
     def loaded(self, digest: str, seconds: float) -> None:
-        """Note that it is here, and what it took to bring it."""
+        """Record that its load is done, and took `seconds`."""
 
     def used(self, digest: str) -> None:
-        """Note that a request uses it now."""
+        """Record a use by a request."""
 
     def went(self, digest: str, *, is_evicted: bool) -> None:
-        """Note that it is gone, for others if it `is_evicted`."""
+        """Record that it left the tier; `is_evicted`: to make room for another."""
 
     def order(self) -> Iterable[str]:
-        """Yield all that have room, those first that are to go first."""
+        """Yield all adapters that have room, in eviction order."""
 
 
 class LeastRecentlyUsed:
-    """What was not used for longest goes first."""
+    """LRU: evicts the adapter whose last use is longest ago."""
 
     def __init__(self) -> None:
         self._order: OrderedDict[str, None] = OrderedDict()
@@ -54,28 +54,28 @@ class LeastRecentlyUsed:
 
 @dataclass(slots=True)
 class _Worth:
-    """What speaks for an adapter."""
+    """What an adapter's priority is computed from."""
 
     size: int
     uses: int = 0
     seconds: float = 0.0
     place: tuple[float, int, str] = (0.0, 0, "")
-    """Its priority, when it was last used, and its digest."""
+    """Sort key: priority, sequence number of the last update, digest."""
 
 
 class CostAware:
-    """What costs least to bring back, for the room it takes, goes first: load time x popularity.
+    """Evicts the adapter with the least uses x load time per size.
 
     GreedyDual-Size-Frequency: the priority is the tier's age plus uses x load time / size, and the
-    age is the priority of what went last, so that what was popular once goes in the end. (Ludmila
+    age is the highest priority evicted so far, so that formerly popular adapters age out. (Ludmila
     Cherkasova, Improving WWW Proxies Performance with Greedy-Dual-Size-Frequency Caching Policy,
-    HP Laboratories HPL-98-69R1, 1998.) Of equals the least recently used goes first.
+    HP Laboratories HPL-98-69R1, 1998.) Ties go to the least recently used.
     """
 
     def __init__(self) -> None:
         self._worth: dict[str, _Worth] = {}
         self._places: list[tuple[float, int, str]] = []
-        """The places of all, in order."""
+        """Sort keys of all adapters, in order."""
         self._age = 0.0
         self._num_uses = 0
 
@@ -112,7 +112,7 @@ class CostAware:
     def _put(self, digest: str) -> None:
         worth = self._worth[digest]
         self._num_uses += 1
-        # Who brought it is about to use it.
+        # At least one use: the request that caused the load is about to use it.
         priority = self._age + max(1, worth.uses) * worth.seconds / worth.size
         worth.place = (priority, self._num_uses, digest)
         insort(self._places, worth.place)
@@ -124,4 +124,4 @@ class CostAware:
 
 
 EVICTIONS: Mapping[str, Callable[[], Eviction]] = {"lru": LeastRecentlyUsed, "cost": CostAware}
-"""By the value of `--eviction`."""
+"""Value of `--eviction` -> policy."""

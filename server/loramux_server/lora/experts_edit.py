@@ -1,6 +1,6 @@
-"""What an adapter does to the experts of a layer: a low-rank change of the matrices of each.
+"""Adapters' low-rank changes of the experts of a layer.
 
-Legend: E experts, R rows that an expert has, K input width, N output width of its matrix.
+Legend: E experts, R rank rows per expert, K input width, N output width of its matrix.
 """
 
 from collections.abc import Sequence
@@ -15,22 +15,22 @@ from loramux_server.wire.weight_format import WeightFormat
 
 @dataclass(frozen=True, slots=True)
 class ExpertRows:
-    """The change of one matrix of all experts, as a slab of its own has it.
+    """The changes of one matrix of all experts, in a slab of their own.
 
-    Expert e has the rows from e * size on. Those whose matrix is not changed have zeros.
+    Expert e has `size` rows from e * size on. Unchanged experts have zeros.
     """
 
     a_RK: torch.Tensor
-    """[E * R, K], float32 or memory taken for it."""
+    """[E * R, K], float32, or 16-bit weights viewed as float32."""
     b_RN: torch.Tensor
     size: int
-    """Rows of float32 that an expert has."""
+    """Rows of float32 per expert."""
     rank: int
     scale: float
     format: WeightFormat
 
     def segments(self, start_S: Int32, end_S: Int32, expert_S: Int32) -> Segments:
-        """Return which expert's change applies to which rows of a batch."""
+        """Return segments that apply the change of `expert_S` to rows `start_S` to `end_S`."""
         num_runs = len(start_S)
         return Segments(
             start_S=start_S,
@@ -45,43 +45,44 @@ class ExpertRows:
 
 @dataclass(frozen=True, slots=True)
 class ExpertsEdit:
-    """The changes of one layer's experts; what is None is not changed."""
+    """The changes of one layer's experts; None: unchanged."""
 
     first: ExpertRows | None
-    """Of what the gate and the other first matrix make, side by side."""
+    """Of gate and up, with outputs side by side, or of up alone."""
     last: ExpertRows | None
+    """Of down."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertPiece:
-    """The change of some experts' outputs `begin` to `begin` + N."""
+    """A change of outputs `begin` to `begin` + N, of all experts or of one."""
 
     a_ERK: torch.Tensor
     b_ERN: torch.Tensor
     scale: float
     begin: int = 0
     number: int | None = None
-    """The expert, where it is that of one."""
+    """The expert, if it is a change of only one."""
 
 
 def rows_of(
     pieces: Sequence[ExpertPiece], num_experts: int, features: tuple[int, int],
     form: WeightFormat, dtype: torch.dtype,
 ) -> ExpertRows:  # fmt: skip
-    """Return the change that `pieces` are together; of one expert they have rows of their own.
+    """Return the combined change of `pieces`; each gets its own rank rows in an expert.
 
     Args:
         pieces: At least one.
         num_experts: Experts of the layer.
-        features: Widths of the input and of the output of their matrix.
-        form: In which format it rests.
-        dtype: The same as torch calls it.
+        features: Input and output width of their matrix.
+        form: The storage format.
+        dtype: The same as a torch dtype.
     """
     used_E = [0] * num_experts
     for piece in pieces:
         for expert in _experts(piece, num_experts):
             used_E[expert] += piece.a_ERK.shape[1]
-    # The largest, so that in the others nothing grows out of the format.
+    # The largest scale, so that rescaling B of the other pieces cannot overflow.
     rank, scale = max(used_E), max(piece.scale for piece in pieces)
     per_row = torch.float32.itemsize // dtype.itemsize
     size = -(-rank // per_row)
@@ -92,7 +93,7 @@ def rows_of(
     for piece in pieces:
         _, num_rows, width = piece.b_ERN.shape
         columns = slice(piece.begin, piece.begin + width)
-        # All have one scale in what PEFT saves, unless patterns say otherwise.
+        # PEFT saves all with one scale, unless patterns (rank_pattern, alpha_pattern) differ.
         b_piece = piece.b_ERN if piece.scale == scale else piece.b_ERN * (piece.scale / scale)
         for at, expert in enumerate(_experts(piece, num_experts)):
             rows = slice(used_E[expert], used_E[expert] + num_rows)
@@ -107,5 +108,5 @@ def _experts(piece: ExpertPiece, num_experts: int) -> range:
 
 
 def _as_float32(rows_ERK: torch.Tensor) -> torch.Tensor:
-    """Return the memory of `rows_ERK` as rows of float32."""
+    """Return `rows_ERK` viewed as rows of float32."""
     return rows_ERK.view(-1).view(torch.float32).view(-1, rows_ERK.shape[2])

@@ -1,8 +1,7 @@
-"""The device tier on a GPU: A rows lie behind the base weights that take the same input.
+"""The device tier on a GPU: A rows are stored after the base weights that take the same input.
 
-So one matmul computes both, and adapters need no kernel of their own for A. All weights are in the
-model's format. Where base layers are quantised there is nothing that the A rows could go on from;
-they lie alone.
+So one matmul computes both, and A needs no kernel of its own. All weights have the model's dtype.
+The A rows of quantized base layers, which have no plain weight matrix, are stored separately.
 
 Legend: E base rows and A rows of a group, K input width, N output width, R rank rows.
 """
@@ -27,16 +26,16 @@ from loramux_server.lora.weights import Weights
 from loramux_server.wire.weight_format import Resting
 
 _MOST_BYTES = 256 << 20
-"""Of an adapter that are twice on the device while they are put in place, for each thread of loads,
-unless one matrix has more."""
+"""Bytes of an adapter that are staged on the device at a time while it is loaded, per load thread;
+a larger matrix is staged whole."""
 
 
 class ExtendedSlab(Slab):
-    """A slab in which a group's A rows go on where its base weights end.
+    """A slab in which a group's A rows follow its base weights.
 
-    An adapter comes in one copy from pinned memory, or a few, on a stream of its own, and is then
-    put in place on the device. What runs meanwhile reads none of its rows: whoever had them before
-    has ended, and nothing is put in place before the last step has ended that was started by then.
+    An adapter is copied from pinned memory in one piece, or a few, on a separate stream, and then
+    scattered to its rows on the device. Running steps do not read these rows: the scatter waits for
+    the last step started before it, and requests that used the rows' previous owner have ended.
     """
 
     packs = True
@@ -50,22 +49,22 @@ class ExtendedSlab(Slab):
         is_plain: Sequence[bool] | None = None,
         rooms: Rooms | None = None,
     ) -> None:
-        """Make room for `num_rows` rank rows of `dtype`, or a few less: granules are whole.
+        """Allocate `num_rows` rank rows of `dtype`, rounded down to whole granules.
 
         Args:
-            shapes: Of each group.
+            shapes: Shape of each group.
             num_rows: Rank rows.
-            device: Where they lie.
-            dtype: Their format.
-            is_plain: For each group whether `place` brings its base weights; all are by default.
-            rooms: Where adapters lie on the host; by default each has memory of its own.
+            device: Their device.
+            dtype: Their dtype.
+            is_plain: Per group, whether `place` will be called with its base weights; default all.
+            rooms: Pool of host buffers for adapters; by default each has memory of its own.
         """
         if is_plain is None:
             is_plain = [True] * len(shapes)
         self.shapes = shapes
         self.num_rows = num_rows = num_rows // GRANULE * GRANULE
         self.resting = Resting(FORMATS[dtype], is_only=True)
-        """In which format an adapter rests here."""
+        """The storage format of adapters."""
         self.extended = [None] * len(shapes)
         self.a = [
             torch.empty(0 if here else shape.num_parts * num_rows, shape.in_features,
@@ -79,7 +78,7 @@ class ExtendedSlab(Slab):
         num_parts = max(shape.num_parts for shape in shapes)
         self.table = AdapterTable.empty(len(shapes), num_rows, num_parts, device)
         self._fence: torch.cuda.Event | None = None
-        """The end of the last step that was started."""
+        """Event after the last step that was started."""
         self._device, self._dtype = device, dtype
         self._rooms = rooms
         self._columns = [np.cumsum((0, *shape.out_features)).tolist() for shape in shapes]
@@ -88,10 +87,10 @@ class ExtendedSlab(Slab):
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def place(self, group: int, weight_NK: torch.Tensor) -> torch.Tensor:
-        """Copy the base weights of `group` to where its A rows follow, and return them there.
+        """Copy the base weights of `group` before its A rows, and return the copy.
 
-        Memory is taken here, so that a model whose weights are let go of one by one fits a device
-        that it would not fit twice.
+        Memory is allocated here, group by group, so that the original weights can be freed one by
+        one: the device need not hold the model twice.
         """
         shape, base = self.shapes[group], len(weight_NK)
         extended = torch.empty(
@@ -102,20 +101,20 @@ class ExtendedSlab(Slab):
         return extended[:base].copy_(weight_NK)
 
     def beside(self) -> AbstractContextManager[object]:
-        """Let what a load computes on the device run beside the steps while the block runs."""
+        """Run the block's device work on the load stream, concurrently with steps."""
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
     def note_step(self) -> None:
-        """Let what is written from now on wait for the step that was just started."""
+        """Make later writes wait for the step that was just started."""
         if self._stream is not None:
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
             self._fence = event
 
     def pack(self, adapter: PackedAdapter) -> PackedAdapter:
-        """Return `adapter` with its weights as they will lie here, in one piece, for one copy.
+        """Return `adapter` with its weights in one host buffer, in slab layout, for a single copy.
 
-        What its rows have and nobody reads is left as the memory was. Factors and shifts come last.
+        Unused parts of its rows stay uninitialized. Factors and shifts come last.
         """
         dtype, pieces = DTYPES[adapter.format], self._pieces(adapter)
         affine = adapter.edits.affine if adapter.edits else {}
@@ -138,7 +137,7 @@ class ExtendedSlab(Slab):
             n0, n1 = self._columns[group][part : part + 2]
             a_RK = _array(held[group, 0][first : first + rank], layer.a_RK)
             b_RN = _array(held[group, 1][:rank, n0:n1], layer.b_RN)
-            # numpy turns B in two thirds of the time that torch takes.
+            # numpy transposes B in two thirds of the time that torch takes.
             a_RK[...], b_RN[...] = layer.a_RK, layer.b_RN
             layers.append(replace(layer, a_RK=a_RK, b_RN=b_RN))
             give_way()
@@ -149,7 +148,7 @@ class ExtendedSlab(Slab):
         return replace(adapter, layers=layers, blob=blob, edits=edits)
 
     def write(self, row: int, adapter: PackedAdapter) -> None:
-        """Copy `adapter` to the run of rows that begins at `row`, and wait until it is there."""
+        """Copy `adapter` to the run of rows that begins at `row`; return when that is done."""
         if self._stream is None:
             self._write(row, adapter)
             return
@@ -159,7 +158,7 @@ class ExtendedSlab(Slab):
                     self._stream.wait_event(self._fence)
                 self._write(row, adapter)
         finally:
-            # Until then the device reads what `adapter` keeps from being used for another.
+            # Until then the device reads the host buffer, which `adapter` keeps from being reused.
             self._stream.synchronize()
 
     def _write(self, row: int, adapter: PackedAdapter) -> None:
@@ -186,7 +185,7 @@ class ExtendedSlab(Slab):
         self.table.affine_GAP[:, number] = torch.from_numpy(kinds_GP).to(self._device)
 
     def _pieces(self, adapter: PackedAdapter) -> dict[tuple[int, int], torch.Size]:
-        """Return (group, 0 for A or 1 for B) -> shape of the rows that `adapter` has here."""
+        """Return (group, 0 for A or 1 for B) -> shape of the adapter's rows there."""
         size, pieces = adapter.num_rows, {}
         for group in sorted({layer.place.group for layer in adapter.layers}):
             shape = self.shapes[group]
@@ -196,14 +195,14 @@ class ExtendedSlab(Slab):
 
 
 def _split(blob: torch.Tensor, num_weights: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the weights of a blob, and what follows as float32; rows come in even numbers."""
+    """Return the weights of a blob, and the rest as float32; even row counts keep it aligned."""
     return blob[:num_weights], blob[num_weights:].view(torch.float32)
 
 
 def _copy(targets: list[torch.Tensor], sources: torch.Tensor) -> None:
-    """Copy numbers that lie side by side in memory of the host to `targets`, one after the other.
+    """Scatter contiguous host memory to `targets`, in order.
 
-    They come to the device in as few pieces as free memory can be relied on to have room for.
+    It is staged on the device in as few pieces as `_MOST_BYTES` of free memory allow.
     """
     most, begin = _MOST_BYTES // sources.itemsize, 0
     left = deque(targets)
@@ -216,13 +215,13 @@ def _copy(targets: list[torch.Tensor], sources: torch.Tensor) -> None:
         there = sources[begin : begin + size].to(piece[0].device, non_blocking=True)
         torch._foreach_copy_(piece, list(there.split_with_sizes([one.numel() for one in piece])))
         begin += size
-        del there  # or two of them would be there at once
+        del there  # free it before the next piece is allocated
 
 
 _BITS = {2: torch.int16, 4: torch.int32}
 
 
 def _array(values: torch.Tensor, like: Weights) -> Weights:
-    """Return `values` as an array of the type of `like`, in the same memory."""
+    """Return `values` as an array with the dtype of `like`, sharing memory."""
     array: Weights = values.view(_BITS[like.dtype.itemsize]).numpy().view(like.dtype)
     return array

@@ -1,12 +1,12 @@
-"""What a load does after each piece of its work, so that a step never waits for it long."""
+"""Loads yield the CPU after each piece of work, so that a step never waits for them long."""
 
 import os
 
 
 def give_way() -> None:
-    """Let whoever waits for this core have it; nothing happens if nobody does.
+    """Yield this core to another runnable thread, if there is one.
 
-    A thread keeps a core for milliseconds once it has it, which is as long as several layers take.
+    Otherwise a thread keeps its core for milliseconds, as long as several layers take.
     """
     if hasattr(os, "sched_yield"):
         os.sched_yield()

@@ -1,4 +1,4 @@
-"""Heads in memory: of classification, and of spans.
+"""Heads for classification and question answering (spans).
 
 Legend: T tokens, K width of a hidden state, L labels.
 """
@@ -16,9 +16,9 @@ from loramux_server.lora.activations import ACTIVATIONS
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """From the last hidden state of a token to a number for each label; tensors of float32.
+    """A linear layer from a token's last hidden state to a logit per label; float32.
 
-    So are those of adapters for decoders.
+    Adapters for decoders have such heads.
     """
 
     weight_LK: torch.Tensor
@@ -26,7 +26,7 @@ class Head:
 
     def __call__(self, hidden_TK: torch.Tensor) -> torch.Tensor:
         """Return the logits of each label, float32, as [T, L]."""
-        # A product for each token: its bits do not depend on how many tokens a step has.
+        # One product per token, so that its bits do not depend on the number of tokens in a step.
         rows = [
             torch.addmv(self.bias_L, self.weight_LK, hidden_K) for hidden_K in hidden_TK.float()
         ]
@@ -34,60 +34,60 @@ class Head:
 
 
 class LayeredHeads(Protocol):
-    """The heads that transformers' classes have on a base model."""
+    """The heads of transformers' task classes for a base model."""
 
     @property
     def shapes(self) -> Mapping[str, HeadShape]:
-        """What is behind the layers of the base, by task; see `ModelInfo.heads`."""
+        """The modules after the base's layers, by task; see `ModelInfo.heads`."""
 
     def known(self, task: Task) -> Mapping[str, torch.Tensor]:
-        """Return the parameters that were saved with the base, float32, where it is."""
+        """Return the parameters that were saved with the base, float32, on its device."""
 
     def logits(
         self, task: Task, parameters: Mapping[str, torch.Tensor], hidden_TK: torch.Tensor
     ) -> torch.Tensor:
-        """Return what a head makes of a whole text: [1, L], or [T, L] where it reads each token.
+        """Return the logits of a whole text: [1, L], or [T, L] for tasks that read each token.
 
         Args:
-            task: What it is for.
-            parameters: Those that differ from `known`.
+            task: The task of the head.
+            parameters: Parameters that differ from `known`.
             hidden_TK: The last hidden state of each token.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class LayeredHead:
-    """A head as transformers' class for its task has it on an encoder; tensors of float32."""
+    """The head of transformers' task class on an encoder; float32."""
 
     heads: LayeredHeads
     task: Task
     parameters: Mapping[str, torch.Tensor]
-    """Those that the adapter brings or changes."""
+    """Those that the adapter adds or changes."""
 
     def __call__(self, hidden_TK: torch.Tensor) -> torch.Tensor:
         """Return the logits of each label, float32, for all tokens of a text.
 
-        They are [1, L], or [T, L] where the task reads each token. A text is read alone, so that
-        its bits do not depend on what else is in a step.
+        They are [1, L], or [T, L] for tasks that read each token. Each text is computed alone, so
+        that its bits do not depend on the rest of the step.
         """
         return self.heads.logits(self.task, self.parameters, hidden_TK.float())
 
 
 @dataclass(frozen=True, slots=True)
 class LayersHead:
-    """A head of the `adapters` library on an encoder: linear layers one behind the other."""
+    """A head of the `adapters` library on an encoder: an MLP of linear layers."""
 
     task: Task
     layers: Mapping[int, Head]
-    """Number of each, in order -> the layer."""
+    """Index -> layer, in order."""
     activation: str
-    """What is between them."""
+    """The activation function between them."""
 
     def __call__(self, hidden_TK: torch.Tensor) -> torch.Tensor:
         """Return the logits of each label, float32, for all tokens of a text.
 
-        They are [1, L] of its first token, or [T, L] where the task reads each. A text is read
-        alone, so that its bits do not depend on what else is in a step.
+        They are [1, L] of its first token, or [T, L] for tasks that read each token. Each text is
+        computed alone, so that its bits do not depend on the rest of the step.
         """
         x_TK = hidden_TK.float() if self.task.reads_all else hidden_TK[:1].float()
         for number, layer in self.layers.items():
@@ -98,5 +98,5 @@ class LayersHead:
 
 
 def states(hidden_TK: torch.Tensor) -> torch.Tensor:
-    """Return the hidden states themselves, float32: what is read of a text that is embedded."""
+    """Return the hidden states in float32: the head of a text to embed."""
     return hidden_TK.float()

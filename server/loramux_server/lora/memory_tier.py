@@ -1,4 +1,4 @@
-"""One memory tier: which adapters it holds, and which it let go for others."""
+"""One memory tier of the adapter cache: what it holds, and eviction."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Protocol
@@ -9,26 +9,26 @@ from loramux_server.wire.messages import CacheStats
 
 
 class Room(Protocol):
-    """What a tier is made of: rows or bytes."""
+    """The allocator of a tier, which counts rank rows or bytes."""
 
     capacity: int
     num_used: int
 
     def allocate(self, key: str, size: int) -> bool:
-        """Give `key` so much; False, and no change, if it is not there."""
+        """Allocate `size` to `key`; return False, unchanged, if there is no room."""
 
     def release(self, key: str) -> None:
-        """Take back what `key` has."""
+        """Free the allocation of `key`."""
 
     def victims(self, size: int, order: Iterable[str], pinned: Collection[str]) -> list[str] | None:
-        """Return who has to go before `size` can be allocated; None if it is nobody's going."""
+        """Return the keys to evict so that `size` can be allocated; None if that is impossible."""
 
     def check(self, keys: Collection[str]) -> None:
-        """Assert that `keys` have something, and nobody else."""
+        """Assert that exactly `keys` have allocations."""
 
 
 class MemoryTier:
-    """Holds adapters, as many as there is room for."""
+    """Holds adapters within a fixed capacity."""
 
     def __init__(
         self, room: Room, size_of: Callable[[AdapterSource], int], eviction: Eviction
@@ -36,17 +36,17 @@ class MemoryTier:
         """Make an empty tier.
 
         Args:
-            room: What its adapters take.
-            size_of: How much of it an adapter takes.
-            eviction: Who goes first.
+            room: The allocator.
+            size_of: Returns the size of an adapter, in units of the allocator.
+            eviction: The eviction policy.
         """
         self._room = room
         self._size_of = size_of
         self._eviction = eviction
         self._holders: dict[str, tuple[str, int]] = {}
-        """Digest -> tenant and room of each adapter that has room here."""
+        """Digest -> tenant and size of each adapter that has room here."""
         self._reserved: set[str] = set()
-        """Those of them that are on their way."""
+        """Those of them whose loads are in flight."""
         self._hits = 0
         self._misses = 0
         self._evictions = 0
@@ -55,48 +55,48 @@ class MemoryTier:
         return digest in self._holders and digest not in self._reserved
 
     def digests(self) -> set[str]:
-        """Return what is here."""
+        """Return the digests that are resident."""
         return self._holders.keys() - self._reserved
 
     @property
     def capacity(self) -> int:
-        """All the room that there is."""
+        """Total capacity, in units of the allocator."""
         return self._room.capacity
 
     @property
     def holders(self) -> Mapping[str, tuple[str, int]]:
-        """Digest -> tenant and room of each adapter that is here or on its way."""
+        """Digest -> tenant and size of each adapter that is resident or being loaded."""
         return self._holders
 
     def size_of(self, source: AdapterSource) -> int:
-        """Return the room that an adapter takes."""
+        """Return the size of an adapter, in units of the allocator."""
         return self._size_of(source)
 
     def fits(self, source: AdapterSource) -> bool:
-        """Return whether `source` has room here when nothing else has."""
+        """Return whether `source` fits the tier when it is empty."""
         return self._size_of(source) <= self._room.capacity
 
     def look_up(self, digest: str) -> bool:
-        """Return whether an adapter that is asked for is here, and count the hit or miss."""
+        """Return whether a requested adapter is resident, and count the hit or miss."""
         is_hit = digest in self
         self._hits += is_hit
         self._misses += not is_hit
         return is_hit
 
     def touch(self, digest: str) -> None:
-        """Note that an adapter is used now, if it is here."""
+        """Record a use of an adapter, if it is resident."""
         if digest in self:
             self._eviction.used(digest)
 
     def reserve(self, source: AdapterSource, pinned: Collection[str]) -> list[str] | None:
-        """Take room for an adapter that is to come.
+        """Reserve room for an adapter that is about to be loaded.
 
         Args:
             source: The adapter.
-            pinned: Adapters that have to stay.
+            pinned: Digests that must stay.
 
         Returns:
-            Those that went to make the room; None, and no change, if there can be no room.
+            The digests that were evicted for it; None, and no change, if there can be no room.
         """
         size = self._size_of(source)
         evicted = self._room.victims(size, self._eviction.order(), pinned)
@@ -112,23 +112,23 @@ class MemoryTier:
         return evicted
 
     def commit(self, digest: str, seconds: float) -> None:
-        """Note that an adapter that was on its way is here, and what it took to bring it."""
+        """Record that the load of an adapter is done, and its duration."""
         self._reserved.remove(digest)
         self._eviction.loaded(digest, seconds)
 
     def abandon(self, digest: str) -> None:
-        """Give back the room of an adapter that will not come."""
+        """Free the room of an adapter whose load failed."""
         self._reserved.remove(digest)
         self._remove(digest, is_evicted=False)
 
     def evict(self, digest: str, *, makes_room: bool = True) -> None:
-        """Let an adapter go, so that it `makes_room` for another or because it is not needed."""
+        """Remove an adapter: if `makes_room` in favour of another, else because it is obsolete."""
         assert digest in self, "what is on its way cannot go"
         self._remove(digest, is_evicted=makes_room)
         self._evictions += 1
 
     def stats(self, unit_bytes: int = 1) -> CacheStats:
-        """Return the figures, where what the room counts takes `unit_bytes` each."""
+        """Return the tier's statistics, where a unit of the allocator has `unit_bytes`."""
         return CacheStats(
             resident=len(self._holders),
             used_bytes=self._room.num_used * unit_bytes,
@@ -138,7 +138,7 @@ class MemoryTier:
         )
 
     def check(self) -> None:
-        """Assert that room is taken for what is here or on its way, and for nothing else."""
+        """Assert that exactly the resident and loading adapters have room."""
         assert self._reserved <= self._holders.keys(), "what is on its way has no room"
         assert self._holders.keys() == set(self._eviction.order()), "the order lacks some"
         self._room.check(self._holders)

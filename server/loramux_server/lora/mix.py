@@ -1,8 +1,8 @@
-"""One adapter out of several, each times a weight: what it is called, and how it is packed.
+"""Weighted mixes of adapters: their identity, and how they are packed into one adapter.
 
-From where it is packed a mix is an adapter like any other, with rank rows and a prefix cache of its
-own; a step knows nothing of it. The meaning is that of PEFT's `add_weighted_adapter`, with the
-scale of each part taken in and 1 as that of the result.
+Once packed, a mix is an adapter like any other, with rank rows and a prefix cache of its own. The
+semantics are those of PEFT's `add_weighted_adapter`: the scale of each part is folded in, and the
+result has scale 1.
 
 Legend: R rank, K input width, N output width of a layer.
 """
@@ -36,7 +36,7 @@ NOT_MIXABLE: Final = "ADAPTER_NOT_MIXABLE"
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a part does to a layer."""
+    """The low-rank change of one layer by one part, with its factor (scale times weight)."""
 
     a_RK: Weights
     b_RN: Weights
@@ -47,11 +47,10 @@ class Found:
 def mixed(
     sources: Sequence[AdapterSource], weights: Sequence[float], combination: Combination
 ) -> AdapterSource | None:
-    """Return the mix of low-rank adapters, each times its weight; None if that changes nothing.
+    """Return the weighted mix of low-rank adapters; None if all weights are 0.
 
-    They have the same invocation tokens.
-    Several adapters become one of float32, with the sum of their ranks or, where they are summed
-    up factor by factor, the largest.
+    All must have the same invocation tokens. Several adapters become one of float32, whose rank is
+    the sum of their ranks (cat) or the largest (linear).
     """
     pairs = [(source, weight) for source, weight in zip(sources, weights, strict=True) if weight]
     if not pairs:
@@ -110,7 +109,7 @@ def _digest(parts: Sequence[Part], combination: Combination) -> str:
 
 
 def not_mixable(part: Part) -> PackageError:
-    """Return the error of a part of a mix that is more than low-rank changes."""
+    """Return the error for a part of a mix that does more than low-rank changes."""
     return PackageError(
         f"{part.digest} does more than low-rank changes: it cannot be mixed or scaled", NOT_MIXABLE
     )
@@ -124,7 +123,7 @@ def _check_plain(packed: PackedAdapter, part: Part) -> None:
 def _pack(
     source: AdapterSource, parts: Sequence[tuple[PackedAdapter, float]], resting: Resting
 ) -> PackedAdapter:
-    """Return the mix of `parts`, each with its weight."""
+    """Return the mix of `parts`, which are pairs of adapter and weight."""
     found: dict[LayerPlace, list[Found]] = {}
     for packed, weight in parts:
         for layer in packed.layers:
@@ -145,23 +144,23 @@ def _pack(
 
 
 def combined(changes: Sequence[Found], combination: Combination) -> tuple[Array, Array]:
-    """Return A and B, transposed, of the one change that `changes` of a layer become.
+    """Return A [R, K] and B transposed [R, N] of the combined `changes` of a layer.
 
     Raises:
-        PackageError: Their ranks differ, and `combination` takes equal ones.
+        PackageError: Their ranks differ, and `combination` requires equal ones.
     """
     return (_join if combination is Combination.CAT else _add)(changes)
 
 
 def _join(changes: Sequence[Found]) -> tuple[Array, Array]:
-    """Return A and B of a layer whose changes are summed up."""
+    """Return A and B of the sum of the changes: concatenated along the rank."""
     a = [widened(each.a_RK, each.form) * np.float32(each.factor) for each in changes]
     b = [widened(each.b_RN, each.form) for each in changes]
     return np.concatenate(a), np.concatenate(b)
 
 
 def _add(changes: Sequence[Found]) -> tuple[Array, Array]:
-    """Return A and B of a layer, each summed up: half of each factor, its sign with that of A."""
+    """Return the sums of A and of B, each scaled by sqrt(|factor|); A takes the factor's sign."""
     ranks = sorted({len(each.a_RK) for each in changes})
     if len(ranks) > 1:
         raise PackageError(

@@ -1,7 +1,7 @@
-"""What adapters do to modules that are no layers of the slab: embeddings, output, norms and others.
+"""Edits of modules that have no rows in the slab: embeddings, output layer, norms and others.
 
-Legend: T tokens, V tokens of the vocabulary, E tokens that have rows of their own, R rank, K input
-width, N output width.
+Legend: T tokens, V vocabulary size, E tokens with trained rows (experts in `RouterEdit`), R rank,
+K input width, N output width.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,7 @@ from loramux_server.lora.edits import LayerEdit
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """A low-rank change beside the slab; B has its scale in it."""
+    """A low-rank change stored outside the slab; the scale is folded into B."""
 
     a_RK: torch.Tensor
     b_NR: torch.Tensor
@@ -24,38 +24,38 @@ class LowRank:
 
 @dataclass(frozen=True, slots=True)
 class TokenRows:
-    """Rows of some tokens in the weight of embeddings, tokens in ascending order."""
+    """Replacement rows of some tokens in an embedding matrix, tokens in ascending order."""
 
     token_E: torch.Tensor
     row_EK: torch.Tensor
     end: int
-    """The token after the last, known without a question to the device."""
+    """Greatest token plus one, kept on the host to avoid a device synchronization."""
 
 
 @dataclass(frozen=True, slots=True)
 class ParameterEdit:
-    """The module with parameters of the adapter in place of its own, as they rest."""
+    """Runs the module with the adapter's parameters instead of its own, from storage format."""
 
     parameters: Mapping[str, torch.Tensor]
 
     def __call__(self, module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Return what `module` makes of `x` with these parameters."""
+        """Return the output of `module` for `x` with these parameters."""
         del y
         return computed(module, self.parameters, x)
 
 
 @dataclass(frozen=True, slots=True)
 class RouterEdit:
-    """The weight of what chooses among experts: another, then a low-rank change.
+    """The edit of a router of experts: a replacement weight, then a low-rank change.
 
-    What is None is not done.
+    None: not applied.
     """
 
     weight_EK: torch.Tensor | None = None
     low_rank: LowRank | None = None
 
     def weight(self, own_EK: torch.Tensor) -> torch.Tensor:
-        """Return the weight in place of `own_EK`."""
+        """Return the weight to use instead of `own_EK`, in its dtype."""
         weight_EK = own_EK if self.weight_EK is None else self.weight_EK.to(own_EK.dtype)
         if self.low_rank is None:
             return weight_EK
@@ -65,23 +65,23 @@ class RouterEdit:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingEdit:
-    """Embeddings: another weight, rows of some tokens, then a low-rank change and a factor.
+    """The edit of embeddings: a replacement weight, rows of some tokens, then LoRA and a factor.
 
-    What is None is not done.
+    None: not applied.
     """
 
     weight_VK: torch.Tensor | None = None
     rows: TokenRows | None = None
     a_VR: torch.Tensor | None = None
     b_KR: torch.Tensor | None = None
-    """With the scale of the change."""
+    """The scale of the change is folded in."""
     output_K: torch.Tensor | None = None
 
     def __call__(self, module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Return the embeddings of the tokens `x`, [T], in place of `y`, [T, K]."""
+        """Return the embeddings of the tokens `x`, [T], to replace `y`, [T, K]."""
         if self.weight_VK is not None:
             y = _embedded(module, self.weight_VK, x)
-        # Some models multiply embeddings in the module itself.
+        # Some models scale embeddings in the module itself.
         scale = getattr(module, "embed_scale", 1.0)
         if self.rows is not None:
             index_T = torch.searchsorted(self.rows.token_E, x).clamp(max=len(self.rows.token_E) - 1)
@@ -94,14 +94,14 @@ class EmbeddingEdit:
 
 @dataclass(frozen=True, slots=True)
 class OutputEdit:
-    """The layer that makes logits, which sees the rows alone whose logits are needed."""
+    """The edit of the output layer (LM head), whose input is only the rows that need logits."""
 
     layer: LayerEdit
     low_rank: LowRank | None = None
     rows: TokenRows | None = None
 
     def __call__(self, module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Return the logits of `x`, [T, K], in place of `y`, [T, N]."""
+        """Return the logits of `x`, [T, K], to replace `y`, [T, N]."""
         layer = self.layer
         if layer.input_K is not None:
             x = (x * layer.input_K).to(x.dtype)
@@ -121,7 +121,7 @@ class OutputEdit:
 def computed(
     module: nn.Module, parameters: Mapping[str, torch.Tensor], x: torch.Tensor
 ) -> torch.Tensor:
-    """Return what `module` makes of one row `x` of tokens with `parameters` in place of its own.
+    """Return the output of `module` for one sequence `x` with `parameters` instead of its own.
 
     Hooks of the module are not called.
     """
@@ -132,7 +132,7 @@ def computed(
 
 @contextmanager
 def replaced(module: nn.Module, parameters: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """Put `parameters` in place of the module's own, in the format of these, for the block."""
+    """Replace parameters of `module` by `parameters`, cast to the same dtype, for the block."""
     own = {name: getattr(module, name) for name in parameters}
     try:
         for name, value in parameters.items():
@@ -145,14 +145,14 @@ def replaced(module: nn.Module, parameters: Mapping[str, torch.Tensor]) -> Itera
 
 
 def _embedded(module: nn.Module, weight_VK: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Return what the embeddings `module` make of the tokens `x` with `weight_VK`, as it rests.
+    """Return the output of the embedding `module` for tokens `x` with `weight_VK`, as stored.
 
-    Rows of the tokens alone are brought to the module's format, and are its weight for the moment.
+    Only the rows of these tokens are converted to the module's dtype; they serve as its weight.
     """
     assert isinstance(module, nn.Embedding)
     padding = module.padding_idx
     try:
-        module.padding_idx = None  # of use in training alone, and may be more than the rows
+        module.padding_idx = None  # only used in training, and could exceed the number of rows
         return computed(module, {"weight": weight_VK[x]}, torch.arange(len(x), device=x.device))
     finally:
         module.padding_idx = padding

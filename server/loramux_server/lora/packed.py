@@ -1,4 +1,4 @@
-"""An adapter in host memory: its weights in the order in which the slab takes them."""
+"""Adapters in host memory: loads packages into the layout that the slab takes."""
 
 import io
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LayerPlace:
-    """Where a layer of the base is found among the groups."""
+    """The place of a base layer: its group, and its part in the group."""
 
     group: int
     part: int
@@ -50,7 +50,7 @@ class PackedLayer:
 
 @dataclass(frozen=True, slots=True)
 class PackedAdapter:
-    """All changes of one adapter, in one number format."""
+    """All changes of one adapter, in one weight format."""
 
     rank: int
     """The largest rank of any layer."""
@@ -59,23 +59,23 @@ class PackedAdapter:
     rank_GP: npt.NDArray[np.int32]
     scale_GP: npt.NDArray[np.float32]
     row_item_bytes: int = 4
-    """Bytes of a weight for which the rows of the slab are made."""
+    """Bytes per weight that the slab's rows are sized for."""
     blob: "torch.Tensor | None" = None
-    """The memory in which all weights lie, as a slab has them; None if each has its own."""
+    """One buffer with all weights in slab layout; None if each layer has its own memory."""
     edits: Edits | None = None
-    """What it does beside its low-rank changes."""
+    """Changes besides the low-rank ones."""
 
     @property
     def num_rows(self) -> int:
-        """Rank rows that its weights take in a slab."""
+        """Rank rows that its A and B take in a slab."""
         return RowSize(item_bytes=self.row_item_bytes).rows_of(self.rank, self.format.item_bytes)
 
     def at(self, row: int, edits: Edits | None = None) -> Residence:
-        """Return where the adapter is when it lies in a slab from `row` on.
+        """Return the adapter's residence in a slab from `row` on.
 
         Args:
-            row: The first of its rows.
-            edits: Its own, as they are on the device.
+            row: Its first row.
+            edits: Its edits on the device.
         """
         return Residence(
             row, self.num_rows, self.format, self.rank_GP, self.scale_GP, edits, self.kinds()
@@ -93,58 +93,58 @@ class PackedAdapter:
 
 
 Place = Callable[[PackedAdapter], PackedAdapter]
-"""Returns an adapter with its weights in memory of their own."""
+"""Copies an adapter's weights into memory of their own; see `Slab.pack`."""
 _reader = Reader()
 
 
 class DamagedError(Exception):
-    """The stored bytes are not those that were registered."""
+    """The stored bytes are missing, or are not those that were registered."""
 
     reason = "ADAPTER_DAMAGED"
 
 
 class UnreadableError(DamagedError):
-    """The stored bytes cannot be read at present; they may be right."""
+    """The stored bytes cannot be read at present, for a transient cause; they may be intact."""
 
     reason = "STORE_UNAVAILABLE"
 
 
 class Base(Protocol):
-    """What an adapter is packed for."""
+    """The base model that an adapter is packed for."""
 
     @property
     def places(self) -> Mapping[str, LayerPlace]:
-        """Where each layer is that an adapter may change."""
+        """Name of each layer that an adapter may change -> its group and part."""
 
     @property
     def experts(self) -> Mapping[str, ExpertsShape]:
-        """The experts that an adapter may change, by name."""
+        """Name of each experts module that an adapter may change -> its shape."""
 
     @property
     def sight(self) -> Collection[str]:
-        """Names of the modules that see images."""
+        """Names of the vision modules."""
 
     @property
     def blindness(self) -> str:
-        """That it sees no images, and why; empty where it sees them."""
+        """Why images are not supported; empty if they are."""
 
     @property
     def head_shapes(self) -> Mapping[str, HeadShape]:
-        """What is behind the layers, by task; see `ModelInfo.heads`."""
+        """The modules after the layers, by task; see `ModelInfo.heads`."""
 
     @property
     def num_groups(self) -> int:
-        """Groups of layers."""
+        """Number of groups of layers."""
 
     @property
     def max_parts(self) -> int:
         """Most layers of a group."""
 
     def edits(self, package: Package, read: Callable[[TensorInfo], Array]) -> Edits | None:
-        """Return what `package`, whose tensors `read` returns, does beside rank rows.
+        """Return the edits of `package`, besides rank rows; `read` returns its tensors.
 
         Raises:
-            PackageError: That cannot be done to the base.
+            PackageError: The base does not support an edit.
         """
 
 
@@ -157,19 +157,19 @@ def load_packed(
     *,
     seal: str = "",
 ) -> PackedAdapter:
-    """Read the package at `path` into memory, check it against `digest` and pack it.
+    """Read the package at `path` into memory, verify it against `digest` and pack it.
 
     Args:
         path: The package.
-        digest: Identity that its bytes must have.
-        base: What it is for.
-        resting: In which format it rests.
-        place: Puts weights where they stay; else each has memory of its own, as soon as it comes.
-        seal: What its bytes have besides; empty if that is not known.
+        digest: The expected digest of its bytes.
+        base: The base model.
+        resting: The storage format.
+        place: Copies all weights into their final memory; if None, each is copied as it is read.
+        seal: The expected seal (fast hash) of its bytes; empty if unknown.
 
     Raises:
         DamagedError: The file is absent or its bytes do not have `digest`.
-        UnreadableError: They cannot be read for a cause that may pass.
+        UnreadableError: They cannot be read, for a transient cause.
         PackageError: The package does not fit the base model.
     """
     with arriving(path, digest, seal) as file:
@@ -182,7 +182,7 @@ def arriving(path: Path, digest: str, seal: str) -> Iterator[Arriving]:
 
     Raises:
         DamagedError: It is absent or cannot be read.
-        UnreadableError: Likewise, for a cause that may pass.
+        UnreadableError: It cannot be read, for a transient cause.
     """
     try:
         with _reader.reading(path, digest, seal) as file:
@@ -194,10 +194,11 @@ def arriving(path: Path, digest: str, seal: str) -> Iterator[Arriving]:
 
 @contextmanager
 def verified(file: Arriving) -> Iterator[None]:
-    """End the block only when it is known that the bytes of `file` are right.
+    """Verify the bytes of `file` at the end of the block.
 
     Raises:
-        DamagedError: They are not. Whatever was found wrong: of such bytes nothing more is said.
+        DamagedError: They are wrong. This replaces any error of the block: contents of damaged
+            files are not reported on.
     """
     try:
         yield
@@ -207,15 +208,15 @@ def verified(file: Arriving) -> Iterator[None]:
 
 
 def package_in(file: Arriving, base: Base) -> Package:
-    """Return the package that is on its way in `file`, under the names of `base`.
+    """Parse the package in `file`, and return it with module names of `base`.
 
     Raises:
-        PackageError: It is none that can be served, or is for a base that sees images.
+        PackageError: It cannot be served, or changes vision modules that `base` lacks.
     """
     header = file[: 8 + int.from_bytes(file[:8], "little")]
     package = read_package(io.BytesIO(header), len(file))
     package = package.named_for(base.places, base.experts, base.sight, base.head_shapes)
-    if base.blindness:  # it may have been registered where images were seen
+    if base.blindness:  # it may have been registered on a server with images enabled
         for module in package.contents.changed_modules:
             if sees_images(module) and module not in base.places:
                 raise no_layer(module, base.blindness)
@@ -223,12 +224,12 @@ def package_in(file: Arriving, base: Base) -> Package:
 
 
 def take_seals() -> dict[str, str]:
-    """Return, once, the seals that were found out of files: digest -> seal."""
+    """Return the seals computed from files since the last call: digest -> seal."""
     return _reader.seals.take()
 
 
 def _packed(file: Arriving, base: Base, resting: Resting, place: Place | None) -> PackedAdapter:
-    """Pack what is in `file` as it comes; nobody gets anything of it before its digest is known."""
+    """Pack the package in `file` while it is read; return nothing before its digest is verified."""
     with verified(file):
         package = package_in(file, base)
         form = resting.of(format_of(package))

@@ -1,4 +1,4 @@
-"""From the tensors of a package to what is done to the modules of the base at hand.
+"""Loads a package's edits of linear layers, for the base at hand.
 
 Legend: R rank, K input width, N output width of a layer.
 """
@@ -23,20 +23,20 @@ from loramux_server.lora.slab import DTYPES
 from loramux_server.wire.weight_format import FORMATS
 
 ROWS_AT_ONCE = 2048
-"""Of a weight that is only looked at, so many are in memory at a time."""
+"""Rows processed at a time of a weight that is only read, to bound temporary memory."""
 Read = Callable[[TensorInfo], torch.Tensor]
-"""Tensor of a package -> its values, float32 in memory of the host."""
+"""Tensor of a package -> its values, float32 in host memory."""
 
 
 class BaseLayers(Protocol):
-    """What methods need to know of the modules that they change."""
+    """What loading edits needs to know about the base's modules."""
 
     vocabulary: BaseVocabulary
-    """Where tokens go in and come out."""
+    """Embeddings, output layer and vocabulary size."""
     dtype: torch.dtype
-    """The number format of the weights."""
+    """The dtype of the weights."""
     device: torch.device
-    """Where they are."""
+    """The device of the weights."""
 
     @property
     def heads(self) -> LayeredHeads | None:
@@ -44,11 +44,11 @@ class BaseLayers(Protocol):
 
     @property
     def places(self) -> Mapping[str, LayerPlace]:
-        """Where each layer is that an adapter may change in the slab."""
+        """Name of each layer that has rows in the slab -> its group and part."""
 
     @property
     def experts(self) -> Mapping[str, ExpertsShape]:
-        """The experts that an adapter may change, by name."""
+        """Name of each experts module that an adapter may change -> its shape."""
 
     @property
     def modules(self) -> Container[str]:
@@ -56,49 +56,49 @@ class BaseLayers(Protocol):
 
     @property
     def feeders(self) -> Mapping[LayerPlace, LayerPlace]:
-        """Where a layer is -> where the one is whose output, times something, is its input."""
+        """A layer -> the layer whose output, multiplied elementwise, is its input (down -> up)."""
 
     def is_end(self, module: str) -> bool:
-        """Return whether `module` is before or behind layers that are done as one."""
+        """Return whether `module` is before or after a stack of layers that runs fused."""
 
     def bias(self, module: str) -> torch.Tensor | None:
-        """Return the bias of a layer, float32 in memory of the host; None if it has none."""
+        """Return the bias of a layer, float32 in host memory; None if it has none."""
 
     def rows(self, module: str, start: int, end: int) -> torch.Tensor:
-        """Return some rows of the weight of a layer or of the embeddings.
+        """Return rows `start` to `end` of the weight of a layer or of the embeddings.
 
-        They are [rows, K], float32, where the base is.
+        They are [rows, K], float32, on the base's device.
 
         Raises:
-            PackageError: They cannot be had.
+            PackageError: The base cannot return them.
         """
 
     def as_held(self, module: str, parameter: str, value: torch.Tensor) -> torch.Tensor:
-        """Return a parameter of `module`, as PEFT saves it, as the module holds it here."""
+        """Convert a parameter from PEFT's layout to the layout and dtype of `module` here."""
 
     def linear(self, weight_NK: torch.Tensor, dtype: torch.dtype) -> SavedLinear:
-        """Return a layer with a weight in the base's format, which is to rest in `dtype`."""
+        """Return a layer with `weight_NK`, which has the base's dtype, stored in `dtype`."""
 
 
 @dataclass(slots=True)
 class Found:
-    """The tensors that change one module."""
+    """The tensors of a package that change one module."""
 
     kinds: dict[EditKind, TensorInfo] = field(default_factory=dict)
-    """Vectors."""
+    """Vectors: magnitudes, factors and added biases."""
     parameters: dict[str, TensorInfo] = field(default_factory=dict)
-    """What takes the place of the module's parameters."""
+    """Name of a parameter of the module -> its replacement."""
     tokens: Edit | None = None
     low_rank: LoraModule | None = None
 
     @property
     def is_low_rank_alone(self) -> bool:
-        """Whether rank rows are all that it takes."""
+        """Whether there is nothing but a low-rank change, if any."""
         return not (self.kinds or self.parameters or self.tokens)
 
 
 def found_by_module(package: Package) -> dict[str, Found]:
-    """Return what `package` has for each module that needs more than rank rows."""
+    """Return the tensors of each module of `package` that needs more than rank rows."""
     found: dict[str, Found] = {}
     for edit in package.edits:
         of_module = found.setdefault(edit.module, Found())
@@ -119,13 +119,13 @@ def found_by_module(package: Package) -> dict[str, Found]:
 
 
 def layer_edit(module: str, found: Found, base: BaseLayers, read: Read) -> LayerEdit:
-    """Return what `found` does to the linear layer `module`.
+    """Return the edit of the linear layer `module`.
 
-    A layer makes `y = Wx + b` and the low-rank change is added to that. IA3 makes `f * y` of it,
-    DoRA `m * (y - b) + b`, where m gives each row of the changed weights the learned length.
+    With `y = Wx + b` plus the low-rank change, IA3 computes `f * y`, and DoRA `m * (y - b) + b`,
+    where m is the learned magnitude over the norm of each row of the changed weight.
 
     Raises:
-        PackageError: That cannot be done to the base.
+        PackageError: The base does not support it.
     """
     kinds, low_rank, parameters = found.kinds, found.low_rank, found.parameters
     bias_N = base.bias(module)
@@ -134,7 +134,7 @@ def layer_edit(module: str, found: Found, base: BaseLayers, read: Read) -> Layer
     if "weight" in parameters:
         weight_NK = base.as_held(module, "weight", read(parameters["weight"]))
         weight = base.linear(weight_NK, rest_dtype(parameters["weight"], weight_NK.dtype))
-        bias_N = None  # the weight alone comes before what follows
+        bias_N = None  # the replacement layer has no bias
         if new_bias_N is not None and len(new_bias_N) != len(weight_NK):
             raise PackageError(
                 f"module {module}: the adapter has a weight of {len(weight_NK)} rows and no bias "
@@ -163,7 +163,7 @@ def layer_edit(module: str, found: Found, base: BaseLayers, read: Read) -> Layer
 
 
 def rest_dtype(tensor: TensorInfo, held: torch.dtype) -> torch.dtype:
-    """Return in which format `tensor` rests, of which the base would hold numbers of `held`."""
+    """Return the storage dtype of `tensor`, where the base has dtype `held`."""
     is_as_saved = held is torch.float32 and rests_as_saved(tensor)
     return DTYPES[FORMATS[tensor.dtype]] if is_as_saved else held
 
@@ -171,9 +171,9 @@ def rest_dtype(tensor: TensorInfo, held: torch.dtype) -> torch.dtype:
 def split_edits(
     layers: Mapping[LayerPlace, LayerEdit], feeders: Mapping[LayerPlace, LayerPlace]
 ) -> tuple[dict[LayerPlace, Affine], dict[LayerPlace, LayerEdit]]:
-    """Return what of `layers` is a factor or a shift of outputs, and the rest.
+    """Split `layers` into factors and shifts of outputs, which the slab stores, and the rest.
 
-    To multiply what a layer takes is to multiply what makes it, wherever that has a feeder.
+    An input factor becomes an output factor of the layer's feeder, if it has one.
     """
     affine: dict[LayerPlace, Affine] = {}
     rest: dict[LayerPlace, LayerEdit] = {}
@@ -196,7 +196,7 @@ def split_edits(
 
 
 def check_factor(module: str, factor_N: torch.Tensor) -> None:
-    """Demand that what DoRA multiplies the output of `module` with is finite.
+    """Check that DoRA's factor of the output of `module` is finite.
 
     Raises:
         PackageError: It is not.
@@ -212,9 +212,9 @@ def check_factor(module: str, factor_N: torch.Tensor) -> None:
 def weight_rows(
     module: str, found: Found, base: BaseLayers, read: Read
 ) -> Callable[[int, int], torch.Tensor]:
-    """Return what gives rows of the weight on which the low-rank change of `module` stands.
+    """Return a function for rows of the weight to which the low-rank change of `module` is added.
 
-    They are where the base is.
+    The rows are on the base's device.
     """
     if "weight" not in found.parameters:
         return lambda start, end: base.rows(module, start, end)
@@ -223,11 +223,11 @@ def weight_rows(
 
 
 def _row_lengths(module: str, found: Found, base: BaseLayers, read: Read) -> torch.Tensor:
-    """Return the length of each row of the weight with its low-rank change, [N]."""
+    """Return the norm of each row of the weight with its low-rank change, [N]."""
     low_rank = found.low_rank
     assert low_rank is not None
     rows = weight_rows(module, found, base, read)
-    # All of the base is looked at, and it is not to come to the host for that.
+    # Computed on the base's device: the whole weight is read and must not be copied to the host.
     a_RK = read(low_rank.a).to(base.device)
     b_NR = read(low_rank.b).to(base.device) * low_rank.scale
     pieces = []

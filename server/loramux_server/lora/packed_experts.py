@@ -1,4 +1,4 @@
-"""From the factors of a package to what is done to the experts of the base.
+"""Loads a package's low-rank changes of experts.
 
 Legend: E experts, R rank, K input width, N output width.
 """
@@ -18,12 +18,12 @@ from loramux_server.wire.weight_format import WeightFormat, format_of
 def pack_experts(
     package: Package, shapes: Mapping[str, ExpertsShape], held: torch.dtype, read: Read
 ) -> dict[str, ExpertsEdit]:
-    """Return what `package` does to experts, by their names.
+    """Return the changes of `package`, by name of the experts module.
 
     Args:
         package: A package that fits the base.
         shapes: The experts of the base.
-        held: The number format of the base; where that is float32, changes rest as saved.
+        held: The base's dtype; if that is float32, changes keep the format they were saved in.
         read: Returns the values of a tensor.
     """
     found: dict[str, list[ExpertLora]] = {}

@@ -1,4 +1,4 @@
-"""From a package to its head in memory, with what the base model has before that.
+"""Loads a package's head, with the changes of the base's own head modules.
 
 Legend: R rank, K input width, N output width of a layer.
 """
@@ -22,11 +22,11 @@ def pack_head(
 
     Args:
         package: The package.
-        heads: Those that the base model can have; None where they are linear layers.
-        read: Reads a tensor of it.
+        heads: Heads that the base model supports; None where heads are linear layers.
+        read: Reads a tensor of the package.
 
     Raises:
-        PackageError: It is none that the base model can have.
+        PackageError: The base model does not support the head.
     """
     found = package.head
     if found is None:
@@ -54,7 +54,7 @@ def _layer(head: SavedHead, number: int, read: Read) -> Head:
 def _changed(
     behind: Contents, known: Mapping[str, torch.Tensor], read: Read
 ) -> dict[str, torch.Tensor]:
-    """Return the parameters that `behind` changes or brings; the base model has `known`."""
+    """Return the parameters that `behind` changes or adds; the base model has `known`."""
     changed: dict[str, torch.Tensor] = {}
     vectors: dict[str, dict[EditKind, torch.Tensor]] = {}
     for edit in behind.edits:
@@ -78,7 +78,7 @@ def _changed(
 def _merged(
     module: LoraModule, weight_NK: torch.Tensor, length_N: torch.Tensor | None, read: Read
 ) -> torch.Tensor:
-    """Return a weight with its low-rank change, each row of it as long as DoRA wants."""
+    """Return a weight with its low-rank change merged, and its rows scaled to DoRA's magnitude."""
     merged_NK = torch.addmm(weight_NK, read(module.b), read(module.a), alpha=module.scale)
     if length_N is None:
         return merged_NK

@@ -1,6 +1,7 @@
-"""From a package to all that it does beside rank rows: to layers, embeddings and other modules.
+"""Loads a package's edits: everything that it changes besides rank rows.
 
-Legend: V tokens of the vocabulary, R rank, K width of an embedding, N output width of a layer.
+Legend: V vocabulary size, E tokens with trained rows, R rank, K width of an embedding, N output
+width of a layer.
 """
 
 from collections.abc import Mapping
@@ -43,10 +44,10 @@ Change = TypeVar("Change", Affine, LayerEdit)
 
 
 def pack_edits(package: Package, base: BaseLayers, read: Read) -> Edits | None:
-    """Return what `package` does beside its low-rank changes in the slab; None if that is nothing.
+    """Return the edits of `package`, besides low-rank changes in the slab; None if it has none.
 
     Raises:
-        PackageError: It needs something of the base that cannot be had.
+        PackageError: The base does not support an edit.
     """
     found = found_by_module(package)
     _drop_what_base_has(package, found, base, read)
@@ -95,7 +96,7 @@ def _by_group(found: Mapping[LayerPlace, Change]) -> dict[int, dict[int, Change]
 def _drop_what_base_has(
     package: Package, found: dict[str, Found], base: BaseLayers, read: Read
 ) -> None:
-    """Forget weights of embeddings that are those of the base: PEFT saves them to be sure."""
+    """Drop embedding weights that equal the base's, which PEFT saves as a precaution."""
     for edit in package.edits:
         if edit.kind is EditKind.SHARED_WEIGHT and edit.module in (
             base.vocabulary.embedding,
@@ -114,7 +115,7 @@ def _drop_what_base_has(
 
 
 def _share(package: Package, found: dict[str, Found], base: BaseLayers) -> None:
-    """Give the module that is tied to another what that has, unless it has its own."""
+    """Apply edits of one tied module to the other one, too, unless that has its own."""
     for edit in package.edits:
         if edit.kind is EditKind.TOKENS and edit.module == base.vocabulary.embedding:
             other = found.setdefault(base.vocabulary.output, Found())
@@ -129,9 +130,9 @@ def _share(package: Package, found: dict[str, Found], base: BaseLayers) -> None:
 
 
 def _embedding_edit(module: str, found: Found, base: BaseLayers, read: Read) -> EmbeddingEdit:
-    """Return what `found` does to the embeddings.
+    """Return the edit of the embeddings.
 
-    DoRA gives each column of the changed weight the learned length.
+    DoRA scales each column of the changed weight to the learned magnitude.
     """
     low_rank = found.low_rank
     if found.kinds.keys() - {EditKind.MAGNITUDE} or (low_rank and not low_rank.is_embedding):
@@ -172,7 +173,7 @@ def _output_edit(module: str, found: Found, base: BaseLayers, read: Read) -> Out
     rows = _rows(module, found, base, read)
     bias_N = base.bias(module)
     if rows is not None and bias_N is not None:
-        # PEFT leaves the bias out of a layer some of whose rows were trained.
+        # PEFT omits the bias of an output layer that has trained token rows.
         without_N = 0 if layer.weight is not None else -bias_N
         shift_N = without_N + torch.zeros_like(bias_N)
         layer = replace(layer, affine=replace(layer.affine, shift_N=shift_N))
@@ -208,7 +209,7 @@ def _parameter_edit(module: str, found: Found, base: BaseLayers, read: Read) -> 
 def _at_rest(
     module: str, parameter: str, found: Found, base: BaseLayers, read: Read
 ) -> torch.Tensor:
-    """Return a parameter of `module` as it rests: widened, it is what the module holds."""
+    """Return a parameter of `module` in storage format, and in the module's layout."""
     tensor = found.parameters[parameter]
     held = base.as_held(module, parameter, read(tensor))
     return held.to(rest_dtype(tensor, held.dtype))

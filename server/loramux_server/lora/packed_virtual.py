@@ -1,4 +1,4 @@
-"""From the tensors of a package to virtual tokens in memory; legend in `virtual.py`."""
+"""Loads virtual tokens from the tensors of a package; legend in `virtual.py`."""
 
 from collections.abc import Callable
 
@@ -11,17 +11,17 @@ from loramux_server.lora.virtual import Virtual
 
 
 def pack_virtual(virtual: VirtualTokens, read: Callable[[TensorInfo], torch.Tensor]) -> Virtual:
-    """Return the embeddings, or keys and values, of `virtual`, whose tensors `read` returns.
+    """Return the embeddings, or keys and values, of `virtual`; `read` returns its tensors.
 
     Raises:
-        PackageError: They are not finite.
+        PackageError: The embeddings, multiplied by their factors, are not finite.
     """
     given_VK = read(virtual.tensor)
     if virtual.has_cache:
         shape = (virtual.count, virtual.num_layers, 2, virtual.num_heads, virtual.head_width)
         keys_LVJD, values_LVJE = given_VK.reshape(shape).permute(2, 1, 0, 3, 4).contiguous()
-        # Beside an encoder PEFT (0.21, `PeftModel.get_prompt`) lays all layers out twice, and then
-        # gives each layer of the decoder what belongs to two: the first of them is used.
+        # For encoder-decoders PEFT (0.21, `PeftModel.get_prompt`) stores all layers twice, and then
+        # gives each decoder layer the tensors of two: the first of them is used.
         layers = [
             virtual.num_texts * layer % virtual.num_layers for layer in range(virtual.num_layers)
         ]

@@ -1,4 +1,4 @@
-"""Whether a tier is too small: adapters that come back a moment after they had to go."""
+"""Thrashing detection: counts adapters that are reloaded soon after their eviction."""
 
 from collections import OrderedDict
 
@@ -6,22 +6,22 @@ RECENT_SECONDS = 60.0
 
 
 class Reloads:
-    """Counts loads of what a tier let go within the last minute."""
+    """Counts loads of adapters that the tier evicted within the last minute."""
 
     def __init__(self) -> None:
         self.count = 0
         """Such loads so far."""
         self._evicted: OrderedDict[str, float] = OrderedDict()
-        """Digest -> when it went, longest ago first."""
+        """Digest -> time of its eviction, oldest first."""
 
     def evicted(self, digest: str, now: float) -> None:
-        """Note that an adapter went for others at `now`, in seconds of a monotonic clock."""
+        """Record that an adapter was evicted at `now`, in seconds of a monotonic clock."""
         self._evicted[digest] = now
         self._evicted.move_to_end(digest)
         self._forget(now)
 
     def loads(self, digest: str, now: float) -> None:
-        """Note that an adapter is loaded from `now` on."""
+        """Record that the load of an adapter starts at `now`."""
         self._forget(now)
         self.count += self._evicted.pop(digest, None) is not None
 

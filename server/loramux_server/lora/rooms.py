@@ -1,10 +1,10 @@
-"""Memory of the host that is prepared for copies to a device once, and used by many adapters.
+"""A pool of pinned host buffers for copies to a device, reused by many adapters.
 
-To prepare it takes longer than to fill it: the system zeroes each page, then it is locked and shown
-to the device. torch keeps what it has pinned as well, but in powers of two, so that 84 MB take 128,
-gives none of it back, and has nothing to use again before something was freed: while the host's
-memory of adapters is not full, each load would wait for memory of its own. Here a load finds what
-another adapter had, or a room that was made ready after the load before it.
+Preparing a buffer takes longer than filling it: the system zeroes each page, then it is locked and
+registered with the device. torch caches pinned memory, too, but rounds up to powers of two (84 MB
+take 128), never returns it, and can only reuse what was freed: until the host tier is full, each
+load would wait for new memory. Here a load gets the buffer of an evicted adapter, or a spare one
+that was prepared after the previous load.
 """
 
 import logging
@@ -25,61 +25,61 @@ _log = logging.getLogger(__name__)
 Bytes = npt.NDArray[np.uint8]
 
 _STEPS = 8
-"""Sizes of rooms for each doubling: an eighth is left unused at most."""
+"""Buffer sizes per power of two: at most an eighth is unused."""
 _SMALLEST = 64 << 10
 
 
 class Memory(Protocol):
-    """Where rooms come from."""
+    """An allocator of buffers."""
 
     def make(self, num_bytes: int) -> Bytes:
-        """Return memory that is prepared.
+        """Allocate and prepare a buffer.
 
         Raises:
-            MemoryError: There is none left.
+            MemoryError: There is no memory left.
         """
 
     def free(self, room: Bytes) -> None:
-        """Give back what was made; nobody looks at it any more. It raises nothing."""
+        """Free a buffer that nobody uses any more; never raises."""
 
 
 class Rooms:
-    """Rooms of one kind of memory. Threads may share it.
+    """A thread-safe pool of buffers from one allocator.
 
-    A room is in use until no tensor or array is left that lies in it. So whoever copies from one
-    keeps its tensor until the copy has ended.
+    A buffer is in use as long as any tensor or array refers to its memory. So keep the tensor until
+    a copy from it has ended.
     """
 
     def __init__(self, memory: Memory, capacity: int, spares: Executor | None = None) -> None:
-        """Have no room yet.
+        """Create an empty pool.
 
         Args:
-            memory: Where rooms come from.
-            capacity: Bytes of all rooms, beyond which none is kept that is not in use.
-            spares: Makes rooms for loads that are yet to come; None makes none.
+            memory: The allocator.
+            capacity: Total bytes above which idle buffers are freed.
+            spares: Executor that prepares buffers for later loads; None: no spares.
         """
         self._memory = memory
         self._capacity = capacity
         self._spares = spares
         self._idle: list[Bytes] = []
-        """Those first that were in use longest ago."""
+        """Least recently used first."""
         self._num_bytes = 0
-        """Of all rooms, and of those that are being made."""
+        """Total of all buffers, including those being made."""
         self._returned: deque[Bytes] = deque()
-        """Rooms that nobody uses any more. What ends a use may run anywhere, so it waits for no
-        lock."""
+        """Buffers no longer in use. Finalizers append here without a lock: they may run anywhere,
+        even in a thread that holds it."""
         self._lock = threading.Lock()
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all rooms."""
+        """Total bytes of all buffers."""
         return self._num_bytes
 
     def take(self, num_bytes: int) -> torch.Tensor:
-        """Return memory of `num_bytes`, [num_bytes] of uint8; what is in it is left as it was.
+        """Return an uninitialized buffer as a tensor, [num_bytes] of uint8.
 
         Raises:
-            MemoryError: There is none left.
+            MemoryError: There is no memory left.
         """
         if not num_bytes:
             return torch.empty(0, dtype=torch.uint8)
@@ -87,18 +87,18 @@ class Rooms:
         room = self._find(size)
         if room is None:
             room = self._make(size)
-        # Tensors keep this view of it, and it alone: arrays on tensors keep the tensors.
+        # Tensors hold a reference to this view only; arrays made from tensors hold the tensors.
         held = room[:num_bytes]
         weakref.finalize(held, self._returned.append, room).atexit = False
         if self._spares is not None:
-            with suppress(RuntimeError):  # it has ended, as all does
+            with suppress(RuntimeError):  # the executor is shut down
                 self._spares.submit(self._make_spare, size)
         return torch.from_numpy(held)
 
     def _find(self, size: int) -> Bytes | None:
-        """Return an idle room of `size`, or None, and count the one that is made then.
+        """Return an idle buffer of `size`; if None, count the one that the caller will make.
 
-        What there is no room for beside it goes.
+        Free idle buffers beyond the capacity.
         """
         with self._lock:
             self._take_back()
@@ -114,14 +114,14 @@ class Rooms:
         return room
 
     def _idle_of(self, size: int) -> Bytes | None:
-        """Take the room of `size` that was in use last; only who holds the lock may call this."""
+        """Take the most recently used idle buffer of `size`; the caller must hold the lock."""
         for index in reversed(range(len(self._idle))):
             if len(self._idle[index]) == size:
                 return self._idle.pop(index)
         return None
 
     def _make(self, size: int) -> Bytes:
-        """Make a room whose bytes are counted already."""
+        """Allocate a buffer whose bytes are counted already."""
         try:
             return self._memory.make(size)
         except BaseException:
@@ -130,7 +130,7 @@ class Rooms:
             raise
 
     def _make_spare(self, size: int) -> None:
-        """Have a room ready for the next load, if it was like the one before it."""
+        """Prepare a spare buffer for a next load of the same size, if there is none."""
         with self._lock:
             self._take_back()
             is_there = any(len(room) == size for room in self._idle)
@@ -140,7 +140,7 @@ class Rooms:
         try:
             room = self._make(size)
         except MemoryError:
-            return  # a load that needs it will say so
+            return  # a load that needs it will report the error
         except Exception:
             _log.exception("cannot prepare memory for the next adapter")
             return
@@ -148,40 +148,40 @@ class Rooms:
             self._idle.append(room)
 
     def _take_back(self) -> None:
-        """Note which rooms are in use no more; only who holds the lock may call this."""
+        """Move returned buffers to the idle list; the caller must hold the lock."""
         while self._returned:
             self._idle.append(self._returned.popleft())
 
 
 def size_of_room(num_bytes: int) -> int:
-    """Return the bytes of a room for `num_bytes`."""
+    """Return the buffer size for `num_bytes`, in bytes."""
     step = max(_SMALLEST, (1 << (num_bytes.bit_length() - 1)) // _STEPS)
     return -(-num_bytes // step) * step
 
 
 class PinnedMemory:
-    """Memory that a GPU copies from at full speed, beside what the host does.
+    """Allocates pinned memory, from which a GPU copies at full speed and asynchronously.
 
-    It is taken in large pages where the system has them, and touched before it is registered: the
-    driver lets nobody else call it meanwhile. It is registered for as long as there is an array of
-    it, and not a moment longer: other memory may come to lie at its addresses.
+    It uses huge pages where available, and touches them before registration, which blocks all other
+    driver calls. Memory is registered exactly as long as an array of it exists: later, other memory
+    may have its addresses.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._registered: dict[int, weakref.finalize[[int, mmap.mmap], Bytes]] = {}
-        """Address -> what ends that."""
+        """Address -> finalizer that unregisters it."""
         self._lost: list[mmap.mmap] = []
-        """What the driver did not let go of: it stays where it is."""
+        """Memory that could not be unregistered: it must stay mapped."""
         self._has_warned = False
 
     def make(self, num_bytes: int) -> Bytes:
-        """Return memory that is pinned, or, if the driver will have no more of that, is not."""
+        """Return pinned memory, or pageable memory if the driver refuses to register more."""
         try:
             pages = mmap.mmap(-1, num_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except OSError as error:
             raise MemoryError(str(error)) from error
-        for name in ("MADV_HUGEPAGE", "MADV_DONTFORK"):  # not every system knows them
+        for name in ("MADV_HUGEPAGE", "MADV_DONTFORK"):  # not available on every system
             with suppress(OSError, AttributeError):
                 pages.madvise(getattr(mmap, name))
         room = np.frombuffer(pages, np.uint8)
@@ -191,7 +191,7 @@ class PinnedMemory:
             self._call("cudaHostRegister", address, num_bytes, 0)
         except torch.cuda.CudaError as error:
             self._warn(num_bytes, error)
-            # It would be told again, to the next kernel that this thread starts.
+            # Clear the error: CUDA would report it again at this thread's next kernel launch.
             with suppress(RuntimeError):
                 torch.zeros(1, device=self._device)
         else:
@@ -201,7 +201,7 @@ class PinnedMemory:
         return room
 
     def free(self, room: Bytes) -> None:
-        """Give back what was made."""
+        """Unregister the memory; it is unmapped with its last array."""
         if ending := self._registered.get(room.ctypes.data):
             ending()
 
@@ -209,7 +209,7 @@ class PinnedMemory:
         self._registered.pop(address, None)
         try:
             self._call("cudaHostUnregister", address)
-        except Exception:  # it may run wherever the last array goes
+        except Exception:  # a finalizer: it may run anywhere
             _log.exception("%d bytes for adapters stay pinned", len(pages))
             self._lost.append(pages)
 

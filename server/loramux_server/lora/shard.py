@@ -1,11 +1,11 @@
-"""How layers that share an input, and the adapters behind them, are divided among processes.
+"""Tensor parallelism: how groups of layers and their adapters are sharded among processes.
 
-Base layers as Megatron-LM does it (arXiv 1909.08053): first layers divided by outputs, then layers
-divided by inputs, whose results all processes add up. Adapters as S-LoRA does it (arXiv
-2311.03285): where outputs are divided A is whole and B is divided by outputs; where inputs are, A
-is divided by inputs and B is whole. A low-rank change is linear in what A makes of the input, so
-each process adds its part of it to its part of the base's result, and one sum does for both:
-adapters bring no communication of their own.
+Base layers as in Megatron-LM (arXiv 1909.08053): column-parallel layers (sharded by outputs), then
+row-parallel layers (sharded by inputs), whose results are all-reduced. Adapters as in S-LoRA (arXiv
+2311.03285): for column-parallel layers, A is replicated and B is sharded by outputs; for
+row-parallel layers, A is sharded by inputs and B is replicated. B is linear in x·A, so each process
+adds its partial update to its partial base result, and one all-reduce covers both: adapters add no
+communication.
 """
 
 import enum
@@ -17,35 +17,36 @@ from loramux_server.lora.slab import GroupShape
 
 
 class Split(enum.Enum):
-    """By what a group of layers is divided."""
+    """How a group of layers is sharded."""
 
     NOTHING = "nothing"
-    """Every process has all of it."""
+    """Replicated in every process."""
     OUTPUTS = "outputs"
-    """Each layer for itself, so that a process has a share of every one."""
+    """Column-parallel: each layer of the group is split by outputs."""
     INPUTS = "inputs"
+    """Row-parallel: the shared input is split."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One of the equal parts in which a model is held."""
+    """One of `count` equal shards of a model."""
 
     index: int = 0
     count: int = 1
 
     def of(self, size: int) -> slice:
-        """Return its share of `size` things, which can be divided."""
+        """Return its slice of `size` elements, which must be divisible by `count`."""
         assert size % self.count == 0
         share = size // self.count
         return slice(self.index * share, (self.index + 1) * share)
 
 
 WHOLE = Shard()
-"""All of a model, in one process."""
+"""The whole model in one process."""
 
 
 def cut_shape(shape: GroupShape, split: Split, shard: Shard) -> GroupShape:
-    """Return the shape of the part of a group that `shard` has."""
+    """Return the shape of the part of a group that belongs to `shard`."""
     if split is Split.OUTPUTS:
         widths = tuple(width // shard.count for width in shape.out_features)
         return replace(shape, out_features=widths)
@@ -55,7 +56,7 @@ def cut_shape(shape: GroupShape, split: Split, shard: Shard) -> GroupShape:
 
 
 def cut_adapter(adapter: PackedAdapter, splits: Sequence[Split], shard: Shard) -> PackedAdapter:
-    """Return the part of a whole `adapter` that `shard` has; `splits` has one for each group."""
+    """Return the part of `adapter` that belongs to `shard`; `splits` has one entry per group."""
     layers = [_cut(layer, splits[layer.place.group], shard) for layer in adapter.layers]
     return replace(adapter, layers=layers)
 

@@ -1,4 +1,4 @@
-"""Which adapters a load passes over first, so that no tenant fills a tier with its own."""
+"""Fair eviction between tenants, so that none fills a tier with its own adapters."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -7,15 +7,15 @@ from collections.abc import Mapping
 def spared(
     holders: Mapping[str, tuple[str, int]], tenant: str, size: int, limit: float
 ) -> set[str]:
-    """Return the adapters that are to stay, if there is another way, when `tenant` needs room.
+    """Return the adapters to keep, if possible, when `tenant` needs room.
 
-    Who has more than its share pays with its own, and gives way to others.
+    A tenant above its share evicts its own adapters, and is evicted first by others.
 
     Args:
-        holders: Digest -> (tenant, room) of all that have room in the tier.
-        tenant: Whose adapter is to come.
-        size: The room that it takes.
-        limit: The room that is a tenant's share.
+        holders: Digest -> (tenant, size) of all adapters in the tier.
+        tenant: Owner of the adapter to be loaded.
+        size: Its size.
+        limit: The share of a tenant.
     """
     taken: Counter[str] = Counter()
     for owner, room in holders.values():

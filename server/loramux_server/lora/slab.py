@@ -1,10 +1,10 @@
-"""The device tier: one slab of rank rows behind each group of layers.
+"""The device tier: a slab of rank rows for each group of layers.
 
-Group g has P parts that share an input (q, k and v, say). Its A slab has P rows for each rank row
-of the allocator, its B slab one row across the outputs of all parts. An adapter that begins at row
-r with size s has the A rows of part p at P*r + p*s, and its B rows at r. A row is as long as one of
-float32; an adapter of 16 bits has two of its own in each. If it has factors and shifts of outputs,
-they lie in the B slab from row r + s on, in float32. What an adapter does not use is never read.
+A group has P parts (layers) that share an input, such as q, k and v. Its A slab has P rows per rank
+row of the allocator, its B slab one row across the outputs of all parts. An adapter that begins at
+row r with size s has the A rows of part p at P*r + p*s, and its B rows at r. A row has the size of
+a float32 row, and holds two rows of a 16-bit adapter. Factors and shifts of outputs, if any, are
+stored in the B slab from row r + s on, in float32. Unused rows are never read.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -24,7 +24,7 @@ DTYPES = {
     WeightFormat.BFLOAT16: torch.bfloat16,
     WeightFormat.FLOAT16: torch.float16,
 }
-"""The formats as torch calls them."""
+"""The formats as torch dtypes."""
 FORMATS = {dtype: form for form, dtype in DTYPES.items()}
 
 
@@ -34,7 +34,7 @@ class GroupShape:
 
     in_features: int
     out_features: tuple[int, ...]
-    """One width for each part."""
+    """Output width of each part."""
 
     @property
     def num_parts(self) -> int:
@@ -48,27 +48,27 @@ class GroupShape:
 
 
 def row_bytes(shapes: list[GroupShape], item_bytes: int = 4) -> int:
-    """Return the bytes of one rank row over all groups, whose weights have `item_bytes` each."""
+    """Return the bytes of one rank row over all groups, at `item_bytes` per weight."""
     return sum(shape.row_weights for shape in shapes) * item_bytes
 
 
 class Slab:
-    """The A and B rows of all adapters that are resident, for every group."""
+    """The A and B rows of all resident adapters, for every group."""
 
     packs = False
-    """Whether `write` takes nothing but what `pack` gave."""
+    """Whether `write` only accepts results of `pack`."""
 
     extended: list[torch.Tensor | None]
-    """For each group, base weights with the A rows behind them; None where they lie apart."""
+    """Per group, base weights followed by the A rows; None where these are stored separately."""
     resting: Resting | None = None
-    """In which format an adapter rests here; None where any will do."""
+    """The storage format of adapters; None where any is supported."""
     table: AdapterTable | None = None
-    """What kernels on a GPU know of the adapters; None where they are told with each step."""
+    """Adapter metadata on the device, for GPU kernels; None where each step passes it."""
 
     def __init__(self, shapes: list[GroupShape], num_rows: int, device: torch.device) -> None:
         self.shapes = shapes
         self.num_rows = num_rows
-        # Not zeroed: a row is written before it is read, and memory is taken when it is touched.
+        # Not zeroed: rows are written before they are read, and untouched pages take no memory.
         self.a = [
             torch.empty(shape.num_parts * num_rows, shape.in_features, device=device)
             for shape in shapes
@@ -82,21 +82,21 @@ class Slab:
             ]
             for dtype in DTYPES.values()
         }
-        """Format -> A and B of each group in rows of it."""
+        """dtype -> A and B slab of each group, viewed as rows of it."""
 
     def place(self, group: int, weight_NK: torch.Tensor) -> torch.Tensor:
-        """Return the base weights of `group`, wherever they are to be."""
+        """Return the base weights of `group`, moved to where the slab wants them."""
         return weight_NK
 
     def beside(self) -> AbstractContextManager[object]:
-        """Let what a load computes on the device run beside the steps while the block runs."""
+        """Run the block's device work concurrently with steps, where the device can."""
         return nullcontext()
 
     def note_step(self) -> None:
-        """Take note that a step was started, which may read any row that somebody has now."""
+        """Record that a step was started, which may read any allocated row."""
 
     def pack(self, adapter: PackedAdapter) -> PackedAdapter:
-        """Return `adapter` as `write` takes it; where it `packs`, in memory of its own."""
+        """Return `adapter` in the form that `write` takes; if `packs`, in memory of its own."""
         return adapter
 
     def write(self, row: int, adapter: PackedAdapter) -> None:
@@ -118,19 +118,19 @@ class Slab:
             self._vector(group, part, kind, row + size).copy_(vector_N)
 
     def _vector(self, group: int, part: int, kind: int, row: int) -> torch.Tensor:
-        """Return where factors or shifts of a layer are that begin at `row`; see `vectors_of`."""
+        """Return the factors (kind 0) or shifts (1) of a layer, stored from `row` on, as a view."""
         n0, n1 = self._columns[group][part : part + 2]
         return vectors(self.b[group], row)[kind, n0:n1]
 
 
 def vectors(b_RN: torch.Tensor, row: int) -> torch.Tensor:
-    """Return the factors and the shifts that lie from `row` on, [2, N] of float32."""
+    """Return the factors and shifts stored from `row` on, [2, N] of float32, as a view."""
     num_rows = VECTORS * torch.float32.itemsize // b_RN.dtype.itemsize
     return b_RN[row : row + num_rows].view(-1).view(torch.float32).view(VECTORS, -1)
 
 
 def affine_at(b_RN: torch.Tensor, row: int, kinds: int, n0: int, n1: int) -> Affine:
-    """Return what becomes of outputs `n0` to `n1`: of `vectors`, what is there by `kinds`."""
+    """Return factor and shift of outputs `n0` to `n1`, as far as `kinds` flags them."""
     if not kinds:
         return Affine()
     factor_N, shift_N = vectors(b_RN, row)[:, n0:n1]
@@ -138,5 +138,5 @@ def affine_at(b_RN: torch.Tensor, row: int, kinds: int, n0: int, n1: int) -> Aff
 
 
 def weights(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return the memory of `rows`, [R, K] of float32, as rows of K numbers of `dtype`."""
+    """Return `rows`, [R, K] of float32, viewed as rows of K numbers of `dtype`."""
     return rows.view(dtype).view(-1, rows.shape[1])

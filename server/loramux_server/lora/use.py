@@ -1,4 +1,4 @@
-"""Who needs an adapter in memory."""
+"""What keeps an adapter in memory: waiting requests, leases and pins."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from loramux_server.wire.adapter_source import AdapterSource
 
 @dataclass(slots=True)
 class Use:
-    """An adapter that somebody waits for, uses or loads, or that is pinned."""
+    """An adapter that requests wait for or use, that is being loaded, or that is pinned."""
 
     source: AdapterSource
     num_waiting: int = 0
@@ -16,5 +16,5 @@ class Use:
 
     @property
     def is_only_pinned(self) -> bool:
-        """Whether nobody waits for it or uses it."""
+        """Whether it is pinned, and no request waits for it or uses it."""
         return self.is_pinned and not (self.num_waiting or self.num_leases)

@@ -1,7 +1,7 @@
-"""Virtual tokens in memory, of adapters and images, and where a step puts them.
+"""Virtual tokens of adapters and images, and where a step inserts them.
 
-Legend: V virtual tokens, K width of an embedding, J heads that keep something, D width of a key, E
-width of a value.
+Legend: V virtual tokens, K width of an embedding, J key and value heads, D width of a key, E width
+of a value.
 """
 
 from collections.abc import Mapping
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Virtual:
-    """What stands before every prompt of one adapter, in float32, or for an image in a prompt."""
+    """Virtual tokens before every prompt of an adapter, in float32, or of an image in a prompt."""
 
     embedding_VK: "torch.Tensor | None" = None
     keys: "Mapping[int, torch.Tensor]" = field(default_factory=dict)
-    """Number of a layer -> what it keeps, [V, J, D]; likewise values, [V, J, E]."""
+    """Layer index -> keys, [V, J, D]; likewise values, [V, J, E]."""
     values: "Mapping[int, torch.Tensor]" = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class VirtualRun:
-    """Virtual tokens of one request that a step puts in their place."""
+    """A run of virtual tokens of one request that a step inserts."""
 
     virtual: Virtual
     first: int
-    """Number of the first of them."""
+    """Index of the first one."""
     place_V: "torch.Tensor"
     """Row of the batch for each embedding, or slot of the KV cache for keys and values; int64."""
 
@@ -40,5 +40,5 @@ class VirtualRun:
 
     @property
     def numbers(self) -> slice:
-        """Which of the virtual tokens they are."""
+        """The range of virtual tokens in this run."""
         return slice(self.first, self.first + len(self.place_V))
