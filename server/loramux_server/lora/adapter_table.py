@@ -1,8 +1,7 @@
-"""What kernels on a GPU need to know of the resident adapters, in memory of the device.
+"""Metadata of resident adapters in GPU memory, for kernels.
 
-An adapter's number is its first rank row divided by the granule, so that no table of slots has to
-be kept: what is said of it here is written once, when it is loaded, and a step only says which
-tokens it applies to.
+An adapter's number is its first rank row divided by the granule, so there is no separate slot
+table. Its entries are written once, at load; a step only passes which tokens it applies to.
 
 Legend: A adapters, G groups of layers, P parts of a group.
 """
@@ -16,21 +15,21 @@ from loramux_server.lora.row_allocator import GRANULE
 
 @dataclass(frozen=True, slots=True)
 class GroupTable:
-    """What is known of all resident adapters in one group of layers."""
+    """Metadata of all resident adapters for one group of layers."""
 
     size_A: torch.Tensor
-    """Rank rows that each takes, int32."""
+    """Allocated rank rows, int32."""
     rank_AP: torch.Tensor
-    """True rank in each part, int32; 0 where the adapter does not change the layer."""
+    """Actual rank in each part, int32; 0 where the adapter does not change the layer."""
     scale_AP: torch.Tensor
-    """Factor of each change, float32."""
+    """Scale of each change, float32."""
     affine_AP: torch.Tensor
     """`Affine.kinds` of each layer, int32."""
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterTable:
-    """What is known of all resident adapters."""
+    """Metadata of all resident adapters for all groups."""
 
     size_A: torch.Tensor
     rank_GAP: torch.Tensor
@@ -51,7 +50,7 @@ class AdapterTable:
         )
 
     def group(self, group: int) -> GroupTable:
-        """Return what concerns one group of layers."""
+        """Return the view for one group of layers."""
         return GroupTable(
             self.size_A, self.rank_GAP[group], self.scale_GAP[group], self.affine_GAP[group]
         )

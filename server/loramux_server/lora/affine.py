@@ -19,7 +19,7 @@ VECTORS = 2
 """Rows of float32 that a group takes, over the outputs of all its parts: factors, then shifts.
 
 An adapter with any of them has at least one granule more than its rank needs (`RowSize.rows_of`),
-which is more than enough.
+which is at least twice the room needed.
 """
 
 

@@ -1,8 +1,9 @@
-"""Bottleneck adapters as edits of the modules that they stand behind.
+"""Bottleneck adapters, as edits of the modules around the residual sum.
 
-What they mean is said in `loramux_adapters.bottleneck`.
+Their semantics are described in `loramux_adapters.bottleneck`: h is the output of attention or the
+MLP, x the residual input to which it is added.
 
-Legend: T tokens, K width of the model, M width of the middle.
+Legend: T tokens, K width of the model, M width of the bottleneck.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,9 +26,9 @@ _NORM_EPSILON = 1e-5
 
 
 class Passage:
-    """Where one edit leaves for another what went by, within a step.
+    """Passes a tensor from one edit to another within a step.
 
-    Where texts are read as wholes, those of one adapter take turns between the two.
+    One tensor per greenlet: where texts are read whole, the texts of one adapter interleave.
     """
 
     def __init__(self) -> None:
@@ -38,7 +39,7 @@ class Passage:
         self._left[getcurrent()] = x
 
     def take(self) -> torch.Tensor:
-        """Return what was left of the same text, float32; it is kept no longer."""
+        """Remove and return the tensor that was left for the same text, in float32."""
         x = self._left.pop(getcurrent(), None)
         assert x is not None, "the module in front did not run"
         return x.float()
@@ -46,31 +47,31 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class Tap:
-    """Stands at a module in front: leaves what came in, and changes nothing."""
+    """Saves the input of a module, and changes nothing."""
 
     passage: Passage
 
     def __call__(self, module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Return `y` as it is."""
+        """Return `y` unchanged."""
         self.passage.leave(x)
         return y
 
 
 @dataclass(frozen=True, slots=True)
 class OutputTap:
-    """Leaves what came out of a module, and changes nothing."""
+    """Saves the output of a module, and changes nothing."""
 
     passage: Passage
 
     def __call__(self, module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Return `y` as it is."""
+        """Return `y` unchanged."""
         self.passage.leave(y)
         return y
 
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A network of two layers."""
+    """A bottleneck: down-projection, activation, up-projection."""
 
     config: BottleneckConfig
     parts: Mapping[str, torch.Tensor]
@@ -79,12 +80,12 @@ class Network:
     def of(
         self, h_TK: torch.Tensor, came_in_TK: torch.Tensor, sum_TK: torch.Tensor
     ) -> torch.Tensor:
-        """Return what is added to what came in, in place of h.
+        """Return what is added to x instead of h.
 
         Args:
-            h_TK: Of attention or the MLP.
-            came_in_TK: What it is added to.
-            sum_TK: Their sum, normed where a norm stands behind it.
+            h_TK: h.
+            came_in_TK: x.
+            sum_TK: h + x, after the norm if one follows the sum.
         """
         config, parts = self.config, self.parts
         seen_TK = sum_TK if config.sees_sum else h_TK
@@ -111,27 +112,27 @@ class Network:
 
 @dataclass(frozen=True, slots=True)
 class AtOutput:
-    """Stands behind the layer that h comes out of, with x from the norm in front."""
+    """Pre-norm: replaces h at the layer that outputs it, with x saved at the norm before."""
 
     network: Network
     came_in: Passage
 
     def __call__(self, module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Return what is added to what came in, in place of `y`."""
+        """Return what is added to x instead of h, which is `y`."""
         came_in_TK, h_TK = self.came_in.take(), y.float()
         return self.network.of(h_TK, came_in_TK, h_TK + came_in_TK)
 
 
 @dataclass(frozen=True, slots=True)
 class AtNorm:
-    """Stands at the norm behind the sum, with x and h from before."""
+    """Post-norm: recomputes the norm after the sum, with x and h saved before."""
 
     network: Network
     came_in: Passage
     output: Passage
 
     def __call__(self, module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Return what the norm makes of the other sum."""
+        """Return the norm of the sum with h replaced."""
         came_in_TK, h_TK = self.came_in.take(), self.output.take()
         added_TK = self.network.of(h_TK, came_in_TK, y.float()) + came_in_TK
         normed_TK: torch.Tensor = module.forward(added_TK.to(x.dtype))
@@ -141,7 +142,7 @@ class AtNorm:
 def pack_bottlenecks(
     package: Package, base: BaseLayers, read: Callable[[TensorInfo], torch.Tensor]
 ) -> dict[str, ModuleEdit]:
-    """Return the edits of the networks of `package`, by the modules that they stand at.
+    """Return the edits for the bottlenecks of `package`, by module name.
 
     Args:
         package: A package that fits the base.

@@ -87,7 +87,7 @@ class ExtendedSlab(Slab):
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def place(self, group: int, weight_NK: torch.Tensor) -> torch.Tensor:
-        """Copy the base weights of `group` before its A rows, and return the copy.
+        """Copy the base weights of `group` directly in front of its A rows; return the copy.
 
         Memory is allocated here, group by group, so that the original weights can be freed one by
         one: the device need not hold the model twice.

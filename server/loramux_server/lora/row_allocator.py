@@ -1,8 +1,8 @@
-"""Rank rows: which are free, and where an adapter's run of them begins.
+"""Allocates rank rows to adapters, in contiguous runs.
 
-An adapter of rank r takes r rows if its weights are as wide as the rows are made for and half as
-many if they are half as wide, rounded up to a granule. One allocator serves every layer: a row
-number means the same row in each.
+An adapter of rank r takes r rows if its weights have the width that the rows are sized for, and
+half as many if they are half as wide, rounded up to a granule. One allocator serves all layers: a
+row index means the same row in each.
 """
 
 from collections.abc import Collection, Iterable
@@ -13,48 +13,48 @@ GRANULE = 8
 
 @dataclass(frozen=True, slots=True)
 class RowSize:
-    """How much a rank row holds."""
+    """The size of a rank row."""
 
     num_bytes: int = 1
-    """Over all layers."""
+    """Bytes of a row over all layers."""
     item_bytes: int = 4
-    """Of each weight for which rows are made."""
+    """Bytes per weight that rows are sized for."""
 
     def rows_of(self, rank: int, item_bytes: int = 4, edit_bytes: int = 0) -> int:
-        """Return how many rows an adapter of `rank` takes: one granule at least.
+        """Return how many rows an adapter of `rank` takes: at least one granule.
 
         Args:
             rank: The largest of its ranks.
-            item_bytes: Bytes of each of its weights.
-            edit_bytes: Bytes of what it has beside A and B. Factors and shifts of outputs lie in
-                the rows that are added for these; others lie elsewhere, and rows of as many bytes
-                are kept free for them.
+            item_bytes: Bytes per weight of the adapter.
+            edit_bytes: Bytes of its edits. Factors and shifts of outputs are stored in the rows
+                that this adds; other edits are stored elsewhere, and these rows, of as many bytes,
+                stay unused to account for them.
         """
         granules = max(1, -(-rank * item_bytes // (self.item_bytes * GRANULE)))
         return GRANULE * (granules - (-edit_bytes // (self.num_bytes * GRANULE)))
 
 
 class RowAllocator:
-    """Hands out contiguous runs of `capacity` rows: best fit, low rows first."""
+    """Allocates contiguous runs out of `capacity` rows: best fit, low rows first."""
 
     def __init__(self, num_rows: int) -> None:
         self.capacity = num_rows // GRANULE * GRANULE
         self.num_used = 0
-        """Rows that are handed out."""
+        """Allocated rows."""
         self._runs: dict[str, tuple[int, int]] = {}
-        """Who has which rows: the first, and the one after the last."""
+        """Key -> (start, end) of its run."""
         self._free_end: dict[int, int] = {}
-        """First row of each free run -> the row after its last; `_free_start` the other way."""
+        """Start -> end of each free run; `_free_start` is the inverse."""
         self._free_start: dict[int, int] = {}
         if self.capacity:
             self._add_free(0, self.capacity)
 
     def start_of(self, key: str) -> int:
-        """Return the first row of the run of `key`."""
+        """Return the first row of `key`'s run."""
         return self._runs[key][0]
 
     def allocate(self, key: str, size: int) -> bool:
-        """Give `key` a run of `size` rows; False, and no change, if no free run is long enough."""
+        """Allocate `size` rows to `key`; return False, unchanged, if no free run is long enough."""
         start = self._best_fit(size)
         if start is None:
             return False
@@ -66,7 +66,7 @@ class RowAllocator:
         return True
 
     def release(self, key: str) -> None:
-        """Take back the run of `key`, joining it with its free neighbours."""
+        """Free the run of `key`, and merge it with free neighbours."""
         start, end = self._runs.pop(key)
         self.num_used -= end - start
         if start in self._free_start:
@@ -77,22 +77,22 @@ class RowAllocator:
         self._add_free(start, end)
 
     def victims(self, size: int, order: Iterable[str], pinned: Collection[str]) -> list[str] | None:
-        """Return who has to go for a free run of `size` rows; None if it is nobody's going.
+        """Return the keys to evict for a free run of `size` rows; None if that is impossible.
 
-        They are neighbours, all of them needed, and the last of them comes as early in `order` as
-        can be.
+        Their runs are adjacent, the set is minimal, and its last member is as early in `order` as
+        possible.
 
         Args:
-            size: Rows that are needed together.
-            order: Everybody who has a run, in the order in which they are to go.
-            pinned: Those who cannot go; others may be among them.
+            size: Contiguous rows that are needed.
+            order: All keys with runs, in eviction order.
+            pinned: Keys that must stay; may include keys without a run.
         """
         if self._best_fit(size) is not None:
             return []
         if not self._has_gap(size, pinned):
             return None
         age: dict[str, int] = {}
-        # Stretches that are free or would be, by both ends, growing together.
+        # Runs that are free after evicting the keys so far, by either end; neighbours are merged.
         start_by_end: dict[int, int] = {}
         end_by_start: dict[int, int] = {}
         for key in order:
@@ -108,7 +108,7 @@ class RowAllocator:
         return None
 
     def check(self, keys: Collection[str]) -> None:
-        """Assert that `keys` have runs, and nobody else; runs cover all rows once."""
+        """Assert that exactly `keys` have runs, and that all runs cover each row once."""
         assert self._runs.keys() == set(keys), "rows leaked"
         assert self._free_start == {end: start for start, end in self._free_end.items()}
         at = 0
@@ -126,7 +126,7 @@ class RowAllocator:
         return min((fit for fit in fitting if fit[0] >= size), default=(0, None))[1]
 
     def _has_gap(self, size: int, pinned: Collection[str]) -> bool:
-        """Return whether `size` rows lie together that nobody of `pinned` has."""
+        """Return whether `size` contiguous rows are free of `pinned` keys."""
         at = 0
         runs = sorted(self._runs[key] for key in pinned if key in self._runs)
         for start, end in [*runs, (self.capacity, self.capacity)]:
@@ -136,7 +136,7 @@ class RowAllocator:
         return False
 
     def _needed(self, size: int, start: int, end: int, age: dict[str, int]) -> list[str]:
-        """Return those of `age` between `start` and `end` without whom `size` rows would lack."""
+        """Return a minimal set of keys of `age` to evict for `size` rows in `start` to `end`."""
         inside = sorted(
             (key for key in age if start <= self._runs[key][0] < end), key=self.start_of
         )

@@ -21,44 +21,43 @@ Float32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Residence:
-    """Where an adapter lies in the slab, and how."""
+    """A resident adapter: its place in the slab, ranks, scales and edits."""
 
     row: int
     """First rank row."""
     size: int
-    """Rank rows that it takes."""
+    """Number of rank rows."""
     format: WeightFormat
     rank_GP: Int32
-    """True rank in each part of each group; 0 where the adapter does not change the layer."""
+    """Actual rank in each part of each group; 0 where the adapter does not change the layer."""
     scale_GP: Float32
-    """Factor of each layer's change."""
+    """Scale of each layer's change."""
     edits: Edits | None = None
-    """What the adapter does beside that."""
+    """Changes besides the low-rank ones."""
     affine_GP: Int32 | None = None
-    """`Affine.kinds` of each layer; None if there is none. The vectors follow its last row."""
+    """`Affine.kinds` of each layer; None if there are no vectors. These follow the last row."""
 
     @property
     def virtual(self) -> Virtual | None:
-        """What it puts before every prompt."""
+        """Virtual tokens before every prompt."""
         return self.edits.virtual if self.edits else None
 
     @property
     def changes(self) -> bool:
-        """Whether it does anything to tokens, beside what it puts before them."""
+        """Whether it changes any layer or module, besides inserting virtual tokens."""
         return not self.virtual or (self.edits is not None and self.edits.changes)
 
     @property
     def head(self) -> "Head | LayeredHead | LayersHead | None":
-        """What it has in place of the layer of logits."""
+        """The head that replaces the output layer (LM head)."""
         return self.edits.head if self.edits else None
 
 
 @dataclass(frozen=True, slots=True)
 class Segments:
-    """Runs of tokens that share an adapter, in the order of the batch.
+    """Runs of tokens that share an adapter, in batch order.
 
-    S segments, G groups of layers, P parts of a group at most. Tokens in no segment belong to the
-    base model alone.
+    S segments, G groups of layers, P most parts of a group. Tokens in no segment have no adapter.
     """
 
     start_S: Int32
@@ -71,7 +70,7 @@ class Segments:
     rank_GSP: Int32
     scale_GSP: Float32
     edits: tuple[Edits | None, ...] | None = None
-    """What each adapter does that the slab does not have; None if none does anything."""
+    """Edits of each segment's adapter; None if no adapter has edits outside the slab."""
     affine_GSP: Int32 | None = None
     """`Affine.kinds`; None if there are no vectors."""
 
@@ -93,11 +92,11 @@ class Segments:
 
     @property
     def takes_layers(self) -> bool:
-        """Whether an adapter does anything that takes the model's own layers."""
+        """Whether any adapter has edits for which the model's own layers have to run."""
         return any(edits and edits.takes_layers for edits in self.edits or ())
 
     def edited(self) -> Iterator[tuple[int, int, Edits]]:
-        """Yield first token, token after the last, and edits, of the segments that have any."""
+        """Yield (first token, token after the last, edits) of the segments that have edits."""
         if self.edits is None:
             return
         borders = self.start_S.tolist(), self.end_S.tolist()
@@ -106,12 +105,12 @@ class Segments:
                 yield start, end, edits
 
     def within(self, spans: Sequence[tuple[int, int]]) -> "Segments | None":
-        """Return the segments of some of the tokens, which lie side by side then.
+        """Return the segments after keeping only the tokens in `spans`; None if none are left.
 
         Args:
-            spans: First token, and token after the last, of each run of them, in order.
+            spans: (first token, token after the last) of each run to keep, in order.
         """
-        # Before each token, how many of those that are left.
+        # Number of kept tokens before each token.
         count_T = np.zeros(max(end for _, end in spans) + 1, np.int32)
         for start, end in spans:
             count_T[start + 1 : end + 1] = 1
@@ -124,16 +123,16 @@ class Segments:
         return replace(self, start_S=start_S, end_S=end_S).select(is_left)
 
     def spread(self, borders: Sequence[int]) -> "Segments":
-        """Return the segments of rows of which each token stands for several.
+        """Return the segments of a batch of rows, several per token.
 
         Args:
-            borders: The first row of each token, and the number of all.
+            borders: The first row of each token, followed by the number of rows.
         """
         border_T = np.array(borders, np.int32)
         return replace(self, start_S=border_T[self.start_S], end_S=border_T[self.end_S])
 
     def select(self, mask: npt.NDArray[np.bool_]) -> "Segments":
-        """Return the segments that `mask` names."""
+        """Return the segments selected by `mask`, [S]."""
         return Segments(
             self.start_S[mask],
             self.end_S[mask],
@@ -148,7 +147,7 @@ class Segments:
 
 
 def _kinds(adapters: list[Residence]) -> Int32 | None:
-    """Return what becomes of the outputs of each layer, as [G, S, P]."""
+    """Return `Affine.kinds` of the adapters, as [G, S, P]; None if there are no vectors."""
     if all(adapter.affine_GP is None for adapter in adapters):
         return None
     none = np.zeros_like(adapters[0].rank_GP)

@@ -1,7 +1,7 @@
-"""What an adapter does to the modules that see images.
+"""Adapters' changes of vision modules.
 
-No step runs these, and so nothing of this is in rank rows: it is read when an image is looked at
-for a request with the adapter, and applied while that happens.
+No step runs these modules, so the changes take no rank rows: they are read when an image is encoded
+for a request with the adapter, and applied during that.
 
 Legend: R rank, K input width, N output width of a layer.
 """
@@ -28,26 +28,26 @@ from loramux_server.wire.adapter_source import AdapterSource
 from loramux_server.wire.weight_format import FORMATS, WeightFormat
 
 KEPT = 1024
-"""Adapters of which it is known what they do."""
+"""Most adapters whose changes are cached."""
 KEPT_BYTES = 256 << 20
-"""Memory of the host for that, unless one of them takes more."""
+"""Most bytes of host memory for them, unless a single one takes more."""
 
 
 class SeeingBase(Base, Protocol):
-    """What such changes are for."""
+    """A base model with vision modules."""
 
     @property
     def sight_layers(self) -> Mapping[str, tuple[int, int]]:
-        """Name of each linear layer that sees images -> (in_features, out_features)."""
+        """Name of each linear layer of the vision modules -> (in_features, out_features)."""
 
     @property
     def sight_parameters(self) -> Mapping[str, tuple[int, ...]]:
-        """Name of each parameter of modules that see images -> its shape."""
+        """Name of each parameter of the vision modules -> its shape."""
 
 
 @dataclass(frozen=True, slots=True)
 class SightLayer:
-    """The low-rank change of one linear layer, in memory of the host."""
+    """The low-rank change of one linear layer, in host memory."""
 
     a_RK: Weights
     b_RN: Weights
@@ -55,10 +55,10 @@ class SightLayer:
     scale: float
     form: WeightFormat
     magnitude_N: torch.Tensor | None = None
-    """The length that each output's row of weights is given, the change included: DoRA."""
+    """DoRA: the magnitude of each row of the changed weight."""
 
     def of(self, layer: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Return what takes the place of `y`, which `layer` made of `x`."""
+        """Return the replacement of `y`, the output of `layer` for `x`."""
         a_RK, b_RN = (self._factor(half, x.device) for half in (self.a_RK, self.b_RN))
         added = self.scale * (x.float() @ a_RK.T @ b_RN)
         if self.magnitude_N is None:
@@ -80,40 +80,40 @@ class SightLayer:
 
 @dataclass(frozen=True, slots=True)
 class SightChange:
-    """All that one adapter, or a mix of several, does to what sees images."""
+    """All changes of vision modules by one adapter, or by a mix of several."""
 
     layers: Mapping[str, SightLayer] = field(default_factory=dict)
     """Name of a linear layer -> its low-rank change."""
     parameters: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    """Name of a parameter -> what takes its place."""
+    """Name of a parameter -> its replacement."""
 
     def __bool__(self) -> bool:
         return bool(self.layers or self.parameters)
 
     @property
     def is_low_rank_alone(self) -> bool:
-        """Whether it can be mixed with others."""
+        """Whether it has low-rank changes only, so that it can be mixed with others."""
         return not self.parameters and all(
             each.magnitude_N is None for each in self.layers.values()
         )
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all weights but vectors."""
+        """Bytes of all weights except magnitudes."""
         layers = sum(each.a_RK.nbytes + each.b_RN.nbytes for each in self.layers.values())
         return layers + sum(each.nbytes for each in self.parameters.values())
 
 
 class SightChanges:
-    """What the adapters of requests do to what sees images; used on one thread."""
+    """An LRU cache of adapters' changes of vision modules; not thread-safe."""
 
     def __init__(self, base: SeeingBase) -> None:
-        """Keep what was read for `base`, the last of it."""
+        """Create an empty cache for adapters of `base`."""
         self._base = base
         self._kept: OrderedDict[str, SightChange] = OrderedDict()
 
     def of(self, source: AdapterSource) -> SightChange:
-        """Return what the adapter `source` does; its file is read unless that is known.
+        """Return the changes by the adapter `source`; read its file if they are not cached.
 
         Raises:
             DamagedError: See `load_sight_change`.
@@ -133,7 +133,7 @@ class SightChanges:
 
 
 def load_sight_change(source: AdapterSource, base: SeeingBase) -> SightChange:
-    """Read what an adapter, or a mix of several, does to what sees images; nothing in most cases.
+    """Read the changes of vision modules by an adapter, or a mix of several; most have none.
 
     Raises:
         DamagedError: A file is absent or not what was registered.
@@ -177,7 +177,7 @@ def _load(path: str, digest: str, seal: str, base: SeeingBase) -> SightChange:
                 parameters[f"{edit.module}.{edit.parameter or 'bias'}"] = value
         layers = {}
         for module in sight.modules:
-            # Factors of two formats are of none.
+            # A and B of different formats are both stored as float32.
             form = FORMATS[module.a.dtype]
             if FORMATS[module.b.dtype] is not form:
                 form = WeightFormat.FLOAT32
