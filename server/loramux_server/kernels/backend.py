@@ -217,7 +217,8 @@ def choose_backend(
             tokens; the others have no deterministic mode.
 
     Raises:
-        ValueError: The backend does not support `device`, `quantization` or deterministic mode.
+        ValueError: The backend does not support `device`, `quantization` or deterministic mode, or
+            its package is missing.
     """
     name = resolve(name, device)
     if is_deterministic and name != "cpu":

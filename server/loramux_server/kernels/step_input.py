@@ -20,7 +20,7 @@ from loramux_server.lora.virtual import VirtualRun
 
 @dataclass(frozen=True, slots=True)
 class StepInput:
-    """One step's input."""
+    """The input of one step."""
 
     token_T: torch.Tensor
     position_T: torch.Tensor
@@ -28,7 +28,7 @@ class StepInput:
     """Index of each token whose logits are needed. All three are int64."""
     attention: AttentionBatch
     segments: Segments | None
-    """None when every token belongs to the base model alone."""
+    """None if no token has an adapter."""
     states: StateBatch | None = None
     """None where the model has no recurrent layers."""
     texts: tuple[WholeText, ...] = ()

@@ -123,7 +123,7 @@ class AdapterCache:
         return True
 
     def release(self, digest: str) -> None:
-        """Give back one lease."""
+        """Release one lease."""
         use = self._uses[digest]
         assert use.num_leases > 0, "released more often than acquired"
         use.num_leases -= 1
@@ -206,14 +206,14 @@ class AdapterCache:
                 tier.evict(digest, makes_room=False)
         return True
 
-    # Figures
+    # Statistics
 
     def held(self, tier: Tier) -> set[str]:
         """Return the digests that `tier` holds, without loads in flight."""
         return self._tier(tier).digests()
 
     def stats(self, tier: Tier) -> CacheStats:
-        """Return the figures of `tier`."""
+        """Return the statistics of `tier`."""
         return self._tier(tier).stats(self._row_bytes if tier is Tier.DEVICE else 1)
 
     def check(self) -> None:

@@ -145,7 +145,7 @@ class Reader(threading.local):
 
     def __init__(self) -> None:
         self._kept = bytearray()
-        # Starts with the first file, and inherits the priority of the thread that starts it.
+        # Starts with the first file, and inherits the scheduling policy of the starting thread.
         self._helper = ThreadPoolExecutor(1, thread_name_prefix="read")
         self._is_in_the_way = threading.Event()
         """Tells the helper to stop computing the previous file's seal."""
