@@ -2,8 +2,8 @@
 
 `matmul`: the four matmuls of a layer with rows of adapters behind their weights: do these cost what
 their bytes cost? `launch`: what an empty kernel costs inside a graph. `probe`: what this torch and
-this Triton offer. `attention` and `kernels`: ours against their floors, at the bandwidth of a copy
-measured in the same run.
+this Triton offer. `attention`, `kernels` and `draws`: ours against floors, at the bandwidth of a
+copy measured in the same run.
 
     python -m benchmarks.gpu.kernels --output result.json
 """
@@ -11,7 +11,7 @@ measured in the same run.
 import inspect
 import itertools
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,8 +23,9 @@ import typer
 
 from benchmarks.fixture import SHAPES, Shape
 from benchmarks.gpu import device as on
-from benchmarks.gpu.operands import LoraOperands, attention_calls, groups, lora_calls
+from benchmarks.gpu.operands import LoraOperands, attention_calls, draw_calls, groups, lora_calls
 from benchmarks.gpu.record import Record
+from loramux_server.kernels.gpu.draw import DEFAULT
 from loramux_server.kernels.gpu.plan import Plan
 
 
@@ -67,6 +68,7 @@ def main(
         "launch": _launches(device),
         "attention": _attention(chosen, device, dtype, batches, context or [1024, 8192], rate),
         "kernels": _kernels(chosen, device, dtype, batches, rank, rate),
+        "draws": _draws(chosen, device, batches, rate),
     }
     record = Record(
         output,
@@ -158,6 +160,14 @@ def _kernels(
                 what = f"{kernel} of {name} M={tokens}, {adapters} of rank {rank}"
                 taken = on.seconds_apart(device, calls)
                 yield Row("kernels", what, 1e6 * taken, 1e6 * moved / rate)
+
+
+def _draws(shape: Shape, device: torch.device, batches: list[int], rate: float) -> Iterator[Row]:
+    ways = {"by sorting": None, "by searching": Plan.of(device).draw or DEFAULT}
+    for tokens, (way, blocks) in itertools.product(batches, ways.items()):
+        calls, moved = draw_calls(shape, device, tokens, replace(Plan.of(device), draw=blocks))
+        taken = on.seconds_apart(device, calls)
+        yield Row("draws", f"B={tokens} top-p {way}", 1e6 * taken, 1e6 * moved / rate)
 
 
 def _probe() -> dict[str, object]:

@@ -16,7 +16,9 @@ from benchmarks.fixture import Shape
 from benchmarks.gpu import device as on
 from loramux_server.kernels.attention import AttentionBatch, AttentionForm
 from loramux_server.kernels.decoder import Norm
+from loramux_server.kernels.draw import Draws, draw
 from loramux_server.kernels.gpu.decode_attention import DecodeScratch, decode_attention_triton
+from loramux_server.kernels.gpu.draw import draw_triton
 from loramux_server.kernels.gpu.expand import expand_triton
 from loramux_server.kernels.gpu.plan import Cut, Plan
 from loramux_server.kernels.gpu.residual_norm import NormScratch, residual_norm_triton
@@ -196,6 +198,19 @@ def attention_calls(
                 blocks=plan.attention_of(rows),
             )
         )
+    return calls, moved
+
+
+def draw_calls(shape: Shape, device: torch.device, batch: int, plan: Plan) -> Calls:
+    """Return draws of a token for each of `batch` requests with a temperature and top-p."""
+    moved = 4 * batch * shape.vocab
+    row_R5 = torch.tensor([[1 / 0.8, 0, 0.9, -float("inf"), 0.5]], dtype=torch.float64)
+    draws = Draws(row_R5.repeat(batch, 1).to(device), is_cut=True)
+    drawing = partial(draw_triton, blocks=plan.draw) if plan.draw else draw
+    calls: list[Callable[[], object]] = []
+    for _ in range(on.copies_needed(device, moved)):
+        logits_RV = torch.randn(batch, shape.vocab, device=device)
+        calls.append(partial(drawing, logits_RV, logits_RV.argmax(-1), draws))
     return calls, moved
 
 

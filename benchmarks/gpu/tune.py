@@ -24,14 +24,23 @@ from triton.runtime.errors import OutOfResources
 
 from benchmarks.fixture import SHAPES, Shape
 from benchmarks.gpu import device as on
-from benchmarks.gpu.operands import Calls, LoraOperands, attention_calls, groups, lora_calls
+from benchmarks.gpu.operands import (
+    Calls,
+    LoraOperands,
+    attention_calls,
+    draw_calls,
+    groups,
+    lora_calls,
+)
 from benchmarks.gpu.record import Record, replace_file
 from loramux_server.kernels import gpu
 from loramux_server.kernels.gpu.decode_attention import DecodeBlocks
+from loramux_server.kernels.gpu.draw import Blocks as DrawBlocks
 from loramux_server.kernels.gpu.plan import FILE, Plan, capability
 from loramux_server.kernels.gpu.tiles import PREFILL_TILE, SHARED_TILE, SINGLE_TILE
 
 _ATTENTION = "decode_attention"
+_DRAW = "draw"
 _CHOICES: dict[str, Mapping[str, Sequence[int]]] = {
     "silu_mul": {"n": (64, 128, 256, 512), "num_warps": (1, 2, 4, 8)},
     "residual_norm": {"k": (256, 512, 1024, 2048, 4096), "num_warps": (1, 2, 4, 8, 16)},
@@ -39,6 +48,7 @@ _CHOICES: dict[str, Mapping[str, Sequence[int]]] = {
     _ATTENTION: {"context": (32, 64, 128), "least_share": (128, 256), "num_stages": (2, 3, 4)},
     "expand": {"n": (64, 128, 256), "num_warps": (1, 2, 4, 8)},
     "shrink": {"columns": (16, 64), "k": (64, 128), "num_stages": (3, 4)},
+    _DRAW: {"v": (2048, 4096, 8192), "num_warps": (4, 8)},
 }
 """Those come first that take most of a decode step."""
 _BARE_CHOICES: dict[str, Mapping[str, Sequence[int]]] = {
@@ -80,33 +90,40 @@ class Unit:
 
     kernel: str
     size: int
-    """Tokens of its tiles; of attention, most requests of a step."""
+    """Tokens of its tiles; of attention, most requests of a step; of drawing, 0."""
     is_bare: bool = False
     """Whether it is for steps in which no token has an adapter."""
 
     @property
     def table(self) -> str:
         """The part of a plan that has it."""
-        if self.kernel == _ATTENTION:
-            return _ATTENTION
+        if self.kernel in (_ATTENTION, _DRAW):
+            return self.kernel
         return "bare" if self.is_bare else "cuts"
 
     @property
     def name(self) -> str:
         """What it is called in results."""
-        return f"{self.kernel} {self.size}{' bare' * self.is_bare}"
+        return self.kernel + f" {self.size}" * (self.size > 0) + " bare" * self.is_bare
 
     def blocks(self, plan: Plan) -> Any:  # noqa: ANN401
         """Return how `plan` cuts it."""
         if self.kernel == _ATTENTION:
             return plan.attention_of(self.size)
+        if self.kernel == _DRAW:
+            return plan.draw
         return getattr(plan.cut(self.size, is_bare=self.is_bare), self.kernel)
 
     def candidates(self, plan: Plan) -> Iterator[Plan]:
         """Yield plans that differ from `plan` in how it is cut."""
+        if self.kernel == _DRAW:
+            yield replace(plan, draw=None)
         choices = (_BARE_CHOICES if self.is_bare else _CHOICES)[self.kernel]
         for numbers in itertools.product(*choices.values()):
             chosen = dict(zip(choices, numbers, strict=True))
+            if self.kernel == _DRAW:
+                yield replace(plan, draw=DrawBlocks(**chosen))
+                continue
             if self.is_bare or self._fits(chosen):
                 blocks = replace(self.blocks(plan), **chosen)
                 table = getattr(plan, self.table)
@@ -131,12 +148,16 @@ def units(kernels: Sequence[str] | None, sizes: Sequence[int] | None) -> list[Un
         if kernel == _ATTENTION:
             found += [Unit(kernel, most) for most in _REQUESTS]
             continue
+        if kernel == _DRAW:
+            found.append(Unit(kernel, 0))
+            continue
         # In prefill B of the layers before the norms is applied on its own.
         tiles = [size for size in _TILES if kernel != "residual_norm" or size != PREFILL_TILE]
         found += [Unit(kernel, size) for size in tiles]
         if kernel in _BARE_CHOICES:
             found += [Unit(kernel, size, is_bare=True) for size in (SINGLE_TILE, PREFILL_TILE)]
-    return [unit for unit in found if unit.kernel == _ATTENTION or unit.size in (sizes or _TILES)]
+    tables = (_ATTENTION, _DRAW)
+    return [unit for unit in found if unit.kernel in tables or unit.size in (sizes or _TILES)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +166,7 @@ class Row:
 
     unit: str
     blocks: dict[str, int]
+    """Empty where tokens are best drawn by sorting."""
     microseconds: list[float]
     """At each size of a step."""
     before: list[float]
@@ -251,6 +273,10 @@ class Steps:
             for tokens, context in itertools.product(batches, _CONTEXTS):
                 yield partial(attention_calls, shape, device, dtype, tokens, context)
             return
+        if unit.kernel == _DRAW:
+            for tokens in self._batches:
+                yield partial(draw_calls, shape, device, tokens)
+            return
         planes = plan.cuts[unit.size].planes if unit.kernel in _GATHERING else 1
         for group, (tokens, chunk, adapters) in itertools.product(
             _GROUP_OF[unit.kernel], self._sizes(unit.size)
@@ -291,7 +317,7 @@ def _tuned(plan: Plan, unit: Unit, device: torch.device, makes: list[Make]) -> t
     best = min(range(len(costs)), key=costs.__getitem__)
     now, before = ([1e6 * found for found in taken[number]] for number in (best, 0))
     blocks = unit.blocks(candidates[best])
-    return candidates[best], Row(unit.name, asdict(blocks), now, before)
+    return candidates[best], Row(unit.name, asdict(blocks) if blocks else {}, now, before)
 
 
 def _line(row: Row) -> str:

@@ -178,7 +178,8 @@ def test_kernels_are_measured_against_their_floors(tmp_path: Path) -> None:
     kernels.main(shape="tiny", batch=[1], rows=[0, 8], rank=8, context=[16], output=output)
     record = json.loads(output.read_text())
     experiments = {row["experiment"] for row in record["rows"]}
-    assert experiments == {"matmul", "launch", "attention", "kernels"} == record["seconds"].keys()
+    parts = {"matmul", "launch", "attention", "kernels", "draws"}
+    assert experiments == parts == record["seconds"].keys()
     assert all(row["microseconds"] > 0 for row in record["rows"])
     assert record["complete"]
 
@@ -221,13 +222,14 @@ def test_what_is_tuned_is_written_as_a_plan(
 ) -> None:
     monkeypatch.setattr(tune, "_CONTEXTS", (16,))
     monkeypatch.setitem(tune._CHOICES, "decode_attention", {"context": (32, 64)})
+    monkeypatch.setitem(tune._CHOICES, "draw", {"v": (64,)})
     for choices in (tune._CHOICES, tune._BARE_CHOICES):
         monkeypatch.setitem(choices, "rope_write", {"heads": (1, 2), "num_warps": (1, 2)})
     plans, output = tmp_path / "plans.json", tmp_path / "o.json"
     plans.write_text(json.dumps({"default": {"max_spare_rows": 1}}))
     tune.main(
-        shape="tiny", batch=[1, 8], chunk=[4], only=["rope_write", "decode_attention"], tile=[1],
-        plans=plans, output=output,
+        shape="tiny", batch=[1, 8], chunk=[4], only=["rope_write", "decode_attention", "draw"],
+        tile=[1], plans=plans, output=output,
     )  # fmt: skip
     entries = json.loads(plans.read_text())
     assert entries["default"] == {"max_spare_rows": 1}
@@ -237,6 +239,7 @@ def test_what_is_tuned_is_written_as_a_plan(
     blocks = {row["unit"]: row["blocks"] for row in record["rows"]}
     assert blocks["rope_write 1"] == asdict(plan.cuts[1].rope_write)
     assert blocks["rope_write 1 bare"] == asdict(plan.bare[1].rope_write)
+    assert blocks["draw"] == (asdict(plan.draw) if plan.draw else {})
     assert "decode_attention 256" not in blocks  # no step was so large
     assert plan.decode_attention[256] == DecodeBlocks()
     for most in (4, 16):

@@ -22,7 +22,9 @@ from triton.runtime.jit import JITFunction
 from loramux_server.kernels import gpu
 from loramux_server.kernels.attention import AttentionForm
 from loramux_server.kernels.decoder import Norm
+from loramux_server.kernels.draw import Draws
 from loramux_server.kernels.experts import ExpertWeights, Pairs
+from loramux_server.kernels.gpu.draw import draw_triton
 from loramux_server.kernels.gpu.expand import expand_triton
 from loramux_server.kernels.gpu.experts import multiply_experts_triton
 from loramux_server.kernels.gpu.plan import FILE, Plan
@@ -98,6 +100,7 @@ def main(part: str = "1/1") -> None:
         rms_norm_triton(_zeros(TOKENS, WIDTH), _zeros(WIDTH), 1e-5)
         launch_attention()
         launch_experts()
+        launch_draw()
     ways: list[tuple[int, int | None]] = [(1, None), (1, 1), (1, 8), (16, 1), (16, 8), (64, 1)]
     for tile, num_planes in ways[number - 1 :: parts]:
         has_adapter = num_planes is not None
@@ -167,6 +170,13 @@ def launch_experts() -> None:
         pieces = [ExpertPiece(one, one, 1.0)]
         changes.append(rows_of(pieces, TOKENS, (WIDTH, WIDTH), form, dtype))
     multiply_experts_triton(x, weights, Pairs(key_P, len(changes) + 1), changes)
+
+
+def launch_draw() -> None:
+    """Launch the search for tokens to draw, in a vocabulary of several chunks."""
+    logits_RV = torch.zeros(2, 10_000)
+    draws = Draws(torch.zeros(2, 5, dtype=torch.float64), is_cut=True)
+    draw_triton(logits_RV, torch.zeros(2, dtype=torch.int64), draws)
 
 
 def launch_layers(size: int, num_planes: int | None, *, has_vectors: bool) -> None:

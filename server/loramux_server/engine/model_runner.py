@@ -10,7 +10,6 @@ from loramux_server.engine.graphs import Graphs
 from loramux_server.engine.sampler import are_finite, likeliest
 from loramux_server.kernels.adjust import adjust
 from loramux_server.kernels.backend import Backend
-from loramux_server.kernels.draw import draw
 from loramux_server.kernels.logprobs import logprobs
 from loramux_server.kernels.prompt_logprobs import prompt_logprobs
 from loramux_server.kernels.step_input import StepInput
@@ -71,6 +70,7 @@ class ModelRunner:
             # In steps with edits before or behind the layers, only the layers are captured.
             model.stack.prepare(Graphs[torch.Tensor](model.device, is_used=records).run)
         self._model = model
+        self._draw = backend.draw
         self._graphs = Graphs[Chosen](model.device, is_used=records)
         self._kept_logits: dict[int, torch.Tensor] = {}
         """Output buffers of all CUDA graphs, by number of rows."""
@@ -128,7 +128,7 @@ class ModelRunner:
             adjusted_RV = adjust(logits_RV, input_R, given.adjustments)
             token_R = likeliest(adjusted_RV)
         if given.draws is not None:
-            token_R = draw(adjusted_RV, token_R, given.draws)
+            token_R = self._draw(adjusted_RV, token_R, given.draws)
         logprobs_RL = None
         if given.tells_logprobs:
             count = min(MAX_LOGPROBS, logits_RV.shape[1])

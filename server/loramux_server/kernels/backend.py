@@ -1,6 +1,7 @@
 """Selects the implementation of each operation of a model's layers: its definition or a faster one.
 
-Operations on logits are selected by their device: `engine.sampler`, `kernels.prompt_logprobs`.
+Other operations on logits are selected by their device: `engine.sampler`,
+`kernels.prompt_logprobs`.
 """
 
 import os
@@ -19,6 +20,7 @@ from loramux_server.kernels.attention import (
 )
 from loramux_server.kernels.decoder import Decoder, DecoderLayer, make_decoder
 from loramux_server.kernels.delta_rule import delta_rule
+from loramux_server.kernels.draw import Draws, draw
 from loramux_server.kernels.experts import ExpertLinears, Pairs, multiply_experts
 from loramux_server.kernels.linear import Linear, make_linear
 from loramux_server.kernels.pointwise import rms_norm, rotate, silu_mul
@@ -156,6 +158,15 @@ class RowAttention(Protocol):
         """Return the attention output of each request's token."""
 
 
+class Draw(Protocol):
+    """Sampling on the device; see `kernels.draw`."""
+
+    def __call__(
+        self, logits_RV: torch.Tensor, likeliest_R: torch.Tensor, draws: Draws
+    ) -> torch.Tensor:
+        """Return the token of each row."""
+
+
 @dataclass(frozen=True, slots=True)
 class Backend:
     """The operations of one kind of device."""
@@ -176,6 +187,8 @@ class Backend:
     multiply_experts: MultiplyExperts = multiply_experts
     delta_rule: DeltaRule = delta_rule
     state_space: StateSpace = state_space
+    draw: Draw = draw
+    """Sampling in a step; `engine.sampler` uses `kernels.cpu.draw` on a CPU."""
     row_attention: RowAttention | None = None
     """None where the model's own attention runs, one request at a time."""
     takes_experts: bool = False

@@ -50,13 +50,17 @@ def draw(logits_RV: torch.Tensor, likeliest_R: torch.Tensor, draws: Draws) -> to
         likeliest_R: The token with the greatest logit of each row, the first of equal ones.
         draws: Sampling parameters of the rows, on the same device.
     """
-    num_rows = max(1, _MOST_LOGITS // logits_RV.shape[1])
-    parts = [slice(first, first + num_rows) for first in range(0, len(logits_RV), num_rows)]
     drawn = [
         _draw(logits_RV[part], likeliest_R[part], draws.rows_R5[part], is_cut=draws.is_cut)
-        for part in parts
+        for part in parts(logits_RV)
     ]
     return torch.cat(drawn)
+
+
+def parts(logits_RV: torch.Tensor) -> list[slice]:
+    """Return the rows that are drawn at a time, so that memory for them is bounded."""
+    num_rows = max(1, _MOST_LOGITS // logits_RV.shape[1])
+    return [slice(first, first + num_rows) for first in range(0, len(logits_RV), num_rows)]
 
 
 def _draw(

@@ -1,5 +1,6 @@
 """Steps that draw their tokens on the device, and run ahead of the host."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from loramux_server.engine import graphs
+from loramux_server.kernels.gpu.draw import Blocks
+from loramux_server.kernels.gpu.plan import Plan
 from loramux_server.wire.adapter_source import AdapterSource
 from tests.support.adapters import pack_source, save_adapter
 from tests.support.engine import Harness
@@ -49,9 +52,16 @@ def sources(model: PreTrainedModel, tmp_path: Path) -> list[AdapterSource]:
     return [sound, pack_source(folder, tmp_path / "broken")]
 
 
+@pytest.mark.parametrize("blocks", [None, Blocks(v=64)], ids=["sorts", "searches"])
 def test_the_tokens_are_those_that_the_host_draws(
-    model: PreTrainedModel, sources: list[AdapterSource], device: torch.device
+    model: PreTrainedModel,
+    sources: list[AdapterSource],
+    device: torch.device,
+    blocks: Blocks | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    plan = replace(Plan.of(device), draw=blocks)
+    monkeypatch.setattr(Plan, "of", lambda _: plan)
     sound, broken = sources
     harness = Harness(model.to(device), kernels="triton", rows=64, num_blocks=40, max_running=8)
     found: list[list[list[int]]] = []

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from loramux_server.kernels.gpu.decode_attention import DecodeBlocks
+from loramux_server.kernels.gpu.draw import Blocks as DrawBlocks
 from loramux_server.kernels.gpu.expand import DEFAULT as EXPAND
 from loramux_server.kernels.gpu.expand import Blocks as ExpandBlocks
 from loramux_server.kernels.gpu.residual_norm import DEFAULT as NORM
@@ -69,6 +70,8 @@ class Plan:
     """The same where no token has one."""
     decode_attention: dict[int, DecodeBlocks] = field(default_factory=dict)
     """Most requests of a step -> its configuration; larger steps use that of the largest."""
+    draw: DrawBlocks | None = None
+    """Configuration of `draw_triton`; None: `kernels.draw` sorts, as where nothing was measured."""
 
     def cut(self, tile: int, *, is_bare: bool) -> Cut:
         """Return the kernel configurations for tiles of `tile` tokens."""
@@ -97,6 +100,7 @@ class Plan:
         tables["decode_attention"] = {
             int(most): DecodeBlocks(**blocks) for most, blocks in attention.items()
         }
+        tables["draw"] = DrawBlocks(**entry["draw"]) if entry.get("draw") else None
         return Plan(**entry | tables)
 
 
