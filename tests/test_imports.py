@@ -118,7 +118,9 @@ def imported_by(folder: Path, but: tuple[str, ...] = ()) -> set[str]:
 SERVER = ROOT / "server" / "loramux_server"
 ENGINE = {"engine", "kernels", "lora", "models"}
 """Folders of the engine process."""
-SHARED = {"confinement", "forms", "hashes", "heap", "images", "observe", "text", "wire"}
+SHARED = {
+    "confinement", "forms", "hashes", "heap", "images", "observe", "ranking", "text", "wire",
+}  # fmt: skip
 """What both processes have, without torch."""
 
 

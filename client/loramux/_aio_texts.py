@@ -41,6 +41,7 @@ class AsyncTexts:
         timeout: float | None = None,  # noqa: ASYNC109 - it goes along with the call
         request_id: str = "",
         routing_key: str = "",
+        priority: int = 0,
         parse_special_tokens: bool = False,
         add_special_tokens: bool = True,
     ) -> Classification:
@@ -52,6 +53,7 @@ class AsyncTexts:
             logits,
             request_id,
             routing_key,
+            priority,
             parse_special_tokens,
             add_special_tokens,
         )
@@ -78,6 +80,7 @@ class AsyncTexts:
         timeout: float | None = None,  # noqa: ASYNC109 - it goes along with the call
         request_id: str = "",
         routing_key: str = "",
+        priority: int = 0,
         parse_special_tokens: bool = False,
         add_special_tokens: bool = True,
         token_types: bool = False,
@@ -96,6 +99,7 @@ class AsyncTexts:
             window_overlap_tokens,
             request_id,
             routing_key,
+            priority,
             parse_special_tokens,
             add_special_tokens,
             token_types,
@@ -118,6 +122,7 @@ class AsyncTexts:
         timeout: float | None = None,  # noqa: ASYNC109 - it goes along with the call
         request_id: str = "",
         routing_key: str = "",
+        priority: int = 0,
         parse_special_tokens: bool = False,
         add_special_tokens: bool = True,
     ) -> Embedding:
@@ -130,6 +135,7 @@ class AsyncTexts:
             dimensions,
             request_id,
             routing_key,
+            priority,
             parse_special_tokens,
             add_special_tokens,
         )

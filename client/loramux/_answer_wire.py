@@ -22,6 +22,7 @@ def answer_request(
     window_overlap_tokens: int | None,
     request_id: str,
     routing_key: str,
+    priority: int,
     parse_special_tokens: bool,
     add_special_tokens: bool,
     token_types: bool,
@@ -46,6 +47,8 @@ def answer_request(
         request.request_id = request_id
     with fitting("routing_key"):
         request.routing_key = routing_key
+    with fitting("priority"):
+        request.priority = priority
     numbers = {
         "top_k": top_k,
         "max_answer_tokens": max_answer_tokens,

@@ -28,6 +28,7 @@ def classify_request(
     logits: bool,
     request_id: str,
     routing_key: str,
+    priority: int,
     parse_special_tokens: bool,
     add_special_tokens: bool,
 ) -> classification_pb2.ClassifyRequest:
@@ -46,6 +47,8 @@ def classify_request(
         request.request_id = request_id
     with fitting("routing_key"):
         request.routing_key = routing_key
+    with fitting("priority"):
+        request.priority = priority
     if top_k is not None:
         with fitting("top_k"):
             request.top_k = top_k

@@ -25,6 +25,7 @@ def embed_request(
     dimensions: int | None,
     request_id: str,
     routing_key: str,
+    priority: int,
     parse_special_tokens: bool,
     add_special_tokens: bool,
 ) -> embedding_pb2.EmbedRequest:
@@ -56,6 +57,8 @@ def embed_request(
         request.request_id = request_id
     with fitting("routing_key"):
         request.routing_key = routing_key
+    with fitting("priority"):
+        request.priority = priority
     for index, text in enumerate([texts] if isinstance(texts, str) else texts):
         if isinstance(text, str):
             with fitting(f"inputs[{index}].text"):

@@ -41,6 +41,7 @@ class Texts:
         timeout: float | None = None,
         request_id: str = "",
         routing_key: str = "",
+        priority: int = 0,
         parse_special_tokens: bool = False,
         add_special_tokens: bool = True,
     ) -> Classification:
@@ -56,6 +57,7 @@ class Texts:
             timeout: Timeout of the call in seconds.
             request_id: Identifies the request in responses and logs.
             routing_key: Selects the version if the alias splits traffic.
+            priority: Order among the requests of your tenant; lower goes first.
             parse_special_tokens: Parse text such as `</s>` as special tokens.
             add_special_tokens: Let the tokenizer add its special tokens to each text or pair.
         """
@@ -66,6 +68,7 @@ class Texts:
             logits,
             request_id,
             routing_key,
+            priority,
             parse_special_tokens,
             add_special_tokens,
         )
@@ -92,6 +95,7 @@ class Texts:
         timeout: float | None = None,
         request_id: str = "",
         routing_key: str = "",
+        priority: int = 0,
         parse_special_tokens: bool = False,
         add_special_tokens: bool = True,
         token_types: bool = False,
@@ -115,6 +119,7 @@ class Texts:
             timeout: Timeout of the call in seconds.
             request_id: Identifies the request in responses and logs.
             routing_key: Selects the version if the alias splits traffic.
+            priority: Order among the requests of your tenant; lower goes first.
             parse_special_tokens: Parse text such as `</s>` as special tokens.
             add_special_tokens: Put the tokenizer's special tokens before and between the texts.
             token_types: Pass token type ids that mark the second text. Adapters trained with
@@ -133,6 +138,7 @@ class Texts:
             window_overlap_tokens,
             request_id,
             routing_key,
+            priority,
             parse_special_tokens,
             add_special_tokens,
             token_types,
@@ -153,6 +159,7 @@ class Texts:
         timeout: float | None = None,
         request_id: str = "",
         routing_key: str = "",
+        priority: int = 0,
         parse_special_tokens: bool = False,
         add_special_tokens: bool = True,
     ) -> Embedding:
@@ -171,6 +178,7 @@ class Texts:
             timeout: Timeout of the call in seconds.
             request_id: Identifies the request in responses and logs.
             routing_key: Selects the version if the alias splits traffic.
+            priority: Order among the requests of your tenant; lower goes first.
             parse_special_tokens: Parse text such as `</s>` as special tokens.
             add_special_tokens: Let the tokenizer add its special tokens to each text.
         """
@@ -182,6 +190,7 @@ class Texts:
             dimensions,
             request_id,
             routing_key,
+            priority,
             parse_special_tokens,
             add_special_tokens,
         )

@@ -65,6 +65,8 @@ def generate_request(
     _add_adapters(request, adapter, options)
     with fitting("request_id"):
         request.request_id = options.get("request_id", "")
+    with fitting("priority"):
+        request.priority = options.get("priority", 0)
     _add_tokens(request, "prompt", prompt)
     _add_tokens(request, "prediction", options.get("prediction"))
     _add_tokens(request, "decoder_prompt", options.get("decoder_prompt"))

@@ -108,6 +108,8 @@ class PromptOptions(TypedDict, total=False):
     routing_key: str
     """Selects the version if the alias splits traffic: equal keys, such as user ids, get the same
     version. If empty, it is random."""
+    priority: int
+    """Order among the requests of your tenant: lower goes first; default: 0."""
     adapters: Mix
     """References to up to 4 adapters, each with its weight, in place of `adapter`."""
     combination: str | None

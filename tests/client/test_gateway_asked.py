@@ -136,9 +136,19 @@ def test_an_effort_is_a_variable_of_the_chat_template() -> None:
         body(prompt="x", reasoning_effort="low")  # a text has no template
 
 
+def test_a_priority_goes_along() -> None:
+    asked = asked_by_chat(talk(priority=-7), "base")
+    asked += asked_by_completion(body(prompt=["x", "y"], priority=-7), "base", "")
+    assert [request.priority for request in asked] == [-7] * 3
+    for value, wanted in ((1 << 31, "int <= 2147483647"), (0.5, "int, got float")):
+        with pytest.raises(InvalidArgumentError, match=f"priority: expected {wanted}") as caught:
+            talk(priority=value)
+        assert caught.value.field == "priority"
+
+
 def test_fields_of_vllm_may_have_their_defaults_alone() -> None:
     defaults: dict[str, Any] = {
-        "priority": 0, "spaces_between_special_tokens": True, "truncate_prompt_tokens": None,
+        "spaces_between_special_tokens": True, "truncate_prompt_tokens": None,
         "cache_salt": None, "bad_words": [], "vllm_xargs": {}, "include_reasoning": True,
         "continue_final_message": False, "stream": True,
         "stream_options": {"include_usage": True, "continuous_usage_stats": False},
@@ -146,7 +156,7 @@ def test_fields_of_vllm_may_have_their_defaults_alone() -> None:
     assert len(asked_by_chat(talk(**defaults, add_special_tokens=False), "base")) == 1
     assert len(asked_by_completion(body(prompt="x", **defaults), "base", "")) == 1
     for field, value in (
-        ("priority", 1), ("spaces_between_special_tokens", False), ("truncate_prompt_tokens", 5),
+        ("spaces_between_special_tokens", False), ("truncate_prompt_tokens", 5),
         ("cache_salt", "s"), ("bad_words", ["x"]),
     ):  # fmt: skip
         with pytest.raises(InvalidArgumentError, match=f"{field} is not supported") as caught:

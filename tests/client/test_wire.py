@@ -30,6 +30,14 @@ def test_sampling_options_arrive() -> None:
     assert not sent.HasField("top_p")
 
 
+def test_a_priority_has_32_bits() -> None:
+    lowest = -(1 << 31)
+    assert request(priority=lowest).priority == lowest
+    with pytest.raises(InvalidArgumentError, match="priority: ") as caught:
+        request(priority=1 << 31)
+    assert caught.value.field == "priority"
+
+
 def test_a_prediction_is_text_or_token_ids() -> None:
     sent = request(prediction="hello", max_tokens=3)
     assert (sent.prediction, list(sent.prediction_token_ids)) == ("hello", [])
@@ -59,7 +67,7 @@ def test_a_text_has_one_form() -> None:
 
 
 def classified(*texts: Any) -> list[classification_pb2.ClassifyInput]:
-    sent = _classification_wire.classify_request(texts, "nli", None, False, "", "", False, True)
+    sent = _classification_wire.classify_request(texts, "nli", None, False, "", "", 0, False, True)
     return list(sent.inputs)
 
 

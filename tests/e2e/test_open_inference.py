@@ -233,6 +233,13 @@ def test_what_is_null_is_as_if_absent(channel: grpc.Channel) -> None:
     assert numbers_of(answer, "num_output_tokens") == [12]
 
 
+def test_a_priority_changes_no_answer(channel: grpc.Channel) -> None:
+    expected = texts_of(infer(channel, asking("small", "hello", parameters=GREEDY)))
+    for priority in (-(1 << 31), "7"):
+        request = asking("small", "hello", parameters=GREEDY | {"priority": priority})
+        assert texts_of(infer(channel, request)) == expected
+
+
 def test_what_is_special_to_the_tokenizer_is_so_where_that_is_wanted(channel: grpc.Channel) -> None:
     def num_input(**parameters: Any) -> int:
         request = asking("small", "hello</s>", parameters=GREEDY | parameters)
@@ -552,6 +559,10 @@ BAD: dict[str, tuple[pb.ModelInferRequest, str, str]] = {
     "long-routing-key": (
         asking("small", "a", parameters={"routing_key": "k" * 257}), "parameters.routing_key",
         "at most 256 characters",
+    ),
+    "priority": (
+        asking("small", "a", parameters={"priority": 1 << 31}), "parameters.priority",
+        "is 2147483648; expected an integer of 32 bits",
     ),
     "stops": (
         asking("small", "a", sampling=[json.dumps({"stop": ["s"] * 9})]),

@@ -13,6 +13,7 @@ from hypothesis import given
 
 from loramux_server.lora.adapter_cache import AdapterCache, LoadOrder, Tier
 from loramux_server.lora.row_allocator import RowSize
+from loramux_server.lora.use import Waiter
 from loramux_server.wire.adapter_source import AdapterSource
 
 
@@ -209,11 +210,33 @@ def test_what_the_urgent_displaced_comes_next() -> None:
     assert subject.held(Tier.DEVICE) == {"a", "b"}
 
 
+def test_a_tenants_adapters_are_loaded_in_order_of_priority() -> None:
+    asked = [("a", "x", 5), ("b", "y", 9), ("c", "x", 5), ("d", "x", -1), ("e", "y", 0)]
+
+    def loaded(urgent: str | None = None, without: int | None = None) -> list[str]:
+        subject = cache(rows=64, max_loads=8)
+        for name, tenant, priority in asked:
+            subject.want(source(name), Waiter(tenant, priority))
+        if without is not None:
+            subject.unwant(asked[without][0], Waiter(*asked[without][1:]))
+        orders = [order.source.digest for order in subject.plan_loads(urgent)]
+        subject.check()
+        return orders
+
+    assert loaded() == ["d", "e", "a", "c", "b"]
+    assert loaded("b") == ["b", "e", "d", "a", "c"]
+    # Those of others keep their places, whatever priorities a tenant has.
+    asked.append(("b", "x", -9))
+    assert loaded() == ["b", "e", "d", "a", "c"]
+    assert loaded(without=5) == ["d", "e", "a", "c", "b"]
+
+
 @given(data=st.data())
 def test_the_urgent_is_loaded_whatever_the_others_do(data: st.DataObject) -> None:
     subject = cache(rows=48, host_bytes=500)
     others = [source(f"{rank}", rank) for rank in (1, 3, 8, 9, 16, 20, 24, 32)]
-    waiting: list[str] = []
+    waiting: list[tuple[str, Waiter]] = []
+    waiters = [Waiter(tenant, priority) for tenant in ("", "x") for priority in (-1, 0)]
     leased: list[str] = []
     flying: list[LoadOrder] = []
 
@@ -222,12 +245,13 @@ def test_the_urgent_is_loaded_whatever_the_others_do(data: st.DataObject) -> Non
         action = data.draw(st.sampled_from(["come", "leave", "start", "end"]))
         if action == "come":
             other = data.draw(st.sampled_from(others))
-            subject.want(other)
-            waiting.append(other.digest)
+            waiter = data.draw(st.sampled_from(waiters))
+            subject.want(other, waiter)
+            waiting.append((other.digest, waiter))
         elif action == "leave" and waiting:
-            subject.unwant(waiting.pop(data.draw(st.integers(0, len(waiting) - 1))))
-        elif action == "start" and waiting and not urgent and subject.acquire(waiting[0]):
-            leased.append(waiting.pop(0))
+            subject.unwant(*waiting.pop(data.draw(st.integers(0, len(waiting) - 1))))
+        elif action == "start" and waiting and not urgent and subject.acquire(*waiting[0]):
+            leased.append(waiting.pop(0)[0])
         elif action == "end" and leased:
             subject.release(leased.pop())
         flying.extend(subject.plan_loads(urgent))

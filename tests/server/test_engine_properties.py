@@ -165,6 +165,7 @@ class EngineMachine(RuleBasedStateMachine):
         how=st.sampled_from(SAMPLINGS[:1] * 4 + SAMPLINGS[1:4] * 3 + SAMPLINGS[4:]),
         wrong=st.none() | st.integers(0, 12),
         goes_on=st.sampled_from([*[False] * 4, True]),
+        priority=st.sampled_from([0, 0, 0, -5, 3]),
     )
     def submit(
         self,
@@ -179,6 +180,7 @@ class EngineMachine(RuleBasedStateMachine):
         how: dict[str, Any],
         wrong: int | None,
         goes_on: bool,
+        priority: int,
     ) -> None:
         num_virtual, has_cache = VIRTUAL.get(adapter, (0, False))
         if has_cache and self.has_states:  # recurrent layers know nothing of keys and values
@@ -210,7 +212,7 @@ class EngineMachine(RuleBasedStateMachine):
             prompt, source, sampling, tenant, pooling, prediction,
             num_made=len(prompt) - 1 if goes_on and not invocation else 0,
         )  # fmt: skip
-        self.engine.receive([Submit(len(self.asked), ask, timeout, weight)])
+        self.engine.receive([Submit(len(self.asked), ask, timeout, weight, priority)])
         self.asked.append(asked)
 
     @precondition(lambda self: self.asked)

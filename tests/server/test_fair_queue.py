@@ -15,13 +15,17 @@ from loramux_server.wire.sampling import Sampling
 from tests.server.test_scheduler import Adapters
 
 MAX_RUNNING = 3
+PRIORITIES = st.sampled_from([0, 0, -3, 8])
 
 
 def request(
-    request_id: int, tenant: str, *, weight: int = 1, num_prompt: int = 4, max_tokens: int = 4
-) -> Request:
+    request_id: int, tenant: str, *, weight: int = 1, num_prompt: int = 4, max_tokens: int = 4,
+    priority: int = 0,
+) -> Request:  # fmt: skip
     sampling = Sampling(max_tokens=max_tokens, seed=0, ignore_eos=True)
-    return Request(request_id, [5] * num_prompt, None, sampling, tenant, weight=weight)
+    return Request(
+        request_id, [5] * num_prompt, None, sampling, tenant, weight=weight, priority=priority
+    )
 
 
 class Setup:
@@ -67,6 +71,19 @@ def test_a_tenant_alone_is_served_in_the_order_of_arrival() -> None:
     setup.add(*(request(i, "only", num_prompt=1 + 7 * i % 5) for i in range(20)))
     setup.step(60)
     assert setup.started == list(range(20))
+
+
+def test_priority_changes_nothing_between_tenants() -> None:
+    started = []
+    for times in (0, 1):
+        setup = Setup()
+        setup.add(*(request(i, "meek") for i in range(20)))
+        setup.add(*(request(i, "bold", priority=-times * (i % 7)) for i in range(20, 40)))
+        setup.step(30)
+        started.append(setup.started)
+    turns = [[i < 20 for i in each] for each in started]
+    assert turns[0] == turns[1]
+    assert started[0] != started[1]
 
 
 def test_who_was_away_is_not_paid_for_it() -> None:
@@ -137,41 +154,54 @@ def test_what_goes_before_a_request_is_its_own_line_and_the_turns_of_others() ->
     noisy = [request(i, "noisy", num_prompt=10) for i in range(50)]
     for one in noisy:
         queue.append(one)
-    assert list(queue.before("quiet")) == []
+    assert list(queue.before(request(98, "quiet"))) == []
     quiet = [request(50 + i, "quiet", num_prompt=15) for i in range(2)]
     for one in quiet:
         queue.append(one)
     # Until quiet was served 30 tokens, noisy is too: three prompts.
-    assert list(queue.before("quiet")) == [*quiet, *noisy[:3]]
-    assert list(queue.before("noisy")) == [*noisy, *quiet]
+    assert list(queue.before(request(98, "quiet"))) == [*quiet, *noisy[:3]]
+    assert list(queue.before(request(98, "noisy"))) == [*noisy, *quiet]
+    assert list(queue.before(request(98, "noisy", priority=-1))) == []
     heavy = request(99, "heavy", num_prompt=30, weight=10)
     queue.append(heavy)
-    assert list(queue.before("heavy")) == [heavy, noisy[0], quiet[0]]
+    assert list(queue.before(request(98, "heavy"))) == [heavy, noisy[0], quiet[0]]
+    late = [request(97 - i, "heavy", priority=1, weight=10) for i in range(2)]
+    for one in late:
+        queue.append(one)
+    assert list(queue.before(request(90, "heavy", priority=1)))[:3] == [heavy, *late]
+    assert list(queue.before(request(90, "heavy"))) == [heavy, noisy[0], quiet[0]]
 
 
 @settings(max_examples=60)
 @given(
     lines=st.lists(
-        st.tuples(st.integers(1, 4), st.lists(st.integers(1, 30), max_size=8)),
+        st.tuples(
+            st.integers(1, 4), st.lists(st.tuples(st.integers(1, 30), PRIORITIES), max_size=8)
+        ),
         min_size=1, max_size=4,
     ),
     num_steps=st.integers(0, 6),
+    priority=PRIORITIES,
 )  # fmt: skip
 def test_what_is_thought_to_go_before_does_so(
-    lines: list[tuple[int, list[int]]], num_steps: int
+    lines: list[tuple[int, list[tuple[int, int]]]], num_steps: int, priority: int
 ) -> None:
     setup = Setup()
     number = 0
     for index, (weight, prompts) in enumerate(lines):
-        for num_prompt in prompts:
+        for num_prompt, theirs in prompts:
             number += 1
             setup.add(
-                request(number, str(index), weight=weight, num_prompt=num_prompt, max_tokens=1)
-            )
+                request(
+                    number, str(index), weight=weight, num_prompt=num_prompt, max_tokens=1,
+                    priority=theirs,
+                )
+            )  # fmt: skip
     setup.step(num_steps)
-    thought = {one.request_id for one in setup.scheduler.waiting.before("0")}
+    mine = request(0, "0", weight=lines[0][0], max_tokens=1, priority=priority)
+    thought = {one.request_id for one in setup.scheduler.waiting.before(mine)}
     begin = len(setup.started)
-    setup.add(request(0, "0", weight=lines[0][0], max_tokens=1))
+    setup.add(mine)
     while 0 not in setup.started:
         setup.step()
     before = setup.started[begin : setup.started.index(0)]

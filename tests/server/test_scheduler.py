@@ -7,6 +7,7 @@ from loramux_server.engine.plan import Plan
 from loramux_server.engine.prefix import name_blocks
 from loramux_server.engine.request import Request
 from loramux_server.engine.scheduler import Scheduler
+from loramux_server.lora.use import Waiter
 from loramux_server.wire.adapter_source import AdapterSource
 from loramux_server.wire.messages import Finish
 from loramux_server.wire.sampling import Sampling
@@ -21,13 +22,13 @@ class Adapters:
         self.resident = set(resident)
         self.leases: list[str] = []
 
-    def want(self, source: AdapterSource) -> None:
+    def want(self, source: AdapterSource, waiter: Waiter) -> None:
         pass
 
-    def unwant(self, digest: str) -> None:
+    def unwant(self, digest: str, waiter: Waiter) -> None:
         pass
 
-    def acquire(self, digest: str) -> bool:
+    def acquire(self, digest: str, waiter: Waiter) -> bool:
         if digest in self.resident:
             self.leases.append(digest)
         return digest in self.resident
@@ -52,11 +53,13 @@ def scheduler(
 
 
 def request(
-    request_id: int, num_prompt: int = 3, adapter: str | None = None, **sampling: int
-) -> Request:
+    request_id: int, num_prompt: int = 3, adapter: str | None = None, *, priority: int = 0,
+    tenant: str = "", **sampling: int,
+) -> Request:  # fmt: skip
     source = AdapterSource(adapter, "", 8, 8) if adapter else None
     options = Sampling(**{"max_tokens": 100, "seed": 0} | sampling)  # type: ignore[arg-type]
-    return Request(request_id, list(range(2, 2 + num_prompt)), source, options)
+    prompt = list(range(2, 2 + num_prompt))
+    return Request(request_id, prompt, source, options, tenant, priority=priority)
 
 
 def shape(plan: Plan) -> list[tuple[int, int]]:
@@ -202,6 +205,88 @@ def test_a_request_whose_adapter_is_away_lets_others_pass_a_bounded_number_of_ti
     subject.remove(subject.running[0])
     assert (0, 3) in run(subject)
     assert subject.plan().urgent is None
+
+
+def test_requests_of_better_priority_start_first() -> None:
+    subject = scheduler(max_running=1)
+    for request_id, priority in enumerate([0, 5, -1, 0, 5, -1]):
+        subject.add(request(request_id, priority=priority, max_tokens=1))
+    assert [run(subject)[0][0] for _ in range(6)] == [2, 5, 0, 3, 1, 4]
+
+
+def test_when_blocks_run_out_the_worst_priority_starts_over() -> None:
+    subject = scheduler(num_blocks=3, max_batch_tokens=100)
+    subject.add(request(0, num_prompt=4, priority=9))
+    run(subject)
+    subject.add(request(1, num_prompt=3))
+    assert run(subject) == [(0, 1), (1, 3)]
+    for _ in range(5):
+        if subject.num_preemptions:
+            break
+        shown = run(subject)
+    assert shown == [(1, 1)]  # the other started first, and lost its place in the same step
+    assert [waiting.request_id for waiting in subject.waiting] == [0]
+    subject.add(request(2, priority=9, max_tokens=1))
+    subject.add(request(3, priority=8, max_tokens=1))
+    assert [waiting.request_id for waiting in subject.waiting] == [3, 0, 2]
+
+
+def test_preemption_takes_nothing_from_a_tenant_for_the_priority_of_another() -> None:
+    subject = scheduler(num_blocks=4, max_batch_tokens=100)
+    subject.add(request(0, num_prompt=3, tenant="meek", priority=100))
+    run(subject)
+    subject.add(request(1, num_prompt=3, tenant="bold", priority=5))
+    run(subject)
+    subject.add(request(2, num_prompt=3, tenant="bold", priority=-100))
+    run(subject)
+    while not subject.num_preemptions:
+        run(subject)
+    # That of the tenant whose request started last, although a worse one runs.
+    assert [waiting.request_id for waiting in subject.waiting] == [1]
+    assert [running.request_id for running in subject.running] == [0, 2]
+
+
+def test_whoever_loses_its_blocks_has_no_part_in_the_step() -> None:
+    # The worst priority is first in the order of starts, and needs no block itself.
+    subject = scheduler(num_blocks=3, max_batch_tokens=100)
+    subject.add(request(0, num_prompt=5, priority=1))
+    run(subject)
+    subject.add(request(1, num_prompt=4))
+    run(subject)
+    assert [len(each.blocks) for each in subject.running] == [2, 1]
+    assert run(subject) == [(1, 1)]
+    assert [waiting.request_id for waiting in subject.waiting] == [0]
+
+
+def test_who_comes_back_keeps_its_place_among_equals() -> None:
+    subject = scheduler(max_running=1)
+    running = request(0, priority=1)
+    subject.add(running)
+    run(subject)
+    asked = [request(number, priority=number % 2) for number in range(1, 5)]
+    for each in asked:
+        subject.add(each)
+    for each in (running, asked[0], asked[3]):
+        subject.pause(each)
+    assert [each.request_id for each in subject.waiting] == [2, 3]
+    for each in (asked[3], asked[0], running):
+        subject.resume(each)
+    assert [each.request_id for each in subject.waiting] == [2, 4, 0, 1, 3]
+    subject.check()
+
+
+def test_a_better_priority_hides_nobody_whom_enough_have_passed() -> None:
+    subject = scheduler(Adapters("here"), max_bypassed=1, max_running=10)
+    subject.add(request(0, adapter="away", priority=5))
+    subject.add(request(1, adapter="here", priority=5))
+    run(subject)
+    subject.add(request(2, adapter="far", priority=1))
+    assert subject.plan().urgent == "away"
+    subject.check()
+    # Before it, others still start; behind it, nobody does who has an adapter.
+    subject.add(request(3, adapter="here", priority=5))
+    subject.add(request(4, adapter="here", priority=0))
+    assert [number for number, _ in run(subject)] == [1, 4]
 
 
 def test_removing_a_request_gives_back_what_it_held() -> None:

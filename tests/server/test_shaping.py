@@ -129,7 +129,7 @@ def test_a_prompt_whose_last_chunk_is_put_off_goes_on(num_states: int) -> None:
     forms.answer()
     log.step(engine)
     # Whoever lost its blocks comes back with a prompt of several tokens, and nothing is known yet.
-    scheduler._preempt(scheduler.running[-1])
+    scheduler._put_back(scheduler.running[-1])
     log.step(engine, 2)
     assert (len(log.tokens[1]), forms.waits) == (1, 1)
     while 1 in forms.live:

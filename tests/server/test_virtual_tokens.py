@@ -212,4 +212,4 @@ def test_what_comes_ready_is_not_counted_as_work() -> None:
         assert scheduler.backlog.num_tokens_of(request) == own
         scheduler.add(request)
         # Of a block that is filled in part no more is known than that it is begun.
-        assert scheduler.backlog.num_tokens_before("") == 12
+        assert scheduler.backlog.num_tokens_before(request) == 12

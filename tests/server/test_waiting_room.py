@@ -32,14 +32,15 @@ class Room:
 
     def come(
         self, tenant: str = "acme", *, count: int = 1, prompt: int = 1, size: int = 1,
-        weight: int = 1, seconds_left: float = 60.0, max_tokens: int = 10,
+        weight: int = 1, seconds_left: float = 60.0, max_tokens: int = 10, priority: int = 0,
     ) -> Place:  # fmt: skip
         with ExitStack() as exits:
             place = exits.enter_context(
                 self.room.place(
-                    tenant, weight, size, max_tokens=max_tokens, seconds_left=seconds_left
+                    tenant, weight, size, max_tokens=max_tokens, seconds_left=seconds_left,
+                    priority=priority,
                 )
-            )
+            )  # fmt: skip
             self.room.enter(
                 place, num_completions=count, num_prompt=prompt, seconds_left=seconds_left,
                 on_lost=lambda error: self.lost.__setitem__(place, error),
@@ -235,7 +236,7 @@ def test_those_of_another_tenant_count_as_far_as_they_take_turns() -> None:
 
 def test_where_nobody_waits_for_others_to_end_all_is_tried() -> None:
     room = queue()
-    for place in list(room.room._places):
+    for place in list(room._exits):
         room.go(place)
     room.come(seconds_left=0.1)
     room.come(seconds_left=0.1)
@@ -263,7 +264,7 @@ def test_who_may_be_finished_or_has_begun_or_keeps_nobody_waiting_is_started() -
     room.clock.now += 14.5
     for place in (soon, short, begun):
         place.started()
-    for place in list(room.room._places):
+    for place in list(room._exits):
         room.go(place)
     for _ in range(2):
         room.come().started()
@@ -275,7 +276,7 @@ def test_who_may_be_finished_or_has_begun_or_keeps_nobody_waiting_is_started() -
 
 def test_those_that_start_together_keep_nobody_waiting() -> None:
     room = queue()
-    for place in list(room.room._places):
+    for place in list(room._exits):
         room.go(place)
     pair = [room.come(max_tokens=20, seconds_left=1.5) for _ in range(2)]  # and take two seconds
     for place in pair:
@@ -324,6 +325,29 @@ def test_a_heavier_tenant_gives_way_later() -> None:
     room.come("light")
     assert list(room.lost) == [heavy[5]]
     room.refused("light")
+
+
+def test_the_worst_of_a_tenant_gives_way_to_a_better_priority() -> None:
+    room = Room(max_running=0, max_waiting=4)
+    waiting = [room.come(priority=priority) for priority in (5, 9, 9, 0)]
+    room.come(priority=5)
+    assert list(room.lost) == [waiting[2]]
+    assert "a request of priority 5 came" in str(room.lost[waiting[2]])
+    assert room.shed("priority") == 1
+    room.refused(priority=9)
+    waiting[1].started()
+    room.refused(priority=5)  # those with a worse one have started
+    # For another tenant shares alone decide, whatever its priority.
+    room.come("other", priority=99)
+    assert len(room.lost) == 2
+    room.refused("other", count=2, priority=-99)
+
+
+def test_a_worse_priority_of_the_tenant_does_not_count() -> None:
+    room = queue()
+    room.refused("noisy", seconds_left=4.1)
+    room.come("noisy", seconds_left=4.1, priority=-1)
+    assert room.refused("quiet", seconds_left=4.1, priority=-1).reason == "DEADLINE_UNREACHABLE"
 
 
 def test_nobody_gives_way_where_that_would_not_be_enough() -> None:

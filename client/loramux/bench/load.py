@@ -71,6 +71,7 @@ async def _send(client: AsyncClient, request: Planned) -> Record:
             max_tokens=request.max_tokens,
             temperature=0,
             ignore_eos=True,
+            priority=request.priority,
         ):
             record.chunks.append((time.perf_counter(), len(chunk.token_ids)))
     except LoramuxError as error:

@@ -19,6 +19,7 @@ class Planned:
     prompt: list[int]
     adapter: str | None
     max_tokens: int
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ def plan(
     output: Lengths,
     vocab_size: int,
     seed: int = 0,
+    priority: int = 0,
 ) -> list[Planned]:
     """Return `num_requests` requests, reproducibly.
 
@@ -70,6 +72,7 @@ def plan(
         output: Lengths of the completions.
         vocab_size: Upper bound of token ids.
         seed: Random seed.
+        priority: Priority of all requests.
 
     Raises:
         ValueError: `popularity` is unknown, or needs adapters and there are none.
@@ -86,6 +89,7 @@ def plan(
             prompt=[rng.randrange(3, vocab_size) for _ in range(prompt.draw(rng))],
             adapter=_adapter(popularity, order, index, rng),
             max_tokens=output.draw(rng),
+            priority=priority,
         )
         for index in range(num_requests)
     ]

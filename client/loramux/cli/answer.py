@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from loramux.cli.options import DEFAULT_SERVER, Json, Server
-from loramux.cli.sampling import RoutingKey
+from loramux.cli.sampling import Priority, RoutingKey
 from loramux.client import Client
 
 
@@ -58,6 +58,7 @@ def answer(
         int | None, typer.Option(help="Tokens that consecutive windows share.")
     ] = None,
     routing_key: RoutingKey = "",
+    priority: Priority = 0,
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:
@@ -81,6 +82,7 @@ def answer(
             max_window_tokens=max_window_tokens,
             window_overlap_tokens=window_overlap_tokens,
             routing_key=routing_key,
+            priority=priority,
         )
     if as_json:
         print(json.dumps(dataclasses.asdict(found)))

@@ -43,6 +43,16 @@ def batch(
         float,
         typer.Option(min=0.001, max=86_400, help="Timeout in seconds of requests that set none."),
     ] = DEFAULT_TIMEOUT,
+    priority: Annotated[
+        int | None,
+        typer.Option(
+            min=-(1 << 31),
+            max=(1 << 31) - 1,
+            metavar="INTEGER",
+            help="Priority of requests that set none: order among the requests of your tenant; "
+            "lower goes first. Default: 0.",
+        ),
+    ] = None,
     server: Server = DEFAULT_SERVER,
 ) -> None:
     """Run a file of OpenAI API requests against a server.
@@ -101,6 +111,7 @@ def batch(
                     file,
                     concurrency=concurrency,
                     patience=patience,
+                    priority=priority,
                     on_progress=show,
                 )
 

@@ -14,6 +14,7 @@ from loramux.aio import AsyncClient
 from loramux.bench import Record, Report, closed_loop, open_loop, parse_lengths, plan, summarize
 from loramux.bench.workload import POPULARITIES
 from loramux.cli.options import DEFAULT_SERVER, Json, Server
+from loramux.cli.sampling import Priority
 
 
 def bench(
@@ -42,6 +43,7 @@ def bench(
         int, typer.Option(help="Random seed of prompts, lengths and choices of adapters.")
     ] = 0,
     warmup: Annotated[int, typer.Option(help="Warm-up requests, sent first and not counted.")] = 2,
+    priority: Priority = 0,
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:
@@ -71,6 +73,7 @@ def bench(
                     output=lengths[1],
                     vocab_size=info.vocab_size,
                     seed=seed,
+                    priority=priority,
                 )
 
                 def done(_: Record) -> None:

@@ -18,6 +18,7 @@ from loramux.cli.sampling import (
     CombinationOption,
     JsonSchema,
     MaxTokens,
+    Priority,
     Regex,
     RoutingKey,
     Scale,
@@ -48,12 +49,14 @@ class Conversation:
         *,
         chosen: AdapterOptions,
         routing_key: str,
+        priority: int,
         system: str,
         sampling: SamplingOptions,
     ) -> None:
         self._client = client
         self._chosen = chosen
         self._routing_key = routing_key
+        self._priority = priority
         self._sampling = sampling
         self._start: list[Message] = [{"role": "system", "content": system}] if system else []
         self.messages = list(self._start)
@@ -78,6 +81,7 @@ class Conversation:
         chunks = self._client.stream(
             messages=asked,
             routing_key=self._routing_key,
+            priority=self._priority,
             **self._chosen,
             **self._sampling,
         )
@@ -122,6 +126,7 @@ def chat(
     json_schema: JsonSchema = None,
     regex: Regex = None,
     choice: Choice = None,
+    priority: Priority = 0,
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:
@@ -147,6 +152,7 @@ def chat(
             client,
             chosen=adapter_options(adapter, scale, combination),
             routing_key=routing_key,
+            priority=priority,
             system=system,
             sampling=sampling,
         )

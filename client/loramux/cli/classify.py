@@ -10,7 +10,7 @@ import typer
 
 from loramux._classification_types import TextLabels
 from loramux.cli.options import DEFAULT_SERVER, Json, Server
-from loramux.cli.sampling import RoutingKey
+from loramux.cli.sampling import Priority, RoutingKey
 from loramux.client import Client
 from loramux.errors import InvalidArgumentError
 
@@ -39,6 +39,7 @@ def classify(
         bool, typer.Option("--logits", help="Include logits in the output of --json.")
     ] = False,
     routing_key: RoutingKey = "",
+    priority: Priority = 0,
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:
@@ -48,7 +49,12 @@ def classify(
     given: Sequence[str | tuple[str, str]] = paired(texts, pair) if pair else texts
     with Client(server) as client:
         answer = client.classify(
-            given, adapter=adapter, top_k=top_k, logits=logits, routing_key=routing_key
+            given,
+            adapter=adapter,
+            top_k=top_k,
+            logits=logits,
+            routing_key=routing_key,
+            priority=priority,
         )
     if as_json:
         print(json.dumps(dataclasses.asdict(answer)))

@@ -11,7 +11,7 @@ import typer
 
 from loramux.cli.options import DEFAULT_SERVER, Server, needs
 from loramux.cli.output import whole_file
-from loramux.cli.sampling import RoutingKey
+from loramux.cli.sampling import Priority, RoutingKey
 from loramux.client import Client
 
 AT_ONCE = 64
@@ -55,6 +55,7 @@ def embed(
         ),
     ] = None,
     routing_key: RoutingKey = "",
+    priority: Priority = 0,
     server: Server = DEFAULT_SERVER,
 ) -> None:
     """Embed texts as vectors.
@@ -78,6 +79,7 @@ def embed(
                     normalize=normalize,
                     dimensions=dimensions,
                     routing_key=key,
+                    priority=priority,
                 )
                 if found.adapter:  # keep to this version even if the name moves meanwhile
                     named = found.adapter.reference

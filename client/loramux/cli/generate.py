@@ -19,6 +19,7 @@ from loramux.cli.sampling import (
     LengthPenalty,
     MaxTokens,
     ParseSpecial,
+    Priority,
     Regex,
     RoutingKey,
     Scale,
@@ -54,6 +55,7 @@ def generate(
     early_stopping: EarlyStopping = None,
     decoder_prompt: DecoderPrompt = None,
     parse_special_tokens: ParseSpecial = False,
+    priority: Priority = 0,
     server: Server = DEFAULT_SERVER,
     as_json: Json = False,
 ) -> None:
@@ -85,13 +87,13 @@ def generate(
         if as_json:
             answer = client.generate(
                 prompt, routing_key=routing_key, parse_special_tokens=parse_special_tokens,
-                **chosen, **options,
+                priority=priority, **chosen, **options,
             )  # fmt: skip
             print(json.dumps(dataclasses.asdict(answer)))
             return
         chunks = client.stream(
             prompt, routing_key=routing_key, parse_special_tokens=parse_special_tokens,
-            **chosen, **options,
+            priority=priority, **chosen, **options,
         )  # fmt: skip
         for chunk in chunks:
             print(chunk.text, end="", flush=True)

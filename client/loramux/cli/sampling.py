@@ -30,6 +30,9 @@ RoutingKey = Annotated[
         help="Requests with the same key get the same version of an alias that splits traffic."
     ),
 ]
+Priority = Annotated[
+    int, typer.Option(help="Order among the requests of your tenant; lower goes first.")
+]
 MaxTokens = Annotated[int | None, typer.Option(help="Maximum number of tokens to generate.")]
 Temperature = Annotated[
     float | None, typer.Option(help="Sampling temperature; 0 is greedy decoding.")

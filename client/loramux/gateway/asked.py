@@ -25,7 +25,7 @@ MAX_SECONDS = 86_400
 _AS_THEY_ARE = (
     "temperature", "top_p", "top_k", "min_p", "n", "stop", "seed", "logit_bias", "min_tokens",
     "presence_penalty", "frequency_penalty", "repetition_penalty", "stop_token_ids", "ignore_eos",
-    "skip_special_tokens", "decoder_prompt",
+    "skip_special_tokens", "decoder_prompt", "priority",
 )  # fmt: skip
 """Fields of a body that have the same name in the server's request."""
 

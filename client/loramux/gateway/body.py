@@ -4,13 +4,16 @@ Values are validated by the server.
 """
 
 from dataclasses import replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 from loramux.gateway.refusal import invalid, unsupported
 from loramux.gateway.told_prompt import PromptOptions
 from loramux.gateway.tools import NamedTool, Tool, ToolCall
+
+Priority = Annotated[int, msgspec.Meta(ge=-(1 << 31), le=(1 << 31) - 1)]
+"""Order among the requests of a tenant; lower goes first."""
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
@@ -95,6 +98,7 @@ class SamplingBody(msgspec.Struct, kw_only=True):
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
+    priority: Priority = 0
 
     # loramux's own.
     adapters: list[WeightedAdapter] | None = None

@@ -14,6 +14,7 @@ from loramux import _embedding_wire
 from loramux.gateway.answers import adapter_header
 from loramux.gateway.asked import adapter_of, check_timeout
 from loramux.gateway.backend import Backend
+from loramux.gateway.body import Priority
 from loramux.gateway.caller import Caller
 from loramux.gateway.in_calls import Text, check_count, in_calls, is_ids, name_in_input
 from loramux.gateway.refusal import invalid, json_response
@@ -29,6 +30,9 @@ class EmbeddingBody(msgspec.Struct, kw_only=True):
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
     user: str = ""
+
+    # vLLM's.
+    priority: Priority = 0
 
     # loramux's own.
     pooling: str | None = None
@@ -93,6 +97,7 @@ class Embedding:
             body.dimensions,
             "",
             body.user or self.caller.request_id,
+            body.priority,
             body.parse_special_tokens,
             body.add_special_tokens,
         )

@@ -11,6 +11,7 @@ from loramux.errors import FailedPreconditionError
 from loramux.gateway.answers import adapter_header
 from loramux.gateway.asked import adapter_of, check_timeout
 from loramux.gateway.backend import Backend
+from loramux.gateway.body import Priority
 from loramux.gateway.caller import Caller
 from loramux.gateway.in_calls import Named, Text, in_calls
 from loramux.v1 import classification_pb2
@@ -25,6 +26,7 @@ class LabellingBody(msgspec.Struct, kw_only=True):
     # vLLM's.
     use_activation: bool = True
     """Whether to return scores instead of logits."""
+    priority: Priority = 0
 
     # loramux's own.
     add_special_tokens: bool = True
@@ -123,6 +125,7 @@ class Labelling:
             True,
             "",
             body.user or self.caller.request_id,
+            body.priority,
             body.parse_special_tokens,
             body.add_special_tokens,
         )

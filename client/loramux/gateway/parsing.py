@@ -54,7 +54,6 @@ OPENAI = Unserved(
         "kv_transfer_params": ({},),
         "logits_processors": ([],),
         "mm_processor_kwargs": ({},),
-        "priority": (0,),
         "return_tokens_as_token_ids": (False,),
         "spaces_between_special_tokens": (True,),
         "truncate_prompt_tokens": (),

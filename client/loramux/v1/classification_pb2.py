@@ -25,27 +25,27 @@ _sym_db = _symbol_database.Default()
 from loramux.v1 import generation_pb2 as loramux_dot_v1_dot_generation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1floramux/v1/classification.proto\x12\nloramux.v1\x1a\x1bloramux/v1/generation.proto\"\x81\x02\n\x0f\x43lassifyRequest\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\x12)\n\x06inputs\x18\x02 \x03(\x0b\x32\x19.loramux.v1.ClassifyInput\x12\x12\n\x05top_k\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x15\n\rreturn_logits\x18\x04 \x01(\x08\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x13\n\x0brouting_key\x18\x06 \x01(\t\x12\x1c\n\x14parse_special_tokens\x18\x07 \x01(\x08\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x08 \x01(\x08H\x01\x88\x01\x01\x42\x08\n\x06_top_kB\x15\n\x13_add_special_tokens\"d\n\rClassifyInput\x12\x11\n\x04text\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x11\n\ttoken_ids\x18\x02 \x03(\x03\x12\x16\n\ttext_pair\x18\x03 \x01(\tH\x01\x88\x01\x01\x42\x07\n\x05_textB\x0c\n\n_text_pair\"\x86\x02\n\x10\x43lassifyResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12,\n\x07\x61\x64\x61pter\x18\x02 \x01(\x0b\x32\x1b.loramux.v1.AdapterIdentity\x12-\n\x0cproblem_type\x18\x03 \x01(\x0e\x32\x17.loramux.v1.ProblemType\x12\x0e\n\x06labels\x18\x04 \x03(\t\x12+\n\x07results\x18\x05 \x03(\x0b\x32\x1a.loramux.v1.Classification\x12 \n\x05usage\x18\x06 \x01(\x0b\x32\x11.loramux.v1.Usage\x12\"\n\x06timing\x18\x07 \x01(\x0b\x32\x12.loramux.v1.Timing\"q\n\x0e\x43lassification\x12&\n\x06labels\x18\x01 \x03(\x0b\x32\x16.loramux.v1.LabelScore\x12\x0e\n\x06logits\x18\x02 \x03(\x02\x12\'\n\x06tokens\x18\x03 \x03(\x0b\x32\x17.loramux.v1.TokenLabels\"9\n\nLabelScore\x12\r\n\x05index\x18\x01 \x01(\x05\x12\r\n\x05label\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x02\"\x8f\x01\n\x0bTokenLabels\x12\x10\n\x08token_id\x18\x01 \x01(\x03\x12\x12\n\x05\x62\x65gin\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x10\n\x03\x65nd\x18\x03 \x01(\x05H\x01\x88\x01\x01\x12&\n\x06labels\x18\x04 \x03(\x0b\x32\x16.loramux.v1.LabelScore\x12\x0e\n\x06logits\x18\x05 \x03(\x02\x42\x08\n\x06_beginB\x06\n\x04_end*\x85\x01\n\x0bProblemType\x12\x1c\n\x18PROBLEM_TYPE_UNSPECIFIED\x10\x00\x12\x1d\n\x19PROBLEM_TYPE_SINGLE_LABEL\x10\x01\x12\x1c\n\x18PROBLEM_TYPE_MULTI_LABEL\x10\x02\x12\x1b\n\x17PROBLEM_TYPE_REGRESSION\x10\x03\x32^\n\x15\x43lassificationService\x12\x45\n\x08\x43lassify\x12\x1b.loramux.v1.ClassifyRequest\x1a\x1c.loramux.v1.ClassifyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1floramux/v1/classification.proto\x12\nloramux.v1\x1a\x1bloramux/v1/generation.proto\"\x93\x02\n\x0f\x43lassifyRequest\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\x12)\n\x06inputs\x18\x02 \x03(\x0b\x32\x19.loramux.v1.ClassifyInput\x12\x12\n\x05top_k\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x15\n\rreturn_logits\x18\x04 \x01(\x08\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x13\n\x0brouting_key\x18\x06 \x01(\t\x12\x1c\n\x14parse_special_tokens\x18\x07 \x01(\x08\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x08 \x01(\x08H\x01\x88\x01\x01\x12\x10\n\x08priority\x18\t \x01(\x05\x42\x08\n\x06_top_kB\x15\n\x13_add_special_tokens\"d\n\rClassifyInput\x12\x11\n\x04text\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x11\n\ttoken_ids\x18\x02 \x03(\x03\x12\x16\n\ttext_pair\x18\x03 \x01(\tH\x01\x88\x01\x01\x42\x07\n\x05_textB\x0c\n\n_text_pair\"\x86\x02\n\x10\x43lassifyResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12,\n\x07\x61\x64\x61pter\x18\x02 \x01(\x0b\x32\x1b.loramux.v1.AdapterIdentity\x12-\n\x0cproblem_type\x18\x03 \x01(\x0e\x32\x17.loramux.v1.ProblemType\x12\x0e\n\x06labels\x18\x04 \x03(\t\x12+\n\x07results\x18\x05 \x03(\x0b\x32\x1a.loramux.v1.Classification\x12 \n\x05usage\x18\x06 \x01(\x0b\x32\x11.loramux.v1.Usage\x12\"\n\x06timing\x18\x07 \x01(\x0b\x32\x12.loramux.v1.Timing\"q\n\x0e\x43lassification\x12&\n\x06labels\x18\x01 \x03(\x0b\x32\x16.loramux.v1.LabelScore\x12\x0e\n\x06logits\x18\x02 \x03(\x02\x12\'\n\x06tokens\x18\x03 \x03(\x0b\x32\x17.loramux.v1.TokenLabels\"9\n\nLabelScore\x12\r\n\x05index\x18\x01 \x01(\x05\x12\r\n\x05label\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x02\"\x8f\x01\n\x0bTokenLabels\x12\x10\n\x08token_id\x18\x01 \x01(\x03\x12\x12\n\x05\x62\x65gin\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x10\n\x03\x65nd\x18\x03 \x01(\x05H\x01\x88\x01\x01\x12&\n\x06labels\x18\x04 \x03(\x0b\x32\x16.loramux.v1.LabelScore\x12\x0e\n\x06logits\x18\x05 \x03(\x02\x42\x08\n\x06_beginB\x06\n\x04_end*\x85\x01\n\x0bProblemType\x12\x1c\n\x18PROBLEM_TYPE_UNSPECIFIED\x10\x00\x12\x1d\n\x19PROBLEM_TYPE_SINGLE_LABEL\x10\x01\x12\x1c\n\x18PROBLEM_TYPE_MULTI_LABEL\x10\x02\x12\x1b\n\x17PROBLEM_TYPE_REGRESSION\x10\x03\x32^\n\x15\x43lassificationService\x12\x45\n\x08\x43lassify\x12\x1b.loramux.v1.ClassifyRequest\x1a\x1c.loramux.v1.ClassifyResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'loramux.v1.classification_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PROBLEMTYPE']._serialized_start=1024
-  _globals['_PROBLEMTYPE']._serialized_end=1157
+  _globals['_PROBLEMTYPE']._serialized_start=1042
+  _globals['_PROBLEMTYPE']._serialized_end=1175
   _globals['_CLASSIFYREQUEST']._serialized_start=77
-  _globals['_CLASSIFYREQUEST']._serialized_end=334
-  _globals['_CLASSIFYINPUT']._serialized_start=336
-  _globals['_CLASSIFYINPUT']._serialized_end=436
-  _globals['_CLASSIFYRESPONSE']._serialized_start=439
-  _globals['_CLASSIFYRESPONSE']._serialized_end=701
-  _globals['_CLASSIFICATION']._serialized_start=703
-  _globals['_CLASSIFICATION']._serialized_end=816
-  _globals['_LABELSCORE']._serialized_start=818
-  _globals['_LABELSCORE']._serialized_end=875
-  _globals['_TOKENLABELS']._serialized_start=878
-  _globals['_TOKENLABELS']._serialized_end=1021
-  _globals['_CLASSIFICATIONSERVICE']._serialized_start=1159
-  _globals['_CLASSIFICATIONSERVICE']._serialized_end=1253
+  _globals['_CLASSIFYREQUEST']._serialized_end=352
+  _globals['_CLASSIFYINPUT']._serialized_start=354
+  _globals['_CLASSIFYINPUT']._serialized_end=454
+  _globals['_CLASSIFYRESPONSE']._serialized_start=457
+  _globals['_CLASSIFYRESPONSE']._serialized_end=719
+  _globals['_CLASSIFICATION']._serialized_start=721
+  _globals['_CLASSIFICATION']._serialized_end=834
+  _globals['_LABELSCORE']._serialized_start=836
+  _globals['_LABELSCORE']._serialized_end=893
+  _globals['_TOKENLABELS']._serialized_start=896
+  _globals['_TOKENLABELS']._serialized_end=1039
+  _globals['_CLASSIFICATIONSERVICE']._serialized_start=1177
+  _globals['_CLASSIFICATIONSERVICE']._serialized_end=1271
 # @@protoc_insertion_point(module_scope)

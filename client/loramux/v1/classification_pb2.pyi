@@ -62,6 +62,7 @@ class ClassifyRequest(_message.Message):
     ROUTING_KEY_FIELD_NUMBER: _builtins.int
     PARSE_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
     ADD_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     adapter: _builtins.str
     """adapter is a reference to the adapter, `[tenant/]name[:tag][@sha256:digest]`. It is resolved
     once, for all inputs.
@@ -84,6 +85,8 @@ class ClassifyRequest(_message.Message):
     """add_special_tokens lets the tokenizer add its special tokens, such as `<s>` before a text or
     `</s>` between two; true if absent, which is how adapters are trained with transformers.
     """
+    priority: _builtins.int
+    """priority orders the requests of one tenant: lower goes first, and equal ones in order of arrival."""
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClassifyInput]:
         """inputs are the texts, each classified independently; 1 to 64."""
@@ -99,10 +102,11 @@ class ClassifyRequest(_message.Message):
         routing_key: _builtins.str = ...,
         parse_special_tokens: _builtins.bool = ...,
         add_special_tokens: _builtins.bool | None = ...,
+        priority: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "_top_k", b"_top_k", "add_special_tokens", b"add_special_tokens", "top_k", b"top_k"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "_top_k", b"_top_k", "adapter", b"adapter", "add_special_tokens", b"add_special_tokens", "inputs", b"inputs", "parse_special_tokens", b"parse_special_tokens", "request_id", b"request_id", "return_logits", b"return_logits", "routing_key", b"routing_key", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "_top_k", b"_top_k", "adapter", b"adapter", "add_special_tokens", b"add_special_tokens", "inputs", b"inputs", "parse_special_tokens", b"parse_special_tokens", "priority", b"priority", "request_id", b"request_id", "return_logits", b"return_logits", "routing_key", b"routing_key", "top_k", b"top_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__add_special_tokens: _TypeAlias = _typing.Literal["add_special_tokens"]  # noqa: Y015
     _WhichOneofArgType__add_special_tokens: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens"]  # noqa: Y015

@@ -25,23 +25,23 @@ _sym_db = _symbol_database.Default()
 from loramux.v1 import generation_pb2 as loramux_dot_v1_dot_generation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aloramux/v1/embedding.proto\x12\nloramux.v1\x1a\x1bloramux/v1/generation.proto\"\xba\x02\n\x0c\x45mbedRequest\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\x12&\n\x06inputs\x18\x02 \x03(\x0b\x32\x16.loramux.v1.EmbedInput\x12$\n\x07pooling\x18\x03 \x01(\x0e\x32\x13.loramux.v1.Pooling\x12\x16\n\tnormalize\x18\x04 \x01(\x08H\x00\x88\x01\x01\x12\x17\n\ndimensions\x18\x05 \x01(\x05H\x01\x88\x01\x01\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x13\n\x0brouting_key\x18\x07 \x01(\t\x12\x1c\n\x14parse_special_tokens\x18\x08 \x01(\x08\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\t \x01(\x08H\x02\x88\x01\x01\x42\x0c\n\n_normalizeB\r\n\x0b_dimensionsB\x15\n\x13_add_special_tokens\";\n\nEmbedInput\x12\x11\n\x04text\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x11\n\ttoken_ids\x18\x02 \x03(\x03\x42\x07\n\x05_text\"\xff\x01\n\rEmbedResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12,\n\x07\x61\x64\x61pter\x18\x02 \x01(\x0b\x32\x1b.loramux.v1.AdapterIdentity\x12)\n\nembeddings\x18\x03 \x03(\x0b\x32\x15.loramux.v1.Embedding\x12$\n\x07pooling\x18\x04 \x01(\x0e\x32\x13.loramux.v1.Pooling\x12\x15\n\ris_normalized\x18\x05 \x01(\x08\x12 \n\x05usage\x18\x06 \x01(\x0b\x32\x11.loramux.v1.Usage\x12\"\n\x06timing\x18\x07 \x01(\x0b\x32\x12.loramux.v1.Timing\"\x1b\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02*Y\n\x07Pooling\x12\x17\n\x13POOLING_UNSPECIFIED\x10\x00\x12\x10\n\x0cPOOLING_LAST\x10\x01\x12\x10\n\x0cPOOLING_MEAN\x10\x02\x12\x11\n\rPOOLING_FIRST\x10\x03\x32P\n\x10\x45mbeddingService\x12<\n\x05\x45mbed\x12\x18.loramux.v1.EmbedRequest\x1a\x19.loramux.v1.EmbedResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aloramux/v1/embedding.proto\x12\nloramux.v1\x1a\x1bloramux/v1/generation.proto\"\xcc\x02\n\x0c\x45mbedRequest\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\x12&\n\x06inputs\x18\x02 \x03(\x0b\x32\x16.loramux.v1.EmbedInput\x12$\n\x07pooling\x18\x03 \x01(\x0e\x32\x13.loramux.v1.Pooling\x12\x16\n\tnormalize\x18\x04 \x01(\x08H\x00\x88\x01\x01\x12\x17\n\ndimensions\x18\x05 \x01(\x05H\x01\x88\x01\x01\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x13\n\x0brouting_key\x18\x07 \x01(\t\x12\x1c\n\x14parse_special_tokens\x18\x08 \x01(\x08\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\t \x01(\x08H\x02\x88\x01\x01\x12\x10\n\x08priority\x18\n \x01(\x05\x42\x0c\n\n_normalizeB\r\n\x0b_dimensionsB\x15\n\x13_add_special_tokens\";\n\nEmbedInput\x12\x11\n\x04text\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x11\n\ttoken_ids\x18\x02 \x03(\x03\x42\x07\n\x05_text\"\xff\x01\n\rEmbedResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12,\n\x07\x61\x64\x61pter\x18\x02 \x01(\x0b\x32\x1b.loramux.v1.AdapterIdentity\x12)\n\nembeddings\x18\x03 \x03(\x0b\x32\x15.loramux.v1.Embedding\x12$\n\x07pooling\x18\x04 \x01(\x0e\x32\x13.loramux.v1.Pooling\x12\x15\n\ris_normalized\x18\x05 \x01(\x08\x12 \n\x05usage\x18\x06 \x01(\x0b\x32\x11.loramux.v1.Usage\x12\"\n\x06timing\x18\x07 \x01(\x0b\x32\x12.loramux.v1.Timing\"\x1b\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02*Y\n\x07Pooling\x12\x17\n\x13POOLING_UNSPECIFIED\x10\x00\x12\x10\n\x0cPOOLING_LAST\x10\x01\x12\x10\n\x0cPOOLING_MEAN\x10\x02\x12\x11\n\rPOOLING_FIRST\x10\x03\x32P\n\x10\x45mbeddingService\x12<\n\x05\x45mbed\x12\x18.loramux.v1.EmbedRequest\x1a\x19.loramux.v1.EmbedResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'loramux.v1.embedding_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_POOLING']._serialized_start=736
-  _globals['_POOLING']._serialized_end=825
+  _globals['_POOLING']._serialized_start=754
+  _globals['_POOLING']._serialized_end=843
   _globals['_EMBEDREQUEST']._serialized_start=72
-  _globals['_EMBEDREQUEST']._serialized_end=386
-  _globals['_EMBEDINPUT']._serialized_start=388
-  _globals['_EMBEDINPUT']._serialized_end=447
-  _globals['_EMBEDRESPONSE']._serialized_start=450
-  _globals['_EMBEDRESPONSE']._serialized_end=705
-  _globals['_EMBEDDING']._serialized_start=707
-  _globals['_EMBEDDING']._serialized_end=734
-  _globals['_EMBEDDINGSERVICE']._serialized_start=827
-  _globals['_EMBEDDINGSERVICE']._serialized_end=907
+  _globals['_EMBEDREQUEST']._serialized_end=404
+  _globals['_EMBEDINPUT']._serialized_start=406
+  _globals['_EMBEDINPUT']._serialized_end=465
+  _globals['_EMBEDRESPONSE']._serialized_start=468
+  _globals['_EMBEDRESPONSE']._serialized_end=723
+  _globals['_EMBEDDING']._serialized_start=725
+  _globals['_EMBEDDING']._serialized_end=752
+  _globals['_EMBEDDINGSERVICE']._serialized_start=845
+  _globals['_EMBEDDINGSERVICE']._serialized_end=925
 # @@protoc_insertion_point(module_scope)

@@ -67,6 +67,7 @@ class EmbedRequest(_message.Message):
     ROUTING_KEY_FIELD_NUMBER: _builtins.int
     PARSE_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
     ADD_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     adapter: _builtins.str
     """adapter is a reference to the adapter, `[tenant/]name[:tag][@sha256:digest]`; empty for the
     base model alone. It must have no head: task FEATURE_EXTRACTION or text generation. It is
@@ -97,6 +98,8 @@ class EmbedRequest(_message.Message):
     """add_special_tokens lets the tokenizer add its special tokens, such as `<s>` before a text; true
     if absent, which is how adapters are trained with transformers.
     """
+    priority: _builtins.int
+    """priority orders the requests of one tenant: lower goes first, and equal ones in order of arrival."""
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___EmbedInput]:
         """inputs are the texts, each embedded independently; 1 to 64."""
@@ -113,10 +116,11 @@ class EmbedRequest(_message.Message):
         routing_key: _builtins.str = ...,
         parse_special_tokens: _builtins.bool = ...,
         add_special_tokens: _builtins.bool | None = ...,
+        priority: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "_dimensions", b"_dimensions", "_normalize", b"_normalize", "add_special_tokens", b"add_special_tokens", "dimensions", b"dimensions", "normalize", b"normalize"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "_dimensions", b"_dimensions", "_normalize", b"_normalize", "adapter", b"adapter", "add_special_tokens", b"add_special_tokens", "dimensions", b"dimensions", "inputs", b"inputs", "normalize", b"normalize", "parse_special_tokens", b"parse_special_tokens", "pooling", b"pooling", "request_id", b"request_id", "routing_key", b"routing_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "_dimensions", b"_dimensions", "_normalize", b"_normalize", "adapter", b"adapter", "add_special_tokens", b"add_special_tokens", "dimensions", b"dimensions", "inputs", b"inputs", "normalize", b"normalize", "parse_special_tokens", b"parse_special_tokens", "pooling", b"pooling", "priority", b"priority", "request_id", b"request_id", "routing_key", b"routing_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__add_special_tokens: _TypeAlias = _typing.Literal["add_special_tokens"]  # noqa: Y015
     _WhichOneofArgType__add_special_tokens: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens"]  # noqa: Y015

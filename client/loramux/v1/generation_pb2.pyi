@@ -139,6 +139,7 @@ class GenerateRequest(_message.Message):
     PREDICTION_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     DECODER_PROMPT_FIELD_NUMBER: _builtins.int
     DECODER_PROMPT_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     adapter: _builtins.str
     """adapter is a reference to the adapter, `[tenant/]name[:tag][@sha256:digest]`; empty means the
     base model alone. It is resolved once: the request keeps that version until it ends.
@@ -197,6 +198,11 @@ class GenerateRequest(_message.Message):
     which is not repeated if the text starts with it, and replaces the token that is forced at the
     first position otherwise (forced_bos_token_id of transformers). Set at most one of
     decoder_prompt and decoder_prompt_token_ids.
+    """
+    priority: _builtins.int
+    """priority orders the requests of one tenant: lower goes first, and equal ones in order of arrival.
+    It never moves a request ahead of another tenant's, nor interrupts a running one unless memory
+    for the KV cache runs out: then the tenant's highest number is preempted first.
     """
     @_builtins.property
     def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -265,10 +271,11 @@ class GenerateRequest(_message.Message):
         prediction_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         decoder_prompt: _builtins.str = ...,
         decoder_prompt_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        priority: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_add_generation_prompt", b"_add_generation_prompt", "_add_special_tokens", b"_add_special_tokens", "_parallel_tool_calls", b"_parallel_tool_calls", "_scale", b"_scale", "_separate_reasoning", b"_separate_reasoning", "add_generation_prompt", b"add_generation_prompt", "add_special_tokens", b"add_special_tokens", "parallel_tool_calls", b"parallel_tool_calls", "sampling", b"sampling", "scale", b"scale", "separate_reasoning", b"separate_reasoning", "tool_choice", b"tool_choice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_generation_prompt", b"_add_generation_prompt", "_add_special_tokens", b"_add_special_tokens", "_parallel_tool_calls", b"_parallel_tool_calls", "_scale", b"_scale", "_separate_reasoning", b"_separate_reasoning", "adapter", b"adapter", "adapters", b"adapters", "add_generation_prompt", b"add_generation_prompt", "add_special_tokens", b"add_special_tokens", "chat_template_kwargs", b"chat_template_kwargs", "combination", b"combination", "decoder_prompt", b"decoder_prompt", "decoder_prompt_token_ids", b"decoder_prompt_token_ids", "messages", b"messages", "parallel_tool_calls", b"parallel_tool_calls", "parse_special_tokens", b"parse_special_tokens", "prediction", b"prediction", "prediction_token_ids", b"prediction_token_ids", "prompt", b"prompt", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "routing_key", b"routing_key", "sampling", b"sampling", "scale", b"scale", "separate_reasoning", b"separate_reasoning", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_generation_prompt", b"_add_generation_prompt", "_add_special_tokens", b"_add_special_tokens", "_parallel_tool_calls", b"_parallel_tool_calls", "_scale", b"_scale", "_separate_reasoning", b"_separate_reasoning", "adapter", b"adapter", "adapters", b"adapters", "add_generation_prompt", b"add_generation_prompt", "add_special_tokens", b"add_special_tokens", "chat_template_kwargs", b"chat_template_kwargs", "combination", b"combination", "decoder_prompt", b"decoder_prompt", "decoder_prompt_token_ids", b"decoder_prompt_token_ids", "messages", b"messages", "parallel_tool_calls", b"parallel_tool_calls", "parse_special_tokens", b"parse_special_tokens", "prediction", b"prediction", "prediction_token_ids", b"prediction_token_ids", "priority", b"priority", "prompt", b"prompt", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "routing_key", b"routing_key", "sampling", b"sampling", "scale", b"scale", "separate_reasoning", b"separate_reasoning", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__add_generation_prompt: _TypeAlias = _typing.Literal["add_generation_prompt"]  # noqa: Y015
     _WhichOneofArgType__add_generation_prompt: _TypeAlias = _typing.Literal["_add_generation_prompt", b"_add_generation_prompt"]  # noqa: Y015

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from loramux.v1 import generation_pb2 as loramux_dot_v1_dot_generation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#loramux/v1/question_answering.proto\x12\nloramux.v1\x1a\x1bloramux/v1/generation.proto\"\x90\x04\n\rAnswerRequest\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\x12)\n\x06inputs\x18\x02 \x03(\x0b\x32\x19.loramux.v1.QuestionInput\x12\x12\n\x05top_k\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x1e\n\x11max_answer_tokens\x18\x04 \x01(\x05H\x01\x88\x01\x01\x12 \n\x18handle_impossible_answer\x18\x05 \x01(\x08\x12\x1b\n\x0e\x61lign_to_words\x18\x06 \x01(\x08H\x02\x88\x01\x01\x12\x15\n\rcontext_first\x18\x07 \x01(\x08\x12\x1e\n\x11max_window_tokens\x18\x08 \x01(\x05H\x03\x88\x01\x01\x12\"\n\x15window_overlap_tokens\x18\t \x01(\x05H\x04\x88\x01\x01\x12\x12\n\nrequest_id\x18\n \x01(\t\x12\x13\n\x0brouting_key\x18\x0b \x01(\t\x12\x1c\n\x14parse_special_tokens\x18\x0c \x01(\x08\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\r \x01(\x08H\x05\x88\x01\x01\x12\x13\n\x0btoken_types\x18\x0e \x01(\x08\x42\x08\n\x06_top_kB\x14\n\x12_max_answer_tokensB\x11\n\x0f_align_to_wordsB\x14\n\x12_max_window_tokensB\x18\n\x16_window_overlap_tokensB\x15\n\x13_add_special_tokens\"2\n\rQuestionInput\x12\x10\n\x08question\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontext\x18\x02 \x01(\t\"\xbe\x01\n\x0e\x41nswerResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12,\n\x07\x61\x64\x61pter\x18\x02 \x01(\x0b\x32\x1b.loramux.v1.AdapterIdentity\x12$\n\x07results\x18\x03 \x03(\x0b\x32\x13.loramux.v1.Answers\x12 \n\x05usage\x18\x04 \x01(\x0b\x32\x11.loramux.v1.Usage\x12\"\n\x06timing\x18\x05 \x01(\x0b\x32\x12.loramux.v1.Timing\"C\n\x07\x41nswers\x12#\n\x07\x61nswers\x18\x01 \x03(\x0b\x32\x12.loramux.v1.Answer\x12\x13\n\x0bnum_windows\x18\x02 \x01(\x05\"X\n\x06\x41nswer\x12\r\n\x05score\x18\x01 \x01(\x01\x12\r\n\x05\x62\x65gin\x18\x02 \x01(\x05\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x05\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\x15\n\ris_impossible\x18\x05 \x01(\x08\x32[\n\x18QuestionAnsweringService\x12?\n\x06\x41nswer\x12\x19.loramux.v1.AnswerRequest\x1a\x1a.loramux.v1.AnswerResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#loramux/v1/question_answering.proto\x12\nloramux.v1\x1a\x1bloramux/v1/generation.proto\"\xa2\x04\n\rAnswerRequest\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\x12)\n\x06inputs\x18\x02 \x03(\x0b\x32\x19.loramux.v1.QuestionInput\x12\x12\n\x05top_k\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x1e\n\x11max_answer_tokens\x18\x04 \x01(\x05H\x01\x88\x01\x01\x12 \n\x18handle_impossible_answer\x18\x05 \x01(\x08\x12\x1b\n\x0e\x61lign_to_words\x18\x06 \x01(\x08H\x02\x88\x01\x01\x12\x15\n\rcontext_first\x18\x07 \x01(\x08\x12\x1e\n\x11max_window_tokens\x18\x08 \x01(\x05H\x03\x88\x01\x01\x12\"\n\x15window_overlap_tokens\x18\t \x01(\x05H\x04\x88\x01\x01\x12\x12\n\nrequest_id\x18\n \x01(\t\x12\x13\n\x0brouting_key\x18\x0b \x01(\t\x12\x1c\n\x14parse_special_tokens\x18\x0c \x01(\x08\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\r \x01(\x08H\x05\x88\x01\x01\x12\x13\n\x0btoken_types\x18\x0e \x01(\x08\x12\x10\n\x08priority\x18\x0f \x01(\x05\x42\x08\n\x06_top_kB\x14\n\x12_max_answer_tokensB\x11\n\x0f_align_to_wordsB\x14\n\x12_max_window_tokensB\x18\n\x16_window_overlap_tokensB\x15\n\x13_add_special_tokens\"2\n\rQuestionInput\x12\x10\n\x08question\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontext\x18\x02 \x01(\t\"\xbe\x01\n\x0e\x41nswerResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12,\n\x07\x61\x64\x61pter\x18\x02 \x01(\x0b\x32\x1b.loramux.v1.AdapterIdentity\x12$\n\x07results\x18\x03 \x03(\x0b\x32\x13.loramux.v1.Answers\x12 \n\x05usage\x18\x04 \x01(\x0b\x32\x11.loramux.v1.Usage\x12\"\n\x06timing\x18\x05 \x01(\x0b\x32\x12.loramux.v1.Timing\"C\n\x07\x41nswers\x12#\n\x07\x61nswers\x18\x01 \x03(\x0b\x32\x12.loramux.v1.Answer\x12\x13\n\x0bnum_windows\x18\x02 \x01(\x05\"X\n\x06\x41nswer\x12\r\n\x05score\x18\x01 \x01(\x01\x12\r\n\x05\x62\x65gin\x18\x02 \x01(\x05\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x05\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\x15\n\ris_impossible\x18\x05 \x01(\x08\x32[\n\x18QuestionAnsweringService\x12?\n\x06\x41nswer\x12\x19.loramux.v1.AnswerRequest\x1a\x1a.loramux.v1.AnswerResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,15 +33,15 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'loramux.v1.question_answeri
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ANSWERREQUEST']._serialized_start=81
-  _globals['_ANSWERREQUEST']._serialized_end=609
-  _globals['_QUESTIONINPUT']._serialized_start=611
-  _globals['_QUESTIONINPUT']._serialized_end=661
-  _globals['_ANSWERRESPONSE']._serialized_start=664
-  _globals['_ANSWERRESPONSE']._serialized_end=854
-  _globals['_ANSWERS']._serialized_start=856
-  _globals['_ANSWERS']._serialized_end=923
-  _globals['_ANSWER']._serialized_start=925
-  _globals['_ANSWER']._serialized_end=1013
-  _globals['_QUESTIONANSWERINGSERVICE']._serialized_start=1015
-  _globals['_QUESTIONANSWERINGSERVICE']._serialized_end=1106
+  _globals['_ANSWERREQUEST']._serialized_end=627
+  _globals['_QUESTIONINPUT']._serialized_start=629
+  _globals['_QUESTIONINPUT']._serialized_end=679
+  _globals['_ANSWERRESPONSE']._serialized_start=682
+  _globals['_ANSWERRESPONSE']._serialized_end=872
+  _globals['_ANSWERS']._serialized_start=874
+  _globals['_ANSWERS']._serialized_end=941
+  _globals['_ANSWER']._serialized_start=943
+  _globals['_ANSWER']._serialized_end=1031
+  _globals['_QUESTIONANSWERINGSERVICE']._serialized_start=1033
+  _globals['_QUESTIONANSWERINGSERVICE']._serialized_end=1124
 # @@protoc_insertion_point(module_scope)

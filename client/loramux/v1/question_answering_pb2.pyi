@@ -47,6 +47,7 @@ class AnswerRequest(_message.Message):
     PARSE_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
     ADD_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
     TOKEN_TYPES_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     adapter: _builtins.str
     """adapter is a reference to the adapter, `[tenant/]name[:tag][@sha256:digest]`. It is resolved
     once, for all inputs.
@@ -99,6 +100,8 @@ class AnswerRequest(_message.Message):
     pass token type ids on, so that adapters trained with them know no other. Adapters trained with
     transformers' own `add_adapter` do.
     """
+    priority: _builtins.int
+    """priority orders the requests of one tenant: lower goes first, and equal ones in order of arrival."""
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___QuestionInput]:
         """inputs are the questions, each answered independently; 1 to 64."""
@@ -120,10 +123,11 @@ class AnswerRequest(_message.Message):
         parse_special_tokens: _builtins.bool = ...,
         add_special_tokens: _builtins.bool | None = ...,
         token_types: _builtins.bool = ...,
+        priority: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "_align_to_words", b"_align_to_words", "_max_answer_tokens", b"_max_answer_tokens", "_max_window_tokens", b"_max_window_tokens", "_top_k", b"_top_k", "_window_overlap_tokens", b"_window_overlap_tokens", "add_special_tokens", b"add_special_tokens", "align_to_words", b"align_to_words", "max_answer_tokens", b"max_answer_tokens", "max_window_tokens", b"max_window_tokens", "top_k", b"top_k", "window_overlap_tokens", b"window_overlap_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "_align_to_words", b"_align_to_words", "_max_answer_tokens", b"_max_answer_tokens", "_max_window_tokens", b"_max_window_tokens", "_top_k", b"_top_k", "_window_overlap_tokens", b"_window_overlap_tokens", "adapter", b"adapter", "add_special_tokens", b"add_special_tokens", "align_to_words", b"align_to_words", "context_first", b"context_first", "handle_impossible_answer", b"handle_impossible_answer", "inputs", b"inputs", "max_answer_tokens", b"max_answer_tokens", "max_window_tokens", b"max_window_tokens", "parse_special_tokens", b"parse_special_tokens", "request_id", b"request_id", "routing_key", b"routing_key", "token_types", b"token_types", "top_k", b"top_k", "window_overlap_tokens", b"window_overlap_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "_align_to_words", b"_align_to_words", "_max_answer_tokens", b"_max_answer_tokens", "_max_window_tokens", b"_max_window_tokens", "_top_k", b"_top_k", "_window_overlap_tokens", b"_window_overlap_tokens", "adapter", b"adapter", "add_special_tokens", b"add_special_tokens", "align_to_words", b"align_to_words", "context_first", b"context_first", "handle_impossible_answer", b"handle_impossible_answer", "inputs", b"inputs", "max_answer_tokens", b"max_answer_tokens", "max_window_tokens", b"max_window_tokens", "parse_special_tokens", b"parse_special_tokens", "priority", b"priority", "request_id", b"request_id", "routing_key", b"routing_key", "token_types", b"token_types", "top_k", b"top_k", "window_overlap_tokens", b"window_overlap_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__add_special_tokens: _TypeAlias = _typing.Literal["add_special_tokens"]  # noqa: Y015
     _WhichOneofArgType__add_special_tokens: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens"]  # noqa: Y015

@@ -1,4 +1,4 @@
-"""Whether a request may be queued: what can never run, or not in time, is refused at once.
+"""Whether a request may be queued: one that can never run, or not in time, is refused at once.
 
 Knows nothing of tensors or clocks.
 """
@@ -16,14 +16,14 @@ Refusal = tuple[str, str]
 
 
 class Memory(Protocol):
-    """What has to be known of the adapter memory."""
+    """The part of the adapter cache that is needed here."""
 
     def fits(self, source: AdapterSource) -> bool:
         """Return whether an adapter could ever be resident."""
 
 
 class Admission:
-    """Refuses requests before anything is held for them."""
+    """Refuses requests before anything is allocated for them."""
 
     def __init__(
         self,
@@ -37,18 +37,18 @@ class Admission:
         vocab_size: int | None = None,
         source_length: int = 0,
     ) -> None:
-        """Put together what decides.
+        """Take the parts that decide.
 
         Args:
-            scheduler: Has the queue.
-            pace: Knows what steps cost.
-            memory: That of adapters.
-            context_length: Tokens that a prompt and its completion may have; the blocks hold them.
-            max_waiting: Most requests in the queue.
-            most_drafts: Most tokens that a step may give to a request beside the first.
-            vocab_size: Tokens of the base; None where any will do.
-            source_length: How many tokens of a context are for what an encoder reads, where a
-                decoder writes the others; 0 where there are not both.
+            scheduler: Owns the queue.
+            pace: Estimates how long steps take.
+            memory: The adapter cache.
+            context_length: Maximum tokens of a prompt and its completion; the KV blocks hold them.
+            max_waiting: Maximum number of requests in the queue.
+            most_drafts: Maximum number of tokens that a step may add to a request beyond one.
+            vocab_size: Vocabulary size of the base; None accepts any token.
+            source_length: Tokens of the context reserved for the input of the encoder, in an
+                encoder-decoder; 0 in other models.
         """
         self._scheduler = scheduler
         self._pace = pace
@@ -61,11 +61,11 @@ class Admission:
 
     def refusal(self, request: Request) -> Refusal | None:
         """Return why `request` may not be queued, or None if it may."""
-        # The frontend checks the prompt too; here it would never end, or hold up the whole queue.
+        # The frontend checks the prompt, too. Here it would never end, or block the whole queue.
         if len(request.prompt) == request.num_virtual:
             return "INVALID_FIELD", "the prompt has no tokens"
         if request.pictures and request.num_virtual:
-            # Whether such tokens are counted by time, height and width, nobody says.
+            # Nothing defines the multi-dimensional positions of virtual tokens before images.
             return "IMAGES_NOT_SERVED", "its adapter's virtual tokens are not put before images"
         if size := self._vocab_size and (request.own_vocab_size or self._vocab_size):
             for name, tokens in (("prompt", request.prompt), ("prediction", request.prediction)):
@@ -105,15 +105,16 @@ class Admission:
         )
 
     def _lateness(self, request: Request) -> Refusal | None:
-        """Return why `request` cannot be finished in time at the rate of the last steps.
+        """Return why `request` cannot finish by its deadline at the speed of recent steps.
 
-        It may end after one token. So no more is counted than what has to be done in any case: the
-        prompts that go before it in the queue, its own as far as its keys are not there, a first
-        token, and those that it may not end before.
+        Since it may end after one token, only work that is certain counts: prompts ahead of it in
+        the queue, its own prompt without what the prefix cache holds, and `min_tokens` or at least
+        one token. Requests of worse priority, or of better priority that arrive later, do not
+        count.
         """
         timeout = request.deadline - request.arrival
-        # What steps cost is learnt from steps. An engine without work tries: if it went by costs of
-        # a bad moment, it would refuse for ever.
+        # Costs are learnt from steps. An idle engine tries: with costs measured at a bad moment it
+        # would refuse for ever.
         if timeout == math.inf or not (self._scheduler.running or self._scheduler.waiting):
             return None
         least_tokens = max(1, request.sampling.min_tokens)
@@ -125,12 +126,10 @@ class Admission:
                 f"the request cannot be finished within {timeout:.3g} s: at the present rate "
                 f"prompt and first tokens alone take {own:.3g} s",
             )
-        # The exact count looks at every block of the queue; mostly this one answers.
+        # The exact count below looks at every block of the queue; mostly this bound suffices.
         if own + self._pace.least_seconds(self._scheduler.backlog.num_tokens, 0) <= timeout:
             return None
-        before = self._pace.least_seconds(
-            self._scheduler.backlog.num_tokens_before(request.tenant), 0
-        )
+        before = self._pace.least_seconds(self._scheduler.backlog.num_tokens_before(request), 0)
         if own + before > timeout:
             return (
                 "DEADLINE_UNREACHABLE",

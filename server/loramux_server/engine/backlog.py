@@ -1,4 +1,4 @@
-"""What is still to be computed: of a request that comes now, and before it.
+"""How many tokens remain to be computed: those of an arriving request, and those ahead of it.
 
 Knows nothing of tensors or clocks.
 """
@@ -9,16 +9,16 @@ from loramux_server.engine.request import Request
 
 
 class Backlog:
-    """Counts the tokens of those who wait."""
+    """Counts the tokens of waiting requests."""
 
     def __init__(self, waiting: FairQueue, contexts: Contexts) -> None:
-        """Count what is in `waiting`, but for what is known of it."""
+        """Count the requests of `waiting`, without what `contexts` has cached of them."""
         self._waiting = waiting
         self._contexts = contexts
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that the queue has, of which `num_tokens_before` may be fewer."""
+        """Tokens of all waiting requests, an upper bound of `num_tokens_before`."""
         return sum(request.num_tokens for request in self._waiting)
 
     def num_tokens_of(self, request: Request) -> int:
@@ -26,18 +26,18 @@ class Backlog:
         num_known = len(self._contexts.known(request).blocks) * self._contexts.block_size
         return request.num_tokens - max(request.num_fillable, num_known)
 
-    def num_tokens_before(self, tenant: str) -> int:
-        """Return how many tokens are computed before a request of `tenant` that comes now.
+    def num_tokens_before(self, request: Request) -> int:
+        """Return how many tokens would be computed before `request` if it arrived now.
 
-        What requests share counts once.
+        A prefix that several requests share counts once.
         """
         names: set[bytes] = set()
         num_tokens, size = 0, self._contexts.block_size
-        for request in self._waiting.before(tenant):
-            if request.num_bypassed:  # it waits for its adapter, and others go before it
+        for other in self._waiting.before(request):
+            if other.num_bypassed:  # it waits for its adapter, and others go before it
                 continue
-            num_filled = -(-request.num_fillable // size)
-            expected = self._contexts.expected(request)[num_filled:]
+            num_filled = -(-other.num_fillable // size)
+            expected = self._contexts.expected(other)[num_filled:]
             names.update(expected)
-            num_tokens += max(0, request.num_tokens - (num_filled + len(expected)) * size)
+            num_tokens += max(0, other.num_tokens - (num_filled + len(expected)) * size)
         return num_tokens + size * sum(not self._contexts.is_known(name) for name in names)

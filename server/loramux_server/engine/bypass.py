@@ -1,7 +1,8 @@
-"""Who lets others pass because its adapter is not resident, and for how long.
+"""Limits how many requests may overtake one that waits for its adapter to be loaded.
 
-When enough have passed, no request with another adapter starts before it: then leases run out, and
-its adapter fits.
+Once `most` requests that stand behind it have started before it, it has the next turn: its adapter
+is loaded first, and no request with another adapter starts from behind it. So leases run out, and
+its adapter fits. Requests of better priority stand in front of it and are not counted.
 """
 
 from collections.abc import Sequence
@@ -11,43 +12,38 @@ from loramux_server.engine.request import Request
 
 
 class Bypass:
-    """Counts for requests who passed them."""
+    """Counts how often each waiting request was overtaken."""
 
     def __init__(self, waiting: FairQueue, most: int) -> None:
-        """Let each request of `waiting` be passed by `most` others."""
+        """Allow each request of `waiting` to be overtaken `most` times."""
         self._waiting = waiting
         self._most = most
+        self._may_be_over = False
+        """Whether a waiting request may have reached the limit; if False, none has."""
+
+    def entered(self, request: Request) -> None:
+        """Note that `request` was added to the queue, which it may have left before."""
+        self._may_be_over = self._may_be_over or self.is_over(request)
 
     def note(self, passed: Sequence[Request]) -> None:
-        """Take in that another request started before those that were `passed`."""
+        """Note that another request started before those that were `passed`."""
         for request in passed:
             request.num_bypassed += 1
-
-    def come_back(self, request: Request) -> None:
-        """Take in that `request`, which was away, waits again: who passed those behind it did it.
-
-        They came later. Else one of them could wait for ever behind it, whoever passes.
-        """
-        if not request.has_started:
-            passed = (other.num_bypassed for other in self._waiting.behind(request))
-            request.num_bypassed = max(request.num_bypassed, *passed, 0)
+            self.entered(request)
 
     def is_over(self, request: Request) -> bool:
-        """Return whether no more may pass `request`, for they were enough."""
+        """Return whether `request` has reached the limit."""
         return request.adapter is not None and request.num_bypassed >= self._most
 
     def whose_turn(self) -> str | None:
-        """Return the adapter of the first request that let enough others pass, if one did."""
-        for line in self._waiting.lines():
-            for request in line:
-                if self.is_over(request):
-                    return request.digest
-                if request.adapter and not request.has_started:
-                    # Those behind it came later, and nobody passed them who did not pass it.
-                    break
-        return None
+        """Return the adapter of the first waiting request that reached the limit, if any."""
+        if not self._may_be_over:
+            return None
+        over = next(filter(self.is_over, self._waiting), None)
+        self._may_be_over = over is not None
+        return over.digest if over else None
 
     def check(self) -> None:
-        """Assert that `whose_turn` overlooks nobody."""
-        enough = (request.digest for request in self._waiting if self.is_over(request))
-        assert next(enough, None) == self.whose_turn(), "one was passed more often than before it"
+        """Assert that `whose_turn` overlooks no request."""
+        over = (request.digest for request in self._waiting if self.is_over(request))
+        assert next(over, None) == self.whose_turn(), "a request at its limit is overlooked"

@@ -1,8 +1,8 @@
-"""What the model knows of the tokens of requests: keys and values in blocks, and states in slots.
+"""Cached state of requests: KV blocks, and the state slots of recurrent layers.
 
-Knows nothing of tensors. Requests share what they begin with, if both are of one tenant and adapter
-(`prefix.py`). Where a model has recurrent layers, a request goes on after a block only if the state
-after it is kept as well.
+Requests of one tenant and adapter share the blocks of a common prefix (`prefix.py`). In a model
+with recurrent layers, a prefix is shared up to a block after which the state is cached as well.
+Knows nothing of tensors.
 """
 
 from collections.abc import Sequence
@@ -18,16 +18,16 @@ from loramux_server.kernels.whole_text import Recall
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """The beginning of a request that need not be computed, in full blocks."""
+    """The cached prefix of a request, in full blocks."""
 
     names: Sequence[bytes]
     blocks: Sequence[int]
     num_there: int
-    """Blocks of its beginning that are there, also those after which no state is kept."""
+    """Cached blocks of its prefix, including those after which no state is cached."""
 
 
 class Contexts:
-    """Gives requests room for what is known of their tokens, and takes it back."""
+    """Allocates and frees the blocks and state slots of requests."""
 
     def __init__(
         self,
@@ -39,9 +39,9 @@ class Contexts:
         """Begin without requests.
 
         Args:
-            blocks: All there are.
-            states: Keeps what recurrent layers know; None where the model has none.
-            shares_prefixes: Whether a request takes what others have computed.
+            blocks: The allocator of KV blocks.
+            states: The allocator of state slots; None if the model has no recurrent layers.
+            shares_prefixes: Whether prefix caching is enabled.
         """
         self.block_size = blocks.block_size
         self._blocks = blocks
@@ -60,13 +60,13 @@ class Contexts:
 
     def can_go_back(self, chunk: Chunk) -> bool:
         """Return whether the last token of `chunk`, which has run, can be computed again."""
-        if self._states:  # what is known after it is not known before it
+        if self._states:  # there is no state before the last token
             return False
-        # Of a whole text it is known what was there before the step.
+        # A text that is encoded as a whole keeps what it had before the step.
         return not chunk.request.is_whole or chunk.num_tokens == 1
 
     def known(self, request: Request) -> Known:
-        """Return what is known of a request that has not started."""
+        """Return the cached prefix of a request that does not run."""
         names = self._shareable(request)
         blocks = self._blocks.known(names)
         size = num_there = len(blocks)
@@ -75,20 +75,20 @@ class Contexts:
         return Known(names[:size], blocks[:size], num_there)
 
     def expected(self, request: Request) -> Sequence[bytes]:
-        """Return the names of the blocks that others may have computed before it starts."""
+        """Return the names of its blocks that may be cached by the time it starts."""
         return self.known(request).names if self._states else self._shareable(request)
 
     def is_known(self, name: bytes) -> bool:
-        """Return whether a block of that name is there."""
+        """Return whether a block of that name is cached."""
         return self._blocks.is_known(name)
 
     def can_begin(self, request: Request, known: Known) -> bool:
-        """Return whether `begin` has the room that it needs."""
+        """Return whether there is enough memory for `begin`."""
         has_state = self._states is None or self._states.can_begin
         return has_state and self._blocks.can_begin(known.blocks, request.num_tokens)
 
     def begin(self, request: Request, known: Known) -> None:
-        """Give a request room for its tokens, of which some are `known`; see `can_begin`."""
+        """Allocate memory for all tokens of a request with the prefix `known`; see `can_begin`."""
         request.blocks = self._blocks.begin(known.blocks, request.num_tokens)
         request.num_named = len(known.blocks)
         request.num_computed = request.num_named * self.block_size
@@ -97,33 +97,33 @@ class Contexts:
             self._states.begin(request, last, known.num_there)
 
     def grow(self, request: Request, num_tokens: int) -> bool:
-        """Give `request` room for so many tokens; False, and no change, if blocks lack."""
+        """Extend the blocks of `request` to `num_tokens`; False, unchanged, if too few are free."""
         return self._blocks.grow(request.blocks, num_tokens)
 
     def grow_spare(self, request: Request, num_tokens: int) -> bool:
-        """Do what `grow` does, but not with blocks whose content others could still use."""
+        """Do the same as `grow`, but only with blocks that hold no cached prefix."""
         return self._blocks.grow_spare(request.blocks, num_tokens)
 
     def shrink(self, request: Request) -> None:
-        """Take back the room that `request` has beyond its tokens."""
+        """Free the blocks of `request` beyond its tokens."""
         self._blocks.shrink(request.blocks, request.num_tokens)
 
     def with_state(self, chunk: Chunk) -> Chunk:
-        """Return `chunk` with slots for what recurrent layers know, if there are any."""
+        """Return `chunk` with state slots, if the model has recurrent layers."""
         if not self._states:
             return chunk
         use = self._states.use(chunk.request, chunk.start, chunk.end, is_ahead=chunk.is_ahead)
         return replace(chunk, state=use)
 
     def commit(self, chunk: Chunk, *, is_running: bool) -> None:
-        """Let others find what a chunk computed, unless its request has ended meanwhile."""
+        """Add what a chunk computed to the prefix cache, unless its request has ended meanwhile."""
         if is_running:
             self._name_blocks(chunk.request)
         if self._states and chunk.state:
             self._states.commit(chunk.request, chunk.state, is_running=is_running)
 
     def end(self, request: Request) -> None:
-        """Take back what `request` has."""
+        """Free the blocks and slots of `request`."""
         self._blocks.release(request.blocks)
         if self._states:
             self._states.end(request)
@@ -131,19 +131,19 @@ class Contexts:
         request.recall = Recall()
 
     def check(self, running: Sequence[Request]) -> None:
-        """Assert that nobody holds anything but those that are `running`."""
+        """Assert that only `running` requests hold memory."""
         self._blocks.check([request.blocks for request in running])
         if self._states:
             self._states.check(running)
 
     def _shareable(self, request: Request) -> list[bytes]:
-        """Return the names of the blocks that it need not compute if they are there."""
+        """Return the names of the blocks that it need not compute if they are cached."""
         if not self._shares_prefixes:
             return []
         return name_blocks(request, self.block_size, request.num_skippable)
 
     def _name_blocks(self, request: Request) -> None:
-        """Let others find the blocks that `request` has filled."""
+        """Add the blocks that `request` has filled to the prefix cache."""
         size = self.block_size
         if self._shares_prefixes and request.num_computed >= (request.num_named + 1) * size:
             names = name_blocks(request, size, request.num_computed)

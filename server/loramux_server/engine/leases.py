@@ -6,20 +6,21 @@ Requests for the base model need neither.
 from typing import Protocol
 
 from loramux_server.engine.request import Request
+from loramux_server.lora.use import Waiter
 from loramux_server.wire.adapter_source import AdapterSource
 
 
 class Adapters(Protocol):
     """The part of the adapter cache that is needed here."""
 
-    def want(self, source: AdapterSource) -> None:
-        """Record that one more request waits for `source`."""
+    def want(self, source: AdapterSource, waiter: Waiter) -> None:
+        """Record that one more request, `waiter`, waits for `source`."""
 
-    def unwant(self, digest: str) -> None:
-        """Record that one request fewer waits for an adapter."""
+    def unwant(self, digest: str, waiter: Waiter) -> None:
+        """Record that `waiter` no longer waits for an adapter."""
 
-    def acquire(self, digest: str) -> bool:
-        """Turn a wait into a lease if the adapter is resident."""
+    def acquire(self, digest: str, waiter: Waiter) -> bool:
+        """Turn the wait of `waiter` into a lease if the adapter is resident."""
 
     def release(self, digest: str) -> None:
         """Release a lease."""
@@ -35,18 +36,22 @@ class Leases:
     def want(self, request: Request) -> None:
         """Record that `request` waits for its adapter."""
         if request.adapter:
-            self._adapters.want(request.adapter)
+            self._adapters.want(request.adapter, _waiter(request))
 
     def unwant(self, request: Request) -> None:
         """Record that `request` no longer waits for its adapter."""
         if request.digest:
-            self._adapters.unwant(request.digest)
+            self._adapters.unwant(request.digest, _waiter(request))
 
     def acquire(self, request: Request) -> bool:
         """Lease the adapter of `request`, which waits for it; False if it is not resident."""
-        return not request.digest or self._adapters.acquire(request.digest)
+        return not request.digest or self._adapters.acquire(request.digest, _waiter(request))
 
     def release(self, request: Request) -> None:
         """Release the lease of `request`."""
         if request.digest:
             self._adapters.release(request.digest)
+
+
+def _waiter(request: Request) -> Waiter:
+    return Waiter(request.tenant, request.priority)

@@ -1,4 +1,4 @@
-"""One completion on its way through the engine."""
+"""A request to the engine: one completion to generate, or one text to read."""
 
 import math
 from collections.abc import Sequence
@@ -19,12 +19,12 @@ from loramux_server.wire.messages import Submit
 from loramux_server.wire.sampling import Sampling
 
 PLACEHOLDER = 0
-"""The token that stands where an adapter says what is."""
+"""Token id at the positions of virtual tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """An image, as a prefix knows it."""
+    """Where an image is in the prompt, and which one."""
 
     start: int
     """Position of its first token."""
@@ -34,71 +34,73 @@ class Picture:
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """A prompt, the tokens made so far, and what it holds while it runs."""
+    """A prompt, the tokens generated so far, and what it holds while it runs."""
 
     request_id: int
     prompt: list[int]
-    """What was asked, after a placeholder for each virtual token of the adapter."""
+    """The prompt of the caller, after a placeholder for each virtual token of the adapter."""
     adapter: AdapterSource | None
-    """None for the base model, also where the prompt lacks what the adapter waits for."""
+    """None for the base model, and if the prompt lacks the invocation tokens of an aLoRA."""
     sampling: Sampling
     tenant: str = ""
-    """Whose it is: only requests of one tenant share KV blocks."""
+    """Its owner: only requests of the same tenant share KV blocks."""
     active_from: int = 0
-    """Position of the first token that the adapter sees; those before are the base's."""
+    """Position of the first token that the adapter is applied to."""
     pooling: Pooling | None = None
-    """How its hidden states become one, where it is to be embedded."""
+    """How its hidden states are pooled, if it is to be embedded."""
     prediction: Sequence[int] = ()
-    """What its output may be; it changes nothing but when that comes."""
+    """The expected output, for speculative decoding; it does not change the output."""
     goes_on: bool = False
-    """Whether it goes on with a completion that was queued and counted before."""
+    """Whether it continues a completion that was queued and counted before."""
     weight: int = 1
-    """Its tenant's part of a busy engine, beside the weights of others."""
+    """Its tenant's weight in fair queueing."""
+    priority: int = 0
+    """Its position among the requests of its tenant: lower goes first."""
     arrival: float = 0.0
-    """When it came, on the engine's clock."""
+    """When it arrived, in seconds of the engine's clock."""
     deadline: float = math.inf
     """When it has to be finished, on the same clock."""
     second_from: int = 0
-    """Position at which the second of two texts begins; 0 where there is none."""
+    """Position at which the second of two texts begins; 0 if there is none."""
     num_source: int = 0
-    """Tokens at the beginning of its prompt that an encoder reads."""
+    """Tokens at the beginning of its prompt that are the input of an encoder."""
     is_whole: bool = False
-    """Whether the model reads its text as a whole: what is to be computed of it is one chunk."""
+    """Whether its text has to be computed in one chunk (bidirectional attention)."""
     recall: Recall = field(default_factory=Recall)
-    """What is kept of that text while it runs."""
+    """What is kept of the encoder's output while it runs."""
     pictures: Sequence[Picture] = ()
-    """Where in its prompt there are images."""
+    """The images in its prompt."""
     view: View | None = None
-    """What its model sees in them; None where there are none, or they are not looked at yet."""
+    """Their embeddings; None if there are no images, or they are not encoded yet."""
     counts: TokenCounts | None = None
-    """Tokens of which its parameters say something; None if they leave logits as they are."""
+    """Token counts for penalties and biases; None if its logits are used as they are."""
     output: list[int] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
     """Its block table: the KV block of every `block_size` tokens, in order."""
     block_names: list[bytes] = field(default_factory=list)
-    """Names of its full blocks, as far as they were needed; see `prefix.name_blocks`."""
+    """Names of its full blocks, as far as computed; see `prefix.name_blocks`."""
     slots: StateSlots = field(default_factory=StateSlots)
-    """Where what its recurrent layers know is."""
+    """Its state slots, if the model has recurrent layers."""
     num_named: int = 0
-    """Blocks of its table that others can find."""
+    """Blocks of its table that are in the prefix cache."""
     num_computed: int = 0
-    """Tokens whose keys and values are in the blocks."""
+    """Tokens whose keys and values are in its blocks."""
     num_bypassed: int = 0
-    """Later requests that started while this one waited for its adapter."""
+    """How often it was overtaken while it waited for its adapter; see `Bypass`."""
     has_started: bool = False
-    """Whether it ever left the queue, or what it goes on with did."""
+    """Whether it, or the completion that it continues, ever left the queue."""
     owes_prompt: bool = True
-    """Whether what it has to compute before its next token is still to be charged."""
+    """Whether its tenant is still to be charged for what it computes before its next token."""
     shape: Shape = field(default_factory=Shape)
-    """What may come next where its text has a form."""
+    """The tokens allowed next, if its output is structured."""
     is_held: bool = False
-    """Whether it runs only once that is known."""
+    """Whether it cannot run before they are known."""
     gathered: Gathered = field(default_factory=Gathered)
-    """What was read of it so far."""
+    """The results of its chunks so far, if hidden states are its result."""
     num_told: int = field(init=False)
-    """Tokens of its prompt after which nothing of that kind is wanted any more, or ever was."""
+    """Prompt tokens whose log-probabilities are done; all of them if none are wanted."""
     num_virtual: int = field(init=False)
-    """Virtual tokens that its adapter puts before the prompt."""
+    """Virtual tokens of its adapter before the prompt."""
 
     def __post_init__(self) -> None:
         self.num_virtual = self.adapter.virtual_tokens if self.adapter else 0
@@ -111,23 +113,23 @@ class Request:
 
     @property
     def num_fillable(self) -> int:
-        """Virtual tokens whose keys and values the adapter brings."""
+        """Virtual tokens whose keys and values come with the adapter (prefix tuning)."""
         return self.num_virtual if self.adapter and self.adapter.has_cache else 0
 
     @staticmethod
     def of(message: Submit, base: Base, arrival: float) -> "Request":
-        """Return the request that `message` brings.
+        """Return the request that `message` asks for.
 
         Args:
-            message: What the frontend sent.
-            base: What answers it.
-            arrival: When it came, on the engine's clock.
+            message: The message of the frontend.
+            base: The base model.
+            arrival: When it arrived, in seconds of the engine's clock.
         """
         ask = message.ask
         source = ask.adapter and ask.adapter.at_rest(base.resting)
         sampling, size = ask.sampling, (source and source.vocab_size) or base.vocab_size
         if size and sampling.top_k >= size:
-            # It leaves all, and must not depend on how many tokens others have.
+            # It excludes no token, and must not depend on the vocabularies of other adapters.
             sampling = msgspec.structs.replace(sampling, top_k=0)
         active_from: int | None = 0
         if source and source.invocation:
@@ -145,6 +147,7 @@ class Request:
             goes_on=ask.num_made > 0,
             has_started=ask.num_made > 0,
             weight=message.weight,
+            priority=message.priority,
             second_from=ask.second_from,
             num_source=ask.num_source,
             is_whole=base.reads_whole,
@@ -154,7 +157,7 @@ class Request:
             ],
             arrival=arrival,
             deadline=math.inf if message.timeout is None else arrival + message.timeout,
-            # What an encoder reads is no part of the text that is written.
+            # Penalties do not count the input of an encoder.
             counts=counts_of(sampling, ask.prompt[ask.num_source :], base.eos_token_ids, size),
         )
 
@@ -165,12 +168,12 @@ class Request:
 
     @property
     def num_written(self) -> int:
-        """Those of them, but for what an encoder reads; keys and values of an adapter go before."""
+        """Those of them without the input of an encoder, but with prefix-tuning tokens."""
         return self.num_tokens - self.num_source + (self.num_fillable if self.num_source else 0)
 
     @property
     def num_uncomputed(self) -> int:
-        """Tokens that the model has not seen yet: 1 in decode, more in prefill."""
+        """Tokens that are not computed yet: 1 in decode, more in prefill."""
         return self.num_tokens - self.num_computed
 
     @property
@@ -180,50 +183,50 @@ class Request:
 
     @property
     def task(self) -> Task | None:
-        """What the head of its adapter reads; None where none does."""
+        """The task of its adapter's head; None if there is no head, or it is embedded."""
         return self.adapter.task if self.adapter and self.pooling is None else None
 
     @property
     def is_read(self) -> bool:
-        """Whether hidden states of its prompt are what is wanted."""
+        """Whether its result is computed from hidden states of its prompt."""
         return self.task is not None or self.pooling is not None
 
     @property
     def continues(self) -> bool:
-        """Whether its prompt is continued; else it ends with it."""
+        """Whether tokens are generated; otherwise it ends with its prompt."""
         return not self.is_read and self.sampling.max_tokens > 0
 
     @property
     def may_draft(self) -> bool:
-        """Whether several of its tokens can be chosen in a step."""
+        """Whether speculative decoding is possible."""
         return self.continues and (self.sampling.form is None or self.shape.foresees)
 
     @property
     def tells_prompt(self) -> bool:
-        """Whether log-probabilities of its prompt are still to be told."""
+        """Whether log-probabilities of its prompt are still to be returned."""
         return self.num_told < len(self.prompt)
 
     @property
     def num_skippable(self) -> int:
-        """Tokens at its beginning that need not be computed if their keys and values are there."""
-        if self.reads_all:  # the hidden states of all of them are needed
+        """Tokens at its beginning that need not be computed if they are in the prefix cache."""
+        if self.reads_all:  # all hidden states are needed
             return 0
-        # At least one token has to be computed, to choose the next one.
+        # At least one token has to be computed to choose the next one.
         most = self.num_tokens - 1
         return min(self.num_told, most) if self.tells_prompt else most
 
     @property
     def reads_all(self) -> bool:
-        """Whether the hidden state of every token is read."""
+        """Whether its result needs the hidden state of every token."""
         if self.task is None:
             return self.pooling is Pooling.MEAN
         return self.is_whole or self.task.reads_all
 
     @property
     def num_untold(self) -> int:
-        """Virtual tokens of which nothing is told, where every token is read.
+        """Virtual tokens that have no place in its result, if that needs every token.
 
-        What reads a text as a whole reads those with it of which there are hidden states.
+        A model that encodes a text as a whole includes those that have hidden states.
         """
         if self.task is not None and self.task.reads_all:
             return self.num_virtual
@@ -231,13 +234,14 @@ class Request:
 
     @property
     def own_vocab_size(self) -> int:
-        """Tokens that the base has with its adapter; 0 if as many as ever."""
+        """Vocabulary size with its adapter; 0 if the adapter does not change it."""
         return self.adapter.vocab_size if self.adapter else 0
 
     def uncut(self, start: int, num_tokens: int) -> int:
-        """Return how many tokens from `start` on are one chunk, if there is room for `num_tokens`.
+        """Return the length of a chunk from `start` on, if `num_tokens` are wanted.
 
-        They may be fewer, or one image more; of a text that is read as a whole, all.
+        A chunk that must not split an image ends before it, or after it if it begins with it. A
+        text that is encoded as a whole is one chunk.
         """
         if self.is_whole:
             return self.num_tokens - start

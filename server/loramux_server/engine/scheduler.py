@@ -1,9 +1,16 @@
 """What runs next: continuous batching over requests of many adapters.
 
-Knows nothing of tensors or clocks. Decode goes before prefill; prompts run in chunks; a request
-whose adapter is not resident lets others pass, but only a bounded number of times (`bypass.py`);
-when blocks run out (`contexts.py`) the request that started last starts over later. Tenants take
-turns by what they were served (`fair_queue.py`).
+Decode goes before prefill, and prompts run in chunks. Tenants take turns by the service that they
+received, and priority orders the requests of each tenant (`fair_queue.py`). A request whose adapter
+is not resident is overtaken by others, a bounded number of times (`bypass.py`).
+
+When KV blocks run out (`contexts.py`), running requests are preempted and start over later. Start
+order alone decides whose: those of the tenant whose request started last. Of this tenant, the worst
+priority goes first, among equals the last started (`ranking.py`). So priorities never shift
+preemptions to another tenant. A request that starts has blocks for all of its tokens and makes one
+more before it needs another block: even one that is always preempted advances with every start.
+
+Knows nothing of tensors or clocks.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,14 +24,15 @@ from loramux_server.engine.fair_queue import FairQueue
 from loramux_server.engine.leases import Adapters, Leases
 from loramux_server.engine.plan import Chunk, Plan
 from loramux_server.engine.request import Request
+from loramux_server.ranking import ranked
 from loramux_server.wire.messages import Finish
 
 Gain = tuple[Request, int, Finish | None]
-"""A request, a new token of it, and why it ended with that; None if it goes on."""
+"""A request, its new token, and why it ended with that token; None if it continues."""
 
 
 class Scheduler:
-    """Owns the two queues, `waiting` and `running`, and who is in neither, `paused`."""
+    """Owns the queues `waiting` and `running`, and the `paused` requests, which are in neither."""
 
     def __init__(
         self,
@@ -40,11 +48,11 @@ class Scheduler:
         self.running: list[Request] = []
         self.paused: set[Request] = set()
         self.num_preemptions = 0
-        """Requests that started over for want of blocks."""
+        """Preemptions for want of KV blocks."""
         self.num_prompt_tokens = 0
-        """Tokens that requests brought when they started."""
+        """Prompt tokens of requests that started."""
         self.num_shared_tokens = 0
-        """Those of them whose blocks were there already."""
+        """Those of them that were found in the prefix cache."""
         self._contexts = contexts
         self._leases = Leases(adapters)
         self._ends = ends
@@ -52,7 +60,7 @@ class Scheduler:
         self._max_batch_tokens = max_batch_tokens
         self._bypass = Bypass(self.waiting, max_bypassed)
         self.backlog = Backlog(self.waiting, contexts)
-        """Knows what the queue has to compute."""
+        """Counts the tokens that waiting requests have to compute."""
 
     @property
     def num_used_blocks(self) -> int:
@@ -66,23 +74,24 @@ class Scheduler:
 
     @property
     def num_queued(self) -> int:
-        """Waiting requests for which the next step has no place among the running ones."""
+        """Waiting requests that exceed `max_running` and so cannot start in the next step."""
         return max(0, len(self.waiting) + len(self.running) - self._max_running)
 
     def add(self, request: Request) -> None:
-        """Put `request` in its tenant's line; see `FairQueue.append`."""
+        """Add `request` to the queue; see `FairQueue.append`."""
         self._leases.want(request)
         self.waiting.append(request)
+        self._bypass.entered(request)
 
     def remove(self, request: Request) -> None:
-        """Take `request` out wherever it is and free what it holds."""
+        """Remove `request`, whatever its state, and free what it holds."""
         self.pause(request)
         if request in self.paused:
             self.paused.remove(request)
             self.waiting.ended(request)
 
     def pause(self, request: Request) -> None:
-        """Take `request` out of its queue and free what it holds; its tokens are kept."""
+        """Remove `request` from its queue and free what it holds; its tokens are kept."""
         if request in self.running:
             self.running.remove(request)
             self._release(request)
@@ -94,38 +103,39 @@ class Scheduler:
         self.paused.add(request)
 
     def resume(self, request: Request) -> None:
-        """Let a paused `request` wait again; its tenant pays for what is computed once more."""
+        """Put a paused `request` back in the queue; its tenant is charged for tokens recomputed."""
         if request in self.paused:
             self.paused.remove(request)
             request.owes_prompt = True
             self._leases.want(request)
             self.waiting.come_back(request)
-            self._bypass.come_back(request)
+            self._bypass.entered(request)
 
     def plan(self, max_prompt_tokens: int | None = None) -> Plan:
-        """Return what the next step computes; blocks and leases for it are taken.
+        """Return what the next step computes, and allocate the blocks and leases for it.
 
         Args:
-            max_prompt_tokens: Most tokens of prompts in a step in which others decode.
+            max_prompt_tokens: Limit on prompt tokens in a step in which other requests decode.
         """
         chunks: list[Chunk] = []
         preemptions = self.num_preemptions
         budget = self._plan_decode(chunks, self._max_batch_tokens)
         if chunks and max_prompt_tokens is not None:
             budget = min(budget, max_prompt_tokens)
-        for request in self.running:
+        for request in ranked(self.running):
             if request.num_uncomputed > 1 and not request.is_held:
                 budget -= self._add_chunk(chunks, request, budget)
-        # Whoever just lost its blocks must not take them back in the same step.
-        started = self._admit(chunks, budget) if preemptions == self.num_preemptions else []
+        # A preempted request must not take its blocks back in the same step.
+        may_start = preemptions == self.num_preemptions and len(self.running) < self._max_running
+        started = self._admit(chunks, budget) if may_start and budget else []
         return Plan(chunks, started, self._bypass.whose_turn())
 
     def num_left(self, plan: Plan) -> int:
-        """Return how many tokens more the step of `plan` may have."""
+        """Return how many more tokens the step of `plan` may have."""
         return self._max_batch_tokens - plan.num_tokens
 
     def with_drafts(self, plan: Plan, drafts: Mapping[Request, Sequence[int]]) -> Plan:
-        """Return `plan` with each of `drafts` behind its request's tokens, if blocks are left."""
+        """Return `plan` with `drafts` appended to their requests' tokens, if blocks are left."""
         if not drafts:
             return plan
         chunks = []
@@ -137,10 +147,10 @@ class Scheduler:
         return replace(plan, chunks=chunks)
 
     def follow(self, plan: Plan) -> Plan | None:
-        """Return the step after `plan`, which still runs; None if its end has to come first.
+        """Return the step after `plan`, which is still running; None if it has to end first.
 
-        Each request goes on with a token that nobody knows yet, and blocks for it are taken. If
-        that token ends the request, what the next step makes of it is dropped.
+        Each request continues with a token that is not known yet, and blocks for it are allocated.
+        If that token ends the request, the result of the next step for it is dropped.
         """
         if len(self.running) < self._max_running and not all(r.is_held for r in self.waiting):
             return None
@@ -156,16 +166,16 @@ class Scheduler:
         return Plan(chunks, [], self._bypass.whose_turn()) if chunks else None
 
     def commit(self, plan: Plan, tokens: Sequence[Sequence[int]]) -> list[Gain]:
-        """Take in the result of `plan`, and free what finished; who ended meanwhile is passed over.
+        """Apply the result of `plan` and free what finished; requests that ended are skipped.
 
         Args:
-            plan: What was run.
-            tokens: The new tokens of each chunk that samples, in order: those of its draft that
-                hold, and one more. No token where it is put off, and the last token of the chunk is
-                computed again.
+            plan: The step that was run.
+            tokens: The new tokens of each chunk that samples, in order: the accepted tokens of its
+                draft and one more. Empty if the choice was put off: then the last token of the
+                chunk is computed again.
 
         Returns:
-            What each request has of `tokens`.
+            The tokens that were appended to each request.
         """
         gains: list[Gain] = []
         new = iter(tokens)
@@ -177,13 +187,13 @@ class Scheduler:
                 self._contexts.commit(chunk, is_running=False)
                 continue
             taken = self._take(request, chosen)
-            # The last token that was chosen is still to be computed.
+            # The last of the new tokens has not been computed yet.
             request.num_computed = chunk.end + len(taken) - samples
             self._contexts.commit(chunk, is_running=True)
             if samples and not taken and not self._contexts.can_go_back(chunk):
                 self._put_back(request)
                 continue
-            if chunk.draft:  # others need what it would have taken
+            if chunk.draft:  # free the blocks of rejected tokens
                 self._contexts.shrink(request)
             if taken and taken[-1][2]:
                 self.remove(request)
@@ -191,16 +201,17 @@ class Scheduler:
         return gains
 
     def check(self) -> None:
-        """Assert that only running requests hold blocks, and what is known of whole texts."""
+        """Assert that the queues are consistent, and that only running requests hold memory."""
         self._contexts.check(self.running)
         idle = [*self.waiting, *self.paused]
-        assert not any(request.blocks for request in idle), "one that does not run holds blocks"
+        assert not any(request.blocks for request in idle), "a request that is idle holds blocks"
         knowing = [request for request in idle if request.recall.encoded is not None]
-        assert not knowing, "what is known of the text of one that does not run is kept"
+        assert not knowing, "a request that is idle holds encoder output"
+        self.waiting.check()
         self._bypass.check()
 
     def _take(self, request: Request, tokens: Sequence[int]) -> list[Gain]:
-        """Append `tokens` up to the one with which `request` ends, and return what was."""
+        """Append `tokens` up to the one that ends `request`, and return those appended."""
         taken: list[Gain] = []
         for token in tokens:
             request.output.append(token)
@@ -212,15 +223,17 @@ class Scheduler:
         return taken
 
     def _plan_decode(self, chunks: list[Chunk], budget: int) -> int:
-        # A snapshot: preemption takes requests from the end of the list while this goes on.
-        for request in list(self.running):
+        order = ranked(self.running)
+        # Preemption takes requests from the end of `order`, so none that has its chunk already.
+        for request in tuple(order):
             if request.num_uncomputed != 1 or request.is_held:
                 continue
             if not budget or request not in self.running:
                 continue
             while not self._contexts.grow(request, request.num_tokens):
-                victim = self.running[-1]
-                self._preempt(victim)
+                victim = order.pop()
+                self._put_back(victim)
+                self.num_preemptions += 1
                 if victim is request:
                     break
             else:
@@ -238,14 +251,14 @@ class Scheduler:
         return min(num_tokens, budget)
 
     def _admit(self, chunks: list[Chunk], budget: int) -> list[Request]:
-        """Start those who wait, as far as `budget` goes, and return who never ran before."""
+        """Start waiting requests within `budget`, and return those that never ran before."""
         started: list[Request] = []
         passed: list[Request] = []
-        # Whether one of `passed` let enough others pass: then only base requests start.
+        # Whether one of `passed` reached the limit of `Bypass`: then only base requests start.
         is_draining = False
-        if not budget or len(self.running) >= self._max_running:
-            return started
         for request in self.waiting.turns():
+            if not budget or len(self.running) >= self._max_running:
+                break
             if request.is_held:
                 continue
             known = self._contexts.known(request)
@@ -262,8 +275,6 @@ class Scheduler:
                 started.append(request)
             self._bypass.note(passed)
             is_draining = any(map(self._bypass.is_over, passed))
-            if not budget or len(self.running) >= self._max_running:
-                break
         return started
 
     def _start(self, request: Request, known: Known) -> None:
@@ -277,15 +288,12 @@ class Scheduler:
             request.owes_prompt = False
             self.waiting.charge_prompt(request)
 
-    def _preempt(self, request: Request) -> None:
-        self._put_back(request)
-        self.num_preemptions += 1
-
     def _put_back(self, request: Request) -> None:
         self.running.remove(request)
         self._release(request)
         self._leases.want(request)
         self.waiting.put_back(request)
+        self._bypass.entered(request)
 
     def _release(self, request: Request) -> None:
         self._contexts.end(request)

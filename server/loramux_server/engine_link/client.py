@@ -105,6 +105,7 @@ class EngineClient:
         *,
         timeout: float | None = None,
         weight: int = 1,
+        priority: int = 0,
     ) -> int:
         """Send a request to the engine and return its id.
 
@@ -114,6 +115,7 @@ class EngineClient:
             ask: The request.
             timeout: Seconds within which it must finish.
             weight: Fair-share weight of its tenant.
+            priority: Order among the requests of its tenant; lower goes first.
 
         Raises:
             UnavailableError: The engine is not ready.
@@ -124,7 +126,7 @@ class EngineClient:
             raise self._unavailable("is starting")
         self._next_id += 1
         self._calls[self._next_id] = _Call(mailbox, index, ask)
-        self.process.send(Submit(self._next_id, ask, timeout, weight))
+        self.process.send(Submit(self._next_id, ask, timeout, weight, priority))
         return self._next_id
 
     def finish(self, request_id: int) -> None:

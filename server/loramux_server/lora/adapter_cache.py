@@ -6,18 +6,20 @@ resident adapters.
 """
 
 import enum
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from loramux_server.lora.byte_budget import ByteBudget
 from loramux_server.lora.eviction import EVICTIONS
+from loramux_server.lora.load_line import LoadLine
 from loramux_server.lora.memory_tier import MemoryTier
 from loramux_server.lora.row_allocator import RowAllocator, RowSize
 from loramux_server.lora.shares import spared
-from loramux_server.lora.use import Use
+from loramux_server.lora.use import Use, Waiter
 from loramux_server.wire.adapter_source import AdapterSource
 from loramux_server.wire.messages import CacheStats
+
+_ANY = Waiter()
 
 
 class Tier(enum.StrEnum):
@@ -78,8 +80,7 @@ class AdapterCache:
         self._max_loads = max_loads
         self._uses: dict[str, Use] = {}
         self._loading: set[str] = set()
-        self._line: OrderedDict[str, None] = OrderedDict()
-        """Queue of digests that requests wait for and the device lacks."""
+        self._line = LoadLine(self._uses)
 
     # Requests
 
@@ -97,29 +98,34 @@ class AdapterCache:
         """Return whether `source` fits both tiers when they are empty."""
         return self._device.fits(source) and self._host.fits(source)
 
-    def want(self, source: AdapterSource) -> None:
+    def want(self, source: AdapterSource, waiter: Waiter = _ANY) -> None:
         """Record that one more request waits for `source`, and count the hit or miss."""
-        self._uses.setdefault(source.digest, Use(source)).num_waiting += 1
+        self._uses.setdefault(source.digest, Use(source)).waiting[waiter] += 1
+        self._line.count(waiter, 1)
         if not self._device.look_up(source.digest):
             self._host.look_up(source.digest)
-            self._line.setdefault(source.digest)
+            self._line.add(source.digest)
 
-    def unwant(self, digest: str) -> None:
+    def unwant(self, digest: str, waiter: Waiter = _ANY) -> None:
         """Record that one request stopped waiting: cancelled, failed, or now with a lease."""
         use = self._uses[digest]
-        use.num_waiting -= 1
-        if not use.num_waiting:
-            self._line.pop(digest, None)
+        assert use.waiting[waiter], "it did not wait"
+        use.waiting[waiter] -= 1
+        self._line.count(waiter, -1)
+        if not use.waiting[waiter]:
+            del use.waiting[waiter]
+        if not use.waiting:
+            self._line.discard(digest)
             self._forget_if_idle(digest)
 
-    def acquire(self, digest: str) -> bool:
+    def acquire(self, digest: str, waiter: Waiter = _ANY) -> bool:
         """Turn one wait for `digest` into a lease; return False, unchanged, if not resident."""
         if digest not in self._device:
             return False
         self._uses[digest].num_leases += 1
         self._device.touch(digest)
         self._host.touch(digest)
-        self.unwant(digest)
+        self.unwant(digest, waiter)
         return True
 
     def release(self, digest: str) -> None:
@@ -150,7 +156,7 @@ class AdapterCache:
     # Loads
 
     def plan_loads(self, urgent: str | None = None) -> list[LoadOrder]:
-        """Return the loads to start now, in the order of the queue.
+        """Return the loads to start now, in the order of `LoadLine`.
 
         Args:
             urgent: An adapter whose request was overtaken too often: it goes first, and may evict
@@ -158,9 +164,7 @@ class AdapterCache:
         """
         orders: list[LoadOrder] = []
         full: list[Tier] = []
-        if urgent is not None and urgent in self._line:
-            self._line.move_to_end(urgent, last=False)
-        for digest in list(self._line):
+        for digest in self._line.turns(urgent):
             if len(self._loading) == self._max_loads or len(full) == 2:
                 break
             tier = Tier.DEVICE if digest in self._host else Tier.HOST
@@ -187,7 +191,7 @@ class AdapterCache:
         digest = order.source.digest
         self._tier(order.tier).commit(digest, seconds)
         if order.tier is Tier.DEVICE:
-            self._line.pop(digest, None)
+            self._line.discard(digest)
         self._landed(digest)
 
     def failed(self, order: LoadOrder) -> None:
@@ -227,7 +231,7 @@ class AdapterCache:
             assert not use.num_leases or digest in self._device, "leased but not resident"
             is_in_line = use.num_waiting > 0 and digest not in self._device
             assert (digest in self._line) == is_in_line, "waits are miscounted"
-        assert self._line.keys() <= self._uses.keys(), "nobody waits for it"
+        self._line.check()
 
     def _tier(self, tier: Tier) -> MemoryTier:
         return self._device if tier is Tier.DEVICE else self._host
@@ -245,9 +249,8 @@ class AdapterCache:
         if tier is Tier.HOST:
             return LoadOrder(source, tier, -1, evicted)
         for displaced in self._uses.keys() & evicted:
-            if self._uses[displaced].num_waiting:
-                self._line[displaced] = None
-                self._line.move_to_end(displaced, last=False)
+            if self._uses[displaced].waiting:
+                self._line.put_first(displaced)
         return LoadOrder(source, tier, self.rows.start_of(digest), evicted)
 
     def _choices(self, source: AdapterSource, tier: Tier, *, displaces: bool) -> Iterator[set[str]]:
@@ -267,8 +270,8 @@ class AdapterCache:
         """Return the digests that `tier` must keep; with `displaces`, waiting does not protect."""
         if tier is Tier.HOST:
             # Adapters queued for the device stay in the host tier.
-            return self._loading | (set() if displaces else self._line.keys())
-        resident = self._uses.keys() - self._line.keys()
+            return self._loading | (set() if displaces else set(self._line))
+        resident = self._uses.keys() - set(self._line)
         if displaces:
             resident = {digest for digest in resident if self._uses[digest].num_leases}
         return self._loading | resident
@@ -291,5 +294,5 @@ class AdapterCache:
 
     def _forget_if_idle(self, digest: str) -> None:
         use = self._uses[digest]
-        if not (use.num_waiting or use.num_leases or use.is_pinned or digest in self._loading):
+        if not (use.waiting or use.num_leases or use.is_pinned or digest in self._loading):
             del self._uses[digest]

@@ -16,7 +16,7 @@ STORE_FULL = "store_full"
 """Outcome of an upload that the store has no room for; a tenant's quota is another outcome."""
 FAULTS = ("internal", "unknown", "data_loss", "unavailable")
 """Outcomes that are the server's fault."""
-CAUSES = ("requests", "tokens", "bytes", "memory", "time", "lag", "share", "late")
+CAUSES = ("requests", "tokens", "bytes", "memory", "time", "lag", "share", "priority", "late")
 """Causes of requests that are refused because of overload."""
 
 
@@ -186,8 +186,8 @@ class RoomMetrics:
             "loramux_requests_shed",
             "Requests refused because of overload, by cause: requests, tokens or "
             "bytes (queue limits); memory or time (the deadline could not be met); share (a "
-            "tenant's share of the queue); lag (event loop lag); late (the deadline became "
-            "unreachable while waiting).",
+            "tenant's share of the queue); priority (better requests of the tenant came); lag "
+            "(event loop lag); late (the deadline became unreachable while waiting).",
             ("cause",), registry=registry,
         )  # fmt: skip
         self.tokens = Gauge(

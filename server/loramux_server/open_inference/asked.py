@@ -12,7 +12,13 @@ from loramux.v1 import generation_pb2
 from loramux_adapters.errors import shown
 from loramux_server.field_errors import invalid, wrong
 from loramux_server.inference import open_inference_pb2
-from loramux_server.open_inference.sampling import Given, json_of, parameters_of, sampling_of
+from loramux_server.open_inference.sampling import (
+    INT32,
+    Given,
+    json_of,
+    parameters_of,
+    sampling_of,
+)
 from loramux_server.open_inference.tensors import BOOL, BYTES, UINT32, Tensor, read_tensor
 from loramux_server.services.limits import MAX_REQUEST_ID, MAX_ROUTING_KEY
 from loramux_server.services.pooling.input_limits import MAX_INPUTS
@@ -47,11 +53,13 @@ _ROUTING_KEY = "routing_key"
 _ADDS_TOKENS = "add_special_tokens"
 _PARSES_TOKENS = "parse_special_tokens"
 _DECODER_PROMPT = "decoder_prompt"
+_PRIORITY = "priority"
 _PARAMETERS: dict[str, tuple[Any, str, Any]] = {
     _ROUTING_KEY: (str, "text", ""),
     _ADDS_TOKENS: (bool, "true or false", True),
     _PARSES_TOKENS: (bool, "true or false", False),
     _DECODER_PROMPT: (str, "text", ""),
+    _PRIORITY: (INT32, "an integer of 32 bits", 0),
     # Has no effect: the last response is never empty.
     "triton_enable_empty_final_response": (bool, "true or false", False),
 }
@@ -81,6 +89,8 @@ class Asked:
     """Whether text such as `</s>` becomes a control token."""
     decoder_prompt: str
     """Beginning of the decoder's text for every input; for encoder-decoders."""
+    priority: int
+    """Order among the requests of the tenant; lower goes first."""
     is_raw: bool
     """Whether tensors are in raw contents, in request and response."""
 
@@ -155,6 +165,7 @@ def asked_of(request: open_inference_pb2.ModelInferRequest, *, goes_on: bool = T
         adds_tokens=own[_ADDS_TOKENS],
         parses_tokens=own[_PARSES_TOKENS],
         decoder_prompt=own[_DECODER_PROMPT],
+        priority=own[_PRIORITY],
         is_raw=bool(request.raw_input_contents),
     )
 

@@ -17,7 +17,7 @@ from loramux_adapters.generation import MAX_STOP_BYTES, MAX_STOP_TOKENS, MAX_STO
 from loramux_server.field_errors import at_fault, invalid
 from loramux_server.inference import open_inference_pb2
 
-_INT32 = Annotated[int, msgspec.Meta(ge=-(1 << 31), lt=1 << 31)]
+INT32 = Annotated[int, msgspec.Meta(ge=-(1 << 31), lt=1 << 31)]
 _INT64 = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 # Lengths are checked here, before values are copied for each text.
 _STOP = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_STOP_BYTES)]
@@ -27,10 +27,10 @@ _STOP_TOKENS = Annotated[list[_INT64], msgspec.Meta(max_length=MAX_STOP_TOKENS)]
 _FIELDS: dict[str, tuple[Any, str]] = {
     "temperature": (float, "a number"),
     "top_p": (float, "a number"),
-    "top_k": (_INT32, "an integer of 32 bits"),
+    "top_k": (INT32, "an integer of 32 bits"),
     "min_p": (float, "a number"),
-    "max_tokens": (_INT32, "an integer of 32 bits"),
-    "min_tokens": (_INT32, "an integer of 32 bits"),
+    "max_tokens": (INT32, "an integer of 32 bits"),
+    "min_tokens": (INT32, "an integer of 32 bits"),
     "seed": (_INT64, "an integer of 64 bits"),
     "stop": (
         _STOP | _STOPS,

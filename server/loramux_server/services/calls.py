@@ -40,7 +40,7 @@ class Calls:
         observer.ended()
 
     def placed(
-        self, request: Message, max_tokens: int, deadline: Deadline
+        self, request: Message, max_tokens: int, deadline: Deadline, priority: int = 0
     ) -> AbstractContextManager[Place]:
         """Admit `request` to the waiting room; see `WaitingRoom.place`."""
         tenant = caller().tenant
@@ -50,6 +50,7 @@ class Calls:
             request.ByteSize(),
             max_tokens=max_tokens,
             seconds_left=deadline.remaining,
+            priority=priority,
         )
 
     @contextmanager

@@ -224,6 +224,7 @@ def _one(asked: Asked, index: int, record: AdapterRecord | None) -> generation_p
         add_special_tokens=asked.adds_tokens,
         parse_special_tokens=asked.parses_tokens,
         decoder_prompt=asked.decoder_prompt,
+        priority=asked.priority,
     )
 
 

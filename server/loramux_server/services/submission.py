@@ -7,6 +7,7 @@ from typing import Generic
 from loramux.errors import LoramuxError
 from loramux_server.engine_link.client import EngineClient
 from loramux_server.engine_link.mailbox import Item, Mailbox
+from loramux_server.waiting_room.place import Place
 from loramux_server.wire.ask import Ask
 from loramux_server.wire.messages import Started
 
@@ -30,19 +31,24 @@ class Submission(Generic[Item]):
         self.mailbox = Mailbox[Item](on_started, self._pause, interval)
 
     @contextmanager
-    def running(self, asked: Iterable[Ask], *, seconds_left: float, weight: int) -> Iterator[None]:
+    def running(self, asked: Iterable[Ask], *, seconds_left: float, place: Place) -> Iterator[None]:
         """Submit the requests `asked`; at the end of the block cancel those still open.
 
         Args:
             asked: The requests.
             seconds_left: Until the deadline.
-            weight: The tenant's share in fair scheduling.
+            place: The call's place in the waiting room.
         """
         try:
             for index, ask in enumerate(asked):
                 self.ids.append(
                     self._engine.submit(
-                        self.mailbox, index, ask, timeout=seconds_left, weight=weight
+                        self.mailbox,
+                        index,
+                        ask,
+                        timeout=seconds_left,
+                        weight=place.weight,
+                        priority=place.priority,
                     )
                 )
             yield

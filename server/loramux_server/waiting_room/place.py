@@ -26,12 +26,15 @@ class Place:
         weight: int,
         num_bytes: int,
         *,
+        priority: int,
         max_tokens: int,
         deadline: float,
     ) -> None:
         self._room = room
         self.tenant = tenant
         self.weight = weight
+        self.priority = priority
+        """Its position among the requests of its tenant: lower goes first."""
         self.num_bytes = num_bytes
         """Bytes of its message and images, until all completions have started."""
         self.max_tokens = max_tokens

@@ -1,8 +1,12 @@
-"""The places of a waiting room in order of arrival, and the order in which tenants start."""
+"""The places of a waiting room in order of arrival, and the order in which their calls start.
+
+It follows the engine's queue: tenants take turns, and priority orders the calls of each tenant.
+"""
 
 from collections import Counter
 from collections.abc import Iterator
 
+from loramux_server.ranking import ranked
 from loramux_server.waiting_room.place import Place
 
 
@@ -12,16 +16,10 @@ class Places:
     def __init__(self) -> None:
         """Begin without places."""
         self._places: dict[Place, None] = {}
-        self._unstarted: Counter[str] = Counter()
-        """Tenant -> waiting completions."""
+        self._unstarted: dict[str, Counter[int]] = {}
+        """Tenant -> priority -> waiting completions; no count is 0."""
         self._weights: dict[str, int] = {}
         """Tenant with waiting completions -> its fair-share weight."""
-
-    def __iter__(self) -> Iterator[Place]:
-        return iter(self._places)
-
-    def __reversed__(self) -> Iterator[Place]:
-        return reversed(self._places)
 
     @property
     def has_waiting(self) -> bool:
@@ -31,7 +29,7 @@ class Places:
     @property
     def num_waiting(self) -> int:
         """Waiting completions."""
-        return self._unstarted.total()
+        return sum(counts.total() for counts in self._unstarted.values())
 
     def add(self, place: Place) -> None:
         """Add a place at which nothing waits yet."""
@@ -44,10 +42,17 @@ class Places:
 
     def wait(self, place: Place, more: int) -> None:
         """Count `more` waiting completions at `place`; negative numbers count down."""
-        self._unstarted[place.tenant] += more
+        counts = self._unstarted.setdefault(place.tenant, Counter())
+        counts[place.priority] += more
         self._weights[place.tenant] = place.weight
-        if not self._unstarted[place.tenant]:
+        if not counts[place.priority]:
+            del counts[place.priority]
+        if not counts:
             del self._unstarted[place.tenant], self._weights[place.tenant]
+
+    def last_first(self) -> Iterator[Place]:
+        """Yield the places in the order of eviction, which is the opposite of their turns."""
+        return reversed(ranked(self._places))
 
     def num_before(self, place: Place) -> float:
         """Return how many waiting completions start before a new one of `place`."""
@@ -57,7 +62,7 @@ class Places:
         """Return the prompt tokens of the completions that start before a new one of `place`."""
         left = self._before(place)
         num_tokens = 0.0
-        for other in self._places:
+        for other in ranked(self._places):
             if num_starts := min(other.num_unstarted, left.get(other.tenant, 0.0)):
                 left[other.tenant] -= num_starts
                 num_tokens += num_starts * other.num_prompt
@@ -72,10 +77,15 @@ class Places:
         return shares
 
     def _before(self, place: Place) -> dict[str, float]:
-        """Return how many of each tenant start before a new one of `place`, by weighted turns."""
-        own = self._unstarted[place.tenant]
+        """Return how many of each tenant start before a new one of `place`, by weighted turns.
+
+        Of its own tenant these are the ones of equal or better priority.
+        """
+        mine = self._unstarted.get(place.tenant, Counter())
+        own = sum(count for priority, count in mine.items() if priority <= place.priority)
         turns = (own + 1) / place.weight
-        return {
-            tenant: own if tenant == place.tenant else min(count, turns * self._weights[tenant])
-            for tenant, count in self._unstarted.items()
+        before: dict[str, float] = {
+            tenant: min(counts.total(), turns * self._weights[tenant])
+            for tenant, counts in self._unstarted.items()
         }
+        return before | {place.tenant: own}

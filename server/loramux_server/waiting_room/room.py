@@ -2,7 +2,8 @@
 
 Lives on the event loop, and is asked before anything is allocated for a request. While all limits
 hold it costs two additions. When a call finds the room full, calls of tenants with a larger share
-of it are evicted, the last to arrive first, if they have not started.
+of it are evicted, the last to arrive first, if they have not started; and so are calls of its own
+tenant that have a worse priority.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from loramux.errors import DeadlineExceededError, LoramuxError, ResourceExhaustedError
 from loramux_server.metrics.series import RoomMetrics
 from loramux_server.waiting_room.forecast import CAUTION, Forecast
+from loramux_server.waiting_room.giving_way import giving_way, reason
 from loramux_server.waiting_room.limits import RoomLimits, Taken
 from loramux_server.waiting_room.place import Place
 from loramux_server.waiting_room.places import Places
@@ -53,7 +55,14 @@ class WaitingRoom:
 
     @contextmanager
     def place(
-        self, tenant: str, weight: int, num_bytes: int, *, max_tokens: int, seconds_left: float
+        self,
+        tenant: str,
+        weight: int,
+        num_bytes: int,
+        *,
+        max_tokens: int,
+        seconds_left: float,
+        priority: int = 0,
     ) -> Iterator[Place]:
         """Admit a call for as long as the block runs; `enter` adds its completions.
 
@@ -63,6 +72,7 @@ class WaitingRoom:
             num_bytes: Bytes of its message.
             max_tokens: Most tokens of a completion.
             seconds_left: Seconds until the deadline.
+            priority: Order among the calls of its tenant; lower goes first.
 
         Raises:
             ResourceExhaustedError: The room is full and too little of it can be evicted, the event
@@ -70,7 +80,10 @@ class WaitingRoom:
         """
         self._check_lag()
         deadline = self._clock() + seconds_left
-        place = Place(self, tenant, weight, num_bytes, max_tokens=max_tokens, deadline=deadline)
+        place = Place(
+            self, tenant, weight, num_bytes, priority=priority, max_tokens=max_tokens,
+            deadline=deadline,
+        )  # fmt: skip
         self._check_time(place, seconds_left)
         # Only checked: nothing is evicted for a request that is not validated yet.
         self._who_gives_way(place, Taken(1, 0, num_bytes))
@@ -249,25 +262,17 @@ class WaitingRoom:
         over = self._limits.over(self._taken, more)
         if over is None:
             return []
-        going: list[Place] = []
-        shares = self._places.shares()
-        mine = shares.get(place.tenant, 0.0) + more.completions / place.weight
-        for other in reversed(self._places):
-            if other.has_started or other.on_lost is None or shares[other.tenant] <= mine:
-                continue
-            shares[other.tenant] -= other.num_unstarted / other.weight
-            going.append(other)
-            more = more.less(Taken(other.num_open, other.num_tokens, other.num_bytes))
-            if not self._limits.over(self._taken, more):
-                return going
-        cause, message = over
-        raise self._shed(cause, "QUEUE_FULL", message, self._drain_seconds)
+        going = giving_way(self._places, self._limits, self._taken, place, more)
+        if going is None:
+            cause, message = over
+            raise self._shed(cause, "QUEUE_FULL", message, self._drain_seconds)
+        return going
 
     def _make_room(self, place: Place, more: Taken) -> None:
         """Evict others so that `more` fits; refuse it if that is not enough."""
         for other in self._who_gives_way(place, more):
-            message = f"{other.tenant!r} has more requests waiting than its part, and others came"
-            error = self._shed("share", "QUEUE_FULL", message, self._drain_seconds)
+            cause, message = reason(place, other)
+            error = self._shed(cause, "QUEUE_FULL", message, self._drain_seconds)
             self._give_way(other, error)
 
     def _give_way(self, place: Place, error: LoramuxError) -> None:

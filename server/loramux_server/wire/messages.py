@@ -25,6 +25,8 @@ class Submit(Struct, frozen=True, tag=True):
     """Seconds from now in which it must finish; relative, since processes' clocks may differ."""
     weight: Positive = 1
     """Fair-share weight of its tenant on a busy engine, relative to those of others."""
+    priority: int = 0
+    """Order among the requests of its tenant: lower goes first."""
 
 
 class Cancel(Struct, frozen=True, tag=True):

@@ -38,6 +38,7 @@ def asked_by(body: CountBody, turns: Turns, base: str) -> generation_pb2.Generat
             "top_p": body.top_p,
             "top_k": body.top_k,
             "seed": body.seed,
+            "priority": body.priority,
             "stop": body.stop_sequences or None,
             "user": (body.metadata and body.metadata.user_id) or "",
         }

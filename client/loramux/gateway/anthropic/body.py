@@ -5,7 +5,7 @@ Values of enumerations are checked where they are used, all others by the server
 
 import msgspec
 
-from loramux.gateway.body import WeightedAdapter
+from loramux.gateway.body import Priority, WeightedAdapter
 from loramux.gateway.parsing import Unserved
 
 UNSERVED = Unserved(
@@ -101,3 +101,4 @@ class MessagesBody(CountBody, kw_only=True):
 
     # loramux's own, as in chats.
     seed: int | None = None
+    priority: Priority = 0

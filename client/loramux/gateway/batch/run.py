@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
@@ -43,6 +44,7 @@ async def answer_all(
     *,
     concurrency: int,
     patience: float,
+    priority: int | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Progress:
     """Answer those of `lines` that are not answered in `output`.
@@ -53,6 +55,7 @@ async def answer_all(
         output: Where responses are written.
         concurrency: Requests in progress at once.
         patience: Seconds for which a request is retried if the server is overloaded.
+        priority: Priority of requests that set none; None leaves them unchanged.
         on_progress: Called after each response, and before each retry.
 
     Raises:
@@ -68,7 +71,8 @@ async def answer_all(
 
     async def work(left: Iterator[Line]) -> None:
         for line in left:
-            reply = await _answer(line, door, patience, again)
+            body = line.body if priority is None else {"priority": priority} | line.body
+            reply = await _answer(line.url, body, door, patience, again)
             response = Response(
                 reply.status, reply.headers.get("x-request-id", ""), msgspec.Raw(reply.body)
             )
@@ -86,12 +90,14 @@ async def answer_all(
     return progress
 
 
-async def _answer(line: Line, door: Door, patience: float, on_again: Callable[[], None]) -> Reply:
+async def _answer(
+    url: str, body: dict[str, Any], door: Door, patience: float, on_again: Callable[[], None]
+) -> Reply:
     """Return the reply to one request: the last refusal if `patience` seconds are over."""
-    body, wait = msgspec.json.encode(line.body), _FIRST_SECONDS
+    raw, wait = msgspec.json.encode(body), _FIRST_SECONDS
     until = time.monotonic() + patience
     while True:
-        reply = await door.post(line.url, body)
+        reply = await door.post(url, raw)
         told = reply.headers.get("retry-after-ms")
         # With jitter, and never sooner than the server says.
         seconds = (

@@ -81,9 +81,7 @@ class BeamSearch:
             step = Submission[Token](self._engine, self._started)
             # The call is admitted already: the deadline is enforced here, and the engine must not
             # refuse a step for it.
-            running = step.running(
-                self.asked, seconds_left=math.inf, weight=self._call.place.weight
-            )
+            running = step.running(self.asked, seconds_left=math.inf, place=self._call.place)
             with running:
                 likely = await self._likely(step)
             beams.advance(likely)

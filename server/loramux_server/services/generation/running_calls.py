@@ -70,7 +70,7 @@ class RunningCalls:
                 for sampling in samplings
             ],
             seconds_left=deadline.remaining,
-            weight=call.place.weight,
+            place=call.place,
         )
         followed = self._followed(call, completions.outputs, submission.ids)
         with completions.accounted(), running, followed, deadline.over(submission.mailbox):
@@ -84,7 +84,7 @@ class RunningCalls:
         search = BeamSearch(self._engine, call, beams, deadline)
         self._enter(call, beams.num_beams, search.first, deadline)
         running = search.first.running(
-            search.asked, seconds_left=deadline.remaining, weight=call.place.weight
+            search.asked, seconds_left=deadline.remaining, place=call.place
         )
         followed = self._followed(call, search.outputs, search.first.ids)
         with search.accounted(), running, followed:

@@ -173,7 +173,7 @@ class GenerationService:
             LoramuxError: A field is invalid, an adapter is missing, or the waiting room is full.
         """
         with (
-            self._calls.placed(request, most, deadline) as place,
+            self._calls.placed(request, most, deadline, request.priority) as place,
             self._admitted(request) as request_id,
             chosen(request, self._registry, self._statuses) as adapters,
         ):

@@ -116,7 +116,7 @@ class Readings:
         deadline = Deadline.of(context, self._default_timeout)
         with (
             self._calls.observed() as observer,
-            self._calls.placed(request, _SAMPLING.max_tokens, deadline) as place,
+            self._calls.placed(request, _SAMPLING.max_tokens, deadline, request.priority) as place,
         ):
             check_reads(self.model)
             check_request(request, self.model)
@@ -216,7 +216,7 @@ class Readings:
                     for text in texts
                 ],
                 seconds_left=reading.deadline.remaining,
-                weight=reading.place.weight,
+                place=reading.place,
             )
             followed = self._followed(reading, operation, len(texts), num_tokens, submission.ids)
             with running, followed, reading.deadline.over(submission.mailbox):
