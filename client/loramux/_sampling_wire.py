@@ -23,8 +23,9 @@ def add_sampling(options: Mapping[str, object], sampling: generation_pb2.Samplin
             output are set.
     """
     given = dict(options)
-    if isinstance(stop := given.get("stop"), str):
-        given["stop"] = [stop]
+    for name in ("stop", "bad_words"):
+        if isinstance(text := given.get(name), str):
+            given[name] = [text]
     _add_form(given, sampling)
     for name, value in given.items():
         with fitting(f"sampling.{name}"):

@@ -67,6 +67,11 @@ def generate_request(
         request.request_id = options.get("request_id", "")
     with fitting("priority"):
         request.priority = options.get("priority", 0)
+    with fitting("cache_salt"):
+        request.cache_salt = options.get("cache_salt", "")
+    if (most := options.get("truncate_prompt_tokens")) is not None:
+        with fitting("truncate_prompt_tokens"):
+            request.truncate_prompt_tokens = most
     _add_tokens(request, "prompt", prompt)
     _add_tokens(request, "prediction", options.get("prediction"))
     _add_tokens(request, "decoder_prompt", options.get("decoder_prompt"))
@@ -163,6 +168,7 @@ def chunk(response: generation_pb2.StreamGenerateResponse) -> Chunk:
         timing=timing(response.timing) if response.HasField("timing") else None,
         sampling=sampling_options(response.sampling) if response.HasField("sampling") else None,
         prompt_logprobs=_prompt_logprobs(response.prompt_logprobs),
+        prompt_tokens=response.prompt_tokens,
         beam_score=delta.beam_score if delta.HasField("beam_score") else None,
     )
 

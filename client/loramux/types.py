@@ -78,6 +78,7 @@ class SamplingOptions(TypedDict, total=False):
     seed: int
     stop: str | Sequence[str]
     stop_token_ids: Sequence[int]
+    bad_words: str | Sequence[str]
     ignore_eos: bool
     include_stop: bool
     n: int
@@ -110,6 +111,11 @@ class PromptOptions(TypedDict, total=False):
     version. If empty, it is random."""
     priority: int
     """Order among the requests of your tenant: lower goes first; default: 0."""
+    cache_salt: str
+    """Cached prefixes are shared only between requests with the same salt; default: none."""
+    truncate_prompt_tokens: int | None
+    """Keep only the last tokens of a longer prompt, this many; -1 keeps as many as fit; None keeps
+    all."""
     adapters: Mix
     """References to up to 4 adapters, each with its weight, in place of `adapter`."""
     combination: str | None
@@ -326,5 +332,7 @@ class Chunk:
     """The next part of the model's reasoning before its answer."""
     prompt_logprobs: tuple[PositionLogprobs, ...] = ()
     """Set in the first chunk of a stream, if requested."""
+    prompt_tokens: int = 0
+    """Length of the prompt in tokens; set in the first chunk of a stream."""
     beam_score: float | None = None
     """As in `Completion`; a beam search returns each completion in one chunk, at the end."""

@@ -101,6 +101,32 @@ def test_a_chat_is_what_grpc_gives(client: openai.OpenAI, direct: Client, model:
     assert chunks[-1].usage == found.usage
 
 
+def test_a_stream_may_count_in_each_chunk(client: openai.OpenAI) -> None:
+    prompts = ["Once", "Twice upon"]
+
+    def chunks(**given: bool) -> list[Any]:
+        options: Any = given
+        return list(
+            client.completions.create(
+                model="plain", prompt=prompts, n=2, stream=True, **SAMPLED,
+                stream_options=options,
+            )
+        )  # fmt: skip
+
+    *pieces, last = chunks(include_usage=True, continuous_usage_stats=True)
+    tokens = [0] * 4
+    for piece in pieces:
+        (choice,) = piece.choices
+        usage = piece.usage
+        assert usage.prompt_tokens == len(prompts[choice.index // 2])
+        assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+        assert usage.completion_tokens > tokens[choice.index] or choice.finish_reason
+        tokens[choice.index] = usage.completion_tokens
+    assert sum(tokens) == last.usage.completion_tokens
+    assert not any(piece.usage for piece in chunks(continuous_usage_stats=True))
+    assert not any(piece.usage for piece in chunks(include_usage=True)[:-1])
+
+
 def test_a_prediction_changes_no_answer(client: openai.OpenAI, direct: Client) -> None:
     wanted = direct.chat(TALK, adapter="plain", **SAMPLED)
     messages: Any = TALK

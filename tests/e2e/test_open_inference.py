@@ -240,6 +240,18 @@ def test_a_priority_changes_no_answer(channel: grpc.Channel) -> None:
         assert texts_of(infer(channel, request)) == expected
 
 
+def test_fields_of_vllm_are_as_in_our_own_requests(channel: grpc.Channel, client: Client) -> None:
+    ours: Any = {"truncate_prompt_tokens": 4, "cache_salt": "s"}
+    bad: Any = {"bad_words": list("aeiou\u00e9\n")}
+    expected = client.generate("hello", adapter="wide", **GREEDY, **bad, **ours).text
+    request = asking(
+        "wide", "hello", parameters=GREEDY | ours, sampling=[json.dumps(bad)], flags=ONLY_OUTPUT
+    )
+    answer = infer(channel, request)
+    assert texts_of(answer) == [expected]
+    assert numbers_of(answer, "num_input_tokens") == [4]
+
+
 def test_what_is_special_to_the_tokenizer_is_so_where_that_is_wanted(channel: grpc.Channel) -> None:
     def num_input(**parameters: Any) -> int:
         request = asking("small", "hello</s>", parameters=GREEDY | parameters)

@@ -45,8 +45,8 @@ MODEL = ModelInfo(
     sizes=sizes_of(),
 )  # fmt: skip
 PREPARED = Prepared(
-    prompt=[1] * 10, num_source=0, images=[], predicted=[], tokenizer=None, tool_use=None,
-    thinking=None, end_token=None,
+    prompt=[1] * 10, num_source=0, images=[], predicted=[], bad_words=(), tokenizer=None,
+    tool_use=None, thinking=None, end_token=None,
 )  # fmt: skip
 WITHOUT_TOKENIZER = msgspec.structs.replace(MODEL, tokenizer_json=None)
 

@@ -1,9 +1,11 @@
 """The server's responses as OpenAI's objects."""
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 from loramux.errors import LoramuxError
+from loramux.gateway.body import StreamOptions
 from loramux.gateway.events import event
 from loramux.gateway.refusal import error_body
 from loramux.gateway.styles import Object, Style, Written
@@ -34,7 +36,7 @@ class Answers:
         server: ServerInfo,
         num_completions: int,
         return_token_ids: bool,
-        include_usage: bool,
+        stream_options: StreamOptions,
         asked: Sequence[generation_pb2.GenerateRequest],
         of_prompts: PromptOptions,
     ) -> None:
@@ -47,7 +49,7 @@ class Answers:
             server: The server that answers.
             num_completions: Completions of each prompt.
             return_token_ids: Whether each choice lists its token ids.
-            include_usage: Whether a stream ends with token counts.
+            stream_options: Whether a stream has token counts, at its end or in each chunk.
             asked: The request to the server, for each prompt.
             of_prompts: What to return of the prompts.
         """
@@ -61,13 +63,17 @@ class Answers:
         }
         self._num_completions = num_completions
         self._return_token_ids = return_token_ids
-        self._include_usage = include_usage
+        self._stream_options = stream_options
         self._asked = asked
         self._of_prompts = of_prompts
         self._echoes: dict[int, Echo] = {}
         """By prompt index, for prompts that had a chunk."""
         self._written: dict[int, Written] = {}
         """By choice index, for choices that had a chunk."""
+        self._prompt_tokens: dict[int, int] = {}
+        """Length of each prompt that had a chunk, by its index."""
+        self._completion_tokens: Counter[int] = Counter()
+        """Tokens of each choice so far, by its index."""
 
     def whole(self, responses: Sequence[generation_pb2.GenerateResponse]) -> Object:
         """See `Telling`."""
@@ -104,6 +110,8 @@ class Answers:
         if place not in self._echoes:
             prompt = response.prompt_logprobs
             self._echoes[place] = echo_of(self._of_prompts, self._asked[place], prompt)
+            self._prompt_tokens[place] = response.prompt_tokens
+        self._completion_tokens[index] += len(delta.token_ids)
         if index not in self._written:
             self._written[index] = Written(self._echoes[place])
         written = self._written[index]
@@ -121,16 +129,29 @@ class Answers:
         written.is_begun = True
         written.num_calls += len(delta.tool_calls)
         choice = self._choice(place, delta, said)
-        return event(self._head | {"choices": [choice]})
+        return event(self._head | {"choices": [choice]} | self._usage_so_far(place, index))
 
     def end(self, usages: Sequence[generation_pb2.Usage]) -> bytes:
         """See `Telling`."""
         counts = self._head | {"choices": [], "usage": usage_of(usages)}
-        return (event(counts) if self._include_usage else b"") + _DONE
+        return (event(counts) if self._stream_options.include_usage else b"") + _DONE
 
     def failure(self, error: LoramuxError) -> bytes:
         """See `Telling`."""
         return event(error_body(error))
+
+    def _usage_so_far(self, place: int, index: int) -> Object:
+        """Return the token counts in a chunk of the choice at `index`, if it has any."""
+        if not (self._stream_options.include_usage and self._stream_options.continuous_usage_stats):
+            return {}
+        prompt, completion = self._prompt_tokens[place], self._completion_tokens[index]
+        return {
+            "usage": {
+                "prompt_tokens": prompt,
+                "completion_tokens": completion,
+                "total_tokens": prompt + completion,
+            }
+        }
 
     def _choice(self, place: int, completion: generation_pb2.Completion, said: Object) -> Object:
         choice = {"index": self._index(place, completion)} | said

@@ -19,7 +19,7 @@ from loramux.gateway.answering import Answering, WhileThere
 from loramux.gateway.answers import Answers
 from loramux.gateway.asked import asked_by_chat, asked_by_completion
 from loramux.gateway.backend import Backend
-from loramux.gateway.body import Body, ChatBody, CompletionBody
+from loramux.gateway.body import Body, ChatBody, CompletionBody, StreamOptions
 from loramux.gateway.caller import Caller, caller_of
 from loramux.gateway.classify import ClassifyBody, Classifying
 from loramux.gateway.connected import Connected
@@ -225,7 +225,7 @@ class Gateway:
                 server=server,
                 num_completions=1 if body.n is None else body.n,
                 return_token_ids=body.return_token_ids,
-                include_usage=body.stream_options is not None and body.stream_options.include_usage,
+                stream_options=body.stream_options or StreamOptions(),
                 asked=asked,
                 of_prompts=body.of_prompts,
             ),

@@ -25,7 +25,8 @@ MAX_SECONDS = 86_400
 _AS_THEY_ARE = (
     "temperature", "top_p", "top_k", "min_p", "n", "stop", "seed", "logit_bias", "min_tokens",
     "presence_penalty", "frequency_penalty", "repetition_penalty", "stop_token_ids", "ignore_eos",
-    "skip_special_tokens", "decoder_prompt", "priority",
+    "skip_special_tokens", "decoder_prompt", "priority", "cache_salt", "bad_words",
+    "truncate_prompt_tokens",
 )  # fmt: skip
 """Fields of a body that have the same name in the server's request."""
 
@@ -134,12 +135,6 @@ def _shared(body: Body, base: str) -> dict[str, Any]:
     """Return the options shared by all prompts of `body`. Missing fields are left to the server."""
     if body.stream_options is not None and not body.stream:
         raise invalid("stream_options", "stream_options is set; it needs stream to be true")
-    if body.stream_options is not None and body.stream_options.continuous_usage_stats:
-        raise unsupported(
-            "stream_options.continuous_usage_stats",
-            "stream_options.continuous_usage_stats is true; tokens are counted at the end only: "
-            "set stream_options.include_usage",
-        )
     check_timeout(body.timeout)
     given = {name: getattr(body, name) for name in _AS_THEY_ARE}
     given |= {

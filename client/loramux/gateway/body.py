@@ -21,7 +21,8 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
 
     include_usage: bool = False
     continuous_usage_stats: bool = False
-    """vLLM's. Not supported: counts are sent once, at the end."""
+    """vLLM's: whether each chunk has the token counts so far. Like there, it has an effect only
+    with `include_usage`."""
     include_obfuscation: bool = False
     """Whether padding should hide the length of chunks. Ignored: there is no padding."""
 
@@ -99,6 +100,8 @@ class SamplingBody(msgspec.Struct, kw_only=True):
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
     priority: Priority = 0
+    cache_salt: Annotated[str, msgspec.Meta(min_length=1)] | None = None
+    bad_words: list[str] | None = None
 
     # loramux's own.
     adapters: list[WeightedAdapter] | None = None
@@ -117,6 +120,7 @@ class Body(SamplingBody, kw_only=True):
 
     # vLLM's.
     return_token_ids: bool = False
+    truncate_prompt_tokens: int | None = None
     prompt_logprobs: int | None = None
     use_beam_search: bool = False
     length_penalty: float | None = None

@@ -42,7 +42,7 @@ OPENAI = Unserved(
         "suffix": ("",),
         "verbosity": (),
         "web_search_options": (),
-        # vLLM's.
+        # vLLM's; some are fields of other requests.
         "add_special_tokens": (False,),  # in chats
         "allowed_token_ids": (),
         "bad_words": ([],),

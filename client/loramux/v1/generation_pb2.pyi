@@ -140,6 +140,8 @@ class GenerateRequest(_message.Message):
     DECODER_PROMPT_FIELD_NUMBER: _builtins.int
     DECODER_PROMPT_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    CACHE_SALT_FIELD_NUMBER: _builtins.int
+    TRUNCATE_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     adapter: _builtins.str
     """adapter is a reference to the adapter, `[tenant/]name[:tag][@sha256:digest]`; empty means the
     base model alone. It is resolved once: the request keeps that version until it ends.
@@ -203,6 +205,15 @@ class GenerateRequest(_message.Message):
     """priority orders the requests of one tenant: lower goes first, and equal ones in order of arrival.
     It never moves a request ahead of another tenant's, nor interrupts a running one unless memory
     for the KV cache runs out: then the tenant's highest number is preempted first.
+    """
+    cache_salt: _builtins.str
+    """cache_salt separates entries of the prefix cache: a request shares cached prefixes only with
+    requests of its tenant that have the same salt. At most 256 characters; empty means none.
+    """
+    truncate_prompt_tokens: _builtins.int
+    """truncate_prompt_tokens keeps only the last tokens of a longer prompt, this many, or with -1 as
+    many as leave room in the context for max_tokens, or for one token if that is absent. Of a text,
+    special tokens that the tokenizer added are kept. Not compatible with images.
     """
     @_builtins.property
     def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -272,10 +283,12 @@ class GenerateRequest(_message.Message):
         decoder_prompt: _builtins.str = ...,
         decoder_prompt_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         priority: _builtins.int = ...,
+        cache_salt: _builtins.str = ...,
+        truncate_prompt_tokens: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_add_generation_prompt", b"_add_generation_prompt", "_add_special_tokens", b"_add_special_tokens", "_parallel_tool_calls", b"_parallel_tool_calls", "_scale", b"_scale", "_separate_reasoning", b"_separate_reasoning", "add_generation_prompt", b"add_generation_prompt", "add_special_tokens", b"add_special_tokens", "parallel_tool_calls", b"parallel_tool_calls", "sampling", b"sampling", "scale", b"scale", "separate_reasoning", b"separate_reasoning", "tool_choice", b"tool_choice"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_add_generation_prompt", b"_add_generation_prompt", "_add_special_tokens", b"_add_special_tokens", "_parallel_tool_calls", b"_parallel_tool_calls", "_scale", b"_scale", "_separate_reasoning", b"_separate_reasoning", "_truncate_prompt_tokens", b"_truncate_prompt_tokens", "add_generation_prompt", b"add_generation_prompt", "add_special_tokens", b"add_special_tokens", "parallel_tool_calls", b"parallel_tool_calls", "sampling", b"sampling", "scale", b"scale", "separate_reasoning", b"separate_reasoning", "tool_choice", b"tool_choice", "truncate_prompt_tokens", b"truncate_prompt_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_generation_prompt", b"_add_generation_prompt", "_add_special_tokens", b"_add_special_tokens", "_parallel_tool_calls", b"_parallel_tool_calls", "_scale", b"_scale", "_separate_reasoning", b"_separate_reasoning", "adapter", b"adapter", "adapters", b"adapters", "add_generation_prompt", b"add_generation_prompt", "add_special_tokens", b"add_special_tokens", "chat_template_kwargs", b"chat_template_kwargs", "combination", b"combination", "decoder_prompt", b"decoder_prompt", "decoder_prompt_token_ids", b"decoder_prompt_token_ids", "messages", b"messages", "parallel_tool_calls", b"parallel_tool_calls", "parse_special_tokens", b"parse_special_tokens", "prediction", b"prediction", "prediction_token_ids", b"prediction_token_ids", "priority", b"priority", "prompt", b"prompt", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "routing_key", b"routing_key", "sampling", b"sampling", "scale", b"scale", "separate_reasoning", b"separate_reasoning", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_generation_prompt", b"_add_generation_prompt", "_add_special_tokens", b"_add_special_tokens", "_parallel_tool_calls", b"_parallel_tool_calls", "_scale", b"_scale", "_separate_reasoning", b"_separate_reasoning", "_truncate_prompt_tokens", b"_truncate_prompt_tokens", "adapter", b"adapter", "adapters", b"adapters", "add_generation_prompt", b"add_generation_prompt", "add_special_tokens", b"add_special_tokens", "cache_salt", b"cache_salt", "chat_template_kwargs", b"chat_template_kwargs", "combination", b"combination", "decoder_prompt", b"decoder_prompt", "decoder_prompt_token_ids", b"decoder_prompt_token_ids", "messages", b"messages", "parallel_tool_calls", b"parallel_tool_calls", "parse_special_tokens", b"parse_special_tokens", "prediction", b"prediction", "prediction_token_ids", b"prediction_token_ids", "priority", b"priority", "prompt", b"prompt", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "routing_key", b"routing_key", "sampling", b"sampling", "scale", b"scale", "separate_reasoning", b"separate_reasoning", "tool_choice", b"tool_choice", "tools", b"tools", "truncate_prompt_tokens", b"truncate_prompt_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__add_generation_prompt: _TypeAlias = _typing.Literal["add_generation_prompt"]  # noqa: Y015
     _WhichOneofArgType__add_generation_prompt: _TypeAlias = _typing.Literal["_add_generation_prompt", b"_add_generation_prompt"]  # noqa: Y015
@@ -287,6 +300,8 @@ class GenerateRequest(_message.Message):
     _WhichOneofArgType__scale: _TypeAlias = _typing.Literal["_scale", b"_scale"]  # noqa: Y015
     _WhichOneofReturnType__separate_reasoning: _TypeAlias = _typing.Literal["separate_reasoning"]  # noqa: Y015
     _WhichOneofArgType__separate_reasoning: _TypeAlias = _typing.Literal["_separate_reasoning", b"_separate_reasoning"]  # noqa: Y015
+    _WhichOneofReturnType__truncate_prompt_tokens: _TypeAlias = _typing.Literal["truncate_prompt_tokens"]  # noqa: Y015
+    _WhichOneofArgType__truncate_prompt_tokens: _TypeAlias = _typing.Literal["_truncate_prompt_tokens", b"_truncate_prompt_tokens"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__add_generation_prompt) -> _WhichOneofReturnType__add_generation_prompt | None: ...
     @_typing.overload
@@ -297,6 +312,8 @@ class GenerateRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__scale) -> _WhichOneofReturnType__scale | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__separate_reasoning) -> _WhichOneofReturnType__separate_reasoning | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__truncate_prompt_tokens) -> _WhichOneofReturnType__truncate_prompt_tokens | None: ...
 
 Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
 
@@ -595,6 +612,7 @@ class SamplingParams(_message.Message):
     NUM_BEAMS_FIELD_NUMBER: _builtins.int
     LENGTH_PENALTY_FIELD_NUMBER: _builtins.int
     EARLY_STOPPING_FIELD_NUMBER: _builtins.int
+    BAD_WORDS_FIELD_NUMBER: _builtins.int
     max_tokens: _builtins.int
     """max_tokens is the maximum number of tokens of a completion; absent means what is left of the context,
     and at most 256 of it for prompts that are no messages, and in a beam search. For an encoder-decoder,
@@ -651,8 +669,8 @@ class SamplingParams(_message.Message):
     """num_beams is the number of beams of a beam search, 1 to 10; 1 or absent means none. The n best
     completions are returned, n at most num_beams, best first, each with its beam_score, as by
     `generate` of transformers without sampling. A stream has each in one piece, at the end. Not
-    compatible with temperature, top_k, top_p, min_p, penalties, logit_bias, logprobs, stop,
-    structured output, tools and predictions. Each beam counts as a completion of max_tokens.
+    compatible with temperature, top_k, top_p, min_p, penalties, logit_bias, bad_words, logprobs,
+    stop, structured output, tools and predictions. Each beam counts as a completion of max_tokens.
     """
     length_penalty: _builtins.float
     """length_penalty is the exponent of the length by which the log-probability of a completion is
@@ -681,6 +699,13 @@ class SamplingParams(_message.Message):
     def structured_output(self) -> Global___StructuredOutput:
         """structured_output constrains the text of every completion; absent means no constraint."""
 
+    @_builtins.property
+    def bad_words(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """bad_words are texts that are not generated, at most 128, of 1 to 256 bytes each. As in vLLM,
+        each is tokenized as it is and after a space, and the token that would complete one of these
+        sequences is excluded; the same text in other tokens is not.
+        """
+
     def __init__(
         self,
         *,
@@ -707,10 +732,11 @@ class SamplingParams(_message.Message):
         num_beams: _builtins.int | None = ...,
         length_penalty: _builtins.float | None = ...,
         early_stopping: _builtins.bool | None = ...,
+        bad_words: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_early_stopping", b"_early_stopping", "_frequency_penalty", b"_frequency_penalty", "_length_penalty", b"_length_penalty", "_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_min_p", b"_min_p", "_min_tokens", b"_min_tokens", "_n", b"_n", "_num_beams", b"_num_beams", "_presence_penalty", b"_presence_penalty", "_prompt_logprobs", b"_prompt_logprobs", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_skip_special_tokens", b"_skip_special_tokens", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "early_stopping", b"early_stopping", "frequency_penalty", b"frequency_penalty", "length_penalty", b"length_penalty", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "min_p", b"min_p", "min_tokens", b"min_tokens", "n", b"n", "num_beams", b"num_beams", "presence_penalty", b"presence_penalty", "prompt_logprobs", b"prompt_logprobs", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "skip_special_tokens", b"skip_special_tokens", "structured_output", b"structured_output", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_early_stopping", b"_early_stopping", "_frequency_penalty", b"_frequency_penalty", "_length_penalty", b"_length_penalty", "_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_min_p", b"_min_p", "_min_tokens", b"_min_tokens", "_n", b"_n", "_num_beams", b"_num_beams", "_presence_penalty", b"_presence_penalty", "_prompt_logprobs", b"_prompt_logprobs", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_skip_special_tokens", b"_skip_special_tokens", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "early_stopping", b"early_stopping", "frequency_penalty", b"frequency_penalty", "ignore_eos", b"ignore_eos", "include_stop", b"include_stop", "length_penalty", b"length_penalty", "logit_bias", b"logit_bias", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "min_p", b"min_p", "min_tokens", b"min_tokens", "n", b"n", "num_beams", b"num_beams", "presence_penalty", b"presence_penalty", "prompt_logprobs", b"prompt_logprobs", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "skip_special_tokens", b"skip_special_tokens", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "structured_output", b"structured_output", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_early_stopping", b"_early_stopping", "_frequency_penalty", b"_frequency_penalty", "_length_penalty", b"_length_penalty", "_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_min_p", b"_min_p", "_min_tokens", b"_min_tokens", "_n", b"_n", "_num_beams", b"_num_beams", "_presence_penalty", b"_presence_penalty", "_prompt_logprobs", b"_prompt_logprobs", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_skip_special_tokens", b"_skip_special_tokens", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "bad_words", b"bad_words", "early_stopping", b"early_stopping", "frequency_penalty", b"frequency_penalty", "ignore_eos", b"ignore_eos", "include_stop", b"include_stop", "length_penalty", b"length_penalty", "logit_bias", b"logit_bias", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "min_p", b"min_p", "min_tokens", b"min_tokens", "n", b"n", "num_beams", b"num_beams", "presence_penalty", b"presence_penalty", "prompt_logprobs", b"prompt_logprobs", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "skip_special_tokens", b"skip_special_tokens", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "structured_output", b"structured_output", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__early_stopping: _TypeAlias = _typing.Literal["early_stopping"]  # noqa: Y015
     _WhichOneofArgType__early_stopping: _TypeAlias = _typing.Literal["_early_stopping", b"_early_stopping"]  # noqa: Y015
@@ -942,8 +968,11 @@ class StreamGenerateResponse(_message.Message):
     SAMPLING_FIELD_NUMBER: _builtins.int
     ADAPTERS_FIELD_NUMBER: _builtins.int
     PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """request_id is the id of the request; set in the first message."""
+    prompt_tokens: _builtins.int
+    """prompt_tokens is as in usage; set in the first message."""
     @_builtins.property
     def adapter(self) -> Global___AdapterIdentity:
         """adapter is the adapter that answers; set in the first message, absent for the base model and for
@@ -987,10 +1016,11 @@ class StreamGenerateResponse(_message.Message):
         sampling: Global___SamplingParams | None = ...,
         adapters: _abc.Iterable[Global___AdapterIdentity] | None = ...,
         prompt_logprobs: _abc.Iterable[Global___PositionLogprobs] | None = ...,
+        prompt_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_adapter", b"_adapter", "_sampling", b"_sampling", "_timing", b"_timing", "_usage", b"_usage", "adapter", b"adapter", "delta", b"delta", "sampling", b"sampling", "timing", b"timing", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_adapter", b"_adapter", "_sampling", b"_sampling", "_timing", b"_timing", "_usage", b"_usage", "adapter", b"adapter", "adapters", b"adapters", "delta", b"delta", "prompt_logprobs", b"prompt_logprobs", "request_id", b"request_id", "sampling", b"sampling", "timing", b"timing", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_adapter", b"_adapter", "_sampling", b"_sampling", "_timing", b"_timing", "_usage", b"_usage", "adapter", b"adapter", "adapters", b"adapters", "delta", b"delta", "prompt_logprobs", b"prompt_logprobs", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "sampling", b"sampling", "timing", b"timing", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__adapter: _TypeAlias = _typing.Literal["adapter"]  # noqa: Y015
     _WhichOneofArgType__adapter: _TypeAlias = _typing.Literal["_adapter", b"_adapter"]  # noqa: Y015

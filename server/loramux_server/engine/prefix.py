@@ -16,8 +16,8 @@ def name_blocks(request: Request, block_size: int, num_tokens: int) -> list[byte
     """Return the names of the full blocks in the first `num_tokens` tokens of `request`.
 
     They are computed once and kept with the request. Two blocks have the same name only if tenant,
-    adapter, tokens and images are the same: the hash is cryptographic. Blocks before the one in
-    which an adapter becomes active (aLoRA) are those of the base.
+    adapter, cache salt, tokens and images are the same: the hash is cryptographic. Blocks before
+    the one in which an adapter becomes active (aLoRA) are those of the base.
     """
     names = request.block_names
     for start in range(len(names) * block_size, num_tokens - block_size + 1, block_size):
@@ -31,12 +31,12 @@ def name_blocks(request: Request, block_size: int, num_tokens: int) -> list[byte
 
 
 def _root(request: Request) -> bytes:
-    """Return the hash before the first token: of the tenant and the adapter."""
+    """Return the hash before the first token: of the tenant, the adapter and the cache salt."""
     adapter = None if request.active_from else request.digest
-    tenant, digest = request.tenant.encode(), (adapter or "").encode()
-    # Each is prefixed with its length, so that the pair is unambiguous.
+    parts = [part.encode() for part in (request.tenant, adapter or "", request.cache_salt)]
+    # Each is prefixed with its length, so that the sequence is unambiguous.
     return hashlib.blake2b(
-        b"".join(len(part).to_bytes(8) + part for part in (tenant, digest)), digest_size=32
+        b"".join(len(part).to_bytes(8) + part for part in parts), digest_size=32
     ).digest()
 
 

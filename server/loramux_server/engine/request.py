@@ -44,6 +44,8 @@ class Request:
     sampling: Sampling
     tenant: str = ""
     """Its owner: only requests of the same tenant share KV blocks."""
+    cache_salt: str = ""
+    """Only requests of the tenant with the same salt share KV blocks with it."""
     active_from: int = 0
     """Position of the first token that the adapter is applied to."""
     pooling: Pooling | None = None
@@ -141,6 +143,7 @@ class Request:
             None if active_from is None else source,
             sampling,
             ask.tenant,
+            cache_salt=ask.cache_salt,
             active_from=active_from or 0,
             pooling=ask.pooling,
             prediction=ask.prediction,

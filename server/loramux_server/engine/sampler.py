@@ -33,11 +33,11 @@ _ALL = (0.0, 1.0, -math.inf)
 _LIKELIEST = (0.0, *_ALL, 0.0)
 """A row of `Draws` for greedy sampling."""
 
-
+_FORM_FAULT = "STRUCTURED_OUTPUT_FAILED"
 FAULTS = {
     "ADAPTER_NOT_FINITE": "the logits are not finite: the weights overflow on this prompt",
     "INTERNAL": "no token could be chosen with these sampling parameters",
-    "STRUCTURED_OUTPUT_FAILED": "the model gives no token a chance that the text's form allows",
+    _FORM_FAULT: "the model gives no token a chance that the text's form allows",
 }
 """Error reason -> message, for a row without a token."""
 
@@ -122,10 +122,13 @@ def _sampled(
         return Sampled(0, is_put_off=True)
     try:
         if _is_apart(request.sampling):
-            token = _choose_changed(logits_V, request, before, allowed)
+            changed = _choose_changed(logits_V, request, before, allowed)
+            if changed is None:
+                return Sampled(0, fault="INTERNAL" if allowed is None else _FORM_FAULT)
+            token = changed
         # All allowed tokens may have probability zero.
         if allowed is not None and not has_bit(allowed, token):
-            return Sampled(0, fault="STRUCTURED_OUTPUT_FAILED")
+            return Sampled(0, fault=_FORM_FAULT)
         return Sampled(token, logprobs=_logprobs(logits_V, token, request))
     except Exception:
         # Whatever it is, this request's parameters caused it: the others must not fail for it.
@@ -205,7 +208,8 @@ def _is_apart(sampling: Sampling) -> bool:
 
 def _choose_changed(
     logits_V: torch.Tensor, request: Request, before: Sequence[int], allowed: bytes | None
-) -> int:
+) -> int | None:
+    """Return the next token; None if its bad words exclude all tokens that are `allowed`."""
     output = [*request.output, *before] if before else request.output
     position, logits_1V = len(output), logits_V[None]
     adjustments = adjustments_of([Turn(request.counts, position, output)])
@@ -215,8 +219,10 @@ def _choose_changed(
         logits_1V = adjust(logits_1V, nothing_1, adjustments.to(device))
     if allowed is not None:
         logits_1V = only_allowed(logits_1V[0], allowed)[None]
-    draws = draws_of([(request.sampling, position)])
-    return int(_choose(logits_1V, likeliest(logits_1V), draws))
+    best_1 = likeliest(logits_1V)
+    if request.sampling.bad_words and float(logits_1V[0, best_1[0]]) == -math.inf:
+        return None
+    return int(_choose(logits_1V, best_1, draws_of([(request.sampling, position)])))
 
 
 def _logprobs(logits_V: torch.Tensor, token: int, request: Request) -> Logprobs | None:

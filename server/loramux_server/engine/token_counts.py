@@ -74,6 +74,8 @@ class TokenCounts:
         self._counts = bool(sampling.presence_penalty or sampling.frequency_penalty)
         self._ends: list[int] | None = None
         """Places of stop and EOS tokens that `min_tokens` forbids; None before the first `at`."""
+        self._bad_ends: list[tuple[list[int], int]] = []
+        """For each bad word, the tokens before its last one, and the place of that one."""
 
     def _begin(self) -> list[int]:
         """Add tokens of the parameters and the prompt; deferred until used: prompts may be long."""
@@ -82,6 +84,10 @@ class TokenCounts:
             self._add(token, bias=bias)
         for token in dict.fromkeys(self._prompt if self._penalizes else ()):
             self._add(token, is_seen=1)
+        for *before, last in sampling.bad_words:
+            place = self._add(last, bias=0.0 if before else -np.inf)
+            if before and place is not None:
+                self._bad_ends.append((before, place))
         ends = set(sampling.stop_token_ids if sampling.min_tokens else ())
         if sampling.min_tokens and not sampling.ignore_eos:
             ends.update(self._eos_token_ids)
@@ -109,9 +115,14 @@ class TokenCounts:
             self._num_counted = len(output)
         size, rows = len(self._place), self._rows
         bias_M = rows.bias_M[:size]
-        if self._ends and position < self._sampling.min_tokens:
+        excluded = [
+            place for before, place in self._bad_ends if list(output[-len(before) :]) == before
+        ]
+        if position < self._sampling.min_tokens:
+            excluded += self._ends
+        if excluded:
             bias_M = bias_M.copy()
-            bias_M[self._ends] = -np.inf
+            bias_M[excluded] = -np.inf
         return Counted(rows.token_M[:size], bias_M, rows.is_seen_M[:size], rows.count_M[:size])
 
     def _add(

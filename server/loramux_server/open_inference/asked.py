@@ -54,12 +54,16 @@ _ADDS_TOKENS = "add_special_tokens"
 _PARSES_TOKENS = "parse_special_tokens"
 _DECODER_PROMPT = "decoder_prompt"
 _PRIORITY = "priority"
+_CACHE_SALT = "cache_salt"
+_TRUNCATION = "truncate_prompt_tokens"
 _PARAMETERS: dict[str, tuple[Any, str, Any]] = {
     _ROUTING_KEY: (str, "text", ""),
     _ADDS_TOKENS: (bool, "true or false", True),
     _PARSES_TOKENS: (bool, "true or false", False),
     _DECODER_PROMPT: (str, "text", ""),
     _PRIORITY: (INT32, "an integer of 32 bits", 0),
+    _CACHE_SALT: (str, "text", ""),
+    _TRUNCATION: (INT32, "an integer of 32 bits", None),
     # Has no effect: the last response is never empty.
     "triton_enable_empty_final_response": (bool, "true or false", False),
 }
@@ -91,6 +95,10 @@ class Asked:
     """Beginning of the decoder's text for every input; for encoder-decoders."""
     priority: int
     """Order among the requests of the tenant; lower goes first."""
+    cache_salt: str
+    """Separates entries of the prefix cache."""
+    max_prompt_tokens: int | None
+    """Tokens of each text that are kept; None for all."""
     is_raw: bool
     """Whether tensors are in raw contents, in request and response."""
 
@@ -166,6 +174,8 @@ def asked_of(request: open_inference_pb2.ModelInferRequest, *, goes_on: bool = T
         parses_tokens=own[_PARSES_TOKENS],
         decoder_prompt=own[_DECODER_PROMPT],
         priority=own[_PRIORITY],
+        cache_salt=own[_CACHE_SALT],
+        max_prompt_tokens=own[_TRUNCATION],
         is_raw=bool(request.raw_input_contents),
     )
 

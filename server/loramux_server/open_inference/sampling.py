@@ -16,12 +16,15 @@ from loramux_adapters.errors import shown
 from loramux_adapters.generation import MAX_STOP_BYTES, MAX_STOP_TOKENS, MAX_STOPS
 from loramux_server.field_errors import at_fault, invalid
 from loramux_server.inference import open_inference_pb2
+from loramux_server.services.limits import MAX_BAD_WORD_BYTES, MAX_BAD_WORDS
 
 INT32 = Annotated[int, msgspec.Meta(ge=-(1 << 31), lt=1 << 31)]
 _INT64 = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 # Lengths are checked here, before values are copied for each text.
 _STOP = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_STOP_BYTES)]
 _STOPS = Annotated[list[_STOP], msgspec.Meta(max_length=MAX_STOPS)]
+_BAD_WORD = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_BAD_WORD_BYTES)]
+_BAD_WORDS = Annotated[list[_BAD_WORD], msgspec.Meta(max_length=MAX_BAD_WORDS)]
 _STOP_TOKENS = Annotated[list[_INT64], msgspec.Meta(max_length=MAX_STOP_TOKENS)]
 
 _FIELDS: dict[str, tuple[Any, str]] = {
@@ -35,6 +38,10 @@ _FIELDS: dict[str, tuple[Any, str]] = {
     "stop": (
         _STOP | _STOPS,
         f"a text of 1 to {MAX_STOP_BYTES} bytes, or a list of at most {MAX_STOPS}",
+    ),
+    "bad_words": (
+        _BAD_WORDS,
+        f"a list of at most {MAX_BAD_WORDS} texts of 1 to {MAX_BAD_WORD_BYTES} bytes",
     ),
     "stop_token_ids": (_STOP_TOKENS, f"a list of at most {MAX_STOP_TOKENS} token ids"),
     "presence_penalty": (float, "a number"),

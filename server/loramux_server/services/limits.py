@@ -22,6 +22,9 @@ MAX_REQUEST_ID = 128
 MAX_BIASES = 300
 MAX_BIAS = 100.0
 MAX_ROUTING_KEY = 256
+MAX_CACHE_SALT = 256
+MAX_BAD_WORDS = 128
+MAX_BAD_WORD_BYTES = 256
 
 
 def check_fields(request: generation_pb2.GenerateRequest, model: ModelInfo) -> None:
@@ -37,6 +40,9 @@ def check_fields(request: generation_pb2.GenerateRequest, model: ModelInfo) -> N
     _check_lengths(request.sampling, model)
     _check_shaping(request.sampling, model)
     _check_stops(request.sampling, model)
+    _check_bad_words(request.sampling, model)
+    if len(request.cache_salt) > MAX_CACHE_SALT:
+        raise invalid("cache_salt", request.cache_salt, f"at most {MAX_CACHE_SALT} characters")
     check_form(request.sampling, model)
 
 
@@ -92,8 +98,9 @@ def _check_prompt(request: generation_pb2.GenerateRequest, model: ModelInfo) -> 
     if field != "prompt_token_ids":
         check_readable(field, "set prompt_token_ids", model)
     check_size("prompt", request.prompt, most_bytes(model, MAX_LONG_PROMPT_BYTES))
-    # Before the tokens are looked at one by one: a message may hold millions.
-    context_room("prompt_token_ids", len(request.prompt_token_ids), request.sampling, model)
+    if not request.HasField("truncate_prompt_tokens"):
+        # Before the tokens are looked at one by one: a message may hold millions.
+        context_room("prompt_token_ids", len(request.prompt_token_ids), request.sampling, model)
 
 
 def _check_lengths(params: generation_pb2.SamplingParams, model: ModelInfo) -> None:
@@ -134,6 +141,18 @@ def _check_stops(params: generation_pb2.SamplingParams, model: ModelInfo) -> Non
     if len(params.stop_token_ids) > MAX_STOP_TOKENS:
         count, field = len(params.stop_token_ids), "sampling.stop_token_ids"
         raise wrong(field, f"has {count} tokens; expected at most {MAX_STOP_TOKENS}")
+
+
+def _check_bad_words(params: generation_pb2.SamplingParams, model: ModelInfo) -> None:
+    if len(params.bad_words) > MAX_BAD_WORDS:
+        count = len(params.bad_words)
+        raise wrong("sampling.bad_words", f"has {count} strings; expected at most {MAX_BAD_WORDS}")
+    for word in params.bad_words:
+        if not 1 <= len(word.encode("utf-8", "surrogatepass")) <= MAX_BAD_WORD_BYTES:
+            raise invalid("sampling.bad_words", word, f"strings of 1 to {MAX_BAD_WORD_BYTES} bytes")
+    if params.bad_words and model.tokenizer_json is None:
+        expected = "none: the base model has no tokenizer"
+        raise invalid("sampling.bad_words", params.bad_words[0], expected)
 
 
 def _check_integer(params: generation_pb2.SamplingParams, name: str, low: int, high: int) -> None:

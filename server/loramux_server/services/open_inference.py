@@ -225,6 +225,8 @@ def _one(asked: Asked, index: int, record: AdapterRecord | None) -> generation_p
         parse_special_tokens=asked.parses_tokens,
         decoder_prompt=asked.decoder_prompt,
         priority=asked.priority,
+        cache_salt=asked.cache_salt,
+        truncate_prompt_tokens=asked.max_prompt_tokens,
     )
 
 

@@ -24,6 +24,7 @@ from loramux_server.services.generation.images import (
     placed,
 )
 from loramux_server.services.generation.tool_use import ToolUse
+from loramux_server.services.generation.truncation import last_tokens
 from loramux_server.services.texts import Texts, no_tokens
 from loramux_server.services.vocabularies import Vocabularies
 from loramux_server.store.instructions import Instruction
@@ -67,7 +68,11 @@ class Prompts:
         return await self._vocabularies.tokenizer(told)
 
     async def tokens(
-        self, request: generation_pb2.GenerateRequest, talk: Talk, told: Instruction
+        self,
+        request: generation_pb2.GenerateRequest,
+        talk: Talk,
+        told: Instruction,
+        most: int | None = None,
     ) -> list[int]:
         """Return the tokens of the prompt of `request`, whose fields are checked.
 
@@ -77,14 +82,16 @@ class Prompts:
             request: It has one of prompt, prompt_token_ids and messages.
             talk: Its conversation.
             told: Settings from its adapter's package.
+            most: Number of tokens to keep, the last ones; None for all.
 
         Raises:
             LoramuxError: The prompt cannot be tokenized or has no tokens; or the template cannot
                 render the messages, or does not support the images in them.
         """
         if request.prompt_token_ids:
-            return list(request.prompt_token_ids)
+            return list(request.prompt_token_ids[-most:] if most else request.prompt_token_ids)
         field = "messages" if request.messages else "prompt"
+        add = False
         if request.messages:
             tokens = await self._of_messages(request, talk, told)
         else:
@@ -92,7 +99,12 @@ class Prompts:
             tokens = await self._of_text(request, request.prompt, field, told, add_special=add)
         if not tokens:
             raise no_tokens(field)
-        return tokens
+        if most is None or len(tokens) <= most:
+            return tokens
+        text = tokens
+        if add:
+            text = await self._of_text(request, request.prompt, field, told)
+        return last_tokens(tokens, text, most)
 
     async def with_images(
         self,
@@ -144,6 +156,30 @@ class Prompts:
         if not request.decoder_prompt:
             return list(request.decoder_prompt_token_ids)
         return await self._of_text(request, request.decoder_prompt, "decoder_prompt", told)
+
+    async def bad_words(
+        self, request: generation_pb2.GenerateRequest, told: Instruction
+    ) -> tuple[tuple[int, ...], ...]:
+        """Return the sequences of tokens that `request` excludes.
+
+        As in vLLM, these are the tokens of each bad word without leading white space, and those of
+        the word after a space if they are as many and begin with another one.
+
+        Raises:
+            InvalidArgumentError: A bad word cannot be tokenized, or has no tokens.
+        """
+        found: list[list[int]] = []
+        for index, word in enumerate(request.sampling.bad_words):
+            # vLLM takes no words of white space only, such as a line break.
+            field, text = f"sampling.bad_words[{index}]", word.lstrip() or word
+            alone = await self._of_text(request, text, field, told)
+            if not alone:
+                raise no_tokens(field)
+            found.append(alone)
+            spaced = await self._of_text(request, f" {text}", field, told)
+            if len(spaced) == len(alone) and spaced[0] != alone[0]:
+                found.append(spaced)
+        return tuple(dict.fromkeys(map(tuple, found)))
 
     async def tool_use(
         self, request: generation_pb2.GenerateRequest, talk: Talk, told: Instruction

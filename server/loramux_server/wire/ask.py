@@ -35,6 +35,8 @@ class Ask(Struct, frozen=True):
     num_source: int = 0
     """Tokens at the beginning of the prompt that are the encoder's input in an encoder-decoder; the
     decoder starts with those after them. 0 for other models."""
+    cache_salt: str = ""
+    """Only requests of the tenant with the same salt share KV blocks with it."""
 
     @property
     def digest(self) -> str | None:

@@ -22,6 +22,8 @@ class Sampling(Struct, frozen=True, kw_only=True):
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: dict[int, float] = {}
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    """Sequences of tokens that are not generated; none is empty."""
     stop_token_ids: frozenset[int] = frozenset()
     ignore_eos: bool = False
     num_logprobs: int | None = None
@@ -38,13 +40,17 @@ class Sampling(Struct, frozen=True, kw_only=True):
     @property
     def is_plain(self) -> bool:
         """Whether a step can choose the tokens on the device, without the host."""
-        return self.form is None and (self.num_logprobs or 0) <= MAX_LOGPROBS
+        # Whether a longer bad word would be completed depends on the last token, which the host
+        # does not know in a step that runs ahead.
+        looks_back = any(len(word) > 1 for word in self.bad_words)
+        return self.form is None and not looks_back and (self.num_logprobs or 0) <= MAX_LOGPROBS
 
     @property
     def changes_logits(self) -> bool:
         """Whether the model's logits are adjusted before a token is chosen."""
         return bool(
             self.logit_bias
+            or self.bad_words
             or self.repetition_penalty != 1.0
             or self.presence_penalty
             or self.frequency_penalty

@@ -164,6 +164,8 @@ def _conflicts(
             yield f"sampling.{name}", getattr(params, name), "none"
     if params.logit_bias:
         yield "sampling.logit_bias", dict(params.logit_bias), "none"
+    if params.bad_words:
+        yield "sampling.bad_words", list(params.bad_words), "none"
     if params.stop:
         yield "sampling.stop", list(params.stop), "none (stop_token_ids go with it)"
     if params.HasField("structured_output"):

@@ -56,6 +56,7 @@ class BeamSearch:
                 num_made=len(beam.tokens),
                 images=prepared.images,
                 num_source=prepared.num_source,
+                cache_salt=self._call.cache_salt,
             )
             for beam in self._beams.running
         ]

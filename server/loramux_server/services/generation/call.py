@@ -21,6 +21,7 @@ class GenerationCall:
     request_id: str
     tenant: str
     """The tenant of the caller, not necessarily the adapter's."""
+    cache_salt: str
     operation: str
     """Its operation name in traces."""
     adapters: Choice
@@ -58,6 +59,7 @@ class GenerationCall:
             adapter=self.adapters.identity,
             adapters=self.adapters.identities,
             sampling=self.options.used,
+            prompt_tokens=self.prepared.num_asked,
         )
 
     def sum_up(

@@ -99,6 +99,7 @@ def options_of(
         num_begun=num_before,
         fills_context=is_chat,
         form=form,
+        bad_words=prepared.bad_words,
     )
     check_told(params, prepared.num_asked)
     return Options(

@@ -23,6 +23,8 @@ class Prepared:
     """Images of the prompt, in order."""
     predicted: list[int]
     """Tokens of the predicted output; empty if there is none."""
+    bad_words: tuple[tuple[int, ...], ...]
+    """Sequences of tokens that are not generated."""
     tokenizer: TextTokenizer | None
     """The base's tokenizer, with the adapter's added tokens; None if the base has none."""
     tool_use: ToolUse | None

@@ -66,6 +66,7 @@ class RunningCalls:
                     prediction=prepared.predicted,
                     images=prepared.images,
                     num_source=prepared.num_source,
+                    cache_salt=call.cache_salt,
                 )
                 for sampling in samplings
             ],

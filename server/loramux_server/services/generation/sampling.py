@@ -38,6 +38,7 @@ def samplings(
     num_begun: int = 0,
     fills_context: bool = False,
     form: Form | None = None,
+    bad_words: tuple[tuple[int, ...], ...] = (),
 ) -> list[Sampling]:
     """Return the sampling settings of each of the n completions of a prompt.
 
@@ -51,6 +52,7 @@ def samplings(
         num_begun: Tokens of an encoder-decoder's decoder prompt.
         fills_context: Whether the context is the default limit of each completion.
         form: The form of each completion; None for free text.
+        bad_words: Sequences of tokens that are not generated.
 
     Raises:
         InvalidArgumentError: Prompt and completion do not fit the context.
@@ -78,6 +80,7 @@ def samplings(
             presence_penalty=params.presence_penalty,
             frequency_penalty=params.frequency_penalty,
             logit_bias=dict(params.logit_bias) | forbidden,
+            bad_words=bad_words,
             stop_token_ids=frozenset(params.stop_token_ids),
             ignore_eos=params.ignore_eos,
             num_logprobs=params.logprobs if params.HasField("logprobs") else None,

@@ -24,6 +24,7 @@ from loramux_server.services.generation.output import join
 from loramux_server.services.generation.prediction import check_predicted, check_prediction
 from loramux_server.services.generation.prepared import Entered, Prepared
 from loramux_server.services.generation.running_calls import RunningCalls
+from loramux_server.services.generation.truncation import check_truncation, max_prompt_tokens
 from loramux_server.services.limits import check_fields, check_own_tokens, check_tokens
 from loramux_server.services.prompts import Prompts
 from loramux_server.services.request_spans import RequestSpans
@@ -149,6 +150,7 @@ class GenerationService:
                     yield GenerationCall(
                         request_id=entered.request_id,
                         tenant=tenant,
+                        cache_salt=request.cache_salt,
                         operation=operation_of(request),
                         adapters=adapters,
                         prepared=prepared,
@@ -196,8 +198,10 @@ class GenerationService:
         Its images' bytes are charged to `place`.
         """
         talk = await conversation(request, self._model)
+        num_virtual = adapters.source.virtual_tokens if adapters.source else 0
+        most = max_prompt_tokens(request, self._model, num_virtual)
         async with deadline.ending():
-            tokens = await self._prompts.tokens(request, talk, told)
+            tokens = await self._prompts.tokens(request, talk, told, most)
         tool_use = await self._prompts.tool_use(request, talk, told)
         thinking = await self._prompts.thinking(request, tokens, told)
         predicted = await self._prompts.predicted(request, told)
@@ -217,6 +221,7 @@ class GenerationService:
             num_source=len(prompt.tokens) if begins else 0,
             images=prompt.images,
             predicted=predicted,
+            bad_words=await self._prompts.bad_words(request, told),
             tokenizer=tokenizer,
             tool_use=tool_use,
             thinking=thinking,
@@ -250,6 +255,7 @@ class GenerationService:
         check_images(request, self._model, self._images)
         check_prediction(request, self._model)
         check_decoder_prompt(request, self._model)
+        check_truncation(request)
         check_beams(request)
         check_adapters(request)
         with self._calls.live(request.request_id) as request_id:
