@@ -1,6 +1,7 @@
 """The process that prepares images: bounded, without a way out, and asked once for each."""
 
 import asyncio
+import shutil
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 import pytest_asyncio
+from huggingface_hub import constants
 
 from loramux.errors import FailedPreconditionError, InvalidArgumentError, UnavailableError
 from loramux_server.images.messages import Setup
@@ -164,3 +166,21 @@ async def test_a_base_without_a_processor_says_so_each_time(tmp_path: Path) -> N
         assert caught.value.reason == "IMAGES_NOT_SERVED"
         assert children() == []
     await preparer.close()
+
+
+async def test_the_processor_of_a_hub_id_is_of_the_revision(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The branch main of this repository has no processor."""
+    repository = tmp_path / "models--org--base"
+    for revision, commit in (("v1", "a" * 40), ("main", "b" * 40)):
+        (repository / "snapshots" / commit).mkdir(parents=True)
+        (repository / "refs").mkdir(exist_ok=True)
+        (repository / "refs" / revision).write_text(commit)
+    shutil.copytree(base, repository / "snapshots" / ("a" * 40), dirs_exist_ok=True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    preparer = Preparer(Setup("org/base", MAX_PIXELS), revision="v1")
+    try:
+        assert (await preparer.prepare(saved(picture()), FIELD, TENANT)).tokens
+    finally:
+        await preparer.close()

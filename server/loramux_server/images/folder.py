@@ -44,8 +44,10 @@ def revision_of(path: str, revision: str | None) -> str:
     return huggingface_hub.snapshot_download(path, revision=commit, allow_patterns=sorted(weights))
 
 
-def folder_of(path: str, files: Sequence[str] = _FILES) -> str:
+def folder_of(path: str, files: Sequence[str] = _FILES, *, revision: str | None = None) -> str:
     """Return `path` if it is a folder, else the folder to which `files` of that hub id are fetched.
+
+    They are of `revision`, by default of the current main branch.
 
     Raises:
         OSError: The hub does not have it, or does not answer.
@@ -55,4 +57,4 @@ def folder_of(path: str, files: Sequence[str] = _FILES) -> str:
         return path
     import huggingface_hub  # slow to import, and rarely needed
 
-    return huggingface_hub.snapshot_download(path, allow_patterns=list(files))
+    return huggingface_hub.snapshot_download(path, revision=revision, allow_patterns=list(files))

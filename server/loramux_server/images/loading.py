@@ -18,8 +18,6 @@ from transformers import AutoConfig, AutoTokenizer, ProcessorMixin
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING, processor_class_from_name
 
-from loramux_server.images.folder import folder_of, revision_of
-
 FILES = ("processor_config.json", "preprocessor_config.json")
 """Every base with vision support has one of these."""
 _PARTS = {"image_processor": AutoImageProcessor, "tokenizer": AutoTokenizer}
@@ -31,18 +29,12 @@ class NoProcessorError(Exception):
     """The folder has no usable image processor; the message says why."""
 
 
-def load_processor(path: str, revision: str | None = None) -> ProcessorMixin:
-    """Return the processor of the base model in folder or hub id `path`, at `revision`.
+def load_processor(folder: str) -> ProcessorMixin:
+    """Return the processor of the base model in `folder`.
 
     Raises:
         NoProcessorError: It has none, or one that cannot be used here.
     """
-    try:
-        folder = folder_of(revision_of(path, revision))
-    except (OSError, ValueError) as error:
-        raise NoProcessorError(
-            f"the base model's processor cannot be had: {said(error)}"
-        ) from error
     if not any((Path(folder) / name).is_file() for name in FILES):
         raise NoProcessorError(
             f"the base model has no processor of images: no {' or '.join(FILES)}"

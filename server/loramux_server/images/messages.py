@@ -54,11 +54,9 @@ class Setup(Struct, frozen=True):
     """Settings of the process that preprocesses images."""
 
     path: str
-    """Folder or hub id of the base model."""
+    """Folder of the base model, or of its processor alone."""
     max_pixels: int
     """Limit of pixels per image."""
-    revision: str | None = None
-    """Revision of the hub id; None means the current one."""
     cpu_seconds: float = 10.0
     """Limit of processor time per image."""
 

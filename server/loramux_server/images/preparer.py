@@ -52,18 +52,20 @@ class Preparer:
         self,
         setup: Setup,
         *,
+        revision: str | None = None,
         kept_bytes: int = KEPT_BYTES,
         answer_seconds: float = ANSWER_SECONDS,
     ) -> None:
         """Store the settings; the process is started with the first image.
 
         Args:
-            setup: Settings of the process.
+            setup: Settings of the process; its path may be a hub id.
+            revision: Revision of the hub id; None means the current one.
             kept_bytes: Size of the cache of results.
             answer_seconds: Wall-clock limit per image, including time in which the process is not
                 scheduled.
         """
-        self._setup = setup
+        self._setup, self._revision = setup, revision
         self._process: ConfinedProcess | None = None
         self._turns = TenantTurns()
         self._works = set[asyncio.Task[Any]]()
@@ -186,7 +188,8 @@ class Preparer:
     async def _with_folder(self) -> Setup:
         """Return the setup with a folder in place of a hub id: the process has no network."""
         try:
-            folder = await asyncio.to_thread(folder_of, self._setup.path)
+            path, revision = self._setup.path, self._revision
+            folder = await asyncio.to_thread(folder_of, path, revision=revision)
         except (OSError, ValueError) as error:
             raise UnavailableError(
                 f"the processor of {self._setup.path} cannot be had: {error}",

@@ -48,18 +48,17 @@ class ImageProcessor:
         """What stands for an image before it is preprocessed."""
 
     @classmethod
-    def load(cls, path: str, max_pixels: int, *, revision: str | None = None) -> "ImageProcessor":
-        """Return the processor of the base model in folder or hub id `path`.
+    def load(cls, path: str, max_pixels: int) -> "ImageProcessor":
+        """Return the processor of the base model in the folder `path`.
 
         Args:
-            path: The folder or hub id.
+            path: The folder.
             max_pixels: Limit of pixels per image.
-            revision: Revision of the hub id; None means the current one.
 
         Raises:
             NoProcessorError: It has none, or one that cannot be used here.
         """
-        return cls(load_processor(path, revision), max_pixels)
+        return cls(load_processor(path), max_pixels)
 
     def prepare(self, data: bytes) -> PreparedImage:
         """Return the image in a file, preprocessed.

@@ -56,7 +56,7 @@ def prepare(message: bytes) -> Work | bytes:
     torch.set_num_threads(1)  # leave the cores to others
     warnings.simplefilter("ignore")
     try:
-        processor = ImageProcessor.load(setup.path, setup.max_pixels, revision=setup.revision)
+        processor = ImageProcessor.load(setup.path, setup.max_pixels)
     except NoProcessorError as error:
         return encode(Unavailable(str(error)))
     _warm(processor)

@@ -308,7 +308,7 @@ def _preparer(parts: Parts) -> Preparer | None:
     if not max_images(parts.model, parts.config):
         return None
     config = parts.config
-    return Preparer(Setup(config.model, config.max_image_pixels, config.revision))
+    return Preparer(Setup(config.model, config.max_image_pixels), revision=config.revision)
 
 
 def _waiting_room(parts: Parts, lag: LoopLag) -> WaitingRoom:
