@@ -117,6 +117,11 @@ def test_every_field_is_described() -> None:
         ("adapter_memory", -1, "--adapter-memory is -1; expected `int` >= 0"),
         ("dtype", "int4", "--dtype is 'int4'; expected `str` matching"),
         ("kernels", "", "--kernels is ''"),
+        (
+            "max_image_pixels",
+            1 << 28,
+            "--max-image-pixels is 268435456; expected `int` <= 178956970",
+        ),
         ("default_timeout", 0.0, "--default-timeout is 0.0; expected `float` > 0"),
         ("default_timeout", float("nan"), "--default-timeout is nan"),
         ("drain_timeout", -1.0, "--drain-timeout is -1.0"),

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from loramux_server.images.decoding import RefusedImageError, decode
+from loramux_server.settings.limits import MOST_IMAGE_PIXELS
 from tests.support.pictures import picture, saved
 
 MAX_PIXELS = 1_000_000
@@ -116,6 +117,10 @@ def test_a_file_is_refused_that_is_no_image_that_is_taken(what: str) -> None:
     data, message = BAD[what]
     with pytest.raises(RefusedImageError, match=message):
         decode(data, MAX_PIXELS)
+
+
+def test_what_pillow_opens_limits_the_limit() -> None:
+    assert 2 * (Image.MAX_IMAGE_PIXELS or 0) == MOST_IMAGE_PIXELS
 
 
 def test_any_beginning_of_a_file_is_an_image_or_refused() -> None:

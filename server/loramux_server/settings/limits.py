@@ -6,6 +6,9 @@ from msgspec import Meta
 
 from loramux_server.settings.network import NetworkSettings
 
+MOST_IMAGE_PIXELS = 178_956_970
+"""Pillow opens no image with more."""
+
 
 class LimitSettings(NetworkSettings, frozen=True, kw_only=True):
     """Limits and timeouts of requests. Sizes are in bytes, times in seconds."""
@@ -52,6 +55,7 @@ class LimitSettings(NetworkSettings, frozen=True, kw_only=True):
         int,
         Meta(
             ge=1,
+            le=MOST_IMAGE_PIXELS,
             description="Maximum number of pixels of an image; checked before the model's own "
             "limit.",
         ),
