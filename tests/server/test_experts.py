@@ -58,7 +58,9 @@ def experts(**form: bool) -> Any:
             if form.get("has_post_expert_norm"):
                 self.post_expert_norm = nn.RMSNorm(K)
 
-        def forward(self, *_: torch.Tensor) -> torch.Tensor:
+        def forward(
+            self, x_TK: torch.Tensor, index_TX: torch.Tensor, weight_TX: torch.Tensor
+        ) -> torch.Tensor:
             raise NotImplementedError
 
         if form.get("is_concatenated") is False:
@@ -146,7 +148,7 @@ def test_tokens_of_several_adapters_get_what_their_own_models_make(form: str, ke
     weight_TX = torch.rand(TOKENS, 2)
     wanted = own(x_TK, index_TX, weight_TX)
     model.experts.attach(step.backend)
-    made = model.experts(x_TK, index_TX, weight_TX)
+    made = model.experts(x_TK, weight_TX=weight_TX, index_TX=index_TX)  # in any order
     for start, end, other in zip(starts, ends, models, strict=True):
         changed = other(x_TK[start:end], index_TX[start:end], weight_TX[start:end])
         assert (changed - wanted[start:end]).abs().max() > 0.01

@@ -8,6 +8,7 @@ Legend: T tokens, X experts chosen per token, P = T * X pairs of token and exper
 input width, N output width of a matrix.
 """
 
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -46,6 +47,8 @@ class ServedExperts(nn.Module):
         self.own = own
         """The model's own experts."""
         self.shape = shape
+        self._signature = inspect.signature(own.forward)
+        """Of the model's own experts; names of parameters differ between models."""
         self._name = name
         self._step = step
         self._names = (_first_name(own), "down_proj")
@@ -72,7 +75,7 @@ class ServedExperts(nn.Module):
         if self._leaves_to_own and not changes:
             found: torch.Tensor = self.own(*args, **kwargs)
             return found
-        hidden, index_TX, weight_TX = (*args, *kwargs.values())
+        hidden, index_TX, weight_TX = self._signature.bind(*args, **kwargs).args
         x_TK = hidden.reshape(-1, hidden.shape[-1])
         return self.mixed(x_TK, index_TX, weight_TX, changes).view(hidden.shape)
 
