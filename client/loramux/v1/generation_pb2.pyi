@@ -1061,7 +1061,7 @@ class Completion(_message.Message):
     """index says which of the n completions this is, from 0."""
     text: _builtins.str
     """text is the decoded text. A character whose bytes span several tokens is sent when it is
-    complete.
+    complete; bytes that are not valid UTF-8, and a character cut off at the end, are U+FFFD.
     """
     finish_reason: Global___FinishReason.ValueType
     """finish_reason says why the completion ended."""

@@ -201,6 +201,10 @@ class TextDecoder:
         self._given = self._decode(self._window[: self._num_given])
         return piece
 
+    def end(self) -> str:
+        """Return the text of the tokens after the last complete character; nothing may follow."""
+        return self._decode(self._window)[len(self._given) :]
+
     def _context(self, prompt: Sequence[int]) -> list[int]:
         """Return the shortest suffix of `prompt` that is whole characters, or none."""
         for size in range(1, _MAX_CONTEXT + 1):

@@ -93,6 +93,8 @@ class Output:
     def _decode(self, token: Token, text: list[str], piece: generation_pb2.Completion) -> bool:
         """Append the text of `token`; note in `piece` if the completion ends, and return that."""
         decoded = self._decoder.step(token.token) if self._decoder else ""
+        if self._decoder and token.finish is not None:
+            decoded += self._decoder.end()
         stop = None
         if self.num_tokens > self._min_tokens:
             decoded, stop = self._stops.push(decoded)
