@@ -22,7 +22,9 @@ class LostForms:
 
     def note(self, form: Form, why: str) -> None:
         """Record that a process was lost to `form`."""
-        self._until[_digest(form)] = time.monotonic() + REST_SECONDS, why
+        digest = _digest(form)
+        self._until[digest] = time.monotonic() + REST_SECONDS, why
+        self._until.move_to_end(digest)
         if len(self._until) > MAX_LOST:
             self._until.popitem(last=False)
 
