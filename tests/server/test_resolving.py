@@ -178,6 +178,10 @@ def test_a_tenant_has_half_of_what_may_wait() -> None:
     for _ in range(10):
         shares.end("other")
     assert shares._shares.keys() == {"acme"}
+    for _ in range(128):
+        shares.begin("other", "adapter")
+    with pytest.raises(ResourceExhaustedError, match="adapter: 256 adapters are being fetched;"):
+        shares.begin("third", "adapter")
 
 
 def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:

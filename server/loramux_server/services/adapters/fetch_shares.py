@@ -63,8 +63,10 @@ class Shares:
             ResourceExhaustedError: There are too many, for this tenant or in all.
         """
         share = self._shares[tenant]
-        if self._all.num_fetching >= MAX_FETCHING or share.num_fetching >= MAX_FETCHING // 2:
+        if share.num_fetching >= MAX_FETCHING // 2:
             raise _busy(name, f"{share.num_fetching} adapters are being fetched for your tenant")
+        if self._all.num_fetching >= MAX_FETCHING:
+            raise _busy(name, f"{MAX_FETCHING} adapters are being fetched")
         for each in (share, self._all):
             each.num_fetching += 1
         return share.turns
