@@ -81,6 +81,8 @@ class _Opened:
     """None if its folder depends on the model."""
     tracing: Tracing | None
     audit: Audit
+    port: contextlib.ExitStack
+    """Keeps the port of --listen from others until it is closed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +170,8 @@ class Server:
             self._exit.push_async_callback(tracing.close)
         audit = open_audit(config)
         self._exit.callback(audit.close)
-        self._exit.enter_context(held_port(config.listen))
-        return _Opened(tls, origins, store, tracing, audit)
+        port = self._exit.enter_context(held_port(config.listen))
+        return _Opened(tls, origins, store, tracing, audit, port)
 
     def _open_store(self, folder: Path) -> _Store:
         registry = open_registry(folder, self._config)
@@ -266,6 +268,7 @@ class Server:
         if opened.origins.primary and loaded.mirror:
             forwarding = Forwarding(opened.origins.primary, loaded.mirror)
             answering = [forwarding.over(service) for service in answering]
+        opened.port.close()
         await listener.open(answering, opened.tls)
         self._is_serving = lambda: listener.is_serving
         self.grpc_address = listener.address

@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import errno
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -121,11 +123,8 @@ class Listener:
         await self._grpc.stop(LAST_WORDS)
 
 
-@contextlib.contextmanager
-def held_port(address: str) -> Iterator[None]:
-    """Bind HOST:PORT for the block without listening, so that gRPC can still listen on it.
-
-    Programs that do not set SO_REUSEADDR are kept out; others, on Linux, are not.
+def held_port(address: str) -> contextlib.ExitStack:
+    """Bind HOST:PORT without listening, so that no other server takes it, until that is closed.
 
     Raises:
         ConfigError: It is in use, or is not an address of this machine.
@@ -140,12 +139,22 @@ def held_port(address: str) -> Iterator[None]:
     with contextlib.ExitStack() as held:
         for family, kind, protocol, _, where in found:
             try:
-                holder = held.enter_context(socket.socket(family, kind, protocol))
-                # As gRPC does: connections of an earlier server in TIME_WAIT do not block the port.
-                holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                holder.bind(where)
+                _bind(held.enter_context(socket.socket(family, kind, protocol)), where)
             except OSError as error:
                 failures.append(error)
         if len(failures) == len(found):  # one address of a name is enough, as for gRPC
             raise ConfigError(f"--listen {address}: {failures[0].strerror}")
-        yield
+        return held.pop_all()
+
+
+def _bind(holder: socket.socket, where: tuple[Any, ...]) -> None:
+    try:
+        holder.bind(where)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        # As for gRPC, connections of an earlier server in TIME_WAIT do not block the port.
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(where)
+        # From now on others that set it are kept out, too.
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
