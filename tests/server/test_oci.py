@@ -208,6 +208,10 @@ def test_what_is_wrong_is_named(registry: Registry, folder: Path, docker: Path) 
     registry.put("acme/gone", "latest", [file | {"digest": digest_of(b"gone")}])
     registry.put("acme/unnamed", "latest", [file | {"digest": "sha512:1"}])
     registry.put_manifest("acme/odd", "latest", ["layers"])
+    inner = registry.put_manifest(
+        "acme/nested", "inner", {"manifests": [{"digest": right["digest"]}]}
+    )
+    registry.put_manifest("acme/nested", "latest", {"manifests": [{"digest": inner}]})
     registry.put_manifest("acme/older", "latest", {"schemaVersion": 1})
     for folders in ("one", "two"):
         (folder / folders).mkdir()
@@ -222,6 +226,7 @@ def test_what_is_wrong_is_named(registry: Registry, folder: Path, docker: Path) 
         "acme/many": (NotFoundError, "more than one adapter: in 'in/', 'in/one/', 'in/two/'"),
         "acme/zstd": (NotFoundError, "packed with zstd; expected gzip"),
         "acme/unnamed": (UnavailableError, "no digest of the form sha256:HEX"),
+        "acme/nested": (UnavailableError, "an index has another one in it"),
         "acme/odd": (UnavailableError, "the manifest is no JSON object"),
         "acme/older": (UnavailableError, "the manifest has no list of layers"),
     }

@@ -82,20 +82,14 @@ class Registry:
             requests.RequestException: The registry does not answer.
             urllib3.exceptions.HTTPError: The connection fails while the answer is read.
         """
-        accepted = ", ".join((*_MANIFESTS, *_INDEXES))
-        with self._get(f"/manifests/{reference}", Accept=accepted) as response:
-            data = self._all_of(response, MAX_MANIFEST_BYTES)
-        digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
-        if ":" in reference and digest != reference:
-            raise RegistryError("the manifest does not have its digest")
-        manifest = _object(data, "the manifest")
+        digest, manifest = self._manifest(reference)
         if "manifests" not in manifest:
             return digest, manifest
         for entry in _objects(manifest, "manifests"):
             platform = entry.get("platform")
             if not isinstance(platform, dict) or platform.get("os") != "unknown":
                 inner = digest_in(entry)
-                _, manifest = self.manifest(inner)
+                _, manifest = self._manifest(inner)
                 if "manifests" in manifest:
                     raise RegistryError("an index has another one in it")
                 return inner, manifest
@@ -116,6 +110,16 @@ class Registry:
                 yield piece
         if digest != f"sha256:{found.hexdigest()}":
             raise RegistryError("a blob does not have its digest")
+
+    def _manifest(self, reference: str) -> tuple[str, dict[str, Any]]:
+        """Return the digest and the content of a manifest, which may be that of an index."""
+        accepted = ", ".join((*_MANIFESTS, *_INDEXES))
+        with self._get(f"/manifests/{reference}", Accept=accepted) as response:
+            data = self._all_of(response, MAX_MANIFEST_BYTES)
+        digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        if ":" in reference and digest != reference:
+            raise RegistryError("the manifest does not have its digest")
+        return digest, _object(data, "the manifest")
 
     @contextmanager
     def _get(self, path: str, **headers: str) -> Iterator[requests.Response]:
