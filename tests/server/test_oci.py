@@ -76,6 +76,12 @@ def opened(registry: Registry, name: str) -> OciFiles:
     return OciFiles(parse_uri(f"oci://{registry.host}/{name}"))
 
 
+def user(host: str, repository: str) -> str | None:
+    """Return the name that is shown to a registry."""
+    found = credentials_for(host, repository)
+    return found.username if found else None
+
+
 def has(files: OciFiles, folder: Path) -> bool:
     """Return whether `files` are those of `folder` that packing reads."""
     assert set(files.sizes) == {"adapter_config.json", "adapter_model.safetensors"}
@@ -188,15 +194,31 @@ def test_the_narrowest_credentials_count(
         "credHelpers": {"ecr.io": "vault"},
     }))  # fmt: skip
 
-    def user(host: str, repository: str) -> str | None:
-        found = credentials_for(host, repository)
-        return found.username if found else None
-
     assert user("r.io", "acme/bot") == "narrow"
     assert user("r.io", "acmes/bot") == "<token>"
     assert user("docker.io", "acme/bot") == "hub"
     assert user("ecr.io", "bot") == "ecr.io"
     assert user("other.io", "bot") is None
+
+
+def test_a_credential_store_knows_docker_hub_by_the_name_of_docker_or_podman(
+    docker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    helper = tmp_path / "docker-credential-keys"
+    helper.write_text(
+        '#!/bin/sh\nread host; case " $KEPT " in *" $host "*) '
+        'echo "{\\"Username\\":\\"$host\\",\\"Secret\\":\\"s\\"}";; '
+        "*) echo credentials not found in native keychain; exit 1;; esac\n"
+    )
+    helper.chmod(helper.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    docker.write_text(json.dumps({"credsStore": "keys"}))
+    of_docker = "https://index.docker.io/v1/"
+    for kept, wanted in (
+        ("r.io", None), ("docker.io", "docker.io"), (f"docker.io {of_docker}", of_docker),
+    ):  # fmt: skip
+        monkeypatch.setenv("KEPT", kept)
+        assert user("docker.io", "acme/bot") == wanted
 
 
 def test_what_is_wrong_is_named(registry: Registry, folder: Path, docker: Path) -> None:

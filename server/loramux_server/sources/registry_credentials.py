@@ -19,6 +19,8 @@ from typing import Any
 _REFRESH_TOKEN = "<token>"
 """Docker's user name if the secret is a refresh token."""
 _HELPER_TIMEOUT = 30.0
+_HUB_NAMES = ("https://index.docker.io/v1/", "docker.io")
+"""Docker Hub's names in credential stores: docker's, then podman's."""
 
 
 class CredentialsError(Exception):
@@ -107,13 +109,18 @@ def _written(entry: dict[str, Any], path: Path) -> Credentials | None:
 
 def _asked(helper: str, host: str) -> Credentials | None:
     """Return a credential helper's answer for a registry; None if it has no credentials for it."""
+    servers = _HUB_NAMES if host == "docker.io" else (host,)
+    return next(filter(None, (_answer(helper, server) for server in servers)), None)
+
+
+def _answer(helper: str, server: str) -> Credentials | None:
     program = f"docker-credential-{helper}"
     if not re.fullmatch("[A-Za-z0-9_.-]+", helper):
         raise CredentialsError(f"{helper!r} is no name of a helper")
     try:
         done = subprocess.run(
             [program, "get"],
-            input=host.encode(),
+            input=server.encode(),
             capture_output=True,
             timeout=_HELPER_TIMEOUT,
             check=False,
