@@ -29,6 +29,7 @@ from loramux.errors import (
 )
 from loramux_server.sources import archive as archives
 from loramux_server.sources.archive import ArchiveError, members
+from loramux_server.sources.image_layers import Layers
 from loramux_server.sources.oci import OciFiles, OciUri, parse_uri
 from loramux_server.sources.policy import Sources
 from loramux_server.sources.registry import Registry as Asked
@@ -141,6 +142,37 @@ def test_archives_are_read(registry: Registry, folder: Path, mode: str, form: in
     registry.put("acme/image", "v1", [registry.layer(other, kind), registry.layer(data, kind)])
     files = opened(registry, "acme/image:v1")
     assert has(files, folder)
+
+
+@pytest.mark.parametrize("whiteout", [
+    "models/.wh.old", "models/old/.wh..wh..opq", ".wh..wh..opq", ".wh.models",
+])  # fmt: skip
+def test_what_a_layer_of_an_image_deletes_is_not_there(
+    registry: Registry, folder: Path, whiteout: str
+) -> None:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as packed:
+        packed.addfile(tarfile.TarInfo(f"./{whiteout}"))
+        packed.add(folder, "./models/new")
+    old, other = archive(folder, "models/old"), archive(folder.parent / "docker", "models/older")
+    layers = [registry.layer(old, f"{LAYER}+gzip"), registry.layer(other, f"{LAYER}+gzip")]
+    registry.put("acme/moved", "latest", [*layers, registry.layer(file.getvalue())])
+    assert has(opened(registry, "acme/moved"), folder)
+
+
+def test_a_layer_deletes_what_it_names_in_the_layers_below_only() -> None:
+    layers = Layers[tuple[int, str]]()
+    for number, paths in enumerate([
+        ["new.safetensors", ".wh.old.safetensors", "in/.wh.deep"],
+        ["old.safetensors", "older.safetensors", "in/deep/er/a", "in/deeper", "new.safetensors"],
+        ["/in/deep", "in/other", "./in/other", ".wh..wh..opq"],
+        ["anything"],
+    ]):  # fmt: skip
+        layers.add_below({path: (number, path) for path in paths})
+    assert layers.files == {
+        "new.safetensors": (0, "new.safetensors"), "older.safetensors": (1, "older.safetensors"),
+        "in/deeper": (1, "in/deeper"), "in/other": (2, "./in/other"),
+    }  # fmt: skip
 
 
 def test_of_an_index_one_for_a_platform_is_read(registry: Registry, folder: Path) -> None:

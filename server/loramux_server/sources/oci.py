@@ -13,6 +13,7 @@ from typing import Any
 
 from loramux_adapters.errors import shown
 from loramux_server.sources.archive import ArchiveError, members
+from loramux_server.sources.image_layers import Layers
 from loramux_server.sources.snapshot import (
     OPTIONAL,
     PACKAGE_SUFFIX,
@@ -94,10 +95,10 @@ class OciFiles:
         with self._errors():
             digest, manifest = self._registry.manifest(uri.reference)
             self.origin = f"oci://{uri.host}/{uri.repository}@{digest}"
-            there: dict[str, _Place] = {}
-            for layer in layers_of(manifest):
-                there |= self._files(layer)
-        self._chosen = self._choose(there)
+            there = Layers[_Place]()
+            for layer in reversed(layers_of(manifest)):
+                there.add_below(self._files(layer))
+        self._chosen = self._choose(there.files)
         self.sizes: Mapping[str, int] = {name: place.size for name, place in self._chosen.items()}
 
     def read(self, name: str) -> Iterator[bytes]:
@@ -131,9 +132,8 @@ class OciFiles:
                 return {path: _Place(digest, -1, size)}
         return {}  # a config, or a tool's own format
 
-    def _choose(self, there: Mapping[str, _Place]) -> dict[str, _Place]:
+    def _choose(self, paths: Mapping[str, _Place]) -> dict[str, _Place]:
         """Return the files that make up the adapter, by name."""
-        paths = {path.removeprefix("./").lstrip("/"): place for path, place in there.items()}
         config, tensors = REQUIRED
         folders = [path.removesuffix(config) for path in paths if f"/{path}".endswith(f"/{config}")]
         folders = [folder for folder in folders if folder + tensors in paths]
