@@ -4,7 +4,6 @@ The fields are those of `loramux.v1.SamplingParams` that do not depend on the re
 tokens with which an encoder-decoder begins its output.
 """
 
-import math
 from collections.abc import Mapping
 from typing import cast
 
@@ -74,10 +73,10 @@ def check_generation(defaults: Mapping[str, object], where: str) -> Mapping[str,
 
 def _check_number(where: str, name: str, value: object) -> None:
     low, high = NUMBERS[name]
-    is_number = type(value) in (int, float) and math.isfinite(cast(float, value))
+    is_in_range = type(value) in (int, float) and low <= cast(float, value) <= high
     # top_p 0 would leave no token.
     is_open = name == "top_p"
-    if not is_number or not low <= cast(float, value) <= high or (is_open and value == low):
+    if not is_in_range or (is_open and value == low):
         begin = "above" if is_open else "from"
         raise _fault(where, name, value, f"a number {begin} {low:g} to {high:g}")
 

@@ -2,27 +2,44 @@
 
 import json
 import math
-from typing import NoReturn
+import sys
+from typing import NamedTuple, NoReturn
 
 MAX_DEPTH = 16
+_MAX_INTEGER = int(sys.float_info.max)
+_MAX_DIGITS = len(str(_MAX_INTEGER))
+
+
+class _OutOfRange(NamedTuple):
+    """Stands for a number until the key is known that has it."""
+
+    literal: str
 
 
 def _refuse_constant(literal: str) -> NoReturn:
     raise ValueError(f"{literal} is not JSON")
 
 
-def _integer(literal: str) -> int:
+def _integer(literal: str) -> int | _OutOfRange:
     # Python reads it as an integer, safetensors as a float.
     if literal == "-0":
         raise ValueError("-0 is not an integer")
+    # Other parsers read large integers as floats.
+    if len(literal.lstrip("-")) > _MAX_DIGITS or abs(int(literal)) > _MAX_INTEGER:
+        return _OutOfRange(literal)
     return int(literal)
 
 
-def _finite(literal: str) -> float:
+def _finite(literal: str) -> float | _OutOfRange:
     value = float(literal)
-    if not math.isfinite(value):
-        raise ValueError(f"{literal[:80]} is out of range")
-    return value
+    return value if math.isfinite(value) else _OutOfRange(literal)
+
+
+def _out_of_range(value: object) -> _OutOfRange | None:
+    """Return the first number in `value` that is out of range, not looking into objects."""
+    if isinstance(value, list):
+        return next(filter(None, map(_out_of_range, value)), None)
+    return value if isinstance(value, _OutOfRange) else None
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -30,6 +47,8 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     for key, value in pairs:
         if key in result:
             raise ValueError(f"key {ascii(key)[:80]} appears twice")
+        if number := _out_of_range(value):
+            raise ValueError(f"{ascii(key)[:80]} is {number.literal[:80]}, which is out of range")
         result[key] = value
     return result
 
@@ -39,8 +58,8 @@ def parse_object(raw: bytes, what: str) -> dict[str, object]:
 
     Raises:
         ValueError: `raw` is not UTF-8, not JSON, not an object, nested deeper than MAX_DEPTH, or
-            has a duplicate key, a number that is not finite, or an unpaired surrogate. The message
-            begins with `what`.
+            has a duplicate key, a number too large for a float, or an unpaired surrogate. The
+            message begins with `what`.
     """
     try:
         value = json.loads(

@@ -209,6 +209,7 @@ def refusal(source: Path, base: BaseFolder | None = None) -> str:
         ("road", {"variant": "road_3"}, "variant is 'road_3', not one of 'road_1', 'road_2'"),
         ("fourierft", {"random_loc_seed": -1}, "random_loc_seed is -1, not an integer from 0"),
         ("fourierft", {"scaling": "1"}, "scaling is '1', not a number"),
+        ("fourierft", {"scaling": 10**400}, "'scaling' is 1000"),
         ("bdlora", {"use_bdlora": {"nblocks": 5, "target_modules_bd_a": ["o_"]}}, "5 blocks"),
         ("bdlora", {"use_bdlora": {"blocks": 2}}, "use_bdlora is {'blocks': 2}, not an object of"),
     ],

@@ -182,7 +182,8 @@ def with_manifest(text: str) -> bytes:
                 ("duplicate-key", manifest().replace("{", '{"format": 1, ', 1), "'format' appears"),
                 ("duplicate-field", manifest().replace('"r"', '"r": 2, "r"'), "'r' appears twice"),
                 ("NaN", manifest(CONFIG | {"lora_dropout": float("nan")}), "NaN is not JSON"),
-                ("1e400", manifest().replace("4", "1e400"), "1e400 is out of range"),
+                ("1e400", manifest().replace("4", "1e400"), "is 1e400, which is out of range"),
+                ("10**400", manifest(CONFIG | {"lora_alpha": 10**400}), "'lora_alpha' is 1000"),
                 ("surrogate", manifest(CONFIG | {"revision": "\ud800"}), "surrogate"),
             )
         ),
@@ -280,7 +281,7 @@ def replace(name: str, make: Callable[[Path], object]) -> Callable[[Path], objec
                 ("config-not-JSON", b"r: 8", "adapter_config.json is not valid JSON"),
                 ("config-a-list", b"[]", "adapter_config.json is not a JSON object"),
                 ("duplicate-field", b'{"r": 1, "r": 2}', "'r' appears twice"),
-                ("infinite-number", b'{"lora_dropout": 1e400}', "1e400 is out of range"),
+                ("infinite-number", b'{"lora_dropout": 1e400}', "is 1e400, which is out of range"),
             )
         ),
         *(

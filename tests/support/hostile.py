@@ -49,6 +49,7 @@ CORPUS: list[Hostile] = [
     Hostile("B27-template-a-number", with_notes(chat_template=7), INVALID_CONFIG),
     Hostile("generation-of-code", with_notes(generation={"__import__": "os"}), INVALID_CONFIG),
     Hostile("generation-out-of-range", with_notes(generation={"top_p": 7}), INVALID_CONFIG),
+    Hostile("generation-of-400-digits", with_notes(generation={"top_p": 10**400}), INVALID_CONFIG),
     Hostile("an-extra-file", with_notes(files={"tokenizer.py": "1 / 0"}), INVALID_CONFIG),
 ]
 

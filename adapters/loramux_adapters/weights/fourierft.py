@@ -10,6 +10,8 @@ Mersenne Twister is the same as torch's.
 Legend: I input features, O output features, N coefficients.
 """
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -33,7 +35,7 @@ def _fourierft(layer: Layer, parts: Parts, weight_OI: Wide) -> Wide:
             "UNSUPPORTED_ADAPTER_FEATURE",
         )
     scale = layer.config.get("scaling", 150.0)
-    if type(scale) not in (int, float) or not np.isfinite(scale):  # type: ignore[call-overload]
+    if type(scale) not in (int, float) or not math.isfinite(scale):  # type: ignore[arg-type]
         raise PackageError(
             f"adapter_config.json: scaling is {shown(scale)}, not a number",
             "INVALID_ADAPTER_CONFIG",
