@@ -531,6 +531,9 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
      "sampling.structured_output", "demanded"),
     ({**tool(), "sampling": SamplingParams(structured_output=StructuredOutput(regex="a"))},
      "sampling.structured_output.regex", "json_schema or json_object"),
+    ({**tool(), "sampling": SamplingParams(
+        structured_output=StructuredOutput(json_schema='{"minimum": 1e400}'))},
+     "sampling.structured_output.json_schema", "no JSON"),
     ({"tool_choice": REQUIRED, **tool(parameters='{"uniqueItems": true}')}, "tools", "uniqueItems"),
     ({"adapter": "pairs", "tool_choice": REQUIRED, **tool(parameters='{"minProperties": 1}')},
      "tools[0].parameters", "has 'minProperties'; expected none"),

@@ -1,7 +1,8 @@
 """The form that a request asks for, with checks that need no compilation."""
 
-import json
 from typing import cast
+
+import msgspec
 
 from loramux.errors import InvalidArgumentError
 from loramux.v1 import generation_pb2
@@ -82,7 +83,7 @@ def _check_texts(form: Form) -> None:
 
 def _check_schema(form: Form) -> None:
     try:
-        schema = json.loads(form.text)
+        schema = msgspec.json.decode(form.text)
     except RecursionError:
         raise _too_deep(form) from None
     except ValueError as error:
