@@ -51,6 +51,7 @@ _OPTIONS: list[tuple[str, int]] = [
 ]
 _REPEATABLE = {
     "loramux.v1.GenerationService": ["Generate", "StreamGenerate"],
+    "loramux.v1.TokenizationService": ["Tokenize", "Detokenize"],
     "loramux.v1.ClassificationService": ["Classify"],
     "loramux.v1.QuestionAnsweringService": ["Answer"],
     "loramux.v1.EmbeddingService": ["Embed"],
@@ -60,7 +61,8 @@ _REPEATABLE = {
     "loramux.v1.ServerService": ["GetServerInfo", "GetServerLoad"],
     "loramux.v1.QuarantineService": ["ListQuarantined"],
 }
-"""Methods without side effects, or whose effect is the same if repeated."""
+"""Methods without side effects, or whose effect is the same if repeated. Not WatchAdapters, which
+would miss changes in between."""
 _POLICY = {
     "maxAttempts": MAX_ATTEMPTS,
     "initialBackoff": f"{INITIAL_BACKOFF}s",
