@@ -76,11 +76,13 @@ class AioRoutedStream:
                 if self._next is None:
                     self._call = await self._attempt()
                     self._next = aiter(self._call).__anext__
+                    if self._code is not None:  # cancelled by another task, which saw no call
+                        self.cancel()
                 answer = await self._next()
             except grpc.RpcError as error:
                 delay = None if self._has_begun else self._trip.failed(error)
                 self._trip.release()
-                if delay is None or await self._pauses.wait(delay):
+                if delay is None or await self._pauses.wait(delay) or self._code is not None:
                     self._end(error.code())
                     raise
                 self._call = self._next = None
@@ -109,9 +111,9 @@ class AioRoutedStream:
         self._callbacks.append(callback)
 
     def _end(self, code: grpc.StatusCode) -> None:
+        self._trip.release()
         if self._code is None:
             self._code = code
-            self._trip.release()
             for callback in self._callbacks:
                 callback(self)
 

@@ -83,6 +83,8 @@ class RoutedStream:
         self._has_begun = False
         self._code: grpc.StatusCode | None = None
         self._is_cancelled = False
+        self._lock = threading.Lock()
+        """Held while the call ends: another thread may cancel it."""
         self._callbacks: list[Callable[[], None]] = []
 
     def __iter__(self) -> Self:
@@ -93,9 +95,12 @@ class RoutedStream:
             try:
                 if self._call is None:
                     self._call = self._attempt()
+                    if self._is_cancelled:  # by another thread, which saw no call
+                        self._call.cancel()
                 answer: object = next(self._call)
             except grpc.RpcError as error:
-                delay = None if self._has_begun else self._trip.failed(error)
+                is_last = self._has_begun or self._is_cancelled
+                delay = None if is_last else self._trip.failed(error)
                 self._trip.release()
                 if delay is None or self._pauses.wait(delay, lambda: self._is_cancelled):
                     self._end(error.code())
@@ -114,8 +119,8 @@ class RoutedStream:
         """Cancel the call; does nothing if it has ended."""
         self._is_cancelled = True
         self._pauses.wake()
-        if self._call is not None:
-            self._call.cancel()
+        if (call := self._call) is not None:
+            call.cancel()
         self._end(grpc.StatusCode.CANCELLED)
 
     def code(self) -> grpc.StatusCode:
@@ -125,16 +130,19 @@ class RoutedStream:
 
     def add_callback(self, callback: Callable[[], None]) -> bool:
         """Have `callback` called at the end; return False if the call has ended already."""
-        if self._code is None:
-            self._callbacks.append(callback)
-        return self._code is None
+        with self._lock:
+            if self._code is None:
+                self._callbacks.append(callback)
+            return self._code is None
 
     def _end(self, code: grpc.StatusCode) -> None:
-        if self._code is None:
+        self._trip.release()
+        with self._lock:
+            if self._code is not None:
+                return
             self._code = code
-            self._trip.release()
-            for callback in self._callbacks:
-                callback()
+        for callback in self._callbacks:
+            callback()
 
 
 class RoutedChannel:

@@ -229,6 +229,7 @@ class Trip(Generic[Channel]):
         self._attempts = Attempts(router.budget, deadline)
         self._tried: set[str] = set()
         self._link: Link[Channel] | None = None
+        self._lock = threading.Lock()
 
     @property
     def remaining(self) -> float | None:
@@ -260,7 +261,8 @@ class Trip(Generic[Channel]):
         self._attempts.succeeded()
 
     def release(self) -> None:
-        """Record the end of the attempt; may be called repeatedly."""
-        if self._link is not None:
-            self._router.release(self._link)
-            self._link = None
+        """Record the end of the attempt; may be called repeatedly, and from several threads."""
+        with self._lock:
+            link, self._link = self._link, None
+        if link is not None:
+            self._router.release(link)
