@@ -1,9 +1,18 @@
 """Helpers for asyncio tasks."""
 
 import asyncio
+from contextlib import suppress
+from typing import Any
 
 
 async def ended(task: asyncio.Task[None]) -> None:
     """Cancel `task` and wait until it has ended."""
     task.cancel()
     await asyncio.wait([task])
+
+
+async def end_of(work: "asyncio.Future[Any]") -> None:
+    """Wait until `work` is done, however often the caller is cancelled meanwhile."""
+    while not work.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait([work])

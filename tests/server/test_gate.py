@@ -34,6 +34,8 @@ class Answers:
 
     def __init__(self) -> None:
         self.waiting: set[Caller] = set()
+        self.leaving = 0.0
+        """Seconds that a stream takes to clean up."""
 
     async def Generate(
         self, request: generation_pb2.GenerateRequest, context: Context
@@ -49,6 +51,7 @@ class Answers:
             yield generation_pb2.StreamGenerateResponse()
             await asyncio.Event().wait()
         finally:
+            await asyncio.sleep(self.leaving)
             self.waiting.remove(caller())
 
 
@@ -214,6 +217,17 @@ async def test_nothing_is_kept_of_calls_that_were_ended(tmp_path: Path, keys: Ke
         async with asyncio.timeout(60):
             while gate._running or gate._shut_out:  # noqa: ASYNC110 - told by nobody
                 await asyncio.sleep(0.01)
+
+
+async def test_a_call_that_was_ended_cleans_up_undisturbed(tmp_path: Path, keys: Keys) -> None:
+    user = keys.make("acme", Role.USER)
+    async with guarded(tmp_path, keys) as server:
+        server.answers.leaving = 3 * REFRESH_SECONDS
+        stream = server.stream(user)
+        assert await stream.read() is not grpc.aio.EOF
+        keys.making.revoke(user.id)
+        assert await stream.code() is UNKNOWN_CALLER
+        assert not server.answers.waiting
 
 
 async def test_nobody_may_call_what_nobody_decided_about(tmp_path: Path, keys: Keys) -> None:

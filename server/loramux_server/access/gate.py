@@ -43,7 +43,8 @@ class Gate(grpc.aio.ServerInterceptor):
         """End the running calls whose callers have lost access."""
         for caller, tasks in self._running.items():
             if why := self._authenticator.refusal(caller):
-                for task in tasks:
+                # A second cancellation would interrupt the cleanup that the first one started.
+                for task in tasks - self._shut_out.keys():
                     self._shut_out[task] = why
                     task.cancel()
 

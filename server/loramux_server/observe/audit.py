@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from loramux._json_lines import now
+from loramux_server.tasks import end_of
 
 _log = logging.getLogger("loramux.audit")
 
@@ -84,7 +85,7 @@ class Audit:
         try:
             await asyncio.shield(writing)
         except asyncio.CancelledError:
-            await asyncio.wait([writing])
+            await end_of(writing)
             raise
 
     def begin(self, act: str, **fields: object) -> "asyncio.Future[None] | None":

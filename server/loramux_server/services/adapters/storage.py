@@ -11,6 +11,7 @@ import sqlalchemy.exc
 
 from loramux.errors import LoramuxError, ResourceExhaustedError, UnavailableError
 from loramux_server.store.files import FULL
+from loramux_server.tasks import end_of
 
 T = TypeVar("T")
 
@@ -49,7 +50,7 @@ async def finished(work: "Coroutine[Any, Any, T] | asyncio.Task[T]") -> T:
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        await asyncio.wait([task])
+        await end_of(task)
         raise
 
 
@@ -66,7 +67,7 @@ async def stoppable(work: Callable[[Callable[[], bool]], T], executor: Executor 
         return await asyncio.shield(future)
     except asyncio.CancelledError:
         cancelled.set()
-        await asyncio.wait([future])
+        await end_of(future)
         if not future.cancelled():
             future.exception()  # marks it as retrieved, since nobody will
         raise
