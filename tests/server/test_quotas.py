@@ -173,12 +173,28 @@ def test_policies_change_meanwhile() -> None:
     assert setup.request() is not None
     setup.policies.kept[:] = [Policy(tenant="acme", requests_per_second=5)]
     setup.quotas.refresh()
+    assert setup.request() is not None
+    setup.clock.now += 1.0
     assert [setup.request() for _ in range(5)] == [None] * 5
     assert setup.request() is not None
     setup.policies.kept[:] = []
     setup.quotas.refresh()
     assert [setup.request() for _ in range(9)] == [None] * 9
     assert setup.quotas.policy("acme") == Policy(tenant="acme")
+
+
+@pytest.mark.parametrize(("changed", "seconds"), [
+    ({"tokens_per_minute": 60, "weight": 2}, 41), ({"tokens_per_minute": 600}, 4.1),
+    ({"tokens_per_minute": 6}, 410), ({"tokens_per_minute": None}, 0),
+])  # fmt: skip
+def test_a_debt_outlasts_a_change_of_the_policy(changed: dict[str, Any], seconds: float) -> None:
+    setup = Setup(tokens_per_minute=60)
+    with setup.quotas.tokens("acme", 60) as reserved:
+        reserved.use(100)
+    setup.policies.kept[:] = [Policy(tenant="acme", **changed)]
+    setup.quotas.refresh()
+    error = setup.tokens(1)
+    assert (error.retry_delay if error else 0) == pytest.approx(seconds)
 
 
 def test_policies_are_kept_in_the_catalog(tmp_path: Any) -> None:

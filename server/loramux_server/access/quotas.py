@@ -159,26 +159,32 @@ class Quotas:
         use = self._uses.get(tenant)
         if use is None:
             use = self._uses[tenant] = _Use(policy, None, None)
-            self._make_buckets(use)
+            self._set_buckets(use)
         elif use.policy != policy:
             use.policy = policy
-            self._make_buckets(use)
+            self._set_buckets(use)
         return use
 
     def _policy(self, tenant: str) -> Policy | None:
         return self._file.listed.policies.get(tenant) or self._known.get(tenant)
 
-    def _make_buckets(self, use: _Use) -> None:
-        now = self._clock()
+    def _set_buckets(self, use: _Use) -> None:
+        """Give `use` the buckets of its policy; buckets that it has keep their level, or debt."""
         rate, per_minute = use.policy.requests_per_second, use.policy.tokens_per_minute
-        use.requests = (
-            None if rate is None else TokenBucket(rate=rate, capacity=max(1.0, rate), now=now)
-        )
+        use.requests = None if rate is None else self._bucket(use.requests, rate, max(1.0, rate))
         use.tokens = (
             None
             if per_minute is None
-            else TokenBucket(rate=per_minute / _MINUTE, capacity=per_minute, now=now)
+            else self._bucket(use.tokens, per_minute / _MINUTE, per_minute)
         )
+
+    def _bucket(self, old: TokenBucket | None, rate: float, capacity: float) -> TokenBucket:
+        """Return `old` with another rate and capacity, or a new one, which is full."""
+        now = self._clock()
+        if old is None:
+            return TokenBucket(rate=rate, capacity=capacity, now=now)
+        old.resize(rate=rate, capacity=capacity, now=now)
+        return old
 
 
 def _unreachable(tenant: str, together: int, what: str, most: int) -> FailedPreconditionError:

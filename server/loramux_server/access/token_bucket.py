@@ -17,6 +17,12 @@ class TokenBucket:
         self._level = capacity
         self._since = now
 
+    def resize(self, *, rate: float, capacity: float, now: float) -> None:
+        """Change rate and capacity; the level stays, unless it is above the new capacity."""
+        self._fill(now)
+        self.rate, self.capacity = rate, capacity
+        self._level = min(capacity, self._level)
+
     def wait(self, amount: float, now: float) -> float:
         """Return the seconds until `amount` is available; infinite if it never will be."""
         self._fill(now)
