@@ -311,6 +311,8 @@ def test_a_mark_that_tells_strings_goes_before_the_schema(
     ({"enum": ["a", 1, None, True, 1.5, [], {}]},
      {"string", "integer", "null", "boolean", "number", "array", "object"}),
     ({"const": "a"}, {"string"}), ({"$ref": "#/$defs/word"}, {"string"}),
+    ({"enum": ["1", 1], "type": "integer"}, {"integer"}),
+    ({"enum": [1], "type": "unknown"}, {"integer"}),
     ({"$ref": "#/$defs/a~1b"}, {"integer"}), ({"allOf": [{"$ref": "#/$defs/word"}]}, {"string"}),
     ({"anyOf": [{"type": "string"}, {"$ref": "#/$defs/many"}]}, {"string", "array", "null"}),
     ({}, None), (True, None), (False, None), ({"$ref": "#/$defs/round"}, None),

@@ -4,7 +4,13 @@ from collections.abc import Sequence, Set
 from typing import Any, NamedTuple
 
 from loramux_adapters.errors import shown
-from loramux_server.tools.schemas import ANNOTATIONS, UnknownSchemaError, kind_of, kinds_of
+from loramux_server.tools.schemas import (
+    ANNOTATIONS,
+    UnknownSchemaError,
+    kind_of,
+    kinds_of,
+    values_of,
+)
 
 NAMED: dict[str, list[bool | None]] = {"boolean": [True, False], "null": [None]}
 """JSON type -> its values, for types that Python spells differently."""
@@ -73,9 +79,11 @@ def split(alternatives: Sequence[dict[str, Any]]) -> Choice:
         if "const" in keys or "enum" in keys:
             if unknown := sorted(keys - {"type", "const", "enum"}):
                 raise UnknownSchemaError(f"has {unknown[0]!r} beside its values")
-            values = [each["const"]] if "const" in keys else each["enum"]
-            if not isinstance(values, list):
-                raise UnknownSchemaError(f"has 'enum' that is {shown(values)}, which is no list")
+            if not isinstance(each.get("enum", []), list):
+                raise UnknownSchemaError(
+                    f"has 'enum' that is {shown(each['enum'])}, which is no list"
+                )
+            values = values_of(each) or []
             choice.words.extend(value for value in values if isinstance(value, str))
             for is_named in (True, False):  # these may be written differently
                 rest = [

@@ -124,9 +124,43 @@ def _are_disjoint(unions: Sequence[Sequence[dict[str, Any]]]) -> bool:
 
 def kinds_of(schema: dict[str, Any]) -> frozenset[str] | None:
     """Return the JSON types that an alternative allows; None for any."""
-    values = [schema["const"]] if "const" in schema else schema.get("enum")
-    if isinstance(values, list):
-        return frozenset(map(kind_of, values))
+    values = values_of(schema)
+    return _types(schema) if values is None else frozenset(map(kind_of, values))
+
+
+def values_of(schema: dict[str, Any]) -> list[Any] | None:
+    """Return the values that `const` and `enum` both allow, of the types in `type`.
+
+    None if there is neither, which allows all values of those types.
+    """
+    values = schema.get("enum")
+    if not isinstance(values, list):
+        values = None
+    if "const" in schema:
+        const = schema["const"]
+        is_allowed = values is None or any(_is_same(const, each) for each in values)
+        values = [const] if is_allowed else []
+    kinds = _types(schema)
+    if values is None or not kinds or not kinds <= _ALL:
+        return values
+    return [each for each in values if _is_of(each, kinds)]
+
+
+def _is_same(one: object, other: object) -> bool:
+    """Return whether two values are the same in JSON; in Python, True equals 1."""
+    return one == other and isinstance(one, bool) == isinstance(other, bool)
+
+
+def _is_of(value: object, kinds: frozenset[str]) -> bool:
+    """Return whether a value has one of some JSON types; 1 is a number, and 1.0 an integer."""
+    kind = kind_of(value)
+    if isinstance(value, float) and value.is_integer() and "integer" in kinds:
+        return True
+    return kind in kinds or (kind == "integer" and "number" in kinds)
+
+
+def _types(schema: dict[str, Any]) -> frozenset[str] | None:
+    """Return the JSON types in `type`; None if it has none."""
     kinds = schema.get("type")
     if isinstance(kinds, str):
         return frozenset({kinds})
