@@ -15,6 +15,7 @@ import pytest
 from loramux.errors import AlreadyExistsError, FailedPreconditionError, NotFoundError
 from loramux_adapters import read_package
 from loramux_server.store.blobs import Blobs, Staged, StoreLockedError
+from loramux_server.store.names import Names
 from loramux_server.store.record import AdapterRecord, directory_record
 from loramux_server.store.reference import parse_reference
 from loramux_server.store.registry import Registry
@@ -405,6 +406,20 @@ def test_leases_do_not_wait_for_the_database(
         writing.result()
         assert was_free
     assert registry.names() == ["a"]
+
+
+def test_a_name_is_not_looked_up_while_it_goes(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(registry, "a", 0)
+    with ThreadPoolExecutor() as pool:
+        with slow(monkeypatch, Names, "_set_end") as has_begun:
+            pool.submit(registry.delete, "a")
+            assert has_begun.wait(timeout=60)
+            looking = pool.submit(registry.check_writable, "a", "name")
+            time.sleep(0.05)
+            assert not looking.done()
+        assert looking.result() is None
 
 
 def test_leases_do_not_wait_for_files_to_go(

@@ -135,10 +135,10 @@ class Names:
         entries = self._entries.values()
         return {record.key: record for entry in entries for record in entry.versions.values()}
 
-    def after(self, adapter: Adapter | None) -> Iterator[Adapter]:
-        """Yield the adapters from `adapter` on, itself included, sorted by tenant and name."""
+    def after(self, adapter: Adapter | None) -> list[Adapter]:
+        """Return the adapters from `adapter` on, itself included, sorted by tenant and name."""
         begin = bisect_left(self._order, adapter) if adapter else 0
-        yield from self._order[begin:]
+        return self._order[begin:]
 
     def add(self, record: AdapterRecord) -> None:
         """Add a version, or replace its record by a changed one."""

@@ -192,7 +192,8 @@ class Registry:
             FailedPreconditionError: The name belongs to the directory.
         """
         reference = parse_name(name, field)
-        newest = self._names.newest((reference.tenant, reference.name))
+        with self._lock:
+            newest = self._names.newest((reference.tenant, reference.name))
         if newest and newest.is_provided:
             raise read_only(name, field)
 
