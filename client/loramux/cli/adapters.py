@@ -211,8 +211,8 @@ def plain(adapter: Adapter) -> dict[str, object]:
 def _bar(is_quiet: bool) -> Progress:
     console = Console(stderr=True)
     columns = (
-        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
-        TimeRemainingColumn(),
+        TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(),
+        TransferSpeedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
     return Progress(*columns, console=console, disable=is_quiet or not console.is_terminal)
 

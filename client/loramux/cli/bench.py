@@ -15,6 +15,7 @@ from loramux.bench import Record, Report, closed_loop, open_loop, parse_lengths,
 from loramux.bench.workload import POPULARITIES
 from loramux.cli.options import DEFAULT_SERVER, Json, Server
 from loramux.cli.sampling import Priority
+from loramux.cli.tables import table_console
 
 
 def bench(
@@ -93,7 +94,7 @@ def bench(
     if as_json:
         print(json.dumps(dataclasses.asdict(report)))
     else:
-        Console().print(_table(report))
+        table_console().print(_table(report))
 
 
 def _table(report: Report) -> Table:

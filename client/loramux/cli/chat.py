@@ -88,7 +88,9 @@ class Conversation:
         with contextlib.suppress(KeyboardInterrupt):
             for chunk in chunks:
                 answer.append(chunk.text)
-                console.print(chunk.reasoning, end="", style="dim", markup=False, highlight=False)
+                console.print(
+                    chunk.reasoning, end="", style="dim", markup=False, emoji=False, highlight=False
+                )
                 console.out(chunk.text, end="", highlight=False)
         console.out()
         self.messages = [*asked, {"role": "assistant", "content": "".join(answer)}]
@@ -207,5 +209,7 @@ def _talk(conversation: Conversation, first: str | None, images: Sequence[Image]
                 shown, images = images, ()
                 conversation.say(text, console, shown)
         except (InvalidArgumentError, OSError) as error:  # such as a conversation that is too long
-            console.print(f"loramux: {error}", style="red", markup=False, highlight=False)
+            console.print(
+                f"loramux: {error}", style="red", markup=False, emoji=False, highlight=False
+            )
         text = None

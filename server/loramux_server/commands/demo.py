@@ -47,7 +47,7 @@ def demo(
     """Run a server with the embedded model and show a mixed batch."""
     # Handled like Ctrl-C, so that the server is stopped, too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    console = Console()
+    console = Console(markup=False, emoji=False)
     examples = held_out_examples(EXAMPLES_EACH)
     with tempfile.TemporaryDirectory(prefix="loramux-demo-") as folder:
         begin = time.monotonic()
@@ -202,4 +202,4 @@ def _print_commands(console: Console, title: str, lines: tuple[str, ...]) -> Non
     """Print commands to type, without wrapping lines."""
     console.print(f"{title}\n")
     for line in lines:
-        console.print(f"  {line}", soft_wrap=True, highlight=False, markup=False)
+        console.print(f"  {line}", soft_wrap=True, highlight=False)

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from loramux.cli.options import Json, parse_duration
+from loramux.cli.tables import show
 from loramux_server.access.caller import Role
 from loramux_server.access.key import Key, new_key, parse_key
 from loramux_server.access.server_secret import ServerSecretError
@@ -188,11 +187,11 @@ def ls(store: Store = None, url: CatalogUrl = None, as_json: Json = False) -> No
     if as_json:
         print(json.dumps([_plain(record) for record in records]))
         return
-    table = Table("id", "tenant", "role", "created", "state", "label", box=None, pad_edge=False)
+    rows = []
     for record in records:
         made = f"{record.created_at.astimezone():%Y-%m-%d %H:%M}"
-        table.add_row(record.id, record.tenant, record.role, made, _state(record), record.label)
-    Console().print(table)
+        rows.append([record.id, record.tenant, record.role, made, _state(record), record.label])
+    show("id tenant role created state label", rows)
 
 
 @contextmanager

@@ -12,10 +12,9 @@ from dataclasses import asdict, replace
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from loramux.cli.options import Json
+from loramux.cli.tables import show
 from loramux_adapters import check_name
 from loramux_server.commands.stores import (
     AuditLog,
@@ -155,19 +154,14 @@ def ls(store: Store = None, url: CatalogUrl = None, as_json: Json = False) -> No
         since = {tenant: moment.isoformat() for tenant, moment in disabled.items()}
         print(json.dumps([asdict(p) | {"disabled_at": since.get(p.tenant)} for p in policies]))
         return
-    table = Table(
-        "tenant", "requests/s", "tokens/min", "concurrent", "weight", "state",
-        box=None, pad_edge=False,
-    )  # fmt: skip
+    rows = []
     for policy in policies:
         limits = (
             policy.requests_per_second, policy.tokens_per_minute, policy.concurrent_requests
         )  # fmt: skip
         shown = [_ANY if limit is None else f"{limit:,}" for limit in limits]
-        table.add_row(
-            policy.tenant, *shown, str(policy.weight), _state(disabled.get(policy.tenant))
-        )
-    Console().print(table)
+        rows.append([policy.tenant, *shown, policy.weight, _state(disabled.get(policy.tenant))])
+    show("tenant requests/s tokens/min concurrent weight state", rows)
 
 
 def _state(disabled_at: datetime.datetime | None) -> str:
