@@ -1,6 +1,7 @@
 """What health checks are told of an engine that does nothing."""
 
 import asyncio
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 from loramux_server.engine_link.client import EngineClient
 from loramux_server.engine_link.probe import Probe
+from loramux_server.engine_link.quarantine import Quarantine
 from loramux_server.wire.engine_config import EngineConfig
 from loramux_server.wire.messages import (
     BatchSize,
@@ -32,10 +34,15 @@ class Engine(EngineClient):
     """An engine that makes tokens, or does not."""
 
     def __init__(self) -> None:
-        super().__init__(EngineConfig(model=""), on_report=print, on_ready=print)
+        super().__init__(
+            EngineConfig(model=""), on_report=print, on_ready=print, quarantine=Quarantine(2)
+        )
         self.sent: list[ToEngine] = []
         self.is_well = True
-        self.process: Any = SimpleNamespace(is_ready=True, send=self._take, seconds_to_ready=1.0)
+        self.on_submit: Callable[[], object] = lambda: None
+        self.process: Any = SimpleNamespace(
+            is_ready=True, send=self._take, seconds_to_ready=1.0, ran_out_of_memory=False
+        )
 
     @property
     def num_probes(self) -> int:
@@ -43,6 +50,8 @@ class Engine(EngineClient):
 
     def _take(self, message: ToEngine) -> None:
         self.sent.append(message)
+        if isinstance(message, Submit):
+            self.on_submit()
         if self.is_well and isinstance(message, Submit):
             token = Token(message.request_id, 1, Finish.LENGTH)
             self._dispatch(Report(stats=STATS, tokens=[token]))
@@ -89,6 +98,28 @@ async def test_work_of_callers_is_proof_enough(probed: Probed) -> None:
         await asyncio.sleep(INTERVAL / 4)
     assert probed.told == []
     assert probed.engine.num_probes == 0
+
+
+async def test_a_probe_that_waits_behind_the_work_of_callers_proves_nothing(
+    probed: Probed,
+) -> None:
+    engine = probed.engine
+    engine.is_well = False
+    engine.on_submit = lambda: probed.probe.report(
+        Report(stats=STATS, batch=BatchSize(1, 1, 0, 0.1))
+    )
+    await until(lambda: engine.num_probes == 2)
+    assert probed.told == []
+    engine.on_submit = lambda: None
+    await until(lambda: probed.told == [False])
+
+
+async def test_a_probe_is_never_in_quarantine(probed: Probed) -> None:
+    engine = probed.engine
+    engine.is_well = False
+    engine.on_submit = lambda: engine._ready_or_dead(False)
+    await until(lambda: engine.num_probes == 3)
+    assert engine.quarantine.entries == []
 
 
 async def test_an_engine_that_is_away_is_left_alone(probed: Probed) -> None:

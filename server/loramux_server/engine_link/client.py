@@ -65,6 +65,7 @@ class _Call:
     mailbox: Mailbox[Any]
     index: int
     ask: Ask
+    is_probe: bool
 
 
 class EngineClient:
@@ -106,6 +107,7 @@ class EngineClient:
         timeout: float | None = None,
         weight: int = 1,
         priority: int = 0,
+        is_probe: bool = False,
     ) -> int:
         """Send a request to the engine and return its id.
 
@@ -116,16 +118,18 @@ class EngineClient:
             timeout: Seconds within which it must finish.
             weight: Fair-share weight of its tenant.
             priority: Order among the requests of its tenant; lower goes first.
+            is_probe: Whether it is the server's own health probe, which quarantine ignores.
 
         Raises:
             UnavailableError: The engine is not ready.
             FailedPreconditionError: The request or its adapter is in quarantine.
         """
-        self.quarantine.check(ask)
+        if not is_probe:
+            self.quarantine.check(ask)
         if not self.process.is_ready:
             raise self._unavailable("is starting")
         self._next_id += 1
-        self._calls[self._next_id] = _Call(mailbox, index, ask)
+        self._calls[self._next_id] = _Call(mailbox, index, ask, is_probe)
         self.process.send(Submit(self._next_id, ask, timeout, weight, priority))
         return self._next_id
 
@@ -202,7 +206,9 @@ class EngineClient:
     def _ready_or_dead(self, is_ready: bool) -> None:
         self._on_ready(is_ready)
         if not is_ready:
-            self.quarantine.engine_died(call.ask for call in self._calls.values())
+            self.quarantine.engine_died(
+                call.ask for call in self._calls.values() if not call.is_probe
+            )
             if self.process.ran_out_of_memory:
                 self._end_all(self._unavailable("ran out of memory", "ENGINE_OUT_OF_MEMORY"))
             else:
