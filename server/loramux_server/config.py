@@ -145,9 +145,10 @@ def _check_names(names: tuple[str, ...]) -> None:
 
 def _explained(message: str, settings: dict[str, object]) -> str:
     """Return msgspec's `message`, rewritten to name the flag and its value."""
-    expected, at, name = message.rstrip("`").partition(" - at `$.")
+    expected, at, path = message.rstrip("`").partition(" - at `$.")
     if not at:
         return message
+    name = path.partition("[")[0]  # without the place in a tuple
     return f"{_flag(name)} is {settings[name]!r}; {expected[:1].lower()}{expected[1:]}"
 
 

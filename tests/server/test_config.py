@@ -122,6 +122,7 @@ def test_every_field_is_described() -> None:
             1 << 28,
             "--max-image-pixels is 268435456; expected `int` <= 178956970",
         ),
+        ("hub_allow", ["a", 1], "--hub-allow is ['a', 1]; expected `str`, got `int`"),
         ("default_timeout", 0.0, "--default-timeout is 0.0; expected `float` > 0"),
         ("default_timeout", float("nan"), "--default-timeout is nan"),
         ("drain_timeout", -1.0, "--drain-timeout is -1.0"),
