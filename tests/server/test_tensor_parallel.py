@@ -1,5 +1,7 @@
 """Two processes that hold a model together give what one process gives."""
 
+import resource
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -47,6 +49,8 @@ class Setup:
     alone: Harness
     together: Harness
     sources: list[AdapterSource]
+    follower: int
+    """Process id."""
 
     def submit(self, prompt: list[int], source: AdapterSource | None) -> list[int]:
         return [
@@ -77,7 +81,7 @@ def setup(
     with Team(config) as team:
         together = Harness(load_model(config, team), team=team, **settings)
         alone = Harness(load_base_model(config.model, device="cpu"), **settings)
-        yield Setup(alone, together, sources)
+        yield Setup(alone, together, sources, *team.pids)
 
 
 def test_a_mixed_batch_gives_the_same(setup: Setup) -> None:
@@ -151,24 +155,55 @@ def test_each_process_takes_less_and_the_frontend_is_told_of_whole_layers(setup:
     assert bytes_together / together.num_blocks == bytes_alone / alone.num_blocks / 2
 
 
-def test_an_adapter_that_only_the_leader_can_read_ends_its_requests_alone(
-    setup: Setup, tmp_path: Path
-) -> None:
+def only_in_host_memory(setup: Setup, folder: Path) -> AdapterSource:
+    """Return an adapter that was on the device: followers have to read its file again."""
     model, together = tiny_model("llama"), setup.together
     if "Qwen3" in together.info.architecture:
         model = tiny_model("qwen3")
-    saved = save_adapter(model, tmp_path / "a", seed=9, r=2, target_modules=["o_proj"])
-    source = pack_source(saved, tmp_path / "a.package")
-    before = together.submit([5, 6], source)
-    together.run()
-    for other in setup.sources:  # until it has left the device, but not memory of the host
-        together.submit([5, 6], other)
+    saved = save_adapter(model, folder / "a", seed=9, r=2, target_modules=["o_proj"])
+    source = pack_source(saved, folder / "a.package")
+    for each in (source, *setup.sources):
+        request = together.submit([5, 6], each)
         together.run()
+        assert len(together.output(request)) == 8
+    return source
+
+
+def test_an_adapter_that_only_the_leader_can_read_ends_its_requests_alone(
+    setup: Setup, tmp_path: Path
+) -> None:
+    source, together = only_in_host_memory(setup, tmp_path), setup.together
     Path(source.path).unlink()
-    after, base = together.submit([5, 6], source), together.submit([5, 6], None)
+    request, base = together.submit([5, 6], source), together.submit([5, 6], None)
     together.run()
-    assert len(together.output(before)) == len(together.output(base)) == 8
-    assert together.failures[after].reason == "ADAPTER_DAMAGED"
+    assert len(together.output(base)) == 8
+    assert together.failures[request].reason == "ADAPTER_DAMAGED"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sets limits of another process")
+@pytest.mark.parametrize(("limit", "most", "reason"), [
+    ("AS", 64 << 30, "ENGINE_OUT_OF_MEMORY"), ("NOFILE", 0, "STORE_UNAVAILABLE"),
+])  # fmt: skip
+def test_a_follower_that_runs_out_of_something_fails_only_that_load(
+    setup: Setup, tmp_path: Path, limit: str, most: int, reason: str
+) -> None:
+    source, together = only_in_host_memory(setup, tmp_path), setup.together
+    path, kind = Path(source.path), getattr(resource, f"RLIMIT_{limit}")
+    packed, before = path.read_bytes(), resource.prlimit(setup.follower, kind)
+    with path.open("r+b") as file:
+        file.truncate(1 << 40)  # larger than the memory that a follower may have
+    resource.prlimit(setup.follower, kind, (most, before[1]))
+    try:
+        request, base = together.submit([5, 6], source), together.submit([5, 6], None)
+        together.run()
+    finally:
+        resource.prlimit(setup.follower, kind, before)
+    assert len(together.output(base)) == 8
+    assert together.failures[request].reason == reason
+    path.write_bytes(packed)
+    again = together.submit([5, 6], source)
+    together.run()
+    assert len(together.output(again)) == 8
 
 
 @pytest.mark.parametrize("task", Task)

@@ -121,6 +121,8 @@ class Done(Struct, frozen=True, tag=True):
     """Number of a `Write`; the other commands come one at a time and have none."""
     problem: str | None = None
     """Why the command failed; None if it did not."""
+    reason: str = ""
+    """For a failed `Write`, a name of `loramux.v1.ErrorReason` without its prefix."""
 
 
 Command = Load | Divide | Allocate | Write | Run

@@ -10,6 +10,14 @@ from loramux_server.lora.packed import DamagedError
 _log = logging.getLogger(__name__)
 
 
+class ExplainedError(Exception):
+    """An error that another process has explained with `explained`."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 def explained(error: BaseException, doing: str) -> tuple[str, str]:
     """Return a name of `loramux.v1.ErrorReason` without its prefix, and a message for callers.
 
@@ -17,7 +25,7 @@ def explained(error: BaseException, doing: str) -> tuple[str, str]:
         error: What was raised.
         doing: What was being done, for the log, such as "loading sha256:…".
     """
-    if isinstance(error, DamagedError | PackageError):
+    if isinstance(error, DamagedError | PackageError | ExplainedError):
         return error.reason, str(error)
     if is_out_of_memory(error):
         return "ENGINE_OUT_OF_MEMORY", "no memory is left for it at present"

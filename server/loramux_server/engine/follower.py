@@ -4,7 +4,6 @@ It holds a shard of the base model and executes commands (`loramux_server.engine
 one end of a socket pair that the process inherits; when the other end closes, the process ends.
 """
 
-import logging
 import os
 import queue
 import shutil
@@ -29,6 +28,7 @@ from loramux_server.engine.commands import (
     decode_command,
     encode,
 )
+from loramux_server.engine.fault import explained
 from loramux_server.engine.loader import AdapterLoader
 from loramux_server.engine.model_part import divide, load_whole
 from loramux_server.engine.model_runner import ModelRunner
@@ -36,13 +36,10 @@ from loramux_server.engine.operations import backend_of
 from loramux_server.engine.process import inherited_socket, set_threads
 from loramux_server.engine.residents import loader_threads
 from loramux_server.heap import return_large_pieces, return_once
-from loramux_server.lora.packed import DamagedError
 from loramux_server.lora.segments import Residence
 from loramux_server.lora.shard import Shard
 from loramux_server.models.servable import UnservableModelError
 from loramux_server.wire.channel import read_message, write_message
-
-_log = logging.getLogger(__name__)
 
 
 class Leader:
@@ -94,18 +91,26 @@ class Part:
         self._runner.run(Batch(command.input(self._residence.__getitem__), []))
 
     def write(self, command: Write, say: Callable[[Done], None]) -> None:
-        """Read an adapter, copy its shard to its rows, acknowledge it; called on loader threads."""
-        problem = None
+        """Read an adapter, copy its shard to its rows, acknowledge it; called on loader threads.
+
+        The acknowledgement says why it failed. If there is no memory even for that, the process
+        ends, since the leader waits for it.
+        """
         try:
-            adapter = self._loader.load(command.source)
-            self._loader.write(command.source, command.row, adapter)
-            self._residence[command.row] = adapter.at(command.row)
-        except DamagedError as error:
-            problem = str(error)
-        except Exception:
-            _log.exception("loading %s failed", command.source.digest)
+            say(self._written(command))
+        except BaseException:
             os._exit(1)
-        say(Done(command.number, problem))
+
+    def _written(self, command: Write) -> Done:
+        source, row = command.source, command.row
+        try:
+            adapter = self._loader.load(source)
+            self._loader.write(source, row, adapter)
+            self._residence[row] = adapter.at(row)
+        except Exception as error:
+            reason, problem = explained(error, f"loading {source.digest}")
+            return Done(command.number, problem, reason)
+        return Done(command.number)
 
 
 def prepare(leader: Leader) -> Part:

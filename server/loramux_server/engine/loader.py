@@ -99,7 +99,7 @@ class TeamLoader:
         """Copy `adapter`, read from `source`, to rows of every process from `row` on.
 
         Raises:
-            DamagedError: A process cannot read its file.
+            ExplainedError: A follower cannot load it.
         """
         with self._team.writing(source, row):
             return self._loader.write(source, row, adapter)

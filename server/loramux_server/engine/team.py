@@ -34,8 +34,8 @@ from loramux_server.engine.commands import (
     decode_done,
     encode,
 )
+from loramux_server.engine.fault import ExplainedError
 from loramux_server.kernels import shard_group
-from loramux_server.lora.packed import DamagedError
 from loramux_server.lora.shard import Shard
 from loramux_server.models.servable import UnservableModelError
 from loramux_server.wire.adapter_source import AdapterSource
@@ -141,7 +141,7 @@ class Team:
         """Let the followers copy an adapter to `row` while the block does the same.
 
         Raises:
-            DamagedError: One of them cannot read it.
+            ExplainedError: One of them cannot load it.
         """
         number = next(self._numbers)
         answers = self._answers[number] = queue.SimpleQueue()
@@ -150,10 +150,11 @@ class Team:
             yield
         finally:
             # The rows must not be reused while any process writes to them.
-            problems = [self._answer(answers).problem for _ in self._followers]
+            found = [self._answer(answers) for _ in self._followers]
             del self._answers[number]
-        for problem in filter(None, problems):
-            raise DamagedError(problem)
+        for done in found:
+            if done.problem is not None:
+                raise ExplainedError(done.reason, done.problem)
 
     def running(self, runner: Runner) -> Runner:
         """Return a runner of steps on all processes, with `runner` for this one."""
