@@ -30,10 +30,30 @@ class Pins:
     async def pin(self, reference: str) -> AdapterRecord:
         """Pin a version and return it; its load has started then.
 
+        A cancelled call still pins or unpins in the engine what it has in the registry.
+
         Raises:
             NotFoundError: It is not registered.
             ResourceExhaustedError: It does not fit the device together with what is pinned.
         """
+        return await finished(self._pin(reference))
+
+    async def unpin(self, reference: str) -> AdapterRecord:
+        """Unpin a version and return it.
+
+        Raises:
+            NotFoundError: It is not registered.
+        """
+        return await finished(self._unpin(reference))
+
+    def forget(self, record: AdapterRecord) -> None:
+        """Handle that a version was unpinned or deleted."""
+        if self._pinned.pop(record.key, None) is None:
+            return
+        if not any(other.digest == record.digest for other in self._pinned.values()):
+            self._engine.unpin(record.digest)
+
+    async def _pin(self, reference: str) -> AdapterRecord:
         async with self._changing:
             record = self._registry.get(reference)
             others = {r.digest: r for r in self._pinned.values() if r.digest != record.digest}
@@ -45,37 +65,25 @@ class Pins:
                     reason="PINS_FULL",
                     field="name",
                 )
-            record = await self._set(record, pinned=True)
+            await self._set(record, pinned=True)
+            record = self._registry.get(str(record))  # it may have been deleted meanwhile
             self._pinned[record.key] = record
             self._tell(record)
             return record
 
-    async def unpin(self, reference: str) -> AdapterRecord:
-        """Unpin a version and return it.
-
-        Raises:
-            NotFoundError: It is not registered.
-        """
+    async def _unpin(self, reference: str) -> AdapterRecord:
         async with self._changing:
             record = await self._set(self._registry.get(reference), pinned=False)
             self.forget(record)
             return record
 
-    def forget(self, record: AdapterRecord) -> None:
-        """Handle that a version was unpinned or deleted."""
-        if self._pinned.pop(record.key, None) is None:
-            return
-        if not any(other.digest == record.digest for other in self._pinned.values()):
-            self._engine.unpin(record.digest)
-
     def _tell(self, record: AdapterRecord) -> None:
         self._engine.pin(self._registry.source_of(record).at_rest(self._base.resting))
 
     async def _set(self, record: AdapterRecord, *, pinned: bool) -> AdapterRecord:
-        setting = asyncio.to_thread(
+        return await asyncio.to_thread(
             self._registry.change, str(record), lambda found: replace(found, is_pinned=pinned)
         )
-        return await finished(setting)
 
     def _rows(self, record: AdapterRecord) -> int:
         item_bytes = self._base.resting.item_bytes(record.item_bytes)
