@@ -53,6 +53,7 @@ class QuarantineService:
         key = request.key
         if not key.startswith((REQUEST, "sha256:")):
             key = self._registry.get(key, field="key").digest
+        released = [entry for entry in self._quarantine.entries if entry.key == key]
         if not self._quarantine.clear(key):
             raise NotFoundError(
                 f"{shown(request.key)} is not in quarantine",
@@ -60,7 +61,7 @@ class QuarantineService:
                 field="key",
             )
         with storage_errors():
-            await finished(asyncio.create_task(self._write()))
+            await finished(self._write_without(released))
         return quarantine_pb2.ClearQuarantinedResponse()
 
     def _message(self, entry: Entry) -> quarantine_pb2.QuarantineEntry:
@@ -95,6 +96,14 @@ class QuarantineService:
             _log.error(
                 "the quarantine cannot be saved and would be lost in a restart: %s", error.orig
             )
+
+    async def _write_without(self, released: list[Entry]) -> None:
+        """Save the quarantine without `released`; if that fails, they are in it again."""
+        try:
+            await self._write()
+        except Exception:
+            self._quarantine.restore(released)  # as a restart would do, and for a retry
+            raise
 
     async def _write(self) -> None:
         async with self._writing:

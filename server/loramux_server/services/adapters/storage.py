@@ -68,6 +68,4 @@ async def stoppable(work: Callable[[Callable[[], bool]], T], executor: Executor 
     except asyncio.CancelledError:
         cancelled.set()
         await end_of(future)
-        if not future.cancelled():
-            future.exception()  # marks it as retrieved, since nobody will
         raise
