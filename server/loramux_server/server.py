@@ -46,7 +46,7 @@ from loramux_server.statuses import Statuses
 from loramux_server.store.check import ServedBase
 from loramux_server.store.directory import Directory
 from loramux_server.store.registry import Registry
-from loramux_server.tasks import ended
+from loramux_server.tasks import ended, in_background
 from loramux_server.transport.connection_limits import ConnectionLimits, message_bytes
 from loramux_server.transport.listener import Listener, held_port
 from loramux_server.transport.lora_requests import LoraRequests
@@ -317,11 +317,11 @@ class Server:
         probe = Probe(self._engine, model, interval=self._config.probe_interval, on_result=show)
         self._report_takers.append(probe.report)
         self._ready_takers.append(begin)
-        self._exit.callback(asyncio.create_task(probe.run()).cancel)
+        self._go_on(probe.run())
 
     def _go_on(self, work: Coroutine[Any, Any, None]) -> None:
         """Run `work` in the background until the server stops."""
-        self._exit.push_async_callback(ended, asyncio.create_task(work))
+        self._exit.push_async_callback(ended, in_background(work))
 
     def _on_overtime(self, resolver: Resolver | None) -> None:
         if resolver:

@@ -1,8 +1,24 @@
 """Helpers for asyncio tasks."""
 
 import asyncio
+import logging
+from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any
+
+_log = logging.getLogger(__name__)
+
+
+def in_background(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """Start `work` as a task that nobody awaits; if it fails, that is logged at once."""
+    task = asyncio.create_task(work)
+    task.add_done_callback(_log_failure)
+    return task
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()):
+        _log.error("%s ended and is not started again", task.get_coro(), exc_info=error)
 
 
 async def ended(task: asyncio.Task[None]) -> None:

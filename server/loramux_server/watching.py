@@ -55,5 +55,5 @@ async def watch(directory: Directory, interval: float) -> None:
         await asyncio.sleep(interval)
         try:
             await look(directory, settles=True)
-        except (OSError, sqlalchemy.exc.OperationalError) as error:
+        except (OSError, sqlalchemy.exc.DatabaseError) as error:
             _log.warning("cannot scan --adapters, will retry: %s", error)

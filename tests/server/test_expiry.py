@@ -1,5 +1,6 @@
 """Versions that stay for a while: how long may be asked for, and what goes when it is over."""
 
+import asyncio
 import datetime
 import sqlite3
 from collections.abc import Iterator
@@ -7,16 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import sqlalchemy.exc
 from google.protobuf.duration_pb2 import Duration
 
 from loramux.errors import InvalidArgumentError, NotFoundError
 from loramux_adapters import read_package
-from loramux_server.services.adapters.expiry import end_of, ttl_of
+from loramux_server.services.adapters.expiry import end_of, keep_expiring, ttl_of
+from loramux_server.store.catalog import Catalog
 from loramux_server.store.record import AdapterRecord
 from loramux_server.store.reference import parse_reference
 from loramux_server.store.registry import Registry
 from loramux_server.store.writing import REMOVED
+from loramux_server.tasks import ended
 from tests.support.packages import publish, small_package
+from tests.support.polling import eventually
 
 NOW = datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC)
 HOUR = datetime.timedelta(hours=1)
@@ -153,3 +158,20 @@ def test_who_asks_for_no_time_gets_no_end() -> None:
     end = end_of(HOUR)
     assert end is not None
     assert abs(end - datetime.datetime.now(datetime.UTC) - HOUR) < HOUR / 60
+
+
+async def test_what_expires_goes_once_the_database_answers_again(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(registry, "a", 0, NOW - 20 * 365 * 24 * HOUR)
+    remove, errors = Catalog.remove, [sqlalchemy.exc.InternalError("", {}, Exception("read-only"))]
+
+    def failing(catalog: Catalog, records: list[AdapterRecord]) -> None:
+        if errors:
+            raise errors.pop()
+        remove(catalog, records)
+
+    monkeypatch.setattr(Catalog, "remove", failing)
+    task = asyncio.create_task(keep_expiring(registry, 0.01))
+    assert await asyncio.to_thread(eventually, lambda: not registry.names())
+    await ended(task)

@@ -316,6 +316,33 @@ async def test_keys_that_cannot_be_read_stay_as_they_were_and_that_is_said_once(
                 await asyncio.sleep(0.02)
 
 
+class Broken(Certificates):
+    """Fails as certificates are not known to fail."""
+
+    def refresh(self) -> None:
+        super().refresh()
+        raise RuntimeError("broken")
+
+
+async def test_keys_are_looked_at_again_after_a_look_that_failed_or_could_not_begin(
+    tmp_path: Path, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user, tls = keys.make("acme", Role.USER), Broken()
+    async with guarded(tmp_path, keys, tls) as server:
+        tried = asyncio.Event()
+
+        def no_thread(*_: object) -> None:
+            tried.set()
+            raise RuntimeError("can't start new thread")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(asyncio, "to_thread", no_thread)
+            await asyncio.wait_for(tried.wait(), 60)
+        keys.making.revoke(user.id)
+        await asyncio.wait_for(server.becomes(user, UNKNOWN_CALLER), 20)
+        assert tls.num_looks
+
+
 async def test_there_is_a_pause_between_two_looks_at_keys(tmp_path: Path, keys: Keys) -> None:
     tls, clock = Certificates(), asyncio.get_running_loop()
     async with guarded(tmp_path, keys, tls):

@@ -62,25 +62,28 @@ class Entrance:
         """
         while True:
             await asyncio.sleep(REFRESH_SECONDS)
-            await finished(asyncio.to_thread(self._refresh, tls))
+            try:
+                await finished(asyncio.to_thread(self._refresh, tls))
+            except Exception as error:  # no thread can be started, for example
+                self._say(_cause(error))
             self.gate.shut_out()
 
     def _refresh(self, tls: ServerTls | None) -> None:
         causes = list[str]()
-        for source in (self._file, self._ring, self.quotas, self._tenants):
+        sources = [self._file.refresh, self._ring.refresh, self.quotas.refresh]
+        sources += [self._tenants.refresh, *([tls.refresh] if tls else [])]
+        for refresh in sources:
             try:
-                source.refresh()
+                refresh()
             except Exception as error:  # must stop neither the other sources nor the next attempt
                 causes.append(_cause(error))
         self._say("; ".join(dict.fromkeys(causes)))
-        if tls is not None:
-            tls.refresh()
 
     def _say(self, cause: str) -> None:
         """Log why a reload failed, once while the cause is the same."""
         if cause and cause != self._said:
             _log.warning(
-                "cannot reload keys, limits and tenants, keeping the current ones: %s", cause
+                "cannot reload keys, tenants or certificates, keeping the current ones: %s", cause
             )
         self._said = cause
 

@@ -92,7 +92,7 @@ class QuarantineService:
         )
         try:
             await self._write()
-        except sqlalchemy.exc.OperationalError as error:
+        except sqlalchemy.exc.DatabaseError as error:
             _log.error(
                 "the quarantine cannot be saved and would be lost in a restart: %s", error.orig
             )

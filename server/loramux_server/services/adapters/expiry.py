@@ -48,7 +48,7 @@ async def keep_expiring(registry: Registry, every: float) -> None:
         await asyncio.sleep(every)
         try:
             await finished(asyncio.to_thread(expire, registry))
-        except (OSError, sqlalchemy.exc.OperationalError) as error:
+        except (OSError, sqlalchemy.exc.DatabaseError) as error:
             why = str(error).partition("\n")[0]
             if why != said:  # a database may be down for long
                 _log.warning("cannot delete expired adapters, will retry: %s", why)
