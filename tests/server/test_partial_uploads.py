@@ -94,6 +94,16 @@ def test_too_many_at_once_put_aside_the_one_that_waits_longest(
     assert caught.value.reason == "TOO_MANY_UPLOADS"
 
 
+def test_who_was_put_aside_has_to_begin_again(uploads: Uploads) -> None:
+    upload = uploads.start("a", DIGEST, len(PACKAGE))
+    uploads.close()  # as when there are too many
+    again = uploads.start("a", DIGEST, len(PACKAGE))
+    with pytest.raises(NotFoundError, match="begin with StartUpload again"):
+        uploads.write(upload, 0, PACKAGE)
+    uploads.end(upload)
+    assert uploads.write(again, 0, PACKAGE) == len(PACKAGE)
+
+
 def test_a_second_try_to_publish_holds_the_bytes_once(
     registry: Registry, uploads: Uploads, tmp_path: Path
 ) -> None:
@@ -106,6 +116,19 @@ def test_a_second_try_to_publish_holds_the_bytes_once(
     uploads.end(upload)
     registry.delete("a")
     assert list((tmp_path / "blobs").glob("*/*")) == []
+
+
+def test_what_is_put_aside_after_a_try_to_publish_holds_its_file_only(
+    registry: Registry, uploads: Uploads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = uploads.start("a", DIGEST, len(PACKAGE))
+    uploads.write(upload, 0, PACKAGE)
+    registry.publish("a", upload.staged, read_package(upload.staged.file, upload.size))
+    monkeypatch.setattr("loramux_server.store.uploads.MAX_UPLOADS", 1)
+    uploads.start("b", DIGEST, len(PACKAGE))
+    assert len(registry.leases) == 0
+    assert list((tmp_path / "blobs").glob("*/*")) == []
+    assert uploads.start("a", DIGEST, len(PACKAGE)).is_complete
 
 
 def test_what_is_declared_again_is_not_finished(registry: Registry, uploads: Uploads) -> None:

@@ -164,12 +164,13 @@ class Uploads:
 
         Raises:
             OutOfRangeError: Bytes before `offset` are missing.
-            NotFoundError: The upload has ended.
+            NotFoundError: The upload has ended, or was put aside.
             OSError: It cannot be written. If the store is full, the whole upload is deleted: names,
                 keys and aliases need space, too.
         """
         with upload.lock:
-            self.get(upload.id)
+            if self.get(upload.id) is not upload:  # put aside, and continued by another call
+                raise no_upload(upload.id)
             here = upload.staged.size
             if offset > here:
                 raise OutOfRangeError(
@@ -198,8 +199,9 @@ class Uploads:
     def end(self, upload: Upload, result: Registered | None = None) -> None:
         """Delete the file of an upload; `result` is what was registered, if anything."""
         with self._lock:
-            if self._open.pop(upload.id, None) is None:
+            if self._open.get(upload.id) is not upload:
                 return
+            del self._open[upload.id]
             if result:
                 self._finished[upload.id] = result
                 while len(self._finished) > _REMEMBERED:
@@ -270,6 +272,8 @@ class Uploads:
         self._open.pop(upload.id, None)
         with suppress(OSError):
             upload.staged.file.close()
+        if upload.staged.is_leased:  # it was published, and not registered
+            self._registry.leases.let_go(upload.staged.digest)
 
 
 def no_upload(upload_id: str) -> NotFoundError:
