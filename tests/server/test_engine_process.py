@@ -1,6 +1,7 @@
 """What becomes of the frontend's engine when it dies, with engines that only say they are ready."""
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -133,6 +134,24 @@ async def test_a_lack_of_memory_ends_the_first_engine_and_is_waited_out_by_the_n
     assert await is_so(lambda: "it does not fit" in caplog.text)
     engines.become()
     assert await is_so(lambda: engines.ready == [True, False, True])
+
+
+async def test_an_engine_is_started_again_once_there_can_be_another_process(
+    engines: FakeEngines, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("loramux_server.engine_link.process.RETRY_SECONDS", 0.01)
+    await engines.process.start()
+    spawn, failures = asyncio.create_subprocess_exec, [errno.EAGAIN, errno.ENOMEM]
+
+    async def failing(*arguments: Any, **options: Any) -> Any:
+        if failures:
+            raise OSError(failures.pop(0), "no process")
+        return await spawn(*arguments, **options)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", failing)
+    engines.kill()
+    assert await is_so(lambda: engines.ready == [True, False, True])
+    assert caplog.text.count("the engine cannot be started: no process") == 2
 
 
 async def test_an_engine_that_loads_is_ended_at_once(engines: FakeEngines) -> None:

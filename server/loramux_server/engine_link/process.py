@@ -28,6 +28,8 @@ _log = logging.getLogger(__name__)
 MAX_DEATHS = 5
 DEATH_WINDOW = 60.0
 """After MAX_DEATHS within this many seconds the engine is not restarted."""
+RETRY_SECONDS = 2.0
+"""Pause after an engine that could not start."""
 MIN_START_PATIENCE = 60.0
 START_PATIENCE = 10.0
 """A replacement may take this many times as long to start as the first engine did."""
@@ -128,7 +130,10 @@ class EngineProcess:
 
     async def _spawn(self) -> tuple[RunningEngine, ModelInfo]:
         begin = time.monotonic()
-        engine = self._engine = await RunningEngine.spawn(self._config)
+        try:
+            engine = self._engine = await RunningEngine.spawn(self._config)
+        except OSError as error:
+            raise EngineDiedError(f"the engine cannot be started: {error.strerror}") from error
         first = await self._first_message(engine)
         if isinstance(first, Ready):
             try:
@@ -238,6 +243,7 @@ class EngineProcess:
                 self._deaths.append(time.monotonic())
                 if not self._is_stopping:
                     _log.error("%s", error)
+                    await asyncio.sleep(RETRY_SECONDS)
             except ConfigError as error:
                 _log.error("the engine cannot be restarted: %s", error)
                 return None

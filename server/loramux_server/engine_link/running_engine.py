@@ -37,19 +37,27 @@ class RunningEngine:
 
     @staticmethod
     async def spawn(config: EngineConfig) -> "RunningEngine":
-        """Start an engine; its first message says whether it is ready."""
+        """Start an engine; its first message says whether it is ready.
+
+        Raises:
+            OSError: There can be no more processes or files at present.
+        """
         ours, theirs = socket.socketpair()
         reader, writer = await asyncio.open_connection(sock=ours, limit=1 << 20)
         writer.write(frame(encode(config)))
-        with theirs:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "loramux_server.engine.process",
-                str(theirs.fileno()),
-                pass_fds=[theirs.fileno()],
-                env=_ENVIRONMENT | os.environ,
-            )
+        try:
+            with theirs:
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    "-m",
+                    "loramux_server.engine.process",
+                    str(theirs.fileno()),
+                    pass_fds=[theirs.fileno()],
+                    env=_ENVIRONMENT | os.environ,
+                )
+        except BaseException:
+            writer.close()
+            raise
         return RunningEngine(process, reader, writer)
 
     @property
