@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from loramux.errors import AlreadyExistsError, NotFoundError, UnavailableError
+from loramux.errors import (
+    AlreadyExistsError,
+    LoramuxError,
+    NotFoundError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
 from loramux.v1.uploads_pb2 import FinishUploadResponse
 from loramux_server.store.registry import Registry
 from loramux_server.store.uploads import id_of
@@ -42,13 +48,18 @@ def files(folder: Path) -> list[Path]:
     return [*(folder / "staging").iterdir(), *(folder / "blobs").glob("*/*")]
 
 
-async def test_what_came_is_kept_while_the_engine_is_away(
-    services: Services, engine: InstantEngine, registry: Registry, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("error", [
+    UnavailableError("the engine is away", reason="ENGINE_UNAVAILABLE"),
+    ResourceExhaustedError("the queue is full", reason="QUEUE_FULL"),
+], ids=["away", "busy"])  # fmt: skip
+async def test_what_came_is_kept_while_the_engine_cannot_try_it(
+    services: Services, engine: InstantEngine, registry: Registry, tmp_path: Path,
+    error: LoramuxError,
+) -> None:  # fmt: skip
     upload_id = await services.send("a", PACKAGES[0])
-    engine.error = UnavailableError("the engine is away", reason="ENGINE_UNAVAILABLE")
+    engine.error = error
     for _ in range(3):
-        with pytest.raises(UnavailableError, match="away"):
+        with pytest.raises(type(error), match=str(error)):
             await services.finish(upload_id)
     assert registry.names() == []
     engine.error = None

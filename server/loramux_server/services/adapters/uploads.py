@@ -6,7 +6,12 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
-from loramux.errors import InvalidArgumentError, NotFoundError, UnavailableError
+from loramux.errors import (
+    InvalidArgumentError,
+    NotFoundError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
 from loramux.v1 import adapters_pb2, uploads_pb2
 from loramux_server.access.caller import caller
 from loramux_server.metrics.series import Metrics
@@ -153,8 +158,8 @@ class UploadService:
                 self._check_inherited(upload, declared.header)
                 result = await self._intake.take_upload(upload.staged, declared.header)
                 await finished(asyncio.to_thread(self._uploads.end, upload, result))
-            except (UnavailableError, asyncio.CancelledError):
-                raise  # the bytes are kept for a retry
+            except (UnavailableError, ResourceExhaustedError, asyncio.CancelledError):
+                raise  # the engine is down or busy: the bytes are kept for a retry
             except BaseException:
                 # Disk errors, too: after a failed sync, a later successful one proves nothing.
                 await finished(asyncio.to_thread(self._uploads.end, upload))
