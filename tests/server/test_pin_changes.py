@@ -9,13 +9,16 @@ from typing import Any, cast
 
 import pytest
 
-from loramux.errors import NotFoundError
+from loramux.errors import NotFoundError, UnavailableError
+from loramux.v1.residency_pb2 import PinAdapterRequest
 from loramux_server.services.adapters.pins import Pins
+from loramux_server.services.adapters.residency import ResidencyService
 from loramux_server.store.catalog import Catalog
 from loramux_server.store.record import AdapterRecord
 from loramux_server.store.registry import Registry
 from tests.support.bases import ROOMY, SMALL
 from tests.support.packages import publish, small_package
+from tests.support.services import CONTEXT
 from tests.support.slow import slow
 
 
@@ -71,3 +74,22 @@ async def test_what_is_deleted_while_it_is_pinned_is_not_pinned(
     with pytest.raises(NotFoundError, match="'a:1' is not registered"):
         await pinned.pins.pin("a")
     assert not pinned.in_engine
+
+
+@pytest.mark.parametrize("was_pinned", [False, True])
+async def test_a_pin_that_cannot_be_loaded_is_as_it_was_before(
+    pinned: Pinned, was_pinned: bool
+) -> None:
+    async def away(record: AdapterRecord) -> None:
+        raise UnavailableError("the engine is away")
+
+    intake = SimpleNamespace(registry=pinned.registry, load=away)
+    service = ResidencyService(
+        intake=cast(Any, intake), pins=pinned.pins, descriptions=cast(Any, None)
+    )
+    if was_pinned:
+        await pinned.pins.pin("a")
+    with pytest.raises(UnavailableError, match="away"):
+        await service.PinAdapter(PinAdapterRequest(name="a"), CONTEXT)
+    assert len(pinned.in_registry) == was_pinned
+    assert pinned.in_engine == pinned.in_registry

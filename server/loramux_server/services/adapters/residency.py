@@ -24,13 +24,15 @@ class ResidencyService:
         self, request: residency_pb2.PinAdapterRequest, context: Context
     ) -> residency_pb2.PinAdapterResponse:
         """Pin a version to the device, and answer once it is loaded."""
+        was_pinned = self._intake.registry.get(request.name).is_pinned
         with storage_errors():
             record = await self._pins.pin(request.name)
         try:
             await self._load(str(record))
         except LoramuxError:
-            with storage_errors():
-                await self._pins.unpin(str(record))
+            if not was_pinned:
+                with storage_errors():
+                    await self._pins.unpin(str(record))
             raise
         return residency_pb2.PinAdapterResponse(adapter=self._descriptions.of(record))
 
