@@ -3,6 +3,7 @@
 import datetime
 import errno
 import os
+import resource
 import sqlite3
 import sys
 from collections.abc import Awaitable, Callable, Iterator
@@ -214,3 +215,16 @@ def test_a_disk_that_keeps_no_room_takes_new_versions(
     registry = Registry(tmp_path)
     assert publish(registry, "a", small_package(0)).version == 1
     registry.close()
+
+
+def test_a_lack_of_descriptors_does_not_end_reserving(tmp_path: Path) -> None:
+    reserve = Reserve(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        assert reserve.keep()  # says nothing of the disk
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert not reserve.is_kept
+    assert reserve.keep()
+    assert reserve.is_kept

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from loramux_adapters.files import PASSING
 from loramux_server.store.files import FULL
 
 RESERVE_BYTES = 8 << 20
@@ -27,7 +28,7 @@ class Reserve:
         self._folder = folder
         self._path = folder / "reserve"
         self._is_possible = True
-        """False once reserving failed for another reason than a full disk."""
+        """False once reserving failed for a lasting reason, other than a full disk."""
         self._is_owed = False
         """Whether this object has released the space."""
 
@@ -61,7 +62,7 @@ class Reserve:
         except OSError as error:
             if error.errno in FULL:
                 return False
-            self._is_possible = False
+            self._is_possible = error.errno in PASSING
         return True
 
     def demand(self) -> None:
