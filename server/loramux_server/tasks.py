@@ -4,7 +4,9 @@ import asyncio
 import logging
 from collections.abc import Coroutine
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -25,6 +27,19 @@ async def ended(task: asyncio.Task[None]) -> None:
     """Cancel `task` and wait until it has ended."""
     task.cancel()
     await asyncio.wait([task])
+
+
+async def finished(work: "Coroutine[Any, Any, T] | asyncio.Future[T]") -> T:
+    """Await `work` to its end, even if the caller is cancelled, and return its result.
+
+    A thread cannot be cancelled, and nothing may be cleaned up while it still runs.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await end_of(task)
+        raise
 
 
 async def end_of(work: "asyncio.Future[Any]") -> None:

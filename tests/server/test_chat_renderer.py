@@ -128,6 +128,19 @@ async def test_a_caller_that_gives_up_takes_no_answer_of_the_next(renderer: Rend
         await given_up
 
 
+async def test_a_caller_that_gives_up_does_not_keep_the_process_from_starting(
+    renderer: Renderer,
+) -> None:
+    before = children()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await renderer.render(request(SIMPLE))
+    started = children() - before
+    assert len(started) == 1
+    assert await renderer.render(request(SIMPLE)) == WELL
+    assert children() - before == started
+
+
 async def test_helpers_work_behind_closed_doors(renderer: Renderer) -> None:
     template = (
         "{{ strftime_now('%Y-%m-%d') | length }} {{ {'a': [1, 'é']} | tojson }} "

@@ -14,7 +14,8 @@ from loramux.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
-from loramux_server.services.adapters.storage import finished, storage_errors
+from loramux_server.services.adapters.storage import storage_errors
+from loramux_server.tasks import finished
 
 
 def database_error(text: str) -> sqlalchemy.exc.OperationalError:

@@ -17,8 +17,8 @@ from loramux_server.access.server_secret import ServerSecretError
 from loramux_server.access.tenants import Tenants
 from loramux_server.access.tls import ServerTls
 from loramux_server.config import ConfigError, ServerConfig
-from loramux_server.services.adapters.storage import finished
 from loramux_server.store.catalog import Catalog
+from loramux_server.tasks import finished
 
 _log = logging.getLogger(__name__)
 

@@ -15,6 +15,7 @@ from loramux_server.chat.messages import (
     encode,
 )
 from loramux_server.confinement.process import ConfinedProcess, LostAnswerError
+from loramux_server.tasks import finished
 
 STRIKES = 3
 REST_SECONDS = 60.0
@@ -97,6 +98,8 @@ class Renderer:
         Raises:
             TemplateLimitError: It ended without one.
         """
+        # A cancelled caller must not end the start: with short deadlines it would never succeed.
+        await finished(self._process.ready())
         try:
             answer: Answer = decode_answer(await self._process.ask(encode(request), ANSWER_SECONDS))
         except LostAnswerError as lost:

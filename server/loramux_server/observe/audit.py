@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from loramux._json_lines import now
-from loramux_server.tasks import end_of
+from loramux_server.tasks import finished
 
 _log = logging.getLogger("loramux.audit")
 
@@ -79,14 +79,8 @@ class Audit:
 
     async def tell(self, act: str, **fields: object) -> None:
         """Write an action, and return once it is on disk, even if cancelled meanwhile."""
-        writing = self.begin(act, **fields)
-        if writing is None:
-            return
-        try:
-            await asyncio.shield(writing)
-        except asyncio.CancelledError:
-            await end_of(writing)
-            raise
+        if writing := self.begin(act, **fields):
+            await finished(writing)
 
     def begin(self, act: str, **fields: object) -> "asyncio.Future[None] | None":
         """Start writing an action; return a future of its end, or None if there is no file."""

@@ -21,9 +21,9 @@ from loramux.errors import (
 from loramux.types import Adapter
 from loramux_server.replica.primary import Primary
 from loramux_server.services.adapters.intake import Intake
-from loramux_server.services.adapters.storage import finished, storage_errors
+from loramux_server.services.adapters.storage import storage_errors
 from loramux_server.store.reference import parse_name
-from loramux_server.tasks import ended
+from loramux_server.tasks import ended, finished
 
 _log = logging.getLogger(__name__)
 

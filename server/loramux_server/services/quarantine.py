@@ -12,8 +12,9 @@ from loramux_server.engine_link.quarantine import REQUEST, Entry, Quarantine, du
 from loramux_server.field_errors import invalid
 from loramux_server.observe.acts import QUARANTINE_SET
 from loramux_server.observe.audit import Audit
-from loramux_server.services.adapters.storage import finished, storage_errors
+from loramux_server.services.adapters.storage import storage_errors
 from loramux_server.store.registry import Registry
+from loramux_server.tasks import finished
 from loramux_server.transport.rpc import Context
 
 _log = logging.getLogger(__name__)

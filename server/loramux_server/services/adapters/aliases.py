@@ -7,11 +7,12 @@ from loramux_server.access.caller import caller
 from loramux_server.field_errors import invalid, wrong
 from loramux_server.services.adapters.descriptions import alias_of, split_of
 from loramux_server.services.adapters.pages import page_size
-from loramux_server.services.adapters.storage import finished, storage_errors
+from loramux_server.services.adapters.storage import storage_errors
 from loramux_server.store.alias import Split
 from loramux_server.store.names import not_registered
 from loramux_server.store.reference import Reference, parse_name
 from loramux_server.store.registry import Registry
+from loramux_server.tasks import finished
 from loramux_server.transport.rpc import Context
 
 MAX_MOVED_BY = 128

@@ -8,8 +8,8 @@ import sqlalchemy.exc
 from google.protobuf.duration_pb2 import Duration
 
 from loramux_server.field_errors import wrong
-from loramux_server.services.adapters.storage import finished
 from loramux_server.store.registry import Registry
+from loramux_server.tasks import finished
 
 MIN_TTL = datetime.timedelta(seconds=1)
 MAX_TTL = datetime.timedelta(days=3650)

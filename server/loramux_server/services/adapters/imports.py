@@ -12,12 +12,13 @@ from loramux_adapters import PackageError, pack_source
 from loramux_server.field_errors import wrong
 from loramux_server.services.adapters.expiry import ttl_of
 from loramux_server.services.adapters.intake import Intake, Registration
-from loramux_server.services.adapters.storage import finished, stoppable
+from loramux_server.services.adapters.storage import stoppable
 from loramux_server.sources.policy import Opening, Sources
 from loramux_server.sources.snapshot import Snapshot, unavailable
 from loramux_server.store.blobs import Staged
 from loramux_server.store.record import AdapterRecord
 from loramux_server.store.reference import Reference, parse_name
+from loramux_server.tasks import finished
 
 MAX_AT_ONCE = 4
 

@@ -21,7 +21,6 @@ from loramux_server.engine_link.mailbox import Mailbox
 from loramux_server.field_errors import invalid
 from loramux_server.observe.call_record import note
 from loramux_server.services.adapters.expiry import end_of, ttl_of
-from loramux_server.services.adapters.storage import finished
 from loramux_server.store.blobs import Staged
 from loramux_server.store.check import ServedBase, check_package
 from loramux_server.store.other_base import other_base
@@ -29,6 +28,7 @@ from loramux_server.store.record import IMPORT, UPLOAD, AdapterRecord
 from loramux_server.store.reference import full_name, parse_name
 from loramux_server.store.registry import Registry
 from loramux_server.store.signers import ANYBODY, TrustedSigners
+from loramux_server.tasks import finished
 from loramux_server.wire.ask import Ask
 from loramux_server.wire.messages import Scores, Token
 from loramux_server.wire.model_info import ModelInfo

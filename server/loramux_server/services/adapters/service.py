@@ -24,12 +24,13 @@ from loramux_server.services.adapters.imports import Imports
 from loramux_server.services.adapters.intake import Intake
 from loramux_server.services.adapters.pages import page_size
 from loramux_server.services.adapters.selection import Selection
-from loramux_server.services.adapters.storage import finished, storage_errors
+from loramux_server.services.adapters.storage import storage_errors
 from loramux_server.services.observer import counting_failed_uploads
 from loramux_server.statuses import Statuses
 from loramux_server.store.blobs import Staged
 from loramux_server.store.record import AdapterRecord
 from loramux_server.store.reference import parse_name
+from loramux_server.tasks import finished
 from loramux_server.transport.rpc import Context
 
 MAX_EMPTY_CHUNKS = 16

@@ -2,10 +2,10 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import sqlalchemy.exc
 
@@ -39,19 +39,6 @@ def storage_errors() -> Iterator[None]:
         raise UnavailableError(
             f"the store is not available: {cause}", reason="STORE_UNAVAILABLE", retry_delay=5.0
         ) from error
-
-
-async def finished(work: "Coroutine[Any, Any, T] | asyncio.Task[T]") -> T:
-    """Await `work` to its end, even if the caller is cancelled, and return its result.
-
-    A thread cannot be cancelled, and nothing may be cleaned up while it still runs.
-    """
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await end_of(task)
-        raise
 
 
 async def stoppable(work: Callable[[Callable[[], bool]], T], executor: Executor | None = None) -> T:

@@ -19,9 +19,10 @@ from loramux_server.services.adapters.chunks import Chunks, protocol_error
 from loramux_server.services.adapters.descriptions import Descriptions
 from loramux_server.services.adapters.expiry import end_of
 from loramux_server.services.adapters.intake import Intake, Registration
-from loramux_server.services.adapters.storage import finished, storage_errors
+from loramux_server.services.adapters.storage import storage_errors
 from loramux_server.services.observer import counting_failed_uploads
 from loramux_server.store.uploads import Registered, Upload, Uploads, no_upload
+from loramux_server.tasks import finished
 from loramux_server.transport.rpc import Context
 
 _log = logging.getLogger(__name__)
