@@ -11,6 +11,7 @@ from loramux_server.chat.format import OF_BASE, ChatFormat
 from loramux_server.chat.messages import Piece, Render, Setup, Talk, Words
 from loramux_server.chat.renderer import Renderer
 from loramux_server.images.messages import Placeholder
+from loramux_server.tasks import finished
 from loramux_server.text.tokenizer import OFF_LOOP
 
 KEPT = 16
@@ -128,6 +129,10 @@ class Chat:
         added = chat_format.added_tokens
         if self._encoder and not added:
             return self._encoder
+        # A cancelled caller must not waste the work: with short deadlines it would never be done.
+        return await finished(self._prepare(added))
+
+    async def _prepare(self, added: tuple[AddedToken, ...]) -> ChatEncoder:
         async with self._preparing:
             if self._encoder is None:
                 # This takes a second for a large vocabulary.

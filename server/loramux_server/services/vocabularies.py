@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from loramux_adapters.added_tokens import AddedToken
 from loramux_server.chat.format import ChatFormat
 from loramux_server.store.instructions import Instruction
+from loramux_server.tasks import finished
 from loramux_server.text.tokenizer import TextTokenizer
 from loramux_server.wire.model_info import ModelInfo
 
@@ -35,6 +36,10 @@ class Vocabularies:
         added = self._added(told)
         if not added:
             return self._tokenizer
+        # A cancelled caller must not waste the work: with short deadlines it would never be done.
+        return await finished(self._prepare(added))
+
+    async def _prepare(self, added: tuple[AddedToken, ...]) -> TextTokenizer:
         async with self._preparing:
             own = self._own.get(added)
             if own is None:
