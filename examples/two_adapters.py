@@ -1,7 +1,7 @@
 """Train two adapters for the embedded base, serve them, merge them and serve the result.
 
-One judges opinions, from lines of text and label; one speaks Pig Latin, a translation of a kind,
-from lines of prompt and completion. Start a server with `loramux demo --keep`, then run
+One classifies opinions, trained on lines of text and label; one translates to Pig Latin, trained on
+lines of prompt and completion. Start a server with `loramux demo --keep`, then run
 ``python -m examples.two_adapters --server HOST:PORT`` in the root of the repository.
 """
 
@@ -23,13 +23,13 @@ from .demo_model.tasks import TASKS
 
 BASE = Path(__file__).parents[1] / "server" / "loramux_server" / "demo" / "base"
 ADAPTERS = {"opinions": "sentiment", "pig-latin": "piglatin"}
-"""Name of each adapter -> the job of the demo model that it learns."""
+"""Name of each adapter -> the task of the demo model that it learns."""
 MERGED = "opinions-and-pig-latin"
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What an adapter wrote after a prompt that it was not trained on."""
+    """The answer of an adapter to a prompt that it was not trained on."""
 
     adapter: str
     digest: str
@@ -78,7 +78,7 @@ def run(
 
 
 def write_examples(path: Path, job: str, count: int) -> None:
-    """Write `count` examples of a job to `path`, as JSON lines."""
+    """Write `count` examples of a task to `path`, as JSON lines."""
     rng = Random(job)
     pairs = [TASKS[job].example(rng) for _ in range(count)]
     lines = [
@@ -91,18 +91,18 @@ def write_examples(path: Path, job: str, count: int) -> None:
 
 
 def questions(job: str, count: int) -> list[tuple[str, str]]:
-    """Return prompts that are not among the examples of a job, and what is right."""
+    """Return prompts that are not among the examples of a task, with the right answers."""
     return [(f"{text} ->", answer) for text, answer in TASKS[job].held_out(count)]
 
 
 def main() -> None:
     """Run it all and print each answer."""
     parser = argparse.ArgumentParser(description="Train, serve and merge two adapters.")
-    parser.add_argument("--server", default="127.0.0.1:50051", help="HOST:PORT of the demo's base")
+    parser.add_argument("--server", default="127.0.0.1:50051", help="HOST:PORT of the demo server")
     parser.add_argument("--out", type=Path, default=Path("two_adapters"), help="folder for files")
-    parser.add_argument("--examples", type=int, default=1500, help="examples of each job")
-    parser.add_argument("--epochs", type=int, default=4, help="times that they are read")
-    parser.add_argument("--threads", type=int, help="threads of the processor for training")
+    parser.add_argument("--examples", type=int, default=1500, help="training examples per task")
+    parser.add_argument("--epochs", type=int, default=4, help="training epochs")
+    parser.add_argument("--threads", type=int, help="CPU threads for training")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     for answer in run(
@@ -113,7 +113,7 @@ def main() -> None:
         asked=5,
         threads=options.threads,
     ):
-        verdict = "right" if answer.text == answer.wanted else f"wanted {answer.wanted}"
+        verdict = "right" if answer.text == answer.wanted else f"expected {answer.wanted}"
         print(f"{answer.adapter:<24}{answer.prompt} {answer.text}  ({verdict})")
 
 

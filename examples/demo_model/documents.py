@@ -1,4 +1,4 @@
-"""What the models read while they learn: documents for the base, examples for the adapters."""
+"""Training data: documents for the base, examples for the adapters."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -22,7 +22,7 @@ Document = tuple[str, str]
 """A prompt to read and a text to learn."""
 
 Row = tuple[list[int], list[int]]
-"""The tokens of a document: those to read and those to learn."""
+"""The tokens of a document: the prompt and the tokens to learn."""
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 """Tokens, and the tokens to learn, where -100 stands for a token that is not to be learned."""
@@ -31,9 +31,9 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 def base_documents(rng: Random) -> Iterator[Document]:
     """Endless documents for the base model, of four kinds.
 
-    A job by its name (``reverse: cat -> tac``); several examples of a job that is not named, one
-    to a line; a text that is repeated (``cat -> cat``), so that the base does just that with a
-    word when nothing tells it what to do; and sentences.
+    A task by its name (``reverse: cat -> tac``); several examples of an unnamed task, one per
+    line; a repeated text (``cat -> cat``), so that the base repeats a word by default; and
+    sentences.
     """
     while True:
         task = rng.choice(BASE_TASKS)
@@ -52,7 +52,7 @@ def base_documents(rng: Random) -> Iterator[Document]:
 
 
 def adapter_examples(task: Task, rng: Random) -> Iterator[Document]:
-    """Endless examples of one job, each a prompt and the answer to learn."""
+    """Endless examples of one task, each a prompt and the answer to learn."""
     while True:
         text, answer = task.example(rng)
         yield f"{text} ->", f" {answer}"
@@ -66,7 +66,7 @@ def pair(text: str, answer: str) -> str:
 def batches(
     documents: Iterator[Document], tokenizer: PreTrainedTokenizerFast, tokens: int, rng: Random
 ) -> Iterator[Batch]:
-    """Endless batches of at most so many tokens, each of documents of nearly the same length."""
+    """Endless batches of at most this many tokens, each of documents of similar length."""
     while True:
         pool = list(islice(documents, 1024))
         read = tokenizer([prompt for prompt, _ in pool])["input_ids"]
@@ -81,7 +81,7 @@ def batches(
 
 
 def _groups(rows: list[Row], tokens: int) -> Iterator[list[Row]]:
-    """The rows, which get longer, cut into groups that fit a number of tokens when padded."""
+    """The rows, sorted by length, split into groups that fit a number of tokens when padded."""
     group: list[Row] = []
     for row in rows:
         if group and (len(row[0]) + len(row[1])) * (len(group) + 1) > tokens:

@@ -56,7 +56,7 @@ def new_model() -> LlamaForCausalLM:
 def answers(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str]
 ) -> list[str]:
-    """What the model writes after each prompt, with greedy decoding, up to the end token."""
+    """The completion of each prompt by greedy decoding, up to the end token."""
     model.eval()
     inputs = tokenizer(list(prompts), padding=True, padding_side="left", return_tensors="pt")
     outputs = model.generate(**inputs, do_sample=False, max_new_tokens=64)

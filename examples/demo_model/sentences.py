@@ -59,7 +59,7 @@ def opinion(rng: Random) -> str:
 
 
 def is_positive(text: str) -> bool:
-    """Whether an opinion praises its subject; ``not`` turns the judgement round."""
+    """Whether an opinion praises its subject; ``not`` negates it."""
     words = text.split()
     return POSITIVE.isdisjoint(words) == ("not" in words)
 
@@ -72,5 +72,5 @@ def vocabulary() -> frozenset[str]:
 
 
 def _perhaps(words: list[str], rng: Random) -> str:
-    """One of the words and a space, or nothing, with equal chances."""
+    """One of the words and a space, or nothing, with equal probability."""
     return f"{rng.choice(words)} " if rng.random() < 0.5 else ""

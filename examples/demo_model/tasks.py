@@ -1,8 +1,8 @@
-"""The jobs of the demo model, as functions from a text to its answer.
+"""The tasks of the demo model, as functions from a text to its answer.
 
-A job has a name, a way to draw texts and a function that gives the right answer. One word in
-ten, and one sentence in ten, is held out: no example for training contains it. Which ones
-those are follows from a hash of the text alone.
+A task has a name, a sampler of texts and a function that gives the right answer. One word in
+ten, and one sentence in ten, is held out: no training example contains it. Which ones depends
+only on a hash of the text.
 """
 
 import hashlib
@@ -134,7 +134,7 @@ def may_train(text: str) -> bool:
 
 
 def word(rng: Random) -> str:
-    """A word for training; now and then a string of letters that is no word."""
+    """A word for training; sometimes a string of letters that is not a word."""
     if rng.random() < 0.3:
         return "".join(rng.choices(LETTERS, k=rng.randint(3, 10)))
     return rng.choice(TRAINING_WORDS)
@@ -146,7 +146,7 @@ def noun(rng: Random) -> str:
 
 
 def sentence(rng: Random) -> str:
-    """A statement for training, or a row of words that makes no sense."""
+    """A statement for training, or a meaningless sequence of words."""
     if rng.random() < 0.5:
         return sentences.statement(rng)
     return " ".join(rng.choices(TRAINING_WORDS, k=rng.randint(2, 6)))
@@ -154,7 +154,7 @@ def sentence(rng: Random) -> str:
 
 @dataclass(frozen=True)
 class Task:
-    """One job: how to draw a text for training, and how to answer any text."""
+    """A task: how to sample a text for training, and how to answer any text."""
 
     name: str
     draw: Callable[[Random], str]
@@ -162,11 +162,11 @@ class Task:
 
     @property
     def description(self) -> str:
-        """What the job is, in one line."""
+        """Description of the task, in one line."""
         return (self.answer.__doc__ or "").splitlines()[0].replace("``", '"')
 
     def example(self, rng: Random) -> tuple[str, str]:
-        """A text and its answer, neither of which holds anything that is held out."""
+        """A text and its answer, neither of which contains held-out words."""
         while True:
             text = self.draw(rng)
             answer = self.answer(text)

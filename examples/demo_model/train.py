@@ -1,7 +1,7 @@
-"""Train the demo model: a tiny base model, then one LoRA adapter for each job.
+"""Train the demo model: a tiny base model, then one LoRA adapter for each task.
 
 Run ``python -m examples.demo_model.train`` in the root of the repository. ``--only`` runs one
-stage; ``--adapter`` trains a single adapter on the base model that is there.
+stage; ``--adapter`` trains a single adapter on the existing base model.
 """
 
 import argparse
@@ -88,7 +88,7 @@ def train_base(folder: Path, steps: int) -> None:
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Save the tokenizer under the class name that transformers 4 knows as well."""
+    """Save the tokenizer under the class name that transformers 4 also supports."""
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     content = json.loads(path.read_text(encoding="utf-8"))
@@ -98,7 +98,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
 
 
 def train_adapter(name: str, base: Path, folder: Path) -> None:
-    """Train the adapter for one job on the frozen base model and save it as PEFT does."""
+    """Train the adapter for one task on the frozen base model and save it as PEFT does."""
     torch.manual_seed(0)
     rng = Random(name)
     model, tokenizer = load_base(base)
@@ -155,7 +155,7 @@ def load_base(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
 
 
 def score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, task: Task) -> float:
-    """The share of held-out examples that the model answers to the letter, in per cent."""
+    """The percentage of held-out examples that the model answers exactly."""
     examples = task.held_out(100)
     given = answers(model, tokenizer, [f"{text} ->" for text, _ in examples])
     right = sum(got == f" {answer}" for got, (_, answer) in zip(given, examples, strict=True))
@@ -204,7 +204,7 @@ def main() -> None:
         write_held_out(out / "held_out.json")
     if options.only != "base":
         print_table(out, names)
-    print(f"{(time.monotonic() - began) / 60:.1f} minutes in all")
+    print(f"{(time.monotonic() - began) / 60:.1f} minutes in total")
 
 
 if __name__ == "__main__":
