@@ -11,23 +11,23 @@ class Row(Protocol):
 
     @property
     def series(self) -> str:
-        """The line that it is on."""
+        """The series that it belongs to."""
 
     @property
     def value(self) -> int:
-        """Where it is on the axis."""
+        """Its position on the axis."""
 
     @property
     def tokens_per_second(self) -> float:
-        """What was measured."""
+        """The measured value."""
 
     @property
     def base_tokens_per_second(self) -> float:
-        """What the base alone gave."""
+        """The value of the base alone."""
 
 
 def matplotlib() -> ModuleType:
-    """Return matplotlib, or end the program with what to install."""
+    """Return matplotlib, or exit with a message on what to install."""
     try:
         import matplotlib.figure
     except ModuleNotFoundError:

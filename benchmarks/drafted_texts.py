@@ -1,9 +1,9 @@
-"""How much of what fine-tunes write is drafted rightly: tokens for each step.
+"""Acceptance of drafts on typical outputs of fine-tuned models: tokens per step.
 
-Nothing is computed: the texts are given, as if a model had written them, and go through the drafts
-of an engine as one request after the other, all of one adapter. What a token more costs is not
-measured but given, as a part of a step (`--token-cost`). Tokens are those of a byte-level tokenizer
-made of the sources of torch and transformers; these are what is edited and written, too.
+No model runs: the texts are given, as if a model had generated them, and pass through the engine's
+drafting as consecutive requests for one adapter. The cost of an additional token is not measured
+but given, as a fraction of a step (`--token-cost`). Tokens come from a byte-level tokenizer trained
+on the sources of torch and transformers, which are also the code that is edited and written.
 
     python -m benchmarks.drafted_texts
 """
@@ -33,7 +33,7 @@ _LABELS = ("positive", "negative", "mostly neutral, and somewhat positive")
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A prompt, and what is written after it."""
+    """A prompt and its completion."""
 
     prompt: str
     answer: str
@@ -41,23 +41,27 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What was found of one kind of text."""
+    """The results for one kind of text."""
 
     kind: str
     tokens_per_step: float
     drafted_per_step: float
     time: float
-    """Of a token, where 1 is that without drafts, by the given cost."""
+    """Time per token by the given cost, relative to that without drafts."""
 
 
 def main(
-    token_cost: Annotated[float, typer.Option(help="Of a token more, as a part of a step.")] = 0.08,
-    drafts: Annotated[int, typer.Option(help="Most tokens of a draft.")] = 16,
-    texts: Annotated[int, typer.Option(help="Texts of each kind, of which half are learnt.")] = 100,
-    vocab: Annotated[int, typer.Option(help="Tokens of the tokenizer.")] = 16000,
+    token_cost: Annotated[
+        float, typer.Option(help="Cost of an additional token, as a fraction of a step.")
+    ] = 0.08,
+    drafts: Annotated[int, typer.Option(help="Maximum number of tokens in a draft.")] = 16,
+    texts: Annotated[
+        int, typer.Option(help="Texts of each kind; half of them are for learning.")
+    ] = 100,
+    vocab: Annotated[int, typer.Option(help="Vocabulary size of the tokenizer.")] = 16000,
     output: Annotated[Path | None, typer.Option(help="File for the result, as JSON.")] = None,
 ) -> None:
-    """Print how many tokens a step gives for each kind of text."""
+    """Print the tokens per step for each kind of text."""
     tokenizer = tokenizer_of(vocab)
     figures = []
     for kind, make in Texts().kinds().items():
@@ -93,7 +97,7 @@ def follow(
     speculation: Speculation,
     token_cost: float,
 ) -> Figures:
-    """Return what drafts make of the second half of `texts`, after the first."""
+    """Return the results for the second half of `texts`, after the first."""
     num_tokens = num_steps = num_drafted = 0
     for number, text in enumerate(texts):
         request = Request(number, encode(text.prompt), None, Sampling(max_tokens=_MANY, seed=0))
@@ -117,7 +121,7 @@ def follow(
 
 
 class Texts:
-    """Texts as fine-tunes are asked for, seeded."""
+    """Seeded texts of typical fine-tuning tasks."""
 
     def __init__(self) -> None:
         self._rng = random.Random(0)
@@ -127,7 +131,7 @@ class Texts:
         self._words = sorted(set(re.findall(r"[a-z]{4,9}", "".join(self._sources[:8]))))
 
     def kinds(self) -> dict[str, Callable[[], Text]]:
-        """Return what makes a text of each kind."""
+        """Return the function that makes a text, for each kind."""
         return {
             "a record as JSON": self.record,
             "one of three labels": self.label,
@@ -148,12 +152,12 @@ class Texts:
         return Text(f"{asked}\n### Fields:\n", json.dumps(fields) + "\n")
 
     def label(self) -> Text:
-        """Return words, and what somebody thinks of them."""
+        """Return words and their sentiment."""
         words = " ".join(self._rng.choice(self._words) for _ in range(30))
         return Text(f"{words}\n### Sentiment:\n", self._rng.choice(_LABELS) + "\n")
 
     def edit(self) -> Text:
-        """Return code, and the same with another name in it."""
+        """Return code, and the same with a renamed identifier."""
         code = self._piece(1500)
         name = self._rng.choice(re.findall(r"[a-z_]{5,}", code))
         return Text(
@@ -161,7 +165,7 @@ class Texts:
         )
 
     def code(self) -> Text:
-        """Return nothing to go by, and code."""
+        """Return a prompt without context, and code."""
         return Text("Write code.\n### Code:\n", self._piece(800) + "\n")
 
     def _name(self) -> str:

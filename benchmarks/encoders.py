@@ -1,8 +1,8 @@
-"""What texts cost on a base with an encoder, with adapters and without, beside others.
+"""Cost of texts on a base with an encoder, with and without adapters, compared with PEFT.
 
-A base of BERT's or T5's shape with random weights. Texts of random lengths come at once, without
-adapters and with a distinct one each: an encoder makes vectors of them, T5 writes so many tokens to
-each. transformers' own model and PEFT, with as many adapters, are given them as one padded batch.
+A base of BERT's or T5's shape with random weights. Texts of random lengths arrive at once, without
+adapters and with a distinct one each: an encoder embeds them, T5 generates a number of tokens for
+each. transformers' own model, and PEFT with as many adapters, get them as one padded batch.
 
     python -m benchmarks.encoders --shape bert-base --batch 1 --batch 8 --batch 32
     python -m benchmarks.encoders --shape t5-base --batch 1 --batch 8
@@ -40,7 +40,7 @@ from loramux_server.wire.engine_config import EngineConfig
 
 VOCAB = 2048
 _START = 2
-"""The token with which what T5 writes begins."""
+"""The token that T5's output begins with."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Shape:
 
     @property
     def adapted(self) -> dict[str, tuple[int, int, int]]:
-        """The layers that adapters change: of queries and values."""
+        """The layers that adapters change: query and value projections."""
         width = (self.hidden, self.hidden, 1)
         if not self.writes:
             return {
@@ -97,15 +97,15 @@ Texts = Sequence[Sequence[int]]
 
 
 def main(
-    batch: Annotated[list[int], typer.Option(help="Texts at once; repeatable.")],
-    shape: Annotated[str, typer.Option(help=f"Of the base: {', '.join(SHAPES)}.")] = "bert-base",
-    repeats: Annotated[int, typer.Option(help="Rounds, in turns; the median counts.")] = 3,
-    shortest: Annotated[int, typer.Option(help="Tokens of the shortest text.")] = 16,
-    longest: Annotated[int, typer.Option(help="Tokens of the longest one.")] = 128,
-    written: Annotated[int, typer.Option(help="Tokens that T5 writes to each.")] = 32,
+    batch: Annotated[list[int], typer.Option(help="Texts per batch; repeatable.")],
+    shape: Annotated[str, typer.Option(help=f"Base model: {', '.join(SHAPES)}.")] = "bert-base",
+    repeats: Annotated[int, typer.Option(help="Alternating rounds; medians are reported.")] = 3,
+    shortest: Annotated[int, typer.Option(help="Length of the shortest text in tokens.")] = 16,
+    longest: Annotated[int, typer.Option(help="Length of the longest text in tokens.")] = 128,
+    written: Annotated[int, typer.Option(help="Tokens that T5 generates for each text.")] = 32,
     output: Annotated[Path | None, typer.Option(help="File for the result, as JSON.")] = None,
 ) -> None:
-    """Print milliseconds of a batch, and what it takes as a ratio to the base alone."""
+    """Print milliseconds per batch, and ratios to the base alone."""
     options = {
         "shape": shape, "repeats": repeats, "shortest": shortest, "longest": longest,
         "written": written,
@@ -122,7 +122,7 @@ def main(
             ],
             task_type="SEQ_2_SEQ_LM" if of_base.writes else "FEATURE_EXTRACTION",
         )  # fmt: skip
-        # What was written to a text before is to be written once more.
+        # Earlier outputs must not be reused as drafts.
         engine = LocalEngine(
             base,
             EngineConfig(
@@ -166,7 +166,7 @@ def _padded(texts: Texts) -> dict[str, torch.Tensor]:
 
 @torch.inference_mode()
 def _read(model: PreTrainedModel | PeftModel, texts: Texts, **named: object) -> float:
-    """Return the seconds in which `model` makes a vector of each of `texts`."""
+    """Return the seconds that `model` takes to embed `texts`."""
     begin = time.perf_counter()
     given = _padded(texts)
     states = model(**given, **named)[0]
@@ -179,7 +179,7 @@ def _read(model: PreTrainedModel | PeftModel, texts: Texts, **named: object) -> 
 def _written(
     model: PreTrainedModel | PeftModel, texts: Texts, count: int, **named: object
 ) -> float:
-    """Return the seconds in which `model` writes `count` tokens to each of `texts`."""
+    """Return the seconds that `model` takes to generate `count` tokens for each of `texts`."""
     begin = time.perf_counter()
     model.generate(
         **_padded(texts), **named, do_sample=False,

@@ -1,8 +1,8 @@
-"""What adapters of experts cost a decode step, and what their weights at rest gain a base model.
+"""Cost of a decode step with adapters of experts, and of the base with quantized weights.
 
-A mixture of experts with random weights, saved in bfloat16, some layers of a real shape. Requests
-run at once without adapters, with distinct ones of attention alone, and with distinct ones that
-change every expert as well. The base runs with kernels `torch`, too, where experts are those of
+A mixture of experts with random weights, saved in bfloat16, some layers of a real shape. Concurrent
+requests run without adapters, with distinct adapters of attention only, and with distinct adapters
+that also change every expert. The base also runs with kernels `torch`, where experts are those of
 transformers.
 
     python -m benchmarks.experts --batch 1 --batch 8
@@ -44,16 +44,16 @@ SHAPES = {"olmoe-1b-7b": Shape(2048, 1024, 64, 8, 16), "tiny": Shape(64, 32, 4, 
 
 
 def main(
-    batch: Annotated[list[int], typer.Option(help="Requests at once; repeatable.")],
-    steps: Annotated[int, typer.Option(help="Steps of each round.")] = 20,
-    repeats: Annotated[int, typer.Option(help="Rounds, in turns; the median counts.")] = 3,
-    context: Annotated[int, typer.Option(help="Tokens of each prompt.")] = 64,
-    layers: Annotated[int, typer.Option(help="Layers of the base.")] = 3,
-    shape: Annotated[str, typer.Option(help=f"Of a layer: {', '.join(SHAPES)}.")] = "olmoe-1b-7b",
-    quantization: Annotated[str, typer.Option(help="How the base's weights are rounded.")] = "none",
+    batch: Annotated[list[int], typer.Option(help="Concurrent requests; repeatable.")],
+    steps: Annotated[int, typer.Option(help="Steps per round.")] = 20,
+    repeats: Annotated[int, typer.Option(help="Alternating rounds; medians are reported.")] = 3,
+    context: Annotated[int, typer.Option(help="Prompt length in tokens.")] = 64,
+    layers: Annotated[int, typer.Option(help="Number of layers of the base.")] = 3,
+    shape: Annotated[str, typer.Option(help=f"Layer shape: {', '.join(SHAPES)}.")] = "olmoe-1b-7b",
+    quantization: Annotated[str, typer.Option(help="Quantization of the base's weights.")] = "none",
     output: Annotated[Path | None, typer.Option(help="File for the result, as JSON.")] = None,
 ) -> None:
-    """Print milliseconds of a step, and what it takes as a ratio to the base alone."""
+    """Print milliseconds per step, and ratios to the base alone."""
     options = {
         "steps": steps, "repeats": repeats, "context": context, "layers": layers, "shape": shape,
         "quantization": quantization,
@@ -99,7 +99,7 @@ def _config(shape: Shape, layers: int) -> OlmoeConfig:
 def _save_adapters(
     folder: Path, shape: Shape, layers: int, count: int, *, with_experts: bool = False
 ) -> list[AdapterSource]:
-    """Write `count` adapters with weights of their own, as PEFT saves them, and pack them."""
+    """Write `count` adapters with distinct weights, as PEFT saves them, and pack them."""
     config: dict[str, object] = {"target_modules": list(_ATTENTION)}
     widths = {f"self_attn.{name}": (shape.hidden, shape.hidden, 1) for name in _ATTENTION}
     if with_experts:

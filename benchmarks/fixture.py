@@ -1,4 +1,4 @@
-"""Base models of real shapes with seeded random weights, and LoRA adapters for them, as files."""
+"""Files of base models of real shapes with seeded random weights, and of LoRA adapters for them."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-"""Number formats in which weights are saved."""
+"""Data types in which weights are saved."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Shape:
 
     def config(self) -> "LlamaConfig":
         """Return the config of a model of this shape."""
-        from transformers import LlamaConfig  # seconds, which who measures kernels can spare
+        from transformers import LlamaConfig  # takes seconds, which kernel benchmarks can save
 
         return LlamaConfig(
             hidden_size=self.hidden,
@@ -98,11 +98,11 @@ def make_adapters(
     num_saved: int = 0,
     device: str = "cpu",
 ) -> list[str]:
-    """Write `count` PEFT folders with weights of their own, ranks in turn; return their names.
+    """Write `count` PEFT folders with distinct weights and ranks in turn; return their names.
 
     Each has `num_tokens` trained tokens, the last of the vocabulary, and the first `num_saved` have
-    embeddings and an output layer. Random numbers are drawn on `device`: on a GPU there are others,
-    and they take no time.
+    embeddings and an output layer. Random numbers are drawn on `device`: on a GPU they differ from
+    those on a CPU, and are fast.
     """
     names = []
     for index in range(count):
@@ -140,11 +140,11 @@ def _weights(
             block = "mlp" if target in ("gate_proj", "up_proj", "down_proj") else "self_attn"
             name = f"base_model.model.model.layers.{layer}.{block}.{target}"
             a = random(rank, inputs) / inputs**0.5
-            # The change of a weight is about half as large as the weight itself.
+            # The update of a weight is about half as large as the weight itself.
             b = random(outputs, rank) * 0.005 * (inputs / rank) ** 0.5
             tensors[f"{name}.lora_A.weight"] = a.to(dtype)
             tensors[f"{name}.lora_B.weight"] = b.to(dtype)
-            if use_dora:  # about as long as the rows of a new base are
+            if use_dora:  # about the norm of rows in a new base
                 length = (0.02 + 0.002 * random(outputs)) * inputs**0.5
                 tensors[f"{name}.lora_magnitude_vector"] = length.to(dtype)
     return tensors

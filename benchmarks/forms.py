@@ -1,7 +1,7 @@
-"""What it costs to follow a form: the tokenizer, to compile it, and each token.
+"""Cost of structured output: the tokenizer, compiling a grammar, and each token.
 
-Of the process that follows forms nothing else is there: no engine waits. The vocabulary is made of
-the sources of torch and transformers, which give some 117,000 tokens at most.
+Measured in isolation: no engine is running. The vocabulary is trained on the sources of torch and
+transformers, which give about 117,000 tokens at most.
 
     python -m benchmarks.forms --vocab 49152 --vocab 128000
 """
@@ -43,26 +43,26 @@ END = "</s>"
 
 @dataclass(frozen=True)
 class Figures:
-    """What was measured with one vocabulary."""
+    """The results for one vocabulary."""
 
     vocab: int
     tokenizer_seconds: float
     compile_ms: float
-    """With the first tokens."""
+    """Including the first tokens."""
     mean_us: float
-    """Of a token, as the two below."""
+    """Per token, as are the next two."""
     p50_us: float
     p99_us: float
     step_us: float
-    """What a row takes in the step."""
+    """Time of a row within the step."""
 
 
 def main(
-    vocab: Annotated[list[int], typer.Option(help="Tokens; repeatable.")],
-    texts: Annotated[int, typer.Option(help="Texts that are followed.")] = 50,
+    vocab: Annotated[list[int], typer.Option(help="Vocabulary size in tokens; repeatable.")],
+    texts: Annotated[int, typer.Option(help="Number of texts.")] = 50,
     output: Annotated[Path | None, typer.Option(help="File for the result, as JSON.")] = None,
 ) -> None:
-    """Print what a schema of an object with five fields costs."""
+    """Print the cost of the schema of an object with five fields."""
     torch.set_num_threads(1)
     figures = [measure(tokenizer_of(size), texts) for size in vocab]
     for found in figures:
@@ -77,7 +77,7 @@ def main(
 
 
 def tokenizer_of(vocab: int) -> Tokenizer:
-    """Return a byte-level tokenizer of so many tokens, or of all that there are."""
+    """Return a byte-level tokenizer of this many tokens, or of as many as possible."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -95,7 +95,7 @@ def tokenizer_of(vocab: int) -> Tokenizer:
 
 
 def measure(tokenizer: Tokenizer, texts: int) -> Figures:
-    """Return what it costs to follow so many texts."""
+    """Return the cost of constraining this many texts."""
     size = tokenizer.get_vocab_size()
     setup = Setup(tokenizer.to_str(), size, tokenizer.encode(END).ids)
     begin = time.process_time()

@@ -1,8 +1,8 @@
-"""What a streamed token costs the frontend: processor time of its process, over gRPC.
+"""CPU time of the frontend per streamed token, over gRPC.
 
-The engine of the shape `small` is slow enough that each token is a message of its own. That of
-`tiny` is faster than the frontend, and tokens come together. Text is decoded; adapters are left
-out, since a token of one costs the frontend the same.
+With the shape `small` the engine is slow enough that each token is a separate message. With `tiny`
+it is faster than the frontend, and messages have several tokens. Text is decoded. No adapters are
+used, since their tokens cost the frontend the same.
 
     python -m benchmarks.frontend --shape small
 """
@@ -28,42 +28,42 @@ from loramux.bench import Record, closed_loop, parse_lengths, plan, summarize
 
 @dataclass(frozen=True)
 class Cost:
-    """What one run took."""
+    """The results of one run."""
 
     frontend_us: float
-    """Processor time of the frontend for each token, in microseconds."""
+    """CPU time of the frontend per token, in microseconds."""
     client_us: float
-    """Likewise of this process."""
+    """CPU time of this process per token, in microseconds."""
     message_tokens: float
-    """Tokens in a message, on average."""
+    """Mean tokens per message."""
     tokens_per_second: float
 
 
 def main(
-    streams: Annotated[int, typer.Option(help="Streams at once.")] = 32,
-    tokens: Annotated[int, typer.Option(help="Output tokens of each.")] = 256,
+    streams: Annotated[int, typer.Option(help="Concurrent streams.")] = 32,
+    tokens: Annotated[int, typer.Option(help="Output tokens of each stream.")] = 256,
     shape: Annotated[str, typer.Option(help=f"Base model: {', '.join(SHAPES)}.")] = "small",
-    repeats: Annotated[int, typer.Option(help="Runs; medians count.")] = 5,
+    repeats: Annotated[int, typer.Option(help="Runs; medians are reported.")] = 5,
     interval: Annotated[int, typer.Option(help="The server's --stream-interval.")] = 1,
     output: Annotated[Path | None, typer.Option(help="File for the result, as JSON.")] = None,
 ) -> None:
-    """Print the processor time of the frontend for each token that it streams."""
+    """Print the CPU time of the frontend per streamed token."""
     with tempfile.TemporaryDirectory(prefix="loramux-bench-") as name:
         folder = Path(name)
         base = make_base(folder / "base", SHAPES[shape])
         write_tokenizer(base, SHAPES[shape].vocab)
-        # One thread: what is measured must have a core.
+        # One thread: the measured process needs a core.
         arguments = (
             "--max-running", str(streams), "--threads", "1", "--stream-interval", str(interval),
         )  # fmt: skip
         with server.running(folder / "server", base, *arguments) as own:
             frontend = psutil.Process(own.pid)
-            _, *runs = [  # the first warms up
+            _, *runs = [  # the first is a warm-up
                 _measure(frontend, own.target, shape, streams, tokens) for _ in range(repeats + 1)
             ]
     middle = {name: median(asdict(run)[name] for run in runs) for name in asdict(runs[0])}
-    print(f"{streams} streams of {tokens} tokens, {middle['message_tokens']:.2f} in a message:")
-    print(f"frontend {middle['frontend_us']:.1f} us for each token   runs", end=" ")
+    print(f"{streams} streams of {tokens} tokens, {middle['message_tokens']:.2f} per message:")
+    print(f"frontend {middle['frontend_us']:.1f} us per token   runs", end=" ")
     print(" ".join(f"{run.frontend_us:.1f}" for run in runs))
     print(f"client   {middle['client_us']:.1f} us")
     print(f"{middle['tokens_per_second']:.0f} tokens/s")

@@ -1,7 +1,7 @@
-"""What the HTTP door costs: the same requests through the gateway and over gRPC, in turns.
+"""Overhead of the gateway: the same requests over HTTP and over gRPC, in alternation.
 
-Two kinds of work: streams of many tokens, each an event of its own where the engine is slow enough,
-and whole answers of one token, one request after the other.
+Two workloads: streams of many tokens, each a separate event if the engine is slow enough, and
+unary answers of one token, one request after the other.
 
     python -m benchmarks.gateway --shape small
 """
@@ -33,31 +33,31 @@ BASE = "base"
 
 @dataclass(frozen=True)
 class Cost:
-    """What one round took."""
+    """The results of one round."""
 
     gateway_us_per_token: float
-    """Processor time of the gateway for each streamed token, in microseconds."""
+    """CPU time of the gateway per streamed token, in microseconds."""
     frontend_us_per_token: float
-    """Likewise of the server's frontend, over gRPC."""
+    """CPU time of the server's frontend per token, over gRPC, in microseconds."""
     tokens_ratio: float
     """Streamed tokens per second: through the gateway ÷ over gRPC."""
     gateway_us_per_request: float
-    """Processor time of the gateway for each whole answer, in microseconds."""
+    """CPU time of the gateway per unary answer, in microseconds."""
     direct_ms: float
-    """Median time of a whole answer of one token over gRPC, in milliseconds."""
+    """Median time of a unary answer of one token over gRPC, in milliseconds."""
     through_ms: float
-    """Likewise through the gateway, on a connection that is there."""
+    """The same through the gateway, on an open connection."""
 
 
 def main(
-    streams: Annotated[int, typer.Option(help="Streams at once.")] = 16,
-    tokens: Annotated[int, typer.Option(help="Output tokens of each.")] = 128,
-    requests: Annotated[int, typer.Option(help="Whole answers, one after the other.")] = 200,
+    streams: Annotated[int, typer.Option(help="Concurrent streams.")] = 16,
+    tokens: Annotated[int, typer.Option(help="Output tokens of each stream.")] = 128,
+    requests: Annotated[int, typer.Option(help="Unary answers, one after the other.")] = 200,
     shape: Annotated[str, typer.Option(help=f"Base model: {', '.join(SHAPES)}.")] = "small",
-    repeats: Annotated[int, typer.Option(help="Rounds; medians count.")] = 5,
+    repeats: Annotated[int, typer.Option(help="Rounds; medians are reported.")] = 5,
     output: Annotated[Path | None, typer.Option(help="File for the result, as JSON.")] = None,
 ) -> None:
-    """Print what the gateway adds to a token and to a request."""
+    """Print the overhead of the gateway per token and per request."""
     with tempfile.TemporaryDirectory(prefix="loramux-bench-") as name:
         folder = Path(name)
         base = make_base(folder / BASE, SHAPES[shape])
@@ -68,7 +68,7 @@ def main(
             _gateway(own.target) as (gateway, port),
         ):
             frontend = psutil.Process(own.pid)
-            _, *rounds = [  # the first warms up
+            _, *rounds = [  # the first is a warm-up
                 asyncio.run(_round(frontend, gateway, own.target, port, streams, tokens, requests))
                 for _ in range(repeats + 1)
             ]
@@ -123,7 +123,7 @@ async def _round(
     tokens: int,
     requests: int,
 ) -> Cost:
-    """Measure both kinds of work, each over gRPC and then through the gateway."""
+    """Measure both workloads, each over gRPC and then through the gateway."""
     async with AsyncClient(target) as client:
         door = await asyncio.open_connection("127.0.0.1", port)
         try:
@@ -137,7 +137,7 @@ async def _round(
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
                 try:
                     writer.write(_request(tokens, stream=True))
-                    answer = await reader.read()  # to its end: the connection is for this alone
+                    answer = await reader.read()  # until the end: the connection has no other use
                     _demand(answer.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n"))
                 finally:
                     writer.close()
@@ -191,18 +191,18 @@ def _request(tokens: int, *, stream: bool) -> bytes:
 
 def _demand(is_right: bool) -> None:
     if not is_right:
-        raise SystemExit("an answer is not whole")
+        raise SystemExit("an answer is incomplete")
 
 
 async def _together(work: Callable[[], Awaitable[None]], count: int) -> float:
-    """Return the seconds that `count` of `work` take at once."""
+    """Return the seconds that `count` concurrent calls of `work` take."""
     begin = time.perf_counter()
     await asyncio.gather(*(work() for _ in range(count)))
     return time.perf_counter() - begin
 
 
 async def _in_turn(work: Callable[[], Awaitable[None]], count: int) -> list[float]:
-    """Return the seconds that each of `count` takes."""
+    """Return the seconds that each of `count` calls takes."""
     found = []
     for _ in range(count):
         begin = time.perf_counter()

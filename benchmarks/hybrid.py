@@ -1,9 +1,9 @@
-"""What a decode step of a hybrid base costs, with adapters of its recurrent layers and without.
+"""Cost of a decode step of a hybrid base, with and without adapters of its recurrent layers.
 
-Some layers of Qwen3.5's shape with random weights, saved in bfloat16: three of linear attention to
-one of full attention. Requests run at once without adapters and with distinct ones of both kinds of
-layers. transformers' own model takes as many texts side by side, of one length, and PEFT a distinct
-adapter for each of them.
+Some layers of Qwen3.5's shape with random weights, saved in bfloat16: three with linear attention
+per layer with full attention. Concurrent requests run without adapters, and with distinct adapters
+of both kinds of layers. transformers' own model gets as many texts of equal length in a batch, and
+PEFT a distinct adapter for each of them.
 
     python -m benchmarks.hybrid --batch 1 --batch 8
 """
@@ -43,7 +43,7 @@ class Shape:
     kv_heads: int
     head_width: int
     linear_heads: int
-    """Of keys as of values."""
+    """Number of key heads, and of value heads."""
     linear_width: int
 
 
@@ -54,15 +54,15 @@ SHAPES = {
 
 
 def main(
-    batch: Annotated[list[int], typer.Option(help="Requests at once; repeatable.")],
-    steps: Annotated[int, typer.Option(help="Steps of each round.")] = 20,
-    repeats: Annotated[int, typer.Option(help="Rounds, in turns; the median counts.")] = 3,
-    context: Annotated[int, typer.Option(help="Tokens of each prompt.")] = 64,
-    layers: Annotated[int, typer.Option(help="Layers of the base.")] = 4,
-    shape: Annotated[str, typer.Option(help=f"Of a layer: {', '.join(SHAPES)}.")] = "qwen3.5-0.8b",
+    batch: Annotated[list[int], typer.Option(help="Concurrent requests; repeatable.")],
+    steps: Annotated[int, typer.Option(help="Steps per round.")] = 20,
+    repeats: Annotated[int, typer.Option(help="Alternating rounds; medians are reported.")] = 3,
+    context: Annotated[int, typer.Option(help="Prompt length in tokens.")] = 64,
+    layers: Annotated[int, typer.Option(help="Number of layers of the base.")] = 4,
+    shape: Annotated[str, typer.Option(help=f"Layer shape: {', '.join(SHAPES)}.")] = "qwen3.5-0.8b",
     output: Annotated[Path | None, typer.Option(help="File for the result, as JSON.")] = None,
 ) -> None:
-    """Print milliseconds of a step, and what it takes as a ratio to the base alone."""
+    """Print milliseconds per step, and ratios to the base alone."""
     options = {
         "steps": steps, "repeats": repeats, "context": context, "layers": layers, "shape": shape
     }  # fmt: skip
@@ -101,7 +101,7 @@ def main(
 def _decode(
     model: PreTrainedModel | PeftModel, size: int, context: int, steps: int, **named: object
 ) -> float:
-    """Return the median of the seconds in which `model` takes a token of each of `size` texts."""
+    """Return the median seconds of a decode step of `model` for `size` texts."""
     generator = torch.Generator().manual_seed(0)
     cache = DynamicCache(config=model.config)
     token = torch.randint(3, VOCAB, (size, context), generator=generator)
@@ -128,7 +128,7 @@ def _config(shape: Shape, layers: int) -> Qwen3_5TextConfig:
 
 
 def _save_adapters(folder: Path, config: Qwen3_5TextConfig, count: int) -> list[AdapterSource]:
-    """Write adapters of the layers that take a token in, and of those that give one out."""
+    """Write adapters of the input and output projections of both kinds of layers."""
     linear = config.linear_num_key_heads * config.linear_key_head_dim
     full = config.num_attention_heads * config.head_dim
     widths = {}
@@ -136,7 +136,7 @@ def _save_adapters(folder: Path, config: Qwen3_5TextConfig, count: int) -> list[
         if kind == "linear_attention":
             widths[f"{layer}.linear_attn.in_proj_qkv"] = (config.hidden_size, 3 * linear, 1)
             widths[f"{layer}.linear_attn.out_proj"] = (linear, config.hidden_size, 1)
-        else:  # queries come with a gate each
+        else:  # each query has a gate
             widths[f"{layer}.self_attn.q_proj"] = (config.hidden_size, 2 * full, 1)
             widths[f"{layer}.self_attn.o_proj"] = (full, config.hidden_size, 1)
     named = {f"model.layers.{name}": width for name, width in widths.items()}

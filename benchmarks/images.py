@@ -1,9 +1,9 @@
-"""What it costs to ask several adapters about one image.
+"""Cost of sending one image to several adapters.
 
 A base of SmolVLM-256M's shape with random weights, saved in bfloat16, and an image of 512 x 512
-pixels that stands for 64 tokens. Requests run at once, each with the image and a little text: of
-the base, of distinct adapters, and of these without the image. PEFT generates for as many texts
-side by side, with a distinct adapter for each of them. Each round shows another image.
+pixels, which is 64 tokens. Concurrent requests have the image and a short text each: for the base,
+for distinct adapters, and for these without the image. PEFT generates for as many texts in a batch,
+with a distinct adapter for each of them. Each round has a different image.
 
     python -m benchmarks.images --batch 1 --batch 8
 """
@@ -37,7 +37,7 @@ from loramux_server.wire.messages import Submit
 VOCAB = 2048
 IMAGE_TOKEN = 3
 NUM_TEXT = 16
-"""Tokens of text behind the image."""
+"""Text tokens after the image."""
 SHAPES: dict[str, dict[str, Any]] = {
     "smolvlm-256m": {
         "vision": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
@@ -57,13 +57,13 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def main(
-    batch: Annotated[list[int], typer.Option(help="Requests at once; repeatable.")],
-    tokens: Annotated[int, typer.Option(help="Tokens of each answer.")] = 32,
-    repeats: Annotated[int, typer.Option(help="Rounds, in turns; the median counts.")] = 3,
-    shape: Annotated[str, typer.Option(help=f"Of the base: {', '.join(SHAPES)}.")] = "smolvlm-256m",
+    batch: Annotated[list[int], typer.Option(help="Concurrent requests; repeatable.")],
+    tokens: Annotated[int, typer.Option(help="Output tokens of each request.")] = 32,
+    repeats: Annotated[int, typer.Option(help="Alternating rounds; medians are reported.")] = 3,
+    shape: Annotated[str, typer.Option(help=f"Base model: {', '.join(SHAPES)}.")] = "smolvlm-256m",
     output: Annotated[Path | None, typer.Option(help="File for the result, as JSON.")] = None,
 ) -> None:
-    """Print milliseconds until all answers are there, and as ratios to the base alone."""
+    """Print milliseconds until all answers are complete, and ratios to the base alone."""
     options = {"tokens": tokens, "repeats": repeats, "shape": shape}
     described, figures = machine.describe(), []
     with tempfile.TemporaryDirectory(prefix="loramux-bench-") as name:
@@ -95,7 +95,7 @@ def main(
 
 
 class _Images:
-    """Images that nobody has seen before."""
+    """Images that are not in any cache."""
 
     def __init__(self, config: Idefics3Config) -> None:
         vision = config.vision_config
@@ -105,14 +105,14 @@ class _Images:
         self._random = np.random.default_rng(0)
 
     def prepared(self) -> PreparedImage:
-        """Return one as a processor makes it."""
+        """Return an image as the processor prepares it."""
         size = (1, 1, 3, self._side, self._side)
         pixels = self._random.uniform(-1, 1, size).astype(np.float32)
         array = Array("float32", list(size), pixels.tobytes())
         return PreparedImage(self.tokens, Image(self._random.bytes(32), {"pixel_values": array}))
 
     def text(self, length: int = NUM_TEXT) -> list[int]:
-        """Return what is said of one."""
+        """Return random text tokens to follow an image."""
         tokens: list[int] = self._random.integers(4, VOCAB, length).tolist()
         return tokens
 
@@ -125,7 +125,7 @@ def _ask(
     *,
     shows: bool = True,
 ) -> float:
-    """Return the seconds until each of `adapters` has answered, of one image all together."""
+    """Return the seconds until all of `adapters` have answered about one image."""
     image, length = images.prepared().image, len(images.tokens)
     sampling = msgspec.structs.replace(GREEDY, max_tokens=num_tokens)
     messages = []
@@ -175,7 +175,7 @@ def _save_adapters(folder: Path, config: Idefics3Config, count: int) -> list[Ada
         name = f"model.text_model.layers.{layer}.self_attn"
         widths[f"{name}.q_proj"] = (text.hidden_size, text.hidden_size, 1)
         widths[f"{name}.v_proj"] = (text.hidden_size, kv_width, 1)
-    # By their whole names: the tower has layers that are called so, too.
+    # By their full names: layers of the vision tower have the same short names.
     return save_adapters(folder, widths, count, target_modules=sorted(widths))
 
 

@@ -1,4 +1,4 @@
-"""The load on our own server: what is asked, and what came of it."""
+"""Load on our own server: the requests and their results."""
 
 import asyncio
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ def plan(
     vocab_size: int,
     seed: int,
 ) -> list[Planned]:
-    """Return seeded requests whose prompts are the same whatever adapters they ask for."""
+    """Return seeded requests; their prompts do not depend on their adapters."""
     output = parse_lengths(str(tokens))
     requests = plan_requests(
         num_requests, popularity="base", adapters=(), prompt=prompt, output=output,
@@ -40,7 +40,7 @@ def plan(
 
 
 async def closed(target: str, requests: Sequence[Planned], concurrency: int) -> list[Record]:
-    """Send `requests` in a closed loop; the first that fails ends the program."""
+    """Send `requests` in a closed loop; exit if one fails."""
     async with AsyncClient(target) as client:
         records = await closed_loop(client, requests, concurrency, lambda _: None)
     for record in records:
@@ -61,7 +61,7 @@ def first_token_seconds(target: str, requests: Sequence[Planned]) -> list[float]
 
 
 def touch(target: str, requests: Sequence[Planned]) -> None:
-    """Bring the adapters of `requests` to where they are used; nothing of it is measured."""
+    """Warm up: load the adapters of `requests`, unmeasured."""
     short = [
         Planned([3] * 8, adapter, 2)
         for adapter in dict.fromkeys(request.adapter for request in requests)

@@ -32,12 +32,12 @@ from loramux_server.wire.sampling import Sampling
 from loramux_server.wire.weight_format import format_of
 
 GREEDY = Sampling(max_tokens=10_000, seed=0, temperature=0.0, ignore_eos=True)
-"""What requests ask for that go on until they are ended."""
+"""Sampling options of requests that run until they are cancelled."""
 
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """What came of requests that ran together."""
+    """The results of requests that ran together."""
 
     texts: list[list[int]]
     seconds: float
@@ -46,14 +46,14 @@ class Completed:
 
 
 class LocalEngine:
-    """An engine of a fixture's base model; one batch at a time."""
+    """An engine for a fixture's base model; one batch at a time."""
 
     def __init__(
         self, base: Path | BaseModel, config: EngineConfig, *, speculative_tokens: int = 0
     ) -> None:
         """Serve `base`, or the model in that folder.
 
-        `config.model` is not looked at, nor what it says of drafts.
+        `config.model` and the settings for drafts are ignored.
         """
         config = msgspec.structs.replace(config, speculative_tokens=speculative_tokens)
         torch.set_num_threads(config.threads or torch.get_num_threads())
@@ -79,7 +79,7 @@ class LocalEngine:
         context: int,
         sampling: Sampling = GREEDY,
     ) -> None:
-        """Start `count` requests, adapters in turn, and run their prompts of `context` tokens."""
+        """Start `count` requests with adapters in turn, and prefill `context` tokens each."""
         chosen = [adapters[index % len(adapters)] if adapters else None for index in range(count)]
         self._submit(context, chosen, sampling)
         running = self._run()
@@ -87,7 +87,7 @@ class LocalEngine:
             raise SystemExit(f"{running} requests run where {count} should: one ended, or was left")
 
     def answer(self, context: int, adapters: Sequence[AdapterSource | None]) -> float:
-        """Return the seconds until each of `adapters` has given a token to `context` tokens."""
+        """Return the seconds until each of `adapters` has a token after `context` tokens."""
         begin = self._submit(context, adapters, msgspec.structs.replace(GREEDY, max_tokens=1))
         try:
             self._run()
@@ -98,7 +98,7 @@ class LocalEngine:
     def _submit(
         self, context: int, adapters: Sequence[AdapterSource | None], sampling: Sampling
     ) -> float:
-        """Start a request for each of `adapters`, and return when that was."""
+        """Start a request for each of `adapters`, and return the start time."""
         messages = []
         for adapter in adapters:
             prompt = [self._rng.randrange(3, self.info.vocab_size) for _ in range(context)]
@@ -110,7 +110,7 @@ class LocalEngine:
         return begin
 
     def complete(self, messages: Sequence[Submit]) -> Completed:
-        """Run requests to their ends, and return what came of them."""
+        """Run requests to completion, and return their results."""
         found: dict[int, list[int]] = {message.request_id: [] for message in messages}
         drafted = accepted = 0
         begin = time.perf_counter()
@@ -136,7 +136,7 @@ class LocalEngine:
         adapters: Sequence[AdapterSource | None],
         pooling: Pooling,
     ) -> float:
-        """Return the seconds until each of `texts` has a vector, with an adapter each."""
+        """Return the seconds until all of `texts` are embedded, each with its adapter."""
         messages = [
             Submit(self._take_id(), Ask(list(text), adapter, GREEDY, pooling=pooling))
             for text, adapter in zip(texts, adapters, strict=True)
@@ -150,7 +150,7 @@ class LocalEngine:
         count: int,
         begin: int,
     ) -> float:
-        """Return the seconds until `count` tokens are written to each of `texts` behind `begin`."""
+        """Return the seconds to generate `count` tokens for each of `texts`, after `begin`."""
         sampling = msgspec.structs.replace(GREEDY, max_tokens=count)
         messages = [
             Submit(self._take_id(), Ask([*text, begin], adapter, sampling, num_source=len(text)))
@@ -163,7 +163,7 @@ class LocalEngine:
         return self._next_id - 1
 
     def _run(self) -> int:
-        """Step until each request has a token, and return how many run then."""
+        """Step until each request has a token, and return the number of running requests."""
         waiting, running = set(self._requests), 0
         while waiting:
             report = self.step()
@@ -174,7 +174,7 @@ class LocalEngine:
         return running
 
     def step(self) -> Report:
-        """Run one step, after any load that it has to wait for."""
+        """Run one step, after waiting for pending loads."""
         while not self.engine.can_step:
             time.sleep(0.001)
         return self.engine.step()
@@ -191,12 +191,12 @@ class LocalEngine:
     def step_seconds(
         self, size: int, adapters: Sequence[AdapterSource], context: int, steps: int
     ) -> float:
-        """Return the median of the seconds in which `size` requests take a token each.
+        """Return the median seconds of a decode step of `size` requests.
 
         Args:
-            size: Requests at once.
-            adapters: Theirs, in turn; none for the base.
-            context: Tokens of each prompt.
+            size: Concurrent requests.
+            adapters: Their adapters, cycled through; none for the base.
+            context: Prompt length in tokens.
             steps: How many steps are timed.
         """
         self.fill(size, adapters, context)
@@ -205,29 +205,29 @@ class LocalEngine:
         return seconds
 
     def rows_of(self, adapter: AdapterSource) -> int:
-        """Return how many of the device's rank rows `adapter` takes."""
+        """Return the number of rank rows that `adapter` takes on the device."""
         size = RowSize(self.info.row_bytes, self.info.resting.row_item_bytes)
         resting = adapter.at_rest(self.info.resting)
         return size.rows_of(resting.rank, resting.item_bytes, resting.edit_bytes)
 
     def forget(self, digests: Iterable[str]) -> None:
-        """Let go of the weights of these adapters in memory."""
+        """Evict these adapters from memory."""
         self.engine.receive([Drop(digest) for digest in digests])
         self.engine.step()
 
     def close(self) -> None:
-        """End the threads on which adapters are loaded."""
+        """Stop the threads that load adapters."""
         self._executor.shutdown()
 
     def clear(self) -> None:
-        """End all requests."""
+        """Cancel all requests."""
         self.engine.receive([Cancel(request) for request in self._requests])
         self.engine.step()
         self._requests.clear()
 
 
 def fixture_base(folder: Path, shape: Shape) -> Path:
-    """Return a base model of `shape` in `folder`, which may hold it from an earlier run."""
+    """Return a base model of `shape` in `folder`, where an earlier run may have written it."""
     path = folder / "base"
     return path if path.exists() else make_base(path, shape)
 

@@ -1,4 +1,4 @@
-"""What a result was measured on."""
+"""The machine and versions of a result."""
 
 import datetime
 import os
@@ -34,7 +34,7 @@ def _processor() -> str:
 
 
 def commit(folder: Path) -> str:
-    """Return the commit of the checkout that `folder` is in."""
+    """Return the commit of the checkout that contains `folder`."""
     command = ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -43,7 +43,7 @@ def commit(folder: Path) -> str:
 
 
 def version_of(package: str) -> str:
-    """Return the version of `package`, which a checkout may be used without installing."""
+    """Return the version of `package`; a checkout may be in use without being installed."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Other servers: how to start one, and how to send it the load."""
+"""Other servers: how to start them and send load to them."""
 
 import asyncio
 import contextlib
@@ -20,15 +20,15 @@ from loramux.bench import Planned, Record, Report, closed_loop, summarize
 
 START_SECONDS = 600
 KINDS = ("base", "identical", "distinct")
-"""Workloads, in the words of `loramux bench --popularity`."""
+"""Workloads, named as for `loramux bench --popularity`."""
 Send = Callable[[Sequence[Planned], int], Coroutine[None, None, Report]]
 Stream = Callable[[Planned], AsyncIterator[int]]
-"""Sends a request and gives the number of tokens in each piece of the answer."""
+"""Sends a request and yields the number of tokens in each chunk of the answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fixture:
-    """What every server is given."""
+    """The inputs of every server."""
 
     folder: Path
     base: Path
@@ -43,11 +43,11 @@ class Contender:
 
     start: Callable[[], AbstractContextManager[Send]]
     kinds: tuple[str, ...] = KINDS
-    """Workloads that it is asked to run."""
+    """Workloads to run on it."""
 
 
 def grpc_loop(target: str) -> Send:
-    """Return a closed loop over our own protocol."""
+    """Return a closed loop over our gRPC API."""
 
     async def send(requests: Sequence[Planned], concurrency: int) -> Report:
         async with AsyncClient(target) as client:
@@ -57,9 +57,9 @@ def grpc_loop(target: str) -> Send:
 
 
 def find_tcmalloc() -> str | None:
-    """Return the name of the allocator that vLLM's documentation advises, if it is installed.
+    """Return the name of the allocator that vLLM's documentation recommends, if installed.
 
-    With 32 adapters vLLM made 15, 32 and 44 tokens per second with it, and 8, 11 and 13 in a run
+    With 32 adapters vLLM reached 15, 32 and 44 tokens per second with it, and 8, 11 and 13 in a run
     without it.
     """
     return find_library("tcmalloc_minimal")
@@ -101,7 +101,7 @@ def vllm(python: Path, fixture: Fixture, *, lora: bool) -> Contender:
 
             yield _http_loop(stream)
 
-    # One adapter costs it as much as many, and takes as long to measure.
+    # One adapter costs it as much as many, so it is not measured.
     return Contender(start, ("distinct",) if lora else ("base",))
 
 
@@ -126,7 +126,7 @@ def llama(binary: Path, source: Path, fixture: Fixture) -> Contender:
         with _process(command, {}, fixture.folder / "llama.log", health):
 
             def stream(request: Planned) -> AsyncIterator[int]:
-                # Without a list every adapter would apply.
+                # Without a list, all adapters would be applied.
                 number = numbers[request.adapter] if request.adapter else 0
                 body = {
                     "prompt": request.prompt, "n_predict": request.max_tokens, "ignore_eos": True,
@@ -142,14 +142,14 @@ def llama(binary: Path, source: Path, fixture: Fixture) -> Contender:
 
 
 def write_tokenizer(base: Path, vocab_size: int) -> None:
-    """Give the base a tokenizer, which the peers insist on: one made-up word for each token."""
+    """Add a tokenizer, which the peers require, to the base: one made-up word per token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     words = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "ab"]
     vocab = {word: number for number, word in enumerate(["<pad>", "<s>", "</s>", *words])}
     vocab |= {f"w{number}": number for number in range(len(vocab), vocab_size)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[("a", "b")]))  # llama.cpp wants one
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[("a", "b")]))  # required by llama.cpp
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(
@@ -160,7 +160,7 @@ def write_tokenizer(base: Path, vocab_size: int) -> None:
 
 def _convert(source: Path, fixture: Fixture, files: Path) -> None:
     files.mkdir()
-    # The converters know tokenizers by a hash; this one splits as GPT-2's does.
+    # The converters identify tokenizers by a hash; this one splits as GPT-2's does.
     script = (
         "import runpy, sys; from pathlib import Path; source, *arguments = sys.argv[1:];"
         "sys.path[:0] = [source, source + '/gguf-py'];"
@@ -188,7 +188,7 @@ def _convert(source: Path, fixture: Fixture, files: Path) -> None:
 def _process(
     command: list[str], environment: dict[str, str], log: Path, url: str
 ) -> Iterator[None]:
-    """Run a server for the block, which begins when `url` answers."""
+    """Run a server for the block, which starts once `url` responds."""
     with (
         log.open("ab") as output,
         subprocess.Popen(
@@ -238,7 +238,7 @@ def _http_loop(stream: Stream) -> Send:
 async def _events(
     port: int, path: str, body: dict[str, object], tokens: Callable[[dict[str, object]], int]
 ) -> AsyncIterator[int]:
-    """Post `body` and yield the number of tokens in each server-sent event of the answer."""
+    """Post `body` and yield the number of tokens in each server-sent event."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 24)
     try:
         data = json.dumps(body).encode()

@@ -1,9 +1,9 @@
-"""What it brings and what it costs to keep the base's weights in fewer bits.
+"""Speed and accuracy of quantized base weights.
 
 Speed is that of decode steps on random weights of a real shape, as a ratio to float32 in the same
 round. Accuracy is that of the embedded demo model, whose weights are trained: held-out prompts of
 all its adapters are completed greedily, by the adapter and by the base alone, and the
-log-probability of each token is compared with that of the weights as they are.
+log-probability of each token is compared with that of the unquantized weights.
 
     python -m benchmarks.quantization
 """
@@ -35,21 +35,21 @@ CONTEXT, STEPS, PROMPTS, TOKENS = 144, 20, 20, 12
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One way for weights to rest."""
+    """One quantization."""
 
     quantization: str
     speed: dict[int, float]
-    """Batch -> decode speed, ÷ that of float32."""
+    """Batch size -> decode speed ÷ that of float32."""
     same_completions: float
-    """Share of greedy completions that are the same as with the weights as they are."""
+    """Fraction of greedy completions that equal those of the unquantized weights."""
     logprob_error: float
-    """Mean difference of a token's log-probability, in completions that are the same."""
+    """Mean difference of a token's log-probability, in equal completions."""
 
 
 def main(
     batch: Annotated[list[int] | None, typer.Option(help="Requests in the batch.")] = None,
     shape: Annotated[str, typer.Option(help=f"Base model: {', '.join(SHAPES)}.")] = "smollm2-135m",
-    repeats: Annotated[int, typer.Option(help="Rounds; medians count.")] = 3,
+    repeats: Annotated[int, typer.Option(help="Rounds; medians are reported.")] = 3,
     output: Annotated[Path | None, typer.Option(help="File for the result, as JSON.")] = None,
 ) -> None:
     """Print speed and accuracy of each quantization."""
@@ -78,7 +78,7 @@ def main(
         ratios = "  ".join(f"batch {level}: {ratio:.2f}" for level, ratio in row.speed.items())
         print(
             f"{kind:9} {ratios}  same completions {row.same_completions:.1%}  "
-            f"logprob off by {row.logprob_error:.5f}"
+            f"logprob error {row.logprob_error:.5f}"
         )
     if output:
         record = {

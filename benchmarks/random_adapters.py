@@ -1,4 +1,4 @@
-"""Adapters with random weights of their own, as PEFT saves them, for bases made in place."""
+"""Adapters with distinct random weights, as PEFT saves them, for generated bases."""
 
 import json
 import warnings
@@ -25,10 +25,10 @@ def save_adapters(
     """Write `count` adapters of rank 16 to `folder`, in bfloat16, and pack them.
 
     Args:
-        folder: For a folder and a package each.
-        widths: Name of a module in the base, as PEFT saves it -> inputs, outputs, and for how many
-            experts it has factors (1 for a layer).
-        count: How many.
+        folder: Where a folder and a package are written for each.
+        widths: Name of a module in the base, as PEFT saves it -> inputs, outputs, and the number of
+            experts (1 for a layer).
+        count: Number of adapters.
         config: Fields of their `adapter_config.json`.
     """
     fields = {
@@ -54,7 +54,9 @@ def save_adapters(
 def with_adapters(model: PreTrainedModel, folder: Path, count: int) -> PeftModel:
     """Return `model` with the first `count` adapters of `folder`, as PEFT serves them."""
     names = [f"a{index:04d}" for index in range(count)]
-    warnings.simplefilter("ignore", FutureWarning)  # of transformers, for what PEFT calls
+    warnings.simplefilter(
+        "ignore", FutureWarning
+    )  # from transformers, for functions that PEFT calls
     peft = PeftModel.from_pretrained(model, str(folder / names[0]), adapter_name=names[0])
     for name in names[1:]:
         peft.load_adapter(str(folder / name), adapter_name=name)

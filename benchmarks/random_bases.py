@@ -1,4 +1,4 @@
-"""Bases with random weights, of any of transformers' kinds, and these as transformers runs them."""
+"""Bases with random weights, of any architecture, and loading them with transformers."""
 
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ def save_base(
     """Write a random model of `config` to `folder`, without a tokenizer.
 
     Args:
-        folder: Where it goes.
-        config: Its shape.
-        kind: The class of transformers' Auto classes that makes it.
-        dtype: In which it is saved.
+        folder: Output folder.
+        config: Config of the model.
+        kind: The Auto class of transformers that creates it.
+        dtype: Data type in which it is saved.
     """
     torch.manual_seed(0)
     kind.from_config(config, dtype=dtype).save_pretrained(str(folder))

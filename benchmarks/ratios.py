@@ -1,14 +1,13 @@
-"""What adapters cost, in one table: each measure with its bar, and what would be better still.
+"""The cost of adapters, in one table: each measure with its goal and its stretch goal.
 
-All of it on random weights of a real shape, in rounds that alternate between the two sides of a
-ratio; medians of `--repeats` rounds. `unused` times an engine in this process. For all others a
-real server answers streamed requests over gRPC: prompts of 32 to 256 tokens and 64 output tokens,
-the same on both sides, or for latencies what `benchmarks/measures/latency.py` says.
+On random weights of a real shape, in rounds that alternate between the two sides of a ratio;
+medians of `--repeats` rounds. `unused` times an engine in this process. For all others a real
+server answers streamed requests over gRPC: prompts of 32 to 256 tokens and 64 output tokens, the
+same on both sides; for latencies see `benchmarks/measures/latency.py`.
 
 `many` has adapters of rank 1 on q_proj and v_proj, because 2,000 of rank 16 on all projections
-would be 39 GB: it is about their number, not about their weights, which `distinct` and `mixed` are
-about. Every one of them has other weights. A round asks for some hundred of them at most, and each
-is loaded before.
+would be 39 GB: it measures the effect of their number; `distinct` and `mixed` measure that of their
+weights. All have different weights. A round uses some hundred of them at most, all loaded before.
 
     python -m benchmarks.ratios --only cold --only memory
 """
@@ -31,19 +30,19 @@ from benchmarks.setting import Setting
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """Something that is measured, and what it should be."""
+    """A measure and its goals."""
 
     what: str
     take: Callable[[Setting], list[float]]
-    """Returns one figure for each round."""
+    """Returns one value per round."""
     bar: float
     stretch: float | None = None
     is_limit: bool = False
-    """Whether the figure should be at most the bar, and not at least."""
+    """Whether the value should be at most the goal, rather than at least."""
 
 
 def measures(registered: int, loads: int) -> dict[str, Measure]:
-    """Return every measure by the name that `--only` knows."""
+    """Return all measures by their names in `--only`."""
     return {
         "distinct": Measure(
             "32 adapters of rank 16, 32 at once ÷ base only", throughput.distinct, 0.75, 0.9
@@ -101,16 +100,18 @@ def main(
         list[str] | None, typer.Option(help=f"Of {', '.join(measures(0, 0))}; all if left out.")
     ] = None,
     shape: Annotated[str, typer.Option(help=f"Base model: {', '.join(SHAPES)}.")] = "smollm2-135m",
-    repeats: Annotated[int, typer.Option(help="Rounds of each; medians count.")] = 3,
+    repeats: Annotated[int, typer.Option(help="Rounds of each measure; medians are reported.")] = 3,
     tokens: Annotated[int, typer.Option(help="Output tokens of each request.")] = 64,
-    per_slot: Annotated[int, typer.Option(help="Requests of a run for each one under way.")] = 2,
-    registered: Annotated[int, typer.Option(help="Adapters of `many`.")] = 2000,
+    per_slot: Annotated[
+        int, typer.Option(help="Requests per run, divided by the concurrency.")
+    ] = 2,
+    registered: Annotated[int, typer.Option(help="Number of adapters in `many`.")] = 2000,
     loads: Annotated[
-        int, typer.Option(min=1, max=31, help="Adapters that load in `cold` and `loads`.")
+        int, typer.Option(min=1, max=31, help="Adapters to load in `cold` and `loads`.")
     ] = 20,
     output: Annotated[Path | None, typer.Option(help="File for the result, as JSON.")] = None,
 ) -> None:
-    """Measure what adapters cost."""
+    """Measure the cost of adapters."""
     known = measures(registered, loads)
     chosen = only or list(known)
     if unknown := set(chosen) - known.keys():
@@ -127,7 +128,7 @@ def main(
     with tempfile.TemporaryDirectory(prefix="loramux-bench-") as name:
         folder = Path(name)
         base = make_base(folder / "base", SHAPES[shape])
-        # With one, the frontend makes text of the tokens, as it does for real models.
+        # With one, the frontend detokenizes, as it does for real models.
         peers.write_tokenizer(base, SHAPES[shape].vocab)
         setting = Setting(
             folder=folder, base=base, shape=SHAPES[shape], tokens=tokens, per_slot=per_slot,

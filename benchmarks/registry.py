@@ -1,8 +1,8 @@
-"""What a large registry costs: opening it, resolving a reference, a page of the list.
+"""Cost of a large registry: opening it, resolving a reference, listing a page.
 
-All in processor time, since machines are shared and none of this waits for anything: what is looked
-up is in memory. Versions are written to the catalog in one transaction, as no server would; their
-bytes are not there, and nothing that is measured looks at them.
+All in CPU time, since machines are shared and none of this waits for I/O: lookups are in memory.
+Versions are written to the catalog in one transaction, unlike in a server; their files do not
+exist, and nothing that is measured reads them.
 
     python -m benchmarks.registry --versions 100000
 """
@@ -32,7 +32,7 @@ PAGE = 100
 
 @dataclass(frozen=True)
 class Figure:
-    """One measure with its bar."""
+    """A measured value and its goal."""
 
     what: str
     measured: float
@@ -45,7 +45,7 @@ def main(
     samples: Annotated[int, typer.Option(help="Calls of each kind.")] = 2_000,
     output: Annotated[Path | None, typer.Option(help="File for the result, as JSON.")] = None,
 ) -> None:
-    """Print what a registry of so many versions costs, each of an adapter of its own."""
+    """Print the cost of a registry with this many versions, each of a different adapter."""
     with tempfile.TemporaryDirectory(prefix="loramux-bench-") as name:
         folder = Path(name)
         _fill(folder, count)
@@ -87,7 +87,7 @@ def _measure(registry: Registry, count: int, samples: int) -> list[Figure]:
     chosen = random.Random(0)
 
     def resolve() -> None:
-        # A reference that was never parsed before, and a lease.
+        # A reference that was not parsed before, and a lease.
         with registry.lease(f"a{chosen.randrange(count)}:1"):
             pass
 
@@ -113,7 +113,7 @@ def _p99_ms(call: Callable[[], None], samples: int) -> float:
 
 
 def _import_ms() -> float:
-    """Return what importing the store takes, the least of several."""
+    """Return the time to import the store, the minimum of several runs."""
     program = (
         "import time; begin = time.process_time(); import loramux_server.store.registry; "
         "print(time.process_time() - begin)"

@@ -1,9 +1,9 @@
-"""How far a decode step is from what the machine allows.
+"""Time of a decode step relative to the roofline of the machine.
 
-A step has to read the weights of the base once and to do two operations for each of them and each
-request: the longer of the two, at the measured bandwidth and at the measured rate of a large matrix
-product. The adapters of its requests and their keys and values are read beside no product, so their
-bytes come on top. Each round measures the machine again, because it drifts.
+A step has to read the weights of the base once and to do two operations per weight and request. The
+floor is the longer of the two, at the measured bandwidth and the measured rate of a large matmul,
+plus the time to read the adapters and the keys and values of its requests, which overlap with no
+matmul. Each round measures the machine again, because it drifts.
 
     python -m benchmarks.roofline
 """
@@ -35,7 +35,7 @@ CONTEXT = 144
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What the machine does at best."""
+    """The peak rates of the machine."""
 
     bytes_per_second: float
     operations_per_second: float
@@ -43,7 +43,7 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One kind of step."""
+    """The results for one kind of step."""
 
     batch: int
     adapters: str
@@ -55,7 +55,7 @@ class Row:
 def main(
     batch: Annotated[list[int] | None, typer.Option(help="Requests in the batch.")] = None,
     shape: Annotated[str, typer.Option(help=f"Base model: {', '.join(SHAPES)}.")] = "smollm2-135m",
-    repeats: Annotated[int, typer.Option(help="Rounds; medians count.")] = 5,
+    repeats: Annotated[int, typer.Option(help="Rounds; medians are reported.")] = 5,
     output: Annotated[Path | None, typer.Option(help="File for the result, as JSON.")] = None,
 ) -> None:
     """Print floor, step and ratio for base-only batches and for distinct adapters."""
@@ -101,10 +101,10 @@ def main(
 
 
 def measure() -> Rates:
-    """Return the rate at which memory is read and that of a large matrix product.
+    """Return the memory bandwidth and the rate of a large matmul.
 
     Each is the better of two: of torch's own operations, and of a layer as the engine computes it,
-    for one token with weights that no cache holds, and for many.
+    for one token with weights larger than any cache, and for many tokens.
     """
     far, wide, square, layer = _samples()
     one = torch.ones(1, 1024)
@@ -116,14 +116,14 @@ def measure() -> Rates:
 
 @cache
 def _samples() -> tuple[torch.Tensor, Linear, torch.Tensor, Linear]:
-    """Return much memory and a small matrix, each also as a layer."""
+    """Return a large and a small matrix, each also as a layer."""
     far, square = torch.ones(64 << 20), torch.ones(1024, 1024)
     wide = make_linear_cpu(far.view(-1, 1024), None, Quantization.BFLOAT16)
     return far, wide, square, make_linear_cpu(square, None)
 
 
 def floor(shape: Shape, batch: int, adapters: list[AdapterSource], rates: Rates) -> float:
-    """Return the seconds that a decode step of `batch` requests takes at least."""
+    """Return the minimum seconds of a decode step of `batch` requests."""
     layer = sum(inputs * outputs for inputs, outputs in shape.features().values())
     weights = shape.layers * layer + shape.vocab * shape.hidden
     other_bytes = batch * CONTEXT * shape.kv_bytes + sum(adapter.num_bytes for adapter in adapters)

@@ -1,8 +1,8 @@
-"""What it saves that calls for one adapter go to one server: the same requests, spread both ways.
+"""Effect of routing by adapter affinity: the same requests with round-robin and with affinity.
 
 Several servers, each with room for a part of the adapters on its device and for twice as many on
-its host, get the same requests in turn and by adapter. Loads are the figure to look at: what a load
-costs is a matter of the adapter's size and of the disk, and the servers share the cores.
+its host, get the same requests round-robin and by adapter. The number of loads matters most: the
+cost of a load depends on the adapter's size and the disk, and the servers share the cores.
 
     python -m benchmarks.routing --shape small
 """
@@ -32,34 +32,34 @@ WAYS: tuple[Routing, ...] = ("round_robin", "adapter")
 
 @dataclass(frozen=True)
 class Figures:
-    """What one round of requests took."""
+    """The results of one round."""
 
     tokens_per_second: float
     first_token_ms: float
     """Median time to the first token."""
     hit_ratio: float
-    """Of requests that found their adapter on the device."""
+    """Fraction of requests that found their adapter on the device."""
     loads: int
-    """Adapters brought to a device."""
+    """Adapters loaded to a device."""
     reads: int
-    """Adapters brought to a host, from a file."""
+    """Adapters loaded to a host, from a file."""
     most_requests: int
     """Of the server that had the most."""
 
 
 def main(
-    num_servers: Annotated[int, typer.Option("--servers", help="How many servers.")] = 3,
+    num_servers: Annotated[int, typer.Option("--servers", help="Number of servers.")] = 3,
     adapters: Annotated[int, typer.Option(help="Registered adapters.")] = 60,
-    room: Annotated[int, typer.Option(help="How many the device of a server holds.")] = 12,
-    requests: Annotated[int, typer.Option(help="Requests of a round.")] = 400,
-    concurrency: Annotated[int, typer.Option(help="Requests at once.")] = 12,
-    tokens: Annotated[int, typer.Option(help="Output tokens of each.")] = 8,
+    room: Annotated[int, typer.Option(help="Adapters that fit a server's device.")] = 12,
+    requests: Annotated[int, typer.Option(help="Requests per round.")] = 400,
+    concurrency: Annotated[int, typer.Option(help="Concurrent requests.")] = 12,
+    tokens: Annotated[int, typer.Option(help="Output tokens of each request.")] = 8,
     popularity: Annotated[str, typer.Option(help="As for `loramux bench`.")] = "zipf",
     shape: Annotated[str, typer.Option(help=f"Base model: {', '.join(SHAPES)}.")] = "small",
-    repeats: Annotated[int, typer.Option(help="Rounds of each kind; medians count.")] = 3,
+    repeats: Annotated[int, typer.Option(help="Rounds of each policy; medians are reported.")] = 3,
     output: Annotated[Path | None, typer.Option(help="File for the result, as JSON.")] = None,
 ) -> None:
-    """Print loads, hits and throughput of both ways to spread requests."""
+    """Print loads, hits and throughput with both routing policies."""
     with tempfile.TemporaryDirectory(prefix="loramux-bench-") as name, contextlib.ExitStack() as on:
         folder = Path(name)
         base = make_base(folder / "base", SHAPES[shape])
@@ -82,9 +82,9 @@ def main(
                 tokens=tokens, vocab_size=SHAPES[shape].vocab, seed=number,
             )  # fmt: skip
             for way in WAYS:
-                # What the other way left on the devices is to go before this one counts.
+                # Evict what the other policy left on the devices before this one is measured.
                 asyncio.run(_send(servers, planned, concurrency, way))
-                if number:  # the first warms up
+                if number:  # the first is a warm-up
                     rounds[way].append(_round(servers, planned, concurrency, way))
     print(
         f"{requests} requests, {adapters} adapters, {popularity}; {num_servers} servers with room "
@@ -113,7 +113,7 @@ def main(
 
 
 def _bytes(shape: Shape) -> int:
-    """Return what an adapter takes, in float32."""
+    """Return the bytes of an adapter in float32."""
     rows = sum(inputs + outputs for inputs, outputs in shape.features().values())
     return rows * RANK * shape.layers * 4
 

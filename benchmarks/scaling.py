@@ -1,20 +1,20 @@
-"""How throughput behaves as there are more adapters, more requests, more rank, more context.
+"""Throughput over the number of adapters, concurrent requests, rank and context length.
 
-A real server answers a closed loop of streamed requests over gRPC. Each round asks for adapters
-and, with the same prompts, for the base alone; ratios are taken within a round, and medians over
-rounds.
+A real server answers a closed loop of streamed requests over gRPC. Each round sends requests for
+adapters and, with the same prompts, for the base alone; ratios are taken within a round, and
+medians over rounds.
 
-    adapters      registered ones, with zipf and uniform popularity, 32 requests at once
-    concurrency   requests at once, for 32 adapters of rank 16 in turn
-    rank          of 32 adapters in turn, 32 requests at once
-    context       tokens of each prompt, for the same adapters of rank 16, 8 requests at once
+    adapters      registered ones, with zipf and uniform popularity, 32 concurrent requests
+    concurrency   concurrent requests, for 32 adapters of rank 16 in turn
+    rank          of 32 adapters in turn, 32 concurrent requests
+    context       tokens of each prompt, for the same adapters of rank 16, 8 concurrent requests
 
-Adapters change all seven projections and are float32, but for the first axis: 2,000 of rank 16 on
-SmolLM2-135M are 39 GB. There they have rank 1 on q_proj and v_proj, 0.2 MB each and every one with
-weights of its own. So that axis is about their number and not about the bytes of their weights,
-which the rank axis is about. All are registered and on disk; those that a round asks for, some
-dozens, are loaded before it. The largest set, of rank 128, needs 5 GB of memory and twice that on
-disk; each set is deleted when it has been measured.
+Adapters change all seven projections and are float32, except for the first axis: 2,000 of rank 16
+on SmolLM2-135M are 39 GB. There they have rank 1 on q_proj and v_proj, 0.2 MB each, all with
+different weights. So that axis shows the effect of their number; the rank axis shows that of their
+size. All are registered and on disk; those that a round uses, some dozens, are loaded before it.
+The largest set, of rank 128, needs 5 GB of memory and twice that on disk; each set is deleted once
+it is measured.
 
     python -m benchmarks.scaling --axis rank --axis context --plot scaling.png
 """
@@ -41,7 +41,7 @@ AXES = {
     "rank": "rank",
     "context": "prompt tokens",
 }
-"""What can be varied, and what it counts."""
+"""Axis -> its label."""
 DISTINCT = 32
 CONCURRENCY = 32
 CONTEXT_CONCURRENCY = 8
@@ -56,13 +56,13 @@ class Load:
     prompt: str | None = None
 
     def over_base(self) -> "Load":
-        """Return the same without adapters."""
+        """Return the same requests without adapters."""
         return replace(self, popularity="base")
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A place on an axis, and what is run there."""
+    """A point on an axis, and its workload."""
 
     axis: str
     value: int
@@ -72,7 +72,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What was measured at a point: medians, and every round."""
+    """The results at a point: medians, and every round."""
 
     axis: str
     series: str
@@ -91,11 +91,13 @@ def main(
     rank: Annotated[list[int] | None, typer.Option(help="Values of that axis.")] = None,
     context: Annotated[list[int] | None, typer.Option(help="Values of that axis.")] = None,
     tokens: Annotated[int, typer.Option(help="Output tokens of each request.")] = 64,
-    per_slot: Annotated[int, typer.Option(help="Requests of a run for each one under way.")] = 2,
-    repeats: Annotated[int, typer.Option(help="Rounds; medians count.")] = 3,
+    per_slot: Annotated[
+        int, typer.Option(help="Requests per run, divided by the concurrency.")
+    ] = 2,
+    repeats: Annotated[int, typer.Option(help="Rounds; medians are reported.")] = 3,
     shape: Annotated[str, typer.Option(help=f"Base model: {', '.join(SHAPES)}.")] = "smollm2-135m",
     table: Annotated[Path | None, typer.Option("--csv", help="File for the table.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="File for a picture, as PNG.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="File for a plot, as PNG.")] = None,
     output: Annotated[Path | None, typer.Option(help="File for the result, as JSON.")] = None,
 ) -> None:
     """Measure output tokens per second along each axis."""
@@ -111,7 +113,7 @@ def main(
         point for name in AXES if name in (axis or AXES) for point in _points(name, values[name])
     ]
     if plot:
-        chart.matplotlib()  # missing, it should be missed before the measurement
+        chart.matplotlib()  # fail before the measurement if it is missing
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="loramux-bench-") as name:
         folder = Path(name)
@@ -177,7 +179,7 @@ def _points(axis: str, values: Sequence[int]) -> list[Point]:
 
 
 def _measure(setting: Setting, adapters: AdapterSet, points: Sequence[Point]) -> list[Row]:
-    """Run the points of one set of adapters on one server, and delete the set."""
+    """Measure the points of one set of adapters on one server, and delete the set."""
     names = setting.names(adapters)
     loads = dict.fromkeys(run for point in points for run in (point.load.over_base(), point.load))
     speeds: dict[Load, list[float]] = {run: [] for run in loads}

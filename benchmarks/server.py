@@ -26,7 +26,7 @@ class Running:
     """Process id of the frontend; the engine is its child."""
 
     def processes(self) -> list[psutil.Process]:
-        """Return the frontend, and after it the engine."""
+        """Return the frontend and the engine."""
         frontend = psutil.Process(self.pid)
         return [frontend, *frontend.children()]
 
@@ -41,9 +41,9 @@ class Running:
 def running(folder: Path, model: Path, *arguments: str) -> Iterator[Running]:
     """Run `loramux serve` on `model` for the block; its files are kept in `folder`.
 
-    Random weights repeat themselves as no model does that is used, so nothing is drafted.
+    Speculation is off: random weights repeat themselves far more than trained ones.
 
-    Starting again on one folder is a restart: the store is kept.
+    Starting again with the same folder is a restart: the store is kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
     ready, log = folder / "ready.json", folder / "server.log"

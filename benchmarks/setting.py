@@ -1,4 +1,4 @@
-"""What our own server is measured on: a base model, adapters and requests for them."""
+"""The setup of measurements of our own server: a base model, adapters and requests for them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,21 +12,21 @@ from loramux.bench import Planned, parse_lengths
 
 @dataclass(frozen=True, slots=True)
 class AdapterSet:
-    """Adapters of one kind, each with weights of its own."""
+    """Adapters of one kind, all with different weights."""
 
     count: int
     ranks: tuple[int, ...] = (16,)
-    """Taken in turn."""
+    """Cycled through."""
     targets: tuple[str, ...] = TARGETS
     use_dora: bool = False
     num_tokens: int = 0
-    """Tokens that each has trained."""
+    """Number of trained tokens of each."""
     num_saved: int = 0
-    """How many of them, from the first, have embeddings and an output layer of their own."""
+    """Number of adapters, from the first, with their own embeddings and output layer."""
 
     @property
     def name(self) -> str:
-        """Name of its folder."""
+        """Name of their folder."""
         ranks, kind = "-".join(map(str, self.ranks)), "-dora" if self.use_dora else ""
         kind += f"-with-{self.num_tokens}-tokens" if self.num_tokens else ""
         kind += f"-{self.num_saved}-saved" if self.num_saved else ""
@@ -34,7 +34,7 @@ class AdapterSet:
 
 
 def small_adapters(count: int) -> AdapterSet:
-    """Return the kind of which thousands fit a disk: 0.2 MB each on SmolLM2-135M."""
+    """Return adapters so small that thousands fit on a disk: 0.2 MB each on SmolLM2-135M."""
     return AdapterSet(count, (1,), ("q_proj", "v_proj"))
 
 
@@ -43,19 +43,19 @@ class Setting:
     """A base model and the sizes of a measurement."""
 
     folder: Path
-    """For everything that is made."""
+    """For all generated files."""
     base: Path
     shape: Shape
     prompt: str = "32:256"
-    """Tokens of the prompts: N or LOW:HIGH."""
+    """Prompt length in tokens: N or LOW:HIGH."""
     tokens: int = 64
     """Output tokens of each request."""
     per_slot: int = 2
-    """Requests of a run for each one under way."""
+    """Requests per run, divided by the concurrency."""
     repeats: int = 3
 
     def names(self, adapters: AdapterSet) -> list[str]:
-        """Return the names of `adapters`, which are made unless they were before."""
+        """Return the names of `adapters`, which are generated if missing."""
         folder = self.folder_of(adapters)
         if folder.exists():
             return sorted(path.name for path in folder.iterdir())
@@ -70,16 +70,16 @@ class Setting:
         return self.folder / adapters.name / "adapters"
 
     def server_folder(self, adapters: AdapterSet, place: str = "server") -> Path:
-        """Return the folder of the server that serves `adapters`, its store in it."""
+        """Return the folder of the server of `adapters`, which contains its store."""
         return self.folder / adapters.name / place
 
     @contextmanager
     def serving(
         self, adapters: AdapterSet, *arguments: str, place: str = "server"
     ) -> Iterator[server.Running]:
-        """Serve `adapters` for the block; two servers at once need a `place` each."""
+        """Serve `adapters` for the block; concurrent servers need a different `place` each."""
         self.names(adapters)
-        # Virtual: memory is taken when an adapter is written there.
+        # Virtual: memory is committed when an adapter is written there.
         memory = ("--adapter-memory", "8G", "--host-adapter-memory", "1G")
         with server.running(
             self.server_folder(adapters, place), self.base,

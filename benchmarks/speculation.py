@@ -1,9 +1,10 @@
-"""What drafts gain and cost, by how often they are right.
+"""Gain and cost of speculative decoding, by acceptance rate.
 
-Texts of random weights are drawn, so that nothing in them repeats itself; a draft is right where
-the text that is foretold (`prediction`) is. Each text is foretold with so many of its tokens
-changed, or not at all, or it is asked for again, as an adapter writes what it wrote before. One
-engine drafts and one does not, in turns; both choose the same, but for what hangs on a rounding.
+Texts are sampled from random weights, so that nothing in them repeats; a draft is accepted where
+the predicted text (`prediction`) is right. Each text is predicted with a fraction of its tokens
+changed, or not at all, or it is requested again, like an adapter that repeats an earlier output.
+Two engines alternate, with and without drafts; both sample the same tokens, except for rounding
+errors.
 
     python -m benchmarks.speculation --batch 1 --batch 8 --batch 32
 """
@@ -29,20 +30,20 @@ from loramux_server.wire.messages import Submit
 from loramux_server.wire.sampling import Sampling
 
 _RIGHT = (0.5, 0.8, 0.9, 1.0)
-"""Parts of a foretold text that are right."""
+"""Fractions of a predicted text that are right."""
 
 
 def main(
-    batch: Annotated[list[int], typer.Option(help="Requests at once; repeatable.")],
+    batch: Annotated[list[int], typer.Option(help="Concurrent requests; repeatable.")],
     tokens: Annotated[int, typer.Option(help="Output tokens of each request.")] = 128,
-    context: Annotated[int, typer.Option(help="Tokens of each prompt.")] = 128,
-    drafts: Annotated[int, typer.Option(help="Most tokens of a draft.")] = 16,
-    repeats: Annotated[int, typer.Option(help="Rounds, of which the median counts.")] = 3,
+    context: Annotated[int, typer.Option(help="Prompt length in tokens.")] = 128,
+    drafts: Annotated[int, typer.Option(help="Maximum number of tokens in a draft.")] = 16,
+    repeats: Annotated[int, typer.Option(help="Rounds; medians are reported.")] = 3,
     shape: Annotated[str, typer.Option(help=f"Base model: {', '.join(SHAPES)}.")] = "smollm2-135m",
-    dtype: Annotated[str, typer.Option(help="Number format of the base.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Data type of the base.")] = "auto",
     output: Annotated[Path | None, typer.Option(help="File for the result, as JSON.")] = None,
 ) -> None:
-    """Print tokens per second with drafts, as a ratio to without."""
+    """Print tokens per second with drafts ÷ without."""
     figures: list[dict[str, Any]] = []
     described = machine.describe()
     options = {
@@ -63,7 +64,7 @@ def main(
             for found in measure.figures(repeats):
                 figures.append({"batch": size, **found})
                 print("  ".join(f"{key} {value}" for key, value in figures[-1].items()), flush=True)
-            if output:  # what is measured is there, whatever happens next
+            if output:  # results so far, whatever happens next
                 result = {
                     "command": "python -m benchmarks.speculation",
                     "options": options,
@@ -74,7 +75,7 @@ def main(
 
 
 class Measure:
-    """Requests of distinct adapters at once, to an engine that drafts and one that does not."""
+    """Concurrent requests for distinct adapters, to an engine with drafts and one without."""
 
     def __init__(
         self, plain: LocalEngine, drafting: LocalEngine, adapters: Sequence[AdapterSource],
@@ -89,14 +90,14 @@ class Measure:
         self._next_id = 0
 
     def warm_up(self) -> None:
-        """Run everything once, so that all is compiled, and what tokens cost is known."""
+        """Warm up: compile everything, and measure the cost of tokens."""
         asked = self._requests()
         texts = self._ask(self._plain, asked).texts
         self._ask(self._drafting, asked, texts)
         self._ask(self._drafting, asked)
 
     def figures(self, repeats: int) -> list[dict[str, Any]]:
-        """Return a figure for each way in which texts are foretold."""
+        """Return the result for each kind of prediction."""
         names = ["nothing foretold", *(f"{100 * part:.0f} % right" for part in _RIGHT), "again"]
         ratios: dict[str, list[float]] = {name: [] for name in names}
         drafted, accepted, others = (dict.fromkeys(names, 0) for _ in range(3))
@@ -126,7 +127,7 @@ class Measure:
         ]
 
     def _requests(self) -> list[Submit]:
-        """Return a request of each adapter."""
+        """Return a request for each adapter."""
         vocab_size = self._plain.info.vocab_size
         return [
             Submit(
@@ -157,7 +158,7 @@ class Measure:
         return engine.complete(messages)
 
     def _changed(self, text: list[int], right: float) -> list[int]:
-        """Return `text` with all but a part of its tokens changed."""
+        """Return `text` with only a fraction of its tokens unchanged."""
         vocab_size = self._plain.info.vocab_size
         return [
             token if self._rng.random() < right else self._rng.randrange(3, vocab_size)

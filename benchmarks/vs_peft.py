@@ -1,8 +1,9 @@
-"""The server against PEFT's own mixed batch, on the same requests.
+"""The server compared with PEFT's own mixed batch, on the same requests.
 
-Ours answers them over gRPC, streaming, in a closed loop. PEFT (`adapter_names`) runs them in this
-process, in static batches of the same size with padded prompts: it is spared all serving. Random
-weights of SmolLM2-135M's shape, adapters of ranks 8, 16, 32, 64 on all seven projections.
+The server answers them over gRPC, streaming, in a closed loop. PEFT (`adapter_names`) runs them in
+this process, in static batches of the same size with padded prompts, without any overhead of
+serving. Random weights of SmolLM2-135M's shape, adapters of ranks 8, 16, 32, 64 on all seven
+projections.
 
     python -m benchmarks.vs_peft --concurrency 32
 """
@@ -29,15 +30,13 @@ RANKS = [8, 16, 32, 64]
 
 
 def main(
-    concurrency: Annotated[
-        int, typer.Option(help="Requests under way at once; batch of PEFT.")
-    ] = 32,
-    requests: Annotated[int, typer.Option(help="Requests in a run.")] = 64,
-    adapters: Annotated[int, typer.Option(help="Distinct adapters, taken in turn.")] = 32,
+    concurrency: Annotated[int, typer.Option(help="Concurrent requests; PEFT's batch size.")] = 32,
+    requests: Annotated[int, typer.Option(help="Requests per run.")] = 64,
+    adapters: Annotated[int, typer.Option(help="Distinct adapters, cycled through.")] = 32,
     prompt: Annotated[str, typer.Option(help="Prompt tokens: N or LOW:HIGH.")] = "32:256",
     tokens: Annotated[int, typer.Option(help="Output tokens of each request.")] = 64,
     shape: Annotated[str, typer.Option(help=f"Base model: {', '.join(SHAPES)}.")] = "smollm2-135m",
-    repeats: Annotated[int, typer.Option(help="Runs of each; medians count.")] = 3,
+    repeats: Annotated[int, typer.Option(help="Runs of each; medians are reported.")] = 3,
     output: Annotated[Path | None, typer.Option(help="File for the result, as JSON.")] = None,
 ) -> None:
     """Compare output tokens per second of loramux and of PEFT's mixed batch."""

@@ -1,4 +1,4 @@
-"""Adapters on disk: for each kind one of random weights, and others that differ from it in one."""
+"""Adapter files: one with random weights per kind, and copies that differ from it in one weight."""
 
 import hashlib
 import os
@@ -16,17 +16,17 @@ from benchmarks.local_engine import packaged
 from loramux_server.wire.adapter_source import AdapterSource
 
 _LAST_BYTES = 2
-"""Of a file, in which those of a kind differ: a weight, or half of one."""
+"""Number of bytes in which the files of a kind differ: one weight, or half of one."""
 _COPIERS = 8
 
 
 class AdapterFiles:
-    """Makes adapters when they are asked for first, so many at a time as are missing."""
+    """Creates missing adapters when they are first used."""
 
     def __init__(
         self, folder: Path, shape: Shape, dtype: torch.dtype, device: torch.device
     ) -> None:
-        """Make adapters for `shape` in `folder`, saved in `dtype`; `device` makes their numbers."""
+        """Create adapters for `shape` in `folder`, saved in `dtype`; `device` draws numbers."""
         self._folder = folder
         self._shape = shape
         self._dtype = str(dtype).removeprefix("torch.")
@@ -34,7 +34,7 @@ class AdapterFiles:
         self._made: dict[str, list[AdapterSource]] = {}
 
     def sources(self, rank: int, count: int, *, use_dora: bool = False) -> list[AdapterSource]:
-        """Return `count` adapters of `rank`, each a file of its own."""
+        """Return `count` adapters of `rank`, each in its own file."""
         kind = f"{'dora' if use_dora else 'lora'}-{rank}"
         if kind not in self._made:
             folder = self._folder / kind
@@ -48,17 +48,17 @@ class AdapterFiles:
         return made[:count]
 
     def peft_folder(self, rank: int) -> Path:
-        """Return the folder in which PEFT finds the LoRA of `rank`."""
+        """Return PEFT's folder of the LoRA of `rank`."""
         self.sources(rank, 1)
         return self._folder / f"lora-{rank}" / "a0000"
 
 
 def _others(source: AdapterSource, numbers: Sequence[int]) -> list[AdapterSource]:
-    """Return copies of `source` whose last bytes are these numbers, so that each is another one."""
+    """Return copies of `source` whose last bytes are these numbers, so that all differ."""
     if not numbers:
         return []
     content = Path(source.path).read_bytes()[:-_LAST_BYTES]
-    hashes = hashlib.sha256(content), blake3(content)  # of what is the same in all of them
+    hashes = hashlib.sha256(content), blake3(content)  # of the part that is the same in all of them
 
     def another(number: int) -> AdapterSource:
         path = Path(source.path).with_suffix(f".{number}.package")

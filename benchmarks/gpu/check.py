@@ -1,8 +1,8 @@
-"""Whether everything that a GPU computes is right there: loads in a race, and the tests, compiled.
+"""Correctness on a GPU: loads that race with steps, and the tests with compiled kernels.
 
-Adapters come and go while steps run: every answer must be what it was when nothing else went on.
-Then come the tests of kernels and engine that have a device to run on, with bfloat16, which
-Triton's interpreter does not know.
+Adapters are loaded and evicted while steps run: every answer must equal that of an idle engine.
+Then the tests of kernels and engine run on the device, with bfloat16, which Triton's interpreter
+does not support.
 
     python -m benchmarks.gpu.check --workers 16 --output result.json
 """
@@ -22,7 +22,7 @@ TESTS = ("tests/kernels/gpu",)
 
 
 class Tests:
-    """Counts tests as they end, so that those are known that ended in time, and who did not."""
+    """Counts tests as they finish, so that partial results are known after a timeout."""
 
     def __init__(self, record: Record) -> None:
         self.found: dict[str, Any] = {"run": 0, "skipped": 0, "failures": [], "running": []}
@@ -30,8 +30,8 @@ class Tests:
         self._record = record
 
     def run(self, paths: list[Path], workers: int) -> None:
-        """Run the tests in `paths`, in so many processes, or in this one if there are none."""
-        # What other versions of what we use warn of is not what is asked here.
+        """Run the tests in `paths`, in this many worker processes, or in this one for 0."""
+        # Warnings of other versions of dependencies are not the concern here.
         command = ["-q", "-W", "default", *map(str, paths)]
         command += [f"-n{workers}", "--dist=worksteal"] if workers else []
         code = pytest.main(command, plugins=[self])
@@ -39,17 +39,17 @@ class Tests:
             raise RuntimeError(f"pytest ended with {code!r}")
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        """Note what cannot be collected."""
+        """Record what cannot be collected."""
         if report.failed:
             self.found["failures"].append(report.nodeid)
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        """Note what begins: where a test hangs until all time is over, the file says which."""
+        """Record what starts: if a test hangs until the time limit, the file names it."""
         self.found["running"].append(nodeid)
         self._record.write()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Note how a test, its setup or its teardown ended."""
+        """Record the outcome of a test, its setup or its teardown."""
         if report.failed:
             self.found["failures"].append(report.nodeid)
         self.found["skipped"] += report.skipped
@@ -59,11 +59,15 @@ class Tests:
 
 
 def main(
-    seconds: Annotated[float, typer.Option(help="How long adapters race against steps.")] = 60,
-    workers: Annotated[int, typer.Option(help="Of tests, with pytest-xdist.")] = 0,
+    seconds: Annotated[
+        float, typer.Option(help="Seconds of the race between loads and steps.")
+    ] = 60,
+    workers: Annotated[
+        int, typer.Option(help="Worker processes for tests, with pytest-xdist.")
+    ] = 0,
     output: Annotated[Path | None, typer.Option(help="File for the result, as JSON.")] = None,
 ) -> None:
-    """Race and run tests; exit with 1 if anything is wrong."""
+    """Run the race and the tests; exit with 1 if anything fails."""
     device = on.choose()
     record = Record(
         output,

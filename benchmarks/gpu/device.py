@@ -1,4 +1,4 @@
-"""The device that is measured: what it is, what it does at best, and how long a call takes."""
+"""The measured device: its properties, its peak bandwidth, and how to time calls."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -13,16 +13,16 @@ from loramux_server.kernels.gpu.plan import Plan
 
 _REPEATS = 20
 _FAR_BYTES = 256 << 20
-"""More than any cache holds."""
+"""Larger than any cache."""
 
 
 def choose() -> torch.device:
-    """Return the GPU, or the CPU where there is none and kernels run in Triton's interpreter."""
+    """Return the GPU, or without one the CPU, where kernels run in Triton's interpreter."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def describe(device: torch.device) -> dict[str, object]:
-    """Return what `benchmarks.machine` says, the same of the device, and its plan."""
+    """Return the facts of `benchmarks.machine`, those of the device, and its plan."""
     found: dict[str, object] = {
         **machine.describe(),
         "device": str(device),
@@ -39,14 +39,14 @@ def describe(device: torch.device) -> dict[str, object]:
 
 
 _LEAST_SECONDS = 1e-7
-"""Less than what any kernel takes: what noise makes of the difference of two times."""
+"""Less than the time of any kernel: the lower bound of a noisy difference of two times."""
 
 
 def seconds_apart(device: torch.device, calls: Sequence[Callable[[], object]]) -> float:
-    """Return what one of `calls` takes after a kernel that lets it begin no sooner than it ends.
+    """Return the time of one of `calls` after a kernel that it cannot overlap with.
 
-    Else one of our kernels would begin while the one before, of its own kind, still runs; in a step
-    most of them follow a matmul. What that other kernel takes by itself is taken away.
+    Otherwise one of our kernels could start while the previous one of its kind is still running; in
+    a step most of them follow a matmul. The time of that other kernel alone is subtracted.
     """
     if device.type != "cuda":
         return seconds(device, calls)
@@ -62,11 +62,11 @@ def _both(first: Callable[[], object], second: Callable[[], object]) -> None:
 
 
 def seconds(device: torch.device, calls: Sequence[Callable[[], object]]) -> float:
-    """Return what one of `calls` takes, one after the other and in turn.
+    """Return the time of one of `calls`, which run one after the other.
 
-    They do the same on memory of their own, so that none finds what it reads in a cache if together
-    they read enough. On CUDA they are recorded as a graph: what it takes to launch them from Python
-    does not count.
+    They do the same on separate memory, so that none finds its operands in a cache if together they
+    read enough. On CUDA they are captured as a graph, which excludes the cost of launches from
+    Python.
     """
     for call in calls:
         call()
@@ -96,9 +96,9 @@ def _event() -> torch.cuda.Event:
 
 
 def copies_needed(device: torch.device, num_bytes: int) -> int:
-    """Return how many copies of an operand of `num_bytes` no cache holds together.
+    """Return how many copies of an operand of `num_bytes` exceed all caches.
 
-    One where kernels are interpreted: there caches do not matter.
+    One if kernels are interpreted, where caches do not matter.
     """
     if device.type != "cuda":
         return 1
@@ -106,7 +106,7 @@ def copies_needed(device: torch.device, num_bytes: int) -> int:
 
 
 def bandwidth(device: torch.device) -> float:
-    """Return the bytes per second that a copy of much memory reads and writes."""
+    """Return the bytes per second that a large copy reads and writes."""
     far = torch.empty(_FAR_BYTES, dtype=torch.uint8, device=device)
     near = torch.empty_like(far)
     return 2 * far.numel() / seconds(device, [lambda: near.copy_(far)])

@@ -1,15 +1,15 @@
-"""The engine on a GPU against its floors and goals, and against PEFT and transformers.
+"""The engine on a GPU compared with its floors and goals, and with PEFT and transformers.
 
-Models of real shapes with seeded random weights made on the device; adapters that differ in their
-bytes, all of them loaded from files. Steps are timed in this process, below gRPC: what a frontend
-costs is the business of `benchmarks.frontend`.
+Models of real shapes with seeded random weights generated on the device; adapters with different
+bytes, all loaded from files. Steps are timed in this process, below gRPC; for the cost of a
+frontend see `benchmarks.frontend`.
 
-A floor is what the bytes of a step take at the bandwidth of a copy, measured in the same run:
-weights once, keys and values of every context, and the A and B rows of each distinct adapter.
+A floor is the time to read the bytes of a step at the bandwidth of a copy, measured in the same
+run: weights once, keys and values of every context, and the A and B rows of each distinct adapter.
 
-Goals come in the order of their worth. Each is in the file as soon as it is measured, and one that
-fails does not keep the others from it. Adapters of rank 64 fill a device of their own:
-`--large-rank 64 --only 6`.
+Goals are measured in order of importance. Each is written to the file as soon as it is measured,
+and a failure does not stop the others. Adapters of rank 64 fill a whole device: `--large-rank 64
+--only 6`.
 
     python -m benchmarks.gpu.end_to_end --output result.json --plot result.png
 """
@@ -40,17 +40,19 @@ Series = dict[str, list[tuple[int, float]]]
 
 def main(
     shape: Annotated[str, typer.Option(help=f"Base model: {', '.join(SHAPES)}.")] = "llama-3.1-8b",
-    context: Annotated[int, typer.Option(help="Tokens of each context.")] = 1024,
+    context: Annotated[int, typer.Option(help="Context length in tokens.")] = 1024,
     batch: Annotated[int, typer.Option(help="Requests of most goals.")] = 32,
     large_batch: Annotated[int, typer.Option(help="Requests of goal 6.")] = 64,
     large_rank: Annotated[int, typer.Option(help="16 or 64, for goal 6.")] = 16,
-    prompt: Annotated[int, typer.Option(help="Tokens of goal 9; at most 2048.", max=2048)] = 2048,
-    steps: Annotated[int, typer.Option(help="Steps of each measurement; the median counts.")] = 30,
+    prompt: Annotated[
+        int, typer.Option(help="Prompt length of goal 9 in tokens; at most 2048.", max=2048)
+    ] = 2048,
+    steps: Annotated[int, typer.Option(help="Steps per measurement; medians are reported.")] = 30,
     only: Annotated[
         list[str] | None, typer.Option(help="Numbers of goals, scaling, peft, batching.")
     ] = None,
     only_own: Annotated[bool, typer.Option(help="Leave out PEFT and transformers.")] = False,
-    plot: Annotated[Path | None, typer.Option(help="Picture of the scaling.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="File for a plot of the scaling.")] = None,
     output: Annotated[Path | None, typer.Option(help="File for the result, as JSON.")] = None,
 ) -> None:
     """Print the table of goals: measured, floor, goal; exit with 1 if one could not be measured."""
@@ -113,7 +115,7 @@ def main(
 
 
 def _measure(goals: Goals, wanted: list[Goal], record: Record, series: Series | None) -> None:
-    """Measure what is of this engine; with `series` also how it scales."""
+    """Measure this engine; with `series` also how it scales."""
     with record.part("model"):
         goals.prepare()
     if record.has_failed:
@@ -161,7 +163,7 @@ def _line(goal: Figure) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A point of the picture."""
+    """A point of the plot."""
 
     series: str
     value: int

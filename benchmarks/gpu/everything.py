@@ -1,12 +1,12 @@
-"""All commands of this folder, one after the other in the order of their worth, in limited time.
+"""All commands of this folder, in order of importance, within a time limit.
 
-Each is a process of its own, which is ended when its time or all time is over; what it had measured
-by then is in its file. One that fails does not keep the others from running. `everything.json` says
-which ran, for how long and how they ended.
+Each runs in its own process, which is terminated when its time or the total time is over; its
+results so far are in its file. A failure does not stop the others. `everything.json` says which
+ran, for how long and how they ended.
 
-`tune` changes the plans of this checkout, which those after it read; `plans.json` is a copy. Where
-one call is not enough, or may not take so long, two share the work with `--only` or `--skip`; on a
-fresh checkout the second needs the first one's plans in `server/loramux_server/kernels/gpu/`.
+`tune` changes the plans of this checkout, which later commands read; `plans.json` is a copy. If one
+call is not enough, or may not take so long, split the work with `--only` or `--skip`; on a fresh
+checkout the second call needs the plans of the first in `server/loramux_server/kernels/gpu/`.
 
     python -m benchmarks.gpu.everything --seconds 560 --output-folder results --peer ../vllm
 """
@@ -34,7 +34,7 @@ _ROOT = Path(__file__).parents[2]
 _PLANS = _ROOT / "server/loramux_server/kernels/gpu/plans.json"
 _DRAFTS = ("--batch=1", "--batch=8", "--batch=32", "--repeats=1", "--dtype=bfloat16")
 _LEAST_SECONDS = 10.0
-"""In less than that nothing is measured."""
+"""With less time left, a command is not started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Part:
     command: tuple[str, ...]
     """Arguments of Python."""
     most_seconds: float
-    """So that it leaves time for those after it."""
+    """Its time limit, to leave time for later commands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,20 +58,20 @@ class Ending:
 
     @property
     def is_good(self) -> bool:
-        """Whether all of it was done."""
+        """Whether it was completed."""
         return self.result == "done"
 
 
 class UnfinishedError(Exception):
-    """A part was not done."""
+    """A part was not completed."""
 
 
 def parts(peer: Path | None, peer_name: str, shape: str) -> list[Part]:
-    """Return all parts in the order of their worth."""
+    """Return all parts in order of importance."""
     cores = str(os.cpu_count() or 1)
     workers = ("--workers", cores) if importlib.util.find_spec("xdist") else ()
     of = ("--shape", shape)
-    # Its base is made on the host, and is loaded twice.
+    # Its base is generated on the host and loaded twice.
     drafted = "llama-3.2-1b" if shape == "llama-3.1-8b" else shape
     found = [
         _part("tune", 100, "gpu.tune", "--processes", cores, *of),
@@ -94,14 +94,14 @@ NAMES = [part.name for part in parts(Path(), "", "")]
 
 def main(
     output_folder: Annotated[Path, typer.Option(help="Folder for the results, as JSON.")],
-    seconds: Annotated[float, typer.Option(help="For all of it.")] = 560,
+    seconds: Annotated[float, typer.Option(help="Total time in seconds.")] = 560,
     peer: Annotated[Path | None, typer.Option(help="Checkout for peer_kernels.")] = None,
-    peer_name: Annotated[str, typer.Option(help="Which peer it is.")] = "vllm",
+    peer_name: Annotated[str, typer.Option(help="Name of the peer.")] = "vllm",
     only: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(NAMES)}.")] = None,
     skip: Annotated[list[str] | None, typer.Option(help="The others.")] = None,
-    shape: Annotated[str, typer.Option(help="Base model.")] = "llama-3.1-8b",
+    shape: Annotated[str, typer.Option(help="Shape of the base model.")] = "llama-3.1-8b",
 ) -> None:
-    """Run all that there is time for; exit with 1 if a part did not run to its good end."""
+    """Run as many parts as time allows; exit with 1 if a part was not completed."""
     end = time.monotonic() + seconds
     if unknown := {*(only or ()), *(skip or ())} - set(NAMES):
         raise typer.BadParameter(f"{unknown.pop()!r} is none of {', '.join(NAMES)}")
@@ -143,11 +143,11 @@ def run(chosen: Sequence[Part], folder: Path, end: float) -> list[Ending]:
 
 def _run(part: Part, output: Path, left: float) -> Ending:
     if left < _LEAST_SECONDS:
-        return Ending(part.name, 0.0, "not begun: no time was left")
+        return Ending(part.name, 0.0, "not started: no time left")
     seconds = min(part.most_seconds, left)
     say(f"{part.name}: at most {seconds:.0f} s: {' '.join(part.command)}")
     begin = time.monotonic()
-    # What a process that is killed leaves behind is gigabytes, and the next one needs the room.
+    # A killed process leaves gigabytes behind, and the next one needs the space.
     with tempfile.TemporaryDirectory(prefix="loramux-bench-") as temporary:
         process = subprocess.Popen(
             [sys.executable, *part.command, "--output", str(output.resolve())],
@@ -159,7 +159,7 @@ def _run(part: Part, output: Path, left: float) -> Ending:
             code = process.wait(seconds)
             result = "done" if code == 0 else f"ended with exit code {code}"
         except subprocess.TimeoutExpired:
-            result = f"ended after {seconds:.0f} s: its time was over"
+            result = f"ended after {seconds:.0f} s: time limit reached"
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)

@@ -1,6 +1,6 @@
-"""What the engine should reach on a GPU, each goal with its floor and what was measured.
+"""Performance goals of the engine on a GPU, each with its floor and the measured value.
 
-Ratios are base ÷ with adapters for the same steps: 1 would be adapters for nothing.
+Ratios are base ÷ with adapters for the same steps: 1 would mean that adapters are free.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,9 +25,9 @@ _MISSES = 5
 LARGE = {64: 0.48, 16: 0.75}
 """Rank -> goal 6."""
 _DRAWN = msgspec.structs.replace(GREEDY, temperature=0.8, top_p=0.9)
-"""Logits of random weights lie close together: top-p leaves tens of thousands of tokens."""
+"""Logits of random weights are close together: top-p keeps tens of thousands of tokens."""
 _DORA_SECONDS = 30.0
-"""For loads of goal 20, two of which run at a time."""
+"""Seconds for the loads of goal 20, two of which run at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,22 +36,22 @@ class Sizes:
 
     shape: Shape
     context: int
-    """Tokens of each context."""
+    """Context length in tokens."""
     batch: int
     """Requests of most goals."""
     large_batch: int
     """Requests of goal 6."""
     large_rank: int
-    """Of its adapters."""
+    """Rank of its adapters."""
     prompt: int
-    """Tokens of goal 9."""
+    """Prompt length of goal 9 in tokens."""
     steps: int
-    """Of each measurement; the median counts."""
+    """Steps per measurement; medians are reported."""
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """What was measured, what it could be at best and what it should be."""
+    """The measured value, its lower bound and its goal."""
 
     number: int
     what: str
@@ -59,12 +59,12 @@ class Figure:
     floor: float | None
     goal: float
     is_limit: bool
-    """Whether it should be at most the goal, and not at least."""
+    """Whether it should be at most the goal, rather than at least."""
 
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """A figure that can be measured."""
+    """A value that can be measured."""
 
     number: int
     what: str
@@ -89,9 +89,9 @@ class Step:
 
 
 class Goals:
-    """Goals 1 to 9, 11 to 14 and 19 to 21; 10 is about a server (`benchmarks.ratios`, `many`).
+    """Goals 1 to 9, 11 to 14 and 19 to 21; 10 needs a server (`benchmarks.ratios`, `many`).
 
-    Each measures what it needs, and what it has in common with others once.
+    Each measures what it needs; shared measurements are made once.
     """
 
     def __init__(self, sizes: Sizes, device: torch.device, files: AdapterFiles) -> None:
@@ -104,14 +104,14 @@ class Goals:
         """Bytes per second that a copy reads and writes."""
         self._steps: dict[tuple[object, ...], Step] = {}
         self.kernels: dict[str, list[KernelTime]] = {}
-        """What decode steps consist of, by what they are of; known when goal 11 is measured."""
+        """Kernels of decode steps, by kind of step; set when goal 11 is measured."""
         self.num_dora: int | None = None
-        """Distinct adapters of goal 20: as many as come to memory in its time, and have room."""
+        """Distinct adapters of goal 20: as many as can be loaded in its time, and fit."""
         self.load_parts: dict[str, float] = {}
-        """Milliseconds of the parts of a load; known when goal 14 is measured."""
+        """Milliseconds of the parts of a load; set when goal 14 is measured."""
 
     def prepare(self) -> None:
-        """Make the engine, which takes a while."""
+        """Create the engine, which takes a while."""
         sizes = self.sizes
         self._served = Served(
             sizes.shape, self._device, self._files, batch=sizes.large_batch, context=sizes.context,
@@ -124,11 +124,11 @@ class Goals:
         return list(self._steps.values())
 
     def close(self) -> None:
-        """Give back what the engine has of the device."""
+        """Free the engine's device memory."""
         self._served.close()
 
     def all(self) -> list[Goal]:
-        """Return all goals: those first that say most, and take least."""
+        """Return all goals: the most informative and the fastest first."""
         batch, large, rank = self._batch, self.sizes.large_batch, self.sizes.large_rank
         mixed = f"ranks 8 to 64 ÷ all {self._mean_rank}"
         scattered = f"{batch} of {self._num_resident} resident adapters of rank {_RANK}"
@@ -156,7 +156,7 @@ class Goals:
         left_out = []
         if self._device.type != "cuda":  # nothing is launched
             left_out.append(11)
-        if self._num_resident * _RANK > large * rank:  # the device does not hold them
+        if self._num_resident * _RANK > large * rank:  # they do not fit the device
             left_out.append(21)
         return [goal for goal in found if goal.number not in left_out]
 
@@ -181,7 +181,7 @@ class Goals:
 
     @property
     def _num_resident(self) -> int:
-        """Adapters of goal 21 that the device holds: as many again as a step has."""
+        """Adapters of goal 21 on the device: twice as many as a step has."""
         return 2 * self._batch
 
     def _scattered(self) -> float:
@@ -244,7 +244,7 @@ class Goals:
 
     def _dora(self) -> float:
         (first,) = self._files.sources(_RANK, 1, use_dora=True)
-        # Where rows of the base are measured for each adapter, one takes as long as a whole goal.
+        # Measuring rows of the base for each adapter would take as long as a whole goal.
         affordable = max(1, int(2 * _DORA_SECONDS / self._served.load([first])))
         self.num_dora = min(self._batch, affordable, self._served.most_like(first))
         dora = self._files.sources(_RANK, self.num_dora, use_dora=True)
@@ -258,7 +258,7 @@ class Goals:
     def _step(
         self, batch: int, adapters: Sequence[AdapterSource], sampling: Sampling = GREEDY
     ) -> float:
-        """Return the seconds of such a decode step, which is measured once."""
+        """Return the seconds of such a decode step; measured once."""
         key = batch, tuple(adapter.digest for adapter in adapters), sampling.temperature
         if key not in self._steps:
             taken = self._served.step(batch, adapters, sampling)
@@ -266,7 +266,7 @@ class Goals:
         return self._steps[key].milliseconds / 1e3
 
     def _floor(self, batch: int, ranks: int) -> float:
-        """Return the seconds that the bytes of a decode step take, for `ranks` rank rows in all."""
+        """Return the seconds to read the bytes of a decode step with `ranks` rank rows."""
         shape, item = self.sizes.shape, dtype_of(self._device).itemsize
         layer = sum(inputs * outputs for inputs, outputs in shape.features().values())
         weights = (shape.layers * layer + shape.vocab * shape.hidden) * item

@@ -1,9 +1,9 @@
-"""Each kernel of a GPU against the bytes that it has to move, and what the design rests on.
+"""Each GPU kernel compared with the bytes that it has to move, and the assumptions of the design.
 
-`matmul`: the four matmuls of a layer with rows of adapters behind their weights: do these cost what
-their bytes cost? `launch`: what an empty kernel costs inside a graph. `probe`: what this torch and
-this Triton offer. `attention`, `kernels` and `draws`: ours against floors, at the bandwidth of a
-copy measured in the same run.
+`matmul`: the four matmuls of a layer with adapter rows appended to their weights: is their cost
+that of their bytes? `launch`: the cost of an empty kernel in a graph. `probe`: features of this
+torch and Triton. `attention`, `kernels` and `draws`: ours compared with floors, at the bandwidth of
+a copy measured in the same run.
 
     python -m benchmarks.gpu.kernels --output result.json
 """
@@ -37,11 +37,11 @@ class Row:
     what: str
     microseconds: float
     floor_microseconds: float | None = None
-    """What the bytes take at the bandwidth of a copy."""
+    """Time to move the bytes at the bandwidth of a copy."""
 
     @property
     def ratio(self) -> float | None:
-        """How many times its floor it takes."""
+        """Measured time ÷ floor."""
         floor = self.floor_microseconds
         return self.microseconds / floor if floor else None
 
@@ -49,12 +49,14 @@ class Row:
 def main(
     shape: Annotated[str, typer.Option(help=f"Layers of: {', '.join(SHAPES)}.")] = "llama-3.1-8b",
     batch: Annotated[list[int] | None, typer.Option(help="Tokens of a step.")] = None,
-    rows: Annotated[list[int] | None, typer.Option(help="Rank rows behind the weights.")] = None,
+    rows: Annotated[
+        list[int] | None, typer.Option(help="Rank rows appended to the weights.")
+    ] = None,
     rank: Annotated[int, typer.Option(help="Rank of each adapter.")] = 16,
-    context: Annotated[list[int] | None, typer.Option(help="Tokens of each context.")] = None,
+    context: Annotated[list[int] | None, typer.Option(help="Context length in tokens.")] = None,
     output: Annotated[Path | None, typer.Option(help="File for the result, as JSON.")] = None,
 ) -> None:
-    """Run all experiments and print them as they come; exit with 1 if one could not be run."""
+    """Run all experiments and print results as they arrive; exit with 1 if one fails."""
     chosen, device = SHAPES[shape], on.choose()
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     batches = batch or [1, 8, 32, 64, 128]
@@ -171,7 +173,7 @@ def _draws(shape: Shape, device: torch.device, batches: list[int], rate: float) 
 
 
 def _probe() -> dict[str, object]:
-    """Return what the torch and the Triton at hand offer of what we could use."""
+    """Return which useful features the installed torch and Triton have."""
     found: dict[str, object] = {"launch_pdl": hasattr(tl.extra.cuda, "gdc_wait")}
     try:
         from torch.nn.attention.varlen import varlen_attn

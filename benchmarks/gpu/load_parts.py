@@ -1,4 +1,4 @@
-"""What a load from disk consists of, each part alone, with the file in the system's cache."""
+"""The parts of a load from disk, each timed alone, with the file in the page cache."""
 
 import time
 from collections.abc import Callable
@@ -17,17 +17,17 @@ _RUNS = 5
 
 
 class _Forgetful(Reader):
-    """Knows no seal but the one that is told."""
+    """Knows only the given seal."""
 
     def is_right(self, source: AdapterSource, seal: str) -> bool:
-        """Read a file as a load does, and return whether it has its bytes."""
+        """Read a file as a load does, and return whether its content is verified."""
         _Forgetful.seals = Seals()
         with self.reading(Path(source.path), source.digest, seal) as file:
             return file.is_right()
 
 
 def load_parts(source: AdapterSource, device: torch.device) -> dict[str, float]:
-    """Return the milliseconds of each part, the least of five; those of a GPU only where one is."""
+    """Return the milliseconds of each part, the minimum of five; GPU parts only with a GPU."""
     reader = _Forgetful()
     parts: dict[str, Callable[[], object]] = {
         "read, compared by the digest": lambda: reader.is_right(source, ""),
@@ -36,7 +36,7 @@ def load_parts(source: AdapterSource, device: torch.device) -> dict[str, float]:
     }
     if device.type == "cuda":
         size, memory = source.num_bytes, PinnedMemory(device)
-        made: list[Any] = []  # kept, or the next would be the same again
+        made: list[Any] = []  # kept, or the next would reuse the memory
         rooms = Rooms(memory, 2 * size_of_room(size))
         parts |= {
             "memory pinned by torch": lambda: made.append(torch.empty(size, pin_memory=True)),

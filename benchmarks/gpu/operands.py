@@ -1,4 +1,4 @@
-"""What the kernels of a GPU are called with, and the bytes that each call has to move.
+"""Arguments of GPU kernels, and the bytes that each call has to move.
 
 Legend: T tokens, K input width, N output width, R slab rows, S cache slots, J key and value heads,
 H query heads, D head width.
@@ -34,28 +34,28 @@ from loramux_server.lora.segments import Residence, Segments
 from loramux_server.wire.weight_format import WeightFormat
 
 Calls = tuple[list[Callable[[], object]], int]
-"""Calls that do the same on operands of their own, and the bytes that one has to move."""
+"""Equal calls on separate operands, and the bytes that one of them has to move."""
 SCALE = 2.0
-"""Factor of every change."""
+"""Scale of every update."""
 _BLOCK = 16
 
 
 @dataclass(frozen=True, slots=True)
 class LoraOperands:
-    """A step for adapters in turn, on one group of layers."""
+    """A step with adapters in turn, for one group of layers."""
 
     width: int
     outputs: tuple[int, ...]
     ranks: tuple[int, ...]
-    """Of each adapter."""
+    """Rank of each adapter."""
     rows: tuple[int, ...]
     """First slab row of each adapter."""
     borders: tuple[int, ...]
-    """First token of each adapter, and the number of tokens."""
+    """First token of each adapter, then the number of tokens."""
     staged: Staged
     table: GroupTable
     slabs: list[tuple[torch.Tensor, torch.Tensor]]
-    """The same A and B rows again and again, more than a cache holds."""
+    """Copies of the A and B rows, together larger than a cache."""
     x_TK: torch.Tensor
     planes_STJ: torch.Tensor
     """Where h is written."""
@@ -75,7 +75,7 @@ class LoraOperands:
     ) -> "LoraOperands":
         """Return operands of random numbers for `tokens` tokens and adapters of `ranks`.
 
-        They are of requests with `chunk` tokens each; h comes in `planes` planes.
+        They belong to requests with `chunk` tokens each; h has `planes` planes.
         """
         sizes, num_parts = list(map(RowSize().rows_of, ranks)), len(outputs)
         *rows, num_rows = np.cumsum([0, *sizes]).tolist()
@@ -122,7 +122,7 @@ class LoraOperands:
 
     @property
     def num_rows(self) -> int:
-        """Rank rows of all adapters."""
+        """Total rank rows of all adapters."""
         return sum(self.ranks)
 
     @property
@@ -146,7 +146,7 @@ def groups(shape: Shape) -> dict[str, tuple[int, tuple[int, ...]]]:
 def stage(
     queries: list[int], contexts: list[int], device: torch.device, segments: Segments | None
 ) -> Staged:
-    """Return a step of requests with these numbers of tokens, now and in all, on the device."""
+    """Return a step of requests with these numbers of new and total tokens, on the device."""
     blocks = [-(-context // _BLOCK) for context in contexts]
     table = np.zeros((len(queries), max(blocks)), np.int32)
     order = np.random.default_rng(0).permutation(sum(blocks)).astype(np.int32)
@@ -175,7 +175,7 @@ def attention_calls(
     staged = stage([1] * batch, [context] * batch, device, None)
     num_slots = batch * -(-context // _BLOCK) * _BLOCK
     moved = 2 * batch * context * shape.kv_heads * width * dtype.itemsize
-    # A step's rows may be more than its requests.
+    # A step may have more rows than requests.
     rows = len(staged.batch.context_B)
     q_THD = torch.randn(rows, shape.heads, width, dtype=dtype, device=device)
     form = AttentionForm(width**-0.5)
@@ -219,7 +219,7 @@ def lora_calls(
 ) -> dict[str, Calls]:
     """Return the kernels that adapters need in `group`, each by its name.
 
-    With `is_bare` those that the base needs, too, do without adapters what they do.
+    With `is_bare`, kernels that the base also needs run without adapters.
     """
     tokens, item = len(of.x_TK), of.x_TK.element_size()
     num_parts, outputs = len(of.outputs), sum(of.outputs)

@@ -1,4 +1,4 @@
-"""Shrink and expand of a library, ready to be called: what one peer and another have in common.
+"""Shrink and expand of a library, ready to be called: the interface of all peers.
 
 Legend: T tokens, N output width of a part, R rank, S planes, J columns.
 """
@@ -22,33 +22,33 @@ from loramux_server.lora.row_allocator import RowSize
 
 @dataclass(frozen=True, slots=True)
 class Operators:
-    """The same work once for each copy of the weights, all on one input and one output."""
+    """The same work for each copy of the weights, with a shared input and output."""
 
     shrink: list[Callable[[], object]]
     expand: list[Callable[[], object]]
-    """Adds to y what B makes of the h that shrink wrote."""
+    """Adds to y the product of B and the h that shrink wrote."""
     both: list[Callable[[], object]]
     written: list[torch.Tensor]
-    """All that they write."""
+    """All outputs."""
     h_PTR: Callable[[], list[torch.Tensor]]
-    """What shrink wrote, for each part; columns beyond the rank may hold anything."""
+    """The output of shrink, for each part; columns beyond the rank are undefined."""
     y_PTN: Sequence[torch.Tensor]
     kept: list[torch.Tensor] = field(default_factory=list)
-    """What must live because they read it by its address."""
+    """Keeps alive what they read by address."""
 
 
 class Peer(Protocol):
-    """A library whose operators can be imported."""
+    """A library with importable operators."""
 
     def __init__(self, path: Path) -> None:
-        """Import from a checkout, or from the folder that the package lies in."""
+        """Import from a checkout, or from the folder that contains the package."""
 
     def operators(self, operands: LoraOperands) -> Operators:
         """Return its operators on the numbers of `operands`."""
 
 
 def stand_in(name: str, folder: Path | None = None, **contents: object) -> None:
-    """Let `name` be a module of `contents`, and with `folder` the package of what lies there."""
+    """Make `name` a module with `contents`; with `folder`, the package in that folder."""
     module = ModuleType(name)
     module.__spec__ = ModuleSpec(name, None, is_package=folder is not None)
     if folder:
@@ -58,7 +58,7 @@ def stand_in(name: str, folder: Path | None = None, **contents: object) -> None:
 
 
 def in_turn(calls: Sequence[Callable[[], object]]) -> Callable[[], object]:
-    """Return a call that does what `calls` do."""
+    """Return a call that makes all `calls`."""
     return partial(_call, calls)
 
 

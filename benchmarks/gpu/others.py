@@ -22,15 +22,15 @@ def peft(
 ) -> Iterator[tuple[int, float]]:
     """Yield output tokens per second of PEFT's mixed batch for each number of adapters.
 
-    Of a static batch of `batch` prompts of `context` tokens, prefill left out: two runs, of few
-    tokens and of more, and the difference between them.
+    For a static batch of `batch` prompts of `context` tokens, without prefill: the difference of
+    two runs, with few tokens and with more.
     """
     warnings.simplefilter("ignore")
     model = PeftModel.from_pretrained(
         make_model(shape, device, dtype_of(device)), str(adapter), adapter_name="0"
     ).eval()
     tokens = torch.randint(3, shape.vocab, (batch, context), device=device)
-    _generate(model, tokens, ["0"] * batch, 2)  # what only the first run takes
+    _generate(model, tokens, ["0"] * batch, 2)  # one-time costs of the first run
     for count in (count for count in _COUNTS if count <= batch):
         for number in range(len(model.peft_config), count):
             model.load_adapter(str(adapter), adapter_name=str(number))
@@ -57,14 +57,13 @@ def continuous_batching(
 ) -> dict[str, object]:
     """Return output tokens per second of the base in transformers' continuous batching.
 
-    Likewise: the difference between runs of few tokens and of more. Where it does not run with the
-    attention that is there, why.
+    Also the difference of two runs. If it does not run with the available attention, the reason.
     """
     model = make_model(shape, device, dtype_of(device))
     prompts = torch.randint(3, shape.vocab, (batch, context)).tolist()
     few, more = 2, 2 + 4 * _TOKENS
     try:
-        # The first run takes what only a first one takes.
+        # The first run has one-time costs.
         _, *taken = (_answer(model, prompts, length) for length in (more, few, more))
     except (RuntimeError, ValueError, ImportError, AttributeError) as error:
         return {"error": f"{type(error).__name__}: {error}"}

@@ -1,4 +1,4 @@
-"""The numbers of `LoraOperands` as peers take them: every adapter padded to the largest rank.
+"""The values of `LoraOperands` in the layout of peers: every adapter padded to the largest rank.
 
 Legend: T tokens, K input width, N output width of a part, R rank, S adapters, P parts.
 """
@@ -21,7 +21,7 @@ class Padded:
 
     @staticmethod
     def of(operands: LoraOperands, slab: int, least_rank: int = 1) -> "Padded":
-        """Return what lies in a pair of slabs, with `least_rank` ranks or more."""
+        """Return the content of a pair of slabs, with at least `least_rank` ranks."""
         a_RK, b_RN = operands.slabs[slab]
         num_parts, num_adapters = len(operands.outputs), len(operands.ranks)
         rank = max(least_rank, *operands.ranks)
@@ -37,7 +37,7 @@ class Padded:
         return padded
 
     def expected(self, operands: LoraOperands) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Return h and the change of y of each part, (T, R) and (T, N), in float64."""
+        """Return h and the update of y of each part, (T, R) and (T, N), in float64."""
         x_TK = operands.x_TK.double()
         runs = list(enumerate(pairwise(operands.borders)))
         h_PTR = [

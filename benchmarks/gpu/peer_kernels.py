@@ -1,16 +1,16 @@
-"""The LoRA kernels of a peer against ours: the same numbers, shrink, expand and both together.
+"""The LoRA kernels of a peer compared with ours: the same values, shrink, expand and both together.
 
-The peer is imported when the command runs, from a checkout or from the folder that its package lies
-in; nothing of it is part of this repository. Each operator is first compared with the same product
-in float64. One that gives something else is reported and not timed. A ratio is the time of the peer
-÷ ours: above 1 we are faster.
+The peer is imported when the command runs, from a checkout or from the folder that contains its
+package; nothing of it is part of this repository. Each operator is first compared with the same
+product in float64. If the result differs, it is reported and not timed. A ratio is the time of the
+peer ÷ ours: above 1 we are faster.
 
 Adapters are of rank 16, or of ranks 8, 16, 32, 64 in turn, which peers pad to the largest. Ours
-runs as a kernel for each half, as the peer's does; what the engine saves where it makes one half
-part of another kernel is left to `benchmarks.gpu.end_to_end`.
+runs as one kernel per half, as the peer's does; what the engine saves by fusing a half into another
+kernel is measured by `benchmarks.gpu.end_to_end`.
 
 S-LoRA is left out: its `dispatch_bgmv` is for square q, k, v and o projections, is not compiled for
-a width of 14,336, and launches where no graph can record it.
+a width of 14,336, and its launches cannot be captured in a graph.
 
     python -m benchmarks.gpu.peer_kernels ../vllm --peer vllm --output result.json
 """
@@ -45,7 +45,7 @@ _DISTINCT = 8
 
 
 class Name(enum.StrEnum):
-    """A peer that this command knows to call."""
+    """A supported peer."""
 
     VLLM = "vllm"
     PUNICA = "punica"
@@ -66,30 +66,32 @@ class Row:
     own_microseconds: float | None
     peer_microseconds: float | None
     problem: str | None
-    """Why one of them was not timed."""
+    """Why one of them was not timed, if so."""
 
     @property
     def ratio(self) -> float | None:
-        """How many times ours the peer takes."""
+        """Time of the peer ÷ ours."""
         if self.own_microseconds is None or self.peer_microseconds is None:
             return None
         return self.peer_microseconds / self.own_microseconds
 
 
 def main(
-    path: Annotated[Path, typer.Argument(help="Checkout of the peer, or the folder it lies in.")],
-    peer: Annotated[Name, typer.Option(help="Which peer it is.")] = Name.VLLM,
+    path: Annotated[
+        Path, typer.Argument(help="Checkout of the peer, or the folder that contains it.")
+    ],
+    peer: Annotated[Name, typer.Option(help="Name of the peer.")] = Name.VLLM,
     shape: Annotated[str, typer.Option(help=f"Layers of: {', '.join(SHAPES)}.")] = "llama-3.1-8b",
     batch: Annotated[list[int] | None, typer.Option(help="Tokens of a step.")] = None,
-    group: Annotated[list[str] | None, typer.Option(help="Groups of layers; all of them.")] = None,
+    group: Annotated[list[str] | None, typer.Option(help="Groups of layers; default: all.")] = None,
     output: Annotated[Path | None, typer.Option(help="File for the result, as JSON.")] = None,
 ) -> None:
-    """Compare and time; exit with 1 if an operator of ours gives something else."""
+    """Compare and time; exit with 1 if an operator of ours has a wrong result."""
     chosen, device = SHAPES[shape], on.choose()
     known = groups(chosen)
     if unknown := set(group or ()) - set(known):
         raise typer.BadParameter(f"group {unknown.pop()!r} is none of {', '.join(known)}")
-    # Peers know no float32, and Triton's interpreter no bfloat16.
+    # Peers do not support float32, and Triton's interpreter does not support bfloat16.
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float16
     imported = _PEERS[peer](path)
     names = group or list(known)
@@ -138,7 +140,7 @@ def _rows(group: str, operands: LoraOperands, ours: Operators, peer: Peer) -> It
     try:
         theirs = peer.operators(operands)
         peer_problems = _problems(theirs, operands)
-    except Exception as error:  # of any kind: what a peer cannot do is a result
+    except Exception as error:  # of any kind: an unsupported case of a peer is a result
         theirs, peer_problems = None, [f"{type(error).__name__}: {error}"] * len(_NAMES)
     kinds = f"{min(ranks)}..{max(ranks)}" if len(set(ranks)) > 1 else str(ranks[0])
     for name, own_problem, peer_problem in zip(_NAMES, own_problems, peer_problems, strict=True):
@@ -157,7 +159,7 @@ def _microseconds(operands: LoraOperands, operators: Operators, name: str) -> fl
 
 
 def _problems(operators: Operators, operands: LoraOperands) -> list[str | None]:
-    """Return what is wrong with each operator for each copy of the weights; None if nothing is."""
+    """Return the problem of each operator for each copy of the weights; None if there is none."""
     # A 16-bit y is rounded once or twice, and so is h.
     most = 2 * torch.finfo(operands.x_TK.dtype).eps
     worst = dict.fromkeys(_NAMES, 0.0)
@@ -182,7 +184,7 @@ def _problems(operators: Operators, operands: LoraOperands) -> list[str | None]:
 
 
 def _error(got: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> float:
-    """Return the largest distance ÷ length over tokens and parts; infinite where it is none."""
+    """Return the largest distance ÷ length over tokens and parts; infinite for NaN."""
     error = max(
         float(((a - b).norm(dim=1) / b.norm(dim=1)).max())
         for a, b in zip(got, expected, strict=True)

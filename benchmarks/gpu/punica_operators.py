@@ -1,9 +1,9 @@
-"""Punica's LoRA operators: what its models call, out of a checkout in which they were built.
+"""Punica's LoRA operators, as its models call them, from a checkout in which they were built.
 
 `sgmv` shrinks, `sgmv_cutlass` expands, `add_lora_sgmv_custom_cutlass` does both (punica/ops). Each
 is called once for every part of a group. Its bgmv is not compiled for a width of 14,336.
 
-Written after the source of commit 591b598, the last; not run: it needs CUDA to be built.
+Written for the source of commit 591b598, the last one; not run, since it needs CUDA to build.
 
 Legend: T tokens, K input width, R rank, S adapters, N output width of a part, P parts.
 """
@@ -22,7 +22,7 @@ _LEAST_RANK = 16
 
 
 class Punica:
-    """Operators out of a checkout or an installation."""
+    """Operators from a checkout or an installation."""
 
     def __init__(self, path: Path) -> None:
         folders = [folder for folder in (path, path / "src") if (folder / "punica/ops").is_dir()]
@@ -31,12 +31,12 @@ class Punica:
                 f"no punica/ops under {path} or {path / 'src'}: give a checkout of Punica, or the "
                 "folder that its package lies in"
             )
-        # The package itself imports models for a transformers of that time.
+        # The package itself imports models for a transformers version of its time.
         stand_in("punica", folders[0] / "punica")
         self._ops = import_module("punica.ops")
 
     def operators(self, operands: LoraOperands) -> Operators:
-        """Return its operators on the numbers of `operands`, B times the scale."""
+        """Return its operators on the values of `operands`, with B multiplied by the scale."""
         x_TK, ops = operands.x_TK, self._ops
         starts = torch.tensor(operands.borders, dtype=torch.int32, device=x_TK.device)
         y_PTN = [x_TK.new_zeros(len(x_TK), outputs) for outputs in operands.outputs]
@@ -64,6 +64,6 @@ class Punica:
 
 
 def _addresses(weights: torch.Tensor) -> torch.Tensor:
-    """Return where the weights of each adapter begin."""
+    """Return the addresses of the weights of each adapter."""
     addresses = [weight.data_ptr() for weight in weights]
     return torch.tensor(addresses, dtype=torch.int64, device=weights.device)

@@ -1,4 +1,4 @@
-"""Loads against steps: adapters are evicted and come back while others' tokens are made."""
+"""Race between loads and steps: adapters are evicted and reloaded while others generate tokens."""
 
 import random
 import tempfile
@@ -26,17 +26,17 @@ _RANKS = (8, 24, 16, 5)
 
 
 def race(device: torch.device, seconds: float, shape: str = "small") -> dict[str, int]:
-    """Return how many requests were answered, differently than alone, and how many loads ran.
+    """Return the number of requests, of answers that differ from those alone, and of loads.
 
-    There is room for about a third of the adapters, so that most requests bring one in and put
-    another out. What each gives alone is asked first, one request at a time.
+    About a third of the adapters fit, so most requests load one and evict another. The expected
+    answers are computed first, one request at a time.
     """
     chosen = SHAPES[shape]
     torch.manual_seed(0)
     module = LlamaForCausalLM(chosen.config()).to(device)
     with (
         tempfile.TemporaryDirectory() as name,
-        loader_threads(device=device) as executor,  # as they are where a server runs
+        loader_threads(device=device) as executor,  # as in a server
     ):
         make_adapters(Path(name), chosen, _RANKS, _ADAPTERS)
         sources = packaged(Path(name))

@@ -1,4 +1,4 @@
-"""What a command has measured so far: in a file from the first figure on, whole at any moment."""
+"""The results of a command so far, in a file that is complete at any time."""
 
 import json
 import os
@@ -13,13 +13,13 @@ import psutil
 
 
 class Record:
-    """The result of a command that consists of parts, any of which may fail or never be reached.
+    """The result of a command that consists of parts, any of which may fail or not be reached.
 
-    Time on a device ends when it ends: what was measured by then is in the file.
+    If the process is killed, the results so far are in the file.
     """
 
     def __init__(self, output: Path | None, parts: Sequence[str], /, **facts: object) -> None:
-        """Begin with `facts`, and with all of `parts` missing; `output` is None to keep nothing."""
+        """Start with `facts` and all of `parts` missing; None as `output` writes nothing."""
         self._output = output
         self._missing = list(parts)
         self._seconds: dict[str, float] = {}
@@ -28,7 +28,7 @@ class Record:
         self.write()
 
     def __setitem__(self, name: str, value: object) -> None:
-        """Put a fact into the file; a value that grows is put there once and written again."""
+        """Add a fact; a mutable value is added once and rewritten with each update."""
         self._facts[name] = value
         self.write()
 
@@ -39,7 +39,7 @@ class Record:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Measure a part in the block. An error that ends it is kept, and the rest goes on."""
+        """Measure a part in the block. An error in it is recorded and does not propagate."""
         begin = time.perf_counter()
         try:
             yield
@@ -54,7 +54,7 @@ class Record:
         self.write()
 
     def write(self) -> None:
-        """Bring the file up to date."""
+        """Update the file."""
         if self._output:
             content: dict[str, Any] = {
                 **self._facts,
@@ -67,13 +67,13 @@ class Record:
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Write `text` to the file at `path`, which is never seen half written."""
+    """Write `text` to the file at `path`, atomically."""
     beside = path.with_name(f".{path.name}.new")
     beside.write_text(text, encoding="utf-8")
     beside.replace(path)
 
 
 def say(line: str) -> None:
-    """Print `line` with the seconds since this process began."""
+    """Print `line` with the seconds since the start of this process."""
     since = time.time() - psutil.Process(os.getpid()).create_time()
     print(f"[{since:6.1f} s] {line}", flush=True)

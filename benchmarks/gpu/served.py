@@ -1,4 +1,4 @@
-"""A model of a real shape, made on the device and served by an engine in this process."""
+"""A model of a real shape, generated on the device and served by an engine in this process."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -19,27 +19,27 @@ from loramux_server.wire.sampling import Sampling
 
 _BLOCK = 16
 _MARGIN = 256
-"""Tokens of a context beyond those that it begins with."""
+"""Additional tokens of a context beyond its initial ones."""
 _SHORT = 32
-"""Tokens of a prompt where its length is not what counts."""
+"""Prompt length where it does not matter."""
 _MOST_RUNS = 5
-"""Steps before those that are measured, and prompts."""
+"""Warm-up steps, and warm-up prompts."""
 _MOST_SECONDS = 3.0
-"""Of the steps of a measurement: what is so slow needs no more of them."""
+"""Time limit of a measurement: slow steps need fewer samples."""
 
 
 @dataclass(frozen=True, slots=True)
 class KernelTime:
-    """What the launches of one kernel take in a step."""
+    """The launches of one kernel in a step."""
 
     name: str
     launches: float
     microseconds: float
-    """Of all launches together."""
+    """Total of all launches."""
 
     @property
     def is_copy(self) -> bool:
-        """Whether it is no kernel, but moves or sets memory."""
+        """Whether it is a memory copy or fill rather than a kernel."""
         return self.name.startswith(("Memcpy", "Memset"))
 
 
@@ -57,7 +57,7 @@ class Served:
         steps: int,
         most_rank: int,
     ) -> None:
-        """Make model and engine; adapters are of `files`, the median of `steps` steps counts."""
+        """Create model and engine, with adapters of `files`; times are medians of `steps`."""
         self._files = files
         self._context = context
         self._steps = steps
@@ -74,7 +74,7 @@ class Served:
         )  # fmt: skip
         self._engine = LocalEngine(base, config)
         self._rows: dict[str, int] = {}
-        """Digest -> rank rows of each adapter that was brought to the device."""
+        """Digest -> rank rows of each adapter that was loaded to the device."""
 
     def step(
         self, batch: int, adapters: Sequence[AdapterSource], sampling: Sampling = GREEDY
@@ -84,7 +84,7 @@ class Served:
             return median(self._engine.time_steps(self._steps, _MOST_SECONDS))
 
     def kernels(self, batch: int, adapters: Sequence[AdapterSource]) -> list[KernelTime]:
-        """Return what such a step runs, those first that take longest."""
+        """Return the kernels of such a step, slowest first."""
         activities = [torch.profiler.ProfilerActivity.CUDA]
         with (
             self._decoding(batch, adapters, GREEDY),
@@ -108,28 +108,28 @@ class Served:
         return median(self._engine.answer(tokens, [adapter]) for _ in range(self._runs))
 
     def load(self, adapters: Sequence[AdapterSource]) -> float:
-        """Bring `adapters` to the device and return the seconds that it took."""
+        """Load `adapters` to the device and return the seconds that it took."""
         self._make_room(adapters)
         return self._engine.answer(_SHORT, adapters)
 
     def most_like(self, adapter: AdapterSource) -> int:
-        """Return how many adapters like this one the device holds."""
+        """Return how many adapters like this one fit the device."""
         return self._engine.info.adapter_rows // self._engine.rows_of(adapter)
 
     def displaced(self, rank: int, count: int) -> list[AdapterSource]:
-        """Return `count` adapters of `rank` that have been put out of the device by others."""
+        """Return `count` adapters of `rank` that others have evicted from the device."""
         (source,) = self._files.sources(rank, 1)
         sources = self._files.sources(rank, self.most_like(source) + count)
         self.load(sources[:-count])
         self._note(sources)
-        for part in (sources[count:-count], sources[-count:]):  # first come those that stay
+        for part in (sources[count:-count], sources[-count:]):  # those that stay come first
             self._engine.answer(_SHORT, part)
         return sources[:count]
 
     def missed(self, adapter: AdapterSource, *, on_disk: bool) -> float:
         """Return the seconds to the first token of `adapter`, wherever its weights are.
 
-        With `on_disk` they are put out of memory before, and out of the system's cache of the file.
+        With `on_disk` they are evicted from memory before, and their files from the page cache.
         """
         self._note([adapter])
         if on_disk:
@@ -141,7 +141,7 @@ class Served:
         return self._engine.answer(_SHORT, [adapter])
 
     def close(self) -> None:
-        """Give back the memory of the device."""
+        """Free the device memory."""
         self._engine.close()
         del self._engine
         torch.cuda.empty_cache()
@@ -151,19 +151,19 @@ class Served:
         self, batch: int, adapters: Sequence[AdapterSource], sampling: Sampling
     ) -> Iterator[None]:
         """Decode for `adapters` in turn while the block runs."""
-        self.load(adapters)  # or contexts would grow while they wait for each other's adapters
+        self.load(adapters)  # otherwise contexts would grow while waiting for others' adapters
         try:
             self._engine.fill(batch, adapters, self._context, sampling)
-            # A form of a step is recorded when it first comes up.
+            # The graph of a kind of step is captured when it first occurs.
             self._engine.time_steps(self._runs, _MOST_SECONDS)
             yield
         finally:
             self._engine.clear()
 
     def _make_room(self, adapters: Sequence[AdapterSource]) -> None:
-        """Let go of all adapters if some would have to, so that these lie where they would alone.
+        """Evict all adapters if some would have to be, so that these are laid out as if alone.
 
-        What is left beside others may lie in pieces too small, and then they would wait for ever.
+        Free space between others may be too fragmented, and then they would wait forever.
         """
         self._note(adapters)
         if sum(self._rows.values()) > self._engine.info.adapter_rows:
@@ -177,12 +177,12 @@ class Served:
 
 
 def dtype_of(device: torch.device) -> torch.dtype:
-    """Return the number format of models on `device`."""
+    """Return the data type of models on `device`."""
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
 def make_model(shape: Shape, device: torch.device, dtype: torch.dtype) -> LlamaForCausalLM:
-    """Return a model of random weights, made where it will be."""
+    """Return a model with random weights, generated on its device."""
     torch.manual_seed(0)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)

@@ -1,8 +1,8 @@
-"""Find how kernels are best cut on the device at hand, and write it to the package's plans.
+"""Autotune kernels on the current device, and write the result to the package's plans.
 
-Each kernel is tried in every way at the shapes of an 8B model: with tiles of each size, at several
-batch sizes, with few adapters and with many. Kept is what takes least on average, relative to the
-best that was found for each of these. Serving only reads the result.
+Each kernel is tried with every configuration at the shapes of an 8B model: with tiles of each size,
+at several batch sizes, with few adapters and with many. The fastest on average is kept, relative to
+the best for each of these cases. Serving only reads the result.
 
     python -m benchmarks.gpu.tune --processes 8
 """
@@ -50,7 +50,7 @@ _CHOICES: dict[str, Mapping[str, Sequence[int]]] = {
     "shrink": {"columns": (16, 64), "k": (64, 128), "num_stages": (3, 4)},
     _DRAW: {"v": (2048, 4096, 8192), "num_warps": (4, 8)},
 }
-"""Those come first that take most of a decode step."""
+"""Those that take most of a decode step come first."""
 _BARE_CHOICES: dict[str, Mapping[str, Sequence[int]]] = {
     "silu_mul": {"n": (128, 256, 512, 1024), "num_warps": (2, 4, 8)},
     "residual_norm": {"row_warps": (2, 4, 8, 16)},
@@ -66,7 +66,7 @@ _GROUP_OF = {
 }
 """Where each kernel is tried."""
 _GATHERING = ("shrink", "expand")
-"""For others h comes in one plane, as a matmul that goes on through A rows gives it."""
+"""For others h has one plane, as from a matmul that includes A rows."""
 _COLUMNS = {
     "silu_mul": ("n", 1),
     "residual_norm": ("k", 1),
@@ -75,10 +75,10 @@ _COLUMNS = {
 }
 """What says how many columns of B a program reads at once, and how many each is."""
 _LEAST_HELD, _MOST_HELD = 8, {SINGLE_TILE: 128, SHARED_TILE: 64, PREFILL_TILE: 64}
-"""Numbers of a block that a thread holds: with fewer it idles, more do not fit in its registers."""
+"""Values of a block per thread: with fewer it idles, more do not fit its registers."""
 _TILES = (SINGLE_TILE, SHARED_TILE, PREFILL_TILE)
 _REQUESTS = (4, 16, 256)
-"""Attention is cut by the requests of a step: up to so many."""
+"""Attention is tuned by the number of requests in a step: up to these numbers."""
 _RANK = 16
 _CONTEXTS = (1024, 4096)
 Make = Callable[[Plan], Calls]
@@ -86,28 +86,28 @@ Make = Callable[[Plan], Calls]
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """What is cut in one way."""
+    """A unit of tuning."""
 
     kernel: str
     size: int
-    """Tokens of its tiles; of attention, most requests of a step; of drawing, 0."""
+    """Tokens per tile; for attention, the maximum requests per step; for sampling, 0."""
     is_bare: bool = False
-    """Whether it is for steps in which no token has an adapter."""
+    """Whether it is for steps without adapters."""
 
     @property
     def table(self) -> str:
-        """The part of a plan that has it."""
+        """The part of a plan that contains it."""
         if self.kernel in (_ATTENTION, _DRAW):
             return self.kernel
         return "bare" if self.is_bare else "cuts"
 
     @property
     def name(self) -> str:
-        """What it is called in results."""
+        """Its name in results."""
         return self.kernel + f" {self.size}" * (self.size > 0) + " bare" * self.is_bare
 
     def blocks(self, plan: Plan) -> Any:  # noqa: ANN401
-        """Return how `plan` cuts it."""
+        """Return its configuration in `plan`."""
         if self.kernel == _ATTENTION:
             return plan.attention_of(self.size)
         if self.kernel == _DRAW:
@@ -115,7 +115,7 @@ class Unit:
         return getattr(plan.cut(self.size, is_bare=self.is_bare), self.kernel)
 
     def candidates(self, plan: Plan) -> Iterator[Plan]:
-        """Yield plans that differ from `plan` in how it is cut."""
+        """Yield plans that differ from `plan` in its configuration."""
         if self.kernel == _DRAW:
             yield replace(plan, draw=None)
         choices = (_BARE_CHOICES if self.is_bare else _CHOICES)[self.kernel]
@@ -132,7 +132,7 @@ class Unit:
                 yield replace(plan, **{self.table: table | {self.size: blocks}})
 
     def _fits(self, chosen: Mapping[str, int]) -> bool:
-        """Return whether each thread of such a program has enough to do, and not too much."""
+        """Return whether each thread of such a program has enough, but not too much, work."""
         if self.kernel not in _COLUMNS:
             return True
         name, width = _COLUMNS[self.kernel]
@@ -142,7 +142,7 @@ class Unit:
 
 
 def units(kernels: Sequence[str] | None, sizes: Sequence[int] | None) -> list[Unit]:
-    """Return what is to be cut, of these kernels and sizes; all of them if there are none."""
+    """Return the units to tune, of these kernels and sizes; all if none are given."""
     found = []
     for kernel in kernels or _CHOICES:
         if kernel == _ATTENTION:
@@ -151,7 +151,7 @@ def units(kernels: Sequence[str] | None, sizes: Sequence[int] | None) -> list[Un
         if kernel == _DRAW:
             found.append(Unit(kernel, 0))
             continue
-        # In prefill B of the layers before the norms is applied on its own.
+        # In prefill, B of the layers before the norms has its own kernel.
         tiles = [size for size in _TILES if kernel != "residual_norm" or size != PREFILL_TILE]
         found += [Unit(kernel, size) for size in tiles]
         if kernel in _BARE_CHOICES:
@@ -162,31 +162,31 @@ def units(kernels: Sequence[str] | None, sizes: Sequence[int] | None) -> list[Un
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """How a kernel is best cut."""
+    """The best configuration of a kernel."""
 
     unit: str
     blocks: dict[str, int]
-    """Empty where tokens are best drawn by sorting."""
+    """Empty if sampling by sorting is fastest."""
     microseconds: list[float]
-    """At each size of a step."""
+    """Times for each size of a step."""
     before: list[float]
-    """The same, as the kernel was cut before."""
+    """The same with the previous configuration."""
 
 
 def main(
     shape: Annotated[str, typer.Option(help=f"Layers of: {', '.join(SHAPES)}.")] = "llama-3.1-8b",
-    batch: Annotated[list[int] | None, typer.Option(help="Tokens of a decode step.")] = None,
-    chunk: Annotated[list[int] | None, typer.Option(help="Tokens of a prefill step.")] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Tokens per decode step.")] = None,
+    chunk: Annotated[list[int] | None, typer.Option(help="Tokens per prefill step.")] = None,
     only: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(_CHOICES)}.")] = None,
     tile: Annotated[list[int] | None, typer.Option(help=f"Of {_TILES}.")] = None,
-    processes: Annotated[int, typer.Option(help="Compile in so many first.")] = 0,
+    processes: Annotated[int, typer.Option(help="Compile in this many processes first.")] = 0,
     compile_share: Annotated[
-        str, typer.Option(help="I/N: only compile every N-th way from the I-th on.")
+        str, typer.Option(help="I/N: only compile every N-th configuration, from the I-th on.")
     ] = "",
     plans: Annotated[Path | None, typer.Option(help="File to change; the package's own.")] = None,
-    output: Annotated[Path | None, typer.Option(help="File for what was measured, JSON.")] = None,
+    output: Annotated[Path | None, typer.Option(help="File for the results, as JSON.")] = None,
 ) -> None:
-    """Tune all kernels and print what changed. The plans have what is found as soon as it is."""
+    """Tune all kernels and print what changed. The plans are updated after each kernel."""
     chosen, device = SHAPES[shape], on.choose()
     path = plans or Path(str(gpu.__path__[0])) / FILE
     plan = rekeyed(Plan.of(device))
@@ -229,7 +229,7 @@ def main(
 
 
 def rekeyed(plan: Plan) -> Plan:
-    """Return `plan` with attention cut by the numbers of requests that are told apart here."""
+    """Return `plan` with attention split by the numbers of requests distinguished here."""
     cuts = {most: plan.attention_of(most) or DecodeBlocks() for most in _REQUESTS}
     return replace(plan, decode_attention=cuts)
 
@@ -241,7 +241,7 @@ def _keep(plan: Plan, path: Path, device: str) -> None:
 
 
 def _compile(arguments: list[str], processes: int) -> None:
-    """Bring what is to be measured to Triton's cache: one core takes minutes for it."""
+    """Compile everything to Triton's cache in several processes: one core takes minutes."""
     command = [sys.executable, "-m", "benchmarks.gpu.tune", *arguments]
     running = [
         subprocess.Popen([*command, f"--compile-share={share}/{processes}"])
@@ -253,7 +253,7 @@ def _compile(arguments: list[str], processes: int) -> None:
 
 
 class Steps:
-    """What kernels are tried on."""
+    """The inputs that kernels are tried on."""
 
     def __init__(
         self, shape: Shape, device: torch.device, batches: list[int], chunks: list[int]
@@ -265,7 +265,7 @@ class Steps:
         self._batches, self._chunks = batches, chunks
 
     def of(self, unit: Unit, plan: Plan) -> Iterator[Make]:
-        """Yield what makes calls of `unit` out of a plan, for each step that has such."""
+        """Yield functions from a plan to calls of `unit`, one for each step that has such calls."""
         shape, device, dtype = self._shape, self._device, self._dtype
         if unit.kernel == _ATTENTION:
             least = max([0, *(most for most in _REQUESTS if most < unit.size)])
@@ -290,7 +290,7 @@ class Steps:
                 yield partial(_calls_of, unit, group, shape, of)
 
     def _sizes(self, tile: int) -> Iterator[tuple[int, int, int]]:
-        """Yield (tokens, tokens of a request, adapters) of steps that have tiles of `tile`."""
+        """Yield (tokens, tokens per request, adapters) of steps with tiles of `tile`."""
         if tile == PREFILL_TILE:
             for tokens, adapters in itertools.product(self._chunks, (1, 4)):
                 yield tokens, tokens // adapters, adapters
@@ -306,7 +306,7 @@ def _calls_of(unit: Unit, group: str, shape: Shape, of: LoraOperands, plan: Plan
 
 
 def _tuned(plan: Plan, unit: Unit, device: torch.device, makes: list[Make]) -> tuple[Plan, Row]:
-    """Return `plan` with the best way to cut `unit`."""
+    """Return `plan` with the best configuration of `unit`."""
     candidates = [plan, *unit.candidates(plan)]
     taken = [[_seconds(device, make, candidate) for make in makes] for candidate in candidates]
     least = [min(column) for column in zip(*taken, strict=True)]
@@ -328,7 +328,7 @@ def _line(row: Row) -> str:
 
 
 def _seconds(device: torch.device, make: Make, plan: Plan, *, is_timed: bool = True) -> float:
-    """Return what a call takes; infinite where the device has no room for it."""
+    """Return the time of a call; infinite if it does not fit the device."""
     calls, _ = make(plan)
     try:
         if is_timed:

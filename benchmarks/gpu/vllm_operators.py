@@ -1,7 +1,7 @@
 """vLLM's LoRA operators: lora_shrink and lora_expand of vllm/lora/ops/triton_ops.
 
-Only their files are run. vLLM's package asks for much more when it is imported, compiled for CUDA,
-so that stand-ins take the place of what is around the operators; these launch the same kernels.
+Only their files are imported. vLLM's package would import much more, compiled for CUDA, so stubs
+replace the modules around the operators; the launched kernels are the same.
 
 Tried with vLLM 0.32.0 and 0.33.0, in Triton's interpreter.
 
@@ -29,7 +29,7 @@ _OPERATORS = "vllm.lora.ops.triton_ops"
 
 
 class Vllm:
-    """Operators out of a checkout or an installation."""
+    """Operators from a checkout or an installation."""
 
     def __init__(self, path: Path) -> None:
         if not path.joinpath(*_OPERATORS.split(".")).is_dir():
@@ -44,7 +44,7 @@ class Vllm:
         self._utils = import_module(f"{_OPERATORS}.utils")
 
     def operators(self, operands: LoraOperands) -> Operators:
-        """Return its operators on the numbers of `operands`, B times the scale as vLLM loads it."""
+        """Return its operators on the values of `operands`, with B scaled as vLLM loads it."""
         self._forget_addresses()
         x_TK, num_adapters = operands.x_TK, len(operands.ranks)
         meta = self._meta.make(num_adapters, len(x_TK), device=x_TK.device)
@@ -76,17 +76,17 @@ class Vllm:
         )
 
     def _forget_addresses(self) -> None:
-        # It keeps strides by address, and expects weights to stay where they are.
+        # It caches strides by address, and expects weights not to move.
         for name in ("_LORA_A_PTR_DICT", "_LORA_B_PTR_DICT"):
             getattr(self._utils, name, {}).clear()
 
 
 def _stand_ins(path: Path) -> None:
-    """Put what the operators import into the place of vLLM's own modules."""
+    """Replace vLLM's modules that the operators import with stubs."""
     parts = _OPERATORS.split(".")
     for depth in range(1, len(parts) + 1):
         stand_in(".".join(parts[:depth]), path.joinpath(*parts[:depth]))
-    # As where no variable is set: each of those that are asked for is off by default.
+    # As without environment variables: all that are read are off by default.
     stand_in("vllm.envs", __getattr__=lambda _: None)
     sys.modules["vllm"].envs = sys.modules["vllm.envs"]  # type: ignore[attr-defined]
     logger = logging.getLogger("vllm")
@@ -102,7 +102,7 @@ def _stand_ins(path: Path) -> None:
         ),
     )
     stand_in("vllm.triton_utils", triton=triton, tl=tl, HAS_TRITON=True)
-    # One module in older versions, and a package of several now.
+    # A module in older versions, a package in newer ones.
     stand_in(
         "vllm.utils",
         path / "vllm" / "utils",
@@ -122,7 +122,7 @@ def _capability() -> int:
 
 
 def _register(*_: object, **__: object) -> None:
-    # The operators fall back to plain functions: nothing of torch's dispatcher is to be timed.
+    # The operators fall back to plain functions, so torch's dispatcher is not timed.
     raise AttributeError("operators are not registered here")
 
 

@@ -1,4 +1,4 @@
-"""What a caller waits for: a cold adapter, the loads of others, a prompt that others had."""
+"""Latency of a cold adapter, during loads of others, and with a shared prompt."""
 
 import asyncio
 import os
@@ -24,10 +24,10 @@ SHARED_TOKENS, OWN_TOKENS = 496, 16
 
 
 def cold(num_loads: int, *, on_disk: bool) -> Callable[[Setting], list[float]]:
-    """Measure the time to the first token of a cold adapter less that of the same one, warm, in ms.
+    """Measure the time to first token of a cold adapter minus that of the same one, warm, in ms.
 
-    The server was started again, so that none of `num_loads` adapters is in its memory. Their files
-    are in the system's page cache, unless they are to be `on_disk`: then it was asked to drop them.
+    The server was restarted, so that none of `num_loads` adapters is in its memory. Their files are
+    in the page cache, or with `on_disk` dropped from it.
     """
 
     def measure(setting: Setting) -> list[float]:
@@ -40,7 +40,7 @@ def cold(num_loads: int, *, on_disk: bool) -> Callable[[Setting], list[float]]:
                 _move_files(setting.server_folder(ADAPTERS), on_disk=on_disk)
                 seconds = load.first_token_seconds(
                     server.target,
-                    # The first one connects.
+                    # The first one opens the connection.
                     [
                         prompts(None),
                         *(prompts(name) for name in names[:num_loads] for _ in range(2)),
@@ -54,11 +54,11 @@ def cold(num_loads: int, *, on_disk: bool) -> Callable[[Setting], list[float]]:
 
 
 def during_loads(num_loads: int) -> Callable[[Setting], list[float]]:
-    """Measure the 99th percentile between tokens of streams while adapters load, ÷ without loads.
+    """Measure the p99 inter-token latency of streams while adapters load, ÷ without loads.
 
-    Eight streams of the base run. At random moments short requests come for `num_loads` adapters,
-    which are cold in one case, their files not even in the page cache; in the other case as many
-    come for warm ones, at the same moments.
+    Eight streams of the base run. At random times short requests arrive for `num_loads` adapters,
+    which are cold in one case, their files not in the page cache either; in the other case as many
+    arrive for warm ones, at the same times.
     """
 
     def measure(setting: Setting) -> list[float]:
@@ -74,9 +74,9 @@ def during_loads(num_loads: int) -> Callable[[Setting], list[float]]:
             with setting.serving(ADAPTERS, "--no-prefix-cache") as server:
                 load.touch(server.target, [prompts(None), *visits["warm"]])
                 _move_files(setting.server_folder(ADAPTERS), on_disk=True)
-                # One goes first as often as the other.
+                # Each goes first equally often.
                 order = ("cold", "warm") if seed % 2 else ("warm", "cold")
-                # They are cancelled before they have so many.
+                # They are cancelled before that.
                 tokens = setting.shape.context - PROMPT_TOKENS
                 streams = [replace(prompts(None), max_tokens=tokens) for _ in range(STREAMS)]
                 p99 = {
@@ -90,10 +90,10 @@ def during_loads(num_loads: int) -> Callable[[Setting], list[float]]:
 
 
 def shared_prompt(setting: Setting) -> list[float]:
-    """Measure the mean time to the first token with the prefix cache, ÷ without.
+    """Measure the mean time to first token with the prefix cache, ÷ without.
 
-    32 requests for one adapter come one after the other; they share the first 496 of 512 tokens of
-    their prompts. The first of them, which computes them, counts as the others do.
+    32 requests for one adapter run one after the other; they share the first 496 of 512 tokens of
+    their prompts. The first one, which fills the cache, is included.
     """
     adapter = setting.names(ADAPTERS)[0]
     with (
@@ -118,7 +118,7 @@ def shared_prompt(setting: Setting) -> list[float]:
 
 
 async def _p99_ms(target: str, streams: list[Planned], visits: list[Planned], seed: int) -> float:
-    """Return the 99th percentile between tokens of `streams` while `visits` are answered."""
+    """Return the p99 inter-token latency of `streams` while `visits` are answered."""
     records = [Record(request.adapter, time.perf_counter()) for request in streams]
     async with AsyncClient(target) as client, asyncio.TaskGroup() as group:
         listeners = [
@@ -140,7 +140,7 @@ async def _p99_ms(target: str, streams: list[Planned], visits: list[Planned], se
 
 
 async def _listen(client: AsyncClient, request: Planned, record: Record) -> None:
-    """Note the tokens of a stream until it ends or is cancelled."""
+    """Record the token times of a stream until it ends or is cancelled."""
     async for chunk in client.stream(
         request.prompt, max_tokens=request.max_tokens, temperature=0, ignore_eos=True
     ):
@@ -148,7 +148,7 @@ async def _listen(client: AsyncClient, request: Planned, record: Record) -> None
 
 
 def _prompts(setting: Setting, seed: int) -> Callable[[str | None], Planned]:
-    """Return what makes requests for one token, each with a prompt of its own."""
+    """Return a function that makes requests for one token, each with a different prompt."""
     rng = random.Random(seed)
     return lambda adapter: Planned(_tokens(setting, PROMPT_TOKENS, rng), adapter, 1)
 
@@ -158,7 +158,7 @@ def _tokens(setting: Setting, count: int, rng: random.Random) -> list[int]:
 
 
 def _move_files(server_folder: Path, *, on_disk: bool) -> None:
-    """Bring the files of a store to the page cache, or ask the system to drop them from it."""
+    """Read the files of a store into the page cache, or drop them from it."""
     for blob in (server_folder / "store" / "blobs").glob("*/*"):
         if not on_disk:
             blob.read_bytes()

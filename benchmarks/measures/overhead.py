@@ -1,4 +1,4 @@
-"""What serving costs beside the model: unused LoRA support, the frontend's time, memory."""
+"""Overhead of serving: unused LoRA support, CPU time of the frontend, memory."""
 
 import time
 from collections.abc import Iterator
@@ -25,10 +25,10 @@ KV_SHARE = 0.75
 
 
 def unused_support(setting: Setting) -> list[float]:
-    """Measure the speed of base-only steps with adapters supported, ÷ with their support cut out.
+    """Measure the speed of base-only steps with adapter support, ÷ with it removed.
 
-    Decode steps of one engine in this process take turns. In every second one nothing asks for
-    adapters: neither what lays out the batch nor the layers.
+    Decode steps of one engine in this process alternate. In every second one nothing checks for
+    adapters: neither the batch layout nor the layers.
     """
     config = EngineConfig(model="", kv_memory=1 << 30, max_running=BATCH)
     engine = LocalEngine(setting.base, config)
@@ -38,7 +38,7 @@ def unused_support(setting: Setting) -> list[float]:
         engine.time_steps(3)
         pairs = []
         for step in range(STEPS):
-            # Each goes first in every second pair, and only neighbours are compared: speed drifts.
+            # Each goes first in every second pair, and only neighbors are compared: speed drifts.
             taken = {}
             for is_bare in (step % 2 == 0, step % 2 != 0):
                 with _support_cut_out() if is_bare else nullcontext():
@@ -51,7 +51,7 @@ def unused_support(setting: Setting) -> list[float]:
 
 @contextmanager
 def _support_cut_out() -> Iterator[None]:
-    """Let nothing ask for adapters in the block; what has moved elsewhere raises AttributeError."""
+    """Remove the checks for adapters in the block; raises AttributeError if the code has moved."""
 
     def compute(packed: PackedLinear, x: torch.Tensor) -> torch.Tensor:
         y = packed._linear(x.reshape(-1, x.shape[-1]))
@@ -66,9 +66,9 @@ def _support_cut_out() -> Iterator[None]:
 
 
 def frontend_time(setting: Setting) -> list[float]:
-    """Measure the processor time of the frontend for a streamed token, in µs.
+    """Measure the CPU time of the frontend per streamed token, in µs.
 
-    From 32 streams at once; what it takes when idle is subtracted. Tokens become text on the way.
+    From 32 concurrent streams; its idle CPU time is subtracted. Tokens are detokenized.
     """
     names = setting.names(ADAPTERS)
     figures = []
@@ -90,9 +90,9 @@ def frontend_time(setting: Setting) -> list[float]:
 def memory(setting: Setting) -> list[float]:
     """Measure the peak memory of both processes above weights, KV and adapters, in MiB.
 
-    The sum of the two peaks, less: the base's weights in float32; all KV blocks, which are fewer
-    than the requests fill, one after the other, since blocks are remembered; and what both tiers
-    hold of adapters at the end.
+    The sum of the two peaks, minus the base's weights in float32, all KV blocks (fewer than the
+    requests fill one after the other, since blocks stay cached), and the adapters that both tiers
+    hold at the end.
     """
     names = setting.names(ADAPTERS)
     figures = []
@@ -111,7 +111,7 @@ def memory(setting: Setting) -> list[float]:
 
 
 def _cpu_seconds(own: server.Running) -> float:
-    """Return the processor time of the frontend so far, its children left out."""
+    """Return the CPU time of the frontend so far, without its children."""
     times = own.processes()[0].cpu_times()
     return float(times.user + times.system)
 

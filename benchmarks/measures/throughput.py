@@ -1,4 +1,4 @@
-"""Output tokens per second with adapters, against fewer of them or none, round by round."""
+"""Output tokens per second with adapters, compared with fewer or none, by round."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,7 +17,7 @@ def distinct(setting: Setting) -> list[float]:
 
 
 def mixed(setting: Setting) -> list[float]:
-    """Measure 32 adapters of four ranks in one batch, ÷ the base alone."""
+    """Measure 32 adapters of four different ranks in one batch, ÷ the base alone."""
     return _over_base(setting, AdapterSet(DISTINCT, MIXED_RANKS), "distinct", DISTINCT)
 
 
@@ -43,12 +43,12 @@ def tokens(setting: Setting) -> list[float]:
 
 
 def saved(setting: Setting) -> list[float]:
-    """Measure 32 adapters of rank 16, one with saved ends, in one batch, ÷ as many without."""
+    """Measure 32 adapters of rank 16, one with saved embeddings, in one batch, ÷ without."""
     return _over_other(setting, AdapterSet(DISTINCT, num_saved=1), AdapterSet(DISTINCT), "distinct")
 
 
 def many(registered: int) -> Callable[[Setting], list[float]]:
-    """Measure zipf over `registered` adapters that are loaded where asked for, ÷ zipf over five."""
+    """Measure zipf over `registered` adapters, with those requested loaded, ÷ zipf over five."""
     return partial(
         _over_other, adapters=small_adapters(registered), other=small_adapters(FEW),
         popularity="zipf",
@@ -58,7 +58,7 @@ def many(registered: int) -> Callable[[Setting], list[float]]:
 def _over_other(
     setting: Setting, adapters: AdapterSet, other: AdapterSet, popularity: str
 ) -> list[float]:
-    # Both run all the time, and one of them at a time has work.
+    # Both run all the time, but only one of them has work at a time.
     with (
         setting.serving(adapters, "--no-prefix-cache") as first,
         setting.serving(other, "--no-prefix-cache") as second,
