@@ -1,9 +1,9 @@
-# Both commands of the README work on a bare clone: they make .venv and install what they need.
+# The commands in the README work on a bare clone: they create .venv and install what they need.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --quiet --disable-pip-version-check
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
-# Without an NVIDIA GPU, torch's CPU build spares gigabytes of CUDA libraries.
+# Without an NVIDIA GPU, torch's CPU build saves gigabytes of CUDA libraries.
 TORCH_INDEX = $$(command -v nvidia-smi >/dev/null || $(PYTHON) -c "import urllib.request as r; \
 	r.urlopen('$(CPU_WHEELS)/torch/', timeout=5); print('--extra-index-url $(CPU_WHEELS)')" \
 	2>/dev/null)
@@ -26,14 +26,14 @@ types: .venv/dev
 tests: .venv/dev
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
-crash: .venv/dev  # ten minutes and more
+crash: .venv/dev  # ten minutes or more
 	$(BIN)/python -m tests.crash.campaign --output benchmarks/results/$$(date +%F)-crash.json
 
-fuzz: .venv/dev  # five minutes: files, messages and metadata that nobody would write
+fuzz: .venv/dev  # five minutes: malformed files, messages and metadata
 	GRPC_VERBOSITY=NONE $(BIN)/python -m tests.fuzz --seconds 300 \
 		--output benchmarks/results/$$(date +%F)-fuzz.json
 
-mutation: .venv/dev  # an hour and more; `--count 50` of each group are ten minutes
+mutation: .venv/dev  # an hour or more; ten minutes with `--count 50` of each group
 	$(BIN)/python -m tests.mutation --seconds 7200 \
 		--output benchmarks/results/$$(date +%F)-mutation.json
 
@@ -43,7 +43,7 @@ protos: .venv/dev
 bench-peft: .venv/dev
 	$(BIN)/python -m benchmarks.vs_peft
 
-chaos: .venv/dev  # half an hour: faults under load, with a fake engine and with real ones
+chaos: .venv/dev  # half an hour: faults under load, with a fake engine and real ones
 	$(BIN)/python -m tests.chaos --engine fake --seconds 300 \
 		--output benchmarks/results/$$(date +%F)-chaos-fake-engine.json
 	$(BIN)/python -m tests.chaos --engine real --seconds 300 \
@@ -55,11 +55,11 @@ chaos: .venv/dev  # half an hour: faults under load, with a fake engine and with
 	$(BIN)/python -m tests.chaos --engine seq2seq --seconds 300 \
 		--output benchmarks/results/$$(date +%F)-chaos-seq2seq-engine.json
 
-overload: .venv/dev  # seven minutes: up to ten times of what can be served
+overload: .venv/dev  # seven minutes: up to ten times the capacity
 	$(BIN)/python -m tests.overload --seconds 30 \
 		--output benchmarks/results/$$(date +%F)-overload.json
 
-soak: .venv/dev  # fifty minutes: everything that clients do, and whether anything of it stays
+soak: .venv/dev  # fifty minutes: everything that clients do, checked for leaks
 	$(BIN)/python -m tests.soak --seconds 600 \
 		--output benchmarks/results/$$(date +%F)-soak.json
 	$(BIN)/python -m tests.soak --base hybrid --seconds 600 \
@@ -71,10 +71,10 @@ soak: .venv/dev  # fifty minutes: everything that clients do, and whether anythi
 	$(BIN)/python -m tests.soak --base seq2seq --seconds 600 \
 		--output benchmarks/results/$$(date +%F)-soak-seq2seq.json
 
-needle: .venv/dev  # some minutes: random batches, and no bit may depend on them
+needle: .venv/dev  # minutes: results must not depend on the batch, to the bit
 	$(BIN)/python -m tests.needle --output benchmarks/results/$$(date +%F)-needle.json
 
-bench-gpu: .venv/dev  # needs a CUDA device; a quarter of an hour
+bench-gpu: .venv/dev  # 15 minutes; needs a CUDA device
 	$(BIN)/python -m benchmarks.gpu.everything --seconds 900 \
 		--output-folder benchmarks/results/$$(date +%F)-gpu
 
