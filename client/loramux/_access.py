@@ -135,7 +135,7 @@ def checked_key(key: str | None) -> str:
     # The message must not contain the key.
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise InvalidArgumentError(
-            "key holds what no key has: blanks, line ends or letters beyond ASCII",
+            "key is malformed: it contains spaces, control characters or non-ASCII characters",
             reason="INVALID_FIELD",
             field="key",
         )
@@ -174,7 +174,7 @@ def _credentials(
         return credentials
     if certificate is not None and tls is False:
         raise InvalidArgumentError(
-            "certificate is given, and tls is False; a certificate is shown over TLS only",
+            "certificate is set but tls is False; client certificates require TLS",
             reason="INVALID_FIELD",
             field="certificate",
         )
@@ -199,8 +199,8 @@ def _credentials(
     remote = [place for place in each(target) if not is_local(place)]
     if shows_key and tls is None and remote:
         raise InvalidArgumentError(
-            f"a key would go to {remote[0]} in plaintext; set tls=True, or the path of the "
-            "server's authority, or tls=False where nobody else can read it",
+            f"the key would be sent to {remote[0]} in plaintext; set tls to True, to the path of "
+            "the server's CA certificate, or to False on a trusted network",
             reason="INVALID_FIELD",
             field="tls",
         )

@@ -155,7 +155,9 @@ def set_alias_request(
     """
     if (version is None) == (split is None):
         raise InvalidArgumentError(
-            "give either version or weights", reason="INVALID_FIELD", field="split.weights"
+            "expected exactly one of version and weights",
+            reason="INVALID_FIELD",
+            field="split.weights",
         )
     return aliases_pb2.SetAliasRequest(
         name=name,
@@ -183,7 +185,7 @@ def _number(names: Mapping[N, str], field: str, name: str) -> N | None:
         if known == name:
             return number
     raise InvalidArgumentError(
-        f"{field} is {name!r}; there is {', '.join(names.values())}",
+        f"{field} is {name!r}; expected one of {', '.join(names.values())}",
         reason="INVALID_FIELD",
         field=field,
     )

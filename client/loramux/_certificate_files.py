@@ -44,8 +44,8 @@ def check_names_nobody(option: str, certificate: Path) -> None:
     own = begin + content.partition(begin)[2].partition(end)[0] + end
     if found := _NAMES_CALLER.search(ssl.PEM_cert_to_DER_cert(own)):
         raise ValueError(
-            f"{option} {certificate}: it names the caller {found[0].decode()}, for whom a server "
-            "could take everyone who shows no key; use a certificate without such a name"
+            f"{option} {certificate}: it identifies the caller {found[0].decode()}, and "
+            "calls without a key could be attributed to it; use one that identifies no caller"
         )
 
 
@@ -70,15 +70,15 @@ def load_pair(
             each.load_cert_chain(certificate, key, password=_no_password)
         except ssl.SSLError as error:
             if error.reason == "KEY_VALUES_MISMATCH":
-                why = f"it is not the key of the first certificate in {names[0]} {certificate}"
+                why = f"it does not match the first certificate in {names[0]} {certificate}"
             elif error.reason in (None, "NO_START_LINE", "PEM_LIB"):
-                why = "it holds no private key in PEM"
+                why = "it contains no PEM private key"
             else:
                 why = error.reason.lower().replace("_", " ")
             raise ValueError(f"{names[1]} {key}: {why}") from None
         except _EncryptedError:
             raise ValueError(
-                f"{names[1]} {key}: the key is encrypted; there is nobody to ask for the password"
+                f"{names[1]} {key}: the key is encrypted; expected one without a password"
             ) from None
 
 
@@ -95,7 +95,7 @@ def check_certificates(option: str, path: Path) -> bytes:
             cadata=content.decode("ascii")
         )
     except (ssl.SSLError, ValueError):  # ValueError if it is empty or not text
-        raise ValueError(f"{option} {path}: it holds no certificate in PEM") from None
+        raise ValueError(f"{option} {path}: it contains no PEM certificate") from None
     return content
 
 

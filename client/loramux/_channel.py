@@ -98,13 +98,13 @@ def address(targets: Targets) -> str:
     if len(targets) == 1:
         return targets[0]
     if not targets:
-        raise InvalidArgumentError("target is an empty list; give HOST:PORT of a server")
+        raise InvalidArgumentError("target is an empty list; expected HOST:PORT of a server")
     found = [_resolved(target) for target in targets]
     for version, scheme in ((4, "ipv4"), (6, "ipv6")):
         if all(version in addresses for addresses in found):
             return f"{scheme}:{','.join(addresses[version] for addresses in found)}"
     raise InvalidArgumentError(
-        f"target is {', '.join(targets)}; give addresses that are all of IPv4, or all of IPv6"
+        f"target is {', '.join(targets)}; expected addresses that are all IPv4 or all IPv6"
     )
 
 
@@ -119,7 +119,7 @@ def checked(routing: str) -> Routing:
     if routing == "round_robin":
         return "round_robin"
     raise InvalidArgumentError(
-        f"routing is {routing!r}; give adapter or round_robin",
+        f"routing is {routing!r}; expected adapter or round_robin",
         reason="INVALID_FIELD",
         field="routing",
     )
@@ -204,13 +204,13 @@ def _check(target: str) -> None:
     scheme, _, rest = target.rpartition("://")
     host, _, port = target.rpartition(":")
     if scheme in ("http", "https", "grpc", "grpcs"):
-        what = f"HOST:PORT alone, such as {rest}"
+        what = f"HOST:PORT without a scheme, such as {rest}"
     elif host and port.isdecimal() and not target.startswith("unix") and int(port) > MAX_PORT:
         what = f"a port from 1 to {MAX_PORT}"
     else:
         return
     raise InvalidArgumentError(
-        f"target is {target!r}; give {what}", reason="INVALID_FIELD", field="target"
+        f"target is {target!r}; expected {what}", reason="INVALID_FIELD", field="target"
     )
 
 
@@ -222,7 +222,7 @@ def _resolved(target: str) -> dict[int, str]:
     try:
         infos = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
     except OSError as error:
-        raise InvalidArgumentError(f"target {target!r} cannot be found: {error}") from None
+        raise InvalidArgumentError(f"target {target!r} cannot be resolved: {error}") from None
     found: dict[int, str] = {}
     for *_, where in infos:
         ip = ipaddress.ip_address(str(where[0]).partition("%")[0])

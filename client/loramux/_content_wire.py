@@ -47,14 +47,14 @@ def openai_image(part: Mapping[str, Any]) -> Image:
     """
     given = part.get("image_url")
     if not isinstance(given, Mapping) or not isinstance(given.get("url"), str) or len(part) > 2:
-        raise ValueError("needs image_url, an object with a url, and no more")
+        raise ValueError("needs image_url, an object with a url, and no other fields")
     for name, value in given.items():
         if name == "detail" and value not in (None, "auto"):
             raise ValueError(
-                f"has the detail {value!r}; expected 'auto': the model has its own way to look"
+                f"has detail {value!r}; expected 'auto': the resolution cannot be chosen"
             )
         if name not in ("url", "detail"):
-            raise ValueError(f"has {name!r} in image_url; expected url and no more")
+            raise ValueError(f"has {name!r} in image_url; expected only url")
     try:
         return Image.from_data_url(given["url"])
     except ValueError as error:
@@ -77,7 +77,7 @@ def _of_openai(part: Mapping[str, Any]) -> str | Image:
     kind = part.get("type")
     if kind == "text":
         if not isinstance(part.get("text"), str) or len(part) > 2:
-            raise ValueError("needs text, a string, and no more")
+            raise ValueError("needs text, a string, and no other fields")
         return str(part["text"])
     if kind != "image_url":
         raise ValueError(f"has type {kind!r}; expected 'text' or 'image_url'")

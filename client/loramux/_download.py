@@ -43,9 +43,10 @@ class Download:
         """
         digest = f"sha256:{self.sha256.hexdigest()}"
         if self.adapter is None or self.adapter.digest != digest:
-            wanted = self.adapter.digest if self.adapter else "nothing"
+            wanted = self.adapter.digest if self.adapter else "none"
             raise DataLossError(
-                f"the bytes that came have digest {digest}, not {wanted}", reason="DIGEST_MISMATCH"
+                f"the downloaded bytes have digest {digest}; expected {wanted}",
+                reason="DIGEST_MISMATCH",
             )
         return self.adapter
 

@@ -51,12 +51,12 @@ class Image:
             shown = url if len(url) <= _SHOWN else f"{url[:_SHOWN]}…"
             raise ValueError(
                 f"is {shown!r}; expected data:image/KIND;base64,…, where KIND is one of "
-                f"{', '.join(_KINDS)}: nothing is fetched from elsewhere"
+                f"{', '.join(_KINDS)}: images are not downloaded"
             )
         try:
             return cls(base64.b64decode(text, validate=True))
         except (binascii.Error, ValueError) as error:
-            raise ValueError(f"holds no base64 after {head!r}: {error}") from None
+            raise ValueError(f"is not valid base64 after {head!r}: {error}") from None
 
     def __repr__(self) -> str:
         """Show the size, not the content."""

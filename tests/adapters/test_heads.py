@@ -309,7 +309,7 @@ def test_pack_takes_names_from_the_command_line(tmp_path: Path, loramux: Loramux
     done = loramux("pack", folder, "-o", output, "--problem-type", "multi_label_classification")
     told = json.loads(loramux("inspect", output, "--json").output)["head"]
     assert (told["labels"], told["problem_type"]) == (["x", "y", "z"], "multi_label_classification")
-    assert "labels  3 by SEQ_CLS, multi_label_classification" in loramux("inspect", output).output
+    assert "labels  3, SEQ_CLS, multi_label_classification" in loramux("inspect", output).output
     wrong = loramux("pack", folder, "-o", "b.safetensors", "--labels", "bad,good")
     assert (wrong.code, "labels has 2 names" in wrong.errors) == (1, True)
     plain = loramux("pack", str(write_folder(tmp_path / "c")), "--labels", "a,b")
@@ -331,7 +331,7 @@ def test_a_head_of_spans_has_no_labels(tmp_path: Path, loramux: Loramux) -> None
     assert json.loads(loramux("inspect", output, "--json").output)["head"] == {
         "task": "QUESTION_ANS"
     }
-    assert "answers by QUESTION_ANS" in loramux("inspect", output).output
+    assert "task    QUESTION_ANS" in loramux("inspect", output).output
 
 
 @pytest.mark.parametrize(

@@ -122,9 +122,7 @@ def test_what_is_not_there_is_one_line(hub: Hub, tmp_path: Path) -> None:
 @pytest.mark.parametrize("address", ["hf://poet", "hf://org/../poet", "hf://", "hf://a/b?c"])
 def test_what_is_no_address_is_one_line(loramux: Loramux, address: str) -> None:
     done = loramux("pack", address)
-    wanted = (
-        f"loramux: {address!r} is not an address of the Hub; expected hf://ORG/NAME[@REVISION]\n"
-    )
+    wanted = f"loramux: {address!r} is not a Hub address; expected hf://ORG/NAME[@REVISION]\n"
     assert (done.code, done.output, done.errors) == (1, "", wanted)
 
 

@@ -32,7 +32,7 @@ def test_a_signed_package_is_verified_with_the_public_key(loramux: Loramux, sign
     assert done.code == 0
     assert json.loads(done.output)["signature"].startswith("by ")
     unchecked = json.loads(loramux("verify", "signed", "--json").output)
-    assert unchecked["signature"] == "not checked: give --key"
+    assert unchecked["signature"] == "not checked; use --key"
 
 
 def test_signing_is_reproducible_and_may_be_repeated(loramux: Loramux, signed: Path) -> None:

@@ -192,7 +192,7 @@ def test_unpack_from_the_command_line(loramux: Loramux, poet: Path, tmp_path: Pa
     ("arguments", "message"),
     [
         ("unpack absent", "No such file or directory"),
-        ("unpack poem.safetensors -o poet", "poet exists already; name a new folder"),
+        ("unpack poem.safetensors -o poet", "poet already exists; choose a new folder"),
         ("unpack poem.safetensors -o absent/there", "No such file or directory"),
         ("unpack cut", "the tensors need"),
     ],

@@ -83,7 +83,7 @@ with subprocess.Popen(["sleep", "{LONG}"]) as process:
         folder,
         time.monotonic() + LONG,
     )
-    results = ["done", "ended with exit code 3", "ended after 1 s: its time was over"]
+    results = ["done", "ended with exit code 3", "ended after 1 s: time limit reached"]
     assert [ending.result for ending in endings] == results
     assert (folder / "good.json").read_text() == "{}"
     found = json.loads((folder / "everything.json").read_text())
@@ -97,7 +97,7 @@ with subprocess.Popen(["sleep", "{LONG}"]) as process:
 
 def test_a_command_for_which_no_time_is_left_is_not_begun(tmp_path: Path) -> None:
     (ending,) = everything.run([python("late", "")], tmp_path, time.monotonic() + 1)
-    assert ending.result == "not begun: no time was left"
+    assert ending.result == "not started: no time left"
     assert not ending.is_good
     assert not json.loads((tmp_path / "everything.json").read_text())["complete"]
 

@@ -78,7 +78,7 @@ def test_where_nothing_listens_the_address_and_what_to_do_are_named(
         target = f"localhost:{taken.getsockname()[1]}"
     said = complaint(monkeypatch, capsys, "rm", "x", "--server", target)  # not retried
     assert said == (
-        f"loramux: no server answers at {target}; start one with `loramux serve`, or give "
+        f"loramux: no server answers at {target}; start one with `loramux serve`, or set "
         "--server or LORAMUX_SERVER\n"
     )
 

@@ -173,7 +173,7 @@ def source(**other: Any) -> dict[str, Any]:
 
 WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"max_tokens": None}, "max_tokens", "is missing"),
-    ({"mood": 1}, "mood", "no field"),
+    ({"mood": 1}, "mood", "is not a field"),
     ({"container": "x"}, "container", "leave it out"),
     ({"mcp_servers": [{}]}, "mcp_servers", "leave it out"),
     ({"context_management": {"edits": [{"type": "clear_tool_uses"}]}}, "context_management",
@@ -195,12 +195,12 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     (source(type="url", url="https://example.org"), "messages[0].content[0].source.type",
      "'url'; expected 'base64'"),
     (source(media_type="image/bmp"), "messages[0].content[0].source.media_type", "'image/png'"),
-    (source(data="?"), "messages[0].content[0].source.data", "no base64"),
+    (source(data="?"), "messages[0].content[0].source.data", "is not valid base64"),
     ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0].type",
      "'web_search_20250305'; expected 'custom'"),
     ({"tools": [{"name": "x"}]}, "tools[0]", "input_schema"),
     ({"tools": [TOOL | {"defer_loading": True}]}, "tools[0].defer_loading", "expected False"),
-    ({"tool_choice": {"type": "any"}}, "tool_choice.type", "needs tools"),
+    ({"tool_choice": {"type": "any"}}, "tool_choice.type", "requires tools"),
     ({"tool_choice": {"type": "tool"}}, "tool_choice.name", "None"),
     ({"tool_choice": {"type": "some"}}, "tool_choice.type", "expected 'auto' or 'any'"),
     ({"thinking": {"type": "on"}}, "thinking.type", "expected 'enabled'"),
@@ -209,7 +209,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"output_config": {"format": {"type": "regex", "schema": {}}}}, "output_config.format.type",
      "'json_schema'"),
     ({"output_config": {"format": {"type": "json_schema", "schema": {}}},
-      "output_format": {"type": "json_schema", "schema": {}}}, "output_format", "one of them"),
+      "output_format": {"type": "json_schema", "schema": {}}}, "output_format", "set only one"),
 ]  # fmt: skip
 
 

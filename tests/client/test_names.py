@@ -35,8 +35,11 @@ def test_several_targets_are_the_servers_and_one_needs_no_choice() -> None:
 @pytest.mark.parametrize(
     ("target", "wanted"),
     [
-        ("http://a:1", "HOST:PORT alone, such as a:1"),
-        ("grpcs://models.example.org:443", "HOST:PORT alone, such as models.example.org:443"),
+        ("http://a:1", "HOST:PORT without a scheme, such as a:1"),
+        (
+            "grpcs://models.example.org:443",
+            "HOST:PORT without a scheme, such as models.example.org:443",
+        ),
         ("127.0.0.1:65536", "a port from 1 to 65535"),
         ("dns:///servers:99999", "a port from 1 to 65535"),
     ],
@@ -45,7 +48,7 @@ def test_what_would_be_another_host_or_port_is_refused(target: str, wanted: str)
     for targets in (target, ["localhost:1", target]):
         with pytest.raises(InvalidArgumentError) as caught:
             address(targets)
-        assert str(caught.value) == f"target is {target!r}; give {wanted}"
+        assert str(caught.value) == f"target is {target!r}; expected {wanted}"
         assert caught.value.field == "target"
 
 

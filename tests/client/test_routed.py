@@ -379,7 +379,7 @@ def test_other_calls_go_to_whoever_is_there(servers: list[SmallServer], connect:
 
 
 def test_a_routing_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(InvalidArgumentError, match=r"'sticky'; give adapter or round_robin"):
+    with pytest.raises(InvalidArgumentError, match=r"'sticky'; expected adapter or round_robin"):
         Client("localhost:1", routing="sticky")  # type: ignore[arg-type]
 
 

@@ -83,7 +83,7 @@ def test_a_file_is_answered_as_grpc_answers_it(
     source = write(tmp_path / "requests.jsonl", *asked)
     done = batch(chat_server, source, "-o", tmp_path / "answers.jsonl")
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
-    assert "43 of 43 requests answered now: 43 with 200; 0 asked again" in done.stderr
+    assert "43 of 43 requests answered now: 43 with 200; retries: 0" in done.stderr
     found = answers(tmp_path / "answers.jsonl")
     for number in range(40):
         adapter = "plain" if number % 2 else None
@@ -127,7 +127,7 @@ def test_what_was_cut_off_or_refused_is_asked_again(
     [
         ("{", "line 2: Input data was truncated"),
         ({"custom_id": "b", "url": TEXT}, "line 2: Object missing required field `body`"),
-        (request(0, TEXT), "line 2: custom_id 'r0' is there before; expected each once"),
+        (request(0, TEXT), "line 2: custom_id 'r0' is repeated; expected unique ids"),
         (request(1, "/v1/images"), "line 2: url is '/v1/images'; expected one of /v1/chat"),
         (request(1, TEXT) | {"method": "GET"}, "line 2: method is 'GET'; expected 'POST'"),
         (request(1, TEXT) | {"model": "x"}, "line 2: Object contains unknown field `model`"),
@@ -164,7 +164,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 
     [
         ("my notes\n", "line 1: JSON is malformed"),
         (ANSWER + '{"a": 1}\n', "line 2: Object missing required field"),
-        (ANSWER + '{"a": 1}', "line 2: no answer, nor the beginning of one"),
+        (ANSWER + '{"a": 1}', "line 2: not a response, nor the beginning of one"),
         (b"\xff\n", "line 1: JSON is malformed"),
         ('{"id":"\xff"}\n'.encode("latin-1"), "line 1: "),
     ],
@@ -189,7 +189,7 @@ def test_a_pipe_is_refused_since_it_is_read_twice(
     source, output = tmp_path / "pipe", tmp_path / "answers.jsonl"
     os.mkfifo(source)
     for path in (source, tmp_path, tmp_path / "nowhere"):
-        assert "is no plain file; it is read twice" in refused(capsys, path, "-o", output)
+        assert "is not a regular file; it is read twice" in refused(capsys, path, "-o", output)
     assert not output.exists()
 
 
@@ -210,8 +210,8 @@ def test_a_file_that_changes_between_its_two_readings_ends_the_run_with_the_line
     told = refused(capsys, source, "-o", output, "--resume", code=1)
     changing.join()
     assert told == (
-        f"loramux: {source}: line 1 changed after all lines were looked at; expected the file to "
-        f"stay as it was; --resume goes on with {output}"
+        f"loramux: {source}: line 1 changed after the file was checked; expected the file to "
+        f"stay unchanged; --resume continues {output}"
     )
     assert output.read_bytes() == b""
 
@@ -223,7 +223,7 @@ def test_a_key_that_cannot_be_one_is_refused(
     source, output = tmp_path / "requests.jsonl", tmp_path / "answers.jsonl"
     write(source, request(0, TEXT, model="base", prompt="a"))
     monkeypatch.setenv(KEY_VARIABLE, key)
-    with pytest.raises(InvalidArgumentError, match="key holds what no key has"):
+    with pytest.raises(InvalidArgumentError, match="key is malformed"):
         batch_command(source, output)
     assert not output.exists()
 
@@ -242,7 +242,7 @@ def test_fewer_answers_than_requests_are_a_failure(
     with pytest.raises(typer.Exit) as ended:
         batch_command(source, output, resume=True)
     assert ended.value.exit_code == 1
-    assert "0 of 2 requests answered now: none; 3 asked again" in capsys.readouterr().err
+    assert "0 of 2 requests answered now: none; retries: 3" in capsys.readouterr().err
     write(source, request(0, TEXT, model="base"))
     batch_command(source, output, resume=True)
 
@@ -296,8 +296,8 @@ async def test_who_finds_no_room_comes_again_until_patience_is_over(tmp_path: Pa
 @pytest.mark.parametrize(
     ("kept", "added", "message"),
     [
-        (3, [request(3, TEXT)], "line 4 is new after"),
-        (2, [], "line 3 is gone after"),
+        (3, [request(3, TEXT)], "line 4 was added after"),
+        (2, [], "line 3 was removed after"),
         (1, [request(2, TEXT)], "line 2 changed after"),
         (1, ["no request"], "line 2 changed after"),
     ],

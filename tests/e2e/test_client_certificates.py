@@ -97,14 +97,14 @@ async def test_a_certificate_that_cannot_be_used_is_refused_by_name(
     empty = tmp_path / "empty.pem"
     empty.touch()
     for pair, told in (
-        ((empty, site.plain[1]), f"certificate {empty}: it holds no certificate in PEM"),
-        ((site.plain[0], empty), f"key of the certificate {empty}: it holds no private key"),
-        ((site.plain[0], site.admin[1]), "it is not the key of the first certificate in"),
+        ((empty, site.plain[1]), f"certificate {empty}: it contains no PEM certificate"),
+        ((site.plain[0], empty), f"key of the certificate {empty}: it contains no PEM private key"),
+        ((site.plain[0], site.admin[1]), "it does not match the first certificate in"),
     ):
         with pytest.raises(InvalidArgumentError, match=told) as caught:
             made("localhost:1", certificate=pair)
         assert caught.value.field == "certificate"
-    with pytest.raises(InvalidArgumentError, match="over TLS only"):
+    with pytest.raises(InvalidArgumentError, match="client certificates require TLS"):
         made("localhost:1", certificate=site.plain, tls=False)
     with pytest.raises(FileNotFoundError):
         made("localhost:1", certificate=(tmp_path / "no.pem", site.plain[1]))
@@ -138,7 +138,7 @@ def test_a_gateway_takes_in_a_new_certificate(site: Site, tmp_path: Path) -> Non
         known = f"Bearer {site.key}"
         assert status(authorization=known) == 503
         shutil.copy(site.plain[0], used[0])
-        assert eventually(lambda: "not the key of the first" in gateway.log.read_text())
+        assert eventually(lambda: "does not match the first certificate" in gateway.log.read_text())
         assert status(authorization=known) == 503
         shutil.copy(site.plain[1], used[1])
         assert eventually(lambda: status(authorization=known) == 200)
@@ -153,7 +153,7 @@ def test_a_gateway_that_others_reach_is_nobody(site: Site, tmp_path: Path) -> No
     )  # fmt: skip
     done = command(*arguments, "--target-key", key, LORAMUX_CA=str(site.authority.path))
     assert done.returncode == EXIT_CONFIG
-    assert f"it names the caller spiffe://{DOMAIN}/tenant/public/role/admin" in done.stderr
+    assert f"it identifies the caller spiffe://{DOMAIN}/tenant/public/role/admin" in done.stderr
     done = command(*arguments)
     assert done.returncode == EXIT_CONFIG
     assert "--target-cert and --target-key go together" in done.stderr
@@ -177,7 +177,7 @@ async def test_a_replica_presents_one(site: Site, tmp_path: Path) -> None:
         "replica_cert_key": str(site.admin[1]),
     }
     for more, told in (
-        (named, "--replica-cert .*: it names the caller spiffe"),
+        (named, "--replica-cert .*: it identifies the caller spiffe"),
         ({"replica_cert_key": None}, "--replica-cert is set; set --replica-cert-key, too"),
         ({"replica_of": None}, "--replica-key is set; set --replica-of, too"),
     ):

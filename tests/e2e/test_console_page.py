@@ -225,7 +225,7 @@ def test_a_package_is_dropped_and_its_alias_moved(
         page.wait("document.querySelector('.alias-form .notice')")
         assert "ABORTED" in page.text(".alias-form .notice")
         assert client.adapters.aliases("shout") == {"stable": {1: 9, 2: 1}}
-        page.click(".alias-form button", "See what it stands for")
+        page.click(".alias-form button", "Show current target")
         page.wait("!document.querySelector('.alias-form .notice')")
         page.click(".alias-form .primary")
         page.wait("document.querySelector('.alias .split').innerText === 'v1'")

@@ -526,7 +526,7 @@ def test_what_is_no_request_is_refused(gateway: RunningGateway) -> None:
     assert (found.status, found.error["code"]) == (415, "unsupported_media_type")
     found = gateway.post(TEXT, b"{}", content_encoding="gzip")
     assert (found.status, found.error["code"]) == (415, "unsupported_media_type")
-    assert found.error["message"] == "content-encoding is 'gzip'; send the body as it is"
+    assert found.error["message"] == "content-encoding is 'gzip'; expected an uncompressed body"
     assert gateway.get(TEXT).status == 405
     found = gateway.get("/v1/nothing")
     assert (found.status, found.error["code"]) == (404, "not_found")
@@ -538,7 +538,7 @@ def test_a_server_without_keys_is_not_shown_to_other_machines(
     pair = [str(path) for path in Authority(tmp_path).issue("here")]
     arguments = ("--host", "0.0.0.0", "--tls-cert", pair[0], "--tls-key", pair[1])
     gateway = RunningGateway(tmp_path, chat_server.target, *arguments)
-    with pytest.raises(AssertionError, match="the server lacks keys"):
+    with pytest.raises(AssertionError, match="the server has no API keys"):
         gateway.start()
     assert gateway.stop() == 78
     assert len(gateway.log.read_text().splitlines()) == 1

@@ -242,7 +242,7 @@ def test_a_server_that_is_away_is_unavailable_and_not_named(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("options", "error", "said"),
     [
-        ({"host": "0.0.0.0"}, FailedPreconditionError, "lacks TLS"),
+        ({"host": "0.0.0.0"}, FailedPreconditionError, "has no TLS"),
         ({"tls_cert": Path("x")}, InvalidArgumentError, "go together"),
         ({"targets": ("models.example.org:50051",)}, InvalidArgumentError, "in plaintext"),
         ({"allowed_hosts": ("http://x",)}, InvalidArgumentError, "without scheme"),
@@ -265,11 +265,11 @@ def test_nothing_is_opened_by_accident(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--host", "0.0.0.0"], "lacks TLS"),
+        (["--host", "0.0.0.0"], "has no TLS"),
         (["--allowed-host", "http://x"], "without scheme"),
         (["--routing", "best"], "routing is 'best'"),
         (["--tls-cert", "nothing", "--tls-key", "nothing"], "No such file"),
-        (["--tls-cert", __file__, "--tls-key", __file__], f"--tls-cert {__file__}: it holds no"),
+        (["--tls-cert", __file__, "--tls-key", __file__], f"--tls-cert {__file__}: it contains no"),
     ],
     ids=["host", "allowed-host", "routing", "no file", "no certificate"],
 )
@@ -308,7 +308,7 @@ def test_a_certificate_is_read_again_while_it_runs(tmp_path: Path) -> None:
 
         assert shown() == first[0].read_text()
         shutil.copy(second[0], used[0])
-        assert eventually(lambda: "not the key of the first" in gateway.log.read_text())
+        assert eventually(lambda: "does not match the first certificate" in gateway.log.read_text())
         assert shown() == first[0].read_text()
         shutil.copy(second[1], used[1])
         assert eventually(lambda: shown() == second[0].read_text())

@@ -108,9 +108,9 @@ BAD: list[tuple[dict[str, Any], int, str, str]] = [
     ({"model": "nobody"}, 404, "model", "nobody"),
     ({"model": ""}, 404, "model", "the base model is called"),
     ({"model": "mood"}, 400, "model", "ClassificationService.Classify"),
-    ({"input": ""}, 400, "input", "none may be empty"),
-    ({"input": ["a", ""]}, 400, "input", "none may be empty"),
-    ({"input": []}, 400, "input", "none may be empty"),
+    ({"input": ""}, 400, "input", "none of them may be empty"),
+    ({"input": ["a", ""]}, 400, "input", "none of them may be empty"),
+    ({"input": []}, 400, "input", "none of them may be empty"),
     ({"input": [[5], "a", 3]}, 400, "input", "text, token ids, or a list"),
     ({"input": ["a"] * 2049}, 400, "input", "at most 2048"),
     ({"input": [5, 100_000]}, 400, "input", "input holds token 100000"),
@@ -119,7 +119,7 @@ BAD: list[tuple[dict[str, Any], int, str, str]] = [
     ({"dimensions": 0}, 400, "dimensions", "1 to"),
     ({"pooling": "max"}, 400, "pooling", "one of last, mean, first"),
     ({"encoding_format": "int8"}, 400, "encoding_format", "invalid enum value"),
-    ({"prompt": "a"}, 400, "prompt", "no field of this request"),
+    ({"prompt": "a"}, 400, "prompt", "is not a field of this request"),
     ({"user": "a" * 300}, 400, "user", "256"),
 ]
 

@@ -207,7 +207,7 @@ def test_where_metrics_may_be() -> None:
     assert metrics_port("[::1]:9401", None, None, insecure=False).port == 9401
     assert metrics_port("0.0.0.0:9401", None, None, insecure=True).pair is None
     assert metrics_port("0.0.0.0:9401", pair, Path("ca"), insecure=False).pair == pair
-    with pytest.raises(FailedPreconditionError, match="other machines can reach that"):
+    with pytest.raises(FailedPreconditionError, match="other machines can reach this address"):
         metrics_port("0.0.0.0:9401", pair, None, insecure=False)
     with pytest.raises(InvalidArgumentError, match="--metrics 9401: expected HOST:PORT"):
         metrics_port("9401", None, None, insecure=False)

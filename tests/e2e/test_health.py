@@ -53,7 +53,7 @@ def test_a_key_that_is_around_goes_nowhere(server: FakeServer) -> None:
 def test_a_service_that_is_not_there_is_named(server: FakeServer) -> None:
     code, output, errors = health(server.target, "--service", "loramux.v1.Nobody")
     assert (code, output) == (1, "")
-    assert errors == "loramux: --service loramux.v1.Nobody: the server has none of that name\n"
+    assert errors == "loramux: --service loramux.v1.Nobody: the server has no such service\n"
 
 
 def test_nobody_there_is_not_well() -> None:
@@ -80,7 +80,7 @@ def test_a_server_that_drains_is_not_well(tmp_path: Path) -> None:
         stream = client.stream([5], max_tokens=LONG)
         next(stream)
         ending = pool.submit(server.stop)
-        drains = "loramux: the server says NOT_SERVING\n"
+        drains = "loramux: the server is NOT_SERVING\n"
         assert eventually(lambda: health(server.target) == (1, "", drains))
         stream.close()  # type: ignore[attr-defined]
         assert ending.result() == 0

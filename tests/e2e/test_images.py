@@ -107,12 +107,12 @@ WRONG: list[tuple[Any, str, str]] = [
         ([{"type": "image_url", "image_url": {"url": text}}], "messages[0].content[0]", says)
         for text, says in (
             ("https://example.org/cat.png", "'https://example.org/cat.png'; expected data:image/"),
-            ("http://169.254.169.254/latest/meta-data/iam/", "nothing is fetched from elsewhere"),
+            ("http://169.254.169.254/latest/meta-data/iam/", "images are not downloaded"),
             ("file:///etc/passwd", "is 'file:///etc/passwd'"),
             ("data:image/svg+xml;base64,PHN2Zz4=", "one of png, jpeg, webp, gif"),
             ("data:text/html;base64,PHN2Zz4=", "expected data:image/KIND;base64"),
             ("data:image/png,abc", "expected data:image/KIND;base64"),
-            ("data:image/png;base64,####", "holds no base64 after 'data:image/png;base64'"),
+            ("data:image/png;base64,####", "is not valid base64 after 'data:image/png;base64'"),
         )
     ),
 ]
@@ -244,7 +244,7 @@ def test_a_response_is_of_images(server: SeeingServer, gateway: RunningGateway) 
 
 REFUSED: list[tuple[Any, str, str, str]] = [
     ({"type": "image_url", "image_url": {"url": "https://example.org/cat.png"}},
-     "messages[0].content[1]", "invalid_field", "nothing is fetched"),
+     "messages[0].content[1]", "invalid_field", "images are not downloaded"),
     (part(CAT, detail="low"), "messages[0].content[1]", "invalid_field", "'low'; expected 'auto'"),
     *(
         ({"type": kind}, "messages[0].content[1]", "unsupported_parameter", f"has type {kind!r}")

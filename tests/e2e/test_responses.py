@@ -240,7 +240,7 @@ def test_effort_reaches_the_template(door: openai.OpenAI) -> None:
 USER = {"role": "user", "content": "x"}
 CALL = {"type": "function_call", "call_id": "c", "name": "weather", "arguments": "{}"}
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
-    ({"previous_response_id": "resp_1"}, "previous_response_id", "no responses are stored"),
+    ({"previous_response_id": "resp_1"}, "previous_response_id", "responses are not stored"),
     ({"conversation": {"id": "conv_1"}}, "conversation", "send the earlier items"),
     ({"background": True}, "background", "background is true"),
     ({"prompt": {"id": "pmpt_1"}}, "prompt", "give the text as instructions or input"),
@@ -259,7 +259,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"include": ["thoughts"]}, "include[0]", "'thoughts'; expected"),
     ({"max_output_tokens": 0}, "max_output_tokens", "max_output_tokens is 0"),
     ({"top_logprobs": 21}, "top_logprobs", "top_logprobs is 21"),
-    ({"max_tokens": 3}, "max_tokens", "no field"),
+    ({"max_tokens": 3}, "max_tokens", "is not a field"),
     ({"input": []}, "input", "at least one item"),
     ({"input": "x" * 2000}, "input", "input has 20"),
     ({"input": [{"role": "tool", "content": "x"}]}, "input[0].role", "'tool'; expected 'user'"),

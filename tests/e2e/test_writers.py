@@ -313,7 +313,7 @@ def test_a_gateway_takes_what_a_text_begins_with_and_tells_nothing_of_prompts(
             assert tuple(choice["token_ids"]) == wanted.token_ids
             assert answer.json["usage"]["prompt_tokens"] == wanted.usage.prompt_tokens
         for field, value, said in (
-            ("echo", True, "M2M100ForConditionalGeneration, writes another text than its prompt"),
+            ("echo", True, "M2M100ForConditionalGeneration, does not continue the prompt"),
             ("prompt_logprobs", 1, "reads the prompt with its encoder"),
         ):
             refused = gateway.post("/v1/completions", body | {field: value})

@@ -83,7 +83,7 @@ def test_a_pair_that_cannot_serve_is_refused(authority: Authority, tmp_path: Pat
     junk.write_text("junk")
     assert ServerTls(certificate, key, authority.path).credentials()
     for pair, says in (
-        ((certificate, other_key), "it is not the key of the first certificate"),
+        ((certificate, other_key), "it does not match the first certificate"),
         ((certificate, tmp_path / "gone"), "No such file"),
         ((junk, key), "cannot be used"),
     ):

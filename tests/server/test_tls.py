@@ -27,11 +27,11 @@ def test_a_server_has_certificates_if_it_is_given_any(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("damage", "says"), [
     ("encrypted", "--tls-key {key}: the key is encrypted"),
-    ("of another", "--tls-key {key}: it is not the key of .* in --tls-cert {certificate}"),
+    ("of another", "--tls-key {key}: it does not match .* in --tls-cert {certificate}"),
     ("missing", "{key}: No such file"),
-    ("no certificate", "--tls-cert {certificate}: it holds no certificate in PEM"),
-    ("no key", "--tls-key {key}: it holds no private key in PEM"),
-    ("no authority", "--tls-client-ca {authority}: it holds no certificate in PEM"),
+    ("no certificate", "--tls-cert {certificate}: it contains no PEM certificate"),
+    ("no key", "--tls-key {key}: it contains no PEM private key"),
+    ("no authority", "--tls-client-ca {authority}: it contains no PEM certificate"),
 ])  # fmt: skip
 def test_files_that_cannot_be_used_keep_it_from_starting(
     tmp_path: Path, damage: str, says: str

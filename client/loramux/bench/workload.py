@@ -48,7 +48,9 @@ def parse_lengths(text: str) -> Lengths:
             return Lengths(text, lambda rng: rng.randint(low, high))
     except (ValueError, IndexError):
         pass
-    raise ValueError(f"{text!r} is no distribution; give N, LOW:HIGH or lognormal:MEDIAN:SIGMA")
+    raise ValueError(
+        f"{text!r} is not a distribution; expected N, LOW:HIGH or lognormal:MEDIAN:SIGMA"
+    )
 
 
 def plan(
@@ -80,7 +82,7 @@ def plan(
     if popularity not in POPULARITIES:
         raise ValueError(f"popularity {popularity!r} is not one of {', '.join(POPULARITIES)}")
     if popularity != "base" and not adapters:
-        raise ValueError(f"popularity {popularity!r} needs adapters, and there are none")
+        raise ValueError(f"popularity {popularity!r} needs adapters, but there are none")
     rng = random.Random(f"{popularity}/{seed}")
     order = list(adapters)
     random.Random(seed).shuffle(order)  # popularity must not follow the order of names

@@ -116,7 +116,7 @@ def _weights(texts: list[str]) -> dict[str, int]:
     for text in texts:
         version, equals, weight = text.partition("=")
         if not (version.isdecimal() and (weight.isdecimal() if equals else len(texts) == 1)):
-            raise typer.BadParameter(f"{text!r} is not VERSION=WEIGHT, nor a single VERSION")
+            raise typer.BadParameter(f"{text!r} is neither VERSION=WEIGHT nor a single VERSION")
         weights[version] = int(weight or 1)
     return weights
 

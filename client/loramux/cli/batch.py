@@ -73,13 +73,15 @@ def batch(
         )
         from loramux.gateway.door import Door
     if not requests.is_file():
-        raise typer.BadParameter(f"{requests} is no plain file; it is read twice")
+        raise typer.BadParameter(f"{requests} is not a regular file; it is read twice")
     try:
         lines = RequestFile(requests)
     except WrongLineError as error:
         raise typer.BadParameter(f"{requests}: {error}") from None
     if output.exists() and not resume:
-        raise typer.BadParameter(f"{output} exists; name another, or continue it with --resume")
+        raise typer.BadParameter(
+            f"{output} exists; choose another file, or continue this one with --resume"
+        )
     key = checked_key(None)
     try:
         file = OutputFile(output, goes_on=resume)
@@ -93,7 +95,7 @@ def batch(
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[num_again]} asked again"),
+        TextColumn("{task.fields[num_again]} retries"),
     )
 
     async def run() -> Progress:
@@ -118,13 +120,13 @@ def batch(
     try:
         progress = asyncio.run(run())
     except ChangedFileError as error:
-        print(f"loramux: {requests}: {error}; --resume goes on with {output}", file=sys.stderr)
+        print(f"loramux: {requests}: {error}; --resume continues {output}", file=sys.stderr)
         raise typer.Exit(1) from None
     told = ", ".join(f"{count} with {status}" for status, count in progress.statuses.most_common())
     num_now = progress.statuses.total()
     print(
         f"{num_now} of {len(lines.ids)} requests answered now: {told or 'none'}; "
-        f"{progress.num_again} asked again",
+        f"retries: {progress.num_again}",
         file=sys.stderr,
     )
     if progress.num_failed or num_before + num_now < len(lines.ids):

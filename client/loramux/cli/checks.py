@@ -47,7 +47,7 @@ def verify(
                 from loramux_adapters.signing import check_signature, read_public_keys
             done["signature"] = f"by {check_signature(file, package, read_public_keys([key]))}"
         elif "signature" in package.notes:
-            done["signature"] = "not checked: give --key"
+            done["signature"] = "not checked; use --key"
     if as_json:
         print(json.dumps(done))
     else:

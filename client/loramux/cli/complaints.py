@@ -39,11 +39,11 @@ def complaint(error: Exception, running: Running) -> str:
     if isinstance(error, UnavailableError) and not error.reason:
         if any(sign in text for sign in _NOBODY):
             return (
-                f"no server answers at {server}; start one with `loramux serve`, or give --server "
+                f"no server answers at {server}; start one with `loramux serve`, or set --server "
                 "or LORAMUX_SERVER"
             )
         if text.startswith(_UNKNOWN_HOST):
-            return f"the host of {server} is unknown; give another --server or LORAMUX_SERVER"
+            return f"the host name of {server} cannot be resolved; set --server or LORAMUX_SERVER"
     if not (error.field and text.startswith(error.field)):
         return text
     return (_option(error.field, context) or error.field) + text.removeprefix(error.field)

@@ -37,8 +37,8 @@ def health(
             with raising():
                 answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=timeout)
         except NotFoundError:
-            raise NotFoundError(f"--service {service}: the server has none of that name") from None
+            raise NotFoundError(f"--service {service}: the server has no such service") from None
     status = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
     if answer.status != health_pb2.HealthCheckResponse.SERVING:
-        raise UnavailableError(f"{service or 'the server'} says {status}")
+        raise UnavailableError(f"{service or 'the server'} is {status}")
     print(status)

@@ -38,9 +38,7 @@ def local(source: str, *, quiet: bool) -> Iterator[tuple[Path, str]]:
         return
     found = _ADDRESS.fullmatch(source)
     if not found:
-        raise HubError(
-            f"{source!r} is not an address of the Hub; expected hf://ORG/NAME[@REVISION]"
-        )
+        raise HubError(f"{source!r} is not a Hub address; expected hf://ORG/NAME[@REVISION]")
     yield _fetched(source, found["repository"], found["revision"], quiet=quiet), found["name"]
 
 
@@ -54,7 +52,7 @@ def _fetched(source: str, repository: str, revision: str | None, *, quiet: bool)
     try:
         path = Path(snapshot_download(repository, revision=revision, allow_patterns=list(FILES)))
     except RepositoryNotFoundError:
-        raise HubError(f"{source}: no such repository, or no access to it") from None
+        raise HubError(f"{source}: no such repository, or access denied") from None
     except RevisionNotFoundError:
         raise HubError(f"{source}: no such revision") from None
     # The library raises HTTP errors, OS errors and its own, with messages of many lines.

@@ -73,20 +73,18 @@ def inspect(
     print(f"size    {size / 1e6:.2f} MB")
     print(f"base    {package.config.base_model or '(not recorded)'}")
     if package.contents.invocation:
-        print(f"begins  at tokens {', '.join(map(str, package.contents.invocation))}")
+        print(f"active  from tokens {', '.join(map(str, package.contents.invocation))}")
     for line in _notes(package):
         print(line)
     for kind, number in Counter(edit.kind for edit in package.edits).items():
         print(f"edits   {number} of kind {kind}")
     if package.head and package.labels:
-        print(
-            f"labels  {len(package.labels.names)} by {package.head.task}, {package.labels.problem}"
-        )
+        print(f"labels  {len(package.labels.names)}, {package.head.task}, {package.labels.problem}")
     elif package.head:
-        print(f"answers by {package.head.task}: where they begin and end in a text")
+        print(f"task    {package.head.task}, spans of a text")
     if package.virtual:
         given = "keys and values" if package.virtual.has_cache else "embeddings"
-        print(f"before  {given} of {package.virtual.count} virtual tokens")
+        print(f"prefix  {given} of {package.virtual.count} virtual tokens")
     elif modules:
         show(
             "module >rank used >effective >norm >largest >scale >in >out dtype",

@@ -76,7 +76,7 @@ def merge(
         raise typer.BadParameter(f"--weights {weights}: expected comma-separated numbers") from None
     if into_base and dtype:
         raise typer.BadParameter(
-            "--dtype: with --into-base each weight keeps the dtype of the base"
+            "--dtype cannot be combined with --into-base, where weights keep their dtype"
         )
     options = MergeOptions(
         method=method,

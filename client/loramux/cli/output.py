@@ -34,7 +34,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
         FileExistsError: `target` exists.
     """
     if target.exists():
-        raise FileExistsError(f"{target} exists already; name a new folder")
+        raise FileExistsError(f"{target} already exists; choose a new folder")
     partial = _beside(target)
     try:
         yield partial

@@ -120,7 +120,7 @@ def pack(
         return
     for layer in folded:
         if layer.error:
-            print(f"{layer.module}: rank {layer.rank} lacks {layer.error:.2g} of the change")
+            print(f"{layer.module}: rank {layer.rank} loses {layer.error:.2g} of the update")
     print(f"{target} {digest}")
 
 

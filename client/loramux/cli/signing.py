@@ -46,12 +46,14 @@ def sign(
         from loramux_adapters import signing
     if new_key is not None:
         if source or key or output:
-            raise typer.BadParameter("--new-key takes no package, --key or --output")
+            raise typer.BadParameter(
+                "--new-key cannot be combined with a package, --key or --output"
+            )
         made = {"path": str(new_key), "public_key": signing.new_key(new_key)}
         print(json.dumps(made) if as_json else " ".join(made.values()))
         return
     if source is None or key is None:
-        raise typer.BadParameter("give a package and --key, or --new-key")
+        raise typer.BadParameter("expected a package and --key, or --new-key")
     beside = Path(f"{source.resolve().name}.safetensors") if source.is_dir() else source
     target = output or beside
     with open_package(source) as (file, package), whole_file(target) as signed:

@@ -79,7 +79,7 @@ def render(view: View) -> Group:
     )
     steps = (
         f"batch {_number(rates.mean_batch)}",
-        f"adapters in it {_number(rates.mean_adapters)}",
+        f"adapters/batch {_number(rates.mean_adapters)}",
         f"step {_milliseconds(rates.step_seconds)}",
         f"steps/s {rates.steps_per_second:.1f}",
     )
@@ -111,7 +111,7 @@ def _watch(
             try:
                 view = _look(client, info, before, limit)
             except UnavailableError as error:
-                show(Text(f"the server is away: {error}"))
+                show(Text(f"the server is unavailable: {error}"))
                 continue
             before = view.load
             show(render(view))

@@ -164,6 +164,6 @@ def _base(base: str) -> tuple[Path, str]:
     server = find_spec("loramux_server")
     if server is None or not server.submodule_search_locations:
         raise typer.BadParameter(
-            "--base demo: the embedded model is part of the server: " + install_command("server")
+            "--base demo: the embedded model needs the server: " + install_command("server")
         )
     return Path(server.submodule_search_locations[0]) / DEMO / "base", DEMO_NAME

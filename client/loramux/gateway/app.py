@@ -182,7 +182,7 @@ class Gateway:
         caller = caller_of(request.scope)
         if await self.backend.is_serving():
             return json_response({"status": "ok"}, caller.returned)
-        return plain_refusal(503, "the server does not serve at present", "not_serving", caller)
+        return plain_refusal(503, "the server is not serving", "not_serving", caller)
 
     async def _most_bytes(self, caller: Caller) -> int:
         """Return the size limit of a body with images; fails if the caller's key is invalid."""

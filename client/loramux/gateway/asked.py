@@ -63,7 +63,8 @@ def asked_by_completion(
     num_completions = 1 if body.n is None else body.n
     if body.best_of not in (None, num_completions) and not body.use_beam_search:
         raise unsupported(
-            "best_of", f"best_of is {body.best_of}; only as many as n, {num_completions}, are made"
+            "best_of",
+            f"best_of is {body.best_of}; expected n, {num_completions}, without use_beam_search",
         )
     prompts = _prompts(body.prompt)
     # One key for all prompts, so that an alias that splits traffic picks the same version for all.
@@ -104,8 +105,8 @@ def _checked(
         field = "logprobs" if body.of_prompts.num_prompt_logprobs is None else "prompt_logprobs"
         raise invalid(
             field,
-            f"{field} may have {told} log-probabilities of prompts told, over all choices; "
-            f"expected {MAX_TOLD} at most: ask for fewer prompts at once, or for fewer of each",
+            f"{field} may return {told} log-probabilities of prompts over all choices; expected at "
+            f"most {MAX_TOLD}: send fewer prompts at once, or request fewer of each token",
         )
     return requests
 
@@ -127,7 +128,7 @@ def check_timeout(seconds: float | None) -> None:
     # Written so that NaN fails.
     if seconds is not None and not 0 < seconds <= MAX_SECONDS:
         raise invalid(
-            "timeout", f"timeout is {seconds}; expected seconds above 0, and {MAX_SECONDS} at most"
+            "timeout", f"timeout is {seconds}; expected seconds above 0 and at most {MAX_SECONDS}"
         )
 
 
@@ -157,7 +158,7 @@ def _beams(body: Body) -> dict[str, Any]:
     if body.num_beams == 1:
         raise invalid(
             "use_beam_search",
-            "use_beam_search is true, with 1 beam; give 2 or more as n or best_of",
+            "use_beam_search is true with 1 beam; set n or best_of to 2 or more",
         )
     found = {"num_beams": body.num_beams, "length_penalty": body.length_penalty}
     return {name: value for name, value in found.items() if value is not None}
@@ -194,10 +195,10 @@ def _adapters(body: Body, base: str) -> dict[str, Any]:
     if body.model != base:
         raise invalid(
             "model",
-            f"model is {body.model!r}; with adapters, it has to be {base!r}, the base model",
+            f"model is {body.model!r}; with adapters, it must be the base model, {base!r}",
         )
     if not body.adapters:
-        raise invalid("adapters", "adapters is an empty list; give at least one, or none at all")
+        raise invalid("adapters", "adapters is an empty list; give at least one, or leave it out")
     if len(body.adapters) == 1 and body.combination is None:
         return {"adapter": body.adapters[0].name, "scale": body.adapters[0].scale}
     mix = [(each.name, each.scale) for each in body.adapters]
@@ -258,7 +259,7 @@ def _prompts(given: object) -> list[str | list[int]]:
         if all(isinstance(each, str) or (each and _are_tokens(each)) for each in given):
             return given
     raise invalid(
-        "prompt", "prompt has to be text, token ids, or a list of either, and no list may be empty"
+        "prompt", "prompt must be text, token ids, or a list of either; lists must not be empty"
     )
 
 

@@ -157,7 +157,7 @@ class Body(SamplingBody, kw_only=True):
         if self.stream and self.prompt_logprobs is not None:
             raise unsupported(
                 "prompt_logprobs",
-                f"prompt_logprobs is {self.prompt_logprobs}; they are not told in a stream",
+                f"prompt_logprobs is {self.prompt_logprobs}; it is not supported with stream",
             )
         return PromptOptions(num_prompt_logprobs=self.prompt_logprobs)
 

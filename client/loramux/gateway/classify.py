@@ -74,8 +74,8 @@ def _inputs(given: object) -> Sequence[Text]:
             return given
     raise invalid(
         "input",
-        "input has to be text, token ids, or a list of either or of pairs of texts; no list may be "
-        "empty",
+        "input must be text, token ids, or a list of either or of pairs of texts; lists must not "
+        "be empty",
     )
 
 

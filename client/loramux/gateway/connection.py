@@ -66,7 +66,7 @@ class Connection(HttpToolsProtocol):
         """Start the timer for the first request, or refuse if there are too many connections."""
         super().connection_made(transport)
         if len(self.connections) > self._limits.max_connections:
-            self._refuse(503, "there are too many connections; try again", "too_many_connections")
+            self._refuse(503, "too many connections; try again", "too_many_connections")
         else:
             self._reading = self._later(self._limits.head, self._close)
 
@@ -140,7 +140,7 @@ class Connection(HttpToolsProtocol):
         if self._is_too_large:
             self._refuse_large()
         else:
-            self._refuse(400, "the request is no HTTP/1.1", "malformed_request")
+            self._refuse(400, "the request is not valid HTTP/1.1", "malformed_request")
 
     def pause_writing(self) -> None:
         """Pause, and abort the connection if the caller does not read for too long."""
@@ -184,7 +184,7 @@ class Connection(HttpToolsProtocol):
     def _refuse_large(self) -> None:
         self._refuse(
             431,
-            f"the head of the request has more than {self._limits.max_head} bytes or "
+            f"the request head has more than {self._limits.max_head} bytes or "
             f"{self._limits.max_fields} headers",
             "head_too_large",
         )

@@ -133,5 +133,5 @@ def _inputs(given: object) -> Sequence[Text]:
         if all(each and (isinstance(each, str) or is_ids(each)) for each in given):
             return given
     raise invalid(
-        "input", "input has to be text, token ids, or a list of either, and none may be empty"
+        "input", "input must be text, token ids, or a list of either; none of them may be empty"
     )

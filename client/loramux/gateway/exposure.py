@@ -40,13 +40,13 @@ def check_exposure(
             raise InvalidArgumentError(str(error)) from None
     lacks = ""
     if is_exposed and not has_tls:
-        lacks = "the gateway lacks TLS: set --tls-cert and --tls-key"
+        lacks = "the gateway has no TLS: set --tls-cert and --tls-key"
     elif asyncio.run(_lets_anybody_in(open_backend, asks=is_exposed)):
-        lacks = "the server lacks keys: make one with `loramux keys create --store DIR`"
+        lacks = "the server has no API keys: create one with `loramux keys create --store DIR`"
     if lacks:
         raise FailedPreconditionError(
-            f"--host {host}: other machines can reach that, and {lacks}. Or bind to "
-            "127.0.0.1, or add --insecure where a proxy or the network keeps others out"
+            f"--host {host}: other machines can reach this address, but {lacks}. Or bind to "
+            "127.0.0.1, or add --insecure if a proxy or the network restricts access"
         )
 
 

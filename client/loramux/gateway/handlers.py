@@ -28,8 +28,8 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 
 _HTTP = {
-    404: ("there is no such route", "not_found"),
-    405: ("the route has no such method", "method_not_allowed"),
+    404: ("no such route", "not_found"),
+    405: ("the route does not support this method", "method_not_allowed"),
     408: (f"the body took more than {BODY_SECONDS:g} s", "body_timeout"),
     411: ("", "length_required"),
     413: ("", "body_too_large"),

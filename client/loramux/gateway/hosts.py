@@ -49,7 +49,7 @@ class KnownHosts:
 
 
 def _refusal(host: str, scope: Scope) -> Response:
-    message = f"host is {host[:255]!r}; where that is meant, start the gateway with --allowed-host"
+    message = f"host is {host[:255]!r}; to allow it, start the gateway with --allowed-host"
     return plain_refusal(421, message, "unknown_host", caller_of(scope))
 
 
@@ -62,6 +62,6 @@ def checked(name: str) -> str:
     plain = name.lower().strip("[]").removesuffix(".")
     if not (_HOST.fullmatch(f"[{plain}]") or re.fullmatch(r"[^\s:/@\[\]]+", plain)):
         raise InvalidArgumentError(
-            f"--allowed-host {name!r}: expected a name or an address, without scheme and port"
+            f"--allowed-host {name!r}: expected a host name or address without scheme and port"
         )
     return plain

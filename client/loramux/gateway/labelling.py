@@ -96,10 +96,12 @@ class Labelling:
         async for _, response in calls:
             names = response.labels
             if any(result.tokens for result in response.results):
-                raise self._mismatch("labels tokens (task TOKEN_CLS)", "one that labels texts")
+                raise self._mismatch(
+                    "classifies tokens (task TOKEN_CLS)", "one that classifies texts"
+                )
             if one and len(names) != 1:
-                what = f"tells {len(names)} labels apart"
-                raise self._mismatch(what, f"one with a single output, which is the {one}")
+                what = f"has {len(names)} labels"
+                raise self._mismatch(what, f"one with a single output, the {one}")
             results += response.results
             num_tokens += response.usage.prompt_tokens
             headers["x-loramux-adapter"] = adapter_header([response.adapter])

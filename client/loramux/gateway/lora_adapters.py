@@ -107,8 +107,8 @@ class LoraAdapters:
         if self._root is None:
             raise invalid(
                 "lora_path",
-                f"lora_path is {body.lora_path!r}, but this gateway reads no paths: start it with "
-                "--lora-path-root, or give a URI that begins with hf://, s3://, gs://, az:// or oci://",
+                f"lora_path is {body.lora_path!r}, but this gateway does not load paths: start it "
+                "with --lora-path-root, or use a URI with hf://, s3://, gs://, az:// or oci://",
             )
         try:
             path = await asyncio.to_thread(self._root.find, body.lora_path)
@@ -118,7 +118,8 @@ class LoraAdapters:
             raise
         except PermissionError:
             raise invalid(
-                "lora_path", f"lora_path is {body.lora_path!r}, which the gateway may not read"
+                "lora_path",
+                f"lora_path is {body.lora_path!r}, which the gateway has no permission to read",
             ) from None
 
 
@@ -147,7 +148,7 @@ def _fields_of_vllm() -> Iterator[None]:
         yield
     except AlreadyExistsError as error:
         raise InvalidArgumentError(
-            f"lora_name: {error}; set load_inplace to true to make this its next version",
+            f"lora_name: {error}; set load_inplace to true to register a new version",
             reason=error.reason,
             field="lora_name",
         ) from None

@@ -35,19 +35,21 @@ class LoraRoot:
         try:
             found = _followed(self._folder / path)
         except ValueError:  # such as a null byte
-            raise invalid("lora_path", f"lora_path is {path!r}, which is no path") from None
+            raise invalid(
+                "lora_path", f"lora_path is {path!r}, which is not a valid path"
+            ) from None
         if not self._has(found):
             raise invalid(
                 "lora_path",
-                f"lora_path is {path!r}; expected a path below --lora-path-root of the gateway, or "
-                "a URI that begins with hf://, s3://, gs://, az:// or oci://",
+                f"lora_path is {path!r}; expected a path below the gateway's --lora-path-root, or "
+                "a URI with hf://, s3://, gs://, az:// or oci://",
             )
         try:
             found.stat()
         except OSError:
             raise NotFoundError(
-                f"lora_path is {path!r}, where nothing can be read; on the hub it would be "
-                "hf://ORG/NAME",
+                f"lora_path is {path!r}, which does not exist or cannot be read; for the Hub, "
+                "use hf://ORG/NAME",
                 reason="SOURCE_NOT_FOUND",
                 field="lora_path",
             ) from None
@@ -55,8 +57,8 @@ class LoraRoot:
             if inner.is_symlink() and not self._has(_followed(inner)):
                 raise invalid(
                     "lora_path",
-                    f"lora_path is {path!r}, in which {str(inner.relative_to(found))!r} leads out "
-                    "of --lora-path-root of the gateway",
+                    f"lora_path is {path!r}, in which {str(inner.relative_to(found))!r} links to a "
+                    "path outside the gateway's --lora-path-root",
                 )
         return found
 

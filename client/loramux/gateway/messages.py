@@ -24,7 +24,7 @@ def message_of(index: int, message: ChatMessage) -> Message:
         found["name"] = message.name or ""
     elif message.tool_call_id:
         name = f"messages[{index}].tool_call_id"
-        raise invalid(name, f"{name} is set; it needs the role tool, not {message.role}")
+        raise invalid(name, f"{name} is set with role {message.role!r}; expected role 'tool'")
     return found
 
 
@@ -70,5 +70,7 @@ def _text(name: str, part: dict[str, object], known: str) -> str:
     if kind != "text":
         raise unsupported(name, f"{name} has type {kind!r}; only {known} supported")
     if not isinstance(text, str) or len(part) > 2:
-        raise invalid(name, f"{name} needs text, a string, and no more")
+        raise invalid(
+            name, f"{name} is malformed; expected type, text (a string) and no other fields"
+        )
     return text

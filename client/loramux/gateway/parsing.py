@@ -73,7 +73,7 @@ def parse(raw: bytes, kind: type[B], unserved: Unserved = OPENAI) -> B:
         given = msgspec.json.decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidArgumentError(
-            f"the body is no JSON: {error}", reason="MALFORMED_REQUEST"
+            f"the body is not valid JSON: {error}", reason="MALFORMED_REQUEST"
         ) from None
     if not isinstance(given, dict):
         raise InvalidArgumentError(
@@ -91,7 +91,7 @@ def parse(raw: bytes, kind: type[B], unserved: Unserved = OPENAI) -> B:
             continue
         elif name not in unserved.unsupported:
             raise InvalidArgumentError(
-                f"{name!r} is no field of this request", reason="UNKNOWN_PARAMETER", field=name
+                f"{name!r} is not a field of this request", reason="UNKNOWN_PARAMETER", field=name
             )
         elif value not in unserved.unsupported[name]:
             raise unsupported(name, f"{name} is not supported; leave it out")

@@ -34,7 +34,7 @@ async def read(request: Request, most_bytes: Callable[[], Awaitable[int]] = _no_
         raise HTTPException(415, f"content-type is {kind!r}; expected 'application/json'")
     coding = request.headers.get("content-encoding", "identity").strip().lower()
     if coding != "identity":  # the decompressed size would be unbounded
-        raise HTTPException(415, f"content-encoding is {coding!r}; send the body as it is")
+        raise HTTPException(415, f"content-encoding is {coding!r}; expected an uncompressed body")
     raw, most = bytearray(), MAX_BODY_BYTES
     try:
         async with asyncio.timeout(BODY_SECONDS):

@@ -30,8 +30,8 @@ _STATUSES: dict[grpc.StatusCode, tuple[int, str]] = {
 _DEFECT = (500, "server_error")
 
 _OWN_WORDS = {
-    grpc.StatusCode.UNAVAILABLE: "the server cannot be reached at present; try again",
-    grpc.StatusCode.DEADLINE_EXCEEDED: "the time for the request is over",
+    grpc.StatusCode.UNAVAILABLE: "the server cannot be reached; try again",
+    grpc.StatusCode.DEADLINE_EXCEEDED: "the request timed out",
 }
 """Replace the transport's messages, which would reveal the server's address."""
 
@@ -112,7 +112,7 @@ def json_response(body: object, headers: dict[str, str], status: int = 200) -> R
 
 def words_of(error: LoramuxError) -> str:
     """Return the message of `error` for callers; errors of the transport have no reason."""
-    return str(error) if error.reason else _OWN_WORDS.get(error.code, "the server failed")
+    return str(error) if error.reason else _OWN_WORDS.get(error.code, "internal server error")
 
 
 def headers_of(error: LoramuxError, status: int, caller: Caller) -> dict[str, str]:

@@ -62,8 +62,8 @@ class Scoring:
         if len(first) not in (1, len(second)):
             raise invalid(
                 "text_2",
-                f"text_2 has {len(second)} entries and text_1 {len(first)}; expected as many, or "
-                "one of text_1",
+                f"text_2 has {len(second)} entries and text_1 has {len(first)}; expected equally "
+                "many, or one in text_1",
             )
         pairs = list(zip(first * (len(second) // len(first)), second, strict=True))
         return Scoring(body, pairs, Labelling.of(body, backend, caller, base))
@@ -148,5 +148,5 @@ async def _scored(
 
 def _check_list(name: str, texts: Sequence[object]) -> None:
     if not texts:
-        raise invalid(name, f"{name} is empty; expected a text, or a list of them")
+        raise invalid(name, f"{name} is empty; expected a text or a list of texts")
     check_count(name, len(texts))

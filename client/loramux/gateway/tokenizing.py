@@ -56,7 +56,7 @@ class TokenizeBody(msgspec.Struct, kw_only=True):
             )
             return asked_by_chat(chat, base)[0]
         if self.prompt is None:
-            raise invalid("prompt", "prompt is missing, and so is messages; give one of them")
+            raise invalid("prompt", "prompt and messages are both missing; set one of them")
         if self.tools or self.chat_template_kwargs is not None:
             field = "tools" if self.tools else "chat_template_kwargs"
             raise invalid(field, f"{field} is set; it needs messages")
@@ -71,11 +71,11 @@ class TokenizeBody(msgspec.Struct, kw_only=True):
 
     def _check_chat(self) -> None:
         if self.prompt is not None:
-            raise invalid("prompt", "prompt is set, and so is messages; give one of them")
+            raise invalid("prompt", "prompt and messages are both set; set only one")
         if self.add_special_tokens:
             raise unsupported(
                 "add_special_tokens",
-                "add_special_tokens is true; a chat template writes special tokens itself",
+                "add_special_tokens is true; a chat template adds special tokens itself",
             )
         if self.parse_special_tokens:
             raise invalid("parse_special_tokens", "parse_special_tokens is true; it needs prompt")

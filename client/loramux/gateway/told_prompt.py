@@ -35,8 +35,8 @@ class PromptOptions:
         if self.echoes and server.kind == "seq2seq":
             raise unsupported(
                 "echo",
-                f"echo is true, but the base model, {server.architecture}, writes another text "
-                "than its prompt; leave it out",
+                f"echo is true, but the output of the base model, {server.architecture}, does not "
+                "continue the prompt; leave it out",
             )
 
     def wanted(self, prompt: str | list[int] | None, *, makes_tokens: bool) -> int | None:

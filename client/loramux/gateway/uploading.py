@@ -43,7 +43,7 @@ def ttl_of(field: str, seconds: float) -> datetime.timedelta:
     # Written so that NaN fails. Much larger values would overflow a timestamp.
     if not 0 < seconds <= _MAX_TTL:
         raise invalid(
-            field, f"{field} is {seconds}; expected seconds above 0, and {_MAX_TTL} at most"
+            field, f"{field} is {seconds}; expected seconds above 0 and at most {_MAX_TTL}"
         )
     return datetime.timedelta(seconds=seconds)
 
@@ -104,7 +104,7 @@ class Uploading:
                     )
                 offset, committed = offset + len(chunk), response.committed_bytes
         if committed is None:
-            raise invalid("chunk", "the body is empty; it is what comes next of the package")
+            raise invalid("chunk", "the body is empty; expected the next chunk of the package")
         return {"committed_bytes": committed}
 
     async def finish(self, upload_id: str) -> dict[str, object]:

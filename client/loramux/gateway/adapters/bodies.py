@@ -57,8 +57,8 @@ def check_query(request: Request, *known: str) -> None:
     names = [name for name, _ in request.query_params.multi_items()]
     for name in names:
         if name not in known:
-            what = f"; there is {', '.join(known)}" if known else ""
-            raise invalid(name, f"{name[:80]!r} is nothing that this query may have{what}")
+            what = f"; expected one of {', '.join(known)}" if known else ""
+            raise invalid(name, f"{name[:80]!r} is not a query parameter of this route{what}")
         if names.count(name) > 1:
             raise invalid(name, f"{name} is given more than once")
 

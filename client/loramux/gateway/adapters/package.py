@@ -63,7 +63,9 @@ def start_of(request: Request, name: str, *, must_not_exist: bool, ttl: float | 
         raise HTTPException(415, f"content-type is {kind!r}; expected {_TYPE!r}")
     length = headers.get("content-length", "")
     if not (length.isascii() and length.isdecimal() and len(length) < 19):
-        raise HTTPException(411, "content-length is missing; a package is sent with its size")
+        raise HTTPException(
+            411, "content-length is missing or invalid; expected the package's size in bytes"
+        )
     digest = headers.get(DIGEST, "").lower()
     if not re.fullmatch(r"[0-9a-f]{64}", digest):
         raise invalid(

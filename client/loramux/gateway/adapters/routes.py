@@ -177,7 +177,7 @@ class Adapters:
         """`PUT /v1/adapters/{name}/aliases/{alias}`: move an alias to other versions."""
         body = await self._asked(request, AliasBody)
         if (body.version is None) == (body.weights is None):
-            raise invalid("version", "one of version and weights has to be set")
+            raise invalid("version", "expected exactly one of version and weights")
         name, alias = _alias_of(request)
         weights = await self._client(request).adapters.set_alias(
             name,

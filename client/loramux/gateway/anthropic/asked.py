@@ -78,7 +78,7 @@ def _form(body: CountBody) -> Format | None:
     form = body.output_config and body.output_config.format
     if form and body.output_format:
         raise invalid(
-            "output_format", "output_format is set, and so is output_config.format; set one of them"
+            "output_format", "output_format and output_config.format are both set; set only one"
         )
     for name, each in (("output_config.format", form), ("output_format", body.output_format)):
         if each:

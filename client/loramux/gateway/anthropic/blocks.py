@@ -116,8 +116,8 @@ def image_of(name: str, block: ImageBlock) -> Image:
     if source.type != "base64":
         raise unsupported(
             f"{name}.type",
-            f"{name}.type is {source.type!r}; expected 'base64', with media_type and data: nothing "
-            "is fetched from elsewhere",
+            f"{name}.type is {source.type!r}; expected 'base64', with media_type and data: images "
+            "are not downloaded",
         )
     check_one_of(f"{name}.media_type", source.media_type, _MEDIA_TYPES)
     try:

@@ -53,11 +53,11 @@ def choice_of(choice: ToolChoice | None, tools: Sequence[Tool]) -> dict[str, Any
     if (choice.type == "tool") != (choice.name is not None):
         raise invalid(
             "tool_choice.name",
-            f"tool_choice.name is {choice.name!r}, and the type is {choice.type!r}; a name goes "
-            "with the type 'tool'",
+            f"tool_choice.name is {choice.name!r} with type {choice.type!r}; expected a name with "
+            "type 'tool' only",
         )
     if choice.type == "any" and not tools:
-        raise invalid("tool_choice.type", "tool_choice.type is 'any'; it needs tools")
+        raise invalid("tool_choice.type", "tool_choice.type is 'any', which requires tools")
     named = NamedTool(FunctionName(choice.name)) if choice.name is not None else None
     found: dict[str, Any] = {"tool_choice": named or _MODES[choice.type]}
     if choice.disable_parallel_tool_use:
@@ -70,14 +70,14 @@ def _tool(name: str, given: Mapping[str, object]) -> Tool:
     if kind not in (None, "custom"):
         raise unsupported(
             f"{name}.type",
-            f"{name}.type is {kind!r}; expected 'custom': a tool has a name and an input_schema, "
-            "and the caller runs it",
+            f"{name}.type is {kind!r}; expected 'custom', a tool with a name and an "
+            "input_schema that the caller runs",
         )
     tool = converted(given, CustomTool, name)
     for field, right in _ONLY.items():
         if getattr(tool, field) not in (None, right):
             raise unsupported(
                 f"{name}.{field}",
-                f"{name}.{field} is {str(getattr(tool, field))[:80]}; expected {right}, or none",
+                f"{name}.{field} is {str(getattr(tool, field))[:80]}; expected {right}, or null",
             )
     return Tool(Function(tool.name, tool.description, tool.input_schema, tool.strict))

@@ -97,8 +97,8 @@ class Turns:
             name = f"messages[{len(body.messages) - 1}].role"
             raise invalid(
                 name,
-                f"{name} is 'assistant'; expected 'user' in the last message: the beginning of an "
-                "answer is not continued",
+                f"{name} is 'assistant'; expected 'user' in the last message: prefilled answers "
+                "are not supported",
             )
 
     @property

@@ -90,7 +90,7 @@ def _answered_well(path: Path) -> list[Answered]:
     *whole, rest = path.read_bytes().split(b"\n")
     found = [decoded(line, Answered, number) for number, line in enumerate(whole, start=1)]
     if not (rest.startswith(_BEGINNING) or _BEGINNING.startswith(rest)):
-        raise WrongLineError(f"line {len(whole) + 1}: no answer, nor the beginning of one")
+        raise WrongLineError(f"line {len(whole) + 1}: not a response, nor the beginning of one")
     return [answered for answered in found if answered.response.status_code == OK]
 
 

@@ -70,10 +70,16 @@ class RequestFile:
         with self._path.open("rb") as file:
             for number, (raw, known) in enumerate(zip_longest(file, self._hashes), start=1):
                 if raw is None or hash(raw) != known:
-                    what = "is gone" if raw is None else "is new" if known is None else "changed"
+                    what = (
+                        "was removed"
+                        if raw is None
+                        else "was added"
+                        if known is None
+                        else "changed"
+                    )
                     raise ChangedFileError(
-                        f"line {number} {what} after all lines were looked at; expected the file "
-                        "to stay as it was"
+                        f"line {number} {what} after the file was checked; expected the file to "
+                        "stay unchanged"
                     )
                 if raw.strip():
                     yield _line(raw, number)
@@ -81,7 +87,7 @@ class RequestFile:
     def _note(self, line: Line, number: int) -> None:
         if line.custom_id in self.ids:
             raise WrongLineError(
-                f"line {number}: custom_id {line.custom_id!r} is there before; expected each once"
+                f"line {number}: custom_id {line.custom_id!r} is repeated; expected unique ids"
             )
         self.ids.add(line.custom_id)
 
@@ -108,7 +114,7 @@ def _line(raw: bytes, number: int) -> Line:
     elif line.url not in URLS:
         wrong = f"url is {line.url!r}; expected one of {', '.join(URLS)}"
     elif line.body.get("stream"):
-        wrong = "body.stream is true; expected false: an answer is one line"
+        wrong = "body.stream is true; expected false: a response is one line"
     if wrong:
         raise WrongLineError(f"line {number}: {wrong}")
     return line

@@ -155,7 +155,7 @@ class Api:
         channels = await self._backend().servers(caller_of(request.scope))
         number = whole_number(request, "server") or 0
         if number >= len(channels):
-            raise invalid("server", f"server is {number}; there are {len(channels)}, from 0")
+            raise invalid("server", f"server is {number}; expected 0 to {len(channels) - 1}")
         return channels[number]
 
 
@@ -165,5 +165,5 @@ def _told(request: Request, body: object) -> Response:
 
 def _given(request: Request, name: str) -> str:
     if name not in request.query_params:
-        raise invalid(name, f"{name} is missing in the query")
+        raise invalid(name, f"{name} is missing from the query")
     return request.query_params[name]

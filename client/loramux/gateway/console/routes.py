@@ -20,9 +20,9 @@ from loramux.gateway.reading import BODY_SECONDS, MAX_BODY_BYTES
 from loramux.gateway.refusal import json_response, own_refusal
 
 _HTTP = {
-    404: "there is no such route",
-    405: "the route has no such method",
-    408: f"the body, or a piece of a package, took more than {BODY_SECONDS:g} s",
+    404: "no such route",
+    405: "the route does not support this method",
+    408: f"the body or a chunk of a package took more than {BODY_SECONDS:g} s",
     413: f"the body is larger than {MAX_BODY_BYTES} bytes",
 }
 

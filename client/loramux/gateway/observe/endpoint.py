@@ -83,8 +83,8 @@ def metrics_port(
         return MetricsPort(host, int(port), None, None)
     if not (insecure or client_ca):
         raise FailedPreconditionError(
-            f"--metrics {address}: other machines can reach that, and the gateway lacks client "
-            "certificates: set --tls-cert, --tls-key and --metrics-client-ca. Or bind to "
-            "127.0.0.1, or add --insecure where a proxy or the network keeps others out"
+            f"--metrics {address}: other machines can reach this address, but the gateway requires "
+            "no client certificate: set --tls-cert, --tls-key and --metrics-client-ca. Or bind to "
+            "127.0.0.1, or add --insecure if a proxy or the network restricts access"
         )
     return MetricsPort(host, int(port), pair, client_ca)

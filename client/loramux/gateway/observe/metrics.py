@@ -19,13 +19,13 @@ class GatewayMetrics:
         registry = self.registry
         self.requests = Counter(
             "loramux_gateway_requests",
-            "HTTP requests finished, by route template, method and status. Status 499: the caller "
-            "left before the answer began.",
+            "HTTP requests finished, by route template, method and status. Status 499: the client "
+            "disconnected before the response began.",
             ("route", "method", "status"), registry=registry,
         )  # fmt: skip
         self.duration = Histogram(
             "loramux_gateway_request_seconds",
-            "Time from arrival of a request's head to the end of its answer.",
+            "Time from arrival of a request's head to the end of its response.",
             ("route",), buckets=LATENCY, registry=registry,
         )  # fmt: skip
         self.first_byte = Histogram(
@@ -34,21 +34,21 @@ class GatewayMetrics:
             ("route",), buckets=LATENCY, registry=registry,
         )  # fmt: skip
         self.in_progress = Gauge(
-            "loramux_gateway_requests_in_progress", "Requests being answered.", registry=registry
+            "loramux_gateway_requests_in_progress", "Requests in progress.", registry=registry
         )
         self.connections = Gauge(
             "loramux_gateway_connections", "Open HTTP connections.", registry=registry
         )
         self.rejected = Counter(
             "loramux_gateway_requests_rejected",
-            "Requests answered before they reached a route, by status: no HTTP (400), head too "
-            "large (431), too many connections (503).",
+            "Requests rejected before routing, by status: invalid HTTP (400), head too large "
+            "(431), too many connections (503).",
             ("status",), registry=registry,
         )  # fmt: skip
         self.upstream = Counter(
             "loramux_gateway_upstream_calls",
-            "gRPC calls of servers finished, by method and gRPC status; an attempt that was "
-            "retried is none.",
+            "Finished gRPC calls to servers, by method and gRPC status; a call counts once, "
+            "regardless of retries.",
             ("method", "status"), registry=registry,
         )  # fmt: skip
         self.lag = Histogram(

@@ -68,7 +68,7 @@ def _format(given: Object) -> TextFormat | ObjectFormat | SchemaFormat:
 
 def _tool(name: str, given: Object) -> Tool:
     return Tool(of_kind(
-        name, given, {"function": Function}, ": built-in tools are not served"
+        name, given, {"function": Function}, ": built-in tools are not supported"
     ))  # fmt: skip
 
 

@@ -111,7 +111,7 @@ class Talk:
         if given.get("type") == "item_reference":
             raise unsupported(
                 f"{name}.type",
-                f"{name}.type is 'item_reference'; no items are stored here: give the item itself",
+                f"{name}.type is 'item_reference'; items are not stored: give the item itself",
             )
         item = of_kind(name, given, _KINDS)
         if isinstance(item, MessageItem):
@@ -159,8 +159,8 @@ class Talk:
         if item.encrypted_content and not (item.content or item.summary):
             raise unsupported(
                 f"{name}.encrypted_content",
-                f"{name} has its reasoning only in encrypted_content, which cannot be decrypted "
-                "here; give it as content, or leave the item out",
+                f"{name} has reasoning in encrypted_content only, which cannot be decrypted; give "
+                "it as content, or leave the item out",
             )
         thought = "".join(part.text for part in item.content or item.summary)
         if not thought:

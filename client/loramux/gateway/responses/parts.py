@@ -60,7 +60,7 @@ def _part(name: str, given: Part) -> Part:
     if part.file_id is not None:
         raise unsupported(
             f"{name}.file_id",
-            f"{name}.file_id is {part.file_id!r:.100}; no files are stored here: give the image "
+            f"{name}.file_id is {part.file_id!r:.100}; files are not stored: give the image "
             "itself as image_url, 'data:image/png;base64,…'",
         )
     if part.image_url is None:

@@ -9,23 +9,23 @@ _RESEND = "send the earlier items in input"
 _UNSUPPORTED: dict[str, tuple[Callable[[ResponsesBody], bool], str]] = {
     "previous_response_id": (
         lambda body: body.previous_response_id is not None,
-        f"no responses are stored here: {_RESEND}",
+        f"responses are not stored: {_RESEND}",
     ),
     "conversation": (
         lambda body: body.conversation is not None,
-        f"no conversations are stored here: {_RESEND}",
+        f"conversations are not stored: {_RESEND}",
     ),
     "prompt": (
         lambda body: body.prompt is not None,
-        "no prompts are stored here: give the text as instructions or input",
+        "prompts are not stored: give the text as instructions or input",
     ),
     "background": (
         lambda body: body.background,
-        "no responses are stored here to be fetched later: leave it out",
+        "background mode is not supported: leave it out",
     ),
     "truncation": (
         lambda body: body.truncation != "disabled",
-        "expected 'disabled': input that does not fit the context is refused",
+        "expected 'disabled': input that exceeds the context length is refused",
     ),
 }
 """Field -> whether its value is unsupported, and what to do instead."""

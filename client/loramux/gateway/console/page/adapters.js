@@ -1,4 +1,4 @@
-// The table of adapters: a row for each name, kept as adapters come, go and work.
+// The table of adapters: a row for each name, updated as adapters change.
 
 import { byId, h, notice, setText } from "./dom.js";
 import { openDetail } from "./detail.js";
@@ -16,7 +16,7 @@ const COLUMNS = [
   { id: "flight", label: "In flight", by: (group) => group.calls, number: true },
   { id: "calls", label: "Calls", by: (group) => group.requests, number: true },
   { id: "hits", label: "Hit rate", by: (group) => (group.requests ? group.hits / group.requests : -1), number: true },
-  { id: "used", label: "Last use", by: (group) => group.lastUsed, number: true },
+  { id: "used", label: "Last used", by: (group) => group.lastUsed, number: true },
 ];
 
 let sorted = { id: "name", falls: false };
@@ -28,7 +28,7 @@ export function startAdapters() {
   byId("filter").addEventListener("input", () => { limit = PAGE; render(); });
   byId("more-button").addEventListener("click", () => { limit += PAGE; render(); });
   registry.addEventListener("adapters", render);
-  setInterval(render, 10_000); // what was now is a while ago
+  setInterval(render, 10_000); // refresh relative times
 }
 
 function heading(column) {
@@ -144,7 +144,7 @@ class Row {
   #showAliases({ aliases, key, name }) {
     const splits = [...aliases].map(([alias, versions]) => {
       const alone = { [versions[0]]: 1 };
-      // A list says for which versions an alias stands, not by which weights.
+      // The list of adapters has the versions of an alias, but not the weights.
       return [alias, versions.length === 1 ? alone : registry.weights(key, name)[alias] ?? alone];
     });
     const told = JSON.stringify(splits);

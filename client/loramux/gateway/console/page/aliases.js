@@ -1,4 +1,4 @@
-// The aliases of one adapter: what they stand for, how they came to, and moving them.
+// The aliases of one adapter: their targets, their history, and moving them.
 
 import { get, post } from "./api.js";
 import { field, h, notice, toast } from "./dom.js";
@@ -19,7 +19,7 @@ export class AliasList {
     this.element.append(this.#said, this.#list, this.#adding());
   }
 
-  /** Asks again where something about the aliases may have changed. */
+  /** Reloads the aliases if they may have changed. */
   update(group) {
     this.#versions = group.versions.map(({ version }) => version);
     const revision = registry.revision(this.key);
@@ -41,7 +41,7 @@ export class AliasList {
   #show(aliases) {
     for (const alias of this.#editors.keys()) if (!(alias in aliases)) this.#editors.delete(alias);
     const items = Object.entries(aliases).map(([alias, weights]) => {
-      // What is being typed stays, whatever happens meanwhile.
+      // Keep unsaved input across updates.
       if (!this.#editors.has(alias)) this.#editors.set(alias, new AliasItem(this, alias));
       const item = this.#editors.get(alias);
       item.show(weights);
@@ -49,7 +49,7 @@ export class AliasList {
     });
     const held = document.activeElement;
     if (items.length !== this.#list.children.length || items.some((item, place) => this.#list.children[place] !== item)) {
-      this.#list.replaceChildren(...(items.length ? items : [h("p", { class: "none" }, "No alias stands for a version of it.")]));
+      this.#list.replaceChildren(...(items.length ? items : [h("p", { class: "none" }, "No aliases point to this adapter.")]));
       if (held?.isConnected) held.focus();
     }
   }
@@ -72,15 +72,15 @@ export class AliasList {
     return h("div", { class: "alias-new" }, place, button);
   }
 
-  /** A form that lets an alias stand for versions; `before` is what it stands for now. */
+  /** A form to point an alias to versions; `before` is its current target. */
   editor({ before, first = null, alias, close }) {
     let expected = before;
     const said = h("div");
     const lines = h("div", { class: "split-lines" });
     const shown = h("p", { class: "field-hint" });
     const tell = () => (shown.textContent = Object.keys(expected).length
-      ? `Stands for ${splitText(expected)}; it is moved only if it still does.`
-      : "It is made only if there is none of this name.");
+      ? `Points to ${splitText(expected)}; it is moved only if this has not changed.`
+      : "It is created only if no alias of this name exists.");
     const add = (version, weight) => lines.append(this.#line(version, weight));
     tell();
     if (Object.keys(before).length) for (const [version, weight] of Object.entries(before)) add(Number(version), weight);
@@ -94,7 +94,7 @@ export class AliasList {
       }
       try {
         await post("aliases/set", { name: this.name, alias: alias(), weights, expected });
-        toast(`${this.name}:${alias()} stands for ${splitText(weights)}`);
+        toast(`${this.name}:${alias()} points to ${splitText(weights)}`);
         close();
         await this.load();
       } catch (error) {
@@ -113,7 +113,7 @@ export class AliasList {
           said.replaceChildren(notice(error));
         }
       },
-    }, "See what it stands for now");
+    }, "Show current target");
     return h("form", { class: "alias-form", onsubmit: save },
       first, lines,
       h("button", { type: "button", class: "small quiet", onclick: () => add(this.#unused(lines), 1) }, "Split with another version"),
@@ -134,7 +134,7 @@ export class AliasList {
     const line = h("div", { class: "split-line" },
       field("Version", select),
       field("Weight", h("input", { type: "number", min: "1", max: "10000", step: "1", required: true, value: String(weight) })),
-      h("button", { type: "button", class: "small quiet", "aria-label": "Take this version out", onclick: () => line.parentElement.children.length > 1 && line.remove() }, "Remove"));
+      h("button", { type: "button", class: "small quiet", "aria-label": "Remove this version", onclick: () => line.parentElement.children.length > 1 && line.remove() }, "Remove"));
     return line;
   }
 }
@@ -155,8 +155,8 @@ class AliasItem {
         h("div", { class: "alias-tools" },
           button("Move", () => this.#edit()),
           button("Log", () => this.#showLog()),
-          button("Roll back", () => this.#do("aliases/roll-back", {}, "is rolled back")),
-          button("Remove", () => this.#do("aliases/delete", { expected: this.#weights }, "is removed"), "danger"))),
+          button("Roll back", () => this.#do("aliases/roll-back", {}, "was rolled back")),
+          button("Remove", () => this.#do("aliases/delete", { expected: this.#weights }, "was removed"), "danger"))),
       this.#split, this.#place, this.#log);
   }
 

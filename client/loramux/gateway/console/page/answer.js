@@ -5,7 +5,7 @@ import { h, notice, setText } from "./dom.js";
 import { decimal, seconds, shortDigest } from "./format.js";
 
 const AT_ONCE_MS = 5;
-const ENDS = { stop: "ended by the model", length: "max tokens reached", tool_calls: "asks for tools" };
+const ENDS = { stop: "completed", length: "max tokens reached", tool_calls: "tool call" };
 
 export class Answer {
   element = h("article", { class: "panel answer" });
@@ -29,19 +29,19 @@ export class Answer {
   set model(name) {
     if (name === this.model) return;
     setText(this.#title, name);
-    this.element.setAttribute("aria-label", `Answer of ${name}`);
+    this.element.setAttribute("aria-label", `Answer from ${name}`);
     this.clear();
   }
 
   clear() {
     this.messages = [];
-    this.#turns.replaceChildren(h("p", { class: "none" }, "The answer comes here."));
+    this.#turns.replaceChildren(h("p", { class: "none" }, "The answer appears here."));
     this.#identity.replaceChildren();
     this.#said.replaceChildren();
     this.#numbers.replaceChildren();
   }
 
-  /** Asks, and shows what comes; ends when the answer does, or `signal` says so. */
+  /** Sends a request and shows the answer as it streams, until it ends or `signal` aborts it. */
   async run({ isChat, text, system, options }, signal) {
     if (!isChat) this.clear();
     if (!this.messages.length) this.#turns.replaceChildren();
@@ -84,7 +84,7 @@ export class Answer {
 
   #identify(header) {
     if (!header) {
-      this.#identity.replaceChildren("the base model, no adapter");
+      this.#identity.replaceChildren("base model, no adapter");
       return;
     }
     const [reference, digest] = header.split("@");
@@ -96,14 +96,14 @@ export class Answer {
       ["First token", seconds(clock.first)],
       ["Tokens/s", decimal(clock.rate)],
       ["Tokens", String(clock.tokens)],
-      ["End", clock.end || "…"],
+      ["Finish reason", clock.end || "…"],
     ];
     const isNothing = clock.end === "failed" && !clock.tokens;
     this.#numbers.replaceChildren(...(isNothing ? [] : numbers).flatMap(([name, value]) => [h("div", {}, h("dt", {}, name), h("dd", {}, value))]));
   }
 }
 
-/** What was asked and what came, as text. */
+/** A prompt and its answer, as text. */
 class Turn {
   element = h("div", { class: "turn" });
   #answer = document.createTextNode("");
@@ -124,7 +124,7 @@ class Turn {
   }
 }
 
-/** When tokens came, by the clock of the browser. */
+/** The arrival times of tokens, by the browser's clock. */
 class Clock {
   tokens = 0;
   end = "";
@@ -143,7 +143,7 @@ class Clock {
     return this.#first === null ? null : (this.#first - this.#begin) / 1000;
   }
 
-  /** After the first token; where all came at once, of the whole time. */
+  /** Tokens per second after the first token; of the whole time if all arrived at once. */
   get rate() {
     if (this.#first === null) return null;
     const between = this.#last - this.#first;

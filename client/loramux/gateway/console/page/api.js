@@ -1,10 +1,10 @@
-// Calls of the gateway. The key stays in this tab's storage, and goes along in a header alone.
+// Calls to the gateway. The key is kept in this tab's storage and sent only in a header.
 
 const KEY = "loramux.key";
 const CONSOLE = new URL("api/", import.meta.url);
 const OPENAI = new URL("../v1/", import.meta.url);
 
-/** What the server refused, in its own words. */
+/** An error of a call, with the server's message. */
 export class CallError extends Error {
   constructor(said, http) {
     super(said.message || `HTTP status ${http}`);
@@ -14,7 +14,7 @@ export class CallError extends Error {
   }
 }
 
-/** Tells of `key` and `server` when others are to be used, and of `refused` when a key is wanted. */
+/** Dispatches `key` and `server` when they change, and `refused` when a key is required. */
 export const session = new EventTarget();
 let server = 0;
 
@@ -26,7 +26,7 @@ export function setKey(value) {
   session.dispatchEvent(new Event("key"));
 }
 
-/** Lets the page be about another of several servers. */
+/** Selects one of several servers. */
 export function setServer(number) {
   server = number;
   session.dispatchEvent(new Event("server"));
@@ -48,7 +48,7 @@ export function errorOf(text, http) {
   try {
     said = JSON.parse(text).error ?? {};
   } catch {
-    // Whatever stands before the gateway answered.
+    // Something in front of the gateway answered.
   }
   const error = new CallError(said, http);
   if (http === 401) session.dispatchEvent(new CustomEvent("refused", { detail: error }));
@@ -77,19 +77,19 @@ export async function post(path, body) {
   return (await request(address(path), options)).json();
 }
 
-/** Begins a stream of texts; returns the response, whose `body` is for `events`. */
+/** Starts a streamed generation; returns the response, whose `body` is for `events`. */
 export function ask(path, body, signal) {
   const json = { "content-type": "application/json" };
   const options = { method: "POST", headers: headers(json), body: JSON.stringify(body), signal };
   return request(new URL(path, OPENAI), options);
 }
 
-/** Begins the stream of what goes on. */
+/** Starts the stream of live updates. */
 export function live(signal) {
   return request(address("live"), { headers: headers(), signal });
 }
 
-/** Yields [name, data] of each event of a response, as it comes. */
+/** Yields [name, data] of each event of a response, as it arrives. */
 export async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let held = "";

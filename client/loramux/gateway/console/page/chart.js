@@ -1,4 +1,4 @@
-// A small line of what a number was lately.
+// A sparkline of recent values.
 
 import { svg } from "./dom.js";
 
@@ -11,7 +11,7 @@ export class Chart {
   #area = svg("path", { class: "chart-area" });
   #line = svg("path", { class: "chart-line" });
 
-  /** `least` is what the top of the chart stands for at least. */
+  /** `least` is the smallest value that the top of the chart represents. */
   constructor(label, least = 1) {
     this.label = label;
     this.least = least;
@@ -30,7 +30,7 @@ export class Chart {
     return Math.max(0, ...this.#values.filter((value) => value !== null));
   }
 
-  /** Adds a value; null where there was none, which leaves the line where it is. */
+  /** Adds a value; null repeats the last one. */
   add(value) {
     this.#values = [...this.#values, value ?? this.last].slice(-POINTS);
     const top = Math.max(this.least, this.peak) * 1.1;
@@ -44,7 +44,7 @@ export class Chart {
 
 const at = ([x, y]) => `${x.toFixed(1)},${y.toFixed(1)}`;
 
-/** The parts of a line between which there is nothing. */
+/** Splits a line at its gaps. */
 function runs(points) {
   const found = [];
   let run = [];

@@ -1,4 +1,4 @@
-// One adapter: what it is, its versions, and its aliases.
+// The details of one adapter: its properties, versions and aliases.
 
 import { post } from "./api.js";
 import { AliasList } from "./aliases.js";
@@ -7,7 +7,7 @@ import { ago, bytes, count, taskName, tierName, when } from "./format.js";
 import { tryOut } from "./playground.js";
 import { registry } from "./registry.js";
 
-/** Opens what there is to say of the adapter with a key, `tenant/name`. */
+/** Opens the details of the adapter with the key `tenant/name`. */
 export function openDetail(key) {
   const group = registry.group(key);
   if (group) new Detail(key, group);
@@ -56,13 +56,13 @@ class Detail {
   #showFacts({ newest, requests, hits, lastUsed }) {
     const facts = [
       ["Rank", newest.rank ? String(newest.rank) : "none"],
-      ["Changes", newest.target_modules.join(" ") || "–"],
-      ["Made for", newest.base_model || "–"],
-      ["From", newest.origin || newest.source],
+      ["Target modules", newest.target_modules.join(" ") || "–"],
+      ["Base model", newest.base_model || "–"],
+      ["Source", newest.origin || newest.source],
       ["Virtual tokens", newest.virtual_tokens ? String(newest.virtual_tokens) : ""],
       ["In memory", newest.status.memory_bytes ? bytes(newest.status.memory_bytes) : ""],
-      ["Calls", `${count(requests)}, of which ${count(hits)} found it on the device`],
-      ["Last use", ago(lastUsed)],
+      ["Calls", `${count(requests)}, ${count(hits)} of them device cache hits`],
+      ["Last used", ago(lastUsed)],
     ];
     this.#facts.replaceChildren(...facts.filter(([, value]) => value).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
   }
@@ -85,13 +85,13 @@ class Detail {
         status.is_loading ? h("span", { class: "tag", "data-kind": "loading" }, "loading") : null,
         status.calls ? h("span", { class: "tag" }, `${count(status.calls)} in flight`) : null),
       h("p", { class: "digest", title: version.digest }, version.digest),
-      h("p", { class: "version-note" }, `${bytes(version.size_bytes)}, since ${when(version.created_at)}${version.expires_at ? `, until ${when(version.expires_at)}` : ""}`),
+      h("p", { class: "version-note" }, `${bytes(version.size_bytes)}, created ${when(version.created_at)}${version.expires_at ? `, expires ${when(version.expires_at)}` : ""}`),
       status.load_failure ? h("p", { class: "notice bad" }, status.load_failure) : null,
       h("div", { class: "version-tools" },
         version.task ? null : button("Try", () => { this.dialog.close(); tryOut(reference); }),
         version.is_pinned
-          ? button("Unpin", (event) => this.#call(event, "adapters/unpin", { name: reference }, `${reference} may leave the device`))
-          : button("Pin", (event) => this.#call(event, "adapters/pin", { name: reference }, `${reference} stays on the device`)),
+          ? button("Unpin", (event) => this.#call(event, "adapters/unpin", { name: reference }, `${reference} was unpinned`))
+          : button("Pin", (event) => this.#call(event, "adapters/pin", { name: reference }, `${reference} was pinned to the device`)),
         button("Delete", () => this.#deleteVersion(reference), { class: "small quiet danger" })));
   }
 
@@ -110,13 +110,13 @@ class Detail {
 
   #deleteVersion(reference) {
     confirmed(
-      { title: `Delete ${reference}?`, text: "Requests that use it already finish with it. No other version gets its number.", action: "Delete" },
-      async () => { await post("adapters/delete", { name: reference }); toast(`${reference} is deleted`); });
+      { title: `Delete ${reference}?`, text: "Requests that already use it can finish. Its version number is not reused.", action: "Delete" },
+      async () => { await post("adapters/delete", { name: reference }); toast(`${reference} was deleted`); });
   }
 
   #deleteAll() {
     confirmed(
-      { title: `Delete ${this.name}?`, text: "All of its versions and aliases go. Requests that use it already finish with it.", action: "Delete all", typed: this.name },
-      async () => { await post("adapters/delete", { name: this.name }); toast(`${this.name} is deleted`); });
+      { title: `Delete ${this.name}?`, text: "All of its versions and aliases are deleted. Requests that already use it can finish.", action: "Delete all", typed: this.name },
+      async () => { await post("adapters/delete", { name: this.name }); toast(`${this.name} was deleted`); });
   }
 }

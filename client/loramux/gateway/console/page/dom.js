@@ -1,4 +1,4 @@
-// Elements. Whatever is said by others becomes text: nothing here reads markup.
+// DOM elements. Outside input becomes text; nothing here parses markup.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -25,7 +25,7 @@ export function svg(tag, properties = {}, ...children) {
 
 export const byId = (id) => document.getElementById(id);
 
-/** Changes the text of an element only where it is another. */
+/** Sets the text of an element if it differs. */
 export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
@@ -38,24 +38,24 @@ export function field(label, control, hint = "") {
     hint ? h("span", { class: "field-hint" }, hint) : null);
 }
 
-/** Says something for a few seconds. */
+/** Shows a message for a few seconds. */
 export function toast(text, kind = "good") {
   const shown = h("p", { class: `toast ${kind}` }, text);
   const toasts = byId("toasts");
   toasts.append(shown);
-  // The layer above dialogs is in the order in which its parts were shown.
+  // The top layer is in the order in which its elements were shown: show it again, above dialogs.
   if (toasts.matches(":popover-open")) toasts.hidePopover();
   toasts.showPopover();
   setTimeout(() => shown.remove(), kind === "bad" ? 12000 : 5000);
 }
 
-/** An error as a notice: what the server said, and its status. */
+/** An error as a notice: its status and message. */
 export function notice(error) {
   return h("p", { class: "notice bad", role: "alert" },
     error.status ? h("span", { class: "status" }, error.status) : null, error.message);
 }
 
-/** Opens a dialog that is gone when it closes; returns it. */
+/** Opens a dialog that is removed when it closes; returns it. */
 export function openDialog(properties, ...children) {
   const dialog = h("dialog", properties, ...children);
   dialog.addEventListener("close", () => dialog.remove());
@@ -72,7 +72,7 @@ function isBeside({ clientX: x, clientY: y }, element) {
   return x < left || x > right || y < top || y > bottom;
 }
 
-/** Asks before something that cannot be undone; `typed` has to be typed in, unless it is empty. */
+/** Asks for confirmation; `typed` has to be typed in, unless it is empty. */
 export function confirmed({ title, text, action, typed = "" }, work) {
   const said = h("div");
   const input = typed
@@ -95,7 +95,7 @@ export function confirmed({ title, text, action, typed = "" }, work) {
     },
     h("h2", {}, title),
     h("p", {}, text),
-    typed ? field(`Type ${typed} to go on`, input) : null,
+    typed ? field(`Type ${typed} to confirm`, input) : null,
     said,
     h("div", { class: "actions" },
       h("button", { type: "button", class: "quiet", onclick: () => dialog.close() }, "Cancel"), button)));

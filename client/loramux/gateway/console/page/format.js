@@ -1,4 +1,4 @@
-// Numbers and moments as people read them.
+// Formats of numbers and times.
 
 const whole = new Intl.NumberFormat("en");
 const moment = new Intl.DateTimeFormat("en-GB", {
@@ -53,18 +53,18 @@ export function duration(value) {
 const TIERS = { stored: "disk", host: "host", device: "device" };
 export const tierName = (tier) => TIERS[tier] ?? tier;
 
-/** What a split says: `v3`, or `v2 90 %, v3 10 %`. */
+/** Formats a split: `v3`, or `v2 90 %, v3 10 %`. */
 export function splitText(weights) {
   const parts = Object.entries(weights);
-  if (!parts.length) return "nothing";
+  if (!parts.length) return "none";
   if (parts.length === 1) return `v${parts[0][0]}`;
   const sum = parts.reduce((total, [, weight]) => total + weight, 0);
   return parts.map(([version, weight]) => `v${version} ${percent(weight, sum)}`).join(", ");
 }
 
 const TASKS = {
-  SEQ_CLS: "classifies texts", TOKEN_CLS: "classifies tokens", QUESTION_ANS: "finds answers",
-  FEATURE_EXTRACTION: "embeds",
+  SEQ_CLS: "text classification", TOKEN_CLS: "token classification", QUESTION_ANS: "question answering",
+  FEATURE_EXTRACTION: "embedding",
 };
-/** What an adapter with a head does; nothing for one that continues text. */
+/** The task of an adapter with a head; empty for one that generates text. */
 export const taskName = (task) => TASKS[task] ?? task;

@@ -1,4 +1,4 @@
-// The frame: which view is seen, how the connection is, and the key.
+// The page frame: the current view, the connection state and the API key.
 
 import { key, session, setKey, setServer } from "./api.js";
 import { startAdapters } from "./adapters.js";
@@ -9,7 +9,7 @@ import { startServer } from "./server.js";
 import { startUploads } from "./upload.js";
 
 const VIEWS = ["adapters", "playground", "server"];
-const STATES = { connecting: "Connecting", live: "Live", away: "Away, trying again", refused: "A key is needed" };
+const STATES = { connecting: "Connecting", live: "Live", away: "Disconnected, retrying", refused: "API key required" };
 
 function show() {
   const named = location.hash.slice(1).split("?")[0];
@@ -29,7 +29,7 @@ let keyDialog = null;
 function askForKey(error = null) {
   if (keyDialog?.isConnected) return;
   const input = h("input", { type: "password", autocomplete: "off", spellcheck: "false", id: "key-input", placeholder: "lmx_…" });
-  keyDialog = openDialog({ class: "box", "aria-label": "Key" },
+  keyDialog = openDialog({ class: "box", "aria-label": "API key" },
     h("form", {
       onsubmit: (event) => {
         event.preventDefault();
@@ -37,14 +37,14 @@ function askForKey(error = null) {
         setKey(input.value.trim());
       },
     },
-    h("h2", {}, "Key"),
-    h("p", {}, "It stays in this tab until that is closed, and is sent to this gateway only, which hands it on to the server."),
+    h("h2", {}, "API key"),
+    h("p", {}, "It is kept until this tab is closed, and sent only to this gateway, which passes it on to the server."),
     error ? notice(error) : null,
-    field("Key of the server", input),
+    field("API key of the server", input),
     h("div", { class: "actions" },
-      key() ? h("button", { type: "button", class: "quiet", onclick: () => { keyDialog.close(); setKey(""); } }, "Forget it") : null,
+      key() ? h("button", { type: "button", class: "quiet", onclick: () => { keyDialog.close(); setKey(""); } }, "Forget") : null,
       h("button", { type: "button", class: "quiet", onclick: () => keyDialog.close() }, "Cancel"),
-      h("button", { class: "primary" }, "Use it"))));
+      h("button", { class: "primary" }, "Use"))));
   input.focus();
 }
 

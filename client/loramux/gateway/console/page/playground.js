@@ -1,4 +1,4 @@
-// The playground: one question to one or two models, side by side.
+// The playground: one prompt to one or two models, side by side.
 
 import { Answer } from "./answer.js";
 import { byId, field, h } from "./dom.js";
@@ -37,7 +37,7 @@ export function startPlayground() {
   byId("ask").append(
     h("div", { class: "pickers" },
       field(models[0].label, models[0].input),
-      field(models[1].label, models[1].input, "Leave it empty to ask one model alone.")),
+      field(models[1].label, models[1].input, "Leave empty to use one model only.")),
     h("fieldset", { class: "segments" }, h("legend", { class: "unseen" }, "Kind of request"),
       modes.map((mode) => h("label", {}, mode, h("span", {}, mode.value === "chat" ? "Chat" : "Completion")))),
     systemField,
@@ -72,7 +72,7 @@ export function tryOut(reference) {
   prompt.focus();
 }
 
-/** Until somebody chooses, an adapter beside the base. */
+/** Proposes the base and an adapter until the user chooses. */
 function propose() {
   if (isChosen || !registry.info) return;
   const writers = registry.groups().filter((group) => !group.newest.task).map((group) => group.name).sort();

@@ -1,4 +1,4 @@
-// What is registered and what goes on, kept up to date for as long as the page is looked at.
+// The registered adapters and the load, kept up to date while the page is visible.
 
 import { CallError, events, get, live, session } from "./api.js";
 
@@ -13,14 +13,14 @@ export class Group {
     this.key = key;
     this.versions = versions.sort((a, b) => b.version - a.version);
     this.newest = this.versions[0];
-    /** What to call it by. */
+    /** The name to call it by. */
     this.name = this.newest.reference.slice(0, this.newest.reference.lastIndexOf(":"));
     this.tier = versions.reduce((best, { tier }) => (TIERS.indexOf(tier) > TIERS.indexOf(best) ? tier : best), "stored");
     this.isPinned = versions.some((version) => version.is_pinned);
     this.isLoading = versions.some((version) => version.status.is_loading);
     this.failure = versions.find((version) => version.status.load_failure)?.status.load_failure ?? "";
     this.calls = sum(versions, (status) => status.calls);
-    // Equal content has the same counts in each of its versions.
+    // Versions with equal content share their counts.
     const distinct = [...new Map(versions.map((version) => [version.digest, version])).values()];
     this.requests = sum(distinct, (status) => status.requests);
     this.hits = sum(distinct, (status) => status.hits);
@@ -33,7 +33,7 @@ function sum(versions, of) {
   return versions.reduce((total, version) => total + of(version.status), 0);
 }
 
-/** Alias -> versions that it stands for. */
+/** Alias -> versions that it points to. */
 function aliasesOf(versions) {
   const found = new Map();
   for (const { aliases, version } of versions) {
@@ -50,7 +50,7 @@ class Registry extends EventTarget {
   load = null;
   rates = null;
   refused = null;
-  /** Of each version what is known, and since which connection. */
+  /** Version -> its adapter, and the connection that reported it. */
   #versions = new Map();
   #connection = 0;
   #loads = 0;
@@ -66,14 +66,14 @@ class Registry extends EventTarget {
     this.#restart();
   }
 
-  /** Begins anew, as another caller or of another server. */
+  /** Starts over, with another key or server. */
   #forget() {
     this.#versions.clear();
     [this.load, this.rates, this.refused] = [null, null, null];
     this.#restart();
   }
 
-  /** Connects again; while nobody looks, nothing is asked. */
+  /** Reconnects if the page is visible. */
   #restart() {
     this.#abort?.abort();
     clearTimeout(this.#timer);
@@ -95,12 +95,12 @@ class Registry extends EventTarget {
     return this.groups().find((group) => group.key === key);
   }
 
-  /** Changes with the aliases of a name, and when something may have been missed. */
+  /** Changes with the aliases of a name, and when an update may have been missed. */
   revision(key) {
     return `${this.#connection}.${this.#revisions.get(key) ?? 0}`;
   }
 
-  /** What the aliases of a name stand for, as far as that is known; asks where it is not. */
+  /** The targets of the aliases of a name, as far as known; requests them if they may be stale. */
   weights(key, name) {
     const known = this.#weights.get(key);
     const revision = this.revision(key);
@@ -110,7 +110,7 @@ class Registry extends EventTarget {
     get("aliases", { name }).then((weights) => {
       asked.weights = weights;
       this.#later();
-    }, () => {}); // It may be gone meanwhile; the details of an adapter tell of errors.
+    }, () => {}); // The adapter may be deleted by now; its details show errors.
     return asked.weights;
   }
 
@@ -164,7 +164,7 @@ class Registry extends EventTarget {
     }
   }
 
-  /** Drops what went while nobody listened: all that is there has been told of by now. */
+  /** Drops what was deleted while disconnected: all others have been reported by now. */
   #dropUntold() {
     for (const [key, { connection }] of this.#versions) {
       if (connection !== this.#connection) this.#versions.delete(key);

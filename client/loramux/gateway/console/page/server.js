@@ -1,4 +1,4 @@
-// What the server does, as `loramux top` shows it.
+// The server's load, as in `loramux top`.
 
 import { session } from "./api.js";
 import { Chart } from "./chart.js";
@@ -30,9 +30,9 @@ export function startServer() {
   tiles = TILES.map((told) => new Tile(told));
   live.append(
     h("div", { class: "tiles" }, tiles.map((tile) => tile.element)),
-    h("h2", {}, "Memory of adapters"), memory);
+    h("h2", {}, "Adapter memory"), memory);
   byId("server-body").append(said, live,
-    h("h2", {}, "In memory, the busiest first"), busiest,
+    h("h2", {}, "Adapters in memory, busiest first"), busiest,
     h("h2", {}, "Model"), h("div", { class: "panel" }, facts));
   registry.addEventListener("server", showModel);
   registry.addEventListener("load", showLoad);
@@ -82,7 +82,7 @@ function tierRow(name, tier) {
     h("div", { class: "tier-head" },
       h("span", { class: "tier", "data-tier": name }, tierName(name)),
       h("span", {}, `${count(tier.adapters)} adapters, ${bytes(tier.bytes)} of ${bytes(tier.capacity_bytes)}`)),
-    h("div", { class: "meter", role: "meter", "aria-label": `Memory of ${name}`, "aria-valuemin": "0", "aria-valuemax": "100", "aria-valuenow": String(Math.round(100 * part)) }, fill),
+    h("div", { class: "meter", role: "meter", "aria-label": `${name} memory`, "aria-valuemin": "0", "aria-valuemax": "100", "aria-valuenow": String(Math.round(100 * part)) }, fill),
     h("p", { class: "tier-counts" }, counts.map(([label, number]) => h("span", {}, `${count(number)} `, h("small", {}, label)))));
 }
 
@@ -92,7 +92,7 @@ function showBusiest() {
     .sort((a, b) => b.calls - a.calls || (a.lastUsed < b.lastUsed ? 1 : -1))
     .slice(0, BUSIEST);
   if (!groups.length) {
-    busiest.replaceChildren(h("p", { class: "none" }, "No adapter is in memory."));
+    busiest.replaceChildren(h("p", { class: "none" }, "No adapters in memory."));
     return;
   }
   if (busiest.contains(document.activeElement)) return;
@@ -107,13 +107,13 @@ function showBusiest() {
 function showModel() {
   const { info } = registry;
   const told = [
-    ["Base", info.base_model],
+    ["Base model", info.base_model],
     ["Architecture", info.architecture],
     ["Parameters", count(info.num_parameters)],
     ["Weights", `${info.dtype} on ${info.device}`],
     ["Context", `${count(info.context_length)} tokens`],
     ["Vocabulary", count(info.vocab_size)],
-    ["Chat template", info.has_chat_template ? "yes" : "only adapters that have their own"],
+    ["Chat template", info.has_chat_template ? "yes" : "none; adapters may have their own"],
     ["Fingerprint", info.fingerprint],
     ["Largest upload", bytes(info.max_upload_bytes)],
     ["Version", `loramux ${info.version}`],

@@ -1,4 +1,4 @@
-// SHA-256 of a file, a piece at a time: the browser's own takes a whole, and only on safe connections.
+// SHA-256 of a file, in pieces: the browser's own needs all bytes at once and a secure context.
 
 const PIECE = 1 << 20;
 const PRIMES = primes(64);
@@ -13,7 +13,7 @@ function primes(wanted) {
   return found;
 }
 
-/** The first 32 bits after the point. */
+/** The first 32 bits of the fractional part. */
 function fraction(value) {
   return ((value - Math.floor(value)) * 2 ** 32) | 0;
 }
@@ -82,7 +82,7 @@ export class Sha256 {
   }
 }
 
-/** The number of bytes after `size`: one bit, zeros, and the size in 8 bytes. */
+/** The number of padding bytes after `size` bytes: a one bit, zeros, and the size in 8 bytes. */
 function padding(size) {
   return 64 - ((size + 8) % 64) + 8;
 }

@@ -1,4 +1,4 @@
-// Uploads of packages: a digest of the file, its bytes, and the server's word on it.
+// Uploads of packages: the digest of the file, its bytes, and the server's reply.
 
 import { address, CallError, errorOf, headers, post } from "./api.js";
 import { byId, field, h, notice, openDialog, toast } from "./dom.js";
@@ -29,7 +29,7 @@ export function startUploads() {
   });
 }
 
-/** `Support FR.safetensors` -> `support-fr`, which is a proposal: the server judges names. */
+/** `Support FR.safetensors` -> `support-fr`, only a proposal: the server validates names. */
 function proposed(file) {
   return file.name.replace(/\.safetensors$/i, "").toLowerCase().replace(/[^a-z0-9._-]+/g, "-").replace(/^[._-]+|[._-]+$/g, "");
 }
@@ -75,7 +75,7 @@ function openUpload(file = null) {
     said.replaceChildren();
     try {
       const { adapter, already_existed: isOld } = await upload(chosen, name.value.trim(), isNew.checked, progress, abort.signal);
-      toast(isOld ? `${adapter.reference} has this content already` : `${adapter.reference} is registered`);
+      toast(isOld ? `${adapter.reference} already has this content` : `${adapter.reference} was registered`);
       dialog.close();
     } catch (error) {
       if (error.name !== "AbortError") said.replaceChildren(notice(error));
@@ -89,10 +89,10 @@ function openUpload(file = null) {
   const dialog = openDialog({ class: "box", "aria-label": "Upload an adapter" },
     h("form", { onsubmit: submit },
       h("h2", {}, "Upload an adapter"),
-      h("p", {}, "A package, as ", h("code", {}, "loramux pack"), " makes it of a PEFT folder."),
+      h("p", {}, "A package, made by ", h("code", {}, "loramux pack"), " from a PEFT folder."),
       h("label", { class: "file" }, picker, fileText),
-      field("Name", name, "Other content under a name that exists becomes its next version."),
-      h("label", { class: "check" }, isNew, "Refuse if the name has other content"),
+      field("Name", name, "Different content under an existing name becomes its next version."),
+      h("label", { class: "check" }, isNew, "Fail if the name has different content"),
       bar, told, said,
       h("div", { class: "actions" },
         h("button", { type: "button", class: "quiet", onclick: () => dialog.close() }, "Cancel"), button)));
@@ -103,7 +103,7 @@ function openUpload(file = null) {
 }
 
 async function upload(file, name, mustNotExist, progress, signal) {
-  const sha256 = await digestOf(file, (done) => progress("Computing its digest", done / file.size), signal);
+  const sha256 = await digestOf(file, (done) => progress("Computing the digest", done / file.size), signal);
   const header = { name, size_bytes: file.size, sha256, must_not_exist: mustNotExist };
   let failures = 0;
   for (let last = -1; ;) {
@@ -119,14 +119,14 @@ async function upload(file, name, mustNotExist, progress, signal) {
       failures += 1;
       const isLost = error.status === "UNAVAILABLE" || error.reason === "UPLOAD_NOT_FOUND";
       if (signal.aborted || !isLost || failures > ATTEMPTS) throw error;
-      progress("The connection broke; going on", null);
+      progress("Connection lost; resuming", null);
       await new Promise((resolve) => setTimeout(resolve, WAIT_MS * failures));
       signal.throwIfAborted();
     }
   }
 }
 
-/** Sends what the server does not have; `fetch` would not tell how far it is. */
+/** Sends the bytes that the server lacks; `fetch` does not report the progress of uploads. */
 function send(file, { upload_id: uploadId, committed_bytes: offset }, progress, signal) {
   return new Promise((resolve, reject) => {
     const call = new XMLHttpRequest();
@@ -137,7 +137,7 @@ function send(file, { upload_id: uploadId, committed_bytes: offset }, progress, 
       progress(`Sending ${bytes(done)} of ${bytes(file.size)}`, done / file.size);
     };
     call.onload = () => (call.status === 200 ? resolve() : reject(errorOf(call.responseText, call.status)));
-    call.onerror = () => reject(new CallError({ message: "the connection to the gateway broke", status: "UNAVAILABLE" }, 0));
+    call.onerror = () => reject(new CallError({ message: "the connection to the gateway was lost", status: "UNAVAILABLE" }, 0));
     call.onabort = () => reject(signal.reason);
     signal.addEventListener("abort", () => call.abort(), { once: true });
     call.send(file.slice(offset));
