@@ -15,5 +15,5 @@ def activation(value: object, field: str) -> str:
         PackageError: `value` is not the name of a supported one.
     """
     if not isinstance(value, str) or value.lower() not in ACTIVATIONS:
-        raise invalid(field, f"is {shown(value)}, not one of {', '.join(sorted(ACTIVATIONS))}")
+        raise invalid(field, f"is {shown(value)}; expected one of {', '.join(sorted(ACTIVATIONS))}")
     return value.lower()

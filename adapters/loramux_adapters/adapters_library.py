@@ -74,9 +74,7 @@ def pack_adapters_library(
     architecture = config.get("architecture") or "bottleneck"
     pack_architecture = _ARCHITECTURES.get(str(architecture))
     if pack_architecture is None:
-        raise unsupported(
-            "architecture", architecture, f"{' and '.join(_ARCHITECTURES)} are served"
-        )
+        raise unsupported("architecture", architecture, f"expected {' or '.join(_ARCHITECTURES)}")
     # An adapter with a prediction head makes no embeddings, whatever files lie beside it.
     noted = read_notes(source, notes, but=("embedding",) if has_head(source) else ())
     pack_architecture(source, config, output, noted)
@@ -88,7 +86,7 @@ def _pack_lora(
     refuse_unserved(config, LORA)
     if has_head(source):
         raise PackageError(
-            f"{source} has a prediction head, which is served beside bottlenecks alone; save the "
+            f"{source} has a prediction head, which is supported with bottlenecks only; save the "
             "adapter with with_head=False",
             "UNSUPPORTED_ADAPTER_FEATURE",
         )
@@ -104,8 +102,8 @@ def _pack_lora(
             a, b = halves["lora_A"], halves["lora_B"]
             if a.shape[0] != rank:
                 raise PackageError(
-                    f"layer {layer}: lora_A has {a.shape[0]} rows for r = {rank}: updates of one "
-                    "layer for several projections are not served",
+                    f"layer {layer}: lora_A has {a.shape[0]} rows for r = {rank}: one update for "
+                    "several projections is not supported",
                     "UNSUPPORTED_ADAPTER_FEATURE",
                 )
             modules[layer] = Halves(a, b, scale)
@@ -126,8 +124,8 @@ def _pack_bottleneck(
             parts = _NETWORK.fullmatch(tensor.name)
             if not parts:
                 raise PackageError(
-                    f"tensor {tensor.name} is refused: of a bottleneck of the adapters library, "
-                    f"'….{PLACES[0]}.adapters.<adapter>.…' is served, behind attention and MLPs",
+                    f"tensor {tensor.name} is not supported; expected the tensors of a bottleneck "
+                    f"after attention or an MLP, such as '….{PLACES[0]}.adapters.<adapter>.…'",
                     "UNSUPPORTED_ADAPTER_FEATURE",
                 )
             adapters.add(parts["adapter"])
@@ -168,8 +166,7 @@ def _halves(tensors: Mapping[str, TensorInfo]) -> dict[str, dict[str, TensorInfo
         parts = _NAME.fullmatch(name)
         if not parts:
             raise PackageError(
-                f"tensor {name} is refused: of the adapters library, "
-                "'….loras.<adapter>.lora_A' and '.lora_B' are served",
+                f"tensor {name} is not supported; expected '….loras.<adapter>.lora_A' or '.lora_B'",
                 "UNSUPPORTED_ADAPTER_FEATURE",
             )
         adapters.add(parts["adapter"])

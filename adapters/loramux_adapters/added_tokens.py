@@ -72,17 +72,18 @@ def parse_added_tokens(note: Iterable[object], where: str) -> tuple[AddedToken, 
     tokens = tuple(_token(each, where) for each in note)
     if len(tokens) > MAX_TOKENS:
         raise PackageError(
-            f"{where}: {len(tokens)} added tokens; at most {MAX_TOKENS}", "INVALID_ADAPTER_CONFIG"
+            f"{where}: {len(tokens)} added tokens; the limit is {MAX_TOKENS}",
+            "INVALID_ADAPTER_CONFIG",
         )
     if (size := sum(len(token.content) for token in tokens)) > MAX_TEXTS:
         raise PackageError(
-            f"{where}: added tokens of {size} characters together; at most {MAX_TEXTS}",
+            f"{where}: added tokens have {size} characters in total; the limit is {MAX_TEXTS}",
             "INVALID_ADAPTER_CONFIG",
         )
     for name in ("id", "content"):
         if len({getattr(token, name) for token in tokens}) < len(tokens):
             raise PackageError(
-                f"{where}: two added tokens have one {name}", "INVALID_ADAPTER_CONFIG"
+                f"{where}: two added tokens have the same {name}", "INVALID_ADAPTER_CONFIG"
             )
     return tuple(sorted(tokens, key=lambda token: token.id))
 
@@ -108,7 +109,7 @@ def _note(token: AddedToken) -> dict[str, object]:
 
 def _malformed(where: str, value: object) -> PackageError:
     return PackageError(
-        f"{where}: added token {shown(value)} is not an id from 0, a content of 1 to {MAX_TEXT} "
-        f"characters and true or false for {', '.join(_FLAGS)}",
+        f"{where}: added token {shown(value)} is not valid; expected an id from 0, a content of 1 "
+        f"to {MAX_TEXT} characters, and true or false for {', '.join(_FLAGS)}",
         "INVALID_ADAPTER_CONFIG",
     )

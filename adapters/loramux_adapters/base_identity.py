@@ -48,12 +48,12 @@ class BaseIdentity:
             found = self._fingerprint
             wrong = [part for part in _PARTS if noted.get(part, found[part]) != found[part]]
             others = ", ".join(sorted(wrong))
-            return f"the fingerprint in its manifest has other {others}" if wrong else ""
+            return f"the fingerprint in its manifest has different {others}" if wrong else ""
         named, ours = package.config.base_model, told_name(self.name, is_folder=self._is_folder)
         theirs = told_name(named)
         if not (theirs and ours) or _plain(theirs) == _plain(ours):
             return ""
-        return f"its config names the base model {shown(named)}, and this one is {shown(ours)}"
+        return f"its config names the base model {shown(named)}, but this one is {shown(ours)}"
 
     @property
     def _is_folder(self) -> bool:

@@ -71,7 +71,7 @@ def check_head(contents: Contents, heads: Mapping[str, HeadShape]) -> None:
     if shape is None and head.activation:
         raise PackageError(
             f"tensor {head.weight.name}: a prediction head of the adapters library's own classes "
-            "is served on encoders, and the base model is none",
+            "needs an encoder, which the base model is not",
             "ADAPTER_BASE_MISMATCH",
         )
     if shape is None:
@@ -86,14 +86,14 @@ def check_head(contents: Contents, heads: Mapping[str, HeadShape]) -> None:
         return
     if shape.fault:
         raise PackageError(
-            f"adapter_config.json: task_type is '{head.task}', and the base model serves no heads "
-            f"for it: {shape.fault}",
+            f"adapter_config.json: task_type is '{head.task}', but the base model does not support "
+            f"heads for it: {shape.fault}",
             "ADAPTER_BASE_MISMATCH",
         )
     if shape.cache_fault and contents.virtual and contents.virtual.has_cache:
         raise PackageError(
-            f"adapter_config.json: task_type is '{head.task}', and beside keys and values of "
-            f"virtual tokens the base model serves no heads for it: {shape.cache_fault}",
+            f"adapter_config.json: task_type is '{head.task}', but the base model does not support "
+            f"heads for it with prefix tuning: {shape.cache_fault}",
             "ADAPTER_BASE_MISMATCH",
         )
     given = dict(head.parameters)
@@ -116,15 +116,15 @@ def _check_layers(contents: Contents, head: Head) -> None:
         weight = head.parameters.get(f"classifier.{number}.weight")
         if weight is None or len(weight.shape) != 2 or width not in (0, weight.shape[1]):
             raise PackageError(
-                f"tensor {PREFIX}classifier.{number}.weight is missing, or takes something else "
-                f"than the {width} values that come to it",
+                f"tensor {PREFIX}classifier.{number}.weight is missing, or does not take {width} "
+                "inputs",
             )
         width = weight.shape[0]
         bias = head.parameters.get(f"classifier.{number}.bias")
         if bias is not None and bias.shape != (width,):
             raise PackageError(
-                f"tensor {bias.name}: shape {shown(list(bias.shape))} is not [{width}], a number "
-                "for each output"
+                f"tensor {bias.name}: shape {shown(list(bias.shape))} is not [{width}], one value "
+                "per output"
             )
 
 
@@ -132,14 +132,14 @@ def _check_low_rank(module: LoraModule, shape: HeadShape) -> None:
     wanted = shape.parameters.get(f"{module.module}.weight", ())
     if module.is_embedding or len(wanted) != 2:
         raise PackageError(
-            f"module {module.module} of {shape.architecture} is no linear layer: low-rank changes "
-            "of linear layers are served behind the layers of the base model",
+            f"module {module.module} of {shape.architecture} is not a linear layer: after the "
+            "layers of the base model, only low-rank updates of linear layers are supported",
             "UNSUPPORTED_ADAPTER_FEATURE",
         )
     if (module.out_features, module.in_features) != wanted:
         raise PackageError(
             f"module {module.module}: the adapter maps {module.in_features} to "
-            f"{module.out_features} features, that of {shape.architecture} {wanted[1]} to "
+            f"{module.out_features} features, but {shape.architecture} maps {wanted[1]} to "
             f"{wanted[0]}",
             "ADAPTER_BASE_MISMATCH",
         )
@@ -148,22 +148,22 @@ def _check_low_rank(module: LoraModule, shape: HeadShape) -> None:
 def _check_vector(edit: Edit, shape: HeadShape) -> None:
     if edit.kind not in _ALSO:
         raise PackageError(
-            f"tensor {edit.tensor.name}: the {edit.kind} of module {edit.module}, which stands "
-            "behind the layers of the base model, is not served; LoRA, DoRA, biases and "
-            "modules_to_save are",
+            f"tensor {edit.tensor.name}: the {edit.kind} of module {edit.module}, which comes "
+            "after the layers of the base model, is not supported; expected LoRA, DoRA, biases or "
+            "modules_to_save",
             "UNSUPPORTED_ADAPTER_FEATURE",
         )
     if edit.kind is EditKind.ADDED_BIAS and f"{edit.module}.bias" not in shape.parameters:
         raise PackageError(
-            f"tensor {edit.tensor.name}: lora_bias of adapter_config.json needs a bias, and module "
+            f"tensor {edit.tensor.name}: lora_bias of adapter_config.json needs a bias, but module "
             f"{edit.module} of {shape.architecture} has none",
             "UNSUPPORTED_ADAPTER_FEATURE",
         )
     wanted = shape.parameters[f"{edit.module}.weight"][0]
     if edit.width != wanted:
         raise PackageError(
-            f"tensor {edit.tensor.name}: the {edit.kind} has {edit.width} values, the layer of "
-            f"{shape.architecture} {wanted} outputs",
+            f"tensor {edit.tensor.name}: the {edit.kind} has {edit.width} values, but the layer "
+            f"of {shape.architecture} has {wanted} outputs",
             "ADAPTER_BASE_MISMATCH",
         )
 
@@ -172,15 +172,15 @@ def _check_shape(name: str, tensor: TensorInfo, shape: HeadShape, num_labels: in
     wanted = shape.parameters.get(name)
     if wanted is None:
         raise PackageError(
-            f"tensor {tensor.name}: {name} is no parameter that {shape.architecture} has behind "
-            f"the layers of the base model; it has {', '.join(sorted(shape.parameters))}",
+            f"tensor {tensor.name}: {shape.architecture} has no parameter {name} after the layers "
+            f"of the base model; it has {', '.join(sorted(shape.parameters))}",
             "ADAPTER_BASE_MISMATCH",
         )
     wanted = tuple(num_labels if size == LABELS else size for size in wanted)
     if tensor.shape != wanted:
         raise PackageError(
-            f"tensor {tensor.name}: shape {shown(list(tensor.shape))} is not {list(wanted)}, that "
-            f"of {name} in {shape.architecture} with {num_labels} outputs",
+            f"tensor {tensor.name}: shape {shown(list(tensor.shape))} is not {list(wanted)}, the "
+            f"shape of {name} in {shape.architecture} with {num_labels} outputs",
             "ADAPTER_BASE_MISMATCH",
         )
 
@@ -192,12 +192,12 @@ def _check_whole(given: Mapping[str, TensorInfo], shape: HeadShape) -> None:
         return
     name = missing[0]
     if name == f"{shape.module}.bias":
-        fault = f"it has a weight, and {shape.architecture} a bias beside that"
+        fault = f"the adapter has the weight, but {shape.architecture} has a bias as well"
     else:
         fault = (
-            f"{shape.architecture} has it behind the layers of the base model, which was saved "
-            "without it, so that the adapter was trained beside random numbers, and these PEFT "
-            f"saves where modules_to_save has {name.rpartition('.')[0]!r}"
+            f"{shape.architecture} has it after the layers of the base model, which was saved "
+            "without it, so the adapter was trained with random values for it; PEFT saves them "
+            f"if modules_to_save has {name.rpartition('.')[0]!r}"
         )
     raise PackageError(
         f"tensor {PREFIX}{name} is missing: {fault}",

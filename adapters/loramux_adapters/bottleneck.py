@@ -45,11 +45,11 @@ FIELDS = Fields(
         "inv_adapter_reduction_factor", "base_model_name_or_path", "library",
     }),
     refused={
-        "original_ln_after": "what came in would not be added to the output",
+        "original_ln_after": "the input would not be added to the output",
         "ln_before": "the library cannot save its norm as safetensors",
-        "use_gating": "its gate is a mean over all tokens, later ones included",
-        "phm_layer": "layers of Kronecker products are not served",
-        "inv_adapter": "adapters of the embedding are not served",
+        "use_gating": "its gate is a mean over all tokens, including later ones",
+        "phm_layer": "layers of Kronecker products are not supported",
+        "inv_adapter": "adapters of the embedding are not supported",
     },
     harmless={"original_ln_after": (True,)},
 )  # fmt: skip
@@ -89,10 +89,10 @@ def check_bottleneck(config: Mapping[str, object]) -> BottleneckConfig:
     refuse_unserved(config, FIELDS)
     scale = config.get("scaling", 1.0)
     if scale not in ("learned", "channel") and type(scale) not in (int, float):
-        raise invalid("scaling", f"is {shown(scale)}, not a number, 'learned' or 'channel'")
+        raise invalid("scaling", f"is {shown(scale)}; expected a number, 'learned' or 'channel'")
     before = config.get("residual_before_ln", True)
     if type(before) is not bool:
-        raise invalid("residual_before_ln", f"is {shown(before)}, not true or false")
+        raise invalid("residual_before_ln", f"is {shown(before)}; expected true or false")
     return BottleneckConfig(
         activation=activation(config.get("non_linearity"), "non_linearity"),
         is_parallel=boolean(config, "is_parallel"),
@@ -123,8 +123,8 @@ def bottleneck_contents(config: BottleneckConfig, tensors: Mapping[str, TensorIn
             continue
         if not name:
             raise PackageError(
-                f"tensor {tensor.name} is refused: of a bottleneck adapter only its parts are "
-                f"served, such as '….{PLACES[0]}.adapter_up.weight'",
+                f"tensor {tensor.name} is not supported; expected the parts of a bottleneck, such "
+                f"as '….{PLACES[0]}.adapter_up.weight'",
                 "UNSUPPORTED_ADAPTER_FEATURE",
             )
         found.setdefault((name["layer"], name["place"]), {})[name["part"]] = tensor
@@ -157,7 +157,7 @@ def _bottleneck(
     for tensor in parts.values():
         if tensor not in taken.values():
             raise PackageError(
-                f"tensor {tensor.name} is refused: adapter_config.json knows no such part",
+                f"tensor {tensor.name} is not part of the bottleneck in adapter_config.json",
                 "INVALID_ADAPTER_CONFIG",
             )
     _check_shapes(where, taken)
@@ -181,7 +181,6 @@ def _check_shapes(where: str, parts: Mapping[str, TensorInfo]) -> None:
             fitting = ((1,), (wide,))
         if tensor.shape not in fitting:
             raise PackageError(
-                f"module {where}: tensor {tensor.name} has shape {shown(tensor.shape)}, and beside "
-                f"{shown(shape)} of the first layer it has to be "
-                f"{' or '.join(map(shown, fitting))}"
+                f"module {where}: tensor {tensor.name} has shape {shown(tensor.shape)}; with "
+                f"{shown(shape)} of the first layer, expected {' or '.join(map(shown, fitting))}"
             )

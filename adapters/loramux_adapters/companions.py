@@ -61,10 +61,10 @@ def _check_end(source: Path, embedding: Embedding) -> None:
         return
     if read_object(source, TOKENIZER_FILE, MAX_TOKENIZER_BYTES).get("add_eos_token") is True:
         raise PackageError(
-            f"{TOKENIZER_FILE}: add_eos_token is true; texts are tokenized as the base model's "
-            "tokenizer does it. If that puts the same token at their end, or callers do, say so by "
-            f"naming the pooling, {shown(str(embedding.pooling))}: --pooling of loramux pack, or "
-            "embedding in loramux.json",
+            f"{TOKENIZER_FILE}: add_eos_token is true, but texts are tokenized by the base model's "
+            "tokenizer. If that or the callers append the same token, confirm it by setting the "
+            f"pooling, {shown(str(embedding.pooling))}: --pooling of loramux pack, or embedding in "
+            "loramux.json",
             "UNSUPPORTED_ADAPTER_FEATURE",
         )
 
@@ -96,7 +96,7 @@ def _template_in(value: object) -> str | None:
                 case {"name": "default", "template": str(template)}:
                     return template
     raise PackageError(
-        f"{TOKENIZER_FILE}: chat_template is {shown(value)}, neither a template nor a list with "
+        f"{TOKENIZER_FILE}: chat_template is {shown(value)}; expected a template, or a list with "
         "one named 'default'",
         "INVALID_ADAPTER_CONFIG",
     )

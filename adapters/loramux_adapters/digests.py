@@ -38,6 +38,6 @@ def check_digests(
         found = tensor_digest(tensor, read)
         if found != noted[name]:
             raise PackageError(
-                f"tensor {name} has digest {found}, the manifest says {shown(noted[name])}: it is "
-                "not the tensor that was packed"
+                f"tensor {name} has digest {found}, but the manifest has {shown(noted[name])}: the "
+                "tensor was changed after packing"
             )

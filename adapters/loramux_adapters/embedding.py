@@ -41,9 +41,11 @@ def check_embedding(note: Mapping[str, object], where: str) -> Mapping[str, obje
     """
     for name, value in note.items():
         if name not in ("pooling", "normalize"):
-            raise _invalid(f"{where}: {shown(name)} is not known; known are pooling, normalize")
+            raise _invalid(
+                f"{where}: {shown(name)} is not a known key; expected pooling or normalize"
+            )
         if name == "normalize" and type(value) is not bool:
-            raise _invalid(f"{where}: normalize is {shown(value)}, not true or false")
+            raise _invalid(f"{where}: normalize is {shown(value)}; expected true or false")
         if name == "pooling" and (not isinstance(value, str) or value not in set(Pooling)):
             known = ", ".join(Pooling)
             raise _invalid(f"{where}: pooling is {shown(value)}; expected one of {known}")

@@ -132,7 +132,7 @@ def expert_lora(config: LoraConfig, path: str, a: TensorInfo, b: TensorInfo) -> 
     module, found, depth = parameters_of(config, path)
     if depth >= len(found):
         raise PackageError(
-            f"module {path}: it has factors for {depth + 1} parameters of {module}, and "
+            f"module {path}: it has factors for {depth + 1} parameters of {module}, but "
             f"target_parameters of adapter_config.json names {len(found)}",
             "INVALID_ADAPTER_CONFIG",
         )
@@ -141,8 +141,8 @@ def expert_lora(config: LoraConfig, path: str, a: TensorInfo, b: TensorInfo) -> 
     rank, rows = config.rank_of(name), a.shape[0]
     if rows % rank or not rows:
         raise PackageError(
-            f"module {name}: lora_A has {rows} rows, which is no multiple of the rank {rank} of "
-            "adapter_config.json (r or rank_pattern)",
+            f"module {name}: lora_A has {rows} rows, which is not a multiple of the rank {rank} "
+            "of adapter_config.json (r or rank_pattern)",
             "INVALID_ADAPTER_CONFIG",
         )
     return ExpertLora(module, projection, config.scale_of(name), a, b, rows // rank)
@@ -235,12 +235,12 @@ def check_experts(change: ExpertLora, shape: ExpertsShape | None) -> None:
     wanted = shape.features(change.projection) if shape else None
     if shape is None or wanted is None:
         raise PackageError(
-            f"module {change.name}: the base model has no such experts that can be adapted",
+            f"module {change.name}: the base model has no such adaptable experts",
             "ADAPTER_BASE_MISMATCH",
         )
     if change.number is None and change.num_experts != shape.count:
         raise PackageError(
-            f"module {change.name}: the adapter changes {change.num_experts} experts, the base "
+            f"module {change.name}: the adapter changes {change.num_experts} experts, but the base "
             f"model has {shape.count}",
             "ADAPTER_BASE_MISMATCH",
         )
@@ -252,7 +252,7 @@ def check_experts(change: ExpertLora, shape: ExpertsShape | None) -> None:
     if change.features != wanted:
         raise PackageError(
             f"module {change.name}: the adapter maps {change.features[0]} to {change.features[1]} "
-            f"features, the base model {wanted[0]} to {wanted[1]}",
+            f"features, but the base model maps {wanted[0]} to {wanted[1]}",
             "ADAPTER_BASE_MISMATCH",
         )
 
@@ -261,7 +261,7 @@ def _check_apart(names: Iterable[str]) -> None:
     for name, count in Counter(names).items():
         if count > 1:
             raise PackageError(
-                f"module {name}: the adapter has it under two names", "INVALID_ADAPTER_CONFIG"
+                f"module {name}: the adapter has two updates of it", "INVALID_ADAPTER_CONFIG"
             )
 
 

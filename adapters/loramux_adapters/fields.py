@@ -59,7 +59,9 @@ def split_name(name: str, endings: tuple[str, ...], served: str) -> tuple[str, s
     for ending in endings:
         if path.endswith(ending):
             return path.removesuffix(ending), ending
-    raise PackageError(f"tensor {name} is refused: only {served}", "UNSUPPORTED_ADAPTER_FEATURE")
+    raise PackageError(
+        f"tensor {name} is not supported; expected {served}", "UNSUPPORTED_ADAPTER_FEATURE"
+    )
 
 
 def path_of(name: str, prefix: str = PREFIX) -> str:
@@ -83,7 +85,7 @@ def invalid(name: str, fault: str) -> PackageError:
 def unsupported(name: str, value: object, why: str) -> PackageError:
     """Return the error for a field that asks for something unsupported."""
     return PackageError(
-        f"adapter_config.json: {shown(name)} = {shown(value)} is refused: {why}",
+        f"adapter_config.json: {shown(name)} = {shown(value)} is not supported: {why}",
         "UNSUPPORTED_ADAPTER_FEATURE",
     )
 
@@ -94,14 +96,16 @@ def integer(
     """Return the integer field `key`, which must be from `low` to `high`."""
     value = config.get(key, default)
     if type(value) is not int or not low <= value <= high:
-        raise invalid(label or key, f"is {shown(value)}, not an integer from {low} to {high}")
+        raise invalid(label or key, f"is {shown(value)}; expected an integer from {low} to {high}")
     return value
 
 
 def alpha(value: object, label: str) -> float:
     """Return the validated numerator of a scale."""
     if type(value) not in (int, float) or not 0 < value <= MAX_ALPHA:  # type: ignore[operator]
-        raise invalid(label, f"is {shown(value)}, not a number above 0 and up to {MAX_ALPHA:g}")
+        raise invalid(
+            label, f"is {shown(value)}; expected a number above 0 and up to {MAX_ALPHA:g}"
+        )
     return float(value)  # type: ignore[arg-type]
 
 
@@ -109,7 +113,7 @@ def boolean(config: Mapping[str, object], name: str) -> bool:
     """Return the boolean field `name`; False if it is absent."""
     value = config.get(name)
     if value is not None and type(value) is not bool:
-        raise invalid(name, f"is {shown(value)}, not true or false")
+        raise invalid(name, f"is {shown(value)}; expected true or false")
     return bool(value)
 
 
@@ -117,7 +121,7 @@ def text(config: Mapping[str, object], name: str) -> str:
     """Return the string field `name`; empty if it is absent."""
     value = config.get(name) or ""
     if not isinstance(value, str) or len(value) > 4096:
-        raise invalid(name, f"is {shown(value)}, not a string of at most 4096 characters")
+        raise invalid(name, f"is {shown(value)}; expected a string of at most 4096 characters")
     return value
 
 
@@ -125,7 +129,7 @@ def mapping(config: Mapping[str, object], name: str) -> Mapping[str, object]:
     """Return the object field `name`; empty if it is absent."""
     value = config.get(name) or {}
     if not isinstance(value, dict):
-        raise invalid(name, f"is {shown(value)}, not an object")
+        raise invalid(name, f"is {shown(value)}; expected an object")
     return value
 
 
@@ -135,10 +139,12 @@ def names(config: Mapping[str, object], name: str) -> tuple[str, ...]:
     if isinstance(value, str):
         raise unsupported(name, value, "a regular expression; list the names of the modules")
     if not isinstance(value, list) or not all(isinstance(each, str) and each for each in value):
-        raise invalid(name, f"is {shown(value)}, not a list of module names")
+        raise invalid(name, f"is {shown(value)}; expected a list of module names")
     for each in value:
         if _METACHARACTERS.search(each):
-            raise unsupported(name, each, "patterns are not served; give literal module names")
+            raise unsupported(
+                name, each, "patterns are not supported here; list literal module names"
+            )
     return tuple(value)
 
 
@@ -148,5 +154,5 @@ def layers(value: object) -> frozenset[int] | None:
         return None
     numbers = [value] if type(value) is int else value
     if not isinstance(numbers, list) or not all(type(n) is int and n >= 0 for n in numbers):
-        raise invalid("layers_to_transform", f"is {shown(value)}, not layer numbers from 0")
+        raise invalid("layers_to_transform", f"is {shown(value)}; expected layer numbers from 0")
     return frozenset(numbers)

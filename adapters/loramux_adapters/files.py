@@ -63,5 +63,5 @@ def pickle_hint(source: Path, name: str) -> str:
     """Return a hint for the pickle `name` in the folder `source`."""
     return (
         f"{name} is a pickle, which can run code: `loramux convert --from-bin "
-        f"{shlex.quote(str(source))} -o NAME.safetensors` reads tensors alone"
+        f"{shlex.quote(str(source))} -o NAME.safetensors` reads only tensors"
     )

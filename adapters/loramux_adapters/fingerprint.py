@@ -47,7 +47,7 @@ def check_fingerprint(noted: Mapping[str, object], base: BaseFolder) -> None:
         if noted[part] != found[part]:
             raise PackageError(
                 f"the package was made for another base model: {part} is {shown(noted[part])} in "
-                f"its manifest, and {found[part]} of {base.path}",
+                f"its manifest, but {found[part]} in {base.path}",
                 "ADAPTER_BASE_MISMATCH",
             )
 

@@ -47,8 +47,8 @@ def check_fit(
     head = contents.head
     if head and not heads and head.is_linear and token and head.width != token.width:
         raise PackageError(
-            f"tensor {head.weight.name}: the head takes {head.width} values of a token, the base "
-            f"model gives {token.width}",
+            f"tensor {head.weight.name}: the head takes {head.width} values per token, but the "
+            f"base model outputs {token.width}",
             "ADAPTER_BASE_MISMATCH",
         )
     names = {module.module for module in contents.modules}
@@ -92,14 +92,14 @@ def check_sight(
     for module in contents.modules:
         if contents.invocation:
             raise PackageError(
-                f"module {module.module} sees images: beside alora_invocation_tokens that is not "
-                "changed, because an image has no place where the adapter begins",
+                f"module {module.module} is a vision module, which alora_invocation_tokens does "
+                "not support: an image has no position where the adapter could begin",
                 "UNSUPPORTED_ADAPTER_FEATURE",
             )
         if module.module not in layers or module.is_embedding:
             raise PackageError(
-                f"module {module.module} sees images and is no linear layer: low-rank changes of "
-                "linear layers are served there",
+                f"module {module.module} is a vision module, but not a linear layer: low-rank "
+                "updates are supported on linear layers only",
                 "UNSUPPORTED_ADAPTER_FEATURE",
             )
         _check_features(module, layers[module.module])
@@ -108,7 +108,7 @@ def check_sight(
             if f"{edit.module}.weight" not in parameters:
                 raise PackageError(
                     f"module {edit.module}: DoRA needs the weights of the base, which are "
-                    "quantised",
+                    "quantized",
                     "UNSUPPORTED_ADAPTER_FEATURE",
                 )
             _check_vector(edit, layers[edit.module])
@@ -116,8 +116,8 @@ def check_sight(
             _check_parameter(edit, parameters)
         else:
             raise PackageError(
-                f"tensor {edit.tensor.name}: the {edit.kind} of module {edit.module}, which sees "
-                "images, is not served; LoRA, DoRA, biases and modules_to_save are",
+                f"tensor {edit.tensor.name}: the {edit.kind} of vision module {edit.module} is not "
+                "supported; expected LoRA, DoRA, biases or modules_to_save",
                 "UNSUPPORTED_ADAPTER_FEATURE",
             )
 
@@ -131,11 +131,11 @@ def no_layer(module: str, blindness: str = "", layers: Iterable[str] = ()) -> Pa
         layers: Names of the base's layers; the error names the most similar ones.
     """
     if blindness and sees_images(module):
-        fault = f"is of what sees images, and {blindness}"
+        fault = f"is a vision module, but {blindness}"
     else:
-        fault = "is no layer of the base model that can be adapted"
+        fault = "is not an adaptable layer of the base model"
         if found := nearest(module, layers):
-            fault += f"; the most like it {'are' if len(found) > 1 else 'is'} {', '.join(found)}"
+            fault += f"; similar names: {', '.join(found)}"
     return PackageError(f"module {module} {fault}", "ADAPTER_BASE_MISMATCH")
 
 
@@ -143,7 +143,7 @@ def _check_features(module: LoraModule, wanted: tuple[int, int]) -> None:
     if (module.in_features, module.out_features) != wanted:
         raise PackageError(
             f"module {module.module}: the adapter maps {module.in_features} to "
-            f"{module.out_features} features, the base model {wanted[0]} to {wanted[1]}",
+            f"{module.out_features} features, but the base model maps {wanted[0]} to {wanted[1]}",
             "ADAPTER_BASE_MISMATCH",
         )
 
@@ -164,8 +164,8 @@ def _check_parameter(
         raise no_layer(edit.module, blindness)
     if name not in parameters:
         raise PackageError(
-            f"tensor {edit.tensor.name}: {name} is no parameter of the base model that an adapter "
-            "can replace",
+            f"tensor {edit.tensor.name}: {name} is not a parameter of the base model that an "
+            "adapter can replace",
             "ADAPTER_BASE_MISMATCH",
         )
     wanted = parameters[name]
@@ -173,15 +173,15 @@ def _check_parameter(
         outside = [token for token in edit.tokens if token >= wanted[0]]
         if outside:
             raise PackageError(
-                f"tensor {edit.tensor.name}: it has a row for token {outside[0]}, the base model "
-                f"{wanted[0]} tokens",
+                f"tensor {edit.tensor.name}: it has a row for token {outside[0]}, but the base "
+                f"model has {wanted[0]} tokens",
                 "ADAPTER_BASE_MISMATCH",
             )
         wanted = (len(edit.tokens), *wanted[1:])
     if shape != wanted:
         raise PackageError(
-            f"tensor {edit.tensor.name}: the {edit.kind} has shape {list(shape)}, that of the base "
-            f"model {list(wanted)}",
+            f"tensor {edit.tensor.name}: the {edit.kind} has shape {list(shape)}, but that of the "
+            f"base model has {list(wanted)}",
             "ADAPTER_BASE_MISMATCH",
         )
 
@@ -191,8 +191,8 @@ def _check_vector(edit: Edit, features: tuple[int, int]) -> None:
     wanted = features[0 if is_input else 1]
     if edit.width != wanted:
         raise PackageError(
-            f"tensor {edit.tensor.name}: the {edit.kind} has {edit.width} values, the layer "
-            f"of the base model {wanted} {'inputs' if is_input else 'outputs'}",
+            f"tensor {edit.tensor.name}: the {edit.kind} has {edit.width} values, but the layer of "
+            f"the base model has {wanted} {'inputs' if is_input else 'outputs'}",
             "ADAPTER_BASE_MISMATCH",
         )
 
@@ -203,13 +203,13 @@ def _check_bottleneck(
     site = site_of(bottleneck.layer, bottleneck.place, base, others)
     if site is None:
         raise PackageError(
-            f"module {bottleneck.module}: the base model has no layer {bottleneck.layer}, or "
-            "one of other parts than the adapters library knows of such a layer",
+            f"module {bottleneck.module}: the base model has no layer {bottleneck.layer} with the "
+            "parts that the adapters library expects",
             "ADAPTER_BASE_MISMATCH",
         )
     if base[site.output][1] != bottleneck.width:
         raise PackageError(
-            f"module {bottleneck.module}: it is {bottleneck.width} wide, the base model "
+            f"module {bottleneck.module}: it has width {bottleneck.width}, but the base model has "
             f"{base[site.output][1]}",
             "ADAPTER_BASE_MISMATCH",
         )
@@ -218,28 +218,27 @@ def _check_bottleneck(
 def _check_virtual(virtual: VirtualTokens, token: TokenShape | None) -> None:
     if token is None:
         raise PackageError(
-            "the adapter brings virtual tokens, and it is not known what those of the base model "
-            "are like",
+            "the adapter has virtual tokens, but the shape of the base model's tokens is not known",
             "ADAPTER_BASE_MISMATCH",
         )
     if virtual.num_texts != token.num_texts:
         raise PackageError(
-            f"adapter_config.json: num_transformer_submodules is {virtual.num_texts}, the base "
+            f"adapter_config.json: num_transformer_submodules is {virtual.num_texts}, but the base "
             f"model has {token.num_texts}",
             "ADAPTER_BASE_MISMATCH",
         )
     if virtual.has_cache and token.has_recurrent_layers:
         raise PackageError(
-            f"tensor {virtual.tensor.name}: the adapter brings keys and values, and the base model "
-            "has recurrent layers, which keep none; virtual tokens that are embeddings fit it, as "
-            "those of prompt tuning",
+            f"tensor {virtual.tensor.name}: the adapter has keys and values, but the base model "
+            "has recurrent layers, which keep none; use virtual tokens that are embeddings, as in "
+            "prompt tuning",
             "ADAPTER_BASE_MISMATCH",
         )
     if virtual.has_cache and not token.cache:
         raise PackageError(
-            f"tensor {virtual.tensor.name}: the adapter brings keys and values, and the base model "
-            "takes none before a text, nor does PEFT give it any; virtual tokens that are "
-            "embeddings fit it, as those of prompt tuning",
+            f"tensor {virtual.tensor.name}: the adapter has keys and values, but neither the base "
+            "model nor PEFT supports them here; use virtual tokens that are embeddings, as in "
+            "prompt tuning",
             "ADAPTER_BASE_MISMATCH",
         )
     if virtual.has_cache:
@@ -247,18 +246,20 @@ def _check_virtual(virtual: VirtualTokens, token: TokenShape | None) -> None:
         if given != token.cache:
             heads, width, _ = given[0]
             raise PackageError(
-                f"tensor {virtual.tensor.name}: keys and values are given for {len(given)} layers "
-                f"of {heads} heads of width {width}, the base model keeps {_layers(token)}",
+                f"tensor {virtual.tensor.name}: it has keys and values for {len(given)} layers "
+                f"of {heads} heads of width {width}, but the base model has {_layers(token)}",
                 "ADAPTER_BASE_MISMATCH",
             )
     elif virtual.width != token.width:
         raise PackageError(
-            f"tensor {virtual.tensor.name}: an embedding has {virtual.width} values, one of the "
-            f"base model {token.width}",
+            f"tensor {virtual.tensor.name}: an embedding has {virtual.width} values, but one of "
+            f"the base model has {token.width}",
             "ADAPTER_BASE_MISMATCH",
         )
 
 
 def _layers(token: TokenShape) -> str:
-    kinds = [f"{heads} heads of {key} and {value}" for heads, key, value in sorted({*token.cache})]
+    kinds = [
+        f"{heads} heads of widths {key} and {value}" for heads, key, value in sorted({*token.cache})
+    ]
     return f"{len(token.cache)} layers of {' or '.join(kinds)}"

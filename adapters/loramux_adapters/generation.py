@@ -55,14 +55,15 @@ def check_generation(defaults: Mapping[str, object], where: str) -> Mapping[str,
             _check_number(where, name, value)
         elif name in TOKENS:
             if type(value) is not int or not 0 <= value <= _MAX_INTEGER:
-                raise _fault(where, name, value, "a token")
+                raise _fault(where, name, value, "a token id")
         elif name == "stop":
             _check_stop(where, value)
         elif name == "stop_token_ids":
             _check_stop_tokens(where, value)
         else:
             raise PackageError(
-                f"{where}: {shown(name)} is no generation default; there are {', '.join(FIELDS)}",
+                f"{where}: {shown(name)} is not a generation default; expected one of "
+                f"{', '.join(FIELDS)}",
                 "INVALID_ADAPTER_CONFIG",
             )
     least, most = defaults.get("min_tokens"), defaults.get("max_tokens")
@@ -101,7 +102,9 @@ def _check_stop_tokens(where: str, value: object) -> None:
         and all(type(token) is int and 0 <= token <= _MAX_INTEGER for token in value)
     )
     if not is_right:
-        raise _fault(where, "stop_token_ids", value, f"a list of at most {MAX_STOP_TOKENS} tokens")
+        raise _fault(
+            where, "stop_token_ids", value, f"a list of at most {MAX_STOP_TOKENS} token ids"
+        )
 
 
 def _fault(where: str, name: str, value: object, expected: str) -> PackageError:

@@ -131,16 +131,17 @@ def defaults_of(config: Mapping[str, object]) -> dict[str, object]:
     for field, value in config.items():
         is_known = field in HONOURED or field in RECORDED
         if not is_known and value is not None and value not in _OFF.get(field, ()):
-            why = "it is not served" if field in REFUSED else "the field is not known"
+            why = "is not supported" if field in REFUSED else "is not a known field"
             raise PackageError(
-                f"{FILE}: {shown(field)} = {shown(value)} is refused: {why}; take it out of the "
-                "file, or pack without it (--generation-config none)",
+                f"{FILE}: {shown(field)} = {shown(value)} {why}; remove it from the file, or pack "
+                "without the file (--generation-config none)",
                 "UNSUPPORTED_ADAPTER_FEATURE",
             )
     samples = config.get("do_sample")
     if samples is not None and type(samples) is not bool:
         raise PackageError(
-            f"{FILE}: do_sample is {shown(samples)}, not true or false", "INVALID_ADAPTER_CONFIG"
+            f"{FILE}: do_sample is {shown(samples)}; expected true or false",
+            "INVALID_ADAPTER_CONFIG",
         )
     found = {
         name: config[field]

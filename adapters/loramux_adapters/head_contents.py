@@ -51,7 +51,7 @@ def take_head(
             raise not_linear(name, path.partition(".")[0])
         other = next((each for each in found if _module(each) != _module(path)), None)
         if other is not None:
-            raise PackageError(f"tensors {found[other].name} and {name} are of two heads")
+            raise PackageError(f"tensors {found[other].name} and {name} belong to two heads")
         found[path] = tensor
     if not any(name.endswith(".weight") for name in found):
         names = " or ".join(f"'{name}.weight'" for name in HEAD_NAMES[task])
@@ -74,8 +74,8 @@ def take_head(
 def not_linear(tensor: str, module: str) -> PackageError:
     """Return the error for a `tensor` of the head `module` that is not part of one linear layer."""
     return PackageError(
-        f"tensor {tensor} is refused: a head is served that is one linear layer, "
-        f"'{module}.weight' and '{module}.bias', trained whole (modules_to_save)",
+        f"tensor {tensor} is not supported: a head must be one linear layer, '{module}.weight' and "
+        f"'{module}.bias', trained in full (modules_to_save)",
         "UNSUPPORTED_ADAPTER_FEATURE",
     )
 
@@ -105,16 +105,16 @@ def _check_shapes(head: Head) -> None:
     shape = list(head.weight.shape)
     if head.task is Task.SPANS and (len(shape) != 2 or shape[0] != 2):
         raise PackageError(
-            f"tensor {head.weight.name}: shape {shown(shape)} is not that of a head of spans, "
-            "[2, width], with an output for the begin of an answer and one for its end"
+            f"tensor {head.weight.name}: shape {shown(shape)} is not [2, width], with one output "
+            "for the start of an answer and one for its end"
         )
     if len(shape) != 2 or not 1 <= shape[0] <= MAX_LABELS:
         raise PackageError(
-            f"tensor {head.weight.name}: shape {shown(shape)} is not that of a head, "
-            f"[labels, width], with 1 to {MAX_LABELS} labels"
+            f"tensor {head.weight.name}: shape {shown(shape)} is not [labels, width], with 1 to "
+            f"{MAX_LABELS} labels"
         )
     if head.bias and head.bias.shape != (head.num_labels,):
         raise PackageError(
             f"tensor {head.bias.name}: shape {shown(list(head.bias.shape))} is not "
-            f"[{head.num_labels}], a number for each output"
+            f"[{head.num_labels}], one value per output"
         )

@@ -35,7 +35,7 @@ FIELDS = Fields(
     refused={},
 )  # fmt: skip
 _ENDING = ".ia3_l"
-_SERVED = f"'{_ENDING}' is served of an IA3 adapter"
+_SERVED = f"'{_ENDING}'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ def _edit(config: Ia3Config, tensor: TensorInfo) -> Edit:
     if len(shape) != 2 or shape[0 if is_input else 1] != 1:
         wanted = "[1, in_features]" if is_input else "[out_features, 1]"
         raise PackageError(
-            f"tensor {tensor.name}: shape {list(shape)} is not {wanted}, as feedforward_modules "
-            "of adapter_config.json says"
+            f"tensor {tensor.name}: shape {list(shape)} is not {wanted}, as required by "
+            "feedforward_modules of adapter_config.json"
         )
     return Edit(module, EditKind.INPUT_FACTOR if is_input else EditKind.OUTPUT_FACTOR, tensor)

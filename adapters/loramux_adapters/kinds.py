@@ -106,21 +106,21 @@ FOLDED = WHOLE | {
 FOLDED_FIELDS = {"LORA": frozenset({"use_bdlora"})}
 """Supported methods -> fields that, if on, have the adapter converted as well."""
 _MERGE = "merge it into a base of its own with PEFT's merge_and_unload"
-_AS_LORA = "make a LoRA of it with PEFT's save_as_lora"
-_BY_STATE = "what it does depends on the hidden state of each token"
-_DECOMPOSED = "PEFT decomposes the weights of the base anew at each load"
+_AS_LORA = "convert it to a LoRA with PEFT's save_as_lora"
+_BY_STATE = "its effect depends on the hidden state of each token"
+_DECOMPOSED = "PEFT decomposes the weights of the base again at each load"
 REFUSED: Mapping[str, str] = {
     "ADAMSS": f"{_DECOMPOSED}; {_MERGE}",
-    "ADAPTION_PROMPT": "it attends to learned tokens behind gates, in some layers only",
+    "ADAPTION_PROMPT": "it attends to learned tokens through gates, in some layers only",
     "FROD": f"{_DECOMPOSED}; {_MERGE}",
     "GLORA": f"it multiplies the weights and biases of the base; {_MERGE}",
     "LILY": _BY_STATE,
     "OSF": f"{_DECOMPOSED}; {_MERGE}",
-    "PEANUT": f"it is a network of the weights of the base; {_MERGE}",
+    "PEANUT": f"it applies a network to the weights of the base; {_MERGE}",
     "POLY": "it chooses among its skills by the task of each request",
     "PSOFT": f"{_DECOMPOSED}; {_AS_LORA}",
-    "SHADOW": "it is a second model beside the base",
-    "WAVEFT": f"what it adds is a transform of wavelets, which is not computed here; {_AS_LORA}",
+    "SHADOW": "it is a second model that runs beside the base",
+    "WAVEFT": f"its update is a wavelet transform, which is not implemented; {_AS_LORA}",
     "XLORA": _BY_STATE,
 }
 """Unsupported methods -> why."""
@@ -143,7 +143,7 @@ def kind_of(config: Mapping[str, object]) -> Kind:
         PackageError: Its method is not supported, or the config is malformed.
     """
     if depth(config) > MAX_CONFIG_DEPTH:
-        raise invalid("the config", f"nests deeper than {MAX_CONFIG_DEPTH}")
+        raise invalid("the config", f"is nested more than {MAX_CONFIG_DEPTH} levels deep")
     text(config, "task_type")  # validated here, so that later readers find a string
     name = config.get("peft_type")
     if not isinstance(name, str) or name not in KINDS:
@@ -173,7 +173,7 @@ def _why_not(name: object) -> str:
         made = "whole layers with `loramux pack --base`" if name in WHOLE else (
             "a LoRA with `loramux pack`"
         )  # fmt: skip
-        return f"make {made}"
+        return f"convert it to {made}"
     if isinstance(name, str) and name in REFUSED:
         return REFUSED[name]
-    return f"{', '.join(repr(each) for each in KINDS)} are served"
+    return f"expected one of {', '.join(repr(each) for each in KINDS)}"

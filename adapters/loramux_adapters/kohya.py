@@ -85,17 +85,17 @@ def _layers(tensors: Mapping[str, TensorInfo]) -> dict[str, dict[str, TensorInfo
     for name, tensor in tensors.items():
         if _IMAGES.match(name):
             raise PackageError(
-                f"tensor {name} is refused: it is of the text encoder or the UNet of a model of "
-                "images, and text models are served",
+                f"tensor {name} is not supported: it belongs to the text encoder or the UNet of an "
+                "image model; expected a LoRA of a text model",
                 "UNSUPPORTED_ADAPTER_FEATURE",
             )
         found = _PART.fullmatch(name)
         if not found:
             other = next((kind for kind in _OTHERS if f".{kind}" in name), None)
             raise PackageError(
-                f"tensor {name} is refused: "
-                + (f"{other} is not served, " if other else "")
-                + "only lora_down.weight, lora_up.weight and alpha are",
+                f"tensor {name} is not supported"
+                + (f": {other} cannot be converted" if other else "")
+                + "; expected lora_down.weight, lora_up.weight or alpha",
                 "UNSUPPORTED_ADAPTER_FEATURE",
             )
         layers.setdefault(found["layer"], {})[found["part"]] = tensor
@@ -105,7 +105,9 @@ def _layers(tensors: Mapping[str, TensorInfo]) -> dict[str, dict[str, TensorInfo
 def _scalar(tensor: TensorInfo, raw: bytes) -> float:
     """Return the single number in `tensor`."""
     if math.prod(tensor.shape) != 1:
-        raise PackageError(f"tensor {tensor.name}: shape {shown(tensor.shape)} is no single number")
+        raise PackageError(
+            f"tensor {tensor.name}: shape {shown(tensor.shape)} is not a single number"
+        )
     if tensor.dtype == "BF16":  # the upper half of float32
         raw = b"\0\0" + raw
     (value,) = struct.unpack("<e" if tensor.dtype == "F16" else "<f", raw)
@@ -128,10 +130,10 @@ def _module(layer: str, known: Mapping[str, list[str]] | None) -> str:
     flat = layer.removeprefix(prefix)
     ways = _ways(flat.split("_")) if known is None else known.get(flat, [])
     if not prefix or len(ways) != 1:
-        fault = "several modules" if len(ways) > 1 else "no module that is known"
-        hint = "of the base model" if known is not None else "(the base model would tell: --base)"
+        fault = "could be one of several modules" if len(ways) > 1 else "matches no known module"
+        hint = " of the base model" if known is not None else "; give the base model with --base"
         raise PackageError(
-            f"layer {shown(layer)} is refused: it stands for {fault} {hint}",
+            f"layer {shown(layer)} {fault}{hint}",
             "UNSUPPORTED_ADAPTER_FEATURE",
         )
     return ways[0]

@@ -50,7 +50,9 @@ def check_labels(note: Mapping[str, object], where: str) -> Mapping[str, object]
     """
     for name, value in note.items():
         if name not in ("labels", "problem_type"):
-            raise _invalid(f"{where}: {shown(name)} is not known; known are labels, problem_type")
+            raise _invalid(
+                f"{where}: {shown(name)} is not a known key; expected labels or problem_type"
+            )
         if name == "labels":
             _check_names(value, f"{where}: labels")
         elif not isinstance(value, str) or value not in set(ProblemType):
@@ -81,8 +83,8 @@ def labels_of(head: Head, notes: Mapping[str, object]) -> Labels:
     problem = ProblemType(given.get("problem_type") or default)
     if head.task is Task.TOKENS and problem is not ProblemType.SINGLE_LABEL:
         raise _invalid(
-            f"classification: problem_type is {str(problem)!r}; tokens (task_type {head.task}) "
-            f"have one label each, {str(ProblemType.SINGLE_LABEL)!r}"
+            f"classification: problem_type is {str(problem)!r}; expected "
+            f"{str(ProblemType.SINGLE_LABEL)!r} for task_type {head.task}, one label per token"
         )
     return Labels(tuple(names), problem)
 
@@ -102,7 +104,7 @@ def labels_beside(source: Path) -> dict[str, object]:
         numbers = [str(i) for i in range(len(names))] if isinstance(names, dict) else []
         if not isinstance(names, dict) or sorted(names) != sorted(numbers):
             raise _invalid(
-                f"{CONFIG_FILE}: id2label is {shown(names)}, not an object of names for 0, 1 …"
+                f"{CONFIG_FILE}: id2label is {shown(names)}; expected an object of names for 0, 1 …"
             )
         found["labels"] = [names[number] for number in numbers]
     if config.get("problem_type") is not None:
@@ -112,10 +114,12 @@ def labels_beside(source: Path) -> dict[str, object]:
 
 def _check_names(value: object, where: str) -> None:
     if not isinstance(value, list) or not 1 <= len(value) <= MAX_LABELS:
-        raise _invalid(f"{where} is {shown(value)}, not a list of 1 to {MAX_LABELS} names")
+        raise _invalid(f"{where} is {shown(value)}; expected a list of 1 to {MAX_LABELS} names")
     for name in value:
         if not isinstance(name, str) or not 1 <= len(name) <= MAX_LABEL:
-            raise _invalid(f"{where} holds {shown(name)}, not 1 to {MAX_LABEL} characters")
+            raise _invalid(
+                f"{where} has {shown(name)}; expected names of 1 to {MAX_LABEL} characters"
+            )
 
 
 def _invalid(message: str) -> PackageError:

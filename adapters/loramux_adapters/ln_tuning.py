@@ -25,7 +25,7 @@ FIELDS = Fields(
     refused={},
 )  # fmt: skip
 _INFIX = ".ln_tuning_layers."
-_SERVED = f"'{_INFIX}weight' and '{_INFIX}bias' are served of an LN_TUNING adapter"
+_SERVED = f"'{_INFIX}weight', '{_INFIX}bias'"
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ _HALVES = ((_A, _B), (_EMBEDDING_A, _EMBEDDING_B))
 _SERVED = (
     "'.lora_A.weight', '.lora_B.weight', '.lora_B.bias', '.lora_embedding_A', "
     "'.lora_embedding_B', '.lora_magnitude_vector', '.token_adapter.trainable_tokens_delta' and "
-    "biases are served of a LoRA adapter"
+    "biases"
 )
 
 
@@ -68,21 +68,21 @@ def _check_activated(config: LoraConfig, modules: list[LoraModule], edits: list[
         return
     if config.parameters:
         raise PackageError(
-            "adapter_config.json: beside alora_invocation_tokens target_parameters are not served",
+            "adapter_config.json: target_parameters is not supported with alora_invocation_tokens",
             "UNSUPPORTED_ADAPTER_FEATURE",
         )
     for edit in edits:
         if edit.kind is not EditKind.ADDED_BIAS:
             raise PackageError(
-                f"tensor {edit.tensor.name}: beside alora_invocation_tokens a {edit.kind} is not "
-                "served, which PEFT would apply to the whole prompt",
+                f"tensor {edit.tensor.name}: a {edit.kind} is not supported with "
+                "alora_invocation_tokens, because PEFT would apply it to the whole prompt",
                 "UNSUPPORTED_ADAPTER_FEATURE",
             )
     for module in modules:
         if module.is_outer:
             raise PackageError(
-                f"module {module.module}: beside alora_invocation_tokens only layers between "
-                "embeddings and output are served",
+                f"module {module.module}: with alora_invocation_tokens, only layers between "
+                "embeddings and output are supported",
                 "UNSUPPORTED_ADAPTER_FEATURE",
             )
 
@@ -97,7 +97,7 @@ def _of_experts(config: LoraConfig, module: str, parts: dict[str, TensorInfo]) -
     others = [tensor for ending, tensor in parts.items() if ending not in (_A, _B)]
     if others:
         raise PackageError(
-            f"tensor {others[0].name}: of experts '{_A}' and '{_B}' are served",
+            f"tensor {others[0].name} is not supported; for experts, expected '{_A}' or '{_B}'",
             "UNSUPPORTED_ADAPTER_FEATURE",
         )
     a, b = _halves(module, parts, _A, _B)
@@ -133,8 +133,8 @@ def _join(
     name = config.key_of(module)
     if rank != config.rank_of(name):
         raise PackageError(
-            f"module {module}: the tensors have rank {rank}, "
-            f"adapter_config.json says {config.rank_of(name)} (r or rank_pattern)",
+            f"module {module}: the tensors have rank {rank}, but "
+            f"adapter_config.json has {config.rank_of(name)} (r or rank_pattern)",
             "INVALID_ADAPTER_CONFIG",
         )
     is_target = name != module or config.targets(module)
@@ -167,13 +167,13 @@ def _edits(config: LoraConfig, module: str, parts: dict[str, TensorInfo]) -> lis
         (biases, "bias", has_bias, False),
     ):
         if len(tensors) > 1:
-            raise PackageError(f"tensors {tensors[0].name} and {tensors[1].name} say the same")
+            raise PackageError(f"tensors {tensors[0].name} and {tensors[1].name} are duplicates")
         if tensors and (not is_on or (needs_all and not is_target)):
-            why = f"{field} of adapter_config.json is off" if not is_on else "has no lora_A"
+            why = f"{field} of adapter_config.json is off" if not is_on else "there is no lora_A"
             raise PackageError(f"tensor {tensors[0].name}: {why}", "INVALID_ADAPTER_CONFIG")
         if is_on and needs_all and is_target and not tensors:
             raise PackageError(
-                f"module {module} has no tensor for {field}, which adapter_config.json switches on",
+                f"module {module} has no tensor for {field}, which adapter_config.json turns on",
                 "INVALID_ADAPTER_CONFIG",
             )
     found = [(magnitude, EditKind.MAGNITUDE), (added, EditKind.ADDED_BIAS), (biases, EditKind.BIAS)]

@@ -62,15 +62,15 @@ def parse_manifest(text: str) -> Manifest:
     version, kind, config = (manifest.pop(key, None) for key in ("format", "kind", "peft_config"))
     if type(version) is not int or version != FORMAT_VERSION:
         raise PackageError(
-            f"the manifest has format {shown(version)}; this version reads {FORMAT_VERSION}",
+            f"the manifest has format {shown(version)}; expected {FORMAT_VERSION}",
             "INVALID_ADAPTER_CONFIG",
         )
     if not isinstance(config, dict):
         raise PackageError("the manifest has no peft_config object", "INVALID_ADAPTER_CONFIG")
     if kind != _kind(config):
         raise PackageError(
-            f"the manifest has kind {shown(kind)}; by peft_type of its peft_config it is "
-            f"{shown(_kind(config))}",
+            f"the manifest has kind {shown(kind)}; expected {shown(_kind(config))} for the "
+            "peft_type of its peft_config",
             "UNSUPPORTED_ADAPTER_FEATURE",
         )
     return Manifest(config, check_notes(manifest, "the manifest"))
@@ -81,13 +81,13 @@ def check_notes(notes: Mapping[str, object], where: str) -> Mapping[str, object]
     for name, value in notes.items():
         if name not in NOTES:
             raise PackageError(
-                f"{where}: {shown(name)} is not known; known are {', '.join(NOTES)}",
+                f"{where}: {shown(name)} is not a known key; expected one of {', '.join(NOTES)}",
                 "INVALID_ADAPTER_CONFIG",
             )
         kind, words = NOTES[name]
         if not isinstance(value, kind):
             raise PackageError(
-                f"{where}: {name} is {shown(value)}, not {words}", "INVALID_ADAPTER_CONFIG"
+                f"{where}: {name} is {shown(value)}; expected {words}", "INVALID_ADAPTER_CONFIG"
             )
     template, generation = notes.get("chat_template"), notes.get("generation")
     if isinstance(template, str) and not 1 <= len(template.encode()) <= MAX_TEMPLATE_BYTES:

@@ -26,7 +26,7 @@ def check_name(name: str, what: str) -> str:
     """
     if len(name) > MAX_NAME_LENGTH:
         raise PackageError(
-            f"{what} {shown(name)} has {len(name)} characters; at most {MAX_NAME_LENGTH}",
+            f"{what} {shown(name)} has {len(name)} characters; the limit is {MAX_NAME_LENGTH}",
             "INVALID_FIELD",
         )
     if not _NAME.fullmatch(name):

@@ -153,13 +153,14 @@ def check_use(contents: Contents, notes: Mapping[str, object]) -> None:
         labels_of(contents.head, notes)
     elif "classification" in notes:
         raise PackageError(
-            "classification is noted of an adapter without a head of labels: its task_type is "
-            "neither SEQ_CLS nor TOKEN_CLS",
+            "the note classification needs a classification head, with task_type SEQ_CLS or "
+            "TOKEN_CLS",
             "INVALID_ADAPTER_CONFIG",
         )
     if contents.head and "embedding" in notes:
         raise PackageError(
-            f"embedding is noted of an adapter with a head (task_type {contents.head.task})",
+            f"the note embedding needs an adapter without a head, got task_type "
+            f"{contents.head.task}",
             "INVALID_ADAPTER_CONFIG",
         )
 

@@ -58,8 +58,8 @@ _PLACES = {
 }
 _SIGNS = (_constants.LITERAL, _constants.NOT_LITERAL, _constants.ANY, _constants.IN)
 _REFUSED = {
-    _constants.GROUPREF: "a group again (\\1)",
-    _constants.GROUPREF_EXISTS: "a choice by a group, (?(1)…)",
+    _constants.GROUPREF: "a backreference (\\1)",
+    _constants.GROUPREF_EXISTS: "a conditional, (?(1)…)",
     _constants.ATOMIC_GROUP: "(?>…)",
     _constants.POSSESSIVE_REPEAT: "*+, ++, ?+ or {…}+",
 }
@@ -93,17 +93,17 @@ class Program:
             RefusedPatternError: It is not an expression, or has an unsupported part.
         """
         if len(text) > MAX_LENGTH:
-            raise RefusedPatternError(f"it has {len(text)} characters, at most {MAX_LENGTH}")
+            raise RefusedPatternError(f"it has {len(text)} characters; the limit is {MAX_LENGTH}")
         try:
             parsed = _parser.parse(text)
         except (re.error, ValueError, OverflowError, FutureWarning) as error:
-            raise RefusedPatternError(f"it is no regular expression: {error}") from None
+            raise RefusedPatternError(f"it is not a regular expression: {error}") from None
         except RecursionError:
-            raise RefusedPatternError(f"it is deeper than {MAX_LEVELS} levels") from None
+            raise RefusedPatternError(f"it is nested more than {MAX_LEVELS} levels deep") from None
         self._steps = steps
         self._is_ordered = bool(ending)
         if ending and not _ends_with(parsed, ending):
-            raise RefusedPatternError("it has a choice that no parentheses enclose")
+            raise RefusedPatternError("it has alternatives without parentheses around them")
         self._num_parts = 0
         self.code: list[Instruction] = [(DONE, None, 0)]
         self._firsts: list[frozenset[str] | None] = [None]
@@ -131,7 +131,7 @@ class Program:
         self._steps.left -= _STEPS_OF_PART
         if self._num_parts > MAX_PARTS:
             raise RefusedPatternError(
-                f"with all that it repeats it has more than {MAX_PARTS} parts"
+                f"with repetitions expanded it has more than {MAX_PARTS} parts"
             )
         if self._steps.left < 0:
             raise RefusedPatternError(too_long())
@@ -139,9 +139,9 @@ class Program:
     def _sequence(self, items: Iterable[Item], then: int, flags: int, level: int) -> int:
         """Compile `items`, followed by instruction `then`; return the first instruction."""
         if level > MAX_LEVELS:
-            raise RefusedPatternError(f"it is deeper than {MAX_LEVELS} levels")
+            raise RefusedPatternError(f"it is nested more than {MAX_LEVELS} levels deep")
         if flags & ~_FLAGS:
-            raise RefusedPatternError("of flags (?i), (?s) and (?x) are served")
+            raise RefusedPatternError("only the flags (?i), (?s) and (?x) are supported")
         self._count()
         literal = ""
         for kind, argument in reversed(list(items)):
@@ -174,13 +174,15 @@ class Program:
             return self._add(PLACE, _PLACES[argument], then)
         if kind is _constants.FAILURE:
             return self._add(SPLIT, (), 0)
-        raise RefusedPatternError(f"{_REFUSED.get(kind, kind)} is not served")
+        raise RefusedPatternError(f"{_REFUSED.get(kind, kind)} is not supported")
 
     def _repeat(
         self, low: int, high: Item, body: Item, then: int, flags: int, level: int, *, is_lazy: bool
     ) -> int:
         if self._is_ordered and not body.getwidth()[0]:
-            raise RefusedPatternError("it repeats what may be empty, so its end is not clear")
+            raise RefusedPatternError(
+                "it repeats a part that may be empty, so its end is ambiguous"
+            )
 
         def either(inner: int, other: int) -> tuple[int, int]:
             return (other, inner) if is_lazy else (inner, other)
@@ -210,7 +212,9 @@ class Program:
     ) -> int:
         least, most = items.getwidth()
         if is_behind and least != most:
-            raise RefusedPatternError("it is no regular expression: what it looks back at varies")
+            raise RefusedPatternError(
+                "it is not a regular expression: a look-behind has variable width"
+            )
         start = self._sequence(items, 0, flags, level)
         return self._add(LOOK, (start, int(least) if is_behind else 0, is_wanted), then)
 
@@ -230,7 +234,7 @@ class Program:
             else:
                 low, high = value if each is _constants.RANGE else (value, value)
                 if flags & re.IGNORECASE and high > 127:
-                    raise RefusedPatternError("beside (?i) only ASCII is served")
+                    raise RefusedPatternError("with (?i) only ASCII is supported")
                 found.update(map(chr, range(low, min(high, 127) + 1)))
         if flags & re.IGNORECASE:
             found |= {other for each in found for other in (each.lower(), each.upper())}
@@ -248,6 +252,6 @@ def _ends_with(parsed: Item, group: str) -> bool:
 def too_long() -> str:
     """Return the reason for refusing a config whose expressions take too many steps."""
     return (
-        f"to try the expressions of this config on the names of modules takes more than {MAX_STEPS}"
-        " steps"
+        "matching the expressions of this config against the module names takes more than "
+        f"{MAX_STEPS} steps"
     )

@@ -51,17 +51,17 @@ FIELDS = Fields(
     }),
     refused={
         "init_lora_weights": "the adapter starts from the base, whose weights PEFT changes again "
-        "at each load: `loramux pack --base` makes a plain LoRA of pissa and olora; save others "
-        "with path_initial_model_for_weight_conversion, as a LoRA of its own; of loftq, save the "
-        "base that it rounded as well, which is the one to serve, and init_lora_weights as true",
-        "layer_replication": "it makes a base of other layers: replicate them in the base's own "
+        "at each load: `loramux pack --base` converts pissa and olora to a plain LoRA; save others "
+        "with path_initial_model_for_weight_conversion, as a LoRA of its own; for loftq, save and "
+        "serve the base that it rounded, and set init_lora_weights to true",
+        "layer_replication": "it repeats layers of the base: replicate them in the base's own "
         "checkpoint",
         "megatron_config": "layers of Megatron are not those of transformers",
-        "use_qalora": "it averages the inputs of groups of weights; fold it into a quantised base",
+        "use_qalora": "it averages the inputs of groups of weights; merge it into a quantized base",
         "velora_config": "its result depends on how it was trained",
         "monteclora_config": "its weights are drawn anew for each request",
-        "use_bdlora": "pack the adapter with `loramux pack`, which writes out the zeros beside "
-        "its blocks",
+        "use_bdlora": "pack the adapter with `loramux pack`, which fills in the zeros around its "
+        "blocks",
         "arrow_config": "it chooses among adapters by the hidden state of each token",
         "kasa_config": "it needs the singular values of the base at each load",
     },
@@ -119,7 +119,7 @@ def check_config(config: Mapping[str, object]) -> LoraConfig:
         value = config["layers_to_transform"]
         raise invalid(
             "layers_to_transform",
-            f"is {shown(value)}; beside an expression in target_modules PEFT takes none",
+            f"is {shown(value)}; PEFT does not accept it with an expression in target_modules",
         )
     if checked.target_modules == frozenset() and not checked.parameters:
         raise invalid("target_modules", "is empty; name the modules that the adapter changes")
@@ -134,9 +134,11 @@ def _parameters(config: Mapping[str, object]) -> frozenset[str]:
         last = parameter.split(".")[-2:]
         if last[-1] not in PARAMETERS and ".".join(last) not in ROUTER_WEIGHTS:
             wanted = ", ".join(repr(str(each)) for each in (*PARAMETERS, *ROUTER_WEIGHTS))
-            raise unsupported(name, parameter, f"{wanted} of mixtures of experts are served")
+            raise unsupported(
+                name, parameter, f"expected parameters of mixtures of experts: {wanted}"
+            )
         if config.get("use_dora") or config.get("lora_bias"):
-            raise unsupported(name, parameter, "PEFT adapts parameters by A and B alone")
+            raise unsupported(name, parameter, "PEFT adapts parameters with A and B only")
     return frozenset(found)
 
 
@@ -145,10 +147,12 @@ def _invocation(config: Mapping[str, object]) -> tuple[int, ...]:
     name = "alora_invocation_tokens"
     value = config.get(name) or []
     if not isinstance(value, list) or len(value) > MAX_INVOCATION:
-        raise invalid(name, f"is {shown(value)}, not a list of at most {MAX_INVOCATION} tokens")
+        raise invalid(
+            name, f"is {shown(value)}; expected a list of at most {MAX_INVOCATION} tokens"
+        )
     for token in value:
         if type(token) is not int or not 0 <= token <= MAX_TOKEN:
-            raise invalid(name, f"holds {shown(token)}, not a token id from 0 to {MAX_TOKEN}")
+            raise invalid(name, f"has {shown(token)}; expected a token id from 0 to {MAX_TOKEN}")
     if not value:
         return ()
     if config.get("use_dora"):
@@ -164,5 +168,5 @@ def _bias(config: Mapping[str, object]) -> Bias:
     value = config.get("bias") or Bias.NONE
     if not isinstance(value, str) or value not in set(Bias):
         wanted = ", ".join(repr(str(bias)) for bias in Bias)
-        raise invalid("bias", f"is {shown(value)}, not one of {wanted}")
+        raise invalid("bias", f"is {shown(value)}; expected one of {wanted}")
     return Bias(value)

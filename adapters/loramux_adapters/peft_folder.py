@@ -58,11 +58,11 @@ def told_instead(source: Path) -> str:
     if adapters:
         rest = len(adapters) - _NUM_NAMED
         named = ", ".join(adapters[:_NUM_NAMED]) + (f" and {rest} more" if rest > 0 else "")
-        are = "folder {} is an adapter" if len(adapters) == 1 else "folders {} are adapters"
+        are = "subfolder {} is an adapter" if len(adapters) == 1 else "subfolders {} are adapters"
         return f"its {are.format(named)}"
     names = {entry.name for entry in entries}
     if MODEL_CONFIG_FILE in names and names & MODEL_WEIGHT_FILES:
-        return "it is a whole model, which --model serves: save the adapter before it is merged"
+        return "it is a whole model, for --model: save the adapter before it is merged"
     return ""
 
 

@@ -19,33 +19,33 @@ def require_low_rank(package: Package, action: str) -> LoraConfig:
     if not isinstance(config, LoraConfig):
         method = str(package.peft_config.get("peft_type"))
         raise PackageError(
-            f"{action} takes adapters of low-rank changes, not of method {method}",
+            f"{action} supports low-rank updates only, not method {method}",
             "UNSUPPORTED_ADAPTER_FEATURE",
         )
     if package.edits:
         edit = package.edits[0]
         raise PackageError(
-            f"{action} takes adapters of low-rank changes alone; module {edit.module} has a tensor "
+            f"{action} supports low-rank updates only, but module {edit.module} has a tensor "
             f"{edit.tensor.name}, its {edit.kind}",
             "UNSUPPORTED_ADAPTER_FEATURE",
         )
     if package.contents.experts:
         raise PackageError(
-            f"{action} takes low-rank changes of layers alone; the adapter changes all experts of "
-            f"{package.contents.experts[0].name}",
+            f"{action} supports low-rank updates of layers only, but the adapter changes all "
+            f"experts of {package.contents.experts[0].name}",
             "UNSUPPORTED_ADAPTER_FEATURE",
         )
     if package.head:
         raise PackageError(
-            f"{action} takes low-rank changes alone; the adapter has a head, "
+            f"{action} supports low-rank updates only, but the adapter has a head, "
             f"{package.head.weight.name}",
             "UNSUPPORTED_ADAPTER_FEATURE",
         )
     embeddings = [module.module for module in package.modules if module.is_embedding]
     if embeddings:
         raise PackageError(
-            f"{action} takes low-rank changes of linear layers; module {embeddings[0]} is an "
-            "embedding",
+            f"{action} supports low-rank updates of linear layers only, but module "
+            f"{embeddings[0]} is an embedding",
             "UNSUPPORTED_ADAPTER_FEATURE",
         )
     return config

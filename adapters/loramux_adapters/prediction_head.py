@@ -96,7 +96,7 @@ def _of_class(
     name = text(config, "model_class")
     task = next((task for ending, task in _CLASSES.items() if name.endswith(ending)), None)
     if task is None:
-        raise unsupported("model_class", name, f"heads of {', '.join(_CLASSES)} are served")
+        raise unsupported("model_class", name, f"expected a head of {', '.join(_CLASSES)}")
     named = {f"{PREFIX}{each}": tensor for each, tensor in tensors.items()}
     return LibraryHead(task, "", named, read, _labels(config, task))
 
@@ -108,13 +108,13 @@ def _of_library(
     told = mapping(config, "config")
     kind = text(told, "head_type")
     if kind not in _TASKS:
-        raise unsupported("head_type", kind, f"{', '.join(_TASKS)} are served")
+        raise unsupported("head_type", kind, f"expected one of {', '.join(_TASKS)}")
     for name, value in told.items():
         if name not in _KNOWN and value:
             raise unsupported(name, value, "the field is not known to this version")
     if told.get("use_pooler"):
         raise unsupported(
-            "use_pooler", True, "heads are served that read the first token's last hidden state"
+            "use_pooler", True, "a head must read the last hidden state of the first token"
         )
     num_layers = integer(told, "layers", 1, 1, MAX_LAYERS)
     task = _TASKS[kind]
@@ -138,16 +138,16 @@ def _in_order(tensors: Mapping[str, TensorInfo], num_layers: int) -> dict[str, T
         part = _PART.fullmatch(name)
         if not part:
             raise PackageError(
-                f"tensor {name} is refused: of a prediction head 'heads.<head>.<number>.weight' "
-                "and '.bias' are served",
+                f"tensor {name} is not supported; expected 'heads.<head>.<number>.weight' or "
+                "'.bias' of a prediction head",
                 "UNSUPPORTED_ADAPTER_FEATURE",
             )
         heads.add(part["head"])
         found.setdefault(int(part["number"]), {})[part["parameter"]] = tensor
     if len(heads) != 1 or len(found) != num_layers:
         raise PackageError(
-            f"{TENSOR_FILE} holds {len(found)} layers of the heads {shown(sorted(heads))}, and "
-            f"{CONFIG_FILE} says {num_layers} of one"
+            f"{TENSOR_FILE} has {len(found)} layers of the heads {shown(sorted(heads))}; expected "
+            f"{num_layers} of one head, as in {CONFIG_FILE}"
         )
     return {
         f"{PREFIX}classifier.{number}.{parameter}": tensor
@@ -164,7 +164,7 @@ def _labels(config: Mapping[str, object], task: Task) -> dict[str, object]:
     if not isinstance(numbers, dict) or sorted(map(str, numbers.values())) != sorted(
         map(str, range(len(numbers)))
     ):
-        raise invalid("label2id", f"is {shown(numbers)}, not an object of names with 0, 1 …")
+        raise invalid("label2id", f"is {shown(numbers)}; expected an object of names with 0, 1 …")
     names = sorted(numbers, key=lambda name: int(numbers[name]))
     if names == [f"LABEL_{number}" for number in range(len(names))]:
         return {}

@@ -26,7 +26,7 @@ def saved_names(config: Mapping[str, object]) -> tuple[str, ...]:
     """
     found = names(config, "modules_to_save")
     if len(found) > MAX_SAVED_NAMES:
-        raise invalid("modules_to_save", f"has {len(found)} names, at most {MAX_SAVED_NAMES}")
+        raise invalid("modules_to_save", f"has {len(found)} names; the limit is {MAX_SAVED_NAMES}")
     return found
 
 
@@ -54,7 +54,8 @@ def saved_edit(
     if module and parameter == "weight" and is_outer(module):
         return Edit(module, EditKind.SHARED_WEIGHT, tensor, parameter)
     raise PackageError(
-        f"tensor {tensor.name} is refused: only {served}, and those of modules in modules_to_save",
+        f"tensor {tensor.name} is not supported; expected {served}, or tensors of modules in "
+        "modules_to_save",
         "UNSUPPORTED_ADAPTER_FEATURE",
     )
 
@@ -103,8 +104,8 @@ def check_saved_alone(edits: list[Edit], adapted: Collection[str]) -> None:
     for edit in edits:
         if edit.kind is EditKind.PARAMETER and edit.module in adapted:
             raise PackageError(
-                f"tensor {edit.tensor.name}: module {edit.module} is in modules_to_save of "
-                "adapter_config.json and adapted, too",
+                f"tensor {edit.tensor.name}: module {edit.module} is adapted, and also in "
+                "modules_to_save of adapter_config.json",
                 "INVALID_ADAPTER_CONFIG",
             )
 

@@ -48,26 +48,26 @@ def embedding_beside(source: Path, pooling: Pooling | None = None) -> dict[str, 
         kinds = _modules(source)
         found["normalize"] = "Normalize" in kinds
         if "Pooling" not in kinds and not pooling:
-            raise _refused(f"{MODULES_FILE} has no Pooling, which makes one vector of a text")
+            raise _refused(f"{MODULES_FILE} has no Pooling module, which embeddings need")
     if pooling:
         found["pooling"] = str(pooling)
     elif (source / POOLING_FILE).exists():
         found["pooling"] = str(_pooling(read_object(source, POOLING_FILE, MAX_BYTES)))
     elif found:
-        raise _refused(f"{MODULES_FILE} names a Pooling, but there is no {POOLING_FILE}")
+        raise _refused(f"{MODULES_FILE} has a Pooling module, but {POOLING_FILE} is missing")
     if not found:
         return {}
     if (source / PROMPTS_FILE).exists():
         name = read_object(source, PROMPTS_FILE, MAX_BYTES).get("default_prompt_name")
         if name is not None:
             raise _refused(
-                f"{PROMPTS_FILE}: default_prompt_name is {shown(name)}; set it to null, and let "
-                "callers put the prompt before their texts"
+                f"{PROMPTS_FILE}: default_prompt_name is {shown(name)}, which is not supported; "
+                "set it to null, and have callers prepend the prompt to their texts"
             )
     # Its max_seq_length truncates texts; here, texts that are too long are refused.
     texts = read_object(source, TEXTS_FILE, MAX_BYTES) if (source / TEXTS_FILE).exists() else {}
     if texts.get("do_lower_case"):
-        raise _refused(f"{TEXTS_FILE}: do_lower_case is true; texts are taken as they are")
+        raise _refused(f"{TEXTS_FILE}: do_lower_case is true, which is not supported")
     return found
 
 
@@ -85,22 +85,25 @@ def _modules(source: Path) -> list[str]:
                 kind = name.rpartition(".")[2]
             case _:
                 raise PackageError(
-                    f"{MODULES_FILE} is {shown(listed)}, not a list of modules with type and path",
+                    f"{MODULES_FILE} is {shown(listed)}; expected a list of modules with type and "
+                    "path",
                     "INVALID_ADAPTER_CONFIG",
                 )
         if kind not in ("Transformer", "Pooling", "Normalize"):
             raise _refused(
-                f"{MODULES_FILE}: module {shown(name)} is refused; served are Transformer, Pooling "
-                "and Normalize"
+                f"{MODULES_FILE}: module {shown(name)} is not supported; expected Transformer, "
+                "Pooling or Normalize"
             )
         if kind == "Pooling" and path != POOLING_FILE.partition("/")[0]:
             raise _refused(
-                f"{MODULES_FILE}: the path of Pooling is {shown(path)}; served is "
+                f"{MODULES_FILE}: the path of Pooling is {shown(path)}; expected "
                 f"{shown(POOLING_FILE.partition('/')[0])}"
             )
         kinds.append(kind)
     if kinds[:2] != ["Transformer", "Pooling"] and "Pooling" in kinds:
-        raise _refused(f"{MODULES_FILE}: Pooling has to follow Transformer, not {shown(kinds)}")
+        raise _refused(
+            f"{MODULES_FILE}: Pooling must directly follow Transformer, got {shown(kinds)}"
+        )
     return kinds
 
 
@@ -108,8 +111,8 @@ def _pooling(config: Mapping[str, object]) -> Pooling:
     """Return the pooling that the config of a Pooling module selects."""
     if config.get("include_prompt") is False:
         raise _refused(
-            f"{POOLING_FILE}: include_prompt is false; all tokens of a text are pooled, since it "
-            "is not known which of them are a prompt"
+            f"{POOLING_FILE}: include_prompt is false, which is not supported: all tokens of a "
+            "text are pooled"
         )
     mode = config.get("pooling_mode")
     modes = list(mode) if isinstance(mode, list) else [mode] if mode is not None else []
@@ -118,8 +121,8 @@ def _pooling(config: Mapping[str, object]) -> Pooling:
     modes = modes or ["mean"]
     if len(modes) > 1 or not isinstance(modes[0], str) or modes[0] not in _MODES:
         raise _refused(
-            f"{POOLING_FILE}: pooling mode {shown(' and '.join(map(str, modes)))} is refused; "
-            f"served is one of {', '.join(_MODES)}"
+            f"{POOLING_FILE}: pooling mode {shown(' and '.join(map(str, modes)))} is not "
+            f"supported; expected one of {', '.join(_MODES)}"
         )
     return _MODES[modes[0]]
 

@@ -47,14 +47,14 @@ def new_key(path: Path) -> str:
     key = Ed25519PrivateKey.generate()
     public = path.with_name(path.name + PUBLIC_ENDING)
     if public.exists():
-        raise FileExistsError(f"{public} is there already; a key is not replaced")
+        raise FileExistsError(f"{public} exists already; keys are not overwritten")
     private_pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
     try:
         with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
             file.write(private_pem)
     except FileExistsError:
-        raise FileExistsError(f"{path} is there already; a key is not replaced") from None
+        raise FileExistsError(f"{path} exists already; keys are not overwritten") from None
     pem = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     with public.open("xb") as file:
         file.write(pem)
@@ -112,7 +112,7 @@ def check_signature(file: BinaryIO, package: Package, keys: Mapping[str, Ed25519
         case malformed:
             raise PackageError(f"the signature {shown(malformed)} is malformed")
     if algorithm != ALGORITHM:
-        raise PackageError(f"the signature is by {shown(algorithm)}; {ALGORITHM} is known")
+        raise PackageError(f"the signature has algorithm {shown(algorithm)}; expected {ALGORITHM}")
     if signer not in keys:
         raise PackageError(
             f"the package is signed with key {shown(signer)}, not {' or '.join(keys)}"
@@ -120,10 +120,10 @@ def check_signature(file: BinaryIO, package: Package, keys: Mapping[str, Ed25519
     try:
         keys[signer].verify(bytes.fromhex(value), _signed(package, package.notes))
     except (InvalidSignature, ValueError):
-        raise PackageError("the signature is not one of this manifest: it was changed") from None
+        raise PackageError("the signature does not match: the manifest was changed") from None
     digests = package.notes.get("tensors")
     if not isinstance(digests, dict):
-        raise PackageError("the signature covers no tensors: the manifest has no digests of them")
+        raise PackageError("the signature covers no tensors: the manifest has no tensor digests")
     check_digests(digests, package.file.tensors, tensor_reader(file, package.file.data_start))
     return signer
 
@@ -141,7 +141,7 @@ def _private_key(path: Path) -> Ed25519PrivateKey:
         key = None
     if not isinstance(key, Ed25519PrivateKey):
         raise PackageError(
-            f"{path} is no Ed25519 private key in PEM without a password; make one with "
+            f"{path} is not an Ed25519 private key in PEM without a password; create one with "
             "loramux sign --new-key",
             "INVALID_FIELD",
         )
@@ -154,7 +154,7 @@ def _public_key(path: Path) -> Ed25519PublicKey:
     except (ValueError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, Ed25519PublicKey):
-        raise PackageError(f"{path} is no Ed25519 public key in PEM", "INVALID_FIELD")
+        raise PackageError(f"{path} is not an Ed25519 public key in PEM", "INVALID_FIELD")
     return key
 
 

@@ -143,7 +143,7 @@ def _fold(
         if error.name != "numpy":
             raise
         raise PackageError(
-            f"to fold an adapter to LoRA needs numpy: {install_command('cli')}",
+            f"converting an adapter to LoRA needs numpy: {install_command('cli')}",
             "UNSUPPORTED_ADAPTER_FEATURE",
         ) from None
     return fold_source(source, output, notes=notes, max_error=max_error, base=base)

@@ -44,11 +44,11 @@ def check_special_tokens(note: Mapping[str, object], where: str) -> None:
     """
     for name, text in note.items():
         if name not in NAMES:
-            raise _invalid(f"{where}: {shown(name)} is not known; known are {', '.join(NAMES)}")
-        if not isinstance(text, str) or not 1 <= len(text) <= MAX_TEXT:
             raise _invalid(
-                f"{where}: {name} is {shown(text)}; expected a text of 1 to {MAX_TEXT} characters"
+                f"{where}: {shown(name)} is not a known key; expected one of {', '.join(NAMES)}"
             )
+        if not isinstance(text, str) or not 1 <= len(text) <= MAX_TEXT:
+            raise _invalid(f"{where}: {name} is {shown(text)}; expected 1 to {MAX_TEXT} characters")
 
 
 def _invalid(message: str) -> PackageError:

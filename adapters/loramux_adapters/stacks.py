@@ -82,12 +82,12 @@ def unstacked(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
         num_parts += sum(map(len, runs))
         if num_parts > MAX_PARTS:
             raise PackageError(
-                f"tensor {name}: with it the stacks have {num_parts} parts; the limit is "
+                f"tensor {name}: the stacks have {num_parts} parts up to here; the limit is "
                 f"{MAX_PARTS}"
             )
         for part in _parts(tensor, match, runs) if match else (tensor,):
             if part.name in found:
-                raise PackageError(f"tensor {part.name} is there twice, alone or in stacks")
+                raise PackageError(f"tensor {part.name} occurs twice, alone or in stacks")
             found[part.name] = part
     return found
 
@@ -96,12 +96,12 @@ def _parts(tensor: TensorInfo, match: re.Match[str], runs: Sequence[range]) -> I
     count = sum(map(len, runs))
     if len(tensor.shape) != 3:
         raise PackageError(
-            f"tensor {tensor.name}: shape {shown(tensor.shape)} is not 3-D, as that of a stack"
+            f"tensor {tensor.name}: shape {shown(tensor.shape)} is not 3-D, as a stack requires"
         )
     if tensor.shape[0] != count:
         raise PackageError(
-            f"tensor {tensor.name}: shape {shown(tensor.shape)} is that of {tensor.shape[0]} "
-            f"experts, and the name has {count}"
+            f"tensor {tensor.name}: shape {shown(tensor.shape)} has {tensor.shape[0]} experts, but "
+            f"the name has {count}"
         )
     before, after = match["before"], match["after"]
     num_bytes = tensor.num_bytes // count

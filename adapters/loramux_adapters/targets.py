@@ -77,7 +77,7 @@ def layer_names(config: Mapping[str, object], steps: Steps) -> tuple[str | Patte
     if isinstance(value, str):
         value = [value]
     if not isinstance(value, list) or not all(isinstance(each, str) and each for each in value):
-        raise invalid(name, f"is {shown(value)}, not a list of names")
+        raise invalid(name, f"is {shown(value)}; expected a list of names")
     return tuple(
         each if is_name(each) else Pattern.of(name, each, steps, _AROUND_LAYERS, ending="idx")
         for each in value

@@ -112,7 +112,7 @@ def read_header(
     num_values = sum(raw.count(mark) for mark in (b",", b"[", b"{"))
     if num_values > _VALUES * limits.num_tensors + PACKAGE.num_bytes:
         raise PackageError(
-            f"the header has {num_values} values, more than {limits.num_tensors} tensors have"
+            f"the header has {num_values} values, too many for {limits.num_tensors} tensors"
         )
     try:
         header = parse_object(raw.rstrip(b" "), "the header")
@@ -138,7 +138,7 @@ def tensor_reader(file: BinaryIO, data_start: int) -> ReadTensor:
             piece = file.read(min(left, _COPY_BYTES))
             if not piece:
                 raise PackageError(
-                    f"the file ended inside tensor {tensor.name}: it changed meanwhile"
+                    f"the file ended inside tensor {tensor.name}: it was changed while being read"
                 )
             yield piece
             left -= len(piece)
@@ -201,23 +201,23 @@ def _tensor(
     dtype = entry["dtype"]
     if not isinstance(dtype, str) or dtype not in item_bytes:
         raise PackageError(
-            f"tensor {name}: dtype {shown(dtype)} is not served; known: {', '.join(item_bytes)}"
+            f"tensor {name}: dtype is {shown(dtype)}; expected one of {', '.join(item_bytes)}"
         )
     shape = _integers(entry["shape"], f"tensor {name}: shape")
     is_known = least <= len(shape) <= max_dimensions
     if not is_known or not all(least <= size <= MAX_DIMENSION for size in shape):
         raise PackageError(
-            f"tensor {name}: shape {shown(shape)} is not one to {max_dimensions} sizes of at least "
-            f"{least}"
+            f"tensor {name}: shape {shown(shape)} is not valid; expected 1 to {max_dimensions} "
+            f"sizes of at least {least}"
         )
     offsets = _integers(entry["data_offsets"], f"tensor {name}: data_offsets")
     if len(offsets) != 2 or not 0 <= offsets[0] < offsets[1] + (1 - least):
-        raise PackageError(f"tensor {name}: data_offsets {shown(offsets)} are not begin < end")
+        raise PackageError(f"tensor {name}: data_offsets {shown(offsets)} are not in order")
     expected = math.prod(shape) * item_bytes[dtype]
     if offsets[1] - offsets[0] != expected:
         raise PackageError(
             f"tensor {name}: {dtype} of shape {shown(shape)} needs {expected} bytes, "
-            f"data_offsets hold {shown(offsets[1] - offsets[0])}"
+            f"but data_offsets span {shown(offsets[1] - offsets[0])}"
         )
     return TensorInfo(name, dtype, tuple(shape), offsets[0], expected)
 
@@ -225,7 +225,7 @@ def _tensor(
 def _integers(value: object, what: str) -> list[int]:
     # bool is an int in Python but not in the format.
     if not isinstance(value, list) or not all(type(item) is int for item in value):
-        raise PackageError(f"{what} is {shown(value)}, not a list of integers")
+        raise PackageError(f"{what} is {shown(value)}; expected a list of integers")
     return value
 
 
@@ -236,10 +236,10 @@ def _check_ranges(tensors: list[TensorInfo], data_bytes: int) -> None:
     end = 0
     for tensor in sorted(tensors, key=lambda tensor: (tensor.offset, tensor.num_bytes)):
         if tensor.offset != end:
-            fault = "overlaps the one before" if tensor.offset < end else "leaves a hole before it"
+            fault = "overlaps the one before" if tensor.offset < end else "leaves a gap before it"
             raise PackageError(
                 f"tensor {tensor.name}: offset {shown(tensor.offset)} {fault} (end {end})"
             )
         end += tensor.num_bytes
     if end != data_bytes:
-        raise PackageError(f"the tensors need {end} bytes, the file holds {data_bytes}")
+        raise PackageError(f"the tensors need {end} bytes, but the file has {data_bytes}")

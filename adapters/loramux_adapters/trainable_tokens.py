@@ -27,7 +27,7 @@ FIELDS = Fields(
 ROWS = ".token_adapter.trainable_tokens_delta"
 """Suffix of the names of such tensors beside a LoRA."""
 _OWN_ROWS = ".trainable_tokens_delta"
-_SERVED = f"'{_OWN_ROWS}' is served of a TRAINABLE_TOKENS adapter"
+_SERVED = f"'{_OWN_ROWS}'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ def trainable_tokens_contents(
     # PEFT also saves the rows for a tied module, which no field names.
     if not any(e.kind is EditKind.TOKENS and _is_target(config, e.module) for e in edits):
         raise PackageError(
-            f"there is no tensor '{_OWN_ROWS}' of a module that target_modules names",
+            f"there is no tensor '{_OWN_ROWS}' of a module in target_modules",
             "INVALID_ADAPTER_CONFIG",
         )
     return Contents(edits=sorted(edits, key=lambda edit: (edit.module, edit.kind)))
@@ -109,7 +109,9 @@ def token_indices(config: Mapping[str, object]) -> Mapping[str, tuple[int, ...]]
     if isinstance(value, list):
         return {"": token_list(value, field)}
     if not isinstance(value, dict):
-        raise invalid(field, f"is {shown(value)}, not a list of tokens or an object of such")
+        raise invalid(
+            field, f"is {shown(value)}; expected a list of tokens, or an object of such lists"
+        )
     return {name: token_list(each, f"{field}[{shown(name)}]") for name, each in value.items()}
 
 
@@ -120,7 +122,7 @@ def token_list(value: object, label: str) -> tuple[int, ...]:
         PackageError: It is not a list of distinct token ids.
     """
     if not isinstance(value, list) or not all(type(n) is int and n >= 0 for n in value):
-        raise invalid(label, f"is {shown(value)}, not a list of token ids from 0")
+        raise invalid(label, f"is {shown(value)}; expected a list of token ids from 0")
     if not value or len(set(value)) != len(value):
         raise invalid(label, "is empty" if not value else "has a token twice")
     return tuple(value)
@@ -134,7 +136,7 @@ def tokens_edit(module: str, tensor: TensorInfo, tokens: tuple[int, ...], label:
     """
     if len(tensor.shape) != 2 or tensor.shape[0] != len(tokens):
         raise PackageError(
-            f"tensor {tensor.name}: shape {list(tensor.shape)} is not one row for each of the "
-            f"{len(tokens)} tokens in {label} of adapter_config.json"
+            f"tensor {tensor.name}: shape {list(tensor.shape)} does not have one row for each of "
+            f"the {len(tokens)} tokens in {label} of adapter_config.json"
         )
     return Edit(module, EditKind.TOKENS, tensor, "weight", tokens)

@@ -124,7 +124,7 @@ def check_multitask(config: Mapping[str, object]) -> VirtualTokensConfig:
         raise unsupported(
             "num_tasks",
             config["num_tasks"],
-            "a request names no task; save the adapter of one task, with num_tasks 1",
+            "requests cannot select a task; save the adapter of one task, with num_tasks 1",
         )
     return _check(config, MULTITASK_FIELDS, num_ranks=integer(config, "num_ranks", 1, 1, _MAX_SIZE))
 
@@ -169,7 +169,9 @@ def prefix_contents(config: VirtualTokensConfig, tensors: Mapping[str, TensorInf
     num_heads = _needed("num_attention_heads", config.num_heads)
     width = _needed("token_dim", config.token_dim)
     if width % num_heads:
-        raise invalid("token_dim", f"is {width}, no multiple of num_attention_heads, {num_heads}")
+        raise invalid(
+            "token_dim", f"is {width}, not a multiple of num_attention_heads, {num_heads}"
+        )
     shapes: _Shapes = {_EMBEDDINGS: (config.count, 2 * num_layers * width)}
     (both,), edits = _split(tensors, shapes, config.saved)
     virtual = VirtualTokens(
@@ -202,7 +204,7 @@ def _check(
         raise unsupported(
             "num_transformer_submodules",
             submodules,
-            "models have 1, or 2 if an encoder is one of them",
+            "expected 1, or 2 for an encoder-decoder",
         )
     return VirtualTokensConfig(
         count,
@@ -225,7 +227,7 @@ def _size(config: Mapping[str, object], name: str) -> int:
 
 def _needed(name: str, size: int) -> int:
     if not size:
-        raise invalid(name, "is absent; PEFT writes it when it saves an adapter")
+        raise invalid(name, "is missing; PEFT writes it when it saves an adapter")
     return size
 
 
@@ -242,14 +244,14 @@ def _split(
         if tensors[name].shape != shape:
             raise PackageError(
                 f"tensor {name}: shape {shown(list(tensors[name].shape))} is not {list(shape)}, as "
-                "adapter_config.json says",
+                "required by adapter_config.json",
                 "INVALID_ADAPTER_CONFIG",
             )
     others = {name: tensor for name, tensor in tensors.items() if name not in shapes}
-    served = f"{', '.join(repr(each) for each in shapes)} are served of such an adapter"
+    served = ", ".join(repr(each) for each in shapes)
     for name in others.keys() & VIRTUAL_TENSORS:
         raise PackageError(
-            f"tensor {name} is refused: only {served}", "UNSUPPORTED_ADAPTER_FEATURE"
+            f"tensor {name} is not supported; expected {served}", "UNSUPPORTED_ADAPTER_FEATURE"
         )
     kept = without_repeats(others, saved, PROMPT_PREFIX)
     edits = [saved_edit(tensor, saved, served, PROMPT_PREFIX) for tensor in kept]

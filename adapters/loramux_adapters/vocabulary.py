@@ -39,8 +39,8 @@ class BaseVocabulary:
         if self.output and sizes[self.embedding] != sizes[self.output]:
             raise PackageError(
                 f"the adapter has {sizes[self.embedding]} tokens in module {self.embedding} and "
-                f"{sizes[self.output]} in {self.output}: with a resized vocabulary save both of "
-                "them (modules_to_save or save_embedding_layers)",
+                f"{sizes[self.output]} in {self.output}: with a resized vocabulary, save both "
+                "modules (modules_to_save or save_embedding_layers)",
                 "ADAPTER_BASE_MISMATCH",
             )
         return sizes[self.output or self.embedding]
@@ -92,8 +92,8 @@ def _size(edit: Edit, size: int) -> int:
     for wanted, token in enumerate(added, size):
         if token != wanted:
             raise PackageError(
-                f"tensor {edit.tensor.name}: it has a row for token {token} and none for {wanted}, "
-                f"and the base model {size} tokens",
+                f"tensor {edit.tensor.name}: it has a row for token {token} but none for {wanted}, "
+                f"and the base model has {size} tokens",
                 "ADAPTER_BASE_MISMATCH",
             )
     return size + len(added)

@@ -46,7 +46,7 @@ def test_only_what_can_begin_later_goes_with_it() -> None:
     (edit,) = read_package(io.BytesIO(raw), len(raw)).edits
     assert edit.kind is EditKind.ADDED_BIAS
     raw = package({**TENSORS, REPLACED: THREE}, ACTIVATED | {"bias": "all"})
-    with pytest.raises(PackageError, match="a bias is not served") as caught:
+    with pytest.raises(PackageError, match="a bias is not supported with") as caught:
         read_package(io.BytesIO(raw), len(raw))
     assert caught.value.reason == UNSUPPORTED
 
@@ -54,7 +54,7 @@ def test_only_what_can_begin_later_goes_with_it() -> None:
 def test_what_stands_outside_the_layers_does_not() -> None:
     targets = {"target_modules": ["q_proj", "lm_head"]}
     raw = package({**TENSORS, **pair("lm_head", 2)}, ACTIVATED | targets)
-    with pytest.raises(PackageError, match="lm_head: beside alora_invocation_tokens") as caught:
+    with pytest.raises(PackageError, match="lm_head: with alora_invocation_tokens") as caught:
         read_package(io.BytesIO(raw), len(raw))
     assert caught.value.reason == UNSUPPORTED
     raw = package({**TENSORS, **pair("lm_head", 2)}, CONFIG | targets)

@@ -95,7 +95,7 @@ def test_ranks_that_differ_are_named(tmp_path: Path) -> None:
     tensors = load_file(path)
     name = min(name for name in tensors if name.endswith("lora_E"))
     save_file(tensors | {name: tensors[name][:2].clone()}, path)
-    assert "(2, 1) of lora_A, lora_B and lora_E do not have one rank" in refusal(source)
+    assert "(2, 1) of lora_A, lora_B and lora_E do not have the same rank" in refusal(source)
 
 
 def test_an_adapter_of_masked_ranks_alone_is_refused(tmp_path: Path) -> None:
@@ -112,8 +112,8 @@ def test_an_adapter_of_masked_ranks_alone_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("init_r", 0, "init_r is 0, not an integer from 1 to 512"),
-        ("bias", "all", "'bias' = 'all' is refused"),
+        ("init_r", 0, "init_r is 0; expected an integer from 1 to 512"),
+        ("bias", "all", "'bias' = 'all' is not supported"),
     ],
 )
 def test_a_field_that_is_not_served_is_named(

@@ -50,7 +50,7 @@ def test_names_count_where_both_tell_a_model(
     with open_package(poet) as (_, package):
         said = BaseIdentity(served).other(package)
     last = served.rpartition("/")[2]
-    told = f"its config names the base model {named!r}, and this one is {last!r}"
+    told = f"its config names the base model {named!r}, but this one is {last!r}"
     assert said == (told if differs else "")
 
 
@@ -64,8 +64,8 @@ def test_a_fingerprint_counts_before_names(loramux: Loramux, poet: Path, tmp_pat
     with open_package(Path("poet.safetensors")) as (_, package):
         assert BaseIdentity(str(tmp_path / "Tiny-1B")).other(package) == ""
         said = BaseIdentity(str(tmp_path / "Other-2B")).other(package)
-        assert said == "the fingerprint in its manifest has other weights"
+        assert said == "the fingerprint in its manifest has different weights"
         # A hub id has no files to look at.
-        assert "'org/base', and this one is 'x'" in BaseIdentity("org/x").other(package)
+        assert "'org/base', but this one is 'x'" in BaseIdentity("org/x").other(package)
     with open_package(poet) as (_, package):
         assert "is 'Tiny-1B'" in BaseIdentity(str(tmp_path / "Tiny-1B")).other(package)

@@ -67,39 +67,39 @@ def test_what_is_behind_the_layers_is_no_change_of_them(
     ("config", "shapes", "reason", "message"),
     [
         (TEXTS, {f"{P}score.weight": [3, 4]}, MISMATCH,
-         "score.weight: score.weight is no parameter that BertFor has behind the layers of the "
-         "base model; it has bert.pooler.dense.bias, bert.pooler.dense.weight, classifier.bias"),
+         "score.weight: BertFor has no parameter score.weight after the layers of the base "
+         "model; it has bert.pooler.dense.bias, bert.pooler.dense.weight, classifier.bias"),
         (TEXTS, {f"{P}classifier.weight": [3, 8], f"{P}classifier.bias": [3]}, MISMATCH,
-         "classifier.weight: shape [3, 8] is not [3, 4], that of classifier.weight in BertFor with "
-         "3 outputs"),
+         "classifier.weight: shape [3, 8] is not [3, 4], the shape of classifier.weight in BertFor "
+         "with 3 outputs"),
         (TEXTS, {f"{P}classifier.weight": [3, 4]}, MISMATCH,
-         "tensor base_model.model.classifier.bias is missing: it has a weight, and BertFor a bias"),
+         "classifier.bias is missing: the adapter has the weight, but BertFor has a bias as well"),
         (TOKENS, OWN | {f"{P}norm.weight": [4]}, MISMATCH,
-         "tensor base_model.model.pre.weight is missing: PreFor has it behind the layers of the "
+         "tensor base_model.model.pre.weight is missing: PreFor has it after the layers of the "
          "base model, which was saved without it"),
         (TOKENS | {"target_modules": ["q_proj", "pre"], "modules_to_save": ["classifier", "norm"]},
          OWN | {f"{P}norm.weight": [4], f"{P}pre.lora_A.weight": [2, 4],
                 f"{P}pre.lora_B.weight": [4, 2]}, MISMATCH, "modules_to_save has 'pre'"),
         (TEXTS, OWN | {f"{POOLER}.lora_A.weight": [2, 8], f"{POOLER}.lora_B.weight": [4, 2]},
-         MISMATCH, "bert.pooler.dense: the adapter maps 8 to 4 features, that of BertFor 4 to 4"),
+         MISMATCH, "bert.pooler.dense: the adapter maps 8 to 4 features, but BertFor maps 4 to 4"),
         (TEXTS, OWN | {f"{POOLER}.weight": [5, 4], f"{POOLER}.bias": [4]}, MISMATCH,
          "bert.pooler.dense.weight: shape [5, 4] is not [4, 4]"),
         (TEXTS | {"use_dora": True}, OWN | CHANGED | {
             f"{POOLER}.lora_magnitude_vector": [5],
             f"{P}model.layers.0.self_attn.q_proj.lora_magnitude_vector": [3],
-         }, MISMATCH, "the magnitude has 5 values, the layer of BertFor 4 outputs"),
+         }, MISMATCH, "the magnitude has 5 values, but the layer of BertFor has 4 outputs"),
         (TOKENS | {"target_modules": ["q_proj", "norm"], "modules_to_save": ["classifier", "pre"]},
          OWN | {f"{P}pre.weight": [4, 4], f"{P}norm.lora_A.weight": [2, 4],
                 f"{P}norm.lora_B.weight": [4, 2]},
-         UNSUPPORTED, "norm of PreFor is no linear layer"),
+         UNSUPPORTED, "norm of PreFor is not a linear layer"),
         (TOKENS | {"target_modules": ["q_proj", "pre"], "modules_to_save": ["classifier"],
                    "lora_bias": True}, OWN | {
             f"{P}model.layers.0.self_attn.q_proj.lora_B.bias": [3], f"{P}pre.lora_A.weight": [2, 4],
             f"{P}pre.lora_B.weight": [4, 2], f"{P}pre.lora_B.bias": [4],
-         }, UNSUPPORTED, "needs a bias, and module pre of PreFor has none"),
+         }, UNSUPPORTED, "needs a bias, but module pre of PreFor has none"),
         (TEXTS | {"task_type": "QUESTION_ANS"},
          {f"{P}classifier.weight": [2, 4], f"{P}classifier.bias": [2]}, MISMATCH,
-         "task_type is 'QUESTION_ANS', and the base model serves no heads for it: transformers"),
+         "'QUESTION_ANS', but the base model does not support heads for it: transformers"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_behind_the_layers_is_named(

@@ -144,7 +144,7 @@ def test_verify_says_what_it_checked(loramux: Loramux, tmp_path: Path) -> None:
     assert json.loads(done.output) == {
         "structure": "1 modules, 2 tensors",
         "digest": digest,
-        "tensor digests": "all 2 as in the manifest",
+        "tensor digests": "all 2 match the manifest",
         "finite": "all 2 tensors",
     }
 
@@ -159,7 +159,7 @@ def test_verify_finds_a_flipped_bit_in_any_tensor_byte(tmp_path: Path, loramux: 
         Path("flipped").write_bytes(flipped)
         done = loramux("verify", "flipped")
         assert (done.code, done.output) == (1, "")
-        assert "it is not the tensor that was packed" in done.errors
+        assert "the tensor was changed after packing" in done.errors
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def test_diff_from_the_command_line(loramux: Loramux, tmp_path: Path) -> None:
     write_folder(tmp_path / "wide", random_pair(a=np.ones((4, 9))), SOUND)
     done = loramux("diff", "one", "wide")
     assert (done.code, done.output, done.errors.count("\n")) == (1, "", 1)
-    assert "maps 8 to 6 features in one adapter and 9 to 6 in another" in done.errors
+    assert "maps 8 to 6 features in one adapter, but 9 to 6 in another" in done.errors
 
 
 def test_inspect_lists_layers_in_their_order_with_what_they_use(

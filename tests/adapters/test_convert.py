@@ -188,11 +188,11 @@ def test_a_dead_module_stays_dead(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--rank 0", "rank is 0; it has to be 1 or more"),
-        ("--energy 0", "energy is 0; it has to be above 0, up to 1"),
-        ("--energy 1.01", "energy is 1.01; it has to be above 0, up to 1"),
+        ("--rank 0", "rank is 0; it must be 1 or more"),
+        ("--energy 0", "energy is 0; it must be above 0, up to 1"),
+        ("--energy 1.01", "energy is 1.01; it must be above 0, up to 1"),
         ("--energy 0.9 --rank 2", "give rank or energy, not both"),
-        ("--dtype int4", "dtype 'int4' is not known; known are float32, float16, bfloat16"),
+        ("--dtype int4", "dtype is 'int4'; expected one of float32, float16, bfloat16"),
     ],
 )
 def test_a_mistake_writes_nothing(

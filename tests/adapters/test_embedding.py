@@ -79,15 +79,15 @@ DENSE = {"idx": 2, "path": "2_Dense", "type": "sentence_transformers.models.Dens
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("modules.json", [*MODULES, DENSE], "models.Dense' is refused; served are Transformer, Po"),
+        ("modules.json", [*MODULES, DENSE], "models.Dense' is not supported; expected Tr"),
         ("modules.json", [MODULES[0]], "has no Pooling"),
-        ("modules.json", MODULES[::-1], "Pooling has to follow Transformer"),
+        ("modules.json", MODULES[::-1], "Pooling must directly follow Transformer"),
         ("modules.json", [MODULES[0], MODULES[1] | {"path": "2"}], "the path of Pooling is '2'"),
-        ("modules.json", [{"type": 1}], "not a list of modules"),
-        ("modules.json", {}, "not a list of modules"),
+        ("modules.json", [{"type": 1}], "expected a list of modules"),
+        ("modules.json", {}, "expected a list of modules"),
         ("modules.json", "[", "modules.json is not valid JSON"),
-        ("1_Pooling/config.json", {"pooling_mode": "max"}, "pooling mode 'max' is refused"),
-        ("1_Pooling/config.json", {"pooling_mode": ["cls", "mean"]}, "'cls and mean' is refused"),
+        ("1_Pooling/config.json", {"pooling_mode": "max"}, "pooling mode 'max' is not supported"),
+        ("1_Pooling/config.json", {"pooling_mode": ["cls", "mean"]}, "'cls and mean' is not supp"),
         ("1_Pooling/config.json", {"pooling_mode_weightedmean_tokens": True}, "'weightedmean'"),
         ("1_Pooling/config.json", {"include_prompt": False}, "include_prompt is false"),
         ("config_sentence_transformers.json", {"default_prompt_name": "query"}, "set it to null"),
@@ -110,7 +110,7 @@ def test_a_pooling_that_is_named_has_to_be_there(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "a", config=FEATURES)
     write_sentence_files(folder, "mean", normalizes=True)
     shutil.rmtree(folder / "1_Pooling")
-    with pytest.raises(PackageError, match=r"there is no 1_Pooling/config\.json"):
+    with pytest.raises(PackageError, match=r"1_Pooling/config\.json is missing"):
         read(folder)
 
 
@@ -120,7 +120,7 @@ def test_what_has_a_head_makes_no_vectors(tmp_path: Path) -> None:
     with open_package(folder) as (_, package):
         assert "embedding" not in package.notes
     (folder / "loramux.json").write_text('{"embedding": {"pooling": "mean"}}')
-    with pytest.raises(PackageError, match="embedding is noted of an adapter with a head"):
+    with pytest.raises(PackageError, match="the note embedding needs an adapter without a head"):
         read(folder)
 
 
@@ -129,8 +129,8 @@ def test_what_has_a_head_makes_no_vectors(tmp_path: Path) -> None:
     [
         ({"pooling": "max"}, "pooling is 'max'; expected one of last, mean, first"),
         ({"pooling": 1}, "pooling is 1; expected"),
-        ({"normalize": 1}, "normalize is 1, not true or false"),
-        ({"dimensions": 3}, "'dimensions' is not known"),
+        ({"normalize": 1}, "normalize is 1; expected true or false"),
+        ({"dimensions": 3}, "'dimensions' is not a known key"),
     ],
 )
 def test_notes_are_checked(tmp_path: Path, note: dict[str, object], message: str) -> None:
@@ -165,7 +165,7 @@ def test_texts_that_were_trained_with_an_end_are_refused(tmp_path: Path, mode: s
         write_sentence_files(folder, mode, normalizes=True)
     read(folder)
     (folder / "tokenizer_config.json").write_text('{"add_eos_token": true}')
-    with pytest.raises(PackageError, match="add_eos_token is true; texts are") as caught:
+    with pytest.raises(PackageError, match="add_eos_token is true, but texts are") as caught:
         read(folder)
     assert caught.value.reason == "UNSUPPORTED_ADAPTER_FEATURE"
     # What is said of it on purpose goes before that, and the first token knows nothing of the end.

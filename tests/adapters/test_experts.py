@@ -65,18 +65,18 @@ def test_layers_are_layers_whatever_parameters_are_named() -> None:
     (BOTH, LAST, INVALID, "has no factors for gate_up_proj"),
     (BOTH, FIRST, INVALID, "has no factors for down_proj"),
     (DOWN, FIRST, INVALID, "has factors for 2 parameters"),
-    (DOWN, pair(OUTER, [5, 6], [4, 5]), INVALID, "no multiple of the rank 2"),
+    (DOWN, pair(OUTER, [5, 6], [4, 5]), INVALID, "not a multiple of the rank 2"),
     (DOWN, pair(OUTER, [0, 6], [4, 0]), INVALID, "lora_A has 0 rows"),
     (DOWN, pair(OUTER, [6, 6], [4, 4]), FILE, "lora_A has rank 6, lora_B has rank 4"),
     (DOWN, pair(OUTER, [3, 2, 6], [4, 6]), FILE, "is not 2-D"),
     (DOWN, {f"{OUTER}.lora_A.weight": [6, 6]}, FILE, "has lora_A but no lora_B"),
-    (DOWN, LAST | {f"{OUTER}.lora_B.bias": [4]}, UNSUPPORTED, "lora_B.bias: of experts"),
+    (DOWN, LAST | {f"{OUTER}.lora_B.bias": [4]}, UNSUPPORTED, "lora_B.bias is not supported; for"),
     (DOWN | {"lora_alpha": 4096}, LAST, INVALID, "scale 2048"),
     (DOWN | {"use_dora": True}, LAST, UNSUPPORTED, "'target_parameters' = 'mlp.experts.down_proj'"),
     (DOWN | {"alora_invocation_tokens": [1], "task_type": "CAUSAL_LM"}, LAST, UNSUPPORTED,
-     "beside alora_invocation_tokens target_parameters"),
-    (CONFIG | {"target_parameters": ["q.weight"]}, LAST, UNSUPPORTED, "experts are served"),
-    (CONFIG | {"target_parameters": ["experts.*"]}, LAST, UNSUPPORTED, "patterns are not served"),
+     "target_parameters is not supported with alora_in"),
+    (CONFIG | {"target_parameters": ["q.weight"]}, LAST, UNSUPPORTED, "of experts: "),
+    (CONFIG | {"target_parameters": ["experts.*"]}, LAST, UNSUPPORTED, "patterns are not supp"),
     (CONFIG | {"target_parameters": "down_proj"}, LAST, UNSUPPORTED, "a regular expression"),
 ])  # fmt: skip
 def test_what_config_and_tensors_do_not_agree_on_is_said(
@@ -97,13 +97,13 @@ def change(projection: Projection, width_in: int, width_out: int, **more: Any) -
 
 
 @pytest.mark.parametrize(("found", "shape", "message"), [
-    (change(Projection.GATE_UP, 4, 12), None, "has no such experts"),
+    (change(Projection.GATE_UP, 4, 12), None, "has no such adaptable"),
     (change(Projection.GATE_UP, 4, 12, num_experts=2), SHAPE, "changes 2 experts, .* has 3"),
-    (change(Projection.GATE_UP, 12, 4), SHAPE, "maps 12 to 4 features, the base model 4 to 12"),
+    (change(Projection.GATE_UP, 12, 4), SHAPE, "features, but the base model maps 4 to 12"),
     (change(Projection.UP, 4, 6), SHAPE, None),
-    (change(Projection.UP, 4, 6), ExpertsShape(3, 4, 6, has_halves=False), "has no such experts"),
+    (change(Projection.UP, 4, 6), ExpertsShape(3, 4, 6, has_halves=False), "has no such adaptable"),
     (change(Projection.UP, 4, 6), ExpertsShape(3, 4, 6, is_gated=False), None),
-    (change(Projection.GATE, 4, 6), ExpertsShape(3, 4, 6, is_gated=False), "has no such experts"),
+    (change(Projection.GATE, 4, 6), ExpertsShape(3, 4, 6, is_gated=False), "has no such adaptable"),
     (change(Projection.DOWN, 6, 4, num_experts=1, number=2), SHAPE, None),
     (change(Projection.DOWN, 6, 4, num_experts=1, number=3), SHAPE, "has experts from 0 to 2"),
 ])  # fmt: skip
@@ -140,7 +140,7 @@ def test_changes_of_layers_become_those_of_experts_where_these_are_none() -> Non
     assert [each.name for each in found.routers] == ["model.layers.0.mlp.gate"]
     check = Contents(routers=found.routers)
     check_fit(check, {}, experts={EXPERTS: replace(shape, count=6)})
-    with pytest.raises(PackageError, match="maps 4 to 6 features, the base model 4 to 3"):
+    with pytest.raises(PackageError, match="maps 4 to 6 features, but the base model maps 4 to 3"):
         check_fit(check, {}, experts={EXPERTS: shape})
 
 
@@ -161,7 +161,7 @@ def test_what_has_its_name_stays_as_it_is(router: str) -> None:
 def test_what_is_changed_under_two_names_is_refused(old: str, new: str) -> None:
     both = Contents([module(f"model.layers.0.{name}") for name in (old, new)])
     there = {EXPERTS: replace(SHAPE, router="model.layers.0.mlp.gate")}
-    with pytest.raises(PackageError, match=f"{new}: the adapter has it under two names") as caught:
+    with pytest.raises(PackageError, match=f"{new}: the adapter has two updates of it") as caught:
         named_for(both, [], there)
     assert caught.value.reason == INVALID
 

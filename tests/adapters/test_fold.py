@@ -142,7 +142,7 @@ def test_what_has_too_high_a_rank_becomes_the_nearest_lora(
     for module in (fold, lycoris):
         monkeypatch.setattr(module, "MAX_RANK", 4)
     source = save(tmp_path / "a", CONFIGS[name])
-    with pytest.raises(PackageError, match=r"the nearest of rank 4 lacks 0\.\d+ of it"):
+    with pytest.raises(PackageError, match=r"the nearest one of rank 4 has error 0\.\d+, above"):
         packed(source)
     done, folder = packed(source, max_error=1.0)
     layer = next(layer for layer in done if layer.error)
@@ -179,39 +179,39 @@ def refusal(source: Path, base: BaseFolder | None = None) -> str:
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("loha", {"bias": "all"}, "'bias' = 'all' is refused"),
-        ("loha", {"r": 4, "rank_pattern": {}}, "do not have rank 4 and one width each"),
+        ("loha", {"bias": "all"}, "'bias' = 'all' is not supported"),
+        ("loha", {"r": 4, "rank_pattern": {}}, "do not have rank 4 and matching widths"),
         ("lokr, w2 whole", {"target_modules": ["q_proj"]}, "does not target it"),
-        ("lokr, w2 whole", {"target_modules": "(.)\\1"}, "a group again (\\1) is not served"),
+        ("lokr, w2 whole", {"target_modules": "(.)\\1"}, "a backreference (\\1) is not supported"),
         ("loha", {"target_modules": "(?!.*q_proj).*"}, "does not target it"),
         ("loha", {"alpha": -1}, "lora_alpha is -1"),
-        ("vera", {"bias": "ours"}, "bias is 'ours', not one of"),
-        ("pvera", {"sample_at_inference": True}, "'sample_at_inference' = True is refused"),
+        ("vera", {"bias": "ours"}, "bias is 'ours'; expected one of"),
+        ("pvera", {"sample_at_inference": True}, "'sample_at_inference' = True is not sup"),
         ("miss, a rest of inputs", {"init_weights": "bat"}, "r is 7, which does not divide the 48"),
         ("miss, a rest of inputs", {"r": 6}, "miss_block has shape (7, 32), not (6, 32)"),
         ("miss, mini", {"mini_r": 5}, "mini_r is 5, which does not divide the 32 outputs"),
-        ("vblora", {"topk": 10}, "topk is 10, not an integer from 1 to 9"),
-        ("vblora", {"r": 4}, "its logits have ranks 3 and 3, adapter_config.json has r = 4"),
+        ("vblora", {"topk": 10}, "topk is 10; expected an integer from 1 to 9"),
+        ("vblora", {"r": 4}, "its logits have ranks 3 and 3, but adapter_config.json has r"),
         ("vblora, only topk", {"topk": 1}, "topk_weights has shape (3, 3, 1), not (3, 3, 0)"),
-        ("gralora", {"gralora_k": 3}, "r is 8, no multiple of gralora_k, 3"),
-        ("gralora", {"alpha": 0}, "alpha is 0, not a number above 0"),
+        ("gralora", {"gralora_k": 3}, "r is 8, not a multiple of gralora_k, 3"),
+        ("gralora", {"alpha": 0}, "alpha is 0; expected a number above 0"),
         ("delora", {"rank_pattern": {}}, "delora_A has shape (2, 32), not (5, any)"),
         ("unilora", {"save_indices": False}, "save the adapter with save_indices=True"),
         ("hra", {"r": 6}, "hra_u has shape (48, 5), not (48, 6)"),
-        ("deft", {"decomposition_method": "lu"}, "decomposition_method is 'lu', not 'relu' or"),
-        ("pissa", {"use_dora": True}, "'use_dora' = True is refused: it is not served beside"),
-        ("pissa", {"rank_pattern": {}}, "rank 2 is not what adapter_config.json says"),
-        ("oft", {"coft": True}, "'coft' = True is refused"),
-        ("oft", {"bias": "all"}, "'bias' = 'all' is refused: biases beside it are not served"),
-        ("oft", {"block_share": True}, "6 blocks of 8 inputs do not make up 48"),
+        ("deft", {"decomposition_method": "lu"}, "decomposition_method is 'lu'; expected 'relu'"),
+        ("pissa", {"use_dora": True}, "'use_dora' = True is not supported: it does not com"),
+        ("pissa", {"rank_pattern": {}}, "rank 2 differs from adapter_config.json"),
+        ("oft", {"coft": True}, "'coft' = True is not supported"),
+        ("oft", {"bias": "all"}, "'bias' = 'all' is not supported: biases are not sup"),
+        ("oft", {"block_share": True}, "6 blocks of 8 inputs do not match 48"),
         ("road", {"group_size": 12}, "group_size is 12, which does not divide the 32 outputs"),
         ("road", {"variant": "road_2"}, "road_theta has shape (16,), not (32)"),
-        ("road", {"variant": "road_3"}, "variant is 'road_3', not one of 'road_1', 'road_2'"),
-        ("fourierft", {"random_loc_seed": -1}, "random_loc_seed is -1, not an integer from 0"),
-        ("fourierft", {"scaling": "1"}, "scaling is '1', not a number"),
+        ("road", {"variant": "road_3"}, "variant is 'road_3'; expected one of 'road_1'"),
+        ("fourierft", {"random_loc_seed": -1}, "random_loc_seed is -1; expected an integer from 0"),
+        ("fourierft", {"scaling": "1"}, "scaling is '1'; expected a number"),
         ("fourierft", {"scaling": 10**400}, "'scaling' is 1000"),
         ("bdlora", {"use_bdlora": {"nblocks": 5, "target_modules_bd_a": ["o_"]}}, "5 blocks"),
-        ("bdlora", {"use_bdlora": {"blocks": 2}}, "use_bdlora is {'blocks': 2}, not an object of"),
+        ("bdlora", {"use_bdlora": {"blocks": 2}}, "use_bdlora is {'blocks': 2}; expected an obj"),
     ],
 )
 def test_a_config_that_is_not_served_is_named(
@@ -250,23 +250,23 @@ def test_a_weight_that_is_not_finite_is_named(tmp_path: Path) -> None:
 
 def test_vectors_of_which_it_is_not_saved_whose_they_are_are_refused(tmp_path: Path) -> None:
     source = save(tmp_path / "a", TinyLoraConfig(r=2, u=3, target_modules=["q_proj", "k_proj"]))
-    assert "the adapter has 4 vectors, and PEFT does not save which layer has which" in refusal(
+    assert "the adapter has 4 vectors, and PEFT does not save which layer uses which" in refusal(
         source
     )
 
 
 def test_what_depends_on_weights_says_so(tmp_path: Path, base: BaseFolder) -> None:
     source = save(tmp_path / "a", CONFIGS["hra"])
-    assert "what HRA adds depends on the weight of the base; give the base" in refusal(source)
+    assert "the update of HRA depends on the weight of the base; give the b" in refusal(source)
     tensors = {name: replace(each, dtype="U8") for name, each in base.tensors.items()}
-    assert "the base has its weight as U8" in refusal(source, replace(base, tensors=tensors))
+    assert "its weight in the base has dtype U8" in refusal(source, replace(base, tensors=tensors))
 
 
 def test_vera_says_what_it_needs(tmp_path: Path, base: BaseFolder) -> None:
     source = save(tmp_path / "a", CONFIGS["vera"])
     for given in (None, replace(base, tensors={})):
         assert refusal(source, given).endswith(
-            "with `loramux pack --base`; its checkpoint has to have a layer of that name"
+            "with `loramux pack --base`; its checkpoint must have a layer of that name"
         )
     with quiet_peft():
         without = VeraConfig(r=4, target_modules=["q_proj"], save_projection=False)

@@ -93,30 +93,30 @@ def test_other_modules_that_were_trained_whole_stay_edits() -> None:
 @pytest.mark.parametrize(
     ("config", "shapes", "reason", "message"),
     [
-        (TEXTS, LORA, UNSUPPORTED, "'SEQ_CLS' is refused: there is no head ('score.weight' or"),
-        (TEXTS, LORA | {SCORE: [4]}, FILE, "score.weight: shape [4] is not that of a head"),
+        (TEXTS, LORA, UNSUPPORTED, "is not supported: there is no head ('score.weight' or"),
+        (TEXTS, LORA | {SCORE: [4]}, FILE, "score.weight: shape [4] is not [labels, width]"),
         (TEXTS, LORA | {SCORE: [MAX_LABELS + 1, 4]}, FILE, f"1 to {MAX_LABELS} labels"),
         (TEXTS, LORA | {SCORE: [3, 4], f"{P}score.bias": [4]}, FILE, "shape [4] is not [3]"),
-        (TEXTS, LORA | {SCORE: [3, 4], f"{P}classifier.weight": [3, 4]}, FILE, "of two heads"),
+        (TEXTS, LORA | {SCORE: [3, 4], f"{P}classifier.weight": [3, 4]}, FILE, "to two heads"),
         (TEXTS, LORA | {f"{P}classifier.dense.bias": [4]}, UNSUPPORTED, "there is no head"),
         (TEXTS, LORA | {f"{P}classifier.dense.weight": [4, 4], f"{P}classifier.out.weight": [3, 4],
                         f"{P}classifier.out.bias": [2]}, FILE, "out.bias: shape [2] is not [3]"),
         (TEXTS, LORA | {f"{P}classifier.dense.lora_A.weight": [2, 4]}, UNSUPPORTED,
-         "classifier.dense.lora_A.weight is refused: a head is served"),
+         "classifier.dense.lora_A.weight is not supported: a head must be"),
         (TEXTS, LORA | {f"{P}score.lora_A.weight": [2, 4], f"{P}score.lora_B.weight": [3, 2]},
-         UNSUPPORTED, "score.lora_A.weight is refused: a head is served"),
+         UNSUPPORTED, "score.lora_A.weight is not supported: a head must be"),
         (SPANS, LORA | {SCORE: [2, 4]}, UNSUPPORTED,
-         "is refused: there is no head ('qa_outputs.weight' or 'classifier.weight')"),
+         "is not supported: there is no head ('qa_outputs.weight' or 'classifier.weight')"),
         (SPANS, LORA | {f"{P}qa_outputs.weight": [3, 4]}, FILE,
-         "qa_outputs.weight: shape [3, 4] is not that of a head of spans, [2, width]"),
+         "qa_outputs.weight: shape [3, 4] is not [2, width], with one output for"),
         (SPANS, LORA | {f"{P}qa_outputs.weight": [2, 4], f"{P}qa_outputs.bias": [3]}, FILE,
-         "shape [3] is not [2], a number for each output"),
+         "shape [3] is not [2], one value per output"),
         (TEXTS | {"alora_invocation_tokens": [1]}, LORA | {SCORE: [3, 4]}, UNSUPPORTED,
          "alora_invocation_tokens needs 'CAUSAL_LM'"),
         (PROMPT, {"prompt_embeddings": [2, 4], "base_model.norm.weight": [4]}, UNSUPPORTED,
-         "'SEQ_CLS' is refused: there is no head"),
+         "'SEQ_CLS' is not supported: there is no head"),
         (IA3 | {"task_type": "TOKEN_CLS"}, {f"{P}model.layers.0.self_attn.q_proj.ia3_l": [3, 1]},
-         UNSUPPORTED, "'TOKEN_CLS' is refused: there is no head"),
+         UNSUPPORTED, "'TOKEN_CLS' is not supported: there is no head"),
     ],
 )  # fmt: skip
 def test_what_is_no_head_is_refused(
@@ -171,7 +171,7 @@ def test_a_head_of_a_decoder_is_one_linear_layer() -> None:
     check_fit(contents, base, token=TokenShape(4, ()))  # it may be one of an encoder
     with pytest.raises(PackageError) as caught:
         check_fit(contents, base, token=TokenShape(4, ()), heads={})
-    assert "classifier.dense.weight is refused: a head is served that is one linear layer" in str(
+    assert "classifier.dense.weight is not supported: a head must be one linear layer" in str(
         caught.value
     )
     assert caught.value.reason == UNSUPPORTED
@@ -181,7 +181,7 @@ def test_a_head_has_to_be_as_wide_as_the_base() -> None:
     _, contents = read_contents(TEXTS, infos(LORA | {SCORE: [3, 8]}))
     base = {"model.layers.0.self_attn.q_proj": (4, 3)}
     check_fit(contents, base, token=TokenShape(8, ()))
-    with pytest.raises(PackageError, match="the head takes 8 values of a token") as caught:
+    with pytest.raises(PackageError, match="the head takes 8 values per token") as caught:
         check_fit(contents, base, token=TokenShape(4, ()))
     assert caught.value.reason == "ADAPTER_BASE_MISMATCH"
 
@@ -191,7 +191,7 @@ def test_only_low_rank_changes_are_calculated_with(tmp_path: Path) -> None:
     with (
         open_package(folder) as (_, package),
         pytest.raises(
-            PackageError, match=r"merge takes low-rank changes alone; the adapter has a h"
+            PackageError, match=r"merge supports low-rank updates only, but the adapter has a h"
         ),
     ):
         require_low_rank(package, "merge")
@@ -248,19 +248,19 @@ def test_an_adapter_that_continues_text_has_no_use_for_that_config(tmp_path: Pat
             TEXTS,
             "labels has 2 names; the head (base_model.model.score.weig",
         ),
-        ({"labels": []}, TEXTS, "labels is [], not a list of 1 to 4096 names"),
-        ({"labels": ["a", "", "c"]}, TEXTS, "labels holds '', not 1 to 256 characters"),
-        ({"labels": "a,b,c"}, TEXTS, "labels is 'a,b,c', not a list"),
+        ({"labels": []}, TEXTS, "labels is []; expected a list of 1 to 4096 names"),
+        ({"labels": ["a", "", "c"]}, TEXTS, "labels has ''; expected names of 1 to 256"),
+        ({"labels": "a,b,c"}, TEXTS, "labels is 'a,b,c'; expected a list"),
         ({"problem_type": "softmax"}, TEXTS, "expected one of single_label_classification, multi_"),
         ({"problem_type": 1}, TEXTS, "problem_type is 1; expected"),
-        ({"names": []}, TEXTS, "'names' is not known; known are labels, problem_type"),
+        ({"names": []}, TEXTS, "'names' is not a known key; expected labels or"),
         (
             {"problem_type": "regression"},
             TOKENS,
-            "tokens (task_type TOKEN_CLS) have one label each",
+            "for task_type TOKEN_CLS, one label per token",
         ),
-        ({"labels": ["a"]}, CONFIG, "classification is noted of an adapter without a head"),
-        ({"labels": ["a", "b"]}, SPANS, "classification is noted of an adapter without a head"),
+        ({"labels": ["a"]}, CONFIG, "the note classification needs a"),
+        ({"labels": ["a", "b"]}, SPANS, "the note classification needs a"),
     ],
 )
 def test_notes_of_labels_are_checked(note: dict[str, Any], config: Any, message: str) -> None:
@@ -280,7 +280,7 @@ def test_notes_of_labels_are_checked(note: dict[str, Any], config: Any, message:
     [
         ({"id2label": {"0": "a", "2": "b"}}, "config.json: id2label is"),
         ({"id2label": ["a", "b", "c"]}, "config.json: id2label is"),
-        ({"id2label": {"0": "a", "1": 1, "2": "c"}}, "config.json: labels holds 1"),
+        ({"id2label": {"0": "a", "1": 1, "2": "c"}}, "config.json: labels has 1"),
         ({"id2label": {"0": "a", "1": "b"}}, "labels has 2 names"),
         ({"problem_type": "x"}, "config.json: problem_type is 'x'"),
         ("[", "config.json"),
@@ -313,7 +313,7 @@ def test_pack_takes_names_from_the_command_line(tmp_path: Path, loramux: Loramux
     wrong = loramux("pack", folder, "-o", "b.safetensors", "--labels", "bad,good")
     assert (wrong.code, "labels has 2 names" in wrong.errors) == (1, True)
     plain = loramux("pack", str(write_folder(tmp_path / "c")), "--labels", "a,b")
-    assert (plain.code, "without a head" in plain.errors) == (1, True)
+    assert (plain.code, "needs a classification head" in plain.errors) == (1, True)
 
 
 def test_a_head_of_spans_has_no_labels(tmp_path: Path, loramux: Loramux) -> None:

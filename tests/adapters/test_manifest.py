@@ -67,13 +67,13 @@ def test_a_step_ends_what_is_known_of_where_an_adapter_comes_from() -> None:
     ("name", "value"), [(name, value) for name, values in WRONG.items() for value in values]
 )
 def test_a_note_of_another_type_is_refused(name: str, value: object) -> None:
-    with pytest.raises(PackageError, match=f"^here: {name} is .*, not a") as caught:
+    with pytest.raises(PackageError, match=f"^here: {name} is .*; expected a") as caught:
         check_notes({name: value}, "here")
     assert caught.value.reason == "INVALID_ADAPTER_CONFIG"
 
 
 @pytest.mark.parametrize(("notes", "says"), [
-    ({"author": "me"}, "'author' is not known; known are base, labels"),
+    ({"author": "me"}, "'author' is not a known key; expected one of base, labels"),
     ({"chat_template": ""}, "chat_template has 0 bytes; expected 1 to 65536"),
     ({"chat_template": "ä" * (MAX_TEMPLATE_BYTES // 2) + "x"}, "has 65537 bytes"),
     ({"generation": {"temperature": -1}}, "here: generation"),

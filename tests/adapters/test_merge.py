@@ -184,7 +184,7 @@ def test_a_flipped_bit_of_a_merged_adapter_is_found(
     content = bytearray((tmp_path / "both").read_bytes())
     content[-9] ^= 1
     (tmp_path / "both").write_bytes(content)
-    assert "is not the tensor that was packed" in loramux("verify", "both").errors
+    assert "the tensor was changed after packing" in loramux("verify", "both").errors
 
 
 def test_a_merge_says_where_it_is_from(folders: list[Path]) -> None:
@@ -200,16 +200,16 @@ def test_a_merge_says_where_it_is_from(folders: list[Path]) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "sum"}, "method is 'sum'; known are cat, svd, linear, magnitude_prune, ties"),
-        ({"method": "ties"}, "density is None; ties needs one above 0, up to 1"),
-        ({"method": "ties", "density": 0}, "density is 0; ties needs one above 0"),
-        ({"method": "dare_ties", "density": 1.5}, "density is 1.5; dare_ties needs"),
-        ({"method": "cat", "density": 0.5}, "method cat keeps all entries: leave density out"),
-        ({"method": "cat", "rank": 4}, "rank is 4; it is for svd methods"),
-        ({"method": "svd", "rank": 0}, "rank is 0; it is for svd methods, and 1 or more"),
-        ({"weights": (1.0, float("nan"))}, "each has to be finite"),
-        ({"sign": "odd"}, "sign is 'odd'; known are total, frequency"),
-        ({"dtype": "int8"}, "dtype 'int8' is not known; known are float32, float16, bfloat16"),
+        ({"method": "sum"}, "method is 'sum'; expected one of cat, svd, linear, magnitude_prune"),
+        ({"method": "ties"}, "density is None; for ties it must be above 0, up to 1"),
+        ({"method": "ties", "density": 0}, "density is 0; for ties it must be"),
+        ({"method": "dare_ties", "density": 1.5}, "density is 1.5; for dare_ties"),
+        ({"method": "cat", "density": 0.5}, "method cat keeps all entries: omit density"),
+        ({"method": "cat", "rank": 4}, "rank is 4; it needs an svd method"),
+        ({"method": "svd", "rank": 0}, "rank is 0; it needs an svd method, and must be 1 or more"),
+        ({"weights": (1.0, float("nan"))}, "each must be finite"),
+        ({"sign": "odd"}, "sign is 'odd'; expected total or frequency"),
+        ({"dtype": "int8"}, "dtype is 'int8'; expected one of float32, float16, bfloat16"),
         ({"weights": (1.0,)}, "1 weights are given for 2 adapters"),
     ],
 )
@@ -225,14 +225,14 @@ def test_options_that_cannot_be_are_refused(
 @pytest.mark.parametrize("method", EQUAL_RANKS)
 def test_methods_on_factors_need_equal_ranks(method: str, unequal: list[Path]) -> None:
     density = None if method == "linear" else 0.5
-    with pytest.raises(PackageError, match=r"v_proj has ranks 3, 4: .* needs equal ones"):
+    with pytest.raises(PackageError, match=r"v_proj has ranks 3, 4: .* needs equal ranks"):
         merged(unequal, MergeOptions(method=method, density=density))
 
 
 def test_a_sum_of_ranks_has_a_limit(tmp_path: Path) -> None:
     module = A.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
     folder = write_folder(tmp_path / "wide", pair(module, 300), CONFIG | {"r": 300})
-    with pytest.raises(PackageError, match="the ranks add up to 600, above 512; svd gives"):
+    with pytest.raises(PackageError, match="the ranks add up to 600, above 512; use svd"):
         merged([folder, folder], MergeOptions())
     merged([folder, folder], MergeOptions(method="svd", rank=4))
 
@@ -244,7 +244,7 @@ def test_adapters_of_different_bases_are_refused(tmp_path: Path) -> None:
     wide = write_folder(tmp_path / "wide", pair(module, 2, features=(5, 3)))
     with pytest.raises(PackageError, match="different base models: 'a', 'b'"):
         merged([one, other], MergeOptions())
-    with pytest.raises(PackageError, match="maps 4 to 3 features in one adapter and 5 to 3"):
+    with pytest.raises(PackageError, match="maps 4 to 3 features in one adapter, but 5 to 3"):
         merged([one, wide], MergeOptions())
 
 

@@ -43,7 +43,7 @@ def test_a_valid_name_like_it_is_suggested(name: str, like: str) -> None:
 
 
 def test_a_name_of_any_length_is_refused_in_a_short_message() -> None:
-    with pytest.raises(PackageError, match="has 1000000 characters; at most 63") as caught:
+    with pytest.raises(PackageError, match="has 1000000 characters; the limit is 63") as caught:
         check_adapter_name("a" * 10**6)
     assert len(str(caught.value)) < 200
 

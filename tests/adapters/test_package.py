@@ -200,11 +200,11 @@ def with_manifest(text: str) -> bytes:
             "65536 bytes", id="B02-config-above-64-KiB",
         ),
         pytest.param(
-            package(config=CONFIG | {"r": 3}), INVALID, "rank 2, adapter_config.json says 3",
+            package(config=CONFIG | {"r": 3}), INVALID, "rank 2, but adapter_config.json has 3",
             id="B10-another-rank",
         ),
         pytest.param(
-            package(config=CONFIG | {"rank_pattern": {"q_proj": 1}}), INVALID, "says 1",
+            package(config=CONFIG | {"rank_pattern": {"q_proj": 1}}), INVALID, "config.json has 1",
             id="B10-another-rank-pattern",
         ),
         pytest.param(
@@ -252,14 +252,14 @@ def replace(name: str, make: Callable[[Path], object]) -> Callable[[Path], objec
             lambda folder: [
                 write_folder(folder / name) for name in ("checkpoint-500", "checkpoint-1000")
             ] + [(folder / "adapter_config.json").unlink()],
-            INVALID, "its folders checkpoint-1000, checkpoint-500 are adapters", id="adapters-in",
+            INVALID, "subfolders checkpoint-1000, checkpoint-500 are adapters", id="adapters-in",
         ),
         pytest.param(
             lambda folder: [
                 (folder / "adapter_config.json").unlink(), write("config.json", b"{}")(folder),
                 write("model.safetensors.index.json", b"{}")(folder),
             ],
-            INVALID, "it is a whole model, which --model serves", id="a-whole-model",
+            INVALID, "it is a whole model, for --model", id="a-whole-model",
         ),
         pytest.param(
             write("adapter_config.json", b"{" + b" " * MAX_CONFIG_BYTES), INVALID,
@@ -391,7 +391,7 @@ class Shrinking:
 def test_a_tensor_file_that_shrinks_while_it_is_packed_is_refused(tmp_path: Path) -> None:
     folder = write_wide_folder(tmp_path / "adapter")
     tensors = folder / "adapter_model.safetensors"
-    with pytest.raises(PackageError, match=f"inside tensor {B}: it changed meanwhile"):
+    with pytest.raises(PackageError, match=f"inside tensor {B}: it was changed while"):
         pack(folder, Shrinking(tensors, tensors.stat().st_size - 1))
 
 

@@ -214,23 +214,23 @@ def test_steps_stay_below_the_bound(text: str) -> None:
 
 
 REFUSED = {
-    r"(a)\1": "a group again",
-    "(a)?(?(1)b|c)": "a choice by a group",
-    "(?>a+)b": "(?>…) is not served",
+    r"(a)\1": "a backreference",
+    "(a)?(?(1)b|c)": "a conditional",
+    "(?>a+)b": "(?>…) is not supported",
     "a++": "a++"[1:],
-    "(?m:^a)": "of flags (?i), (?s) and (?x)",
-    "(?a:a)": "of flags (?i), (?s) and (?x)",
+    "(?m:^a)": "only the flags (?i), (?s) and (?x)",
+    "(?a:a)": "only the flags (?i), (?s) and (?x)",
     "(?i:é)": "only ASCII",
-    "(": "no regular expression",
-    "a**": "no regular expression",
-    "(?<=a+)b": "what it looks back at varies",
+    "(": "not a regular expression",
+    "a**": "not a regular expression",
+    "(?<=a+)b": "a look-behind has variable width",
     "a{1,100000}": "more than 10000 parts",
     "((a{60}){60}){60}": "more than 10000 parts",
     "(?:(?:){9999}){9999}": "more than 10000 parts",
-    "a{99999999999}": "no regular expression",
-    "(" * 60 + "a" + ")" * 60: "deeper than 50 levels",
-    "(" * 2000 + "a" + ")" * 2000: "deeper than 50 levels",
-    "a" * (MAX_LENGTH + 1): "4097 characters, at most 4096",
+    "a{99999999999}": "not a regular expression",
+    "(" * 60 + "a" + ")" * 60: "nested more than 50 levels",
+    "(" * 2000 + "a" + ")" * 2000: "nested more than 50 levels",
+    "a" * (MAX_LENGTH + 1): "4097 characters; the limit is 4096",
 }
 
 
@@ -278,14 +278,14 @@ def test_names_of_a_large_adapter_take_a_part_of_the_steps() -> None:
 
 def test_layers_are_not_chosen_beside_an_expression() -> None:
     # PEFT does not make such a config.
-    with pytest.raises(PackageError, match="layers_to_transform is 0; beside an expression"):
+    with pytest.raises(PackageError, match="layers_to_transform is 0; PEFT does not accept it"):
         check_config(CONFIG | {"target_modules": ".*", "layers_to_transform": 0})
 
 
 @pytest.mark.parametrize(("text", "why"), [
-    ("h|layers", "a choice that no parentheses enclose"),
-    ("(?:a|b*)*", "repeats what may be empty"),
-    ("(?P<idx>a)", "no regular expression"),
+    ("h|layers", "alternatives without parentheses"),
+    ("(?:a|b*)*", "repeats a part that may be empty"),
+    ("(?P<idx>a)", "not a regular expression"),
 ])  # fmt: skip
 def test_what_hides_the_number_of_a_layer_is_refused(text: str, why: str) -> None:
     with pytest.raises(PackageError, match=re.escape(why)) as caught:

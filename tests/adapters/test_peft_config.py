@@ -38,8 +38,8 @@ def nested(levels: int) -> list[Any]:
 
 
 CORPUS = [
-    case("B03-nested-9-deep", INVALID, "deeper than 8", loftq_config=nested(8)),
-    case("B03-nested-5000-deep", INVALID, "deeper than 8", loftq_config=nested(5000)),
+    case("B03-nested-9-deep", INVALID, "nested more than 8", loftq_config=nested(8)),
+    case("B03-nested-5000-deep", INVALID, "nested more than 8", loftq_config=nested(5000)),
     *(
         case(f"B04-{kind}", UNSUPPORTED, "peft_type", repr(kind), peft_type=kind)
         for kind in ("LOHA", "ADALORA", "lora", "", None, 7, ["LORA"])

@@ -48,12 +48,12 @@ def test_what_is_no_tensor_is_refused_and_does_nothing(
 ) -> None:
     (poet / "adapter_model.safetensors").unlink()
     for content, why in (
-        ({"a": Hostile(tmp_path / "made")}, "it names posix.mkdir, and only tensors are read"),
+        ({"a": Hostile(tmp_path / "made")}, "it references posix.mkdir, which is not a tensor"),
         ({"a": "text"}, "'a' is a str, not a tensor"),
     ):
         torch.save(content, poet / "adapter_model.bin")
         done = loramux("convert", "--from-bin", str(poet), "-o", "found")
-        assert (done.code, done.errors) == (1, f"loramux: adapter_model.bin is refused: {why}\n")
+        assert (done.code, done.errors) == (1, f"loramux: adapter_model.bin is rejected: {why}\n")
     assert not (tmp_path / "made").exists() and not Path("found").exists()
     (poet / "adapter_model.bin").unlink()
     done = loramux("convert", "--from-bin", str(poet), "-o", "found")

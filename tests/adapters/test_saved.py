@@ -62,12 +62,12 @@ def test_each_tensor_has_its_meaning() -> None:
     ("config", "shapes", "reason", "message"),
     [
         (SAVED | {"modules_to_save": "norm"}, LORA, UNSUPPORTED, "a regular expression"),
-        (SAVED | {"modules_to_save": ["n(o)"]}, LORA, UNSUPPORTED, "patterns are not served"),
-        (SAVED | {"modules_to_save": ["x"] * 65}, LORA, INVALID, "has 65 names, at most 64"),
+        (SAVED | {"modules_to_save": ["n(o)"]}, LORA, UNSUPPORTED, "patterns are not sup"),
+        (SAVED | {"modules_to_save": ["x"] * 65}, LORA, INVALID, "has 65 names; the limit is 64"),
         (SAVED | {"modules_to_save": ["q_proj"]}, LORA | {
-            f"{P}model.layers.0.self_attn.q_proj.weight": [3, 4]}, INVALID, "and adapted, too"),
+            f"{P}model.layers.0.self_attn.q_proj.weight": [3, 4]}, INVALID, "is adapted, and also"),
         (CONFIG, LORA | {f"{P}model.layers.0.mlp.up_proj.weight": [3, 4]}, UNSUPPORTED,
-         "those of modules in modules_to_save"),
+         "tensors of modules in modules_to_save"),
         (SOME, LORA, INVALID, "but adapter_config.json has trainable_token_indices"),
         (SOME, LORA | {ROWS: [3, 4]}, FILE, "one row for each of the 2 tokens"),
         (CONFIG, LORA | {ROWS: [2, 4]}, FILE, "one row for each of the 0 tokens"),
@@ -78,12 +78,12 @@ def test_each_tensor_has_its_meaning() -> None:
          "'lm_head'] is empty"),
         (TOKENS, {f"{EMBED}.weight": [9, 4]}, INVALID, "no tensor '.trainable_tokens_delta'"),
         (TOKENS | {"target_modules": "wte"}, {f"{EMBED}.trainable_tokens_delta": [2, 4]}, INVALID,
-         "that target_modules names"),
+         "of a module in target_modules"),
         (CONFIG | {"target_modules": ["embed_tokens"]}, {f"{EMBED}.lora_embedding_A": [2, 9]}, FILE,
          "has lora_embedding_A but no lora_embedding_B"),
         (IA3 | {"modules_to_save": ["q_proj"]}, {
             f"{P}model.layers.0.self_attn.q_proj.ia3_l": [3, 1],
-            f"{P}model.layers.0.self_attn.q_proj.weight": [3, 4]}, INVALID, "and adapted, too"),
+            f"{P}model.layers.0.self_attn.q_proj.weight": [3, 4]}, INVALID, "is adapted, and also"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_together_is_refused(
@@ -105,12 +105,12 @@ def test_what_peft_saves_twice_counts_once() -> None:
 @pytest.mark.parametrize(
     ("config", "shapes", "message"),
     [
-        (SAVED, LORA | {NORM: [5]}, "the parameter has shape [5], that of the base model [4]"),
+        (SAVED, LORA | {NORM: [5]}, "the parameter has shape [5], but that of the base model has"),
         (SAVED | {"modules_to_save": ["router"]}, LORA | {f"{P}model.layers.0.router.weight": [4]},
-         "router.weight is no parameter of the base model that an adapter can replace"),
-        (SOME, LORA | {ROWS: [2, 3]}, "has shape [2, 3], that of the base model [2, 4]"),
+         "router.weight is not a parameter of the base model that an adapter can replace"),
+        (SOME, LORA | {ROWS: [2, 3]}, "has shape [2, 3], but that of the base model has [2, 4]"),
         (SOME | {"trainable_token_indices": [9, 2]}, LORA | {ROWS: [2, 4]},
-         "a row for token 9, the base model 9 tokens"),
+         "a row for token 9, but the base model has 9 tokens"),
     ],
 )  # fmt: skip
 def test_what_the_base_does_not_have_so_does_not_fit(

@@ -119,7 +119,7 @@ def other_algorithm(_: Content, manifest: Content) -> None:
     manifest["signature"]["algorithm"] = "none"
 
 
-CHANGED = "the signature is not one of this manifest: it was changed"
+CHANGED = "the signature does not match: the manifest was changed"
 
 
 @pytest.mark.parametrize(
@@ -130,9 +130,9 @@ CHANGED = "the signature is not one of this manifest: it was changed"
         (no_digests, CHANGED),
         (other_value, CHANGED),
         (no_hex, CHANGED),
-        (other_dtype, "it is not the tensor that was packed"),
+        (other_dtype, "the tensor was changed after packing"),
         (malformed, "is malformed"),
-        (other_algorithm, "the signature is by 'none'; ed25519 is known"),
+        (other_algorithm, "the signature has algorithm 'none'; expected ed25519"),
     ],
 )
 def test_a_change_is_found(change: Any, message: str, loramux: Loramux, signed: Path) -> None:
@@ -148,7 +148,7 @@ def test_a_flipped_bit_of_a_tensor_is_found(signed: Path) -> None:
     signed.write_bytes(content)
     with (
         open_package(signed) as (file, package),
-        pytest.raises(PackageError, match="it is not the tensor that was packed"),
+        pytest.raises(PackageError, match="the tensor was changed after packing"),
     ):
         check_signature(file, package, read_public_keys([signed.with_name("key.pub")]))
 
@@ -209,7 +209,7 @@ def test_a_private_key_is_for_its_owner_and_is_never_replaced(tmp_path: Path) ->
     for gone in (None, "key", "key.pub"):
         if gone:
             (tmp_path / gone).unlink()
-        with pytest.raises(FileExistsError, match="a key is not replaced"):
+        with pytest.raises(FileExistsError, match="keys are not overwritten"):
             new_key(key)
         if gone:
             (tmp_path / gone).write_bytes(before[tmp_path / gone])
@@ -219,12 +219,12 @@ def test_a_private_key_is_for_its_owner_and_is_never_replaced(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("sign plain --key key.pub", "key.pub is no Ed25519 private key in PEM"),
+        ("sign plain --key key.pub", "key.pub is not an Ed25519 private key in PEM"),
         ("sign plain --key absent", "absent: No such file or directory"),
         ("sign key --key key", "is above the limit of 1048576 bytes"),
-        ("verify signed --key key", "key is no Ed25519 public key in PEM"),
+        ("verify signed --key key", "key is not an Ed25519 public key in PEM"),
         ("verify plain --key key.pub", "the package is not signed"),
-        ("sign --new-key key", "key.pub is there already; a key is not replaced"),
+        ("sign --new-key key", "key.pub exists already; keys are not overwritten"),
     ],
 )
 def test_a_mistake_is_one_line(

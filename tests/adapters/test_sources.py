@@ -112,15 +112,15 @@ ONE = np.ones((1, 1), np.float32)
 
 
 @pytest.mark.parametrize(("name", "message"), [
-    ("lora_unet_down_blocks_0_proj.lora_down.weight", "a model of images"),
-    ("lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight", "a model of images"),
-    ("lora_te2_text_model_encoder_layers_0_mlp_fc1.alpha", "a model of images"),
-    ("model.layers.0.mlp.up_proj.dora_scale", "dora_scale is not served"),
-    ("model.layers.0.mlp.up_proj.hada_w1_a", "hada_ is not served"),
-    ("model.layers.0.mlp.up_proj.lora_mid.weight", "lora_mid is not served"),
+    ("lora_unet_down_blocks_0_proj.lora_down.weight", "an image model"),
+    ("lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight", "an image model"),
+    ("lora_te2_text_model_encoder_layers_0_mlp_fc1.alpha", "an image model"),
+    ("model.layers.0.mlp.up_proj.dora_scale", "dora_scale cannot be converted"),
+    ("model.layers.0.mlp.up_proj.hada_w1_a", "hada_ cannot be converted"),
+    ("model.layers.0.mlp.up_proj.lora_mid.weight", "lora_mid cannot be converted"),
     ("model.layers.0.mlp.up_proj.lora_down.weight", "has no lora_up.weight"),
     ("lora_somewhere_else.lora_up.weight", "has no lora_down.weight"),
-    ("model.norm.weight", "only lora_down.weight, lora_up.weight and alpha are"),
+    ("model.norm.weight", "expected lora_down.weight, lora_up.weight or alpha"),
 ])  # fmt: skip
 def test_what_a_kohya_file_must_not_hold_is_named(tmp_path: Path, name: str, message: str) -> None:
     path = save_kohya(tmp_path / "one.safetensors", {name: ONE})
@@ -132,7 +132,10 @@ def test_what_a_kohya_file_must_not_hold_is_named(tmp_path: Path, name: str, mes
 def test_names_that_stand_for_no_known_module_are_refused(tmp_path: Path) -> None:
     more = {"lora_my_own_layer.lora_up.weight": ONE, "lora_my_own_layer.lora_down.weight": ONE}
     path = save_kohya(tmp_path / "one.safetensors", more)
-    with pytest.raises(PackageError, match="'lora_my_own_layer' is refused"), open_package(path):
+    with (
+        pytest.raises(PackageError, match="lora_my_own_layer' matches no kn"),
+        open_package(path),
+    ):
         pass
 
 
@@ -148,7 +151,7 @@ def test_the_base_model_says_where_dots_were(loramux: Loramux, tmp_path: Path) -
     save_file(other, tmp_path / "other.safetensors")
     done = loramux("pack", "other.safetensors", "--base", "base", "-o", "out")
     assert (done.code, done.errors.count("\n")) == (1, 1)
-    assert "it stands for no module that is known of the base model" in done.errors
+    assert "matches no known module of the base model" in done.errors
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, 1e9, float("nan")])
@@ -193,14 +196,14 @@ def test_a_lora_of_the_adapters_library_adds_alpha_over_r_times_b_a(tmp_path: Pa
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"architecture": "prefix_tuning"}, "'architecture' = 'prefix_tuning' is refused: lora and"),
-    ({"use_gating": True}, "'use_gating' = True is refused"),
-    ({"composition_mode": "scale"}, "'composition_mode' = 'scale' is refused"),
-    ({"vera_d": 0.1}, "'vera_d' = 0.1 is refused"),
-    ({"later": 1}, "'later' = 1 is refused"),
+    ({"architecture": "prefix_tuning"}, "'architecture' = 'prefix_tuning' is not supported: ex"),
+    ({"use_gating": True}, "'use_gating' = True is not supported"),
+    ({"composition_mode": "scale"}, "'composition_mode' = 'scale' is not sup"),
+    ({"vera_d": 0.1}, "'vera_d' = 0.1 is not supported"),
+    ({"later": 1}, "'later' = 1 is not supported"),
     ({"r": 2}, "lora_A has 4 rows for r = 2"),
-    ({"r": True}, "r is True, not an integer from 1"),
-    ({"alpha": 0}, "alpha is 0, not a number above 0"),
+    ({"r": True}, "r is True; expected an integer from 1"),
+    ({"alpha": 0}, "alpha is 0; expected a number above 0"),
 ])  # fmt: skip
 def test_what_is_not_served_of_the_library_is_named(
     tmp_path: Path, changes: dict[str, Any], message: str

@@ -189,11 +189,11 @@ def of_shapes(shapes: Mapping[str, list[int]]) -> dict[str, TensorInfo]:
 
 
 @pytest.mark.parametrize(("shapes", "message"), [
-    ({STACK_A: [2, 1, 4]}, r"0-2\.up_proj\.lora_A\.weight: shape \(2, 1, 4\) is that of 2 experts, "
-     "and the name has 3"),
-    ({STACK_A: [4, 1, 4]}, "is that of 4 experts, and the name has 3"),
-    ({STACK_A: [3, 4]}, r"shape \(3, 4\) is not 3-D, as that of a stack"),
-    ({named("0-2_4"): [3, 1, 4]}, "is that of 3 experts, and the name has 4"),
+    ({STACK_A: [2, 1, 4]}, r"0-2\.up_proj\.lora_A\.weight: shape \(2, 1, 4\) has 2 experts, "
+     "but the name has 3"),
+    ({STACK_A: [4, 1, 4]}, "has 4 experts, but the name has 3"),
+    ({STACK_A: [3, 4]}, r"shape \(3, 4\) is not 3-D, as a stack requires"),
+    ({named("0-2_4"): [3, 1, 4]}, "has 3 experts, but the name has 4"),
     ({named("2-0"): [3, 1, 4]}, "2-0 are not experts in ascending order, such as 0-5_7"),
     ({named("0-0"): [1, 1, 4]}, "0-0 are not experts"),
     ({named("0_0"): [2, 1, 4]}, "0_0 are not experts"),
@@ -201,12 +201,12 @@ def of_shapes(shapes: Mapping[str, list[int]]) -> dict[str, TensorInfo]:
     ({named("01-3"): [3, 1, 4]}, "01-3 are not experts"),
     ({named("0-1-2"): [3, 1, 4]}, "0-1-2 are not experts"),
     ({named("0-1000000000"): [3, 1, 4]}, "0-1000000000 are not experts"),
-    ({named("0-999999999"): [3, 1, 4]}, f"have 1000000000 parts; the limit is {MAX_PARTS}"),
+    ({named("0-999999999"): [3, 1, 4]}, f"parts up to here; the limit is {MAX_PARTS}"),
     ({STACK_A: [3, 1, 4], STACK_B: [3, 3, 1], named(f"9-{MAX_PARTS + 3}"): [MAX_PARTS - 5, 1, 4]},
-     f"with it the stacks have {MAX_PARTS + 1} parts"),
-    ({STACK_A: [3, 1, 4], named("1"): [1, 4]}, r"\.1\.up_proj\.lora_A\.weight is there twice"),
-    ({named("1"): [1, 4], STACK_A: [3, 1, 4]}, r"\.1\.up_proj\.lora_A\.weight is there twice"),
-    ({STACK_A: [3, 1, 4], named("2_4"): [2, 1, 4]}, r"\.2\.up_proj\.lora_A\.weight is there twice"),
+     f"the stacks have {MAX_PARTS + 1} parts up to here"),
+    ({STACK_A: [3, 1, 4], named("1"): [1, 4]}, r"\.1\.up_proj\.lora_A\.weight occurs twice"),
+    ({named("1"): [1, 4], STACK_A: [3, 1, 4]}, r"\.1\.up_proj\.lora_A\.weight occurs twice"),
+    ({STACK_A: [3, 1, 4], named("2_4"): [2, 1, 4]}, r"\.2\.up_proj\.lora_A\.weight occurs twice"),
 ])  # fmt: skip
 def test_a_stack_is_what_its_name_says(shapes: dict[str, list[int]], message: str) -> None:
     with pytest.raises(PackageError, match=message) as caught:
@@ -215,9 +215,9 @@ def test_a_stack_is_what_its_name_says(shapes: dict[str, list[int]], message: st
 
 
 @pytest.mark.parametrize(("a", "b", "message"), [
-    ([3, 2, 4], [3, 3, 2], rf"{AT}\.0\.up_proj: the tensors have rank 2, .* says 1"),
+    ([3, 2, 4], [3, 3, 2], rf"{AT}\.0\.up_proj: the tensors have rank 2, .* has 1"),
     ([3, 1, 4], [3, 3, 2], rf"{AT}\.0\.up_proj: lora_A has rank 1, lora_B has rank 2"),
-    ([3, 1, 4], [2, 3, 1], "is that of 2 experts, and the name has 3"),
+    ([3, 1, 4], [2, 3, 1], "has 2 experts, but the name has 3"),
 ])  # fmt: skip
 def test_parts_fit_each_other_and_the_config(a: list[int], b: list[int], message: str) -> None:
     tensors = {
@@ -262,7 +262,7 @@ def test_any_experts_are_found_again(experts: dict[int, tuple[str, tuple[int, in
 
 def test_the_header_of_a_folder_is_bounded() -> None:
     for text, message in (
-        ("[]," * 1_500_000, "has 3000001 values, more than 98304 tensors have"),
+        ("[]," * 1_500_000, "has 3000001 values, too many for 98304 tensors"),
         (" " * FOLDER.num_bytes, f"above the limit of {FOLDER.num_bytes} bytes"),
     ):
         raw = f'{{"a":[{text.removesuffix(",")}]}}'.encode()

@@ -204,11 +204,11 @@ CORPUS = [
     refused(
         "A22-the-same-bytes", with_entry(B, shape=[4, 2], data_offsets=[0, 32]), FILE, B, "overlaps"
     ),
-    refused("A23-hole", with_entry(B, data_offsets=[36, 60]), FILE, B, "36", "hole"),
-    refused("A24-first-offset-not-0", with_entry(data_offsets=[4, 36]), FILE, A, "4", "hole"),
+    refused("A23-hole", with_entry(B, data_offsets=[36, 60]), FILE, B, "36", "gap"),
+    refused("A24-first-offset-not-0", with_entry(data_offsets=[4, 36]), FILE, A, "4", "gap"),
     refused(
         "A24-begins-at-10-to-the-4000", with_entry(B, data_offsets=[10**4000, 10**4000 + 24]),
-        FILE, B, "10000", "hole",
+        FILE, B, "10000", "gap",
     ),
     refused("A25-bytes-after-the-last", package() + b"PK\3\4", FILE, "56", "60"),
     refused("A25-no-tensors", package({}), FILE, "no tensors"),

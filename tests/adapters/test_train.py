@@ -110,13 +110,13 @@ def test_the_losses_are_drawn(loramux: Loramux, tiny_base: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--method", "prefix", "--rank", "256"], "rank is 256, as many virtual tokens; the base"),
-        (["--method", "prompt", "--rank", "250"], "tokens with the end token; there is room for 6"),
-        (["--method", "qlora"], "method 'qlora' is not known; known are lora, rslora,"),
-        (["--targets", "qproj"], "target 'qproj' is no layer of the base; it has down_proj,"),
+        (["--method", "prefix", "--rank", "256"], "the number of virtual tokens, is 256; the base"),
+        (["--method", "prompt", "--rank", "250"], "including the end token; the limit is 6"),
+        (["--method", "qlora"], "method is 'qlora'; expected one of lora, rslora,"),
+        (["--targets", "qproj"], "target 'qproj' is not a layer of the base; it has down_pr"),
         (["--eval-share", "0.01"], "an eval_share of 0.01 of 12 examples is 0"),
-        (["--epochs", "0"], "epochs is 0; it has to be 1 or more"),
-        (["--rank", "513"], "r is 513, not an integer from 1 to 512"),
+        (["--epochs", "0"], "epochs is 0; it must be 1 or more"),
+        (["--rank", "513"], "r is 513; expected an integer from 1 to 512"),
         (["--lr", "1e30"], "is too high"),
     ],
 )
@@ -171,18 +171,18 @@ GOOD = b'{"prompt": "a", "completion": "b"}\n'
         (b'{"prompt": " ", "completion": "b"}\n', "line 1: prompt is ' '; a line is"),
         (
             GOOD + b'{"text": "a", "label": "b"}\n',
-            "line 2 has text and label, the lines before prompt and completion; all lines of",
+            "line 2 has text and label, but the lines before have prompt and completion; all",
         ),
         (b" " * (1 << 21), "line 1 is above 1048576 bytes"),
-        (b'{"tokens": ["a", "b"], "tags": ["X"]}', "line 1 has 2 tokens and 1 tags; each has one"),
+        (b'{"tokens": ["a", "b"], "tags": ["X"]}', "line 1 has 2 tokens and 1 tags; expected one"),
         (b'{"tokens": [], "tags": []}', "line 1: tokens is []; a line is"),
         (b'{"tokens": ["a"], "tags": [1]}', "line 1: tags is [1]; a line is"),
         (b'{"text": "a", "label": "b", "start": 0}', "line 1 has the keys ['label', 'start', 't"),
-        (ASKED + b'"d"}', "line 1: answer is 'd', which the context does not have"),
-        (ASKED + b'"b", "start": 0}', "answer is 'b', and at start, 0, the context has 'a'; start"),
-        (ASKED + b'"", "start": 0}', "and is left out of a line without an answer"),
-        (ASKED + b'"b", "start": 3}', "start is 3, not a place in the context, which has 3 char"),
-        (ASKED + b'"b", "start": true}', "start is True, not a place in the context, which has 3"),
+        (ASKED + b'"d"}', "line 1: answer is 'd', which is not in the context"),
+        (ASKED + b'"b", "start": 0}', "answer is 'b', but at start, 0, the context has 'a'; start"),
+        (ASKED + b'"", "start": 0}', "and must be omitted if there is no answer"),
+        (ASKED + b'"b", "start": 3}', "expected a position in the context, which has 3 char"),
+        (ASKED + b'"b", "start": true}', "start is True; expected a position in the context"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, lines: bytes, message: str) -> None:
@@ -209,7 +209,7 @@ def test_only_completions_and_the_end_are_learned(tmp_path: Path) -> None:
 def test_an_example_that_is_too_long_is_named(tmp_path: Path) -> None:
     data = write(tmp_path / "data", [{"prompt": "ab", "completion": "c"}])
     with pytest.raises(
-        PackageError, match="line 1 has 5 tokens with the end token; there is room for 4"
+        PackageError, match="line 1 has 5 tokens, including the end token; the limit is 4"
     ):
         rows_of(read_examples(data), byte_tokenizer(), 4)
 

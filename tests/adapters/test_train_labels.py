@@ -49,9 +49,9 @@ def test_several_labels_and_numbers_are_learned(
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ({"text": "a", "score": "3"}, "score is '3', not a number"),
-        ({"text": "a", "score": True}, "score is True, not a number"),
-        ({"text": "a", "labels": ["x", "x"]}, "labels is ['x', 'x'], which has one of them twice"),
+        ({"text": "a", "score": "3"}, "score is '3'; expected a number"),
+        ({"text": "a", "score": True}, "score is True; expected a number"),
+        ({"text": "a", "labels": ["x", "x"]}, "labels is ['x', 'x'], which has a duplicate"),
         ({"text": "a", "labels": "x"}, "labels is 'x'; a line is"),
     ],
 )

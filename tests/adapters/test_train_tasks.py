@@ -126,28 +126,29 @@ def test_layers_that_a_class_calls_otherwise_have_the_weights_of_the_base(tiny_b
     [
         (
             WRITTEN, [],
-            "data.jsonl has lines of prompt and completion, to generate, and the base (bert) is an "
-            "encoder, which reads texts and writes none: give it lines of text and label, or text, "
-            "pair and label, or text and labels, or text, pair and labels, or text and score, or "
-            "text, pair and score, or tokens and tags, or question, context and answer",
+            "data.jsonl has lines with prompt and completion, for task generate, but the base "
+            "(bert) is an encoder, which does not generate text: it needs lines with text and "
+            "label, or text, pair and label, or text and labels, or text, pair and labels, or text "
+            "and score, or text, pair and score, or tokens and tags, or question, context and "
+            "answer",
         ),
-        (LABELLED, ["--task", "generate"], "has lines of text and label, to generate, and the bas"),
+        (LABELLED, ["--task", "generate"], "has lines with text and label, for task generate, but"),
         (
             TAGGED, ["--task", "classify"],
-            "task is 'classify', and data.jsonl has lines of tokens and tags, which are to tag; to "
-            "classify is learned of text and label or text, pair and label or text and labels or",
+            "task is 'classify', but data.jsonl has lines with tokens and tags, for task tag; "
+            "classify needs lines with text and label or text, pair and label or text and labels",
         ),
-        (LABELLED, ["--task", "SEQ_CLS"], "task 'SEQ_CLS' is not known; known are generate, class"),
-        (LABELLED[::2], [], "data.jsonl has no label but 'warm'; there have to be two or more"),
+        (LABELLED, ["--task", "SEQ_CLS"], "task is 'SEQ_CLS'; expected one of generate, class"),
+        (LABELLED[::2], [], "data.jsonl has only the label 'warm'; expected two or more"),
         (
             [{"text": "a" * 99, "label": "b"}, {"text": "b", "label": "c"}], [],
-            f"data.jsonl, line 1 has 101 tokens; there is room for {LENGTH}: shorten it",
+            f"data.jsonl, line 1 has 101 tokens; the limit is {LENGTH}",
         ),
         (SEVERAL[1:2], [], "data.jsonl has no label in any line"),
-        (SCORED, ["--task", "generate"], "has lines of text, pair and score, which are"),
+        (SCORED, ["--task", "generate"], "has lines with text, pair and score, for"),
         (
             [{"text": "x", "label": "b" * 257}, {"text": "b", "label": "c"}], [],
-            "not 1 to 256 characters",
+            "expected names of 1 to 256 characters",
         ),
     ],
 )  # fmt: skip
@@ -166,17 +167,17 @@ def test_what_an_encoder_is_not_for_is_refused(
 
 def test_what_a_writer_is_not_for_is_refused(loramux: Loramux, writer: Path) -> None:
     for lines, arguments, what in (
-        (PAIRS, [], "text, pair and label, to classify"),
-        (TAGGED, [], "tokens and tags, to tag"),
-        (LABELLED, ["--task", "classify"], "text and label, to classify"),
+        (PAIRS, [], "text, pair and label, for task classify"),
+        (TAGGED, [], "tokens and tags, for task tag"),
+        (LABELLED, ["--task", "classify"], "text and label, for task classify"),
     ):
         write(Path("data.jsonl"), lines)
         done = loramux(
             "train", "--base", str(writer), "--data", "data.jsonl", "--eval-share", "0", *arguments
         )
         assert (
-            f"has lines of {what}, and the base (m2m_100) has an encoder and a decoder, and is "
-            "served to write texts alone: give it lines of prompt and completion, or text and label"
+            f"has lines with {what}, but the base (m2m_100) is an encoder-decoder, which supports "
+            "generation only: it needs lines with prompt and completion, or text and label"
         ) in done.errors
 
 
@@ -188,7 +189,7 @@ def test_keys_and_values_before_a_text_are_refused_where_peft_has_none(
     write(Path("data.jsonl"), LABELLED)
     done = loramux("train", "--base", str(base), "--data", "data.jsonl", "--method", "prefix")
     assert (
-        "method prefix is not trained: PEFT fails with DistilBertForSequenceClassification: "
+        "method prefix cannot be trained: PEFT fails with DistilBertForSequenceClassification: "
         "ValueError: Model does not support past key values"
     ) in done.errors
 
@@ -210,9 +211,9 @@ def test_what_is_written_begins_and_ends_as_the_base_has_it(tmp_path: Path) -> N
         (row,) = written_rows(examples, tokenizer, 4, 3, (french,))
         assert tokenizer.decode(row["input_ids"]) == "eng_Latnab</s>"
         assert row["labels"] == [french, *tokenizer("c", add_special_tokens=False).input_ids, END]
-    with pytest.raises(PackageError, match="line 1 has 4 tokens to read; there is room for 3: s"):
+    with pytest.raises(PackageError, match="line 1 has 4 input tokens; the limit is 3"):
         written_rows(examples, tokenizer, 3, 3)
-    with pytest.raises(PackageError, match="has 2 tokens to write with the end token; there is"):
+    with pytest.raises(PackageError, match="has 2 output tokens, including the end"):
         written_rows(examples, tokenizer, 4, 1)
 
 

@@ -89,27 +89,27 @@ def test_a_head_and_modules_trained_whole_stand_beside_virtual_tokens() -> None:
         (PROMPT | {"num_virtual_tokens": 0}, {}, INVALID, "num_virtual_tokens is 0"),
         (PROMPT | {"num_virtual_tokens": True}, {}, INVALID, "num_virtual_tokens is True"),
         (PROMPT | {"num_virtual_tokens": 1 << 21}, {}, INVALID, "an integer from 1 to 1048576"),
-        (PROMPT | {"token_dim": None}, {EMBEDDINGS: [5, 8]}, INVALID, "token_dim is absent"),
+        (PROMPT | {"token_dim": None}, {EMBEDDINGS: [5, 8]}, INVALID, "token_dim is missing"),
         (PROMPT | {"token_dim": "8"}, {EMBEDDINGS: [5, 8]}, INVALID, "token_dim is '8'"),
         (
             PROMPT | {"num_transformer_submodules": 3},
             {EMBEDDINGS: [15, 8]},
             UNSUPPORTED,
-            "'num_transformer_submodules' = 3 is refused: models have 1, or 2",
+            "'num_transformer_submodules' = 3 is not supported: expected 1, or 2",
         ),
         (PROMPT | {"modules_to_save": "lm_head"}, {EMBEDDINGS: [5, 8]}, UNSUPPORTED, "list the"),
         (
             PROMPT | {"modules_to_save": ["norm"]},
             {EMBEDDINGS: [5, 8], "base_model.model.layers.0.other.weight": [8]},
             UNSUPPORTED,
-            "only 'prompt_embeddings' are served of such an adapter, and those of modules in",
+            "expected 'prompt_embeddings', or tensors of modules in",
         ),
         (PROMPT, {EMBEDDINGS: [5, 8], **FACTORS}, UNSUPPORTED, "prefix_task_"),
         (PROMPT, {EMBEDDINGS: [4, 8]}, INVALID, "shape [4, 8] is not [5, 8]"),
         (PROMPT, {EMBEDDINGS: [40]}, INVALID, "shape [40] is not [5, 8]"),
         (PROMPT, {}, FILE, "tensor prompt_embeddings is missing"),
         (PROMPT, {EMBEDDINGS: [5, 8], "lm_head.weight": [9, 8]}, FILE, "lm_head.weight"),
-        (MULTITASK | {"num_tasks": 3}, {}, UNSUPPORTED, "'num_tasks' = 3 is refused: a request"),
+        (MULTITASK | {"num_tasks": 3}, {}, UNSUPPORTED, "'num_tasks' = 3 is not supported"),
         (MULTITASK, {EMBEDDINGS: [5, 8]}, FILE, "tensor prefix_task_cols is missing"),
         (
             MULTITASK | {"num_ranks": 3},
@@ -117,8 +117,8 @@ def test_a_head_and_modules_trained_whole_stand_beside_virtual_tokens() -> None:
             INVALID,
             "prefix_task_cols: shape [1, 5, 2] is not [1, 5, 3]",
         ),
-        (PREFIX | {"num_layers": None}, {EMBEDDINGS: [5, 48]}, INVALID, "num_layers is absent"),
-        (PREFIX | {"num_attention_heads": 3}, {EMBEDDINGS: [5, 48]}, INVALID, "no multiple of"),
+        (PREFIX | {"num_layers": None}, {EMBEDDINGS: [5, 48]}, INVALID, "num_layers is missing"),
+        (PREFIX | {"num_attention_heads": 3}, {EMBEDDINGS: [5, 48]}, INVALID, "not a multiple of"),
         (PREFIX, {EMBEDDINGS: [5, 40]}, INVALID, "shape [5, 40] is not [5, 48]"),
     ],
 )
@@ -134,13 +134,13 @@ def test_what_does_not_fit_together_is_refused(
 @pytest.mark.parametrize(
     ("config", "width", "token", "message"),
     [
-        (PROMPT, 8, TokenShape(9, ()), "an embedding has 8 values, one of the base model 9"),
+        (PROMPT, 8, TokenShape(9, ()), "8 values, but one of the base model has 9"),
         (PREFIX, 48, TokenShape(8, ((2, 4, 4),) * 2), "for 3 layers of 2 heads of width 4"),
-        (PREFIX, 48, TokenShape(8, ((2, 4, 8),) * 3), "keeps 3 layers of 2 heads of 4 and 8"),
-        (PREFIX, 48, TokenShape(8, ((1, 8, 8),) * 3), "keeps 3 layers of 1 heads of 8 and 8"),
+        (PREFIX, 48, TokenShape(8, ((2, 4, 8),) * 3), "has 3 layers of 2 heads of widths 4 and 8"),
+        (PREFIX, 48, TokenShape(8, ((1, 8, 8),) * 3), "has 3 layers of 1 heads of widths 8 and 8"),
         (PREFIX, 48, TokenShape(8, ((2, 4, 4),) * 3, True), "recurrent layers, which keep none"),
-        (PREFIX, 48, TokenShape(8, ()), "the base model takes none before a text"),
-        (PROMPT, 8, None, "it is not known what those of the base model are like"),
+        (PREFIX, 48, TokenShape(8, ()), "neither the base model nor PEFT supports"),
+        (PROMPT, 8, None, "base model's tokens is not known"),
     ],
 )
 def test_virtual_tokens_unlike_those_of_the_base_do_not_fit(
@@ -163,7 +163,7 @@ def test_those_for_an_encoder_and_a_decoder_fit_such_bases_alone() -> None:
     assert contents.virtual and contents.virtual.count == 5
     t5 = {"d_model": 8, "num_layers": 3, "num_heads": 2, "d_kv": 4, "is_encoder_decoder": True}
     check_fit(contents, {}, token=token_shape(t5))
-    with pytest.raises(PackageError, match="num_transformer_submodules is 2, the base model has 1"):
+    with pytest.raises(PackageError, match="submodules is 2, but the base model has 1"):
         check_fit(contents, {}, token=TokenShape(8, ()))
 
 

@@ -67,9 +67,9 @@ def test_the_rows_say_how_many_tokens_there_are(
             {WEIGHT: [11, 4]},
             "11 tokens in module model.embed_tokens and 9 in lm_head",
         ),
-        (TIED, BOTH, {WEIGHT: [11, 4]}, "with a resized vocabulary save both of them"),
+        (TIED, BOTH, {WEIGHT: [11, 4]}, "with a resized vocabulary, save both"),
         (UNTIED, tokens(9), {f"{EMBED}{ROWS}": [1, 4]}, "10 tokens in module model.embed_tokens"),
-        (TIED, tokens(10), {f"{EMBED}{ROWS}": [1, 4]}, "a row for token 10 and none for 9"),
+        (TIED, tokens(10), {f"{EMBED}{ROWS}": [1, 4]}, "a row for token 10 but none for 9"),
     ],
 )
 def test_a_vocabulary_that_is_there_in_part_is_refused(
@@ -134,28 +134,31 @@ def test_what_a_tokenizer_has_names_for_is_noted(tmp_path: Path) -> None:
     with open_package(tmp_path / "again") as (_, package):
         assert package.notes["special_tokens"] == noted
     (folder / "tokenizer_config.json").write_text('{"eos_token": 2}')
-    with pytest.raises(PackageError, match="eos_token is 2; expected a text of 1 to 256"):
+    with pytest.raises(PackageError, match="eos_token is 2; expected 1 to 256"):
         packed(folder)
-    with pytest.raises(PackageError, match="'end' is not known; known are bos_token, eos_token"):
+    with pytest.raises(PackageError, match="'end' is not a known key; expected one of bos_tok"):
         check_notes({"special_tokens": {"end": "x"}}, "loramux.json")
 
 
 @pytest.mark.parametrize(
     ("added", "message"),
     [
-        ([{"id": -1, "content": "a"}], "is not an id from 0"),
+        ([{"id": -1, "content": "a"}], "expected an id from 0"),
         (
             [{"id": i, "content": f"{i:256}"} for i in range(200)],
-            "added tokens of 51200 characters together; at most 32768",
+            "added tokens have 51200 characters in total; the limit is 32768",
         ),
-        ([{"id": True, "content": "a"}], "is not an id from 0"),
+        ([{"id": True, "content": "a"}], "expected an id from 0"),
         ([{"id": 9, "content": ""}], "a content of 1 to 256 characters"),
         ([{"id": 9, "content": "a" * 257}], "a content of 1 to 256 characters"),
         ([{"id": 9, "content": "a", "special": 1}], "true or false for special"),
         ([7], "added token 7"),
-        ([{"id": 9, "content": "a"}, {"id": 9, "content": "b"}], "two added tokens have one id"),
-        ([{"id": 9, "content": "a"}, {"id": 8, "content": "a"}], "have one content"),
-        ([{"id": n, "content": str(n)} for n in range(1025)], "1025 added tokens; at most 1024"),
+        (
+            [{"id": 9, "content": "a"}, {"id": 9, "content": "b"}],
+            "added tokens have the same id",
+        ),
+        ([{"id": 9, "content": "a"}, {"id": 8, "content": "a"}], "have the same content"),
+        ([{"id": n, "content": str(n)} for n in range(1025)], "1025 added tokens; the limit is"),
     ],
 )
 def test_malformed_tokens_are_refused(added: list[object], message: str) -> None:

@@ -63,4 +63,4 @@ def test_experts_that_the_base_lacks_are_refused(client: Client, tmp_path: Path)
     with pytest.raises((InvalidArgumentError, FailedPreconditionError)) as caught:
         client.adapters.upload("more", save(other, config, tmp_path / "more", 1))
     assert caught.value.reason == "ADAPTER_BASE_MISMATCH"
-    assert "changes 6 experts, the base model has 4" in str(caught.value)
+    assert "changes 6 experts, but the base model has 4" in str(caught.value)

@@ -126,11 +126,11 @@ def test_such_an_adapter_is_refused_where_nobody_sees(
 ) -> None:
     with RunningServer(tmp_path, alone.base, "--max-images", "0") as blind:
         for server, why in (
-            (chat_server, "LlamaForCausalLM, sees no images"),
+            (chat_server, "LlamaForCausalLM, does not support images"),
             (
                 blind,
-                "Qwen2_5_VLForConditionalGeneration, sees no images: this server takes none "
-                "(--max-images 0)",
+                "Qwen2_5_VLForConditionalGeneration, does not support images: images are turned "
+                "off (--max-images 0)",
             ),
         ):
             with (
@@ -140,7 +140,7 @@ def test_such_an_adapter_is_refused_where_nobody_sees(
                 client.adapters.upload("seeing", alone.seeing)
             assert refused.value.reason == "ADAPTER_BASE_MISMATCH"
             assert str(refused.value) == (
-                "module model.visual.blocks.0.attn.proj is of what sees images, and the base "
+                "module model.visual.blocks.0.attn.proj is a vision module, but the base "
                 f"model, {why}"
             )
 
@@ -198,6 +198,6 @@ def test_a_base_of_text_says_that_it_sees_nothing(chat_server: RunningServer) ->
     ours, _ = conversation(photo(9))
     with (
         Client(chat_server.target) as client,
-        pytest.raises(FailedPreconditionError, match="sees no images"),
+        pytest.raises(FailedPreconditionError, match="does not support images"),
     ):
         client.chat(ours, max_tokens=1)

@@ -51,7 +51,7 @@ def test_what_a_trusted_signer_signed_is_served_and_nothing_else(
         for source, said in (
             (tiny_adapters / "small", "the package is not signed; this server takes packages"),
             (strange, "is signed with key"),
-            (forged, "is not the tensor that was packed"),
+            (forged, "the tensor was changed after packing"),
         ):
             with pytest.raises(InvalidArgumentError, match=said) as caught:
                 client.adapters.upload("refused", source)
@@ -63,7 +63,7 @@ def test_a_key_that_is_none_is_named(tmp_path: Path) -> None:
     new_key(tmp_path / "key")
     for path, said in (
         (tmp_path / "none", "No such file"),
-        (tmp_path / "key", "no Ed25519 public"),
+        (tmp_path / "key", "not an Ed25519 public"),
     ):
         config = make_config({"model": "", "trusted_signer": [str(path)]})
         with pytest.raises(ConfigError, match=f"--trusted-signer.*{path}.*{said}"):

@@ -374,11 +374,11 @@ def test_adapters_that_do_not_fit_are_refused_by_name(t5: Writers, tmp_path: Pat
         ),
         "embeddings": (
             LoraConfig(target_modules=["shared"], **LORA),
-            "shared is no layer of the base model that can be adapted",
+            "shared is not an adaptable layer of the base model",
         ),
         "tokens": (
             LoraConfig(target_modules=["q"], trainable_token_indices={"shared": [3]}, **LORA),
-            "shared.weight is no parameter of the base model that an adapter can replace",
+            "shared.weight is not a parameter of the base model that an adapter can replace",
         ),
         "head": (
             LoraConfig(target_modules=["q"], modules_to_save=["lm_head"], **LORA),

@@ -99,13 +99,13 @@ def refusal(folder: Path) -> str:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"head_type": "masked_lm"}, "'head_type' = 'masked_lm' is refused: classification, tag"),
-        ({"use_pooler": True}, "'use_pooler' = True is refused: heads are served that read the"),
-        ({"later": 1}, "'later' = 1 is refused: the field is not known"),
-        ({"layers": 3}, "holds 2 layers of the heads ['classification'], and head_config.json"),
-        ({"layers": 99}, "layers is 99, not an integer from 1 to 8"),
-        ({"activation_function": "maxout"}, "head_activation is 'maxout', not one of gelu"),
-        ({"label2id": {"a": 1}}, "label2id is {'a': 1}, not an object of names with 0, 1"),
+        ({"head_type": "masked_lm"}, "'head_type' = 'masked_lm' is not supported: expected one"),
+        ({"use_pooler": True}, "'use_pooler' = True is not supported: a head must read the"),
+        ({"later": 1}, "'later' = 1 is not supported: the field is not known"),
+        ({"layers": 3}, "has 2 layers of the heads ['classification']; expected 3"),
+        ({"layers": 99}, "layers is 99; expected an integer from 1 to 8"),
+        ({"activation_function": "maxout"}, "head_activation is 'maxout'; expected one of gelu"),
+        ({"label2id": {"a": 1}}, "label2id is {'a': 1}; expected an object of names with 0, 1"),
         ({"label2id": {"a": 0, "b": 1}}, "labels has 2 names; the head (base_model.model."),
     ],
 )
@@ -122,7 +122,7 @@ def test_a_head_that_is_not_served_is_named(
 def test_files_of_a_head_belong_together(adapter: Path) -> None:
     tensors = load_file(adapter / "model_head.safetensors")
     save_file(tensors | {"other.weight": torch.ones(1)}, adapter / "model_head.safetensors")
-    assert "tensor other.weight is refused: of a prediction head" in refusal(adapter)
+    assert "tensor other.weight is not supported; expected 'heads." in refusal(adapter)
     (adapter / "model_head.safetensors").rename(adapter / "pytorch_model_head.bin")
     assert "pytorch_model_head.bin is a pickle, which can run code" in refusal(adapter)
     (adapter / "pytorch_model_head.bin").unlink()
@@ -130,7 +130,7 @@ def test_files_of_a_head_belong_together(adapter: Path) -> None:
     config = json.loads((adapter / "head_config.json").read_text()) | {"config": None}
     save_file(tensors, adapter / "model_head.safetensors")
     (adapter / "head_config.json").write_text(json.dumps(config))
-    assert "'model_class' = 'BertAdapterModel' is refused: heads of ForSequ" in refusal(adapter)
+    assert "'BertAdapterModel' is not supported: expected a head of ForSequ" in refusal(adapter)
 
 
 def test_a_head_has_to_fit_what_comes_to_it(adapter: Path, tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_a_head_has_to_fit_what_comes_to_it(adapter: Path, tmp_path: Path) -> No
     narrow = {"heads.classification.4.weight": torch.ones(3, 9)}
     save_file(tensors | narrow, path)
     package, harness = packed(adapter, tmp_path / "package"), begun("bert")
-    with pytest.raises(PackageError, match=r"classifier\.1\.weight is missing, or takes something"):
+    with pytest.raises(PackageError, match=r"classifier\.1\.weight is missing, or does not take"):
         checked(package, harness)
     biased = {"heads.classification.1.bias": torch.ones(9)}
     save_file(tensors | biased, path)
@@ -149,5 +149,5 @@ def test_a_head_has_to_fit_what_comes_to_it(adapter: Path, tmp_path: Path) -> No
 
 def test_a_head_of_the_library_is_for_encoders(adapter: Path, tmp_path: Path) -> None:
     package = packed(adapter, tmp_path / "package")
-    with pytest.raises(PackageError, match="is served on encoders, and the base model is none"):
+    with pytest.raises(PackageError, match="needs an encoder, which the base model is not"):
         checked(package, begun("llama"))

@@ -160,8 +160,8 @@ def refusal(package: Path, info: ModelInfo) -> str:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("distilbert", "the base model takes none before a text, nor does PEFT give it any"),
-        ("big-bird", "PEFT fails with BigBirdForSequenceClassification there: IndexError"),
+        ("distilbert", "neither the base model nor PEFT supports them here"),
+        ("big-bird", "PEFT fails with BigBirdForSequenceClassification: IndexError"),
     ],
 )
 def test_keys_and_values_that_peft_does_not_serve_are_refused(

@@ -105,7 +105,7 @@ def test_one_of_another_model_does_not_fit(tmp_path: Path) -> None:
     served = ServedBase.of(begun("bert").info, max_host_bytes=1 << 30)
     with package.open("rb") as file, pytest.raises(PackageError) as caught:
         check_package(file, package.stat().st_size, served)
-    assert "the base model has no layer transformer.layer.0, or one of other parts" in str(
+    assert "the base model has no layer transformer.layer.0 with the parts that" in str(
         caught.value
     )
 

@@ -76,7 +76,7 @@ def test_adapters_of_another_base_are_warned_of_or_left_out(
     named = config | {"base_model_name_or_path": "org/Other-1B"}
     (directory / "folder" / "adapter_config.json").write_text(json.dumps(named))
     base = replace(BASE, identity=BaseIdentity("org/Tiny-1B"), is_strict=is_strict)
-    why = "its config names the base model 'org/Other-1B', and this one is 'Tiny-1B'"
+    why = "its config names the base model 'org/Other-1B', but this one is 'Tiny-1B'"
     assert import_directory(directory, registry, base) == (1 if is_strict else 2)
     (told,) = [record.getMessage() for record in caplog.records]
     assert told.startswith("folder is left out: " if is_strict else "folder seems to be made for")
@@ -107,7 +107,7 @@ def test_folders_around_adapters_and_whole_models_are_named(
         assert import_directory(directory, registry, BASE) == 2
     run, merged = sorted(set(caplog.messages), reverse=True)
     assert run.startswith("run is left out: ")
-    assert run.endswith("its folder checkpoint-500 is an adapter")
+    assert run.endswith("its subfolder checkpoint-500 is an adapter")
     assert merged.startswith("merged is left out: ")
     assert "a whole model" in merged
 
@@ -150,7 +150,7 @@ def test_what_needs_the_base_has_that_which_is_served(
     save_tuned(MODEL, HRAConfig(r=4, target_modules=["q_proj"]), directory / "hra", seed=1)
     assert import_directory(directory, registry, BASE) == 3
     assert registry.names() == ["folder", "package", "vera"]
-    assert "what HRA adds depends on the weight of the base" in caplog.text
+    assert "the update of HRA depends on the weight of the base" in caplog.text
     MODEL.save_pretrained(tmp_path / "base")
     with_weights = replace(BASE, folder=weights_of(str(tmp_path / "base")))
     assert import_directory(directory, registry, with_weights) == 4

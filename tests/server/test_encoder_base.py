@@ -147,7 +147,7 @@ async def test_what_cannot_be_made_of_the_base_s_own_folder_is_refused_until_poo
     embedding = read_text_format(str(tmp_path)).embedding
     info = of_encoder(embedding=embedding.on(ModelKind.ENCODER), embedding_fault=embedding.fault)
     reads = Reads(info, states_of, task="")
-    with pytest.raises(FailedPreconditionError, match=r"Dense' is refused.*set pooling") as caught:
+    with pytest.raises(FailedPreconditionError, match=r"Dense' is not supp.*set pooling") as caught:
         await reads.embed({"text": "a"})
     assert caught.value.field == "pooling"
     response = await reads.embed({"text": "a"}, pooling=2)

@@ -134,7 +134,7 @@ def test_layers_that_were_lost_are_named(
     save_headed(base, Task.SEQUENCE, config, tmp_path / "a")
     told = (
         r"tensor base_model\.model\.pooler\.dense\.weight is missing: "
-        r"DebertaV2ForSequenceClassification has it .* where modules_to_save has 'pooler\.dense'"
+        r"DebertaV2ForSequenceClassification has it .* if modules_to_save has 'pooler\.dense'"
     )
     with pytest.raises(PackageError, match=told) as caught:
         head_in(tmp_path / "a", heads)
@@ -160,10 +160,10 @@ def test_an_adapter_of_another_encoder_does_not_fit(
     save_headed(base, Task.SEQUENCE, config_for("roberta", Task.SEQUENCE), tmp_path / "a")
     check_head(package_of(tmp_path / "a", heads).contents, heads.shapes)
     other = bases["bert"][1]
-    told = r"classifier\.dense\.bias is no parameter that BertForSequenceClassification has behind"
+    told = r"BertForSequenceClassification has no parameter classifier\.dense\.bias after"
     with pytest.raises(PackageError, match=told):
         check_head(package_of(tmp_path / "a", other).contents, other.shapes)
-    with pytest.raises(PackageError, match="a head is served that is one linear layer"):
+    with pytest.raises(PackageError, match="a head must be one linear layer"):
         check_head(package_of(tmp_path / "a", heads).contents, {})
 
 
@@ -219,12 +219,12 @@ def test_what_computes_something_else_is_not_served(tmp_path: Path) -> None:
         intermediate_size=24, max_position_embeddings=40, attention_window=4, initializer_range=0.3,
     )  # fmt: skip
     heads = Heads.of(AutoModel.from_config(config).eval(), config)
-    told = "LongformerForSequenceClassification makes something else of a text than of its last"
+    told = "LongformerForSequenceClassification does not compute its logits from the last hidden"
     assert told in heads.shapes[Task.SEQUENCE].fault
     assert not heads.shapes[Task.TOKENS].fault
     roberta = save_encoder("roberta", tmp_path / "base")
     save_headed(roberta, Task.SEQUENCE, config_for("roberta", Task.SEQUENCE), tmp_path / "a")
-    with pytest.raises(PackageError, match=f"serves no heads for it: {told}"):
+    with pytest.raises(PackageError, match=f"does not support heads for it: {told}"):
         check_head(package_of(tmp_path / "a", heads).contents, heads.shapes)
 
 

@@ -218,9 +218,13 @@ def refused(case: Case, folder: Path, info: Any = None) -> tuple[str, str]:
 @pytest.mark.parametrize(
     ("kind", "config", "why"),
     [
-        ("qwen", {"lora_bias": True}, "the added bias of module model.visual.blocks.0.attn.qkv"),
-        ("qwen", {"alora_invocation_tokens": [5, 6]}, "beside alora_invocation_tokens"),
-        ("llava", {"target_modules": ["position_embedding"]}, "and is no linear layer"),
+        (
+            "qwen",
+            {"lora_bias": True},
+            "the added bias of vision module model.visual.blocks.0.attn.q",
+        ),
+        ("qwen", {"alora_invocation_tokens": [5, 6]}, "alora_invocation_tokens does not support"),
+        ("llava", {"target_modules": ["position_embedding"]}, "but not a linear layer"),
     ],
     ids=["lora_bias", "aLoRA", "embedding"],
 )
@@ -244,8 +248,8 @@ def test_a_blind_base_says_why_it_refuses(qwen: Case, tmp_path: Path) -> None:
     harness = Harness(base)
     wanted = (
         "ADAPTER_BASE_MISMATCH",
-        "module model.visual.blocks.0.attn.proj is of what sees images, and the base model, "
-        "Qwen2_5_VLForConditionalGeneration, sees no images: nobody shows any",
+        "module model.visual.blocks.0.attn.proj is a vision module, but the base model, "
+        "Qwen2_5_VLForConditionalGeneration, does not support images: nobody shows any",
     )
     assert refused(qwen, folder, harness.info) == wanted
     # It may have been registered when the base saw them.

@@ -136,8 +136,8 @@ def read_examples(path: Path) -> Examples:
             own, found = _fields(line, where)
             if form not in (None, own):
                 raise _fault(
-                    f"{where} has {own}, the lines before {form}; all lines of a file have the "
-                    "same keys"
+                    f"{where} has {own}, but the lines before have {form}; all lines of a file "
+                    "must have the same keys"
                 )
             form = own
             example = _example(found, number, where)
@@ -181,7 +181,9 @@ def _example(
     if "tokens" in found:
         tokens, tags = (_texts(found[key], f"{where}: {key}") for key in ("tokens", "tags"))
         if len(tokens) != len(tags):
-            raise _fault(f"{where} has {len(tokens)} tokens and {len(tags)} tags; each has one")
+            raise _fault(
+                f"{where} has {len(tokens)} tokens and {len(tags)} tags; expected one tag per token"
+            )
         return Tagged(tokens, tags, line)
     texts = cast(Mapping[str, str], found)
     if "question" in found:
@@ -198,13 +200,13 @@ def _label(found: Mapping[str, object], where: str) -> str | tuple[str, ...] | f
     if "score" in found:
         score = found["score"]
         if isinstance(score, bool) or not isinstance(score, int | float):
-            raise _fault(f"{where}: score is {shown(score)}, not a number")
+            raise _fault(f"{where}: score is {shown(score)}; expected a number")
         return float(score)
     if "labels" not in found:
         return cast(str, found["label"])
     labels = _texts(found["labels"], f"{where}: labels") if found["labels"] != [] else ()
     if len(set(labels)) < len(labels):
-        raise _fault(f"{where}: labels is {shown(list(labels))}, which has one of them twice")
+        raise _fault(f"{where}: labels is {shown(list(labels))}, which has a duplicate")
     return labels
 
 
@@ -213,20 +215,20 @@ def _begin(context: str, answer: str, found: Mapping[str, object], where: str) -
     if "start" not in found:
         first = context.find(answer)
         if first < 0:
-            raise _fault(f"{where}: answer is {shown(answer)}, which the context does not have")
+            raise _fault(f"{where}: answer is {shown(answer)}, which is not in the context")
         return first
     begin = found["start"]
     if not isinstance(begin, int) or isinstance(begin, bool) or not 0 <= begin < len(context):
         raise _fault(
-            f"{where}: start is {shown(begin)}, not a place in the context, which has "
+            f"{where}: start is {shown(begin)}; expected a position in the context, which has "
             f"{len(context)} characters"
         )
     there = context[begin : begin + len(answer)]
     if not answer or there != answer:
         raise _fault(
-            f"{where}: answer is {shown(answer)}, and at start, {begin}, the context has "
-            f"{shown(there)}; start counts characters (code points), and is left out of a line "
-            "without an answer"
+            f"{where}: answer is {shown(answer)}, but at start, {begin}, the context has "
+            f"{shown(there)}; start counts characters (code points), and must be omitted if there "
+            "is no answer"
         )
     return begin
 

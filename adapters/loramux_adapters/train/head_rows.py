@@ -81,7 +81,7 @@ class HeadRows:
             if not inside:
                 answer = example.context[example.begin : example.end]
                 raise PackageError(
-                    f"{where}: answer is {shown(answer)}, of which the tokenizer makes no token",
+                    f"{where}: answer is {shown(answer)}, for which the tokenizer gives no token",
                     "INVALID_FIELD",
                 )
             first, last = inside[0], inside[-1]
@@ -94,8 +94,8 @@ class HeadRows:
     def _placed(self, *texts: str) -> BatchEncoding:
         if not self.tokenizer.is_fast:
             raise PackageError(
-                "the tokenizer of the base, which is none of the tokenizers library, does not tell "
-                "where in a text a token is, as tags and answers need it",
+                "tags and answers need a fast tokenizer (of the tokenizers library), which gives "
+                "token offsets; that of the base is slow",
                 "ADAPTER_BASE_MISMATCH",
             )
         return self.tokenizer(*texts, add_special_tokens=True, return_offsets_mapping=True)

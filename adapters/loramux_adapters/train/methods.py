@@ -65,7 +65,7 @@ def peft_config(shape: Shape, steps: int, learner: Learner | None = None) -> Pef
     """
     if shape.method not in METHODS:
         raise PackageError(
-            f"method {shape.method!r} is not known; known are {', '.join(METHODS)}",
+            f"method is {shape.method!r}; expected one of {', '.join(METHODS)}",
             "INVALID_FIELD",
         )
     config = METHODS[shape.method](shape, steps, learner or Learner())
@@ -74,7 +74,7 @@ def peft_config(shape: Shape, steps: int, learner: Learner | None = None) -> Pef
         kind_of(fields).check(fields)
     except PackageError as error:
         raise PackageError(
-            f"method {shape.method} is not trained, because its result could not be packed: "
+            f"method {shape.method} cannot be trained, because its result could not be packed: "
             f"{error}",
             error.reason,
         ) from None

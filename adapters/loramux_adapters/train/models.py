@@ -111,7 +111,7 @@ def load_model(
         return _trained(kind.from_pretrained(base, **options), task)
     kind, known = _CLASSES[task]
     if type(config) not in known:
-        raise _unserved(f"transformers has no class with a head for {task} of {config.model_type}")
+        raise _unserved(f"transformers has no class of {config.model_type} with a head for {task}")
     outputs = {
         "num_labels": 2 if task is Task.SPANS else num_labels,
         "problem_type": str(problem),
@@ -142,8 +142,8 @@ def _check_trainable(config: PreTrainedConfig) -> None:
     method = str(saved.get("quant_method", _TRAINABLE[0]))
     if method not in _TRAINABLE:
         raise _unserved(
-            f"the base was saved with quant_method {method!r}, on which training is not supported: "
-            "train on the unquantised model; the adapter fits both"
+            f"the base was saved with quant_method {method!r}, which does not support training: "
+            "train on the unquantized model; the adapter fits both"
         )
 
 
@@ -176,8 +176,8 @@ def _saved(model: PreTrainedModel, task: Task, lost: Collection[str]) -> tuple[s
     if not saved:
         has = ", ".join(name for name, child in outer.items() if list(child.parameters()))
         raise _unserved(
-            f"the head of {type(model).__name__} is {has or 'none'}; served are those with "
-            f"{' or '.join(names)}"
+            f"the head of {type(model).__name__} is {has or 'none'}, which is not supported; "
+            f"expected {' or '.join(names)}"
         )
     for name in sorted(lost):
         if not any(name.startswith(f"{module}.") for module in saved):
@@ -186,8 +186,8 @@ def _saved(model: PreTrainedModel, task: Task, lost: Collection[str]) -> tuple[s
         for name in saved:
             if name not in names or not isinstance(model.get_submodule(name), nn.Linear):
                 raise _unserved(
-                    f"{name} of {type(model).__name__} is no linear layer, which is all that is "
-                    "served as the head of a decoder"
+                    f"{name} of {type(model).__name__} is not a linear layer, as the head of a "
+                    "decoder must be"
                 )
     return tuple(saved)
 

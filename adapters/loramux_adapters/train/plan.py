@@ -36,12 +36,12 @@ class Plan:
             ("epochs", self.epochs, self.epochs >= 1, "1 or more"),
             ("lr", self.learning_rate, 0 < self.learning_rate < math.inf, "above 0"),
             ("batch_size", self.batch_size, self.batch_size >= 1, "1 or more"),
-            ("seed", self.seed, 0 <= self.seed < 2**32, "from 0 and below 2^32"),
+            ("seed", self.seed, 0 <= self.seed < 2**32, "at least 0 and below 2^32"),
             ("threads", self.threads, self.threads is None or self.threads >= 1, "1 or more"),
-            ("eval_share", self.eval_share, 0 <= self.eval_share < 1, "from 0 and below 1"),
+            ("eval_share", self.eval_share, 0 <= self.eval_share < 1, "at least 0 and below 1"),
         ):
             if not is_right:
-                raise PackageError(f"{name} is {value}; it has to be {right}", "INVALID_FIELD")
+                raise PackageError(f"{name} is {value}; it must be {right}", "INVALID_FIELD")
 
     def num_kept(self, num_examples: int) -> int:
         """Return how many examples are used for evaluation.
@@ -53,7 +53,7 @@ class Plan:
         if num_kept == num_examples or (self.eval_share and not num_kept):
             raise PackageError(
                 f"an eval_share of {self.eval_share:g} of {num_examples} examples is {num_kept}: "
-                "there has to be one to evaluate and one to train on, or a share of 0",
+                "at least one example is needed to evaluate and one to train on, or a share of 0",
                 "INVALID_FIELD",
             )
         return num_kept

@@ -37,7 +37,10 @@ def rows_of(
         read = tokens_of(tokenizer, example.prompt)
         learn = _to_end(tokenizer, text=example.completion)
         check_length(
-            len(read) + len(learn), max_tokens, examples.where(example), "tokens with the end token"
+            len(read) + len(learn),
+            max_tokens,
+            examples.where(example),
+            "tokens, including the end token",
         )
         rows.append({"input_ids": read + learn, "labels": [IGNORED] * len(read) + learn})
     return rows
@@ -73,8 +76,8 @@ def written_rows(
         where = examples.where(example)
         read = tokens_of(tokenizer, example.prompt)
         learn = [*begin, *_to_end(tokenizer, text_target=example.completion)]
-        check_length(len(read), max_read, where, "tokens to read")
-        check_length(len(learn), max_written, where, "tokens to write with the end token")
+        check_length(len(read), max_read, where, "input tokens")
+        check_length(len(learn), max_written, where, "output tokens, including the end token")
         rows.append({"input_ids": read, "labels": learn})
     return rows
 
@@ -92,9 +95,7 @@ def check_length(count: int, room: int, where: str, what: str) -> None:
         PackageError: They do not; the message names `where` they are and `what` they are.
     """
     if count > room:
-        raise PackageError(
-            f"{where} has {count} {what}; there is room for {room}: shorten it", "INVALID_FIELD"
-        )
+        raise PackageError(f"{where} has {count} {what}; the limit is {room}", "INVALID_FIELD")
 
 
 def split(rows: Sequence[Row], num_kept: int, seed: int) -> tuple[list[Row], list[Row]]:

@@ -91,8 +91,7 @@ def _check_names(examples: Examples, task: Task | None) -> None:
         raise PackageError(f"{examples.path} has no label in any line", "INVALID_FIELD")
     if examples.form.problem is ProblemType.SINGLE_LABEL and len(examples.labels) < 2:
         raise PackageError(
-            f"{examples.path} has no label but {shown(examples.labels[0])}; there have to be two "
-            "or more to tell apart",
+            f"{examples.path} has only the label {shown(examples.labels[0])}; expected two or more",
             "INVALID_FIELD",
         )
     check_labels({"labels": list(_outputs(examples))}, str(examples.path))
@@ -109,7 +108,8 @@ def _rows(
     num_virtual, room = getattr(config, "num_virtual_tokens", 0), trained.room
     if room - num_virtual < 2:
         raise PackageError(
-            f"rank is {num_virtual}, as many virtual tokens; the base takes {room} tokens in all",
+            f"rank, the number of virtual tokens, is {num_virtual}; the base takes {room} tokens "
+            "in total",
             "INVALID_FIELD",
         )
     num_before = num_virtual if isinstance(config, PromptTuningConfig) else 0
@@ -162,7 +162,7 @@ def _adapted(
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
         told = str(error).partition("\n")[0]
         raise PackageError(
-            f"method {method} is not trained: PEFT fails with {type(model).__name__}: "
+            f"method {method} cannot be trained: PEFT fails with {type(model).__name__}: "
             f"{type(error).__name__}: {told}",
             "UNSUPPORTED_ADAPTER_FEATURE",
         ) from None
@@ -210,7 +210,7 @@ def _check_targets(model: PreTrainedModel, targets: tuple[str, ...]) -> None:
     for target in targets:
         if not any(f".{name}".endswith(f".{target}") for name in names):
             raise PackageError(
-                f"target {shown(target)} is no layer of the base; it has {', '.join(linear)}",
+                f"target {shown(target)} is not a layer of the base; it has {', '.join(linear)}",
                 "INVALID_FIELD",
             )
 

@@ -42,15 +42,15 @@ def task_of(asked: str | None, examples: Examples, config: PreTrainedConfig) -> 
         PackageError: The base or the examples do not fit the task.
     """
     if asked is not None and asked not in TASKS:
-        raise _fault(f"task {shown(asked)} is not known; known are {', '.join(TASKS)}")
+        raise _fault(f"task is {shown(asked)}; expected one of {', '.join(TASKS)}")
     fitting = _FITTING[examples.form]
     if asked is not None and asked not in fitting:
         wanted = " or ".join(
             str(form) for form, tasks in _FITTING.items() if asked in tasks
         )  # fmt: skip
         raise _fault(
-            f"task is {asked!r}, and {examples.path} has lines of {examples.form}, which are to "
-            f"{' or '.join(fitting)}; to {asked} is learned of {wanted}"
+            f"task is {asked!r}, but {examples.path} has lines with {examples.form}, for task "
+            f"{' or '.join(fitting)}; {asked} needs lines with {wanted}"
         )
     does, what = _doing(config)
     for task in fitting if asked is None else (asked,):
@@ -58,8 +58,9 @@ def task_of(asked: str | None, examples: Examples, config: PreTrainedConfig) -> 
             return TASKS[task]
     wanted = ", or ".join(str(form) for form in _FITTING if set(_FITTING[form]) & set(does))
     raise PackageError(
-        f"{examples.path} has lines of {examples.form}, to {asked or ' or '.join(fitting)}, and "
-        f"the base ({config.model_type}) {what}: give it lines of {wanted}",
+        f"{examples.path} has lines with {examples.form}, for task "
+        f"{asked or ' or '.join(fitting)}, but the base ({config.model_type}) {what}: it needs "
+        f"lines with {wanted}",
         "ADAPTER_BASE_MISMATCH",
     )
 
@@ -74,9 +75,9 @@ def task_type(task: Task | None, config: PreTrainedConfig) -> str:
 def _doing(config: PreTrainedConfig) -> tuple[tuple[str, ...], str]:
     """Return the tasks that a base can be trained for, and why no others."""
     if writes_another(config):
-        return ("generate",), "has an encoder and a decoder, and is served to write texts alone"
+        return ("generate",), "is an encoder-decoder, which supports generation only"
     if only_reads(config):
-        return ("classify", "tag", "answer"), "is an encoder, which reads texts and writes none"
+        return ("classify", "tag", "answer"), "is an encoder, which does not generate text"
     return tuple(TASKS), "is a decoder"
 
 

@@ -67,7 +67,7 @@ def fit(
     for point in (*curve.training, *curve.evaluation):
         if not math.isfinite(point.loss):
             raise PackageError(
-                f"the loss is {point.loss} at step {point.step}: an lr of {plan.learning_rate:g} "
+                f"the loss is {point.loss} at step {point.step}: lr {plan.learning_rate:g} "
                 "is too high",
                 "ADAPTER_NOT_FINITE",
             )

@@ -37,7 +37,9 @@ FIELDS = Fields(
     recorded=LORA_FIELDS.recorded | (_OWN_FIELDS - {"init_r"}) | _UNREAD,
     refused={
         **LORA_FIELDS.refused,
-        **dict.fromkeys(sorted(_LOST | {"use_bdlora", "init_lora_weights"}), "it cannot be folded"),
+        **dict.fromkeys(
+            sorted(_LOST | {"use_bdlora", "init_lora_weights"}), "it cannot be converted"
+        ),
     },
     harmless={**LORA_FIELDS.harmless, "bias": ("none",)},
 )
@@ -52,7 +54,8 @@ def as_lora_config(config: Mapping[str, object]) -> dict[str, object]:
     rank = config.get("init_r", 12)
     if type(rank) is not int or not 1 <= rank <= MAX_RANK:
         raise PackageError(
-            f"adapter_config.json: init_r is {shown(rank)}, not an integer from 1 to {MAX_RANK}",
+            f"adapter_config.json: init_r is {shown(rank)}; expected an integer from 1 to "
+            f"{MAX_RANK}",
             "INVALID_ADAPTER_CONFIG",
         )
     kept = {name: value for name, value in config.items() if name not in _OWN_FIELDS}
@@ -104,8 +107,8 @@ def _modules(tensors: Mapping[str, TensorInfo]) -> dict[str, dict[str, TensorInf
         module, _, half = name.rpartition(".")
         if not module.startswith(PREFIX) or half not in _HALVES:
             raise PackageError(
-                f"tensor {name} is refused: of AdaLoRA, '{PREFIX}….lora_A', '.lora_B' and "
-                "'.lora_E' are served",
+                f"tensor {name} is not supported; expected '{PREFIX}….lora_A', '.lora_B' or "
+                "'.lora_E'",
                 "UNSUPPORTED_ADAPTER_FEATURE",
             )
         found.setdefault(module.removeprefix(PREFIX), {})[half] = tensor
@@ -117,6 +120,6 @@ def _modules(tensors: Mapping[str, TensorInfo]) -> dict[str, dict[str, TensorInf
         if not len(a) == len(b) == 2 or e != (a[0], 1) or b[1] != a[0]:
             raise PackageError(
                 f"module {module}: shapes {shown(a)}, {shown(b)} and {shown(e)} of lora_A, lora_B "
-                "and lora_E do not have one rank"
+                "and lora_E do not have the same rank"
             )
     return found

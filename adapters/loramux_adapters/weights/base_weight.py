@@ -12,8 +12,7 @@ from loramux_adapters.tensorfile import ITEM_BYTES
 from loramux_adapters.weights.dtypes import Array, decoded
 
 _GIVE = (
-    "give the base model with `loramux pack --base`; its checkpoint has to have a layer of that "
-    "name"
+    "give the base model with `loramux pack --base`; its checkpoint must have a layer of that name"
 )
 
 
@@ -26,7 +25,7 @@ def features(base: KnownLayers | None, module: str, method: str) -> tuple[int, i
     found = base.features_of(module) if base else None
     if found is None:
         raise PackageError(
-            f"module {module}: of {method} it is not saved how many inputs a layer has; {_GIVE}",
+            f"module {module}: {method} does not save the number of inputs of a layer; {_GIVE}",
             "ADAPTER_BASE_MISMATCH",
         )
     return found
@@ -54,7 +53,7 @@ def base_layer(base: KnownLayers | None, module: str, method: str) -> tuple[Base
     layer = folder.layer_like(module) if folder else None
     if not folder or not layer:
         raise PackageError(
-            f"module {module}: what {method} adds depends on the weight of the base; {_GIVE}",
+            f"module {module}: the update of {method} depends on the weight of the base; {_GIVE}",
             "ADAPTER_BASE_MISMATCH",
         )
     return folder, layer
@@ -70,8 +69,8 @@ def stored_weight(folder: Path, layer: BaseLayer, module: str) -> Array:
     tensor = layer.weight
     if tensor.dtype not in ITEM_BYTES:
         raise PackageError(
-            f"module {module}: the base has its weight as {tensor.dtype}; "
-            f"an adapter is added to {', '.join(ITEM_BYTES)} only",
+            f"module {module}: its weight in the base has dtype {tensor.dtype}; "
+            f"expected one of {', '.join(ITEM_BYTES)}",
             "ADAPTER_BASE_MISMATCH",
         )
     with (folder / tensor.file).open("rb") as file:

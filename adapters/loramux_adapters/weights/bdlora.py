@@ -63,7 +63,9 @@ def pack_bdlora(
 def _blocks(value: object) -> tuple[int, dict[str, tuple[str, ...]]]:
     """Return the number of blocks, and for A and B the layers where it has blocks."""
     if not isinstance(value, dict) or not value.keys() <= _KNOWN:
-        raise invalid(FIELD, f"is {shown(value)}, not an object of {', '.join(sorted(_KNOWN))}")
+        raise invalid(
+            FIELD, f"is {shown(value)}; expected an object of {', '.join(sorted(_KNOWN))}"
+        )
     count = integer(value, "nblocks", 1, 1, MAX_RANK, f"{FIELD}.nblocks")
     return count, {ending: names(value, name) for ending, name in _HALVES.items()}
 
@@ -80,8 +82,8 @@ def _is_in_blocks(name: str, blocks: Mapping[str, tuple[str, ...]]) -> bool:
 def _widened(tensor: TensorInfo, count: int) -> TensorInfo:
     if len(tensor.shape) != 2 or tensor.shape[0] % count:
         raise PackageError(
-            f"tensor {tensor.name}: shape {shown(list(tensor.shape))} is no matrix of {count} "
-            f"blocks, as {FIELD}.nblocks of adapter_config.json says",
+            f"tensor {tensor.name}: shape {shown(list(tensor.shape))} is not a matrix of {count} "
+            f"blocks, as required by {FIELD}.nblocks of adapter_config.json",
             "INVALID_ADAPTER_CONFIG",
         )
     rows, columns = tensor.shape

@@ -55,9 +55,9 @@ def convert(
     if rank is not None and energy is not None:
         raise PackageError("give rank or energy, not both", "INVALID_FIELD")
     if rank is not None and rank < 1:
-        raise PackageError(f"rank is {rank}; it has to be 1 or more", "INVALID_FIELD")
+        raise PackageError(f"rank is {rank}; it must be 1 or more", "INVALID_FIELD")
     if energy is not None and not 0 < energy <= 1:
-        raise PackageError(f"energy is {energy:g}; it has to be above 0, up to 1", "INVALID_FIELD")
+        raise PackageError(f"energy is {energy:g}; it must be above 0, up to 1", "INVALID_FIELD")
     wanted = dtype_of(package) if dtype is None else dtype_named(dtype)
     step: dict[str, object] = {"made_by": "loramux convert", "of": digest_of(file), "dtype": wanted}
     step |= {name: value for name, value in (("rank", rank), ("energy", energy)) if value}

@@ -42,7 +42,7 @@ def _projection(layer: Layer, p_OR: Wide) -> Factors:
         basis_OR: Wide = np.linalg.qr(p_OR.astype(np.float32))[0].astype(np.float64)
         return basis_OR, basis_OR
     raise PackageError(
-        f"adapter_config.json: decomposition_method is {shown(method)}, not 'relu' or 'qr'",
+        f"adapter_config.json: decomposition_method is {shown(method)}; expected 'relu' or 'qr'",
         "INVALID_ADAPTER_CONFIG",
     )
 

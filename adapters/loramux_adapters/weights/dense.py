@@ -16,7 +16,7 @@ from loramux_adapters.weights.fold import Layer, Method, Parts, part, shaped
 from loramux_adapters.weights.folded_fields import folded_fields
 from loramux_adapters.weights.spectrum import Wide
 
-_NO_BIAS = {"bias": "biases beside it are not served"}
+_NO_BIAS = {"bias": "biases are not supported with it"}
 _NONE = {"bias": ("none",)}
 _NO_LAYERS = ("exclude_modules", "layers_to_transform", "layers_pattern")
 _RANDLORA_A, _RANDLORA_B = ".randlora_A", ".randlora_B"
@@ -47,7 +47,9 @@ def _randlora(layer: Layer, parts: Parts, weight_OI: Wide) -> Wide:
     numbers_RD = shaped(layer, parts, ".randlora_lambda", layer.rank, count)
     scales = shaped(layer, parts, ".randlora_gamma", count, low)
     if a.shape[2] < low or b.shape[:2] != (high, count):
-        raise PackageError(f"module {layer.module}: its random matrices are smaller than it is")
+        raise PackageError(
+            f"module {layer.module}: its random matrices are smaller than its weight"
+        )
     right = (numbers_RD[:, :, None] * a * scales).reshape(-1, low)
     sum_OI = b.reshape(high, -1) @ right
     scale = alpha(layer.config.get("randlora_alpha", 640), "randlora_alpha") / layer.rank
@@ -60,7 +62,7 @@ def _c3a(layer: Layer, parts: Parts, weight_OI: Wide) -> Wide:
     rows, columns, size = kernel_MNH.shape
     if (rows * size, columns * size) != weight_OI.shape:
         raise PackageError(
-            f"module {layer.module}: {rows} times {columns} blocks of {size} do not make up "
+            f"module {layer.module}: {rows} times {columns} blocks of {size} do not match "
             f"{weight_OI.shape[0]} outputs and {weight_OI.shape[1]} inputs"
         )
     moved = (np.arange(size)[None, :] - np.arange(size)[:, None]) % size  # [output, input]
@@ -86,7 +88,7 @@ def _indices(
         ((row >= 0) & (row < limit)).all() for row, limit in zip(rows, limits, strict=True)
     ):
         raise PackageError(
-            f"module {layer.module}: {name.removeprefix('.')} are not {shape[1]} places in it"
+            f"module {layer.module}: {name.removeprefix('.')} are not {shape[1]} valid indices"
         )
     return rows
 
@@ -113,9 +115,9 @@ SUPERTUNING = Method(
         {"sparsity", "select_top", "lora_dropout"},
         absent=(*_NO_LAYERS, "bias", "fan_in_fan_out"),
         refused={
-            "r": "a LoRA beside the sparse change is not served",
-            "lora_alpha": "a LoRA beside the sparse change is not served",
-            "save_precomputed_indices": "PEFT looks for its places in the base anew at each load; "
+            "r": "a LoRA beside the sparse update is not supported",
+            "lora_alpha": "a LoRA beside the sparse update is not supported",
+            "save_precomputed_indices": "PEFT selects its indices in the base again at each load; "
             "save the adapter with save_precomputed_indices=True",
         },
         harmless={"save_precomputed_indices": (True,)},

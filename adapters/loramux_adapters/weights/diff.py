@@ -108,8 +108,8 @@ def check_shapes(name: str, updates: list[Update]) -> None:
     for shape in shapes[1:]:
         if shape != shapes[0]:
             raise PackageError(
-                f"module {name} maps {shapes[0][0]} to {shapes[0][1]} features in one adapter "
-                f"and {shape[0]} to {shape[1]} in another: they are for different base models",
+                f"module {name} maps {shapes[0][0]} to {shapes[0][1]} features in one adapter, "
+                f"but {shape[0]} to {shape[1]} in another: they are for different base models",
                 "ADAPTER_BASE_MISMATCH",
             )
 

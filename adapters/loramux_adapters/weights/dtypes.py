@@ -21,7 +21,7 @@ def dtype_named(name: str) -> str:
     found = NAMES.get(name, name)
     if found not in NAMES.values():
         raise PackageError(
-            f"dtype {shown(name)} is not known; known are {', '.join(NAMES)}", "INVALID_FIELD"
+            f"dtype is {shown(name)}; expected one of {', '.join(NAMES)}", "INVALID_FIELD"
         )
     return found
 

@@ -161,8 +161,8 @@ def fold(
             (b_OR, a_RI), error = method.fold(layer, parts)
             if not error <= max_error:
                 raise PackageError(
-                    f"module {module}: what it adds has a rank above {MAX_RANK}, and the nearest "
-                    f"of rank {MAX_RANK} lacks {error:.3g} of it, above the limit of {max_error:g}",
+                    f"module {module}: its update has a rank above {MAX_RANK}, and the nearest one "
+                    f"of rank {MAX_RANK} has error {error:.3g}, above the limit of {max_error:g}",
                     "UNSUPPORTED_ADAPTER_FEATURE",
                 )
             scale = checked.scale_of(module) if method.alpha else 1.0
@@ -171,7 +171,7 @@ def fold(
             updates.append(update)
             done.append(Folded(module, update.rank, error))
         if not updates and not wholes:
-            raise PackageError(f"{source} has no tensors of an adapter")
+            raise PackageError(f"{source} has no adapter tensors")
         kept = (saved, read)
         if wholes:
             layers = WholeLayers(wholes, base, changes_bias=method.changes_bias)
@@ -225,7 +225,7 @@ def modules_of(
         PackageError: A tensor has none of the suffixes `endings`, or is empty.
     """
     named = ", ".join(map(repr, endings))
-    served = f"{named} are served of it, and modules in modules_to_save"
+    served = f"{named}, or tensors of modules in modules_to_save"
     found: dict[str, dict[str, TensorInfo]] = {}
     for name, tensor in tensors.items():
         module, ending = split_name(name, endings, served)
@@ -234,7 +234,7 @@ def modules_of(
         for tensor in parts.values():
             if not tensor.shape or 0 in tensor.shape:
                 shape = shown(tensor.shape)
-                raise PackageError(f"tensor {tensor.name}: shape {shape} holds no numbers")
+                raise PackageError(f"tensor {tensor.name}: shape {shape} has no elements")
         yield module, parts
 
 

@@ -30,14 +30,15 @@ def _fourierft(layer: Layer, parts: Parts, weight_OI: Wide) -> Wide:
     values_N = shaped(layer, parts, ".fourierft_spectrum", None)
     if len(values_N) > weight_OI.size or weight_OI.size >= _MAX_WEIGHTS:
         raise PackageError(
-            f"module {layer.module}: {len(values_N)} coefficients of {weight_OI.size} weights are "
-            f"not served; a layer has as many weights as coefficients, and below {_MAX_WEIGHTS}",
+            f"module {layer.module}: {len(values_N)} coefficients for {weight_OI.size} weights are "
+            "not supported; a layer must have at least as many weights as coefficients, and fewer "
+            f"than {_MAX_WEIGHTS}",
             "UNSUPPORTED_ADAPTER_FEATURE",
         )
     scale = layer.config.get("scaling", 150.0)
     if type(scale) not in (int, float) or not math.isfinite(scale):  # type: ignore[arg-type]
         raise PackageError(
-            f"adapter_config.json: scaling is {shown(scale)}, not a number",
+            f"adapter_config.json: scaling is {shown(scale)}; expected a number",
             "INVALID_ADAPTER_CONFIG",
         )
     seed = integer(layer.config, "random_loc_seed", 777, 0, _MAX_SEED)
@@ -65,7 +66,7 @@ FOURIERFT = Method(
         {"random_loc_seed", "scaling"},
         # The tensors have the number of coefficients.
         {"n_frequency", "n_frequency_pattern"},
-        refused={"bias": "biases beside it are not served"},
+        refused={"bias": "biases are not supported with it"},
         harmless={"bias": ("none",)},
     ),
     None,

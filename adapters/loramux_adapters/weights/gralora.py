@@ -35,7 +35,7 @@ def _gralora(layer: Layer, parts: Parts) -> tuple[Factors, float]:
     hybrid = integer(layer.config, "hybrid_r", 0, 0, MAX_RANK)
     if rank % count:
         raise PackageError(
-            f"adapter_config.json: r is {rank}, no multiple of gralora_k, {count}",
+            f"adapter_config.json: r is {rank}, not a multiple of gralora_k, {count}",
             "INVALID_ADAPTER_CONFIG",
         )
     a = shaped(layer, parts, ".gralora_A", count, None, rank)  # [K, I / K, R]
@@ -43,8 +43,8 @@ def _gralora(layer: Layer, parts: Parts) -> tuple[Factors, float]:
     inputs, outputs, each = a.shape[1], b.shape[2], rank // count
     if count * count * rank * max(inputs, outputs) > MAX_DENSE:
         raise PackageError(
-            f"module {layer.module}: {count} times {count} blocks of rank {each} are more than are "
-            f"folded, factors of {MAX_DENSE} numbers",
+            f"module {layer.module}: {count} times {count} blocks of rank {each} are too large to "
+            f"convert; a factor has at most {MAX_DENSE} values",
             "UNSUPPORTED_ADAPTER_FEATURE",
         )
     a_RI = np.zeros((count, count, each, count, inputs))  # [column, row, rank, column, input]

@@ -26,7 +26,7 @@ def _hra(layer: Layer, parts: Parts) -> tuple[Factors, float]:
     u_IR = _orthonormal(u_IR) if layer.config.get("apply_GS") else _unit(u_IR)
     if not np.isfinite(u_IR).all():
         raise PackageError(
-            f"module {layer.module}: a vector of hra_u is zero, or the sum of others",
+            f"module {layer.module}: a vector of hra_u is zero, or linearly dependent on others",
             "ADAPTER_NOT_FINITE",
         )
     b_OR: Wide = weight_OI.astype(np.float64) @ u_IR

@@ -34,8 +34,8 @@ def merge_into_base(file: BinaryIO, package: Package, base: BaseFolder, folder: 
     require_low_rank(package, "merge into the base")
     if package.contents.invocation:
         raise PackageError(
-            "the adapter is active behind its alora_invocation_tokens only; in a base it would be "
-            "everywhere",
+            "the adapter is active only after its alora_invocation_tokens; merged into a base it "
+            "would be active everywhere",
             "UNSUPPORTED_ADAPTER_FEATURE",
         )
     package = package.named_for(base.tensors)
@@ -74,6 +74,6 @@ def _check_tied(package: Package, base: BaseFolder) -> None:
         if module.module.rpartition(".")[2] in _TIED:
             raise PackageError(
                 f"module {module.module} shares its weight with the input embeddings "
-                "(tie_word_embeddings): adding to it would change both",
+                "(tie_word_embeddings): merging into it would change both",
                 "ADAPTER_BASE_MISMATCH",
             )

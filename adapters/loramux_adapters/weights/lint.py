@@ -84,7 +84,7 @@ def _of_config(package: Package) -> Iterator[Finding]:
     for change in changes:
         scales[change.scale, change.rank].append(change.name)
     for (scale, rank), modules in scales.items():
-        where = f"in {len(modules)} of {len(changes)} modules, {modules[0]} the first"
+        where = f"in {len(modules)} of {len(changes)} modules, such as {modules[0]}"
         if scale > MAX_USUAL_SCALE:
             usual = f"above {MAX_USUAL_SCALE:g} training is rarely stable"
             yield Finding("scale-high", f"the scale is {scale:g} {where}: {usual}")
@@ -95,7 +95,7 @@ def _of_config(package: Package) -> Iterator[Finding]:
                 "was the adapter trained with use_rslora?",
             )
         elif scale < MIN_USUAL_SCALE:
-            usual = f"below {MIN_USUAL_SCALE:g} an adapter hardly acts"
+            usual = f"below {MIN_USUAL_SCALE:g} an adapter has little effect"
             yield Finding("scale-low", f"the scale is {scale:g} {where}: {usual}")
 
 
@@ -133,7 +133,7 @@ def _of_measures(measured: list[Measured]) -> Iterator[Finding]:
         target = entry.module.rpartition(".")[2]
         usual = median(by_target[target])
         if entry.norm > OUTLIER * usual:
-            message = f"the norm is {entry.norm:.3g}, the median of {target} {usual:.3g}"
+            message = f"the norm is {entry.norm:.3g}; the median of {target} is {usual:.3g}"
             yield Finding("norm-outlier", message, entry.module)
         if entry.rank > 1 and entry.effective_rank < MIN_SHARE_OF_RANK * entry.rank:
             yield Finding(
@@ -146,7 +146,9 @@ def _of_measures(measured: list[Measured]) -> Iterator[Finding]:
 def _of_dtypes(file: BinaryIO, package: Package) -> Iterator[Finding]:
     dtypes = {tensor.dtype for tensor in package.file.tensors.values()}
     if len(dtypes) > 1:
-        yield Finding("mixed-dtypes", f"the tensors have dtypes {', '.join(sorted(dtypes))}")
+        yield Finding(
+            "mixed-dtypes", f"the tensors have several dtypes: {', '.join(sorted(dtypes))}"
+        )
     if "F32" not in dtypes or not package.contents.low_rank:
         return
     fitting = {"BF16", "F16"}
@@ -158,4 +160,4 @@ def _of_dtypes(file: BinaryIO, package: Package) -> Iterator[Finding]:
             return
     dtype = "BF16" if "BF16" in fitting else "F16"
     name = next(name for name, short in NAMES.items() if short == dtype)
-    yield Finding("wide-dtype", f"float32 holds only numbers of {name}; see convert --dtype {name}")
+    yield Finding("wide-dtype", f"all values fit into {name}; see convert --dtype {name}")

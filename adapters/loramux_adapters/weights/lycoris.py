@@ -41,7 +41,7 @@ def _loha(layer: Layer, parts: Parts) -> tuple[Factors, float]:
         raise PackageError(
             f"module {layer.module}: shapes {shown(left_1.shape)}, {shown(right_1.shape)}, "
             f"{shown(left_2.shape)} and {shown(right_2.shape)} of its four matrices do not have "
-            f"rank {layer.rank} and one width each"
+            f"rank {layer.rank} and matching widths"
         )
     if layer.rank**2 <= MAX_RANK:
         b_OR: Wide = (left_1[:, :, None] * left_2[:, None, :]).reshape(len(left_1), -1)
@@ -49,7 +49,7 @@ def _loha(layer: Layer, parts: Parts) -> tuple[Factors, float]:
         return (b_OR, a_RI), 0.0
     if len(left_1) * right_1.shape[1] > MAX_DENSE:
         raise PackageError(
-            f"module {layer.module}: a rank of {layer.rank} is folded only for layers of up to "
+            f"module {layer.module}: rank {layer.rank} can be converted only for layers of up to "
             f"{MAX_DENSE} weights",
             "UNSUPPORTED_ADAPTER_FEATURE",
         )
@@ -91,7 +91,7 @@ def _pair(layer: Layer, left: Array, right: Array) -> Factors:
     if left.shape[1] != len(right):
         raise PackageError(
             f"module {layer.module}: matrices of shapes {shown(left.shape)} and "
-            f"{shown(right.shape)} have no product"
+            f"{shown(right.shape)} cannot be multiplied"
         )
     return left.astype(np.float64), right.astype(np.float64)
 

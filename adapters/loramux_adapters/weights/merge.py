@@ -49,17 +49,19 @@ class MergeOptions:
     def __post_init__(self) -> None:
         if self.method not in MERGE_METHODS:
             known = ", ".join(MERGE_METHODS)
-            self._refuse(f"method is {shown(self.method)}; known are {known}")
+            self._refuse(f"method is {shown(self.method)}; expected one of {known}")
         if self.sign not in get_args(Sign):
-            self._refuse(f"sign is {shown(self.sign)}; known are {', '.join(get_args(Sign))}")
+            self._refuse(f"sign is {shown(self.sign)}; expected {' or '.join(get_args(Sign))}")
         if not all(math.isfinite(weight) for weight in self.weights):
-            self._refuse(f"weights are {shown(self.weights)}; each has to be finite")
+            self._refuse(f"weights are {shown(self.weights)}; each must be finite")
         if self.rank is not None and not (self.is_svd and self.rank >= 1):
-            self._refuse(f"rank is {self.rank}; it is for svd methods, and 1 or more")
+            self._refuse(f"rank is {self.rank}; it needs an svd method, and must be 1 or more")
         if not self.drops and self.density is not None:
-            self._refuse(f"method {self.method} keeps all entries: leave density out")
+            self._refuse(f"method {self.method} keeps all entries: omit density")
         if self.drops and not 0 < (self.density or 0) <= 1:
-            self._refuse(f"density is {self.density}; {self.method} needs one above 0, up to 1")
+            self._refuse(
+                f"density is {self.density}; for {self.method} it must be above 0, up to 1"
+            )
 
     @property
     def is_svd(self) -> bool:
@@ -100,7 +102,7 @@ def merge(
     _check_bases(packages)
     if len({config.invocation for config in configs}) > 1:
         raise PackageError(
-            "the adapters have different alora_invocation_tokens: what is merged begins with one",
+            "the adapters have different alora_invocation_tokens; a merged adapter needs the same",
             "UNSUPPORTED_ADAPTER_FEATURE",
         )
     draw = draw or seeded(options.seed)
@@ -147,7 +149,7 @@ def _merged(
         if options.method == "cat" and len(both[1]) > MAX_RANK:
             raise PackageError(
                 f"module {name}: the ranks add up to {len(both[1])}, above {MAX_RANK}; "
-                "svd gives a lower one",
+                "use svd for a lower one",
                 "INVALID_FIELD",
             )
         if options.method == "svd" and rank < len(both[1]):
@@ -164,7 +166,7 @@ def _merged(
     if len(ranks) > 1:
         raise PackageError(
             f"module {name} has ranks {', '.join(map(str, sorted(ranks)))}: {options.method} "
-            "needs equal ones; cat and the svd methods do not",
+            "needs equal ranks; cat and the svd methods do not",
             "INVALID_FIELD",
         )
     # A and B each get the square root of the weight; the sign goes to A.

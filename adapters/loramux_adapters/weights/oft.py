@@ -19,7 +19,7 @@ from loramux_adapters.weights.folded_fields import folded_fields
 from loramux_adapters.weights.spectrum import Wide
 
 _MAX_TERMS = 1024
-_NO_BIAS = {"bias": "biases beside it are not served"}
+_NO_BIAS = {"bias": "biases are not supported with it"}
 
 
 def _oft(layer: Layer, parts: Parts, weight_OI: Wide) -> Wide:
@@ -29,8 +29,8 @@ def _oft(layer: Layer, parts: Parts, weight_OI: Wide) -> Wide:
     count, is_shared = weight_OI.shape[1] // size, bool(layer.config.get("block_share"))
     if count * size != weight_OI.shape[1] or len(values) != (1 if is_shared else count):
         raise PackageError(
-            f"module {layer.module}: {len(values)} blocks of {size} inputs do not make up "
-            f"{weight_OI.shape[1]}"
+            f"module {layer.module}: {len(values)} blocks of {size} inputs do not match "
+            f"{weight_OI.shape[1]} inputs"
         )
     skew_DHH = np.zeros((len(values), size, size))
     skew_DHH[:, *np.triu_indices(size, 1)] = values
@@ -48,13 +48,13 @@ def _boft(layer: Layer, parts: Parts, weight_OI: Wide) -> Wide:
     factors, count, size, _ = blocks.shape
     if factors != 1:
         raise PackageError(
-            f"adapter_config.json: 'boft_n_butterfly_factor' = {factors} is refused: only one "
-            "factor is served, as PEFT has where its CUDA extension is missing",
+            f"adapter_config.json: 'boft_n_butterfly_factor' = {factors} is not supported: only "
+            "one factor is, which PEFT uses without its CUDA extension",
             "UNSUPPORTED_ADAPTER_FEATURE",
         )
     if count * size != inputs:
         raise PackageError(
-            f"module {layer.module}: {count} blocks of {size} inputs do not make up {inputs}"
+            f"module {layer.module}: {count} blocks of {size} inputs do not match {inputs} inputs"
         )
     scale_O1 = shaped(layer, parts, ".boft_s", outputs, 1)
     skew_DHH = 0.5 * (blocks[0] - blocks[0].transpose(0, 2, 1))
@@ -96,7 +96,7 @@ OFT = Method(
         {"block_share", "use_cayley_neumann", "num_cayley_neumann_terms"},
         # The tensors' shapes tell number and size of the blocks.
         {"r", "oft_block_size", "module_dropout", "eps"},
-        refused={"coft": "PEFT changes its weights again at each use", **_NO_BIAS},
+        refused={"coft": "PEFT changes its weights at each use", **_NO_BIAS},
         harmless={"bias": ("none",)},
     ),
     None,

@@ -46,7 +46,7 @@ def without_pickles(source: Path) -> Iterator[Path]:
     if not pickles:
         raise PackageError(f"{source} has none of {', '.join(PICKLES)}")
     if not (find_spec("torch") and find_spec("safetensors")):
-        raise PackageError(f"to read {pickles[0]} needs torch: {install_command('train')}")
+        raise PackageError(f"reading {pickles[0]} needs torch: {install_command('train')}")
     with tempfile.TemporaryDirectory(prefix="loramux-") as place:
         folder = Path(place)
         for name in FILES:
@@ -68,5 +68,5 @@ def _rewrite(source: Path, target: Path) -> None:
         )  # fmt: skip
     if done.returncode:
         told = done.stderr.decode(errors="replace").strip().splitlines()
-        why = told[-1] if told else f"its reader ended with {done.returncode}"
-        raise PackageError(f"{source.name} is refused: {why}", "INVALID_ADAPTER_CONFIG")
+        why = told[-1] if told else f"its reader ended with exit code {done.returncode}"
+        raise PackageError(f"{source.name} is rejected: {why}", "INVALID_ADAPTER_CONFIG")

@@ -29,7 +29,7 @@ def _road(layer: Layer, parts: Parts, values_OX: Wide) -> Wide:
     if not isinstance(variant, str) or variant not in _OF_GROUP:
         wanted = ", ".join(map(repr, _OF_GROUP))
         raise PackageError(
-            f"adapter_config.json: variant is {shown(variant)}, not one of {wanted}",
+            f"adapter_config.json: variant is {shown(variant)}; expected one of {wanted}",
             "INVALID_ADAPTER_CONFIG",
         )
     outputs, halves = len(values_OX), _OF_GROUP[variant]

@@ -68,7 +68,7 @@ def pack_start(
     checked = check_config(config)
     for name in _ALONE:
         if given.get(name):
-            raise unsupported(name, given[name], f"it is not served beside {FIELD} = {start!r}")
+            raise unsupported(name, given[name], f"it does not combine with {FIELD} = {start!r}")
     with open_tensors(source) as file:
         header = read_header(file, os.fstat(file.fileno()).st_size)
         read = tensor_reader(file, header.data_start)
@@ -87,8 +87,8 @@ def pack_start(
             rank = len(part(layer, parts, _A))
             if 2 * rank > MAX_RANK or rank != layer.rank:
                 raise PackageError(
-                    f"module {module}: rank {rank} is not what adapter_config.json says, or above "
-                    f"{MAX_RANK // 2}, the highest that is served with {FIELD} = {start!r}",
+                    f"module {module}: rank {rank} differs from adapter_config.json, or is above "
+                    f"{MAX_RANK // 2}, the highest supported with {FIELD} = {start!r}",
                     "UNSUPPORTED_ADAPTER_FEATURE",
                 )
             weight_OI = weight(base, module, f"{FIELD} = {start!r}")
@@ -107,7 +107,7 @@ def pack_start(
                 )
             )
         if not updates:
-            raise PackageError(f"{source} has no tensors of an adapter")
+            raise PackageError(f"{source} has no adapter tensors")
         write_updates(
             config, updates, "F32", output, notes=notes or {}, source=source, saved=(saved, read)
         )

@@ -25,14 +25,14 @@ def _tinylora(layer: Layer, parts: Parts) -> tuple[Factors, float]:
     if count > 1:
         raise PackageError(
             f"adapter_config.json: 'weight_tying' = {layer.config.get('weight_tying', 0.0)!r} is "
-            f"refused: the adapter has {count} vectors, and PEFT does not save which layer has "
-            "which; train it with weight_tying=1.0, one vector for all layers",
+            f"not supported: the adapter has {count} vectors, and PEFT does not save which layer "
+            "uses which; train it with weight_tying=1.0, one vector for all layers",
             "UNSUPPORTED_ADAPTER_FEATURE",
         )
     v_U = shaped(layer, parts, f"{_VECTORS}0", None)
     if ".tinylora_P" not in parts:
         raise PackageError(
-            "the file does not hold the random matrices of TinyLoRA; save the adapter with "
+            "the file does not have the random matrices of TinyLoRA; save the adapter with "
             "save_projection=True",
             "UNSUPPORTED_ADAPTER_FEATURE",
         )

@@ -28,8 +28,8 @@ def _half(layer: Layer, parts: Parts, half: str, shape: tuple[int | None, int | 
     chosen = part(layer, parts, f".unilora_indices_{half}")
     if chosen.shape != scales.shape or not ((chosen >= 0) & (chosen < len(vector_N))).all():
         raise PackageError(
-            f"module {layer.module}: unilora_indices_{half} are not one for each of its scales, "
-            f"from 0 to {len(vector_N) - 1}"
+            f"module {layer.module}: unilora_indices_{half} do not have one index from 0 to "
+            f"{len(vector_N) - 1} for each of its scales"
         )
     entries: Wide = vector_N[chosen] * scales
     return entries

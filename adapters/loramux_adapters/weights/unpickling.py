@@ -46,7 +46,7 @@ def _tensors(raw: bytes) -> bytes:
     """Return the tensors of a pickle as a safetensors file."""
     found = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     if not isinstance(found, dict):
-        raise TypeError(f"it holds a {type(found).__name__}, not tensors by name")
+        raise TypeError(f"it contains a {type(found).__name__}, not a dict of tensors")
     for name, tensor in found.items():
         if not (isinstance(name, str) and isinstance(tensor, torch.Tensor)):
             raise TypeError(f"{name!r} is a {type(tensor).__name__}, not a tensor")
@@ -74,7 +74,7 @@ def _restrict(num_bytes: int) -> None:
 
     def refuse(event: str, arguments: object) -> None:
         if event.startswith(_FORBIDDEN):
-            raise PermissionError(f"it tries to do what no tensor does: {event}")
+            raise PermissionError(f"it attempts an operation that tensors do not need: {event}")
 
     sys.addaudithook(refuse)
 
@@ -83,7 +83,7 @@ def _reason(error: Exception) -> str:
     text = str(error)
     named = re.search(r"GLOBAL ([\w.]+)", text)
     if named:
-        return f"it names {named[1]}, and only tensors are read"
+        return f"it references {named[1]}, which is not a tensor"
     first = ascii(text.strip().partition("\n")[0])[1:-1]
     return first[:200] or type(error).__name__
 

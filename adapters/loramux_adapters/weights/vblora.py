@@ -27,7 +27,7 @@ def _vblora(layer: Layer, parts: Parts) -> tuple[Factors, float]:
     a, b = pieces["A"], pieces["B"]  # [R, I / L, L] and [O / L, R, L]
     if len(a) != layer.rank or b.shape[1] != layer.rank:
         raise PackageError(
-            f"module {layer.module}: its logits have ranks {len(a)} and {b.shape[1]}, "
+            f"module {layer.module}: its logits have ranks {len(a)} and {b.shape[1]}, but "
             f"adapter_config.json has r = {layer.rank}"
         )
     return (b.transpose(0, 2, 1).reshape(-1, layer.rank), a.reshape(layer.rank, -1)), 0.0
@@ -43,8 +43,8 @@ def _pieces(layer: Layer, parts: Parts, name: str) -> Wide:
         shares = np.concatenate([shares, 1 - shares.sum(-1, keepdims=True)], -1)
         if chosen.shape != shares.shape or not ((chosen >= 0) & (chosen < len(bank_NL))).all():
             raise PackageError(
-                f"module {layer.module}: {name.removeprefix('.')}_topk_indices are not {topk} each "
-                f"of {len(bank_NL)} vectors"
+                f"module {layer.module}: {name.removeprefix('.')}_topk_indices are not {topk} "
+                f"indices each, from 0 to {len(bank_NL) - 1}"
             )
     else:
         logits = shaped(layer, parts, name, None, None, len(bank_NL))

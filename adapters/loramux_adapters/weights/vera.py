@@ -27,7 +27,7 @@ def _vera(prefix: str, method: str, rows: int, layer: Layer, parts: Parts) -> tu
     names = [f"base_model.{prefix}_{half}" for half in "AB"]
     if not set(names) <= parts.keys():
         raise PackageError(
-            f"the file does not hold the random matrices of {method}; save the adapter with "
+            f"the file does not have the random matrices of {method}; save the adapter with "
             "save_projection=True",
             "UNSUPPORTED_ADAPTER_FEATURE",
         )

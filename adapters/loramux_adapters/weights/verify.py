@@ -43,7 +43,7 @@ def verify(
     """
     found = digest_of(file)
     if digest is not None and found != digest:
-        raise PackageError(f"the package has digest {found}, not {digest}")
+        raise PackageError(f"the package has digest {found}; expected {digest}")
     num_tensors, num_stored = len(package.tensors), len(package.file.tensors)
     modules, virtual = package.contents.changed_modules, package.virtual
     holds = f"{virtual.count} virtual tokens" if virtual else f"{len(modules)} modules"
@@ -55,7 +55,7 @@ def verify(
     if "tensors" in package.notes:
         noted = cast(dict[str, object], package.notes["tensors"])
         check_digests(noted, package.file.tensors, tensor_reader(file, package.file.data_start))
-        done.append(Verified("tensor digests", f"all {num_stored} as in the manifest"))
+        done.append(Verified("tensor digests", f"all {num_stored} match the manifest"))
     _check_finite(file, package)
     done.append(Verified("finite", f"all {num_tensors} tensors"))
     if base is not None:
@@ -67,7 +67,7 @@ def verify(
         done.append(Verified("base", f"fits the {base.model_type} model in {base.path}"))
         if "base" in package.notes:
             check_fingerprint(cast(dict[str, object], package.notes["base"]), base)
-            done.append(Verified("base fingerprint", "that of the manifest"))
+            done.append(Verified("base fingerprint", "matches the manifest"))
         elif other := BaseIdentity(str(base.path.resolve())).other(package):
             done.append(Verified("base name", f"warning: {other}"))
     return done
