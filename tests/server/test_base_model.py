@@ -170,7 +170,7 @@ def random_model(config: PreTrainedConfig) -> PreTrainedModel:
     ("config", "reason"),
     [
         *(
-            pytest.param(kind(**SEQ2SEQ), "takes no position_ids", id=kind.model_type)
+            pytest.param(kind(**SEQ2SEQ), "does not take position_ids", id=kind.model_type)
             for kind in (
                 BartConfig, MBartConfig, MarianConfig, BlenderbotSmallConfig, PegasusConfig
             )
@@ -179,16 +179,16 @@ def random_model(config: PreTrainedConfig) -> PreTrainedModel:
             pytest.param(kind(**ENCODER, is_decoder=False), "than in its own", id=kind.model_type)
             for kind in (RobertaConfig, XLMRobertaConfig, ElectraConfig)
         ),
-        pytest.param(DogeConfig(**SHAPE), "attention mask of the model's own", id="own-mask"),
-        pytest.param(DiffLlamaConfig(**SHAPE), "attends twice", id="two-in-a-layer"),
+        pytest.param(DogeConfig(**SHAPE), "passes its own attention mask", id="own-mask"),
+        pytest.param(DiffLlamaConfig(**SHAPE), "calls attention twice", id="two-in-a-layer"),
         pytest.param(
             RecurrentGemmaConfig(**SHAPE, block_types=["recurrent", "attention"]),
-            r"only layers \[1\] of 2 use .* the others bring no state to its cache",
+            r"only layers \[1\] of 2 use .* the others keep no state in its cache",
             id="a-state-of-its-own",
         ),
         pytest.param(
             MiniMaxConfig(**SHAPE, head_dim=8, layer_types=["linear_attention", "full_attention"]),
-            "asks for get_linear_cache of its cache",
+            "uses get_linear_cache of its cache",
             id="a-cache-of-its-own",
         ),
         pytest.param(
@@ -208,7 +208,9 @@ def test_sinks_that_not_every_head_has_are_refused() -> None:
     model = gpt_oss()
     for layer in model.model.layers:
         layer.self_attn.sinks.data = torch.zeros(1)
-    with pytest.raises(UnservableModelError, match=r"shape \[1\]; one for each of 4 heads, \[4\]"):
+    with pytest.raises(
+        UnservableModelError, match=r"shape \[1\]; expected \[4\], one for each head"
+    ):
         prepare(model)
 
 
@@ -296,7 +298,7 @@ def test_a_generation_config_is_the_base_s_another_or_none(
     ]
     (other / "generation_config.json").write_text('{"top_p": 3}')
     for source, message in (
-        (str(other), "top_p is 3; expected a number above 0 to 1; mend the file, or start with"),
+        (str(other), "top_p is 3; expected a number above 0 to 1; fix the file, or start with"),
         ("absent", "--generation-config is 'absent'; expected auto, none, or a folder with a gen"),
     ):
         with pytest.raises(UnservableModelError, match=message):
@@ -310,7 +312,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["/absent", "./absent", "../absent", "~/absent", "a/b/absent"])
 def test_a_folder_that_is_not_there_is_not_looked_for_at_a_hub(path: str) -> None:
-    with pytest.raises(UnservableModelError, match=f"from '{path}': there is no such folder"):
+    with pytest.raises(UnservableModelError, match=f"from '{path}': no such folder"):
         load_base_model(path)
 
 
@@ -357,7 +359,7 @@ def test_more_context_than_the_model_has_is_told_of_or_refused(
         )
     else:
         with pytest.raises(
-            UnservableModelError, match=r"is 257, and the positions .* table of 256"
+            UnservableModelError, match=r"is 257, but .* has embeddings for 256 positions"
         ):
             served_context(model, config)
 
@@ -380,7 +382,7 @@ def test_more_memory_than_there_is_is_refused_with_what_is_free(
     if whole:  # to the allocator it is left then
         monkeypatch.setattr("loramux_server.engine.fit.all_memory", lambda: whole)
     model, config = prepare(tiny_model("llama")), structs.replace(EngineConfig(model=""), **asked)
-    with pytest.raises(NoRoomError, match=rf"^{said} device cpu, where [\d.]+ GiB are free$"):
+    with pytest.raises(NoRoomError, match=rf"^{said} on device cpu, which has [\d.]+ GiB free$"):
         build_engine(model, config, InlineExecutor(), lambda: None)
 
 

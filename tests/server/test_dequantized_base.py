@@ -38,7 +38,7 @@ def test_it_is_the_model_with_the_numbers_that_were_saved(
     (line,) = (record.getMessage() for record in caplog.records if "saved in" in record.msg)
     dtype = str(METHODS[name].dtype).removeprefix("torch.")
     assert f"was saved in {METHODS[name].config['quant_method']}" in line
-    assert f"GB); its weights are dequantised to {dtype} (" in line
+    assert f"GB); its weights are dequantized to {dtype} (" in line
 
 
 def test_adapters_on_it_equal_peft_on_the_dequantised_model(tmp_path: Path) -> None:
@@ -152,8 +152,8 @@ def _fp8(**config: Any) -> dict[str, Any]:
         ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "quant_algo 'NVFP4', which is not"),
         (_fp8(weight_block_size=[0, 128]), r"blocks of \[0, 128\]"),
         (_fp8(), r"down_proj, \[32, 48\], have shape \[1, 3\]; expected one"),
-        ({"quant_method": "gptq", "bits": 4}, "weight_scale_inv, which gptq of 4 bits, the"),
-        (None, "weight_scale_inv, so its weights are quantised, but its config.json has no"),
+        ({"quant_method": "gptq", "bits": 4}, "scale_inv, which is not part of gptq of 4 bits"),
+        (None, "weight_scale_inv, so its weights are quantized, but its config.json has no"),
     ],
     ids=lambda each: None if isinstance(each, str) else str(each),
 )  # fmt: skip
@@ -185,7 +185,7 @@ def fp8_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
         ("gptq-4", {"g_idx": torch.arange(32).int()}, "g_idx has groups 0 to 31; expected 0 to 1"),
         ("awq", {"qzeros": torch.zeros(2, 4)}, "qzeros has dtype F32; expected I32"),
-        ("awq", {"act_scale.scales": torch.ones(2)}, "act_scale.scales, which awq of 4 bits, the"),
+        ("awq", {"act_scale.scales": torch.ones(2)}, "scales, which is not part of awq of 4 bits"),
         (
             "packed-8", {"weight_packed": torch.zeros(32, 5, dtype=torch.int32)},
             r"weight_packed has shape \[32, 5\]; expected \[32, 4\] \(4 bits\) or",

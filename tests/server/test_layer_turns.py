@@ -104,7 +104,7 @@ def test_parts_of_scattered_tokens_that_go_ways_of_their_own_are_refused() -> No
     turns, doubling = turns_of(), Doubling()
     first, second = doubling.layers
     x, other = part_of([1.0, 2.0]), part_of([4.0, 3.0])
-    with pytest.raises(NotImplementedError, match="other ways for other lengths"):
+    with pytest.raises(NotImplementedError, match="different paths for different lengths"):
         turns.run([lambda: turns.wait(first, x), lambda: turns.wait(second, other)], ROWS)
     assert not turns.is_running
 

@@ -69,7 +69,7 @@ def test_what_came_in_16_bits_is_held_as_the_rest() -> None:
 
 def test_it_is_not_quantised_twice(tmp_path: Path) -> None:
     folder = save_mxfp4(gpt_oss(**WIDTHS), tmp_path)
-    with pytest.raises(UnservableModelError, match="can only be 'none', not 'int8'"):
+    with pytest.raises(UnservableModelError, match="must be 'none', got 'int8'"):
         load_base_model(str(folder), device="cpu", quantization=Quantization.INT8)
 
 

@@ -55,7 +55,7 @@ def test_sinks_are_divided_as_their_heads_are() -> None:
 
 def test_parts_whose_results_are_not_added_up_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda _: None)
-    with pytest.raises(UnservableModelError, match="something else in 2 processes than in one"):
+    with pytest.raises(UnservableModelError, match="different results in 2 processes than in one"):
         shard_model(prepare(tiny_model("llama")), Shard(0, 2))
 
 
@@ -69,10 +69,10 @@ def test_layers_of_other_parts_are_refused() -> None:
 @pytest.mark.parametrize(
     ("changes", "count", "reason"),
     [
-        ({}, 4, "2 key and value heads, 4 query heads, 48 MLP columns; these numbers do: 1, 2"),
-        ({"intermediate_size": 46}, 4, "46 MLP columns; these numbers do: 1, 2"),
+        ({}, 4, "2 key and value heads, 4 query heads, 48 MLP columns; expected one of 1, 2"),
+        ({"intermediate_size": 46}, 4, "46 MLP columns; expected one of 1, 2"),
         ({"num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 8}, 2,
-         "3 key and value heads, 6 query heads, 48 MLP columns; these numbers do: 1, 3"),
+         "3 key and value heads, 6 query heads, 48 MLP columns; expected one of 1, 3"),
     ],
     ids=["heads", "mlp", "odd-heads"],
 )  # fmt: skip
@@ -80,7 +80,7 @@ def test_what_cannot_be_divided_evenly_is_refused_and_left_whole(
     changes: dict[str, int], count: int, reason: str
 ) -> None:
     model = prepare(tiny_model("llama", **changes))
-    with pytest.raises(UnservableModelError, match=f"{count} processes do not divide") as caught:
+    with pytest.raises(UnservableModelError, match=f"is {count}, which does not divide") as caught:
         shard_model(model, Shard(0, count))
     assert reason in str(caught.value)
     assert all(group.shape == group.whole for group in model.groups)

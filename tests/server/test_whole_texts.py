@@ -118,7 +118,7 @@ def test_a_model_that_looks_across_texts_is_refused(tmp_path: Path) -> None:
     module.embeddings.register_forward_hook(lambda *_: seen.clear())
     for layer in module.encoder.layer:
         layer.output.dense = Sees(layer.output.dense, seen)
-    with pytest.raises(UnservableModelError, match="BertModel computes something else when"):
+    with pytest.raises(UnservableModelError, match="BertModel computes different results when"):
         prepare_whole(module, ModelKind.ENCODER)
 
 

@@ -235,7 +235,7 @@ def choose_backend(
     """
     name = resolve(name, device)
     if is_deterministic and name != "cpu":
-        raise ValueError(f"kernels {name!r} have no deterministic form; kernels 'cpu' do")
+        raise ValueError(f"kernels {name!r} have no deterministic mode; use kernels 'cpu'")
     if name == "torch":
         return DEFINITIONS
     if name == "triton":
@@ -244,8 +244,8 @@ def choose_backend(
         raise ValueError(f"kernels 'cpu' do not run on device {device}")
     if quantization not in AT_REST:
         raise ValueError(
-            f"quantization {str(quantization)!r} is not for kernels 'cpu': they take "
-            f"{', '.join(AT_REST)}; kernels 'torch' let torchao do it"
+            f"quantization {str(quantization)!r} is not supported by kernels 'cpu'; expected one "
+            f"of {', '.join(AT_REST)}, or kernels 'torch', which use torchao"
         )
     # Imported only when used: compiling takes a second or two.
     from loramux_server.kernels.cpu.backend import make_cpu_backend

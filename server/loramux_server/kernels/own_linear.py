@@ -27,4 +27,4 @@ class OwnLinear:
 
     def rows(self, start: int, end: int) -> torch.Tensor:
         """Raise ValueError: only the layers know how their weights were quantized."""
-        raise ValueError(f"rows {start} to {end} of a quantised layer's weight are not known")
+        raise ValueError(f"rows {start} to {end} of a quantized layer's weight cannot be read")

@@ -41,7 +41,7 @@ class Passage:
     def take(self) -> torch.Tensor:
         """Remove and return the tensor that was left for the same text, in float32."""
         x = self._left.pop(getcurrent(), None)
-        assert x is not None, "the module in front did not run"
+        assert x is not None, "the preceding module did not run"
         return x.float()
 
 
@@ -153,7 +153,7 @@ def pack_bottlenecks(
     for bottleneck in package.contents.bottlenecks:
         assert isinstance(package.config, BottleneckConfig)
         site = site_of(bottleneck.layer, bottleneck.place, base.places, base.modules)
-        assert site is not None, "it does not fit"
+        assert site is not None, "the adapter does not fit"
         parts = {name: read(tensor) for name, tensor in bottleneck.parts.items()}
         network, came_in, output = Network(package.config, parts), Passage(), Passage()
         edits[site.came_in] = Tap(came_in)

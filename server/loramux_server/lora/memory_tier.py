@@ -105,7 +105,7 @@ class MemoryTier:
         for digest in evicted:
             self.evict(digest)
         has_room = self._room.allocate(source.digest, size)
-        assert has_room, "the right ones went, and still there is no room"
+        assert has_room, "no room after evicting the chosen adapters"
         self._holders[source.digest] = (source.tenant, size)
         self._eviction.came(source.digest, size)
         self._reserved.add(source.digest)
@@ -123,7 +123,7 @@ class MemoryTier:
 
     def evict(self, digest: str, *, makes_room: bool = True) -> None:
         """Remove an adapter: if `makes_room` in favour of another, else because it is obsolete."""
-        assert digest in self, "what is on its way cannot go"
+        assert digest in self, "an adapter that is loading cannot be removed"
         self._remove(digest, is_evicted=makes_room)
         self._evictions += 1
 
@@ -139,8 +139,8 @@ class MemoryTier:
 
     def check(self) -> None:
         """Assert that exactly the resident and loading adapters have room."""
-        assert self._reserved <= self._holders.keys(), "what is on its way has no room"
-        assert self._holders.keys() == set(self._eviction.order()), "the order lacks some"
+        assert self._reserved <= self._holders.keys(), "an adapter that is loading has no room"
+        assert self._holders.keys() == set(self._eviction.order()), "eviction order is incomplete"
         self._room.check(self._holders)
 
     def _remove(self, digest: str, *, is_evicted: bool) -> None:

@@ -111,7 +111,8 @@ def _digest(parts: Sequence[Part], combination: Combination) -> str:
 def not_mixable(part: Part) -> PackageError:
     """Return the error for a part of a mix that does more than low-rank changes."""
     return PackageError(
-        f"{part.digest} does more than low-rank changes: it cannot be mixed or scaled", NOT_MIXABLE
+        f"{part.digest} has more than low-rank updates, so it cannot be mixed or scaled",
+        NOT_MIXABLE,
     )
 
 
@@ -164,8 +165,8 @@ def _add(changes: Sequence[Found]) -> tuple[Array, Array]:
     ranks = sorted({len(each.a_RK) for each in changes})
     if len(ranks) > 1:
         raise PackageError(
-            f"linear takes adapters of equal ranks, and in one layer they are "
-            f"{', '.join(map(str, ranks))}; cat takes any",
+            f"combination linear needs equal ranks, and in one layer they are "
+            f"{', '.join(map(str, ranks))}; cat supports any",
             NOT_MIXABLE,
         )
     a_RK, b_RN = (np.zeros(half.shape, np.float32) for half in (changes[0].a_RK, changes[0].b_RN))

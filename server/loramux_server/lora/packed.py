@@ -204,7 +204,7 @@ def verified(file: Arriving) -> Iterator[None]:
         yield
     finally:
         if not file.is_right():
-            raise DamagedError("its bytes do not have the digest that it was registered with")
+            raise DamagedError("its bytes do not match the digest that it was registered with")
 
 
 def package_in(file: Arriving, base: Base) -> Package:

@@ -137,8 +137,8 @@ def layer_edit(module: str, found: Found, base: BaseLayers, read: Read) -> Layer
         bias_N = None  # the replacement layer has no bias
         if new_bias_N is not None and len(new_bias_N) != len(weight_NK):
             raise PackageError(
-                f"module {module}: the adapter has a weight of {len(weight_NK)} rows and no bias "
-                f"for them, and the base model one of {len(new_bias_N)}",
+                f"module {module}: the adapter has a weight of {len(weight_NK)} rows and no bias, "
+                f"and the bias of the base model has {len(new_bias_N)} values",
                 "ADAPTER_BASE_MISMATCH",
             )
     if EditKind.INPUT_FACTOR in kinds:
@@ -203,7 +203,7 @@ def check_factor(module: str, factor_N: torch.Tensor) -> None:
     """
     if not factor_N.isfinite().all():
         raise PackageError(
-            f"module {module}: the magnitude of DoRA over the length of a row of weights is not "
+            f"module {module}: DoRA's magnitude, divided by the norm of a row of weights, is not "
             "finite",
             "ADAPTER_NOT_FINITE",
         )

@@ -137,7 +137,7 @@ def _embedding_edit(module: str, found: Found, base: BaseLayers, read: Read) -> 
     low_rank = found.low_rank
     if found.kinds.keys() - {EditKind.MAGNITUDE} or (low_rank and not low_rank.is_embedding):
         raise PackageError(
-            f"module {module} is an embedding, which only LoRA for embeddings changes",
+            f"module {module} is an embedding, which supports only LoRA for embeddings",
             "ADAPTER_BASE_MISMATCH",
         )
     edit = EmbeddingEdit(rows=_rows(module, found, base, read))
@@ -166,7 +166,7 @@ def _output_edit(module: str, found: Found, base: BaseLayers, read: Read) -> Out
     if found.low_rank is not None:
         if found.low_rank.is_embedding:
             raise PackageError(
-                f"module {module} makes logits, but has LoRA for embeddings",
+                f"module {module} is the output layer, but has LoRA for embeddings",
                 "ADAPTER_BASE_MISMATCH",
             )
         low_rank = _low_rank(found.low_rank, read)
@@ -187,8 +187,8 @@ def _low_rank(module: LoraModule, read: Read) -> LowRank:
 def _router_edit(module: str, found: Found, base: BaseLayers, read: Read) -> RouterEdit:
     if found.kinds or found.tokens or found.parameters.keys() - {"weight"}:
         raise PackageError(
-            f"module {module} chooses among experts: low-rank changes and another weight are all "
-            "that is served of it",
+            f"module {module} is the router of a mixture of experts, which supports only low-rank "
+            "updates and a replaced weight",
             "UNSUPPORTED_ADAPTER_FEATURE",
         )
     weight = _at_rest(module, "weight", found, base, read) if found.parameters else None
@@ -198,7 +198,7 @@ def _router_edit(module: str, found: Found, base: BaseLayers, read: Read) -> Rou
 def _parameter_edit(module: str, found: Found, base: BaseLayers, read: Read) -> ParameterEdit:
     if found.kinds or found.tokens or found.low_rank:
         raise PackageError(
-            f"module {module} is no layer of the base model that can be adapted",
+            f"module {module} is not an adaptable layer of the base model",
             "ADAPTER_BASE_MISMATCH",
         )
     return ParameterEdit({
@@ -221,8 +221,8 @@ def _rows(module: str, found: Found, base: BaseLayers, read: Read) -> TokenRows 
         return None
     if found.low_rank is not None:
         raise PackageError(
-            f"module {module} has a low-rank change, and rows of single tokens: PEFT does one of "
-            "the two",
+            f"module {module} has a low-rank update and rows of single tokens, which PEFT does not "
+            "combine",
             "UNSUPPORTED_ADAPTER_FEATURE",
         )
     token_E, order_E = torch.tensor(edit.tokens).sort()

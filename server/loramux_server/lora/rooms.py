@@ -215,7 +215,7 @@ class PinnedMemory:
 
     def _warn(self, num_bytes: int, error: Exception) -> None:
         if not self._has_warned:
-            _log.warning("%d bytes for an adapter are not pinned: %s", num_bytes, error)
+            _log.warning("cannot pin %d bytes for an adapter: %s", num_bytes, error)
         self._has_warned = True
 
     def _call(self, name: str, *arguments: int) -> None:

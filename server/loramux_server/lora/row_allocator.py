@@ -114,7 +114,7 @@ class RowAllocator:
         at = 0
         was_free = False
         for start, end in sorted([*self._free_end.items(), *self._runs.values()]):
-            assert start == at < end, "runs overlap or leave a hole"
+            assert start == at < end, "runs overlap or leave a gap"
             assert not (was_free and start in self._free_end), "free neighbours are not joined"
             was_free = start in self._free_end
             at = end

@@ -146,13 +146,13 @@ class AttentionBridge:
         """Refuse anything that would otherwise be ignored."""
         if s_aux is not None and s_aux.shape != (num_heads,):
             raise NotImplementedError(
-                f"attention sinks of shape {list(s_aux.shape)}; one for each of {num_heads} heads, "
-                f"[{num_heads}], would be right"
+                f"attention sinks have shape {list(s_aux.shape)}; expected [{num_heads}], one for "
+                "each head"
             )
         if attention_mask is not None:
-            raise NotImplementedError("an attention mask of the model's own")
+            raise NotImplementedError("the model passes its own attention mask")
         if layer in self.shapes:
-            raise NotImplementedError(f"layer {layer} attends twice")
+            raise NotImplementedError(f"layer {layer} calls attention twice")
         for name, value in kwargs.items():
             if isinstance(value, torch.Tensor) and name not in _POSITIONS:
-                raise NotImplementedError(f"attention that depends on {name}")
+                raise NotImplementedError(f"attention depends on {name}")

@@ -76,7 +76,7 @@ class BaseLayers:
             return self._groups[place.group].rows(place.part, start, end)
         except ValueError:
             raise PackageError(
-                f"module {module}: DoRA needs the weights of the base, which are quantised",
+                f"module {module}: DoRA needs the weights of the base, which are quantized",
                 "UNSUPPORTED_ADAPTER_FEATURE",
             ) from None
 

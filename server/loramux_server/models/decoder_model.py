@@ -144,8 +144,8 @@ def _check_layers(
     if not recurrent and attending != set(range(count)):
         raise UnservableModelError(
             f"{type(module).__name__}: only layers {sorted(attending)} of {count} use "
-            "transformers' attention interface, and the others bring no state to its cache; models "
-            "with shared caches or attention of their own are not served"
+            "transformers' attention interface, and the others keep no state in its cache; models "
+            "with shared caches or custom attention are not supported"
         )
 
 
@@ -160,7 +160,7 @@ def _check_arguments(module: PreTrainedModel, *, attends: bool) -> None:
     known = inspect.signature(module.forward).parameters
     for name in ("position_ids", "logits_to_keep"):
         if name not in known and (attends or name != "position_ids"):
-            raise UnservableModelError(f"{type(module).__name__}.forward takes no {name}")
+            raise UnservableModelError(f"{type(module).__name__}.forward does not take {name}")
 
 
 def _let_go(module: PreTrainedModel, names: Collection[str]) -> None:

@@ -55,7 +55,7 @@ class DecoderStack(nn.Module):
         for found in self._found:
             sinks = bridge.forms[found.number].sinks_H
             if not (sinks is None or isinstance(sinks, nn.Parameter)):
-                raise ValueError("attention sinks are made anew in each step")
+                raise ValueError("attention sinks are recomputed in each step")
         self.originals = list(layers)
         """The model's own layers."""
         # In a list, so that torch does not register it as a submodule.
@@ -91,9 +91,9 @@ class DecoderStack(nn.Module):
             common = math.gcd(*(number for number, _ in sizes))
             fitting = (str(count) for count in range(1, common + 1) if common % count == 0)
             raise ValueError(
-                f"{shard.count} processes do not divide the layers' "
+                f"tensor_parallel is {shard.count}, which does not divide the layers' "
                 f"{', '.join(f'{number} {what}' for number, what in sizes)}; "
-                f"these numbers do: {', '.join(fitting)}"
+                f"expected one of {', '.join(fitting)}"
             )
         self._decoder = self._repeated = None  # they hold all of the weights
         for found in self._found:
@@ -201,7 +201,7 @@ class _Passing(nn.Module):
             ValueError: This layer has other rotary embeddings than the first.
         """
         if not self._stacks[0].turns_by(position_embeddings):
-            raise ValueError("each layer turns queries and keys in its own way")
+            raise ValueError("layers have different rotary embeddings")
         return hidden_states
 
 
@@ -228,7 +228,7 @@ def _recognised(layer: nn.Module) -> _Recognised:
     inside = dict(attention.named_children())
     has_head_norms = inside.keys() == {*_PROJECTIONS, *_HEAD_NORMS}
     if parts.keys() != _PARTS or not (has_head_norms or inside.keys() == {*_PROJECTIONS}):
-        raise ValueError(f"a layer of {sorted(parts)} with {sorted(inside)}")
+        raise ValueError(f"a layer of {sorted(parts)} with {sorted(inside)} is not supported")
     q, k, v, output = (_the(PackedPart, inside[name]) for name in _PROJECTIONS)
     if not q.packed is k.packed is v.packed or [q.part, k.part, v.part] != [0, 1, 2]:
         raise ValueError("query, key and value have different inputs")
@@ -236,7 +236,7 @@ def _recognised(layer: nn.Module) -> _Recognised:
     if has_head_norms:
         head_norms = (_the(RmsNorm, inside["q_norm"]), _the(RmsNorm, inside["k_norm"]))
         if any(len(norm.weight) != attention.head_dim for norm in head_norms):
-            raise ValueError("queries and keys are normalised as a whole")
+            raise ValueError("queries and keys are normalized across heads")
     return _Recognised(
         number=int(attention.layer_idx),  # type: ignore[arg-type]
         attention_norm=_the(RmsNorm, parts["input_layernorm"]),
@@ -250,7 +250,7 @@ def _recognised(layer: nn.Module) -> _Recognised:
 
 def _the(kind: type[_Part], part: nn.Module) -> _Part:
     if not isinstance(part, kind):
-        raise ValueError(f"{type(part).__name__} in place of {kind.__name__}")
+        raise ValueError(f"{type(part).__name__} instead of {kind.__name__}")
     return part
 
 

@@ -40,7 +40,7 @@ def generation_of(module: PreTrainedModel, source: str) -> dict[str, int | float
         defaults, left_out = base_defaults_of(config)
     except PackageError as error:
         raise UnservableModelError(
-            f"{error}; mend the file, or start with --generation-config none"
+            f"{error}; fix the file, or start with --generation-config none"
         ) from None
     if left_out:
         _log.warning("%s: not applied: %s", FILE, ", ".join(left_out))
@@ -57,5 +57,5 @@ def _read(folder: Path) -> Mapping[str, object]:
             f"{FILE}: {error}"
         ) from None
     if not isinstance(config, dict):
-        raise UnservableModelError(f"{folder / FILE} is no JSON object")
+        raise UnservableModelError(f"{folder / FILE} is not a JSON object")
     return config

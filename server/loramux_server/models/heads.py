@@ -149,8 +149,8 @@ def _tried(
     tolerance = _TOLERANCES.get(module.dtype, _ROUNDED)
     if found.shape != wanted.shape or not difference <= tolerance:  # so that NaN is refused
         raise ValueError(
-            f"{head.architecture} makes something else of a text than of its last hidden states: "
-            f"logits differ by {difference:.2g} of the largest"
+            f"{head.architecture} does not compute its logits from the last hidden states alone: "
+            f"they differ by {difference:.2g} of the largest"
         )
     return given, hidden_TK
 
@@ -163,9 +163,9 @@ def _cache_fault(head: TaskHead, given: Mapping[str, torch.Tensor], hidden_TK: t
     except torch.OutOfMemoryError:
         raise
     except (StopIteration, *UNKNOWN_WAYS) as error:
-        return f"PEFT fails with {head.architecture} there: {_told(error)}"
+        return f"PEFT fails with {head.architecture}: {_told(error)}"
     if found.shape != wanted.shape or not torch.allclose(found, wanted, atol=1e-5):
-        return f"PEFT leaves out a part of {head.architecture} there"
+        return f"PEFT leaves out a part of {head.architecture}"
     return ""
 
 

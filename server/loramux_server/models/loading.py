@@ -102,8 +102,8 @@ def load_base_model(
         is_quantized = method is not None and not is_mxfp4 and not is_dequantised
         if (is_quantized or is_mxfp4) and quantization is not Quantization.NONE:
             raise ValueError(
-                f"it was quantised before it was saved, so that quantization can only be 'none', "
-                f"not {str(quantization)!r}"
+                f"its saved weights are quantized already, so quantization must be 'none', "
+                f"got {str(quantization)!r}"
             )
         options: dict[str, Any] = {"dtype": _DTYPES.get(dtype, "auto")}
         if is_mxfp4:
@@ -114,9 +114,7 @@ def load_base_model(
         elif dtype == "auto" and target.type == "cpu" and not is_quantized:
             options["dtype"] = torch.float32
         if is_quantized and stays_on_host:
-            raise ValueError(
-                "quantised layers are not divided among processes: tensor_parallel can only be 1"
-            )
+            raise ValueError("quantized layers cannot be sharded: tensor_parallel must be 1")
         if is_quantized and target.type == "cuda":
             # Quantize on the GPU, without ever having all weights on the host.
             options["device_map"] = {"": target}
@@ -188,7 +186,7 @@ def _check_there(path: str) -> None:
         )
     is_hub_id = path.count("/") <= 1 and not path.startswith(("/", ".", "~"))
     if not is_hub_id and not folder.is_dir():
-        raise OSError("there is no such folder")
+        raise OSError("no such folder")
 
 
 def _name(path: str) -> str:
@@ -245,8 +243,8 @@ def _check_whole(module: PreTrainedModel, missing: Collection[str], kind: ModelK
     first, *others = sorted(missing)
     what = f"the weight {first}" + (f" and {len(others)} others" if others else "")
     raise ValueError(
-        f"it lacks {what} of {type(module).__name__}: save it whole. A model that was saved "
-        "without the layer of logits serves vectors and adapters with heads where its config.json "
+        f"it lacks {what} of {type(module).__name__}: save the whole model. One that was saved "
+        "without its output layer can serve embeddings and adapters with heads if its config.json "
         "has tie_word_embeddings"
     )
 
@@ -261,5 +259,5 @@ def _device(name: str) -> torch.device:
         reason = str(error).partition("\n")[0]
         raise UnservableModelError(f"device {name!r} cannot be used: {reason}") from None
     if device.type not in ("cpu", "cuda"):
-        raise UnservableModelError(f"device {name!r} cannot be used: it is neither cpu nor cuda")
+        raise UnservableModelError(f"device {name!r} cannot be used; expected cpu or cuda")
     return device

@@ -59,6 +59,6 @@ def find_pooler(module: PreTrainedModel, input_ids: torch.Tensor) -> Pooler:
         if names and isinstance(wanted, torch.Tensor) and torch.equal(wanted, taken):
             return Pooler(tuple(names), takes_first, type(output))
     raise ValueError(
-        f"{type(module).__name__} makes its pooler_output of something else than its last hidden "
-        "states, or of all but the first token's"
+        f"{type(module).__name__} does not compute its pooler_output from its last hidden states, "
+        "or from that of the first token"
     )

@@ -53,8 +53,8 @@ def rounds_inputs(module: nn.Module) -> bool:
 def mxfp4_config(path: str) -> Mxfp4Config:
     """Return the config that makes transformers dequantize the weights in `path` while loading."""
     _log.info(
-        "%s is saved in MXFP4, for which there are no kernels: its 4-bit weights are dequantised, "
-        "exactly, to 16 or 32 bits",
+        "%s is saved in MXFP4, for which there are no kernels: its 4-bit weights are dequantized "
+        "to 16 or 32 bits, without loss",
         path,
     )
     return Mxfp4Config(dequantize=True)
@@ -83,14 +83,14 @@ def torchao_config(quantization: Quantization, device: torch.device) -> TorchAoC
         capability = torch.cuda.get_device_capability(device)
         if capability < _FP8_CAPABILITY:
             raise ValueError(
-                f"quantization 'fp8' needs a GPU of compute capability 8.9 or later, and that of "
-                f"{device} is {capability[0]}.{capability[1]}; int8 would run there"
+                f"quantization 'fp8' needs a GPU of compute capability 8.9 or later; {device} has "
+                f"{capability[0]}.{capability[1]}, which supports int8"
             )
     try:
         from torchao import quantization as torchao
     except ImportError as error:
         raise ValueError(
-            f"quantization {str(quantization)!r} without the kernels of a CPU needs torchao "
+            f"quantization {str(quantization)!r} without kernels 'cpu' needs torchao "
             f"({install_command('quantized')}): {error}"
         ) from None
     kinds: dict[Quantization, Any] = {
@@ -99,7 +99,7 @@ def torchao_config(quantization: Quantization, device: torch.device) -> TorchAoC
     }
     if quantization not in kinds:
         raise ValueError(
-            f"quantization {str(quantization)!r} is for the kernels of a CPU; others take "
+            f"quantization {str(quantization)!r} needs kernels 'cpu'; others support "
             f"{' or '.join(kinds)}"
         )
     return TorchAoConfig(kinds[quantization]())
@@ -116,15 +116,15 @@ def check_quantized(module: PreTrainedModel, quantization: Quantization) -> None
     layers = {name: layer for name, layer in module.named_modules() if is_quantized(layer)}
     if not layers and quantization is not Quantization.NONE:
         raise ValueError(
-            f"quantization {str(quantization)!r} changes nothing: torchao rounds layers of the "
-            "class Linear, and it has none but the one that makes logits"
+            f"quantization {str(quantization)!r} has no effect: torchao quantizes layers of class "
+            "Linear, and the model has none except its output layer"
         )
     for name, layer in layers.items():
         dtype = layer.weight.dtype
         if isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype != module.dtype:
             raise ValueError(
-                f"layer {name} was quantised to compute in {_name(dtype)}, and dtype is "
-                f"{_name(module.dtype)}; auto or {_name(dtype)} would be right"
+                f"layer {name} was quantized to compute in {_name(dtype)}, but dtype is "
+                f"{_name(module.dtype)}; expected auto or {_name(dtype)}"
             )
 
 

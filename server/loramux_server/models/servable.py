@@ -42,9 +42,9 @@ def check_difference(module: nn.Module, difference: float, check: Check) -> None
     """
     if not difference <= check.tolerance:  # so that NaN is refused
         raise UnservableModelError(
-            f"{type(module).__name__} computes something else when it is served than in its own "
-            f"forward: results differ by {difference:.2g} of their spread, and at most "
-            f"{check.tolerance:.2g} may be rounding"
+            f"{type(module).__name__} computes different results when served than in its own "
+            f"forward pass: they differ by {difference:.2g} of their spread, and rounding explains "
+            f"at most {check.tolerance:.2g}"
         )
 
 
@@ -57,6 +57,6 @@ def refused(module: nn.Module) -> Iterator[None]:
         raise
     except UNKNOWN_WAYS as error:
         raise UnservableModelError(
-            f"{type(module).__name__} does not use transformers' attention interface in the way "
-            f"that is served: {type(error).__name__}: {error}"
+            f"{type(module).__name__} does not use transformers' attention interface in a "
+            f"supported way: {type(error).__name__}: {error}"
         ) from None

@@ -27,14 +27,14 @@ def shard_model(model: BaseModel, shard: Shard, device: torch.device | None = No
     """
     if model.recurrent.states:
         raise UnservableModelError(
-            f"tensor_parallel is {shard.count}, but recurrent layers, which {model.architecture} "
-            "has, are not divided; 1 serves it"
+            f"tensor_parallel is {shard.count}, but the recurrent layers of {model.architecture} "
+            "cannot be sharded; expected 1"
         )
     if model.stack is None:
         raise UnservableModelError(
-            f"tensor_parallel is {shard.count}, but only layers made of the parts that Llama, "
-            f"Mistral and Qwen have are divided, and those of {model.architecture} in "
-            f"{str(model.dtype).removeprefix('torch.')} are not recognised as such; 1 serves it"
+            f"tensor_parallel is {shard.count}, but only layers with the same parts as those of "
+            f"Llama, Mistral and Qwen can be sharded, and those of {model.architecture} in "
+            f"{str(model.dtype).removeprefix('torch.')} are not recognized as such; expected 1"
         )
     try:
         model.stack.cut(shard)
@@ -46,9 +46,9 @@ def shard_model(model: BaseModel, shard: Shard, device: torch.device | None = No
     difference = model.check.difference(model.stack)
     if not difference <= model.check.tolerance:  # so that NaN is refused
         raise UnservableModelError(
-            f"{model.architecture} computes something else in {shard.count} processes than in one: "
-            f"logits differ by {difference:.2g} of their spread, and at most "
-            f"{model.check.tolerance:.2g} may be rounding"
+            f"{model.architecture} computes different results in {shard.count} processes than in "
+            f"one: logits differ by {difference:.2g} of their spread, and rounding explains at "
+            f"most {model.check.tolerance:.2g}"
         )
     return replace(model, shard=shard)
 

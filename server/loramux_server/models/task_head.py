@@ -55,7 +55,7 @@ class TaskHead:
         """
         kind, known = _CLASSES[task]
         if type(config) not in known:
-            raise ValueError(f"transformers has no class for it beside {type(module).__name__}")
+            raise ValueError(f"transformers has no class for it based on {type(module).__name__}")
         config = copy.deepcopy(config)
         config.num_labels = 2 if task is Task.SPANS else _UNLIKELY
         with torch.device("meta"):
@@ -64,7 +64,7 @@ class TaskHead:
         self.architecture = type(model).__name__
         if type(base) is not type(module):
             raise ValueError(
-                f"{self.architecture} has layers of {type(base).__name__}, not those of "
+                f"{self.architecture} is based on {type(base).__name__}, not on "
                 f"{type(module).__name__}"
             )
         self._task = task

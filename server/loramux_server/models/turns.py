@@ -203,7 +203,7 @@ class LayerTurns:
         slices = [each for each in rows if isinstance(each, slice)]
         ends = [each.stop for each in last if isinstance(each, slice)]
         if len(slices) < len(rows):
-            raise NotImplementedError("a layer that goes other ways for other lengths")
+            raise NotImplementedError("a layer takes different paths for different lengths")
         torch.cat(pieces, out=whole[0])
         borders = tuple(itertools.accumulate(sizes, initial=0))
         of_parts = [slice(*pair) for pair in itertools.pairwise(borders)]

@@ -44,8 +44,8 @@ class GptqWeight:
         self._bits = 32 * words // max(1, outputs)
         if self._bits not in BITS:
             raise ValueError(
-                f"the shapes of qzeros and scales of layer {name} mean {self._bits} bits; expected "
-                f"{' or '.join(map(str, BITS))}"
+                f"the shapes of qzeros and scales of layer {name} imply {self._bits} bits; "
+                f"expected {' or '.join(map(str, BITS))}"
             )
         rows = _matrix(f"{name}.qweight", slices["qweight"].get_shape())[0]
         width = rows * 32 // self._bits

@@ -62,8 +62,8 @@ def load_dequantised(
     """
     if config.model_type in CONV1D_MODELS:
         raise ValueError(
-            f"quantised weights of models of type {config.model_type} are not supported, because "
-            "they are transposed: serve the unquantised model with --quantization"
+            f"quantized weights of models of type {config.model_type} are not supported, because "
+            "they are transposed: serve the unquantized model with --quantization"
         )
     options = dict(options)
     if device.type != "cpu" and is_accelerate_available():
@@ -84,7 +84,7 @@ def load_dequantised(
     )
     numbers = sum(parameter.numel() for parameter in module.parameters())
     _log.info(
-        "%s was saved in %s (%.2f GB); its weights are dequantised to %s (%.2f GB)",
+        "%s was saved in %s (%.2f GB); its weights are dequantized to %s (%.2f GB)",
         path, method.title, _size(saved) / 1e9, str(dtype).removeprefix("torch."),
         numbers * dtype.itemsize / 1e9,
     )  # fmt: skip

@@ -16,7 +16,7 @@ _SUPPORTED = (
 BY_TRANSFORMERS = ("torchao", "bitsandbytes", "mxfp4")
 _OLDEST = "bitsandbytes"
 """Its early configs have no quant_method."""
-_WAY_OUT = "or serve the unquantised model with --quantization"
+_WAY_OUT = "or serve the unquantized model with --quantization"
 _USUAL_BLOCK = (128, 128)
 """FP8's block size if the config does not say."""
 _COMPRESSED = (
@@ -70,12 +70,15 @@ class SavedMethod:
         blocks = {tuple(map(int, block)) for block in parts}
         if len(blocks) > 1:
             raise ValueError(
-                f"its quantization_config has blocks of {' and '.join(map(str, blocks))}, and only "
-                "one size is supported"
+                f"its quantization_config has blocks of {' and '.join(map(str, blocks))}, but only "
+                "one block size is supported"
             )
         for block in blocks:
             if len(block) != 2 or min(block) < 1:
-                raise ValueError(f"its quantization_config has blocks of {list(block)}")
+                raise ValueError(
+                    f"its quantization_config has blocks of {list(block)}; expected two sizes "
+                    "of at least 1"
+                )
             return block[0], block[1]
         return None
 
@@ -129,7 +132,7 @@ def check_unquantised(unexpected: Mapping[str, object] | set[str]) -> None:
     for name in sorted(unexpected):
         if name.endswith(QUANTISED):
             raise ValueError(
-                f"it has {name}, so its weights are quantised, but its config.json has no "
+                f"it has {name}, so its weights are quantized, but its config.json has no "
                 "quantization_config: add the one that it was published with"
             )
 

@@ -56,8 +56,8 @@ def dequantised_state(
     for name in sorted(saved.keys() - used):
         if name.endswith(QUANTISED):
             raise ValueError(
-                f"it has {name}, which {method.title}, the method in its quantization_config, does "
-                "not have"
+                f"it has {name}, which is not part of {method.title}, the method in its "
+                "quantization_config"
             )
         if not name.endswith(_OF_ACTIVATIONS):
             state[name] = saved[name]

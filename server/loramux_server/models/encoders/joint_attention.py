@@ -153,7 +153,7 @@ class JointAttention:
         hidden_1BK = torch.cat([call.hidden for call in calls], 1)
         first, values = calls[0], [call.values for call in calls]
         if len({tuple(map(type, each)) for each in values}) > 1:
-            raise NotImplementedError("a layer that is given other things for other requests")
+            raise NotImplementedError("a layer takes other types of arguments for other requests")
         stand_ins: dict[int, torch.Tensor] = {}
         self._theirs = {}
         for place, value in enumerate(values[0]):
@@ -194,7 +194,7 @@ class JointAttention:
         if not isinstance(value, torch.Tensor):
             return value
         if id(value) not in self._theirs:
-            raise NotImplementedError("a layer that makes more than hidden states of a token")
+            raise NotImplementedError("a layer returns more than the hidden states of a token")
         return self._theirs[id(value)][number]
 
     def __call__(

@@ -86,7 +86,7 @@ class WholeCheck:
 
     def move(self, device: torch.device) -> None:
         """Refuse: such a model does not support tensor parallelism."""
-        raise NotImplementedError(f"a model with an encoder on {device}")
+        raise NotImplementedError(f"a model with an encoder cannot be moved to {device}")
 
     def difference(self, stack: DecoderStack | None = None) -> float:
         """Return how far the served results are from the model's own, relative to their spread."""

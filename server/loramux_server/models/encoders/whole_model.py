@@ -73,8 +73,8 @@ def prepare_whole(
     output_layer = module.get_output_embeddings()
     if writes and not is_linear(output_layer):
         raise UnservableModelError(
-            f"{type(module).__name__} makes logits with {type(output_layer).__name__}; a linear "
-            "layer is served"
+            f"{type(module).__name__} computes logits with {type(output_layer).__name__}; expected "
+            "a linear layer"
         )
     takes_token_types = not writes and _takes_token_types(module, text)
     reader: Reader = (

@@ -67,7 +67,7 @@ def probe_whole(
             return
         side = lengths.index(x.shape[1])
         if found.sides.setdefault(name, side) != side:
-            raise NotImplementedError(f"layer {name} sees tokens of both texts")
+            raise NotImplementedError(f"layer {name} takes tokens of both texts")
 
     def looked(part: nn.Embedding, given: tuple[object, ...]) -> None:
         index = given[0] if given else None

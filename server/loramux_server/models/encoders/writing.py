@@ -24,9 +24,9 @@ def writing_of(module: PreTrainedModel, vocab_size: int, eos_token_ids: list[int
         start = _first(config.bos_token_id)
     if start is None or not 0 <= start < vocab_size:
         raise UnservableModelError(
-            f"{type(module).__name__} does not say with which token its decoder begins: "
-            f"decoder_start_token_id of its generation_config.json is {start}; expected one from 0 "
-            f"to {vocab_size - 1}"
+            f"{type(module).__name__} has no valid decoder start token: "
+            f"decoder_start_token_id of its generation_config.json is {start}; expected a token id "
+            f"from 0 to {vocab_size - 1}"
         )
     bad = {words[0] for words in config.bad_words_ids or () if len(words) == 1}
     forbidden = bad.difference(eos_token_ids) | set(config.suppress_tokens or ())

@@ -46,7 +46,7 @@ class Candidate:
         def check(x: torch.Tensor) -> torch.Tensor:
             if x.shape[:2] != self._shape:
                 raise NotImplementedError(
-                    f"recurrent layer {self._number} depends on more than tokens"
+                    f"recurrent layer {self._number} takes tensors without one row per token"
                 )
             return x
 

@@ -98,7 +98,7 @@ class _OneLayer(Cache):  # type: ignore[misc]
     """A cache for one recurrent layer, and for attention that has a cache of its own."""
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
-        raise AttributeError(f"a layer asks for {name} of its cache, which transformers' lacks")
+        raise AttributeError(f"a layer uses {name} of its cache, which has no such attribute")
 
     def update(
         self,

@@ -37,7 +37,7 @@ class NotFiniteError(Exception):
     """The vision modules overflow on an image."""
 
     def __init__(self, *, is_changed: bool) -> None:
-        super().__init__("what the model sees in an image is not finite: weights overflow on it")
+        super().__init__("the encoding of an image is not finite: weights overflow on it")
         self.is_changed = is_changed
         """Whether some of their weights are an adapter's."""
 
@@ -56,7 +56,7 @@ class Sight:
         name = next((n for n, p in inner.named_children() if embedding in set(p.modules())), None)
         self.image_token = _image_token(module)
         if name is None or inner is module or self.image_token is None:
-            raise BlindError(f"{type(module).__name__} does not keep its part for text apart")
+            raise BlindError(f"{type(module).__name__} has no separate text model or image token")
         self.is_whole = False
         """Whether tokens of an image attend to each other; set by `SightTrial`."""
         self.adds = False
@@ -98,7 +98,7 @@ class Sight:
             self._model(input_ids=torch.tensor([list(tokens)], device=self._device), **given)
         noted, self._stand_in.given = self._stand_in.given, None
         if noted is None:
-            raise BlindError("its part for text was not reached with an image")
+            raise BlindError("its text model was not called for an image")
         embedding_LK = noted["inputs_embeds"][0]
         is_seen_L = torch.tensor(tokens, device=embedding_LK.device) == self.image_token
         is_seen_L |= ~embedding_LK.isnan().all(-1)

@@ -94,8 +94,8 @@ class SightTrial:
             return None
         if not difference <= self._check.tolerance:  # so that NaN is refused
             self._go_blind(
-                "with an image it computes something else when it is served than in its own "
-                f"forward: logits differ by {difference:.2g} of their spread"
+                "with an image it computes different results when served than in its own forward "
+                f"pass: logits differ by {difference:.2g} of their spread"
             )
         return self._sight
 
@@ -108,7 +108,7 @@ class SightTrial:
 
     def _go_blind(self, why: str) -> None:
         self._sight = None
-        self.blindness = f"{type(self._module).__name__} is not served with images: {why}"
+        self.blindness = f"{type(self._module).__name__} cannot be served with images: {why}"
 
     def _called_by(self, sight: Sight, example: PreparedImage) -> set[str]:
         """Return the idle submodels that encoding `example` needs."""
