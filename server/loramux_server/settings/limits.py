@@ -21,8 +21,8 @@ class LimitSettings(NetworkSettings, frozen=True, kw_only=True):
         Meta(
             ge=1,
             le=1024,
-            description="Most completions of one request (n); never more than --max-running "
-            "and --max-waiting together.",
+            description="Maximum number of completions per request (n); never more than "
+            "--max-running and --max-waiting together.",
         ),
     ] = 64
     max_waiting_tokens: Annotated[

@@ -35,9 +35,8 @@ class SourceSettings(EngineConfig, frozen=True, kw_only=True):
     strict_base: Annotated[
         bool,
         Meta(
-            description="Refuse adapters that say that they were made for another base model, by "
-            "the name in their config or the fingerprint in their manifest; otherwise there is a "
-            "warning."
+            description="Refuse adapters that were made for another base model, by the name in "
+            "their config or the fingerprint in their manifest; otherwise only warn."
         ),
     ] = False
     hub_allow: Annotated[
@@ -66,7 +65,7 @@ class SourceSettings(EngineConfig, frozen=True, kw_only=True):
         Meta(
             description="Where to fetch an unregistered adapter that a request names; {name} and "
             "{tenant} stand for its own: s3://BUCKET/{tenant}/{name}, hf://ORG/{name} or "
-            "/mnt/adapters/{name}. Can be given several times; the first that has it counts."
+            "/mnt/adapters/{name}. Repeatable; the first that has it is used."
         ),
     ] = ()
     resolve_ttl: Annotated[
@@ -80,8 +79,8 @@ class SourceSettings(EngineConfig, frozen=True, kw_only=True):
     trusted_signer: Annotated[
         tuple[str, ...],
         Meta(
-            description="PEM file with an Ed25519 public key; packages that arrive, from "
-            "anywhere, must be signed with one of these keys. Can be given several times."
+            description="PEM file with an Ed25519 public key; packages from any source must be "
+            "signed with one of these keys. Repeatable."
         ),
     ] = ()
     replica_of: Annotated[
