@@ -79,7 +79,7 @@ def test_the_demo_shows_right_answers_and_stops() -> None:
     rows = [line for line in output.splitlines() if line.startswith("│")]
     assert len([row for row in rows if "│ yes" in row]) >= 23
     assert len([row for row in rows if "(base)" in row]) == 2
-    assert "adapters in a step, on average" in output
+    assert "adapters per step, average" in output
     *_, title, _, keep, call, serve = output.rstrip().splitlines()
     assert title == "Next:"
     for line, options in (

@@ -234,9 +234,9 @@ def test_no_more_run_than_there_are_states_for(hybrid: Hybrid, tmp_path: Path) -
 def test_what_it_does_not_do_is_said_at_the_start(hybrid: Hybrid, tmp_path: Path) -> None:
     asked = {
         ("--tensor-parallel", "2", "--device", "cpu"):
-            "tensor_parallel is 2, but recurrent layers, which Qwen3_5ForCausalLM has, are not div",
+            "tensor_parallel is 2, but the recurrent layers of Qwen3_5ForCausalLM cannot be sh",
         ("--speculative-tokens", "4"):
-            "speculative_tokens can only be 0, not 4: recurrent layers, which Qwen3_5ForCausalLM",
+            "speculative_tokens must be 0, got 4: Qwen3_5ForCausalLM has recurrent layers",
     }  # fmt: skip
     servers = [
         RunningServer(tmp_path / str(number), hybrid.base, *arguments).launch()

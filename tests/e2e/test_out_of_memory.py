@@ -41,7 +41,7 @@ def test_callers_are_told_that_memory_ran_out(tmp_path: Path) -> None:
         assert eventually(lambda: server.metrics()["loramux_engine_starts_total"] > starts)
         assert eventually(lambda: serves(client))
     log = server.log.read_text()
-    assert "the engine died with no memory left" in log
+    assert "the engine died with an out-of-memory error" in log
     assert "MemoryError" in log
     assert "the engine died with SIGKILL" in log
 

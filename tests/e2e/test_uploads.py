@@ -777,7 +777,7 @@ def late_ends(
         ("model", "cannot load a base model"),
         ("base", "another base model (sha256:another)"),
         ("device", "device 'cuda:99' cannot be used"),
-        ("memory", "--kv-memory of 1,024.00 GiB does not fit device cpu, where "),
+        ("memory", "--kv-memory of 1,024.00 GiB does not fit on device cpu, which has "),
     ],
 )
 def test_what_shows_only_when_the_model_is_loaded_is_one_clear_line_too(

@@ -222,9 +222,9 @@ def test_an_adapter_that_sends_its_neighbours_another_way_is_refused(
 @pytest.mark.parametrize(
     ("changes", "config", "message"),
     [
-        pytest.param({}, {"kernels": "torch"}, "no deterministic form", id="other-kernels"),
-        pytest.param({"intermediate_size": 40}, {}, "depend on how a batch", id="odd-width"),
-        pytest.param({}, {"tensor_parallel": 2}, "tensor_parallel can only be 1", id="parallel"),
+        pytest.param({}, {"kernels": "torch"}, "no deterministic mode", id="other-kernels"),
+        pytest.param({"intermediate_size": 40}, {}, "composition of the batch", id="odd-width"),
+        pytest.param({}, {"tensor_parallel": 2}, "tensor_parallel must be 1, got 2", id="parallel"),
     ],
 )
 def test_what_cannot_be_had_is_refused_at_the_start(

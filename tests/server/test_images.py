@@ -296,8 +296,8 @@ async def test_large_images_leave_texts_their_room(seeing: Seeing) -> None:
 @pytest.mark.parametrize(
     ("of_model", "says"),
     [
-        ({"blindness": "its tower is of another kind"}, "sees no images: its tower is of another"),
-        ({"architecture": "LlamaForCausalLM"}, "LlamaForCausalLM, sees no images"),
+        ({"blindness": "its tower is of another kind"}, "does not support images: its tower"),
+        ({"architecture": "LlamaForCausalLM"}, "LlamaForCausalLM, does not support images"),
     ],
 )
 async def test_a_blind_base_says_so(opened: Opened, of_model: dict[str, Any], says: str) -> None:

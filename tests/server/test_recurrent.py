@@ -221,14 +221,14 @@ def test_an_engine_after_another_has_as_much_room(
 
 def test_memory_that_holds_no_state_is_refused() -> None:
     base = prepare(tiny_model("qwen3.5"))
-    with pytest.raises(UnservableModelError, match="holds no 3 states of recurrent layers"):
+    with pytest.raises(UnservableModelError, match="must hold 3 states of recurrent layers"):
         Harness(base, kv_memory=5 * base.recurrent.slot_bytes)
 
 
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        ({"speculative_tokens": 4}, "speculative_tokens can only be 0, not 4: recurrent layers"),
+        ({"speculative_tokens": 4}, "speculative_tokens must be 0, got 4: .* recurrent layers"),
         ({"deterministic": True, "kernels": "cpu"}, "deterministic: logits of Qwen3_5ForCausalLM"),
     ],
 )

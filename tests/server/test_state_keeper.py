@@ -44,7 +44,7 @@ def run(
 
 
 def test_there_is_a_slot_at_least() -> None:
-    with pytest.raises(ValueError, match="num_slots must be positive, not 0"):
+    with pytest.raises(ValueError, match="num_slots must be positive, got 0"):
         StateKeeper(0, SIZE, keeps=True)
 
 

@@ -158,7 +158,7 @@ def test_an_image_on_which_the_weights_overflow_is_not_answered(case: Case) -> N
     text = show(harness, Prompt.of([[5, 6, 7]]))
     harness.run()
     assert harness.failures[failed].reason == "INVALID_FIELD"
-    assert harness.failures[failed].message.startswith("what the model sees in an image is not")
+    assert harness.failures[failed].message.startswith("the encoding of an image is not finite")
     assert len(harness.output(text)) == 5
 
 

@@ -161,15 +161,15 @@ def _metrics_table(target: str) -> Table:
         for sample in family.samples
     }
     steps = samples["loramux_step_seconds_count",]
-    table = Table(title=f"Read back from http://{target}/metrics", title_justify="left")
-    table.add_column("what")
+    table = Table(title=f"From http://{target}/metrics", title_justify="left")
+    table.add_column("metric")
     table.add_column("value", justify="right")
     for what, value in (
-        ("steps of the model", f"{steps:.0f}"),
-        ("requests in a step, on average", f"{samples['loramux_batch_requests_sum',] / steps:.1f}"),
-        ("adapters in a step, on average", f"{samples['loramux_batch_adapters_sum',] / steps:.1f}"),
+        ("engine steps", f"{steps:.0f}"),
+        ("requests per step, average", f"{samples['loramux_batch_requests_sum',] / steps:.1f}"),
+        ("adapters per step, average", f"{samples['loramux_batch_adapters_sum',] / steps:.1f}"),
         ("adapters on the device", f"{samples['loramux_adapters_resident', 'device']:.0f}"),
-        ("their bytes there", f"{samples['loramux_adapter_bytes', 'device'] / 1e6:.1f} MB"),
+        ("adapter memory in use", f"{samples['loramux_adapter_bytes', 'device'] / 1e6:.1f} MB"),
         ("adapter cache hits", f"{samples['loramux_adapter_cache_hits_total', 'device']:.0f}"),
         ("adapter cache misses", f"{samples['loramux_adapter_cache_misses_total', 'device']:.0f}"),
         ("adapter cache evictions", f"{samples['loramux_adapter_evictions_total', 'device']:.0f}"),

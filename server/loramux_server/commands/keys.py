@@ -135,7 +135,7 @@ def add(
     except OSError as error:
         raise typer.BadParameter(f"{file}: {error.strerror}") from None
     if (key := parse_key(text.decode(errors="replace").strip())) is None:
-        raise typer.BadParameter(f"{file} has no key of the form lmx_ID_SECRET")
+        raise typer.BadParameter(f"{file} does not contain a key of the form lmx_ID_SECRET")
     lifetime = parse_duration(expires) if expires else None
     act = written_down(audit_log, "key.add", tenant=tenant, role=str(role), key=key.id)
     with _making(store, url) as making, act:
@@ -212,8 +212,8 @@ def _say_if_shared(tenant: str) -> None:
     """Tell the user that adapters of the default tenant are visible to all."""
     if tenant == DEFAULT_TENANT:
         print(
-            f"every tenant sees the adapters of tenant {DEFAULT_TENANT}; for adapters of its own, "
-            "give the key another --tenant",
+            f"adapters of tenant {DEFAULT_TENANT} are visible to every tenant; for private "
+            "adapters, give the key another --tenant",
             file=sys.stderr,
         )
 

@@ -55,9 +55,9 @@ def found_store(store: Path | None) -> Path:
     folder = stores_folder()
     found = [path.parent for path in sorted(folder.glob("*/catalog.sqlite"))]
     if len(found) != 1:
-        what = "no store is" if not found else f"{len(found)} stores are"
+        what = f"{len(found)} stores" if found else "no store"
         raise typer.BadParameter(
-            f"{what} in {folder}; give --store DIR, the same as for `loramux serve`"
+            f"found {what} in {folder}; give --store DIR, the same as for `loramux serve`"
         )
     return found[0]
 

@@ -112,7 +112,7 @@ def disable(
     if tenant == DEFAULT_TENANT:
         raise typer.BadParameter(
             f"{tenant!r} is shared by all tenants and cannot be disabled; "
-            "`loramux keys revoke` ends its keys one by one"
+            "`loramux keys revoke` revokes its keys one by one"
         )
     act = written_down(audit_log, "tenant.disable", tenant=tenant)
     with open_catalog(found_store(store), url) as catalog, act:
@@ -183,12 +183,12 @@ def _limit(text: str) -> float | None:
     except ValueError:
         number = math.nan
     if not 0 < number < 1e9:
-        raise typer.BadParameter(f"{text!r} is neither a number above 0 nor {_ANY!r}")
+        raise typer.BadParameter(f"{text!r} is not valid; expected a number above 0, or {_ANY!r}")
     return number
 
 
 def _count(text: str) -> int | None:
     number = _limit(text)
     if number is not None and not number.is_integer():
-        raise typer.BadParameter(f"{text!r} is neither a whole number nor {_ANY!r}")
+        raise typer.BadParameter(f"{text!r} is not valid; expected an integer, or {_ANY!r}")
     return None if number is None else int(number)

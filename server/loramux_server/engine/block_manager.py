@@ -17,7 +17,7 @@ class BlockManager:
     def __init__(self, num_blocks: int, block_size: int) -> None:
         if num_blocks < 1 or block_size < 1:
             raise ValueError(
-                f"num_blocks and block_size must be positive, not {num_blocks} and {block_size}"
+                f"num_blocks and block_size must be positive, got {num_blocks} and {block_size}"
             )
         self.block_size = block_size
         self._pool = NamedPool(range(num_blocks))

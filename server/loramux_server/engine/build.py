@@ -135,8 +135,8 @@ def build_engine(
     )
     if not cache.rows.capacity:
         raise UnservableModelError(
-            f"adapter_memory of {config.adapter_memory} bytes holds no rank row; "
-            f"8 of them take {8 * row_size.num_bytes} bytes"
+            f"adapter_memory of {config.adapter_memory} bytes is too small for any rank row; "
+            f"8 rows take {8 * row_size.num_bytes} bytes"
         )
     log_sizes(model, asked, sizes, room, row_size, cache.rows.capacity, resting)
     source_length = model.source_length * context_length // model.context_length
@@ -201,8 +201,8 @@ def _blindness(model: BaseModel, config: EngineConfig) -> str:
     if model.sight and config.deterministic and (model.sight.is_whole or model.sight.adds):
         # Those round differently, for the other rows of the batch as well.
         return (
-            "the server is deterministic, and steps with images of this model are computed in "
-            "another way than others"
+            "the server is deterministic, and this model computes steps with images differently "
+            "from other steps"
         )
     return model.blindness
 
@@ -224,15 +224,15 @@ def _draft_tokens(model: BaseModel, config: EngineConfig) -> int:
     if model.recurrent.states:
         if config.speculative_tokens > 0:
             raise UnservableModelError(
-                f"speculative_tokens can only be 0, not {config.speculative_tokens}: recurrent "
-                f"layers, which {model.architecture} has, cannot go back to before a draft"
+                f"speculative_tokens must be 0, got {config.speculative_tokens}: "
+                f"{model.architecture} has recurrent layers, whose state cannot be rolled back"
             )
         return 0
     if model.whole_texts:
         if config.speculative_tokens > 0:
             raise UnservableModelError(
-                f"speculative_tokens can only be 0, not {config.speculative_tokens}: "
-                f"{model.architecture} has an encoder, and what its decoder writes is not drafted"
+                f"speculative_tokens must be 0, got {config.speculative_tokens}: speculative "
+                f"decoding does not support encoder-decoder models such as {model.architecture}"
             )
         return 0
     if config.speculative_tokens >= 0:

@@ -25,7 +25,7 @@ def served_context(model: BaseModel, config: EngineConfig) -> int:
     if asked > own:
         if _has_position_table(model):
             raise UnservableModelError(
-                f"--max-context is {asked}, and the positions of {model.name} are a table of {own}"
+                f"--max-context is {asked}, but {model.name} has embeddings for {own} positions"
             )
         _log.warning("--max-context %d exceeds the context of %s; using %d", asked, model.name, own)
     return min(asked or own, own)

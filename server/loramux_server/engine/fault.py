@@ -28,7 +28,7 @@ def explained(error: BaseException, doing: str) -> tuple[str, str]:
     if isinstance(error, DamagedError | PackageError | ExplainedError):
         return error.reason, str(error)
     if is_out_of_memory(error):
-        return "ENGINE_OUT_OF_MEMORY", "no memory is left for it at present"
+        return "ENGINE_OUT_OF_MEMORY", "not enough memory is free at present"
     incident = secrets.token_hex(8)
     _log.error("incident %s: %s failed", incident, doing, exc_info=error)
     return "INTERNAL", f"internal error, incident {incident}"

@@ -57,7 +57,7 @@ def _refusal(
         f"--{name.replace('_', '-')} of {_shown(taken[name])}" for name in said or taken
     )
     do = "does" if len(said) == 1 else "do"
-    return NoRoomError(f"{what} {do} not fit device {device}, where {_shown(free)} are free")
+    return NoRoomError(f"{what} {do} not fit on device {device}, which has {_shown(free)} free")
 
 
 def _shown(num_bytes: int) -> str:

@@ -50,12 +50,12 @@ class Graphs(Generic[Result]):
                 self._record(key, step)
             except RuntimeError as error:
                 if _lacks_memory(error):
-                    _log.warning("no memory to record a CUDA graph; such steps run eagerly")
+                    _log.warning("not enough memory for a CUDA graph; such steps run eagerly")
                     self._too_large.add(key)
                 else:
                     # A model may synchronize with the device within a step, as some rotary
                     # embeddings do.
-                    _log.warning("CUDA graphs are off, steps run eagerly: %s", error)
+                    _log.warning("CUDA graphs are turned off, steps run eagerly: %s", error)
                     self._is_used = False
                 return step()
         graph, result = self._graphs[key]

@@ -51,7 +51,7 @@ class KvRoom:
         room = memory - _state_bytes(model, num_states)
         if room < block_bytes:
             raise UnservableModelError(
-                f"kv_memory of {memory} bytes holds no block of {block_bytes} bytes"
+                f"kv_memory of {memory} bytes is too small for a block of {block_bytes} bytes"
             )
         return KvRoom(memory, room // block_bytes, num_states, max_running)
 
@@ -77,13 +77,13 @@ def _num_states(model: BaseModel, sizes: EngineSizes, memory: int) -> int:
     count = min(_most_states(sizes), memory // 2 // slot_bytes - 1)
     if count < 2:
         raise UnservableModelError(
-            f"kv_memory: half of {memory} bytes holds no 3 states of recurrent layers, which take "
-            f"{slot_bytes} bytes each"
+            f"kv_memory of {memory} bytes is too small: half of it must hold 3 states of recurrent "
+            f"layers, of {slot_bytes} bytes each"
         )
     if count < sizes.max_running:
         _log.warning(
-            "max_running is lowered to %d from %d: the recurrent state of one takes %d bytes, "
-            "and half of kv_memory (%d bytes) is for states",
+            "max_running is lowered to %d from %d: the recurrent state of a request takes %d "
+            "bytes, and at most half of kv_memory (%d bytes) is for states",
             count,
             sizes.max_running,
             slot_bytes,

@@ -49,7 +49,7 @@ class AdapterLoader:
             packed = load_source(source, self._base, self._resting, place)
         if self._is_deterministic and packed.edits and packed.edits.changes:
             raise PackageError(
-                "the server is deterministic, and serves only what low-rank changes can do",
+                "the server is deterministic, and supports low-rank updates only",
                 "UNSUPPORTED_ADAPTER_FEATURE",
             )
         if is_whole:
@@ -57,8 +57,8 @@ class AdapterLoader:
         # It was registered while one process held the whole model.
         if packed.edits and (packed.edits.changes or packed.edits.virtual):
             raise PackageError(
-                "it has more than low-rank changes, which are all that is served with "
-                "tensor_parallel above 1",
+                "it has more than low-rank updates, the only ones supported with tensor_parallel "
+                "above 1",
                 "UNSUPPORTED_ADAPTER_FEATURE",
             )
         return packed

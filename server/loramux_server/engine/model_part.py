@@ -44,9 +44,9 @@ def load_whole(config: EngineConfig, shard: Shard) -> BaseModel:
 def _load(config: EngineConfig, device: str, *, stays_on_host: bool = False) -> BaseModel:
     unseeing = ""
     if not config.max_images:
-        unseeing = "this server takes none (--max-images 0)"
+        unseeing = "images are turned off (--max-images 0)"
     elif stays_on_host:  # commands to followers carry no images
-        unseeing = "none are served with tensor_parallel above 1"
+        unseeing = "images are not supported with tensor_parallel above 1"
     return load_base_model(
         config.model,
         revision=config.revision,
@@ -83,8 +83,8 @@ def device_of(config: EngineConfig, shard: Shard) -> torch.device:
         return torch.device("cpu")
     if name not in ("auto", "cuda"):
         raise UnservableModelError(
-            f"device is {name!r}, but {shard.count} processes take one GPU each, from the first "
-            "on: auto, cuda or cpu would be right"
+            f"device is {name!r}, but {shard.count} processes take one GPU each, starting with the "
+            "first; expected auto, cuda or cpu"
         )
     if (available := torch.cuda.device_count()) < shard.count:
         raise UnservableModelError(

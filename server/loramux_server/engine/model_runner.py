@@ -213,7 +213,7 @@ def _difference(model: BaseModel, backend: Backend) -> float:
     except Exception as error:  # compilers and drivers raise many kinds
         reason = str(error).partition("\n")[0]
         raise UnservableModelError(
-            f"kernels {backend.name!r} do not run {model.architecture} in {model.dtype} here: "
+            f"kernels {backend.name!r} cannot run {model.architecture} in {model.dtype} here: "
             f"{type(error).__name__}: {reason}"
         ) from error
 

@@ -22,13 +22,15 @@ def backend_of(config: EngineConfig, model: BaseModel) -> Backend:
     if model.whole_texts and device.type == "cuda" and not model.whole_texts.is_given_tokens:
         if name == "triton":
             raise UnservableModelError(
-                f"kernels 'triton' are not for {model.architecture}, whose linear layers are given "
-                "other rows than the tokens of a batch; kernels 'torch' are"
+                f"kernels 'triton' do not support {model.architecture}, whose linear layers do not "
+                "get one row per token of a batch; use kernels 'torch'"
             )
         name = "torch"
     try:
         if config.deterministic and config.tensor_parallel > 1:
-            raise ValueError("deterministic: tensor_parallel can only be 1")
+            raise ValueError(
+                f"deterministic: tensor_parallel must be 1, got {config.tensor_parallel}"
+            )
         return choose_backend(
             name,
             device,
@@ -50,19 +52,19 @@ def check_runner(
     # For other kernels the model itself is quantized, so its own forward has the same rounding.
     if config.quantization != Quantization.NONE and backend.name == "cpu":
         _log.info(
-            "weights in %s change the logits by %.2g of their spread",
+            "quantizing weights to %s changes the logits by %.2g of their spread",
             config.quantization,
             runner.difference,
         )
     elif not runner.difference <= model.check.tolerance:
         raise UnservableModelError(
-            f"kernels {config.kernels!r} compute something else on this machine than the model's "
-            f"own forward: logits differ by {runner.difference:.2g} of their spread"
+            f"kernels {config.kernels!r} do not reproduce the model's own forward pass on this "
+            f"machine: logits differ by {runner.difference:.2g} of their spread"
         )
     if config.deterministic and not (runner.is_invariant and _takes_adapters(model)):
         raise UnservableModelError(
-            f"deterministic: logits of {model.architecture} depend on how a batch is made up, "
-            "because some of its layers are not computed by kernels of ours"
+            f"deterministic: logits of {model.architecture} depend on the composition of the "
+            "batch, because some of its layers do not run on batch-invariant kernels"
         )
 
 

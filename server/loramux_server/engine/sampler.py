@@ -37,7 +37,7 @@ _FORM_FAULT = "STRUCTURED_OUTPUT_FAILED"
 FAULTS = {
     "ADAPTER_NOT_FINITE": "the logits are not finite: the weights overflow on this prompt",
     "INTERNAL": "no token could be chosen with these sampling parameters",
-    _FORM_FAULT: "the model gives no token a chance that the text's form allows",
+    _FORM_FAULT: "every token that the structured output allows has probability 0",
 }
 """Error reason -> message, for a row without a token."""
 

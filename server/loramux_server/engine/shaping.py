@@ -19,20 +19,18 @@ PATIENCE = 0.02
 
 _SAID = {
     "INVALID_FIELD": "cannot be used: {why}; expected {right}",
-    "STRUCTURED_OUTPUT_FAILED": "cannot be followed any further: {why}",
-    "ENGINE_UNAVAILABLE": "cannot be followed at present: {why}",
-    "INTERNAL": "cannot be followed any further: {why}",
+    "STRUCTURED_OUTPUT_FAILED": "cannot be enforced any further: {why}",
+    "ENGINE_UNAVAILABLE": "cannot be enforced at present: {why}",
+    "INTERNAL": "cannot be enforced any further: {why}",
 }
 _RIGHT = {
-    "json_schema": "a JSON schema that some text meets, with the keywords that the documentation "
-    "lists",
-    "json_object": "a base whose tokenizer makes text",
-    "regex": "a regular expression that some text matches, as Rust's regex crate takes it, without "
-    "look-around and back-references",
-    "choice": "texts that the tokenizer can make",
-    "grammar": "a grammar of some text, in the variant of Lark that llguidance takes",
-    "tool_calls": "parameters that some object meets, with the keywords that the documentation "
-    "lists",
+    "json_schema": "a satisfiable JSON schema that uses only the documented keywords",
+    "json_object": "a base model whose tokenizer can write JSON",
+    "regex": "a regular expression that can match, in the syntax of Rust's regex crate, without "
+    "lookarounds and backreferences",
+    "choice": "texts that the tokenizer can write",
+    "grammar": "a satisfiable grammar in llguidance's variant of Lark",
+    "tool_calls": "a satisfiable parameters schema that uses only the documented keywords",
 }
 
 
@@ -98,7 +96,7 @@ class Shaping:
         """Hold `request` until its first allowed tokens are known, if it has structured output."""
         if form := request.sampling.form:
             if self._follower is None:
-                self._fail(request, "INVALID_FIELD", "the base has no tokenizer", form.field)
+                self._fail(request, "INVALID_FIELD", "the base model has no tokenizer", form.field)
                 return
             request.is_held = True
             self._requests[request.request_id] = request
@@ -155,8 +153,8 @@ class Shaping:
     def check(self) -> None:
         """Assert that nothing is kept of requests that have ended."""
         kept = self._slow | self._undrafted
-        assert kept <= set(self._requests.values()), "one that has ended is kept as slow"
-        assert not self._drafted, "nobody waits for what comes behind a draft"
+        assert kept <= set(self._requests.values()), "an ended request is kept as slow"
+        assert not self._drafted, "tokens after a draft are computed for no step"
 
     def _take(self, wanted: Sequence[Request] = (), seconds: float = 0.0) -> None:
         """Process results, once all that are wanted are there or time is up."""

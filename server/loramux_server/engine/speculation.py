@@ -119,7 +119,7 @@ class Speculation:
 
     def check(self, requests: Collection[Request]) -> None:
         """Assert that only `requests` are followed, and that the limits on texts hold."""
-        assert set(self._followed) <= set(requests), "one that has ended is followed"
+        assert set(self._followed) <= set(requests), "an ended request is followed"
         self._habits.check()
 
     def _looked_at(self, chunks: Sequence[Chunk]) -> Iterator[Chunk]:

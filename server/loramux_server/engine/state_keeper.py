@@ -43,7 +43,7 @@ class StateKeeper:
             keeps: Whether states can be kept, and requests can continue from them.
         """
         if num_slots < 1:
-            raise ValueError(f"num_slots must be positive, not {num_slots}")
+            raise ValueError(f"num_slots must be positive, got {num_slots}")
         self._slots = NamedPool(range(BEGINNING + 1, BEGINNING + 1 + num_slots))
         self._block_size = block_size
         self._keeps = keeps
@@ -79,7 +79,7 @@ class StateKeeper:
         request.slots.read = BEGINNING
         if last is not None:  # held first, so that it is not evicted by `take`
             kept = self._slots.find(last)
-            assert kept is not None, "nothing is kept after that block"
+            assert kept is not None, "no state is kept after that block"
             self._slots.hold(kept)
             request.slots.read = kept
         if self._slots.num_free:
@@ -138,7 +138,7 @@ class StateKeeper:
         """Assert that slots are held by running requests and steps only."""
         own = [request.slots.own for request in running]
         read = [r.slots.read for r in running if r.slots.read not in (BEGINNING, r.slots.own)]
-        assert BEGINNING not in own, "one that runs has no slot"
+        assert BEGINNING not in own, "a running request has no slot"
         self._slots.check([*own, *read, *self._under_way])
 
     def _stop_reading(self, request: Request) -> None:

@@ -184,7 +184,7 @@ class Team:
         try:
             return answers.get(timeout=shard_group.MAX_WAIT.total_seconds())
         except queue.Empty:
-            self._die("a follower hangs: it does not finish with loading an adapter")
+            self._die("a follower hangs while loading an adapter")
 
     def _listen(self, follower: "_Follower") -> None:
         while (done := follower.hear()) is not None:
@@ -194,7 +194,7 @@ class Team:
 
     def _die(self, why: str) -> NoReturn:
         """End this process, even if it is blocked in an all-reduce with the others."""
-        _log.error("%s, and with it the engine", why)
+        _log.error("%s: the engine ends", why)
         shutil.rmtree(self._folder, ignore_errors=True)
         os._exit(1)
 

@@ -125,8 +125,8 @@ class Views:
 
     def check(self, requests: Collection[Request]) -> None:
         """Assert that no request that has ended waits here."""
-        assert self._waiting.keys() <= set(requests), "images of one that has ended are looked at"
-        assert self._waiting.keys() >= self._paused, "one is paused whose images are not looked at"
+        assert self._waiting.keys() <= set(requests), "images of an ended request are encoded"
+        assert self._waiting.keys() >= self._paused, "a request is paused without images to encode"
 
     def _landed(self) -> Iterator[tuple[Request, Future[View]]]:
         """Yield the requests that can be queued."""
@@ -157,6 +157,6 @@ def why_unseen(error: BaseException) -> tuple[str, str]:
     """Return the reason and a message for callers if encoding an image raised `error`."""
     if isinstance(error, NotFiniteError):
         return "ADAPTER_NOT_FINITE" if error.is_changed else "INVALID_FIELD", str(error)
-    reason, why = explained(error, "looking at an image")
+    reason, why = explained(error, "encoding an image")
     is_of_adapter = isinstance(error, DamagedError | PackageError)
     return reason, f"the stored adapter cannot be loaded: {why}" if is_of_adapter else why

@@ -170,7 +170,7 @@ class EngineClient:
         """Fail all calls in progress, because the server shuts down."""
         self._end_all(
             UnavailableError(
-                "the server is ending; try again",
+                "the server is shutting down; try again",
                 reason="ENGINE_UNAVAILABLE",
                 retry_delay=RETRY_DELAY,
             )

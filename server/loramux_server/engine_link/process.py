@@ -186,7 +186,7 @@ class EngineProcess:
         if changed:
             different = ", ".join(changed)
             raise ConfigError(
-                f"the base model is not the one served before: its {different} changed"
+                f"the base model differs from the one served before: its {different} changed"
             )
 
     async def _supervise(self, first: RunningEngine) -> None:
@@ -267,7 +267,7 @@ class EngineProcess:
 def _cause(code: int, ran_out_of_memory: bool) -> str:
     """Describe an exit with `code`, which is negative for a signal."""
     if ran_out_of_memory:
-        return "no memory left"
+        return "an out-of-memory error"
     if code == -signal.SIGKILL:
-        return "SIGKILL, as the kernel's out-of-memory killer sends it"
+        return "SIGKILL, possibly from the kernel's out-of-memory killer"
     return f"exit code {code}"

@@ -106,7 +106,7 @@ class Quarantine:
         guilty = [key for key, deaths in self._deaths.items() if deaths >= self._max_deaths]
         for key in guilty:
             deaths = self._deaths.pop(key)
-            self._refuse(key, f"the engine died {deaths} times in a row while it was under way")
+            self._refuse(key, f"the engine died {deaths} times in a row while it was in use")
 
     def ended_well(self, ask: Ask) -> None:
         """Record that `ask` ended normally, which clears the counts of it and its adapter."""
@@ -151,7 +151,7 @@ def load(text: str) -> list[Entry]:
 
 def _refusal(entry: Entry, what: str, reason: str, field: str) -> FailedPreconditionError:
     return FailedPreconditionError(
-        f"{what} is in quarantine: {entry.cause}; an operator lets it run again with "
+        f"{what} is in quarantine: {entry.cause}; an operator can release it with "
         f"`loramux quarantine clear {entry.key}`",
         reason=reason,
         field=field,

@@ -116,4 +116,5 @@ def told_blind(architecture: str, blindness: str) -> str:
 
     `blindness` is empty for architectures without vision.
     """
-    return f"the base model, {architecture}, sees no images" + (blindness and f": {blindness}")
+    why = blindness and f": {blindness}"
+    return f"the base model, {architecture}, does not support images{why}"
