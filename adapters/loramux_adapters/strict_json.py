@@ -11,9 +11,11 @@ _MAX_DIGITS = len(str(_MAX_INTEGER))
 
 
 class _OutOfRange(NamedTuple):
-    """Stands for a number until the key is known that has it."""
+    """Replaces a number, and the objects around it, until all their keys are known."""
 
     literal: str
+    path: str = ""
+    """Keys of the objects, the outermost first, each with a dot before it."""
 
 
 def _refuse_constant(literal: str) -> NoReturn:
@@ -42,13 +44,13 @@ def _out_of_range(value: object) -> _OutOfRange | None:
     return value if isinstance(value, _OutOfRange) else None
 
 
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object] | _OutOfRange:
     result: dict[str, object] = {}
     for key, value in pairs:
         if key in result:
             raise ValueError(f"key {ascii(key)[:80]} appears twice")
         if number := _out_of_range(value):
-            raise ValueError(f"{ascii(key)[:80]} is {number.literal[:80]}, which is out of range")
+            return _OutOfRange(number.literal, f".{key}{number.path}")
         result[key] = value
     return result
 
@@ -75,6 +77,10 @@ def parse_object(raw: bytes, what: str) -> dict[str, object]:
         raise ValueError(f"{what} is nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"{what} is not valid JSON: {error}") from None
+    if number := _out_of_range(value):
+        path = ascii(number.path[1:])[:160]
+        literal = number.literal[:80]
+        raise ValueError(f"{what} is not valid JSON: {path} is {literal}, which is out of range")
     if not isinstance(value, dict):
         raise ValueError(f"{what} is not a JSON object")
     if depth(value) > MAX_DEPTH:

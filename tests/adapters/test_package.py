@@ -183,7 +183,7 @@ def with_manifest(text: str) -> bytes:
                 ("duplicate-field", manifest().replace('"r"', '"r": 2, "r"'), "'r' appears twice"),
                 ("NaN", manifest(CONFIG | {"lora_dropout": float("nan")}), "NaN is not JSON"),
                 ("1e400", manifest().replace("4", "1e400"), "is 1e400, which is out of range"),
-                ("10**400", manifest(CONFIG | {"lora_alpha": 10**400}), "'lora_alpha' is 1000"),
+                ("10**400", manifest(CONFIG | {"lora_alpha": 10**400}), "lora_alpha' is 1000"),
                 ("surrogate", manifest(CONFIG | {"revision": "\ud800"}), "surrogate"),
             )
         ),

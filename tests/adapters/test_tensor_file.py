@@ -184,17 +184,22 @@ CORPUS = [
         refused(f"A19-shape-{id}", with_entry(shape=[size, 4]), FILE, f"{A}: shape", shown)
         for id, size, shown in (
             ("float", 2.0, "2.0"), ("string", "2", "'2'"), ("boolean", True, "True"),
-            ("null", None, "None"), ("10-to-the-400", 10**400, "10000"),
+            ("null", None, "None"),
         )
     ),
     *(
         refused(f"A19-offset-{id}", with_entry(data_offsets=[0, end]), FILE, f"tensor {A}", shown)
         for id, end, shown in (
-            ("float", 32.0, "32.0"), ("string", "32", "'32'"), ("10-to-the-400", 10**400, "10000"),
+            ("float", 32.0, "32.0"), ("string", "32", "'32'"),
         )
     ),
+    refused("A19-shape-10-to-the-400", with_entry(shape=[10**400, 4]), FILE, f"{A}.shape", "10000"),
+    refused(
+        "A19-offset-10-to-the-400", with_entry(data_offsets=[0, 10**400]),
+        FILE, f"{A}.data_offsets", "10000",
+    ),
     refused("A19-minus-zero", replaced("[0, 32]", "[-0, 32]"), FILE, "-0 is not an integer"),
-    refused("A19-5000-digits", replaced("[2, 4]", f"[{'7' * 5000}]"), FILE, "digits"),
+    refused("A19-5000-digits", replaced("[2, 4]", f"[{'7' * 5000}]"), FILE, A, "77777"),
     refused("A19-shape-not-a-list", with_entry(shape=8), FILE, f"{A}: shape", "8"),
     refused("A20-negative-begin", with_entry(data_offsets=[-32, 0]), FILE, A, "[-32, 0]"),
     refused("A21-end-before-begin", with_entry(data_offsets=[32, 0]), FILE, A, "[32, 0]"),
@@ -208,7 +213,7 @@ CORPUS = [
     refused("A24-first-offset-not-0", with_entry(data_offsets=[4, 36]), FILE, A, "4", "gap"),
     refused(
         "A24-begins-at-10-to-the-4000", with_entry(B, data_offsets=[10**4000, 10**4000 + 24]),
-        FILE, B, "10000", "gap",
+        FILE, B, "10000",
     ),
     refused("A25-bytes-after-the-last", package() + b"PK\3\4", FILE, "56", "60"),
     refused("A25-no-tensors", package({}), FILE, "no tensors"),
