@@ -171,9 +171,9 @@ def test_malformed_tokens_are_refused(added: list[object], message: str) -> None
 @pytest.mark.parametrize(
     ("added", "message"),
     [
-        ({"id": 9, "content": "<call>"}, "token 9 is '<call>', that of the base"),
-        ({"id": 261, "content": "<call>"}, "has id 261, but with the base's tokenizer 259"),
-        ({"id": 262, "content": "<call>"}, "token 262 is beyond the 262 that there are"),
+        ({"id": 9, "content": "<call>"}, "token 9 is '<call>'; in the base it is"),
+        ({"id": 261, "content": "<call>"}, "has id 261, but 259 in the base's tokenizer"),
+        ({"id": 262, "content": "<call>"}, "token 262 is beyond the vocabulary of 262"),
     ],
 )
 def test_tokens_that_do_not_follow_the_base_are_refused(

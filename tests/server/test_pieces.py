@@ -263,20 +263,20 @@ def retrained(folder: Path, size: int = 90, **options: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda folder: configured(folder, separate_vocabs=True), "vocabularies of their own"),
+        (lambda folder: configured(folder, separate_vocabs=True), "separate_vocabs"),
         (lambda folder: without(folder, "<unk>"), "vocab.json has no token '<unk>'"),
-        (lambda folder: without(folder, ">>fra<<"), "has none with id 2"),
-        (spoiled, "source.spm is no SentencePiece model"),
-        (lambda folder: retrained(folder, model_type="bpe"), "merges pieces (BPE), and has tokens"),
-        (lambda folder: retrained(folder, model_type="char"), "its model_type is 4"),
-        (lambda folder: retrained(folder, user_defined_symbols="x1"), "a user's own, such as 'x1'"),
+        (lambda folder: without(folder, ">>fra<<"), "has no id 2"),
+        (spoiled, "source.spm is not a SentencePiece model"),
+        (lambda folder: retrained(folder, model_type="bpe"), "a BPE model with tokens"),
+        (lambda folder: retrained(folder, model_type="char"), "model_type is 4"),
+        (lambda folder: retrained(folder, user_defined_symbols="x1"), "user-defined symbols"),
         (
             lambda folder: retrained(folder, 400, byte_fallback=True),
-            "source.spm: it has pieces of bytes, such as '<0x00>'",
+            "source.spm: byte pieces, such as '<0x00>', are not supported",
         ),
         (
             lambda folder: configured(folder, sp_model_kwargs={"enable_sampling": True}),
-            "at random (enable_sampling)",
+            "random segmentation (enable_sampling)",
         ),
     ],
 )  # fmt: skip

@@ -226,7 +226,7 @@ def check_unbroken(text: str, field: str) -> None:
     """
     longest = max(map(len, text.split()), default=0)
     if longest > MAX_UNBROKEN:
-        said = f"has {longest} characters without white space; at most {MAX_UNBROKEN}"
+        said = f"has {longest} characters without white space; expected at most {MAX_UNBROKEN}"
         raise wrong(field, said)
 
 
@@ -289,7 +289,7 @@ def _add(tokenizer: Tokenizer, added: Sequence[AddedToken]) -> list[AddedToken]:
         if there is None:
             new.append(token)
         elif there != token.content:
-            raise ValueError(f"token {token.id} is {token.content!r}, that of the base {there!r}")
+            raise ValueError(f"token {token.id} is {token.content!r}; in the base it is {there!r}")
     tokenizer.add_tokens([
         LibraryToken(
             token.content, special=token.special, lstrip=token.lstrip, rstrip=token.rstrip,
@@ -300,6 +300,6 @@ def _add(tokenizer: Tokenizer, added: Sequence[AddedToken]) -> list[AddedToken]:
     for token in new:
         if (found := tokenizer.token_to_id(token.content)) != token.id:
             raise ValueError(
-                f"token {token.content!r} has id {token.id}, but with the base's tokenizer {found}"
+                f"token {token.content!r} has id {token.id}, but {found} in the base's tokenizer"
             )
     return new

@@ -39,7 +39,7 @@ def read_vocabulary(text: str, first: list[str]) -> dict[str, int]:
     for line in text.splitlines():
         token, space, _ = line.strip().rpartition(" ")
         if not space:
-            raise ValueError(f"vocab.txt: {line!r} is no token with a number behind it")
+            raise ValueError(f"vocab.txt: line {line!r} is not a token followed by a number")
         found[token] = len(found)
     return found
 
@@ -78,7 +78,7 @@ def make_tokenizer(
 def _pair(line: str) -> tuple[str, str]:
     parts = line.split()
     if len(parts) != 3:
-        raise ValueError(f"bpe.codes: {line!r} is no pair with a number behind it")
+        raise ValueError(f"bpe.codes: line {line!r} is not a pair followed by a number")
     return parts[0], parts[1]
 
 

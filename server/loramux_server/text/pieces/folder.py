@@ -55,7 +55,7 @@ class TokenizerFolder:
         path = self.path / name
         found = json.loads(path.read_bytes()) if path.is_file() else {}
         if not isinstance(found, dict):
-            raise ValueError(f"{name} is no JSON object")
+            raise ValueError(f"{name} is not a JSON object")
         return found
 
     def vocabulary(self, name: str) -> dict[str, int]:
@@ -139,6 +139,6 @@ def _added(value: object) -> Added:
     if isinstance(value, str):
         return Added(value)
     if not isinstance(value, dict) or not isinstance(value.get("content"), str):
-        raise ValueError(f"{CONFIG}: {value!r} is no token")
+        raise ValueError(f"{CONFIG}: {value!r} is not a token")
     flags = (bool(value.get(flag)) for flag in ("lstrip", "rstrip", "single_word"))
     return Added(value["content"], bool(value.get("special", True)), *flags)

@@ -95,8 +95,8 @@ def _class_of(folder: TokenizerFolder) -> str:
 def _marian(folder: TokenizerFolder, named: dict[str, Added]) -> Tokenizer:
     if folder.config.get("separate_vocabs"):
         raise ValueError(
-            "its two languages have vocabularies of their own (separate_vocabs), so that an id is "
-            "two tokens"
+            "separate vocabularies for the source and target languages (separate_vocabs) are not "
+            "supported"
         )
     vocabulary = folder.vocabulary("vocab.json")
     heads = [
@@ -132,7 +132,7 @@ def _of_pieces(
 ) -> Tokenizer:
     """Return a SentencePiece tokenizer that appends the end token, and prepends `before`."""
     if (folder.config.get("sp_model_kwargs") or {}).get("enable_sampling"):
-        raise ValueError("it takes a text apart at random (enable_sampling)")
+        raise ValueError("random segmentation (enable_sampling) is not supported")
     unknown, end = named["unk_token"].content, named["eos_token"].content
     for token in (unknown, end):
         if token not in vocabulary:
@@ -176,7 +176,7 @@ def _byt5(folder: TokenizerFolder, named: dict[str, Added]) -> Tokenizer:
 
 def _byte_pairs(folder: TokenizerFolder, named: dict[str, Added]) -> Tokenizer:
     if folder.config.get("normalization"):
-        raise ValueError("it changes a text by rules for posts before that is read (normalization)")
+        raise ValueError("normalization of social media posts (normalization) is not supported")
     first = [named[f"{name}_token"].content for name in ("bos", "pad", "eos", "unk")]
     vocabulary = byte_pairs.read_vocabulary((folder.path / "vocab.txt").read_text(), first)
     added = folder.added(vocabulary, named.values())

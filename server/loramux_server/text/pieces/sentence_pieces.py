@@ -58,19 +58,19 @@ def make_tokenizer(
     by_id = {token: text for text, token in vocabulary.items()}
     for token in range(len(by_id)):
         if token not in by_id:
-            raise ValueError(f"its vocabulary of {len(by_id)} tokens has none with id {token}")
+            raise ValueError(f"the vocabulary of {len(by_id)} tokens has no id {token}")
     if len(by_id) < len(vocabulary):
-        raise ValueError("its vocabulary has two tokens with one id")
+        raise ValueError("the vocabulary has two tokens with the same id")
     for text in (*vocabulary, *pieces.scores):
         if any(mark in text for mark in (*MARKS, UNKNOWN)):
-            raise ValueError(f"its vocabulary has {text!r}, with a character that Unicode has not")
+            raise ValueError(f"the vocabulary has {text!r}, which contains a Unicode noncharacter")
     if heads and pieces.merges:
-        raise ValueError(f"it merges pieces (BPE), and has tokens such as {heads[0]!r}")
+        raise ValueError(f"a BPE model with tokens such as {heads[0]!r} is not supported")
     normalizer = normalizers.Sequence(_steps(pieces, heads))
     named = {head: normalizer.normalize_str(head) for head in heads or ()}
     for head, name in named.items():
         if re.sub(f"[{_ANY_MARK}]", "", name) != head:
-            raise ValueError(f"its token {head!r} is none of its pieces' characters")
+            raise ValueError(f"the normalizer changes the token {head!r}")
 
     needed = dict.fromkeys(pieces.scores)
     if pieces.merges:

@@ -9,9 +9,9 @@ _PIECES, _TRAINER, _NORMALIZER, _DENORMALIZER = 1, 2, 3, 5
 _UNIGRAM, _BPE = 1, 2
 _NORMAL, _USER_DEFINED, _UNUSED, _BYTE = 1, 4, 5, 6
 _REFUSED = {
-    _USER_DEFINED: "symbols of a user's own",
-    _UNUSED: "pieces out of use",
-    _BYTE: "pieces of bytes",
+    _USER_DEFINED: "user-defined symbols",
+    _UNUSED: "unused pieces",
+    _BYTE: "byte pieces",
 }
 
 
@@ -42,7 +42,7 @@ def read_sentence_pieces(data: bytes, name: str) -> SentencePieces:
     try:
         return _read(data)
     except (IndexError, TypeError, UnicodeDecodeError, struct.error):
-        raise ValueError(f"{name} is no SentencePiece model") from None
+        raise ValueError(f"{name} is not a SentencePiece model") from None
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
 
@@ -56,7 +56,7 @@ def _read(data: bytes) -> SentencePieces:
             kind = piece.get(3, _NORMAL)
             text = _bytes(piece[1]).decode() if 1 in piece else ""
             if kind in _REFUSED:
-                raise ValueError(f"it has {_REFUSED[kind]}, such as {text!r}")
+                raise ValueError(f"{_REFUSED[kind]}, such as {text!r}, are not supported")
             if kind == _NORMAL:
                 scores[text] = float(struct.unpack("<f", _bytes(piece.get(2, bytes(4))))[0])
         elif number in (_TRAINER, _NORMALIZER, _DENORMALIZER):
@@ -64,15 +64,15 @@ def _read(data: bytes) -> SentencePieces:
     trainer, normalizer = parts.get(_TRAINER, {}), parts.get(_NORMALIZER, {})
     kind = trainer.get(3, _UNIGRAM)
     if not scores:
-        raise ValueError("it has no pieces")
+        raise ValueError("the model has no pieces")
     if kind not in (_UNIGRAM, _BPE):
-        raise ValueError(f"its model_type is {kind!r}; expected 1, Unigram, or 2, BPE")
+        raise ValueError(f"model_type is {kind!r}; expected 1 (Unigram) or 2 (BPE)")
     if trainer.get(24):
-        raise ValueError("its words end with their space (treat_whitespace_as_suffix)")
+        raise ValueError("treat_whitespace_as_suffix is not supported")
     if not normalizer.get(5, 1):
-        raise ValueError("its spaces are no pieces (escape_whitespaces is false)")
+        raise ValueError("escape_whitespaces=false is not supported")
     if parts.get(_DENORMALIZER, {}).get(2):
-        raise ValueError("it changes texts that it decodes (denormalizer_spec)")
+        raise ValueError("denormalization of decoded text (denormalizer_spec) is not supported")
     return SentencePieces(
         scores,
         merges=kind == _BPE,
