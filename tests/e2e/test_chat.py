@@ -201,7 +201,7 @@ def test_an_endless_template_ends_alone(
     client: Client, folders: dict[str, Path], tmp_path: Path
 ) -> None:
     assert uploaded(client, folders["plain"], tmp_path / "endless", ENDLESS) is None
-    with pytest.raises(FailedPreconditionError, match="more time") as caught:
+    with pytest.raises(FailedPreconditionError, match="time limit") as caught:
         client.chat(TALK, adapter="endless", **GREEDY)
     assert caught.value.reason == "CHAT_TEMPLATE_FAILED"
     assert client.chat(TALK, adapter="own", **GREEDY).usage.completion_tokens == 6

@@ -231,7 +231,7 @@ def test_what_a_template_raises_is_said() -> None:
     ("{% if %}", "line 1: Expected an expression"),
     ("a\n{{ b", "line 2"),
     ("{% unknown %}", "unknown tag"),
-    ("{{ (" + "(" * 3000, "nests too deeply|unexpected"),
+    ("{{ (" + "(" * 3000, "nested too deeply|unexpected"),
 ])  # fmt: skip
 def test_what_is_no_template_is_refused(source: str, message: str) -> None:
     with pytest.raises(FailedTemplateError, match=message):
@@ -266,5 +266,5 @@ def test_a_template_does_not_leave_the_sandbox(source: str) -> None:
 
 def test_what_a_template_writes_is_bounded() -> None:
     template = Template("{% for i in range(20000) %}{{ messages[0].content * 100 }}{% endfor %}")
-    with pytest.raises(FailedTemplateError, match="wrote more than 1048576 characters"):
+    with pytest.raises(FailedTemplateError, match="output exceeds 1048576 characters"):
         template.render(talk_of([("user", "x")]), add_generation_prompt=True, variables={})

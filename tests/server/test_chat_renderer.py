@@ -58,10 +58,10 @@ ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% 
 
 
 @pytest.mark.parametrize(("template", "message"), [
-    (ENDLESS, "more time"),
-    ("{{ 9 ** (9 ** 9) }}", "more time"),
-    ("{{ ('a' * 10 ** 7) | length }}{{ 'a' * (4 * 10 ** 9) }}", "MemoryError|more memory"),
-    ("{% for i in range(99999) %}{{ 'a' * 99 }}{% endfor %}", "wrote more than"),
+    (ENDLESS, "time limit"),
+    ("{{ 9 ** (9 ** 9) }}", "time limit"),
+    ("{{ ('a' * 10 ** 7) | length }}{{ 'a' * (4 * 10 ** 9) }}", "MemoryError|memory limit"),
+    ("{% for i in range(99999) %}{{ 'a' * 99 }}{% endfor %}", "its output exceeds"),
     ("{{ messages[0].content.nothing() }}", "UndefinedError"),
     ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
 ])  # fmt: skip
@@ -92,7 +92,7 @@ async def test_a_template_that_makes_a_forbidden_system_call_is_told_so(renderer
 async def test_a_template_that_is_ended_again_and_again_is_left_alone() -> None:
     renderer = Renderer(SETUP, strikes=1)
     huge = request("{{ 9 ** (9 ** 9) }}")
-    for message in ("more time", "1 times in a row", "1 times in a row"):
+    for message in ("time limit", "1 times in a row", "1 times in a row"):
         with pytest.raises(FailedPreconditionError, match=message) as caught:
             await renderer.render(huge)
     assert caught.value.retry_delay is not None and caught.value.retry_delay <= 60
@@ -105,7 +105,7 @@ async def test_who_shares_a_template_does_not_pay_for_what_another_puts_into_it(
     power = "{{ 9 ** (9 ** (8 + (eos_token | length))) }}"
     shared = request(f"{{% if eos_token == '!' %}}{power}{{% endif %}}hi")
     bad = msgspec.structs.replace(shared, own=Words(variables={"eos_token": "!"}))
-    for message in ("more time", "1 times in a row"):
+    for message in ("time limit", "1 times in a row"):
         with pytest.raises(FailedPreconditionError, match=message):
             await renderer.render(bad)
     assert await renderer.render(shared) == [Piece("hi", False)]
@@ -113,7 +113,7 @@ async def test_who_shares_a_template_does_not_pay_for_what_another_puts_into_it(
 
 
 async def test_a_template_that_refuses_is_the_callers_fault(renderer: Renderer) -> None:
-    with pytest.raises(InvalidArgumentError, match="these messages: no system") as caught:
+    with pytest.raises(InvalidArgumentError, match="the messages: no system") as caught:
         await renderer.render(request("{{ raise_exception('no system messages') }}"))
     assert caught.value.reason == "CHAT_TEMPLATE_FAILED"
 
@@ -171,4 +171,4 @@ def test_whoever_leaves_the_sandbox_finds_closed_doors(what: str) -> None:
         f"try:\n    {TRIES[what]}\nexcept PermissionError as error:\n    print(error)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stdout.startswith("a template must not use"), done.stderr
+    assert done.stdout.startswith("a template is not allowed to use"), done.stderr

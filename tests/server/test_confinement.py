@@ -129,7 +129,7 @@ async def test_where_the_kernel_refuses_work_goes_on_and_one_line_says_so(
         await process.end()
     (line,) = caplog.messages
     assert line == (
-        "the process that is probed is confined without no_new_privs (Operation not permitted), "
+        "the process that is probed is sandboxed without no_new_privs (Operation not permitted), "
         "Landlock (Function not implemented), seccomp (Operation not permitted)"
     )
 
@@ -184,5 +184,5 @@ print(found, missing)
 @needs_seccomp
 @needs_landlock
 def test_a_thread_that_began_earlier_is_confined_too() -> None:
-    landlock = ["Landlock (not for threads that began before: 1)"]
+    landlock = ["Landlock (1 threads were already running)"]
     assert run(EARLY) == f"[-1] {[] if LANDLOCK >= 8 else landlock}\n"

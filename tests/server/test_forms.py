@@ -174,19 +174,19 @@ NOTHING_LIKE_IT = [
     (Form(FormKind.REGEX, "("), "unclosed group"),
     (Form(FormKind.REGEX, "(?=a)b"), "look-around"),
     (Form(FormKind.REGEX, r"(a)\1"), "backreferences are not supported"),
-    (Form(FormKind.REGEX, r"[^\s\S]"), "no text has this form"),
+    (Form(FormKind.REGEX, r"[^\s\S]"), "no text can match"),
     (Form(FormKind.REGEX, "(" * 1000 + ")" * 1000), "250"),
     (schema({"type": "wrong"}), "wrong"),
     (schema({"type": "array", "uniqueItems": True}), "uniqueItems"),
     (schema({"allOf": [{"type": "string"}, {"type": "integer"}]}), "Unsatisfiable"),
-    (schema({"$ref": "#"}), "no text has this form"),
+    (schema({"$ref": "#"}), "no text can match"),
     (schema({"$ref": "http://127.0.0.1:9/schema.json"}), "does not fetch"),
     (schema({"$ref": "file:///etc/passwd"}), "does not fetch"),
     (grammar("start: other"), "other"),
     (grammar('other: "a"'), "start"),
     (grammar('start: "a'), ""),
     (grammar("start: / "), ""),
-    (grammar("start: start"), "no text has this form"),
+    (grammar("start: start"), "no text can match"),
 ]
 
 
@@ -210,7 +210,7 @@ def test_no_form_has_control_tokens_but_the_end(texts: Texts, text: str) -> None
     if found.allowed and A in allowed(found) and text.startswith('start: "a"'):
         found = texts.advance(key, A)
     if found.allowed is None:
-        assert found.why == "only control tokens may follow, which are no part of a form"
+        assert found.why == "only control tokens may follow, and these are never allowed"
     else:
         assert not set(allowed(found)) & {0, 1}
         assert (texts.end in allowed(found)) is ("*" in text and "[*]" not in text)
@@ -270,7 +270,7 @@ def test_no_form_takes_more_than_it_may(texts: Texts, name: str) -> None:
     if found.allowed is None:
         assert found.reason in ("INVALID_FIELD", "STRUCTURED_OUTPUT_FAILED")
     if name in TOO_MUCH:
-        assert re.fullmatch(f"it takes more {TOO_MUCH[name]} than a form may", found.why)
+        assert re.fullmatch(f"it exceeds the {TOO_MUCH[name]} limit of a constraint", found.why)
     texts.forms.end(key)
     # Beside it another goes on, in the next process if it has to be.
     assert allowed(texts.advance(begun, allowed(other)[3])) == allowed(other)
@@ -284,7 +284,7 @@ def test_a_form_for_which_the_process_was_lost_is_not_tried_again_at_once(texts:
     assert texts.begin(DIGITS)[1].allowed
     process = worker().pid
     for _ in range(3):
-        assert texts.begin(form)[1].why == "it takes more memory than a form may"
+        assert texts.begin(form)[1].why == "it exceeds the memory limit of a constraint"
     assert texts.begin(DIGITS)[1].allowed
     assert worker().pid == process
 
@@ -353,7 +353,7 @@ def test_a_text_takes_no_more_time_than_it_may_in_all() -> None:
         found, count = texts.advance(key, A), count + 1
     assert (found.reason, found.why) == (
         "STRUCTURED_OUTPUT_FAILED",
-        "it takes more time than a form may",
+        "it exceeds the time limit of a constraint",
     )
     assert count > 5
     process = worker().pid
@@ -524,7 +524,7 @@ def test_a_tokenizer_that_makes_no_text_refuses_every_form() -> None:
     for _ in range(2):
         _, found = texts.begin(DIGITS)
         assert (found.allowed, found.reason) == (None, "STRUCTURED_OUTPUT_FAILED")
-        assert "tokens of this base" in found.why
+        assert "with the base's tokenizer" in found.why
     texts.forms.close()
 
 

@@ -90,25 +90,31 @@ def test_what_comes_after_an_image_is_no_part_of_it() -> None:
 
 GOOD = saved(picture())
 SMALL_GIF = saved(picture("P"), "GIF")
-NONE = "no file of a format that is taken: PNG, JPEG, WebP, GIF"
+NONE = "expected a PNG, JPEG, WebP or GIF file"
 BAD = {
-    "nothing": (b"", f"it is empty, which is {NONE}"),
-    "zeroes": (bytes(999), r"it begins with b'\\x00"),
-    "text": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', f"it begins with b'<svg.*{NONE}"),
-    "a document": (b"%PDF-1.7\n" + GOOD, "it begins with b'%PDF"),
-    "a program": (b"%!PS-Adobe-3.0 EPSF-3.0\n" + GOOD, "it begins with b'%!PS"),
-    "another format": (saved(picture(), "TIFF"), "it begins with b'II"),
+    "nothing": (b"", f"the file is empty; {NONE}"),
+    "zeroes": (bytes(999), r"the file begins with b'\\x00"),
+    "text": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', f"the file begins with b'<svg.*{NONE}"),
+    "a document": (b"%PDF-1.7\n" + GOOD, "the file begins with b'%PDF"),
+    "a program": (b"%!PS-Adobe-3.0 EPSF-3.0\n" + GOOD, "the file begins with b'%!PS"),
+    "another format": (saved(picture(), "TIFF"), "the file begins with b'II"),
     "an icon": (saved(picture(), "ICO"), NONE),
-    "a bitmap": (saved(picture(), "BMP"), "it begins with b'BM"),
+    "a bitmap": (saved(picture(), "BMP"), "the file begins with b'BM"),
     "a signature": (GOOD[:8], f"{NONE}|cannot be read"),
-    "a file that is cut off": (GOOD[:-100], "the PNG file cannot be decoded, and may be cut off"),
+    "a file that is cut off": (GOOD[:-100], "the PNG file cannot be decoded and may be truncated"),
     "a photo that is cut off": (saved(picture(), "JPEG")[:-500], "JPEG file cannot be decoded"),
     "a file with a flaw": (GOOD[:60] + b"????" + GOOD[64:], "the PNG file cannot be decoded"),
-    "a bomb": (png_of(50_000, 50_000), "the image has more pixels than the 1000000 that"),
-    "another": (png_of(2000, 2000, bytes(500_000)), "2000 x 2000 pixels; it may have 1000000 in"),
-    "a GIF of that kind": (SMALL_GIF[:6] + b"\xff" * 4 + SMALL_GIF[10:], "more pixels than the"),
+    "a bomb": (png_of(50_000, 50_000), "too many pixels; expected at most 1000000"),
+    "another": (
+        png_of(2000, 2000, bytes(500_000)),
+        "2000 x 2000 pixels; expected at most 1000000 in",
+    ),
+    "a GIF of that kind": (SMALL_GIF[:6] + b"\xff" * 4 + SMALL_GIF[10:], "too many pixels"),
     "no pixels": (png_of(0, 9), f"cannot be read|at least one|{NONE}"),
-    "a line": (png_of(9, 9000, bytes(18_000)), "9 x 9000 pixels; its longer side may be 200 times"),
+    "a line": (
+        png_of(9, 9000, bytes(18_000)),
+        "9 x 9000 pixels; expected a longer side of at most 200",
+    ),
 }
 
 

@@ -139,7 +139,7 @@ def test_an_image_is_refused_with_what_the_processor_says(folder: Path) -> None:
     processor = load_processor(base_of("qwen2.5-vl", folder))
     strict = ImageProcessor(processor, MAX_PIXELS)
     processor.image_processor.size = {"shortest_edge": 784}
-    with pytest.raises(RefusedImageError, match=r"64 x 64 pixels, of which .* 'longest_edge'"):
+    with pytest.raises(RefusedImageError, match=r"64 x 64 pixels, which .* 'longest_edge'"):
         strict.prepare(saved(picture()))
 
 
@@ -158,12 +158,12 @@ def test_a_processor_that_needs_torchvision_says_so(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"processor_class": "CLIPProcessor"}, "CLIPProcessor names no token that stands for an image"),
-    ({"processor_class": "InstructBlipProcessor"}, "has a qformer_tokenizer as well"),
-    ({"processor_class": "WhisperProcessor"}, "is no processor of images: no image_processor"),
-    ({"image_token": "<no>"}, "the tokenizer has no <no>, which stands for an image"),
-    ({"patch_size": 0}, "LlavaProcessor makes nothing of an image that can be used: .*zero"),
-    ({"patch_size": [1]}, "LlavaProcessor makes nothing of an image that can be used"),
+    ({"processor_class": "CLIPProcessor"}, "CLIPProcessor has no image token"),
+    ({"processor_class": "InstructBlipProcessor"}, "also has a qformer_tokenizer"),
+    ({"processor_class": "WhisperProcessor"}, "is not an image processor: no image_processor"),
+    ({"image_token": "<no>"}, "the tokenizer has no image token <no>"),
+    ({"patch_size": 0}, "LlavaProcessor cannot process a test image: .*zero"),
+    ({"patch_size": [1]}, "LlavaProcessor cannot process a test image"),
     ({"image_processor_type": "Nobody's"}, "the base model's processor cannot be loaded"),
 ])  # fmt: skip
 def test_files_that_make_no_processor_of_images_are_refused(

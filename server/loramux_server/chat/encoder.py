@@ -106,7 +106,7 @@ class ChatEncoder:
             found = self._tokenizer.encode(text, add_special_tokens=False).ids
         forbidden = self._forged if placeholder is None else self._forged | {placeholder.token}
         if forged := forbidden.intersection(found):
-            said = f"hold a text of which the tokenizer makes control token {min(forged)}"
+            said = f"contain text that the tokenizer encodes to control token {min(forged)}"
             raise wrong("messages", said)
         read = self._beyond.read(found)
         return [self._meant.get(token, other) for token, other in zip(found, read, strict=True)]

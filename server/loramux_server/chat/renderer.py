@@ -76,7 +76,7 @@ class Renderer:
             self._ended.pop(_run_of(request), None)
         if isinstance(answer, Refused):
             raise InvalidArgumentError(
-                f"the chat template does not take these messages: {answer.message}",
+                f"the chat template rejects the messages: {answer.message}",
                 reason="CHAT_TEMPLATE_FAILED",
                 field="messages",
             )
@@ -112,7 +112,7 @@ class Renderer:
         left = until - asyncio.get_running_loop().time()
         if self._strikes and count >= self._strikes and left > 0:
             raise TemplateLimitError(
-                f"it did more than a template may, {count} times in a row",
+                f"it exceeded the limits of a template {count} times in a row",
                 retry_delay=left,
             )
 

@@ -122,7 +122,7 @@ class Shield:
         again = self._split(write(marked), {})
         if self._control_of(again, talk.turns) != self._control_of(found, talk.turns):
             raise ForgedTokenError(
-                "a name or another text beside the contents becomes part of a control token"
+                "text outside the contents, such as a name, becomes part of a control token"
             )
 
     def _marks(self, talk: Talk) -> dict[str, str]:

@@ -114,7 +114,7 @@ class Template:
             ):
                 length += len(piece)
                 if length > MAX_RENDERED:
-                    raise FailedTemplateError(f"it wrote more than {MAX_RENDERED} characters")
+                    raise FailedTemplateError(f"its output exceeds {MAX_RENDERED} characters")
                 pieces.append(piece)
         except (RefusedMessagesError, FailedTemplateError):
             raise
@@ -140,7 +140,7 @@ def _parsed(environment: jinja2.Environment, source: str) -> nodes.Template:
     except jinja2.TemplateSyntaxError as error:
         raise FailedTemplateError(f"line {error.lineno}: {error.message}") from None
     except RecursionError:
-        raise FailedTemplateError("it nests too deeply") from None
+        raise FailedTemplateError("it is nested too deeply") from None
 
 
 def _said(error: BaseException) -> str:

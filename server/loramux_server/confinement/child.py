@@ -24,8 +24,8 @@ _HAS = {"TOKENIZERS_PARALLELISM": "false"}
 class Offence(enum.Enum):
     """Why a process ended without answering."""
 
-    TIME = "takes more time than {} may"
-    MEMORY = "takes more memory than {} may"
+    TIME = "exceeds the time limit of {}"
+    MEMORY = "exceeds the memory limit of {}"
     SYSTEM_CALL = "makes a forbidden system call"
 
     def by(self, who: str) -> str:
@@ -86,4 +86,4 @@ def tell_missing(work: str, missing: bytes) -> None:
         missing: What the process reported when it locked itself down; empty if nothing is missing.
     """
     if missing:
-        _log.warning("the process that %s is confined without %s", work, missing.decode())
+        _log.warning("the process that %s is sandboxed without %s", work, missing.decode())

@@ -53,4 +53,4 @@ def confine() -> None:
     finally:
         os.close(ruleset)
     if others and not is_for_all:
-        raise OSError(errno.ENOTSUP, f"not for threads that began before: {others}")
+        raise OSError(errno.ENOTSUP, f"{others} threads were already running")

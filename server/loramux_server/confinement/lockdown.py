@@ -49,7 +49,7 @@ def lock_down(memory: int, who: str) -> list[str]:
 
     def refuse(event: str, arguments: tuple[object, ...]) -> None:
         if event.startswith(_FORBIDDEN):
-            raise PermissionError(f"{who} must not use {event}")
+            raise PermissionError(f"{who} is not allowed to use {event}")
 
     sys.addaudithook(refuse)
     return missing

@@ -97,14 +97,14 @@ def confine() -> None:
     """
     machine = os.uname().machine
     if machine not in _AUDIT or struct.calcsize("P") != 8:
-        raise OSError(errno.ENOTSUP, f"system calls of {machine} are not known")
+        raise OSError(errno.ENOTSUP, f"the system call numbers of {machine} are not known")
     instructions = b"".join(_program(machine))
     code = ctypes.create_string_buffer(instructions, len(instructions))
     program = _Program(len(instructions) // 8, ctypes.addressof(code))
     seccomp = number("seccomp", machine)
     assert seccomp is not None
     if kernel.call(seccomp, _SET_MODE_FILTER, _ALL_THREADS, ctypes.addressof(program)):
-        raise OSError(errno.EBUSY, "a thread has another filter")
+        raise OSError(errno.EBUSY, "another thread has a different filter")
 
 
 class _Program(ctypes.Structure):

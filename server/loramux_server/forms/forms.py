@@ -84,7 +84,7 @@ class Forms:
                 if is_open:
                     self._texts.work()
             except Exception:
-                _log.exception("forms cannot be followed")
+                _log.exception("structured output failed")
                 self._texts.give_up_all()
         self._texts.drop()
 

@@ -83,12 +83,12 @@ def added_tokens(tokenizer_json: str) -> list[int]:
 def said(error: str) -> str:
     """Return the one line of llguidance's `error` that says what is wrong."""
     if "NoExtensionBias" in error:
-        return "no text has this form"
+        return "no text can match"
     # Token names and parser state are internal.
     text = error.partition("<state>")[0].partition("; following special tokens")[0].strip()
     # For a regular expression, the parser's own message comes last.
     text = text.rpartition("error: ")[2] or text
-    line = next(iter(text.splitlines()), "it cannot be followed")
+    line = next(iter(text.splitlines()), "it cannot be enforced")
     return re.sub(r"^at \d+\(\d+\): ", "", line)[:MAX_SAID]
 
 

@@ -58,20 +58,28 @@ class Process:
         try:
             self._connection, self._process = spawn("loramux_server.forms.worker")
         except OSError as error:
-            _log.error("the process that follows forms does not start: %s", error)
-            raise NotStartedError("the process that follows forms does not start") from None
+            _log.error("the process that enforces structured output does not start: %s", error)
+            raise NotStartedError(
+                "the process that enforces structured output does not start"
+            ) from None
         try:
             self._connection.settimeout(START_SECONDS)
             self._write(setup)
-            tell_missing("follows forms", self._receive())
+            tell_missing("enforces structured output", self._receive())
             answer = self._read()
         except LostError:
-            _log.error("the process that follows forms ended with exit code %s", self.close())
-            raise NotStartedError("the process that follows forms does not start") from None
+            _log.error(
+                "the process that enforces structured output ended with exit code %s", self.close()
+            )
+            raise NotStartedError(
+                "the process that enforces structured output does not start"
+            ) from None
         assert isinstance(answer, Prepared)
         if answer.fault:
             self.close()
-            raise UnusableError(f"no form can be made of the tokens of this base: {answer.fault}")
+            raise UnusableError(
+                f"structured output is not possible with the base's tokenizer: {answer.fault}"
+            )
         self._connection.settimeout(ANSWER_SECONDS)
 
     @property

@@ -130,7 +130,7 @@ class Texts:
                 text.foreseen(answer)
                 behind = answer.bits or ()
             except LostError:
-                _log.warning("no more draft tokens for a text with %s", text.form)
+                _log.warning("disabled draft tokens for a text with %s", text.form)
                 text.may_draft = False
                 self.drop()
         self._findings.tell(Ahead(key, behind))
@@ -235,7 +235,7 @@ class Texts:
             return  # other texts may have used the memory: retry this one alone
         key = waiting.popleft()
         text, said = self._texts[key], _said(why)
-        _log.warning("a text of %s was given up: %s", text.form, said)
+        _log.warning("stopped a text with %s: %s", text.form, said)
         if not text.tokens:
             self._lost_forms.note(text.form, said)
         self._give_up(key, self._blame(key), said)
@@ -250,4 +250,4 @@ class Texts:
 
 
 def _said(offence: Offence) -> str:
-    return f"it {offence.by('a form')}"
+    return f"it {offence.by('a constraint')}"

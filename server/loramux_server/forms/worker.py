@@ -177,7 +177,7 @@ class TextFollower:
         if allowed & self._ends and not matcher.is_accepting():
             allowed &= ~self._ends
         if not allowed and not matcher.is_error():
-            raise UnusableFormError("only control tokens may follow, which are no part of a form")
+            raise UnusableFormError("only control tokens may follow, and these are never allowed")
         return allowed.to_bytes(len(bits), "little")
 
     def _compile(self, form: Form) -> _Compiled:
@@ -216,7 +216,7 @@ def prepare(message: bytes) -> Work | bytes:
     return Work(
         encode(Prepared()),
         answer,
-        who="a form",
+        who="a constraint",
         memory=address_space() + setup.memory,
         cpu_seconds=setup.cpu_seconds,
     )

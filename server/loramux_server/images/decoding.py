@@ -65,7 +65,7 @@ def decode(data: bytes, max_pixels: int) -> Image.Image:
             image.load()
         except _BROKEN as error:
             raise RefusedImageError(
-                f"the {image.format} file cannot be decoded, and may be cut off: {error}"
+                f"the {image.format} file cannot be decoded and may be truncated: {error}"
             ) from None
         return _eight_bits(_upright(image))
 
@@ -74,30 +74,28 @@ def _opened(data: bytes, max_pixels: int) -> Image.Image:
     try:
         return Image.open(BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
-        raise RefusedImageError(
-            f"{_begin(data)}, which is no file of a format that is taken: PNG, JPEG, WebP, GIF"
-        ) from None
+        raise RefusedImageError(f"{_begin(data)}; expected a PNG, JPEG, WebP or GIF file") from None
     except Image.DecompressionBombError:
         raise RefusedImageError(
-            f"the image has more pixels than the {max_pixels} that it may have"
+            f"the image has too many pixels; expected at most {max_pixels}"
         ) from None
     except _BROKEN as error:
         raise RefusedImageError(f"the file cannot be read: {error}") from None
 
 
 def _begin(data: bytes) -> str:
-    return f"it begins with {data[:12]!r}" if data else "it is empty"
+    return f"the file begins with {data[:12]!r}" if data else "the file is empty"
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
     shape = f"the image has {width} x {height} pixels"
     if not width or not height:
-        raise RefusedImageError(f"{shape}; it needs at least one")
+        raise RefusedImageError(f"{shape}; expected at least one")
     if width * height > max_pixels:
-        raise RefusedImageError(f"{shape}; it may have {max_pixels} in all")
+        raise RefusedImageError(f"{shape}; expected at most {max_pixels} in all")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise RefusedImageError(
-            f"{shape}; its longer side may be {MAX_ASPECT} times as long as the shorter"
+            f"{shape}; expected a longer side of at most {MAX_ASPECT} times the shorter"
         )
 
 

@@ -29,7 +29,7 @@ def revision_of(path: str, revision: str | None) -> str:
         raise ValueError("revision is ''; expected a branch, tag or commit")
     if Path(path).is_dir():
         raise ValueError(
-            f"revision is {revision!r}, but it is a folder; revisions are those of a hub id"
+            f"revision is {revision!r}, but the model is a folder; only a hub id has revisions"
         )
     import huggingface_hub  # slow to import, and rarely needed
 

@@ -36,9 +36,7 @@ def load_processor(folder: str) -> ProcessorMixin:
         NoProcessorError: It has none, or one that cannot be used here.
     """
     if not any((Path(folder) / name).is_file() for name in FILES):
-        raise NoProcessorError(
-            f"the base model has no processor of images: no {' or '.join(FILES)}"
-        )
+        raise NoProcessorError(f"the base model has no image processor: no {' or '.join(FILES)}")
     try:
         return _assembled(folder)
     except NoProcessorError:
@@ -70,10 +68,10 @@ def _assembled(path: str) -> ProcessorMixin:
     OfImages.__name__ = kind.__name__  # transformers looks up names
     names, parts = kind.get_attributes(), []
     if missing := _PARTS.keys() - set(names):
-        raise NoProcessorError(f"{kind.__name__} is no processor of images: no {min(missing)}")
+        raise NoProcessorError(f"{kind.__name__} is not an image processor: no {min(missing)}")
     for name in names:
         if name not in _LEFT_OUT and name not in _PARTS:
-            raise NoProcessorError(f"{kind.__name__} has a {name} as well, which is not used here")
+            raise NoProcessorError(f"{kind.__name__} also has a {name}, which is not supported")
         parts.append(_part(name, path))
     about, _ = kind.get_processor_dict(path)
     processor: ProcessorMixin = OfImages.from_args_and_dict(parts, about)
@@ -114,7 +112,7 @@ def _with_torchvision_or_without(kind: Any) -> Any:  # noqa: ANN401
             return getattr(importlib.import_module(own), kind.__name__)
     except ImportError as error:
         raise NoProcessorError(
-            f"{kind.__name__} needs what is not installed, such as torchvision: {said(error)}"
+            f"{kind.__name__} requires a missing package, such as torchvision: {said(error)}"
         ) from error
 
 

@@ -182,7 +182,7 @@ class Preparer:
             await self._process.end()
             self._why_none = first.message
         raise FailedPreconditionError(
-            f"images are not served: {self._why_none}", reason="IMAGES_NOT_SERVED"
+            f"images are not supported: {self._why_none}", reason="IMAGES_NOT_SERVED"
         )
 
     async def _with_folder(self) -> Setup:
@@ -192,7 +192,7 @@ class Preparer:
             folder = await asyncio.to_thread(folder_of, path, revision=revision)
         except (OSError, ValueError) as error:
             raise UnavailableError(
-                f"the processor of {self._setup.path} cannot be had: {error}",
+                f"the processor of {self._setup.path} is not available: {error}",
                 reason="ENGINE_UNAVAILABLE",
             ) from error
         return msgspec.structs.replace(self._setup, path=folder)
@@ -212,4 +212,4 @@ class Preparer:
 
 
 def _fatal(field: str, offence: Offence) -> InvalidArgumentError:
-    return at_fault(field, f"{field}: the image {offence.by('one')}")
+    return at_fault(field, f"{field}: the image {offence.by('an image')}")

@@ -30,19 +30,17 @@ class ImageProcessor:
         self._word = getattr(processor, "image_token", None)
         name = type(processor).__name__
         if not self._word:
-            raise NoProcessorError(f"{name} names no token that stands for an image")
+            raise NoProcessorError(f"{name} has no image token")
         added = self._tokenizer.get_added_vocab()
         if self._word not in added:
-            raise NoProcessorError(f"the tokenizer has no {self._word}, which stands for an image")
+            raise NoProcessorError(f"the tokenizer has no image token {self._word}")
         self._added = frozenset(token for word, token in added.items() if word.strip())
         """Added tokens other than whitespace; some tokenizers have added tokens for line breaks."""
         try:
             tokens, _ = self._make(Pillow.new("RGB", (64, 64)))
             first, last = self._bounds(tokens)
         except Exception as error:
-            raise NoProcessorError(
-                f"{name} makes nothing of an image that can be used: {said(error)}"
-            ) from error
+            raise NoProcessorError(f"{name} cannot process a test image: {said(error)}") from error
         before, after = map(self._tokenizer.decode, (tokens[:first], tokens[last:]))
         self.placeholder = Placeholder(added[self._word], before, after)
         """What stands for an image before it is preprocessed."""
@@ -73,8 +71,8 @@ class ImageProcessor:
             raise
         except Exception as error:
             raise RefusedImageError(
-                f"the image has {image.width} x {image.height} pixels, of which the base model's "
-                f"processor makes nothing: {said(error)}"
+                f"the image has {image.width} x {image.height} pixels, which the base model's "
+                f"processor cannot process: {said(error)}"
             ) from None
 
     def _prepare(self, image: Pillow.Image) -> PreparedImage:

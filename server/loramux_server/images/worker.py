@@ -47,7 +47,7 @@ def answer_to(processor: ImageProcessor, data: bytes) -> Answer:
     except RefusedImageError as error:
         return Refused(str(error))
     except MemoryError:
-        return Refused("the image takes more memory than one may")
+        return Refused("the image exceeds the memory limit of an image")
 
 
 def prepare(message: bytes) -> Work | bytes:
