@@ -459,7 +459,10 @@ def test_the_client_of_anthropic_chooses_what_is_called_and_thought(
 
 
 def test_a_template_that_knows_of_no_tools_is_told_of(client: Client) -> None:
-    for adapter, message in ((None, "knows of no tools"), ("unread", "does not read")):
+    for adapter, message in (
+        (None, "does not support tools"),
+        ("unread", "unsupported syntax"),
+    ):
         with pytest.raises(FailedPreconditionError, match=message) as caught:
             client.chat(ASKED, adapter=adapter, tools=[WEATHER])
         assert (caught.value.reason, caught.value.field) == ("CHAT_TEMPLATE_FAILED", "tools")
@@ -488,12 +491,12 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     (tool("x" * 65), "tools[0].name", "1 to 64"),
     ({"tools": [Tool(name="a"), Tool(name="a")]}, "tools[1].name", "each name once"),
     ({"tools": [Tool(name=f"t{i}") for i in range(129)]}, "tools", "at most 128"),
-    (tool(parameters="{"), "tools[0].parameters", "no JSON"),
+    (tool(parameters="{"), "tools[0].parameters", "not valid JSON"),
     (tool(parameters="[]"), "tools[0].parameters", "a JSON object"),
-    (tool(parameters='{"type": "array"}'), "tools[0].parameters", "schema of an object"),
+    (tool(parameters='{"type": "array"}'), "tools[0].parameters", "expected object"),
     (tool(parameters='{"x-guidance": {}}'), "tools[0].parameters", "x-guidance"),
-    (tool(parameters='{"a": NaN}'), "tools[0].parameters", "no JSON"),
-    (tool(parameters='{"a": "\\ud800"}'), "tools[0].parameters", "no JSON"),
+    (tool(parameters='{"a": NaN}'), "tools[0].parameters", "not valid JSON"),
+    (tool(parameters='{"a": "\\ud800"}'), "tools[0].parameters", "not valid JSON"),
     (tool(parameters='{"a": 18446744073709551616}'), "tools[0].parameters", "64 bits"),
     (tool(parameters=DEEP), "tools[0].parameters", "deeper than 64"),
     (tool(parameters="[" * 100_000), "tools[0].parameters", "deeper than 64"),
@@ -504,13 +507,13 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"chat_template_kwargs": "[1]"}, "chat_template_kwargs", "a JSON object"),
     ({"chat_template_kwargs": '{"messages": []}'}, "chat_template_kwargs", "other than"),
     ({"chat_template_kwargs": '{"self.x": 1}'}, "chat_template_kwargs", "other than"),
-    ({"tool_choice": REQUIRED}, "tool_choice.mode", "only with tools"),
+    ({"tool_choice": REQUIRED}, "tool_choice.mode", "set tools"),
     ({"tool_choice": ToolChoice()}, "tool_choice", "is empty"),
-    ({"tool_choice": ToolChoice(name="u"), **tool()}, "tool_choice.name", "which are t"),
+    ({"tool_choice": ToolChoice(name="u"), **tool()}, "tool_choice.name", "one of tools: t"),
     ({"tool_choice": ToolChoice(name="u"), **tool(), "messages": [HELLO]}, "tool_choice.name", "u"),
     ({"tool_choice": ToolChoice.FromString(b"\x08\x09"), **tool()}, "tool_choice.mode", "is 9"),
     (call("[1]"), "messages[1].tool_calls[0].arguments", "a JSON object"),
-    (call("{"), "messages[1].tool_calls[0].arguments", "no JSON"),
+    (call("{"), "messages[1].tool_calls[0].arguments", "not valid JSON"),
     (call(name=""), "messages[1].tool_calls[0].name", "1 to 64"),
     (call(id="\n"), "messages[1].tool_calls[0].id", "printable"),
     ({"messages": [ChatMessage(role="user", tool_calls=[ToolCall(name="t")])]},
@@ -523,12 +526,12 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"messages": [ChatMessage(role="assistant", tool_calls=[ToolCall(name="t")] * 129)]},
      "messages[0].tool_calls", "at most 128"),
     ({"tool_choice": REQUIRED, **tool(), "sampling": SamplingParams(min_tokens=3)},
-     "sampling.min_tokens", "none where calls"),
+     "sampling.min_tokens", "none when calls"),
     ({"tool_choice": REQUIRED, **tool(), "sampling": SamplingParams(ignore_eos=True)},
-     "sampling.ignore_eos", "none where calls"),
+     "sampling.ignore_eos", "none when calls"),
     ({"tool_choice": REQUIRED, **tool(), "sampling": SamplingParams(
         structured_output=StructuredOutput(json_object=True))},
-     "sampling.structured_output", "demanded"),
+     "sampling.structured_output", "requires a call"),
     ({**tool(), "sampling": SamplingParams(structured_output=StructuredOutput(regex="a"))},
      "sampling.structured_output.regex", "json_schema or json_object"),
     ({**tool(), "sampling": SamplingParams(
@@ -536,9 +539,9 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
      "sampling.structured_output.json_schema", "no JSON"),
     ({"tool_choice": REQUIRED, **tool(parameters='{"uniqueItems": true}')}, "tools", "uniqueItems"),
     ({"adapter": "pairs", "tool_choice": REQUIRED, **tool(parameters='{"minProperties": 1}')},
-     "tools[0].parameters", "has 'minProperties'; expected none"),
+     "tools[0].parameters", "uses 'minProperties'; this is not"),
     ({"adapter": "pairs", **tool(strict=True, parameters='{"properties": {"a": {"minimum": 1}}}')},
-     "tools[0].parameters", "has the parameter 'a', which has no type; expected none"),
+     "tools[0].parameters", "has the parameter 'a', which has no type; this is not"),
     ({"tool_choice": REQUIRED, **tool(parameters=json.dumps({"enum": ["x" * 100] * 700}))},
      "tools", "more than 65536 bytes"),
 ]  # fmt: skip

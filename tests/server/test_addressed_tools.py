@@ -92,14 +92,14 @@ def test_the_tokens_are_those_of_transformers(prompt: bool) -> None:
 
 
 @pytest.mark.parametrize(("old", "new", "message"), [
-    ("functions.' + tool.function | tojson", "'", "knows of no tools"),
-    ("assistant to=functions", "assistant for functions", "does not read"),
-    ("assistant to=functions", "assistantto=functions", "does not read"),
-    ("<|channel|>commentary json", "<|channel|>commentary is json", "does not read"),
-    ("<|channel|>commentary json", "<|constrain|>commentary json", "does not read"),
-    ("{{- '<|call|>' }}", "", "does not read"),
-    ("function.arguments | tojson", "function.arguments | string", "does not read"),
-    ("<|channel|>final<|message|>' + message", "<|message|>' + message", "does not read"),
+    ("functions.' + tool.function | tojson", "'", "does not support tools"),
+    ("assistant to=functions", "assistant for functions", "unsupported syntax"),
+    ("assistant to=functions", "assistantto=functions", "unsupported syntax"),
+    ("<|channel|>commentary json", "<|channel|>commentary is json", "unsupported syntax"),
+    ("<|channel|>commentary json", "<|constrain|>commentary json", "unsupported syntax"),
+    ("{{- '<|call|>' }}", "", "unsupported syntax"),
+    ("function.arguments | tojson", "function.arguments | string", "unsupported syntax"),
+    ("<|channel|>final<|message|>' + message", "<|message|>' + message", "unsupported syntax"),
 ])  # fmt: skip
 def test_what_is_not_quite_so_is_not_read(old: str, new: str, message: str) -> None:
     assert old in CHANNELS

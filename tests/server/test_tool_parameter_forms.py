@@ -186,42 +186,42 @@ def test_parameters_without_a_schema_may_be_anything(name: str) -> None:
 
 
 @pytest.mark.parametrize(("schema", "message"), [
-    ({"minProperties": 1}, "has 'minProperties'"), ({"anyOf": []}, "has 'anyOf'"),
-    ({"properties": 3}, "not understood"), ({"required": 3}, "has 'required' that is 3,"),
+    ({"minProperties": 1}, "uses 'minProperties'"), ({"anyOf": []}, "uses 'anyOf'"),
+    ({"properties": 3}, "not an object"), ({"required": 3}, "has 'required' that is 3,"),
     ({"required": [5]}, r"has 'required' that is \[5\]"), ({"required": [{}]}, r"is \[{}\], which"),
-    ({"required": ["a", None]}, r"is \['a', None\], which is no list of names"),
-    ({"additionalProperties": {"type": "string"}}, "none of its properties"),
-    ({"properties": {"a": False}, "required": ["a"]}, "'a', which has no schema"),
-    ({"properties": {"": {}}}, "where it ends"), ({"properties": {" a": {}}}, "where it ends"),
-    ({"properties": {"a>\"</arg_key>": {}}}, "where it ends"),
-    ({"properties": {"a" * 300: {}}}, "where it ends"),
+    ({"required": ["a", None]}, r"is \['a', None\], which is not a list of names"),
+    ({"additionalProperties": {"type": "string"}}, "'additionalProperties' that is a schema"),
+    ({"properties": {"a": False}, "required": ["a"]}, "a schema that matches nothing"),
+    ({"properties": {"": {}}}, "ambiguous"), ({"properties": {" a": {}}}, "whose end is ambiguous"),
+    ({"properties": {"a>\"</arg_key>": {}}}, "ambiguous"),
+    ({"properties": {"a" * 300: {}}}, "ambiguous"),
     ({"properties": {"a": {"type": "string", "format": "email"}}}, "the format 'email'"),
-    ({"properties": {"a": {"type": "string", "not": {}}}}, "has 'not' for a string"),
-    ({"properties": {"a": {"type": "string", "pattern": "^a|b"}}}, "part of which is anchored"),
-    ({"properties": {"a": {"type": "string", "pattern": "a(^b)"}}}, "part of which is anchored"),
-    ({"properties": {"a": {"type": "string", "pattern": "a)|(b"}}}, "no regular expression"),
-    ({"properties": {"a": {"type": "string", "pattern": "a\\"}}}, "no regular expression"),
-    ({"properties": {"a": {"type": "string", "pattern": 5}}}, "'pattern' that is 5, which is no s"),
+    ({"properties": {"a": {"type": "string", "not": {}}}}, "uses 'not' for a string"),
+    ({"properties": {"a": {"type": "string", "pattern": "^a|b"}}}, "partly anchored"),
+    ({"properties": {"a": {"type": "string", "pattern": "a(^b)"}}}, "partly anchored"),
+    ({"properties": {"a": {"type": "string", "pattern": "a)|(b"}}}, "which is not valid"),
+    ({"properties": {"a": {"type": "string", "pattern": "a\\"}}}, "which is not valid"),
+    ({"properties": {"a": {"type": "string", "pattern": 5}}}, "'pattern' that is 5, which is n"),
     ({"properties": {"a": {"type": "string", "format": []}}}, r"'format' that is \[\], which is n"),
     ({"properties": {"a": {"type": "string", "minLength": 1.5}}}, "'minLength' that is 1.5, which"),
     ({"properties": {"a": {"type": "string", "minLength": -1}}}, "'minLength' that is -1, which"),
     ({"properties": {"a": {"type": "string", "maxLength": True}}}, "'maxLength' that is True"),
-    ({"properties": {"a": {"type": "string", "maxLength": "0}|(x{1"}}}, "which is no length"),
+    ({"properties": {"a": {"type": "string", "maxLength": "0}|(x{1"}}}, "which is not a length"),
     ({"properties": {"a": {"type": "string", "maxLength": {}}}}, "'maxLength' that is {}, which"),
     ({"properties": {"a": {"type": "string", "maxLength": None}}}, "'maxLength' that is None"),
-    ({"properties": {"a": {"enum": 5}}}, "'a', which has 'enum' that is 5, which is no list"),
-    ({"properties": {"a": {"enum": "abc"}}}, "has 'enum' that is 'abc', which is no list"),
+    ({"properties": {"a": {"enum": 5}}}, "'a', which has 'enum' that is 5, which is not a list"),
+    ({"properties": {"a": {"enum": "abc"}}}, "has 'enum' that is 'abc', which is not a list"),
     ({"properties": {"a": {"minimum": 3}}}, "has no type"),
-    ({"properties": {"a": {"type": "text", "minimum": 3}}}, "'a', which has the type 'text'"),
-    ({"properties": {"a": {"enum": []}}}, "has no value"),
-    ({"properties": {"a": {"enum": [1], "type": "string"}}}, "has no value"),
-    ({"properties": {"a": {"enum": [1, "b"], "const": True}}}, "has no value"),
-    ({"properties": {"a": {"enum": ["a"], "maxLength": 3}}}, "'maxLength' beside its values"),
-    ({"properties": {"a": {"anyOf": [{}], "type": "string"}}}, "'type' beside 'anyOf'"),
+    ({"properties": {"a": {"type": "text", "minimum": 3}}}, "has the unknown type 'text'"),
+    ({"properties": {"a": {"enum": []}}}, "allows no value"),
+    ({"properties": {"a": {"enum": [1], "type": "string"}}}, "allows no value"),
+    ({"properties": {"a": {"enum": [1, "b"], "const": True}}}, "allows no value"),
+    ({"properties": {"a": {"enum": ["a"], "maxLength": 3}}}, "'maxLength' with 'const'"),
+    ({"properties": {"a": {"anyOf": [{}], "type": "string"}}}, "'type' with 'anyOf'"),
     ({"properties": {"a": {"$ref": "#/x"}}}, "refers to '#/x'"),
     ({"properties": {"a": {"oneOf": [{"type": "number"}, {"type": "integer"}]}}}, "same type"),
     ({"properties": {"a": {"enum": ["</parameter></arg_value></@in@parameter>"]}}},
-     "read as another one"),
+     "parsed as another one"),
 ])  # fmt: skip
 def test_what_cannot_be_kept_is_said(schema: dict[str, Any], message: str) -> None:
     for name in NAMES:
@@ -232,7 +232,7 @@ def test_what_cannot_be_kept_is_said(schema: dict[str, Any], message: str) -> No
 
 def test_a_word_that_would_be_read_as_something_else_is_refused() -> None:
     for name in ("elements", "pairs"):
-        with pytest.raises(UnknownToolSchemaError, match="'1', which would be read as another"):
+        with pytest.raises(UnknownToolSchemaError, match="'1', which would be parsed as another"):
             form_with(name, {"properties": {"a": {"enum": ["1", 1]}}})
     assert accepts(
         form_with("typed", {"properties": {"a": {"enum": ["1", 1]}}}),
@@ -298,10 +298,13 @@ def test_a_request_is_told_what_of_its_tools_cannot_be_kept() -> None:
     )
     many = {f"a{number}": {"type": "string", "maxLength": number} for number in range(500)}
     for schema, message in (
-        ({"properties": many}, "tools make a form of more than 65536 bytes; expected at most that"),
+        (
+            {"properties": many},
+            "tools make a grammar of more than 65536 bytes; expected at most that",
+        ),
         (
             {"required": [5]},
-            r"tools\[1\].parameters has 'required' that is \[5\], which is no list",
+            r"tools\[1\].parameters has 'required' that is \[5\], which is not a list",
         ),
     ):
         tools = (Tool("clock"), Tool("plan_trip", None, schema))

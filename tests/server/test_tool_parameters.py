@@ -90,7 +90,7 @@ def parameters_by(call: str, one: str) -> Parameters | None:
 ])  # fmt: skip
 def test_what_is_written_otherwise_is_not_known(call: str, one: str) -> None:
     assert parameters_by(CALL, ONE) is not None
-    with pytest.raises(UnknownSyntaxError, match="does not read"):
+    with pytest.raises(UnknownSyntaxError, match="unsupported syntax"):
         parameters_by(call, one)
 
 

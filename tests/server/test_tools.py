@@ -206,28 +206,28 @@ def test_turns_that_follow_each_other_are_no_calls_of_one_answer() -> None:
 
 
 @pytest.mark.parametrize(("template", "message"), [
-    (CHATML, "knows of no tools"),
-    ("{{ tools | tojson }}{{ messages[0].content }}", "writes no calls"),
-    (UNREAD, "does not read"),
-    ("{{ tools | tojson }}" + CHATML, "writes no calls"),
+    (CHATML, "does not support tools"),
+    ("{{ tools | tojson }}{{ messages[0].content }}", "writes no tool calls"),
+    (UNREAD, "unsupported syntax"),
+    ("{{ tools | tojson }}" + CHATML, "writes no tool calls"),
     # Any word could be a name.
     ("{{ tools | tojson }}{% for c in messages[-1].tool_calls %}{{ c.function.name }} "
-     "{{ c.function.arguments | tojson }}{% endfor %}", "does not read"),
+     "{{ c.function.arguments | tojson }}{% endfor %}", "unsupported syntax"),
     # An id that the model would have to make up.
     ("{{ tools | tojson }}{% for c in messages[-1].tool_calls %}<tool_call>{{ c.id }}"
-     "{{ c.function | tojson }}{% endfor %}", "does not read"),
+     "{{ c.function | tojson }}{% endfor %}", "unsupported syntax"),
     # What differs from call to call, and the model would have to know.
-    (NAMED.replace("call.id", "call.function.name ~ ':' ~ loop.index0 * 2"), "does not read"),
+    (NAMED.replace("call.id", "call.function.name ~ ':' ~ loop.index0 * 2"), "unsupported syntax"),
     # What is begun by the prompt already, which may go on in another way.
     ("{{ tools | tojson }}{% for m in messages[1:] %}<|im_start|>assistant{% for c in m.tool_calls "
      "or [] %} to={{ c.function.name }}<with>{{ c.function.arguments | tojson }}{% else %}"
      "<final>{{ m.content }}{% endfor %}{% endfor %}"
-     "{% if add_generation_prompt %}<|im_start|>assistant to{% endif %}", "does not read"),
+     "{% if add_generation_prompt %}<|im_start|>assistant to{% endif %}", "unsupported syntax"),
     # What ends an answer.
     ("{{ tools | tojson }}{% for c in messages[-1].tool_calls %}</s><tool_call>"
-     "{{ c.function | tojson }}{% endfor %}", "does not read"),
+     "{{ c.function | tojson }}{% endfor %}", "unsupported syntax"),
     ("{{ tools | tojson }}{% for c in messages[-1].tool_calls %}{{ 'long ' * 50 }}"
-     "{{ c.function | tojson }}{% endfor %}", "does not read"),
+     "{{ c.function | tojson }}{% endfor %}", "unsupported syntax"),
 ])  # fmt: skip
 def test_what_is_not_known_is_said(template: str, message: str) -> None:
     with pytest.raises(UnknownSyntaxError, match=message):

@@ -120,7 +120,7 @@ class AddressedReader(Reader):
             self._begin = begin
         try:
             if self._held.text[self._begin] != "{":
-                raise ValueError("no object")
+                raise ValueError("not a JSON object")
             end = self._end.find(self._held.text)
             if end is None:
                 raise UnfinishedError

@@ -29,14 +29,14 @@ def parse_object(text: str) -> dict[str, Any]:
         is_shallow = False
     except ValueError as error:
         raise ValueError(
-            f"is {shown(text)}, which is no JSON: {error}; expected a JSON object"
+            f"is {shown(text)}, which is not valid JSON: {error}; expected a JSON object"
         ) from None
     if not is_shallow:
-        raise ValueError(f"is nested deeper than {MAX_DEPTH}; expected at most that")
+        raise ValueError(f"is nested deeper than {MAX_DEPTH} levels; expected at most that")
     if not isinstance(found, dict):
         raise ValueError(f"is {shown(text)}; expected a JSON object")
     if not is_small(found):
-        raise ValueError("holds an integer of more than 64 bits; expected none")
+        raise ValueError("has an integer of more than 64 bits; expected none")
     return found
 
 

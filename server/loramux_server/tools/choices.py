@@ -37,17 +37,17 @@ def arguments_in(schema: dict[str, Any]) -> Arguments | None:
         UnknownSchemaError: It cannot be enforced where arguments are written one by one.
     """
     if unknown := sorted(schema.keys() - _KNOWN):
-        raise UnknownSchemaError(f"has {unknown[0]!r}")
+        raise UnknownSchemaError(f"uses {unknown[0]!r}")
     properties, required = schema.get("properties", {}), schema.get("required", [])
     if not isinstance(properties, dict):
-        raise UnknownSchemaError("has properties that are not understood")
+        raise UnknownSchemaError("has 'properties' that is not an object")
     if not isinstance(required, list) or not all(isinstance(key, str) for key in required):
         raise UnknownSchemaError(
-            f"has 'required' that is {shown(required)}, which is no list of names"
+            f"has 'required' that is {shown(required)}, which is not a list of names"
         )
     if not properties and not required and (more := schema.get("additionalProperties", True)):
         if more is not True:
-            raise UnknownSchemaError("has a schema for all that is none of its properties")
+            raise UnknownSchemaError("has 'additionalProperties' that is a schema")
         return None
     properties = properties | {key: True for key in required if key not in properties}
     return Arguments(
@@ -78,10 +78,10 @@ def split(alternatives: Sequence[dict[str, Any]]) -> Choice:
         keys = each.keys() - ANNOTATIONS
         if "const" in keys or "enum" in keys:
             if unknown := sorted(keys - {"type", "const", "enum"}):
-                raise UnknownSchemaError(f"has {unknown[0]!r} beside its values")
+                raise UnknownSchemaError(f"uses {unknown[0]!r} with 'const' or 'enum'")
             if not isinstance(each.get("enum", []), list):
                 raise UnknownSchemaError(
-                    f"has 'enum' that is {shown(each['enum'])}, which is no list"
+                    f"has 'enum' that is {shown(each['enum'])}, which is not a list"
                 )
             values = values_of(each) or []
             choice.words.extend(value for value in values if isinstance(value, str))
@@ -101,7 +101,7 @@ def split(alternatives: Sequence[dict[str, Any]]) -> Choice:
         if not kinds:
             raise UnknownSchemaError("has no type")
         if unknown := sorted(kinds - _KINDS):
-            raise UnknownSchemaError(f"has the type {unknown[0]!r}")
+            raise UnknownSchemaError(f"has the unknown type {unknown[0]!r}")
         if "string" in kinds:
             choice.strings.append(each)
         if rest := sorted(kinds - {"string"}):

@@ -87,11 +87,9 @@ class CodeForm:
     def _add_argument(self, name: str, key: str, schema: object, whole: ToolSchema) -> None:
         """Add the rules of one argument; errors and names are those of `add`."""
         if not is_word(key):
-            raise UnknownSchemaError(
-                f"has the parameter {key!r}, which has a name that no code has"
-            )
+            raise UnknownSchemaError(f"has the parameter {key!r}, which is not a valid name")
         if not isinstance(schema, dict | bool) or schema is False:
-            raise UnknownSchemaError(f"has the parameter {key!r}, which has no value")
+            raise UnknownSchemaError(f"has the parameter {key!r}, which allows no value")
         known = {} if schema is True else schema
         values = [f"{name}_json", *self._others(name, known, whole.root)]
         self._rules.add(

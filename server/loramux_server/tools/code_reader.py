@@ -280,7 +280,7 @@ class CodeReader:
 
     def _demand(self, is_so: bool) -> None:
         if not is_so:
-            raise ValueError(f"no arguments of a call at {self.at}")
+            raise ValueError(f"malformed arguments of a call at {self.at}")
 
 
 def _is_so(text: str, look: Callable[[Held], bool]) -> bool:

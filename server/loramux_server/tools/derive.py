@@ -58,7 +58,7 @@ def syntax_of(
     """
     asking = joined(asked.asking)
     if calls[0].name not in asking:
-        raise UnknownSyntaxError("knows of no tools")
+        raise UnknownSyntaxError("does not support tools")
     plain = joined(asked.answering)
     first = WrittenCall(Written(asked.calling).unlike(plain), calls[0], arguments)
     closing = first.closing(vocabulary, ends)

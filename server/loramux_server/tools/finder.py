@@ -39,7 +39,7 @@ class ToolFinder:
         found = await self._known.get(chat_format)
         if isinstance(found, str):
             raise FailedPreconditionError(
-                f"tools are given, and the chat template {found}; leave them out, or pack the "
+                f"tools are given, but the chat template {found}; omit them, or pack the "
                 "adapter with another --chat-template",
                 reason="CHAT_TEMPLATE_FAILED",
                 field="tools",

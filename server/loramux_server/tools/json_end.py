@@ -36,7 +36,7 @@ class JsonEnd:
             elif char in "{[":
                 self._depth += 1
                 if self._depth > MAX_DEPTH:
-                    raise ValueError(f"nested deeper than {MAX_DEPTH}")
+                    raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
             elif char in "}]":
                 self._depth -= 1
                 if not self._depth:

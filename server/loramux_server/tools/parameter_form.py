@@ -83,7 +83,7 @@ class ParameterForm:
     def _add_parameter(self, name: str, key: str, schema: object, whole: ToolSchema) -> None:
         """Add the rules of one parameter; errors and names are those of `add`."""
         if not 0 < len(key) <= MAX_NAME or key != key.strip() or self._end_name in key:
-            raise UnknownSchemaError("has a name of which cannot be told where it ends")
+            raise UnknownSchemaError("has a name whose end is ambiguous")
         alternatives = whole.alternatives(schema, is_exact=True)
         choice, kinds = split(alternatives), kinds_of_any(alternatives)
         strings = [self._word(key, word, kinds) for word in dict.fromkeys(choice.words)]
@@ -107,7 +107,7 @@ class ParameterForm:
             ways = [(self._string, strings + others)]
         found = [f"{between} ({' | '.join(each)})" for between, each in ways if each]
         if not found:
-            raise UnknownSchemaError("has no value")
+            raise UnknownSchemaError("allows no value")
         self._rules.add(f"{name}: {self._begin} {literal(key)} ({' | '.join(found)})")
 
     def _texts(self, name: str, schema: dict[str, Any], not_first: str) -> list[str]:
@@ -136,7 +136,9 @@ class ParameterForm:
         read = value_of(given, kinds, is_python=self._way.is_python)
         is_wrapped = self._way.wrapping is not None and self._way.wrapping[0] in word
         if self._end_value in word or is_wrapped or read != word:
-            raise UnknownSchemaError(f"has the value {word!r}, which would be read as another one")
+            raise UnknownSchemaError(
+                f"has the value {word!r}, which would be parsed as another one"
+            )
         return f"{literal(word)} {self._end}"
 
     def _value(self, schema: dict[str, Any], root: dict[str, Any]) -> str:

@@ -165,13 +165,13 @@ class Probe:
         """
         found = await self._pieces(talk, prompt=prompt)
         if found is None:
-            raise UnknownSyntaxError("takes no tools, or no calls of them")
+            raise UnknownSyntaxError("rejects tools or tool calls")
         return found
 
     async def _pieces(self, talk: Talk, *, prompt: bool = False) -> list[Piece] | None:
         found = await self._write(talk, prompt)
         if found is not None and len(found) > MAX_PIECES:
-            raise UnknownSyntaxError("writes too much around calls of tools")
+            raise UnknownSyntaxError("writes too much text around tool calls")
         return found
 
 

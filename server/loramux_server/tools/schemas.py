@@ -50,7 +50,7 @@ class Allowance:
         if self._num_left < 0:
             raise UnknownSchemaError(
                 f"brings the schemas of parameters to more than {MAX_SCHEMAS}, each counted as "
-                "often as it is referred to"
+                "often as it is referenced"
             )
 
 
@@ -86,24 +86,24 @@ class ToolSchema:
     def _within(self, schema: object, *, is_exact: bool, depth: int) -> list[dict[str, Any]]:
         """Return the alternatives of `schema`, which is nested in `depth` others."""
         if depth > MAX_REFERENCES:
-            raise UnknownSchemaError(f"refers more than {MAX_REFERENCES} times from part to part")
+            raise UnknownSchemaError(f"has references nested more than {MAX_REFERENCES} deep")
         if schema is True:
             schema = {}
         if not isinstance(schema, dict):
-            raise UnknownSchemaError("has no schema that anything could meet")
+            raise UnknownSchemaError("has a schema that matches nothing")
         self._allowance.count(schema)
         key = next((key for key in ("$ref", "anyOf", "oneOf", "allOf") if key in schema), None)
         if key is None:
             return [schema]
         other = next((other for other in schema if other not in ANNOTATIONS | {key}), None)
         if other is not None:
-            raise UnknownSchemaError(f"has {other!r} beside {key!r}")
+            raise UnknownSchemaError(f"uses {other!r} with {key!r}")
         inner = [_referred(schema[key], self.root)] if key == "$ref" else schema[key]
         if not isinstance(inner, list) or (key == "allOf" and len(inner) != 1):
-            raise UnknownSchemaError(f"has {key!r} that is not understood")
+            raise UnknownSchemaError(f"has {key!r} that is not supported")
         found = [self._within(each, is_exact=is_exact, depth=depth + 1) for each in inner]
         if key == "oneOf" and is_exact and not _are_disjoint(found):
-            raise UnknownSchemaError("has 'oneOf' with two of the same type")
+            raise UnknownSchemaError("has 'oneOf' with two schemas of the same type")
         return list(chain.from_iterable(found))
 
 
@@ -196,11 +196,11 @@ def _referred(reference: object, root: dict[str, Any]) -> object:
     found: object = root
     path = reference if isinstance(reference, str) and len(reference) <= _MAX_REFERENCE else ""
     if not path.startswith("#"):
-        raise UnknownSchemaError(f"refers to {shown(reference)}, which is no part of it")
+        raise UnknownSchemaError(f"refers to {shown(reference)}, which it does not contain")
     for step in path[1:].split("/")[1:]:
         key = _unescaped(step)
         if not isinstance(found, dict) or key not in found:
-            raise UnknownSchemaError(f"refers to {path!r}, which is no part of it")
+            raise UnknownSchemaError(f"refers to {path!r}, which it does not contain")
         found = found[key]
     return found
 

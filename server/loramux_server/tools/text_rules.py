@@ -77,7 +77,7 @@ def text_rules(
 def _bodies(schema: dict[str, Any]) -> list[str]:
     """Return the expressions that a string has to match, all of them."""
     if unknown := sorted(schema.keys() - _KNOWN):
-        raise UnknownSchemaError(f"has {unknown[0]!r} for a string")
+        raise UnknownSchemaError(f"uses {unknown[0]!r} for a string")
     least, most = (
         _length(key, schema[key]) if key in schema else "" for key in ("minLength", "maxLength")
     )
@@ -87,7 +87,7 @@ def _bodies(schema: dict[str, Any]) -> list[str]:
     if "format" in schema:
         name = _text("format", schema["format"])
         if name not in _FORMATS:
-            raise UnknownSchemaError(f"has the format {name!r}")
+            raise UnknownSchemaError(f"uses the format {name!r}")
         bodies.append(_FORMATS[name])
     return bodies
 
@@ -96,13 +96,13 @@ def _length(key: str, value: object) -> int:
     """Return the `value` of a keyword as a length; 2.0 is accepted for 2."""
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value == int(value):
         return int(value)
-    raise UnknownSchemaError(f"has {key!r} that is {shown(value)}, which is no length")
+    raise UnknownSchemaError(f"has {key!r} that is {shown(value)}, which is not a length")
 
 
 def _text(key: str, value: object) -> str:
     """Return the `value` of a keyword, which has to be a string."""
     if not isinstance(value, str):
-        raise UnknownSchemaError(f"has {key!r} that is {shown(value)}, which is no string")
+        raise UnknownSchemaError(f"has {key!r} that is {shown(value)}, which is not a string")
     return value
 
 
@@ -117,7 +117,7 @@ def _anywhere(pattern: str) -> str:
     anchors = sum(char in "^$" for _, char, _ in signs)
     has_choice = any(char == "|" and depth == 0 for _, char, depth in signs)
     if anchors != begins + ends or (anchors and has_choice):
-        raise UnknownSchemaError(f"has the pattern {pattern!r}, only a part of which is anchored")
+        raise UnknownSchemaError(f"uses the partly anchored pattern {pattern!r}")
     inner = pattern[begins : len(pattern) - ends]
     return f"{'' if begins else '(?s:.*)'}({inner}){'' if ends else '(?s:.*)'}"
 
@@ -145,5 +145,5 @@ def _signs(pattern: str) -> list[tuple[int, str, int]]:
         if depth < 0:
             break
     if depth or is_class or is_escaped:
-        raise UnknownSchemaError(f"has the pattern {pattern!r}, which is no regular expression")
+        raise UnknownSchemaError(f"has the pattern {pattern!r}, which is not valid")
     return found

@@ -115,7 +115,7 @@ def _readable(text: str) -> Any:  # noqa: ANN401 - JSON
     value = msgspec.json.decode(text)
     # `>=`, because the object of arguments adds one level.
     if depth(value) >= MAX_DEPTH or not is_small(value):
-        raise ValueError("no value of arguments")
+        raise ValueError("not a valid argument value")
     return value
 
 

@@ -152,7 +152,7 @@ def _located(answer: str, call: Call) -> _Located:
     """Return where `call`, with a JSON object of arguments, is."""
     name = answer.find(call.name)
     if name < 0:
-        raise UnknownSyntaxError("knows of tools, but writes no calls of them")
+        raise UnknownSyntaxError("supports tools, but writes no tool calls")
     arguments = _object_at(answer, name + len(call.name), call)
     for begin, (found, end) in _objects(answer, 0, name):
         keys = _keys(found, call)
@@ -239,4 +239,4 @@ def with_ids(pieces: Iterable[Piece], call_id: str) -> tuple[Piece, ...]:
 
 def unreadable() -> UnknownSyntaxError:
     """Return the error for calls in an unsupported syntax."""
-    return UnknownSyntaxError("writes calls of tools in a way that this server does not read")
+    return UnknownSyntaxError("writes tool calls in an unsupported syntax")
