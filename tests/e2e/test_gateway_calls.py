@@ -125,7 +125,7 @@ def test_more_prompts_than_a_quota_ever_grants_are_refused_for_good(
     assert (found.status, found.error["code"]) == (400, "quota_exceeded")
     assert found.error["param"] == "prompt"
     assert "3 prompts" in found.error["message"]
-    assert "'few' may have 2 requests at once" in found.error["message"]
+    assert "'few' is limited to 2 concurrent requests" in found.error["message"]
     assert not {"retry-after", "retry-after-ms"} & found.headers.keys()
     assert site.post(key=site.few, prompt=[[1], [2]]).status == 200
     assert site.post(prompt=[[1], [2], [3]]).status == 200

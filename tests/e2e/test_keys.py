@@ -238,7 +238,7 @@ def test_a_tenant_has_what_its_policy_says(store: Store) -> None:
         assert (found.reason, found.retry_delay) == ("QUOTA_EXCEEDED", 1.0)
         (violation,) = found.standard["QuotaFailure"].violations
         assert violation.subject == "tenant:thrifty"
-        assert "1 requests at once" in violation.description
+        assert "1 concurrent requests" in violation.description
         with pytest.raises(ResourceExhaustedError) as refused:
             client.generate("a")
         assert refused.value.quota == "tenant:thrifty"

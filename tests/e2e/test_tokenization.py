@@ -104,5 +104,5 @@ def test_tokens_become_text_within_the_quota_of_requests(tmp_path: Path) -> None
     ):
         with pytest.raises(InvalidArgumentError, match="no tokenizer"):
             client.detokenize([5])
-        with pytest.raises(ResourceExhaustedError, match=r"0\.01 requests a second"):
+        with pytest.raises(ResourceExhaustedError, match=r"0\.01 requests per second"):
             client.detokenize([5])

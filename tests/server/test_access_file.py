@@ -185,6 +185,6 @@ def test_a_server_does_not_start_with_a_file_that_is_wrong(path: Path, keys: Key
         Entrance(keys.catalog, path.parent / "store", config)
     path.write_text("")
     outside = make_config({"model": "", "access": str(path), "listen": "0.0.0.0:1"})
-    with pytest.raises(ConfigError, match=r"or list some by --access"):
+    with pytest.raises(ConfigError, match=r"or set --access"):
         Entrance(keys.catalog, path.parent / "store", outside)
     keys.close()

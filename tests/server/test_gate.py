@@ -306,7 +306,7 @@ async def test_keys_that_cannot_be_read_stay_as_they_were_and_that_is_said_once(
         assert (await server.call(user))[0] is OK
         told = [r.message for r in caplog.records if "keeping the current ones" in r.message]
         assert len(told) == 1
-        assert "open to others" in told[0]
+        assert "accessible to other users" in told[0]
         secret.chmod(0o600)
         await server.becomes(later, OK)
         secret.chmod(0o644)
@@ -369,7 +369,7 @@ def test_a_secret_that_cannot_be_trusted_keeps_the_server_from_starting(
 ) -> None:
     keys.make("acme", Role.USER)
     (tmp_path / SECRET_FILE).chmod(0o644)
-    with pytest.raises(ConfigError, match="open to others"):
+    with pytest.raises(ConfigError, match="accessible to other users"):
         Entrance(keys.catalog, tmp_path, make_config({"model": ""}))
 
 

@@ -248,7 +248,7 @@ async def test_a_template_that_knows_lists_alone_is_given_no_texts(opened: Opene
 @pytest.mark.parametrize(
     ("template", "says"),
     [
-        (OF_TEXTS, "has 1 images, and the chat template puts 0 into the prompt"),
+        (OF_TEXTS, "has 1 images, but the chat template puts 0 into the prompt"),
         (LISTED.replace("'<image>'", "'<image>' * 2"), "puts 2 into the prompt"),
         ("{{ 'hi ' + messages[0].content }}<image>", "the chat template fails: TypeError"),
     ],
@@ -363,7 +363,7 @@ async def test_images_count_in_the_quota(opened: Opened) -> None:
     task = await begun(seeing, USER, max_tokens=3)
     # What is certain is kept while images are prepared, and so another is not even begun.
     seeing.preparer.fields.clear()
-    with pytest.raises(LoramuxError, match="tokens a minute"):
+    with pytest.raises(LoramuxError, match="tokens per minute"):
         await seeing.submitted(USER, max_tokens=1)
     assert seeing.preparer.fields == []
     seeing.preparer.gate.set()

@@ -82,7 +82,7 @@ def test_a_key_of_another_server_is_taken_in(loramux: Loramux, tmp_path: Path) -
             assert [each.digest for each in catalog.keys.all()] == [key_digest(key, secret).hex()]
     refused = loramux("keys", "add", str(tmp_path / "key"), *other, "admin")
     assert refused.code == 1
-    assert f"key '{key.id}' is here already, as publisher of tenant acme" in refused.errors
+    assert f"key '{key.id}' already exists, as publisher of tenant acme" in refused.errors
     (tmp_path / "forged").write_text(text.strip()[:-3] + "abc")
     refused = loramux("keys", "add", str(tmp_path / "forged"), *other, "publisher")
     assert refused.code == 1 and "with another secret" in refused.errors

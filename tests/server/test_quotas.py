@@ -60,7 +60,7 @@ def test_requests_a_second() -> None:
     error = refused[2]
     assert error is not None
     assert (error.reason, error.quota, error.retry_delay) == ("QUOTA_EXCEEDED", "tenant:acme", 0.5)
-    assert "2 requests a second" in str(error)
+    assert "2 requests per second" in str(error)
     setup.clock.now += 0.5
     assert setup.request() is None
     assert setup.request() is not None
@@ -82,7 +82,7 @@ def test_requests_at_once() -> None:
             error = setup.request()
             assert error is not None
             assert error.retry_delay is not None
-            assert "2 requests at once" in str(error)
+            assert "2 concurrent requests" in str(error)
         assert setup.request() is None
     assert setup.request() is None
 
@@ -90,8 +90,8 @@ def test_requests_at_once() -> None:
 @pytest.mark.parametrize(
     ("policy", "what"),
     [
-        ({"concurrent_requests": 2}, "2 requests at once"),
-        ({"requests_per_second": 2.5}, "2.5 requests a second"),
+        ({"concurrent_requests": 2}, "2 concurrent requests"),
+        ({"requests_per_second": 2.5}, "2.5 requests per second"),
     ],
 )
 def test_more_together_than_there_ever_may_be_is_not_to_be_tried_again(
@@ -102,8 +102,8 @@ def test_more_together_than_there_ever_may_be_is_not_to_be_tried_again(
         pass
     error = caught.value
     assert str(error) == (
-        f"3 prompts are as many requests at once, and tenant 'acme' may have {what}; "
-        "send 2 together at most"
+        f"3 prompts count as 3 requests, and tenant 'acme' is limited to {what}; "
+        "send at most 2 together"
     )
     assert (error.reason, error.field, error.quota) == ("QUOTA_EXCEEDED", "prompt", "tenant:acme")
     assert error.retry_delay is None
@@ -127,7 +127,7 @@ def test_tokens_a_minute() -> None:
     error = setup.tokens(40)
     assert error is not None
     assert error.retry_delay == pytest.approx(20)
-    assert "60 tokens a minute, and this request may use 40" in str(error)
+    assert "60 tokens per minute; this request may use 40" in str(error)
     setup.clock.now += 20
     assert setup.tokens(40) is None
 

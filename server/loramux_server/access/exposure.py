@@ -32,9 +32,7 @@ def check_exposure(config: ServerConfig, *, knows_callers: bool) -> None:
     if config.tls_cert is None:
         lacks.append("TLS: set --tls-cert and --tls-key")
     if not knows_callers:
-        lacks.append(
-            "keys: make one with `loramux keys create --store DIR`, or list some by --access"
-        )
+        lacks.append("keys: make one with `loramux keys create --store DIR`, or set --access")
     if lacks and not is_loopback(split_address("listen", config.listen)[0]):
         raise ConfigError(_refusal("listen", config.listen, " and ".join(lacks)))
     is_closed = config.tls_client_ca is not None

@@ -105,10 +105,10 @@ class KeyMaking:
         known = self._valid(key.id)
         if (known.tenant, known.role) != (tenant, role.value):
             raise LookupError(
-                f"key {key.id!r} is here already, as {known.role} of tenant {known.tenant}"
+                f"key {key.id!r} already exists, as {known.role} of tenant {known.tenant}"
             )
         if known.digest != record.digest:
-            raise LookupError(f"key {key.id!r} is here already, with another secret")
+            raise LookupError(f"key {key.id!r} already exists, with another secret")
         return False
 
     def rotate(self, key_id: str, *, grace: datetime.timedelta) -> Key:

@@ -50,7 +50,7 @@ def demand(reference: Reference, field: str, access: Access, caller: Caller) -> 
         return
     if access is Access.CREATE or caller.sees(tenant):
         raise PermissionDeniedError(
-            f"{field} belongs to tenant {tenant!r}, and the caller to {caller.tenant!r}",
+            f"{field} belongs to tenant {tenant!r}, but the caller to {caller.tenant!r}",
             reason="PERMISSION_DENIED",
             field=field,
         )

@@ -106,15 +106,17 @@ class Quotas:
         policy, now = use.policy, self._clock()
         limit = policy.concurrent_requests
         if limit is not None and together > limit:
-            raise _unreachable(tenant, together, f"{limit} requests at once", limit)
+            raise _unreachable(tenant, together, f"{limit} concurrent requests", limit)
         if use.requests and together > use.requests.capacity:
-            per_second = f"{policy.requests_per_second:g} requests a second"
+            per_second = f"{policy.requests_per_second:g} requests per second"
             raise _unreachable(tenant, together, per_second, int(use.requests.capacity))
         if limit is not None and use.running >= limit:
-            raise _exceeded(tenant, f"{limit} requests at once", _BUSY_DELAY)
+            raise _exceeded(tenant, f"{limit} concurrent requests", _BUSY_DELAY)
         if use.requests:
             if delay := use.requests.wait(1, now):
-                raise _exceeded(tenant, f"{policy.requests_per_second:g} requests a second", delay)
+                raise _exceeded(
+                    tenant, f"{policy.requests_per_second:g} requests per second", delay
+                )
             use.requests.take(1, now)
         use.running += 1
         try:
@@ -141,7 +143,7 @@ class Quotas:
             return
         now = self._clock()
         if delay := bucket.wait(num_tokens, now):
-            what = f"{bucket.capacity:.0f} tokens a minute, and this request may use {num_tokens}"
+            what = f"{bucket.capacity:.0f} tokens per minute; this request may use {num_tokens}"
             raise _exceeded(tenant, what, delay)
         bucket.take(num_tokens, now)
         reserved = Reserved(num_tokens, lambda more: bucket.take(more, self._clock()))
@@ -189,8 +191,8 @@ class Quotas:
 
 def _unreachable(tenant: str, together: int, what: str, most: int) -> FailedPreconditionError:
     return FailedPreconditionError(
-        f"{together} prompts are as many requests at once, and tenant {tenant!r} may have {what}; "
-        f"send {most} together at most",
+        f"{together} prompts count as {together} requests, and tenant {tenant!r} is limited to "
+        f"{what}; send at most {most} together",
         reason="QUOTA_EXCEEDED",
         field="prompt",
         quota=f"tenant:{tenant}",
@@ -199,7 +201,7 @@ def _unreachable(tenant: str, together: int, what: str, most: int) -> FailedPrec
 
 def _exceeded(tenant: str, what: str, delay: float) -> ResourceExhaustedError:
     return ResourceExhaustedError(
-        f"tenant {tenant!r} may have {what}",
+        f"tenant {tenant!r} is limited to {what}",
         reason="QUOTA_EXCEEDED",
         retry_delay=delay if math.isfinite(delay) else None,
         quota=f"tenant:{tenant}",

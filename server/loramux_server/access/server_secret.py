@@ -30,8 +30,8 @@ def read_secret(folder: Path) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     except FileNotFoundError:
         raise ServerSecretError(
-            f"{path} is missing, and without it no key of the catalog can be checked; bring it "
-            "back, or revoke all keys and make others"
+            f"{path} is missing, and without it no key of the catalog can be verified; restore it, "
+            "or revoke all keys and create new ones"
         ) from None
     except OSError as error:
         raise ServerSecretError(f"{path}: {error.strerror}") from None
@@ -39,10 +39,10 @@ def read_secret(folder: Path) -> bytes:
         found = os.fstat(file.fileno())
         secret = file.read(_BYTES + 1)
     if not stat.S_ISREG(found.st_mode) or len(secret) != _BYTES:
-        raise ServerSecretError(f"{path} is damaged: it is no file of {_BYTES} bytes")
+        raise ServerSecretError(f"{path} is damaged; expected a file of {_BYTES} bytes")
     if found.st_mode & 0o077:
         raise ServerSecretError(
-            f"{path} has mode {found.st_mode & 0o777:o}, open to others; make it 600"
+            f"{path} has mode {found.st_mode & 0o777:o}, accessible to other users; set it to 600"
         )
     return secret
 

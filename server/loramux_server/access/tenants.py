@@ -34,7 +34,7 @@ class Tenants:
 def tenant_disabled(tenant: str) -> PermissionDeniedError:
     """Return the error for an authenticated caller whose tenant is disabled."""
     return PermissionDeniedError(
-        f"tenant {tenant!r} is disabled; what it has is kept, and an operator lets it call again "
+        f"tenant {tenant!r} is disabled; its adapters are kept, and an operator can enable it "
         f"with `loramux tenants enable {tenant}`, or in the file of --access",
         reason="TENANT_DISABLED",
     )
