@@ -63,7 +63,10 @@ def test_what_stands_outside_the_layers_does_not() -> None:
 
 def test_tokens_that_no_prompt_can_have_are_refused() -> None:
     assert check(10, 3)
-    for vocab_size, context_length, says in ((9, 3, "token 9; the base has"), (10, 2, "2 tokens")):
+    for vocab_size, context_length, says in (
+        (9, 3, "token 9; the base model has"),
+        (10, 2, "2 tokens"),
+    ):
         with pytest.raises(PackageError, match=says) as caught:
             check(vocab_size, context_length)
         assert caught.value.reason == "ADAPTER_BASE_MISMATCH"

@@ -40,7 +40,7 @@ def test_what_a_trusted_signer_signed_is_served_and_nothing_else(
     arguments = ("--adapters", str(adapters), *trusted)
     with RunningServer(tmp_path, tiny_base, *arguments) as server, server.client() as client:
         assert [adapter.name for adapter in client.adapters.list()] == ["good"]
-        assert "bare is left out: the package is not signed" in server.log.read_text()
+        assert "bare is skipped: the package is not signed" in server.log.read_text()
         package = signed(tiny_adapters / "small", tmp_path / "theirs", tmp_path / "a.safetensors")
         assert client.adapters.upload("uploaded", package).version == 1
         strange = signed(tiny_adapters / "small", tmp_path / "stranger", tmp_path / "b.safetensors")
@@ -49,7 +49,10 @@ def test_what_a_trusted_signer_signed_is_served_and_nothing_else(
         forged = tmp_path / "c.safetensors"
         forged.write_bytes(content)
         for source, said in (
-            (tiny_adapters / "small", "the package is not signed; this server takes packages"),
+            (
+                tiny_adapters / "small",
+                "the package is not signed; this server accepts only packages",
+            ),
             (strange, "is signed with key"),
             (forged, "the tensor was changed after packing"),
         ):

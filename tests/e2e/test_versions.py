@@ -255,7 +255,7 @@ def test_the_command_line_moves_aliases(server: RunningServer, client: Client) -
     assert done.stdout == f"bot:stable {last - 1}=95 {last}=5\n"
     done = loramux(server, "alias", "set", "bot", "stable", f"{last}", "--expected", f"{last}")
     assert done.returncode == 1
-    assert done.stderr.startswith("loramux: alias 'stable' of 'bot' stands for {")
+    assert done.stderr.startswith("loramux: alias 'stable' of 'bot' points to {")
     assert loramux(server, "alias", "ls", "bot").stdout == f"stable {last - 1}=95 {last}=5\n"
     assert (
         loramux(server, "alias", "rollback", "bot", "stable").stdout == f"bot:stable {last - 1}\n"

@@ -187,5 +187,5 @@ def test_embeddings_of_tokens_are_refused_beside_those_of_virtual_ones(tmp_path:
     )
     save_tuned(classifier(model, Task.SEQUENCE, 2), config, tmp_path / "adapter", seed=1)
     pack_source(tmp_path / "adapter", package)
-    told = "PEFT looks these up where they were before training"
+    told = "PEFT looks the latter up in the untrained embeddings"
     assert told in refusal(package, harness.info)

@@ -65,7 +65,7 @@ def test_an_alias_that_is_not_where_it_is_expected_stays(
     registry: Registry, expected: dict[int, int]
 ) -> None:
     registry.aliases.set(A, "stable", {1: 1}, by="ann")
-    with pytest.raises(AbortedError, match="stands for version 1") as caught:
+    with pytest.raises(AbortedError, match="points to version 1") as caught:
         registry.aliases.set(A, "stable", {3: 1}, by="bob", expected=expected)
     assert caught.value.reason == "ALIAS_MOVED"
     assert registry.get("a:stable").version == 1

@@ -118,7 +118,7 @@ def test_a_catalog_of_a_later_version_is_refused(tmp_path: Path) -> None:
     catalog = Catalog.in_folder(tmp_path)
     catalog.keep_note("format", str(FORMAT + 1))
     catalog.close()
-    with pytest.raises(NewerFormatError, match=f"format {FORMAT + 1}.*knows {FORMAT}"):
+    with pytest.raises(NewerFormatError, match=f"format {FORMAT + 1}.*up to {FORMAT}"):
         Catalog.in_folder(tmp_path)
 
 
@@ -222,8 +222,8 @@ def test_a_database_that_is_full_is_known_to_be_unsure(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("url", "says"), [
-    ("nothing", "it is a URL of SQLAlchemy"),
-    ("nobody://host/name", "it is a URL of SQLAlchemy"),
+    ("nothing", "expected an SQLAlchemy URL"),
+    ("nobody://host/name", "expected an SQLAlchemy URL"),
     ("sqlite:////nowhere/at/all.sqlite", "--catalog cannot be opened: unable to open"),
 ])  # fmt: skip
 def test_a_catalog_that_is_nowhere_is_told_of(tmp_path: Path, url: str, says: str) -> None:

@@ -72,7 +72,7 @@ def test_what_a_written_text_begins_with_is_for_bases_that_write_another() -> No
         assert (reason, f"{name} holds token 9; the base model has" in message) == (MISMATCH, True)
     assert check(noted(generation={"decoder_start_token_id": 0}))
     reason, message = refused(noted(generation={"forced_bos_token_id": 8}))
-    assert (reason, "an encoder and a decoder alone" in message) == (UNSUPPORTED, True)
+    assert (reason, "only on encoder-decoder base models" in message) == (UNSUPPORTED, True)
 
 
 def test_a_base_for_low_rank_changes_of_layers_takes_nothing_else() -> None:

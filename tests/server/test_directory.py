@@ -79,7 +79,7 @@ def test_adapters_of_another_base_are_warned_of_or_left_out(
     why = "its config names the base model 'org/Other-1B', but this one is 'Tiny-1B'"
     assert import_directory(directory, registry, base) == (1 if is_strict else 2)
     (told,) = [record.getMessage() for record in caplog.records]
-    assert told.startswith("folder is left out: " if is_strict else "folder seems to be made for")
+    assert told.startswith("folder is skipped: " if is_strict else "folder seems to be made for")
     assert told.endswith(why)
     assert registry.get("package").other_base == ""
     if not is_strict:
@@ -106,9 +106,9 @@ def test_folders_around_adapters_and_whole_models_are_named(
     for _ in range(2):
         assert import_directory(directory, registry, BASE) == 2
     run, merged = sorted(set(caplog.messages), reverse=True)
-    assert run.startswith("run is left out: ")
+    assert run.startswith("run is skipped: ")
     assert run.endswith("its subfolder checkpoint-500 is an adapter")
-    assert merged.startswith("merged is left out: ")
+    assert merged.startswith("merged is skipped: ")
     assert "a whole model" in merged
 
 
@@ -140,7 +140,7 @@ def test_the_directory_is_no_adapter_itself(
     assert import_directory(directory / "folder", registry, BASE) == 1
     assert registry.names() == ["fr"]
     (message,) = caplog.messages
-    assert f"to serve it, name the folder around it, {directory}" in message
+    assert f"to serve it, use its parent folder, {directory}" in message
 
 
 def test_what_needs_the_base_has_that_which_is_served(
@@ -219,7 +219,7 @@ def test_of_a_folder_and_a_package_of_one_name_the_folder_is_taken_each_time(
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             assert import_directory(directory, registry, BASE) == 2
-        assert caplog.messages == ["folder.safetensors is left out: folder/ is adapter 'folder'"]
+        assert caplog.messages == ["folder.safetensors is skipped: folder/ is adapter 'folder'"]
         assert registry.get("folder").digest == digest
 
 

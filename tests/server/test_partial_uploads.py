@@ -52,7 +52,7 @@ def test_who_declares_the_same_goes_on_where_it_is(uploads: Uploads) -> None:
     # What is here is passed over, and what is missing may not be left out.
     assert uploads.write(again, HALF - 10, PACKAGE[HALF - 10 : HALF + 10]) == HALF + 10
     assert uploads.write(again, 0, PACKAGE[:HALF]) == HALF + 10
-    with pytest.raises(OutOfRangeError, match=f"{HALF + 10} bytes are here"):
+    with pytest.raises(OutOfRangeError, match=f"{HALF + 10} bytes were received"):
         uploads.write(again, HALF + 11, PACKAGE[HALF + 11 :])
     uploads.write(again, HALF + 10, PACKAGE[HALF + 10 :])
     assert again.is_complete

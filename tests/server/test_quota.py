@@ -33,7 +33,7 @@ def named(name: str) -> Reference:
 def test_what_is_on_its_way_counts_until_it_is_given_back() -> None:
     quotas = limited(max_bytes=100)
     first = quotas.reserve(named("one"), "sha256:1", 60)
-    with pytest.raises(ResourceExhaustedError, match=r"has 60 of 100 .* and 41 more") as caught:
+    with pytest.raises(ResourceExhaustedError, match=r"uses 60 of 100 .* 41 more") as caught:
         quotas.reserve(named("two"), "sha256:2", 41)
     assert (caught.value.reason, caught.value.quota) == ("STORAGE_QUOTA_EXCEEDED", "tenant:a")
     second = quotas.reserve(named("two"), "sha256:2", 40)

@@ -30,7 +30,7 @@ class Split:
             ValueError: There are too many versions, or a weight is out of range.
         """
         if len(weights) > MAX_VERSIONS:
-            raise ValueError(f"{len(weights)} versions; an alias stands for {MAX_VERSIONS} at most")
+            raise ValueError(f"{len(weights)} versions; an alias has at most {MAX_VERSIONS}")
         for version, weight in weights.items():
             if not 1 <= weight <= MAX_WEIGHT:
                 raise ValueError(f"version {version} has weight {weight}, not 1 to {MAX_WEIGHT}")

@@ -85,7 +85,7 @@ class Aliases:
             before = self._before(reference, alias)
             if wanted is not None and before != wanted:
                 raise AbortedError(
-                    f"alias {alias!r} of {str(reference)!r} stands for {before}, not for {wanted}; "
+                    f"alias {alias!r} of {str(reference)!r} points to {before}, not to {wanted}; "
                     "another caller moved it",
                     reason="ALIAS_MOVED",
                     field="expected",
@@ -119,7 +119,7 @@ class Aliases:
             if gone or not after.weights:
                 what = f"version {gone[0]}, which was deleted" if gone else "nothing"
                 raise FailedPreconditionError(
-                    f"alias {alias!r} of {str(reference)!r} stood for {what}, before its last move",
+                    f"alias {alias!r} of {str(reference)!r} pointed to {what} before its last move",
                     reason="ALIAS_NOT_MOVABLE",
                     field="alias",
                 )

@@ -174,7 +174,9 @@ class Blobs:
         try:
             self._files.remove(staged.path)
         except OSError as error:
-            _log.warning("cannot delete %s, a later start will: %s", staged.path.name, error)
+            _log.warning(
+                "cannot delete %s, will retry at a later start: %s", staged.path.name, error
+            )
         # Closing flushes; an error does not matter for a deleted file.
         with suppress(OSError):
             staged.file.close()
@@ -201,7 +203,7 @@ class Blobs:
         try:
             self._files.remove(self.path(digest))
         except OSError as error:
-            _log.warning("cannot delete %s, the next start will: %s", digest, error)
+            _log.warning("cannot delete %s, will retry at the next start: %s", digest, error)
         if self.reserve:
             self.reserve.keep()
 

@@ -96,8 +96,8 @@ class Catalog:
             raise CatalogAwayError(f"--catalog cannot be opened: {cause}") from None
         except (sa.exc.ArgumentError, ImportError) as error:
             raise CatalogUrlError(
-                f"--catalog: {error}; it is a URL of SQLAlchemy, and for postgresql+psycopg:// "
-                f"{install_command('postgres')} brings the driver"
+                f"--catalog: {error}; expected an SQLAlchemy URL, and for postgresql+psycopg:// "
+                f"{install_command('postgres')} installs the driver"
             ) from None
 
     def contents(self) -> Contents:

@@ -30,7 +30,7 @@ from loramux_server.wire.model_info import Layer, ModelInfo
 from loramux_server.wire.model_kind import ModelKind
 from loramux_server.wire.weight_format import Resting, format_of
 
-_KINDS = {ModelKind.ENCODER: "an encoder", ModelKind.SEQ2SEQ: "an encoder with a decoder"}
+_KINDS = {ModelKind.ENCODER: "an encoder", ModelKind.SEQ2SEQ: "an encoder-decoder"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,8 +160,8 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
     contents = package.contents
     if package.task and base.kind is ModelKind.SEQ2SEQ:
         raise PackageError(
-            f"the adapter was trained for task_type {package.task}; the base model has an encoder "
-            "and a decoder, on which adapters are served that write texts, SEQ_2_SEQ_LM",
+            f"the adapter was trained for task_type {package.task}; the base model is an "
+            "encoder-decoder, which supports only SEQ_2_SEQ_LM",
             "UNSUPPORTED_ADAPTER_FEATURE",
         )
     layers, parameters = base.vocabulary.resized(contents, base.layers, base.parameters)
@@ -173,8 +173,8 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
     _check_invocation(contents.invocation, base)
     if (contents.has_more or contents.outer_modules) and not base.takes_edits:
         raise PackageError(
-            "the adapter has more than low-rank changes of the model's layers, which are all that "
-            "is served with tensor_parallel above 1",
+            "the adapter has more than low-rank updates of the model's layers, the only ones "
+            "supported with tensor_parallel above 1",
             "UNSUPPORTED_ADAPTER_FEATURE",
         )
     _check_embeddings(contents, base)
@@ -188,16 +188,16 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
     num_rows = base.row_size.rows_of(package.rank, item_bytes, num_edit_bytes(package))
     if num_rows > base.max_rows:
         raise PackageError(
-            f"rank {package.rank} does not fit the adapter memory: with all that belongs to it it "
-            f"takes {num_rows} rank rows of {base.max_rows}; start the server with more "
+            f"rank {package.rank} does not fit the adapter memory: with all its tensors the "
+            f"adapter takes {num_rows} rank rows of {base.max_rows}; start the server with more "
             "--adapter-memory",
             "ADAPTER_TOO_LARGE",
         )
     needed = num_bytes(package) + num_sight_bytes(package)
     if needed > base.max_host_bytes:
         raise PackageError(
-            f"the adapter takes {needed} bytes on the host, which holds {base.max_host_bytes}; "
-            "start the server with more --host-adapter-memory",
+            f"the adapter takes {needed} bytes of host memory, which holds "
+            f"{base.max_host_bytes}; start the server with more --host-adapter-memory",
             "ADAPTER_TOO_LARGE",
         )
     check_finite(file, package.file.data_start, contents)
@@ -214,9 +214,9 @@ def _check_embeddings(contents: Contents, base: ServedBase) -> None:
     for edit in contents.edits:
         if edit.module == base.vocabulary.embedding:
             raise PackageError(
-                f"tensor {edit.tensor.name}: beside embeddings of virtual tokens other embeddings "
-                "of the base model's tokens are not served: PEFT looks these up where they were "
-                "before training",
+                f"tensor {edit.tensor.name}: embeddings of virtual tokens together with changed "
+                "embeddings of the base model's tokens are not supported: PEFT looks the latter up "
+                "in the untrained embeddings",
                 "UNSUPPORTED_ADAPTER_FEATURE",
             )
 
@@ -224,15 +224,15 @@ def _check_embeddings(contents: Contents, base: ServedBase) -> None:
 def _check_invocation(invocation: tuple[int, ...], base: ServedBase) -> None:
     if invocation and base.kind is not ModelKind.DECODER:
         raise PackageError(
-            "adapter_config.json: alora_invocation_tokens: an adapter that becomes active within a "
-            f"prompt needs a base model that is a decoder; this is {_KINDS[base.kind]}",
+            "adapter_config.json: alora_invocation_tokens: an adapter that is activated within a "
+            f"prompt requires a decoder-only base model; this is {_KINDS[base.kind]}",
             "ADAPTER_BASE_MISMATCH",
         )
     unknown = [token for token in invocation if token >= base.vocab_size]
     if unknown:
         raise PackageError(
-            f"adapter_config.json: alora_invocation_tokens holds token {unknown[0]}; the base has "
-            f"those from 0 to {base.vocab_size - 1}",
+            f"adapter_config.json: alora_invocation_tokens holds token {unknown[0]}; the base "
+            f"model has tokens from 0 to {base.vocab_size - 1}",
             "ADAPTER_BASE_MISMATCH",
         )
     if len(invocation) >= base.context_length:
@@ -292,8 +292,8 @@ def _check_notes(package: Package, base: ServedBase) -> None:
     defaults = generation if isinstance(generation, dict) else {}
     if FORCED_BOS in defaults and base.kind is not ModelKind.SEQ2SEQ:
         raise PackageError(
-            f"generation: {FORCED_BOS} is {shown(defaults[FORCED_BOS])}; that is served on base "
-            "models with an encoder and a decoder alone",
+            f"generation: {FORCED_BOS} is {shown(defaults[FORCED_BOS])}; that is supported only on "
+            "encoder-decoder base models",
             "UNSUPPORTED_ADAPTER_FEATURE",
         )
     vocab_size = base.vocabulary.size_for(package.contents) or base.vocab_size
@@ -301,7 +301,7 @@ def _check_notes(package: Package, base: ServedBase) -> None:
     if added and base.tokenizer_json is not None:
         try:
             if added[-1].id >= vocab_size:
-                raise ValueError(f"token {added[-1].id} is beyond the {vocab_size} that there are")
+                raise ValueError(f"token {added[-1].id} is beyond the vocabulary of {vocab_size}")
             TextTokenizer(base.tokenizer_json, added)
         except ValueError as error:
             raise PackageError(f"added_tokens: {error}", "ADAPTER_BASE_MISMATCH") from None

@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 MAX_AT_ONCE = 4
 """Entries that are read, checked and stored concurrently."""
-_AROUND = "{0} is an adapter itself, and left out: to serve it, name the folder around it, {1}"
+_AROUND = "{0} is itself an adapter and is skipped: to serve it, use its parent folder, {1}"
 
 
 class Directory:
@@ -128,12 +128,12 @@ class Directory:
         for path in sorted(found, key=lambda path: (not path.is_dir(), path.name)):
             if not _is_adapter(path):
                 if hint := told_instead(path):
-                    self._say(path.name, f"{path.name} is left out: no {CONFIG_FILE}; {hint}")
+                    self._say(path.name, f"{path.name} is skipped: no {CONFIG_FILE}; {hint}")
                 continue
             name = path.stem if path.is_file() else path.name
             chosen = entries.setdefault(name, path)
             if chosen != path:
-                self._say(path.name, f"{path.name} is left out: {chosen.name}/ is adapter {name!r}")
+                self._say(path.name, f"{path.name} is skipped: {chosen.name}/ is adapter {name!r}")
         return entries
 
     def _import(self, path: Path, name: str, stamp: str) -> None:
@@ -171,7 +171,7 @@ class Directory:
             self._on_change(ADDED, served)
 
     def _leave_out(self, path: Path, error: Exception) -> None:
-        self._say(path.name, f"{path.name} is left out: {error}")
+        self._say(path.name, f"{path.name} is skipped: {error}")
 
     def _say(self, entry: str, message: str) -> None:
         """Log `message` unless it was the last one about this entry."""

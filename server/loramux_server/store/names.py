@@ -83,7 +83,8 @@ class Names:
         record = self._tagged(entry, reference, field, key)
         if reference.digest and record.digest != reference.digest:
             raise _not_found(
-                f"adapter {str(reference)!r} is not registered: {record} has {record.digest}", field
+                f"adapter {str(reference)!r} is not registered: {record} has {record.digest}",
+                field,
             )
         return record
 

@@ -16,8 +16,8 @@ def other_base(package: Package, base: ServedBase, field: str = "") -> str:
     other = base.identity.other(package)
     if other and base.is_strict:
         raise FailedPreconditionError(
-            "the adapter seems to be made for another base model, and this server takes no such "
-            f"adapters (--strict-base): {other}",
+            "the adapter seems to be made for another base model, which this server does not "
+            f"accept (--strict-base): {other}",
             reason="ADAPTER_BASE_MISMATCH",
             field=field,
         )

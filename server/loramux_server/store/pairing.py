@@ -30,7 +30,7 @@ def pair(catalog: Catalog, folder: Path) -> None:
     if catalog.first_note(_NOTE, mine) != mine:
         raise OtherStoreError(
             "the catalog there belongs to another store, which has its packages; give each server "
-            f"a database of its own, or that store in place of {folder}"
+            f"its own database, or use that store instead of {folder}"
         )
 
 

@@ -85,15 +85,15 @@ class Quotas:
             if needed and 0 < limits.max_bytes < account.num_bytes + needed:
                 raise _exceeded(
                     reference.tenant,
-                    f"has {account.num_bytes} of {limits.max_bytes} bytes, what is on its way "
-                    f"included, and {needed} more were to come",
+                    f"uses {account.num_bytes} of {limits.max_bytes} bytes, uploads in progress "
+                    f"included; {needed} more do not fit",
                 )
             is_known = reference.name in account.names
             if not is_known and 0 < limits.max_adapters <= len(account.names):
                 raise _exceeded(
                     reference.tenant,
-                    f"has {len(account.names)} of {limits.max_adapters} adapters, what is on its "
-                    f"way included, and {reference.name!r} would be one more",
+                    f"has {len(account.names)} of {limits.max_adapters} adapters, uploads in "
+                    f"progress included; {reference.name!r} would be one more",
                 )
             reservation = Reservation(reference, digest, needed)
             account.reservations.add(reservation)
@@ -157,7 +157,7 @@ class Quotas:
 
 def _exceeded(tenant: str, what: str) -> ResourceExhaustedError:
     return ResourceExhaustedError(
-        f"tenant {tenant!r} {what}; delete what is not needed",
+        f"tenant {tenant!r} {what}; delete unneeded adapters",
         reason="STORAGE_QUOTA_EXCEEDED",
         quota=f"tenant:{tenant}",
     )

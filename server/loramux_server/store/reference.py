@@ -79,7 +79,7 @@ def parse_name(text: str, field: str) -> Reference:
     """
     reference = parse_reference(text, field)
     if not reference.is_bare:
-        raise wrong(field, f"is {shown(text)}; give [tenant/]name, without tag and digest")
+        raise wrong(field, f"is {shown(text)}; expected [tenant/]name, without tag and digest")
     return reference
 
 
@@ -98,7 +98,7 @@ def check_alias(alias: str, field: str) -> None:
             return
     raise wrong(
         field,
-        f"is {shown(alias)}; an alias is built like a name, and neither a number nor {LATEST!r}",
+        f"is {shown(alias)}; expected an alias: like a name, but not a number and not {LATEST!r}",
     )
 
 

@@ -25,7 +25,7 @@ def taken(old: AdapterRecord) -> AlreadyExistsError:
 def in_use(record: AdapterRecord, alias: str) -> FailedPreconditionError:
     """Return the error for deleting a version that an alias includes."""
     return FailedPreconditionError(
-        f"alias {alias!r} stands for {str(record)!r}; move it first",
+        f"alias {alias!r} points to {str(record)!r}; move it first",
         reason="VERSION_IN_USE",
         field="name",
     )

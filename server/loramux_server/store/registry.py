@@ -73,7 +73,9 @@ class Registry:
             self.blobs.reserve = self.catalog.reserve
             if self.blobs.reserve and not self.blobs.reserve.start():
                 size = RESERVE_BYTES >> 20
-                _log.warning("the store's disk has less than %d MiB: no new adapters fit", size)
+                _log.warning(
+                    "the store's disk has less than %d MiB free: no new adapters can be added", size
+                )
             self._opened = opened.pop_all()
         self._lock = threading.Lock()
         """Held to read or change what is in memory; never during disk I/O."""

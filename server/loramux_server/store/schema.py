@@ -143,7 +143,7 @@ def prepare(connection: sa.Connection, default_tenant: str) -> None:
     found = connection.scalar(sa.select(store.c.value).where(is_format))
     if found and int(found) > FORMAT:
         raise NewerFormatError(
-            f"the catalog has format {found}, and this version knows {FORMAT}; "
+            f"the catalog has format {found}, but this version supports formats up to {FORMAT}; "
             "start the version that wrote it, or a newer one"
         )
     if found is None:

@@ -44,7 +44,7 @@ class TrustedSigners:
             check_signature(file, package, self._keys)
         except PackageError as error:
             raise PackageError(
-                f"{error}; this server takes packages that one of its --trusted-signer signed "
+                f"{error}; this server accepts only packages signed by one of its --trusted-signer "
                 "(loramux sign)",
                 "SIGNATURE_REQUIRED",
             ) from None

@@ -174,7 +174,7 @@ class Uploads:
             here = upload.staged.size
             if offset > here:
                 raise OutOfRangeError(
-                    f"the chunk begins at {offset}, and {here} bytes are here",
+                    f"the chunk begins at byte {offset}, but only {here} bytes were received",
                     reason="UPLOAD_PROTOCOL",
                     field="offset",
                 )
@@ -261,7 +261,9 @@ class Uploads:
                     upload.lock.release()
                 return
         raise ResourceExhaustedError(
-            f"{MAX_UPLOADS} uploads are under way", reason="TOO_MANY_UPLOADS", retry_delay=5.0
+            f"{MAX_UPLOADS} uploads are already in progress",
+            reason="TOO_MANY_UPLOADS",
+            retry_delay=5.0,
         )
 
     def _put_aside(self, upload: Upload) -> None:
