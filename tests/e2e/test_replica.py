@@ -213,7 +213,7 @@ async def test_the_key_of_a_replica_is_of_an_administrator_of_any_tenant(
                 registry.discard(staged)
         await asked.close()
     asked = Primary(primary.target, key=key_of(primary, "acme"), authorities=None)
-    with pytest.raises(PermissionDeniedError, match="--replica-key has no admin role"):
+    with pytest.raises(PermissionDeniedError, match="--replica-key lacks the admin role"):
         await asked.demand_all()
     await asked.close()
 
@@ -457,5 +457,7 @@ def test_a_store_with_adapters_of_its_own_is_not_emptied(tmp_path: Path) -> None
         become(registry, is_replica=True)  # after a restart
         become(registry, is_replica=False)  # in place of a primary that is lost
         publish(registry, "mine", small_package(1))
-        with pytest.raises(ConfigError, match="has adapters that were added to this server itself"):
+        with pytest.raises(
+            ConfigError, match="has adapters that were added to this server directly"
+        ):
             become(registry, is_replica=True)

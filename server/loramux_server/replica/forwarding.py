@@ -70,7 +70,7 @@ class Forwarding:
             metadata = context.invocation_metadata() or ()
             if any(name == _HOP for name, _ in metadata):
                 raise FailedPreconditionError(
-                    "this server is a replica itself: changes are for its primary",
+                    "this server is itself a replica; send changes to its primary",
                     reason="IS_REPLICA",
                 )
             shown = [*filter(self._goes_along, metadata), (_HOP, "1")]
@@ -110,10 +110,12 @@ class Forwarding:
                 await self._mirror.refresh(name)
         except TimeoutError:
             _log.warning(
-                "%s is copied from the primary later: that takes more than %g s", name, PATIENCE
+                "%s will be copied from the primary later: copying takes more than %g s",
+                name,
+                PATIENCE,
             )
         except TROUBLES as error:
-            _log.warning("%s is copied from the primary later: %s", name, error)
+            _log.warning("%s will be copied from the primary later: %s", name, error)
 
 
 class _Forwarded:

@@ -81,7 +81,7 @@ class Mirror:
                     said = why
                     _log.warning(
                         "the primary %s: %s; %s", self._primary.target, why,
-                        f"serving the {kept} adapters here" if kept else "waiting for it",
+                        f"serving the {kept} adapters copied so far" if kept else "waiting for it",
                     )  # fmt: skip
                 if not kept:
                     await asyncio.sleep(_FIRST_PAUSE)
@@ -102,7 +102,7 @@ class Mirror:
         elif ours.id and theirs != ours.id:
             raise FailedPreconditionError(
                 "the primary has lost its store, or is another server: its adapters are not those "
-                "that were copied from it, which stay here as they are",
+                "that were copied from it; the copies are kept",
                 reason="OTHER_LINEAGE",
             )
 
@@ -202,7 +202,7 @@ class Mirror:
         async for name in self._primary.changes():
             self._changed.add(name)
             self._wake.set()
-        raise UnavailableError("it tells of no more changes")
+        raise UnavailableError("the stream of changes ended")
 
     async def _refresh_all(self, names: Iterable[str]) -> None:
         """Synchronise adapters, at most MAX_AT_ONCE concurrently.
@@ -243,7 +243,7 @@ class Mirror:
             pass  # deleted meanwhile
         except InvalidArgumentError as error:
             self._refused.add(adapter.digest)
-            _log.warning("%s of the primary is skipped: %s", adapter.reference, error)
+            _log.warning("skipped adapter %s of the primary: %s", adapter.reference, error)
         finally:
             await finished(asyncio.to_thread(self._registry.discard, staged))
 

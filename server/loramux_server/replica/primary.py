@@ -83,7 +83,7 @@ class Primary:
                 await self._quarantine.ListQuarantined(request, timeout=READY_TIMEOUT)
         except PermissionDeniedError:
             raise PermissionDeniedError(
-                "--replica-key has no admin role, which is needed to see all adapters",
+                "--replica-key lacks the admin role, which is required to see all adapters",
                 reason="PERMISSION_DENIED",
             ) from None
 

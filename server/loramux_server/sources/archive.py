@@ -49,7 +49,7 @@ def members(pieces: Iterator[bytes]) -> Iterator[Member]:
         try:
             info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         except tarfile.HeaderError as error:
-            raise ArchiveError(f"a header of the archive: {error}") from error
+            raise ArchiveError(f"a header of the archive is not valid: {error}") from error
         if (count := count + 1) > _MAX_FILES:
             raise ArchiveError(f"the archive has more than {_MAX_FILES} entries")
         if info.type in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE):
@@ -74,7 +74,9 @@ def members(pieces: Iterator[bytes]) -> Iterator[Member]:
 
 def _header(flow: "_Flow", info: tarfile.TarInfo) -> bytes:
     if not 0 <= info.size <= _MAX_HEADER_BYTES:
-        raise ArchiveError(f"a header of the archive has {info.size} bytes")
+        raise ArchiveError(
+            f"a header of the archive has {info.size} bytes; expected at most {_MAX_HEADER_BYTES}"
+        )
     return flow.exactly(_padded(info.size))[: info.size]
 
 
@@ -111,7 +113,7 @@ class _Flow:
             if not self._left:
                 self._left = memoryview(next(self._pieces, b""))
             if not self._left:
-                raise ArchiveError("the archive ends in the midst of something")
+                raise ArchiveError("the archive is truncated")
             piece, self._left = self._left[:size], self._left[size:]
             size -= len(piece)
             self.at += len(piece)
@@ -143,7 +145,7 @@ def _unpacked(pieces: Iterator[bytes]) -> Iterator[bytes]:
     while len(first) < len(_ZSTD) and (piece := next(pieces, b"")):
         first += piece
     if first.startswith(_ZSTD):
-        raise ArchiveError("the archive is packed with zstd; expected gzip, or none")
+        raise ArchiveError("the archive is compressed with zstd; expected gzip or no compression")
     if not first.startswith(_GZIP):
         yield first
         yield from pieces
@@ -157,9 +159,9 @@ def _unpacked(pieces: Iterator[bytes]) -> Iterator[bytes]:
             try:
                 came = unpack.decompress(piece, _PIECE_BYTES)
             except zlib.error as error:
-                raise ArchiveError("the archive is no right gzip") from error
+                raise ArchiveError("the archive is not valid gzip") from error
             if came:
                 yield came
             piece = unpack.unused_data.lstrip(b"\0") if unpack.eof else unpack.unconsumed_tail
     if not unpack.eof:
-        raise ArchiveError("the archive ends before its gzip does")
+        raise ArchiveError("the gzip stream of the archive is truncated")

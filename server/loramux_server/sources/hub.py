@@ -48,7 +48,9 @@ def parse_uri(uri: str) -> HubUri:
     """
     found = _URI.fullmatch(uri.rstrip("/"))
     if not found:
-        raise not_a_uri(uri, "hf://ORG/NAME, then @REVISION and the path of a package or a folder")
+        raise not_a_uri(
+            uri, "hf://ORG/NAME[@REVISION][/PATH], with the path of a package or a folder"
+        )
     # Slashes in revisions such as refs/pr/1 are encoded as %2F, as everywhere on the hub.
     revision = unquote(found["revision"] or "main")
     return HubUri(found["repo"], revision, found["path"].strip("/"))
@@ -125,7 +127,9 @@ class HubFiles:
             raise not_readable(self.origin) from None
         except errors.RepositoryNotFoundError:
             # The hub answers the same if a token is missing.
-            raise not_found(self.origin, "there is no such repository for this server") from None
+            raise not_found(
+                self.origin, "there is no such repository, or this server has no access"
+            ) from None
         except (errors.RevisionNotFoundError, errors.EntryNotFoundError):
             raise not_found(self.origin, "there is no such revision") from None
         except (_transport_error(), errors.OfflineModeIsEnabled, OSError) as error:

@@ -42,7 +42,7 @@ class LocalFiles:
                 raise unavailable(self.origin, error.strerror or "it cannot be read") from error
             else:
                 if not stat.S_ISREG(state.st_mode):  # a pipe might never end
-                    raise not_found(self.origin, f"{name} is no file")
+                    raise not_found(self.origin, f"{name} is not a file")
                 sizes[name] = state.st_size
         self.sizes: Mapping[str, int] = sizes
 

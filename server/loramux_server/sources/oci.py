@@ -67,7 +67,7 @@ def parse_uri(uri: str) -> OciUri:
     """
     found = _URI.fullmatch(uri)
     if not found:
-        raise not_a_uri(uri, "oci://HOST/REPOSITORY, then :TAG or @sha256:DIGEST")
+        raise not_a_uri(uri, "oci://HOST/REPOSITORY[:TAG] or oci://HOST/REPOSITORY@sha256:DIGEST")
     return OciUri(found["host"], found["repository"], found["digest"] or found["tag"] or "latest")
 
 
@@ -138,7 +138,7 @@ class OciFiles:
         folders = [path.removesuffix(config) for path in paths if f"/{path}".endswith(f"/{config}")]
         folders = [folder for folder in folders if folder + tensors in paths]
         if len(folders) > 1:
-            raise not_found(self.origin, f"there is more than one adapter: in {_some(folders)}")
+            raise not_found(self.origin, f"there is more than one adapter, in {_some(folders)}")
         if folders:
             (folder,) = folders
             names = (*REQUIRED, *OPTIONAL)

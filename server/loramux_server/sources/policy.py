@@ -120,8 +120,8 @@ def check_installed(uri: str) -> None:
 def _not_allowed(uri: str, flag: str, value: str) -> PermissionDeniedError:
     """Return the error for a URI that `flag` with `value` would allow."""
     return PermissionDeniedError(
-        f"{uri} may not be imported here; to allow it, start the server with "
-        f"{flag} {shlex.quote(value)} as well",
+        f"{uri} is not allowed here; to allow it, start the server with "
+        f"{flag} {shlex.quote(value)} in addition",
         reason="SOURCE_NOT_ALLOWED",
         field="uri",
     )

@@ -91,7 +91,7 @@ class Registry:
                 inner = digest_in(entry)
                 _, manifest = self._manifest(inner)
                 if "manifests" in manifest:
-                    raise RegistryError("an index has another one in it")
+                    raise RegistryError("nested image indexes are not supported")
                 return inner, manifest
         raise RegistryError("the index has no manifest")
 
@@ -109,7 +109,7 @@ class Registry:
                 found.update(piece)
                 yield piece
         if digest != f"sha256:{found.hexdigest()}":
-            raise RegistryError("a blob does not have its digest")
+            raise RegistryError("a blob does not match its digest")
 
     def _manifest(self, reference: str) -> tuple[str, dict[str, Any]]:
         """Return the digest and the content of a manifest, which may be that of an index."""
@@ -118,7 +118,7 @@ class Registry:
             data = self._all_of(response, MAX_MANIFEST_BYTES)
         digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
         if ":" in reference and digest != reference:
-            raise RegistryError("the manifest does not have its digest")
+            raise RegistryError("the manifest does not match its digest")
         return digest, _object(data, "the manifest")
 
     @contextmanager
@@ -140,7 +140,7 @@ class Registry:
                     continue
                 if response.status_code != 200:
                     raise RegistryError(
-                        f"the registry answers {response.status_code}", response.status_code
+                        f"the registry returned status {response.status_code}", response.status_code
                     )
                 yield response
                 return
@@ -156,12 +156,14 @@ class Registry:
             token = self._token(asked, credentials)
             self._access.header = f"Bearer {token}"
         else:
-            raise RegistryError("the registry asks for credentials", 401)
+            raise RegistryError("the registry requires credentials", 401)
 
     def _token(self, asked: Mapping[str, str | None], credentials: Credentials | None) -> str:
         realm, service = asked.get("realm") or "", asked.get("service") or ""
         if urlsplit(realm).scheme != "https" and not self._is_local:
-            raise RegistryError("the registry wants credentials sent without TLS", 401)
+            raise RegistryError(
+                "the registry asks for credentials over a connection without TLS", 401
+            )
         wanted = {"service": service, "scope": f"repository:{self._repository}:pull"}
         access = _Access()
         if credentials and credentials.is_refresh_token:
@@ -177,11 +179,13 @@ class Registry:
         with response:
             if response.status_code != 200:
                 status = response.status_code
-                raise RegistryError(f"the registry's tokens: {status}", status)
-            answer = _object(self._all_of(response, PIECE_BYTES), "the token")
+                raise RegistryError(
+                    f"the registry's token service returned status {status}", status
+                )
+            answer = _object(self._all_of(response, PIECE_BYTES), "the token response")
         token = answer.get("token") or answer.get("access_token")
         if not isinstance(token, str):
-            raise RegistryError("the registry gives no token")
+            raise RegistryError("the registry returned no token")
         return token
 
     def _answer(
@@ -206,21 +210,21 @@ class Registry:
                 return response
             response.close()
             url, params = urljoin(response.url, response.headers["Location"]), None
-        raise RegistryError("the registry sends from place to place")
+        raise RegistryError(f"the registry redirects more than {MAX_REDIRECTS} times")
 
     def _all_of(self, response: requests.Response, most: int) -> bytes:
         data = bytearray()
         for piece in self._pieces(response):
             data += piece
             if len(data) > most:
-                raise RegistryError(f"an answer has more than {most} bytes")
+                raise RegistryError(f"a response has more than {most} bytes")
         return bytes(data)
 
     def _pieces(self, response: requests.Response) -> Iterator[bytes]:
         """Yield bytes as they arrive, without filling chunks, to notice cancellation soon."""
         while piece := response.raw.read1(PIECE_BYTES, decode_content=False):
             if self._is_cancelled():
-                raise CancelledError("the caller gave up")
+                raise CancelledError("the caller cancelled the request")
             yield piece
 
 
@@ -262,7 +266,7 @@ def _object(data: bytes, what: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise RegistryError(f"{what} is no JSON object")
+        raise RegistryError(f"{what} is not a JSON object")
     return found
 
 

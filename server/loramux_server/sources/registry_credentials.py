@@ -60,7 +60,7 @@ def credentials_for(host: str, repository: str) -> Credentials | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, AttributeError) as error:
-        raise CredentialsError(f"{path} is no configuration of docker's: {error}") from error
+        raise CredentialsError(f"{path} is not a valid Docker configuration: {error}") from error
     for name in _names(host, repository):
         if helper := helpers.get(name):
             return _asked(str(helper), host)
@@ -116,7 +116,7 @@ def _asked(helper: str, host: str) -> Credentials | None:
 def _answer(helper: str, server: str) -> Credentials | None:
     program = f"docker-credential-{helper}"
     if not re.fullmatch("[A-Za-z0-9_.-]+", helper):
-        raise CredentialsError(f"{helper!r} is no name of a helper")
+        raise CredentialsError(f"{helper!r} is not a valid name of a credential helper")
     try:
         done = subprocess.run(
             [program, "get"],
@@ -130,9 +130,9 @@ def _answer(helper: str, server: str) -> Credentials | None:
     if done.returncode:
         if b"credentials not found" in done.stdout:
             return None
-        raise CredentialsError(f"{program} ends with {done.returncode}")
+        raise CredentialsError(f"{program} failed with exit code {done.returncode}")
     try:
         said = json.loads(done.stdout)
         return Credentials(str(said["Username"]), str(said["Secret"]))
     except (ValueError, KeyError, TypeError) as error:
-        raise CredentialsError(f"{program} says no credentials") from error
+        raise CredentialsError(f"{program} returned no credentials") from error

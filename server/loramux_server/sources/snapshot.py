@@ -49,7 +49,7 @@ def not_found(uri: str, what: str) -> NotFoundError:
 def not_readable(uri: str) -> FailedPreconditionError:
     """Return the error for a source that denies this server access."""
     return FailedPreconditionError(
-        f"{uri}: the source does not let this server read it; give the server credentials for it",
+        f"{uri}: the source denies this server access; give the server credentials for it",
         reason="SOURCE_NOT_READABLE",
         field="uri",
     )
@@ -58,7 +58,9 @@ def not_readable(uri: str) -> FailedPreconditionError:
 def changed(uri: str) -> AbortedError:
     """Return the error for files that changed while they were read."""
     return AbortedError(
-        f"{uri} changed while it was read; import it again", reason="SOURCE_CHANGED", field="uri"
+        f"{uri} changed while it was being read; import it again",
+        reason="SOURCE_CHANGED",
+        field="uri",
     )
 
 

@@ -30,13 +30,13 @@ class Templates:
             fields = set(_PLACE.findall(text))
             if "name" not in fields or not fields <= {"tenant", "name"}:
                 raise ValueError(
-                    f"{text!r} needs {{name}}, may have {{tenant}}, and nothing else in braces, "
-                    "such as s3://bucket/{tenant}/{name} or /mnt/adapters/{name}"
+                    f"{text!r} is not valid; expected {{name}}, optionally {{tenant}}, and no "
+                    "other braces, as in s3://bucket/{tenant}/{name} or /mnt/adapters/{name}"
                 )
             scheme, _, place = text.rpartition("://")
             if scheme and "{name}" in place.partition("/")[0]:
                 raise ValueError(
-                    f"{text!r} lets callers choose the host, bucket or organisation; "
+                    f"{text!r} lets callers choose the host, bucket or organization; "
                     "{name} must come after it"
                 )
             self._opening(text, _EXAMPLE)
