@@ -475,7 +475,7 @@ def test_a_server_that_is_told_to_end_finishes_what_it_began(
         assert next(statuses).status == NOT_SERVING
         assert eventually(lambda: is_refused(late))
         for call in (late.info, functools.partial(late.generate, "hello")):
-            with pytest.raises(UnavailableError, match="ending") as caught:
+            with pytest.raises(UnavailableError, match="shutting down") as caught:
                 call()
             assert caught.value.reason == "ENGINE_UNAVAILABLE"
             assert caught.value.retry_delay

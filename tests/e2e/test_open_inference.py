@@ -488,7 +488,7 @@ BAD: dict[str, tuple[pb.ModelInferRequest, str, str]] = {
     "too-few-elements": (asking("small", "a", shape=[2]), "text_input.contents", "1 elements"),
     "too-many-elements": (asking("small", "a", "b", shape=[1]), "text_input.contents", "2 element"),
     "empty-text": (asking("small", "a", ""), "text_input[1]", "b''"),
-    "not-utf-8": (asking("small", b"\xff"), "text_input[0]", r"b'\xff'; expected text in UTF-8"),
+    "not-utf-8": (asking("small", b"\xff"), "text_input[0]", r"b'\xff'; expected non-empty UTF-8"),
     "input-parameters": (
         changed(lambda r: set_parameter(r.inputs[0].parameters["shared_memory_region"], "a")),
         "text_input.parameters", "'shared_memory_region'",
@@ -505,7 +505,7 @@ BAD: dict[str, tuple[pb.ModelInferRequest, str, str]] = {
     "raw-too-few": (raw(HELLO, num_inputs=2), "raw_input_contents", "each of 2 inputs"),
     "raw-too-many": (raw(HELLO, b"\0"), "raw_input_contents", "has 2 entries; expected one"),
     "raw-and-contents": (
-        changed(lambda r: r.raw_input_contents.append(HELLO)), "text_input.contents", "none beside"
+        changed(lambda r: r.raw_input_contents.append(HELLO)), "text_input.contents", "none with"
     ),
     "raw-cut-off": (raw(HELLO[:-1]), "raw_input_contents", "has 8 bytes"),
     "raw-no-length": (raw(b"\1\0"), "raw_input_contents", "ends in element 0"),
@@ -519,7 +519,7 @@ BAD: dict[str, tuple[pb.ModelInferRequest, str, str]] = {
     "sequence": (asking("small", "a", parameters={"sequence_id": 1}), "parameters", "sequence_id"),
     "lora-name": (
         asking("small", "a", sampling=['{"lora_name": "wide"}']), "sampling_parameters",
-        "model_name names the adapter",
+        "name the adapter in model_name",
     ),
     "n": (asking("small", "a", parameters={"n": 2}), "parameters", "one completion"),
     "no-value": (
@@ -534,7 +534,7 @@ BAD: dict[str, tuple[pb.ModelInferRequest, str, str]] = {
     ),
     "64-bits": (
         asking("small", "a", parameters={"max_tokens": 1 << 40}), "parameters.max_tokens",
-        "32 bits",
+        "a 32-bit integer",
     ),
     "range": (
         asking("small", "a", sampling=['{"top_p": 2}']), "sampling_parameters.top_p",
@@ -582,7 +582,7 @@ BAD: dict[str, tuple[pb.ModelInferRequest, str, str]] = {
     ),
     "long-stop": (
         asking("small", "a", parameters={"stop": "s" * 257}), "parameters.stop",
-        "a text of 1 to 256 bytes",
+        "a string of 1 to 256 bytes",
     ),
     "long-stop-in-bytes": (
         asking("small", "a", sampling=[json.dumps({"stop": ["ü" * 129]})]),
@@ -639,7 +639,7 @@ def test_what_a_stream_cannot_be_is_refused(
         ("nobody", "3", "model_name", "'nobody:3' is not registered"),
         ("", "", "model_name", f"the base model is called '{BASE}'"),
         ("Llama-3", "", "model_name", f"the base model is called '{BASE}'"),
-        ("small:1", "", "model_name", "the version goes into"),
+        ("small:1", "", "model_name", "put the version into"),
         ("small", "2", "model_name", "no version 2; the newest is 1"),
         ("small", "stable", "model_name", "no alias 'stable'"),
         (BASE, "1", "model_version", "has no versions"),
@@ -695,7 +695,7 @@ def test_more_texts_than_a_quota_ever_grants_are_refused_for_good(
         assert (found.code, found.reason) == (
             grpc.StatusCode.FAILED_PRECONDITION, "QUOTA_EXCEEDED",
         )  # fmt: skip
-        assert "3 prompts are as many requests at once" in found.message
+        assert "3 prompts count as 3 requests" in found.message
         assert not found.retry_delay
         infer(channel, asking(BASE, "a", "b", parameters=GREEDY))
     finally:

@@ -104,6 +104,6 @@ def test_streams_that_are_not_read_end_and_others_do_not_notice(
             found = refusal(caught.value)
             assert found.code is grpc.StatusCode.RESOURCE_EXHAUSTED
             assert found.reason == "READER_TOO_SLOW"
-            assert found.message == f"the reader took nothing of the stream for {PATIENCE:g} s"
+            assert found.message == f"the client read nothing from the stream for {PATIENCE:g} s"
             assert is_right(stream, number)
         assert server.stop() == 0  # the last one is still unread, and nobody waits for it

@@ -80,7 +80,7 @@ def test_a_file_that_is_moved_away_is_followed_by_a_new_one(
     ]
     path.mkdir()  # cannot be opened
     file.append({"n": 100})
-    assert acts(moved)[-1] == 100 and "the old audit log is used" in caplog.text
+    assert acts(moved)[-1] == 100 and "keeping the old one" in caplog.text
     path.rmdir()
     file.append({"n": 101})
     assert acts(path) == [101] and path.stat().st_mode & 0o777 == 0o600

@@ -69,7 +69,7 @@ async def test_what_makes_the_messages_ends_before_the_reader_is_back() -> None:
     assert stream.told == ["counted", "lost"]
     assert not stream.task.done()
     stream.may_take.release()
-    with pytest.raises(ResourceExhaustedError, match="took nothing of the stream"):
+    with pytest.raises(ResourceExhaustedError, match="read nothing from the stream"):
         await stream.task
     assert len(stream.taken) == 1
 

@@ -142,6 +142,6 @@ async def test_the_end_of_a_server_does_not_wait_for_a_stream_without_requests()
         assert await told(stream, "first") == "first"
         assert await calls.close(60.0)
         # Who asks for more is told to try again, as with a call.
-        with pytest.raises(grpc.aio.AioRpcError, match="ending") as caught:
+        with pytest.raises(grpc.aio.AioRpcError, match="shutting down") as caught:
             await told(stream, "second")
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE

@@ -42,7 +42,7 @@ class AuditFile:
             self._follow()
             # A single write, so that lines stay intact if several servers share the file.
             if os.write(self._descriptor, line) != len(line):
-                raise OSError("only a part of the line could be written")
+                raise OSError("the line was only partly written")
             os.fsync(self._descriptor)
 
     def close(self) -> None:
@@ -59,9 +59,7 @@ class AuditFile:
         try:
             new = self._open()
         except OSError as error:  # keep the old file, so that no line is lost
-            _log.error(
-                "the old audit log is used, as the new one cannot be opened: %s", error.strerror
-            )
+            _log.error("cannot open the new audit log, keeping the old one: %s", error.strerror)
             return
         os.close(self._descriptor)
         self._descriptor = new

@@ -57,13 +57,13 @@ _PRIORITY = "priority"
 _CACHE_SALT = "cache_salt"
 _TRUNCATION = "truncate_prompt_tokens"
 _PARAMETERS: dict[str, tuple[Any, str, Any]] = {
-    _ROUTING_KEY: (str, "text", ""),
+    _ROUTING_KEY: (str, "a string", ""),
     _ADDS_TOKENS: (bool, "true or false", True),
     _PARSES_TOKENS: (bool, "true or false", False),
-    _DECODER_PROMPT: (str, "text", ""),
-    _PRIORITY: (INT32, "an integer of 32 bits", 0),
-    _CACHE_SALT: (str, "text", ""),
-    _TRUNCATION: (INT32, "an integer of 32 bits", None),
+    _DECODER_PROMPT: (str, "a string", ""),
+    _PRIORITY: (INT32, "a 32-bit integer", 0),
+    _CACHE_SALT: (str, "a string", ""),
+    _TRUNCATION: (INT32, "a 32-bit integer", None),
     # Has no effect: the last response is never empty.
     "triton_enable_empty_final_response": (bool, "true or false", False),
 }
@@ -159,8 +159,8 @@ def asked_of(request: open_inference_pb2.ModelInferRequest, *, goes_on: bool = T
         raise invalid(f"{TEXT_INPUT}.shape", list(inputs[TEXT_INPUT].shape), "[1] with stream")
     has_input = not _flag(inputs, EXCLUDE_INPUT, default=is_stream or not goes_on)
     if has_input and (is_stream or not goes_on):
-        where = "with stream" if is_stream else "where the model writes another text"
-        raise invalid(EXCLUDE_INPUT, False, f"true, or nothing, {where}")
+        where = "with stream" if is_stream else "because the base model is an encoder-decoder"
+        raise invalid(EXCLUDE_INPUT, False, f"true or no value {where}")
     return Asked(
         texts=texts,
         samplings=[sampling_of(each) for each in given] * num_each,
@@ -195,7 +195,7 @@ def _inputs(request: open_inference_pb2.ModelInferRequest) -> dict[str, Tensor]:
         if given.name in found:
             raise invalid(field, given.name, "each input once")
         if raw and given.HasField("contents"):
-            raise wrong(f"{given.name}.contents", "is set; expected none beside raw_input_contents")
+            raise wrong(f"{given.name}.contents", "is set; expected none with raw_input_contents")
         datatype, most = INPUTS[given.name]
         found[given.name] = read_tensor(given, raw[index] if raw else None, datatype, most)
     return found
@@ -208,7 +208,7 @@ def _text(tensor: Tensor, index: int) -> str:
     except UnicodeDecodeError:
         text = ""
     if not text:
-        raise invalid(f"{TEXT_INPUT}[{index}]", raw, "text in UTF-8, not empty")
+        raise invalid(f"{TEXT_INPUT}[{index}]", raw, "non-empty UTF-8 text")
     return text
 
 
@@ -225,7 +225,7 @@ def _given(
     for raw in tensor.elements:
         given = json_of(raw)
         if twice := sorted(parameters.keys() & given.keys()):
-            said = f"has {shown(twice[0])}, and so has parameters; set it once"
+            said = f"has {shown(twice[0])}, which parameters also has; set it once"
             raise wrong(SAMPLING_PARAMETERS, said)
         found.append(parameters | given)
     return found

@@ -43,7 +43,7 @@ def reference_of(name: str, version: str, names: Sequence[str], prefix: str = "m
         raise _not_found(f"{error}; the base model is called {base!r}", field) from None
     if not reference.is_bare:
         raise _not_found(
-            f"{field} is {shown(name)}; expected [tenant/]name: the version goes into "
+            f"{field} is {shown(name)}; expected [tenant/]name; put the version into "
             f"{prefix}version",
             field,
         )
@@ -54,7 +54,7 @@ def reference_of(name: str, version: str, names: Sequence[str], prefix: str = "m
         except InvalidArgumentError:
             parsed = None
         if parsed != reference:
-            raise invalid(f"{prefix}version", version, "a number from 1, an alias, or nothing")
+            raise invalid(f"{prefix}version", version, "a number from 1, an alias, or no value")
     demand(reference, field, Access.SEE, caller())
     return str(reference)
 

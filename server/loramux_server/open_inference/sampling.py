@@ -30,18 +30,18 @@ _STOP_TOKENS = Annotated[list[_INT64], msgspec.Meta(max_length=MAX_STOP_TOKENS)]
 _FIELDS: dict[str, tuple[Any, str]] = {
     "temperature": (float, "a number"),
     "top_p": (float, "a number"),
-    "top_k": (INT32, "an integer of 32 bits"),
+    "top_k": (INT32, "a 32-bit integer"),
     "min_p": (float, "a number"),
-    "max_tokens": (INT32, "an integer of 32 bits"),
-    "min_tokens": (INT32, "an integer of 32 bits"),
-    "seed": (_INT64, "an integer of 64 bits"),
+    "max_tokens": (INT32, "a 32-bit integer"),
+    "min_tokens": (INT32, "a 32-bit integer"),
+    "seed": (_INT64, "a 64-bit integer"),
     "stop": (
         _STOP | _STOPS,
-        f"a text of 1 to {MAX_STOP_BYTES} bytes, or a list of at most {MAX_STOPS}",
+        f"a string of 1 to {MAX_STOP_BYTES} bytes, or a list of at most {MAX_STOPS}",
     ),
     "bad_words": (
         _BAD_WORDS,
-        f"a list of at most {MAX_BAD_WORDS} texts of 1 to {MAX_BAD_WORD_BYTES} bytes",
+        f"a list of at most {MAX_BAD_WORDS} strings of 1 to {MAX_BAD_WORD_BYTES} bytes",
     ),
     "stop_token_ids": (_STOP_TOKENS, f"a list of at most {MAX_STOP_TOKENS} token ids"),
     "presence_penalty": (float, "a number"),
@@ -55,9 +55,9 @@ _FIELDS: dict[str, tuple[Any, str]] = {
 _OURS = {"include_stop_str_in_output": "include_stop"}
 """Name -> field of SamplingParams, where they differ."""
 _INSTEAD = {
-    "lora_name": "model_name names the adapter",
+    "lora_name": "name the adapter in model_name",
     "n": "each text of text_input gets one completion",
-    "timeout": "the deadline of the call counts",
+    "timeout": "set a deadline for the call",
 }
 """Unsupported name -> what to use instead."""
 
@@ -126,6 +126,6 @@ def sampling_of(given: Mapping[str, Given]) -> generation_pb2.SamplingParams:
 
 
 def _unknown(name: str, one: Given) -> InvalidArgumentError:
-    why = _INSTEAD.get(name, f"there are {', '.join(sorted(_FIELDS))}")
+    why = _INSTEAD.get(name, f"supported are {', '.join(sorted(_FIELDS))}")
     field = one.path.partition(".")[0]  # the rest may be anything
-    return at_fault(field, f"{shown(one.path)} is not served: {why}")
+    return at_fault(field, f"{shown(one.path)} is not supported: {why}")

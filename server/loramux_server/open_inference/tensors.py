@@ -61,8 +61,8 @@ def read_tensor(given: InputTensor, raw: bytes | None, datatype: str, most: int)
         if len(elements) != shape[0]:
             raise at_fault(
                 f"{name}.contents",
-                f"{name}.contents.{_CONTENTS[datatype]} has {len(elements)} elements; its shape "
-                f"{shape} means {shape[0]}",
+                f"{name}.contents.{_CONTENTS[datatype]} has {len(elements)} elements, but shape "
+                f"{shape} requires {shape[0]}",
             )
         return Tensor(name, datatype, shape, list(elements))
     return Tensor(name, datatype, shape, list(_unpacked(name, raw, datatype, shape[0])))
@@ -100,12 +100,12 @@ def _unpacked(name: str, raw: bytes, datatype: str, count: int) -> Iterator[Any]
             size = _SIZE.unpack_from(raw, place)[0] if begin <= len(raw) else 0
             end = begin + size
             if end > len(raw):
-                what = f"{count} elements, each after its length in four bytes"
-                raise _wrong_bytes(name, raw, f"{what}; it ends in element {index}")
+                what = f"{count} elements, each preceded by its length in four bytes"
+                raise _wrong_bytes(name, raw, f"{what}; the data ends in element {index}")
             yield raw[begin:end]
         place = end
     if place != len(raw):
-        raise _wrong_bytes(name, raw, f"{place}, which is what its {count} elements take")
+        raise _wrong_bytes(name, raw, f"{place} for its {count} elements")
 
 
 def _wrong_bytes(name: str, raw: bytes, expected: str) -> InvalidArgumentError:

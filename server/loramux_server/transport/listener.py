@@ -94,7 +94,7 @@ class Listener:
                 else self._grpc.add_insecure_port(self.address)
             )
         except RuntimeError:
-            raise ConfigError(f"--listen {self.address}: cannot listen there") from None
+            raise ConfigError(f"--listen {self.address}: cannot listen on this address") from None
         self.address = f"{host}:{bound}"
         await self._grpc.start()
 

@@ -98,7 +98,7 @@ class _Watch:
             self._timer = self._loop.call_at(due, self._look)
             return
         self.error = ResourceExhaustedError(
-            f"the reader took nothing of the stream for {self._patience:g} s",
+            f"the client read nothing from the stream for {self._patience:g} s",
             reason="READER_TOO_SLOW",
         )
         self._ending = self._loop.create_task(self._end(self.error))

@@ -65,7 +65,9 @@ class Calls:
         """
         if self._is_closed:
             raise UnavailableError(
-                "the server is ending; try again", reason="ENGINE_UNAVAILABLE", retry_delay=1.0
+                "the server is shutting down; try again",
+                reason="ENGINE_UNAVAILABLE",
+                retry_delay=1.0,
             )
         self._num_open += 1
         try:
@@ -210,7 +212,7 @@ def _both_streams(
 def _checked(request: Message | _Malformed, method: MethodDescriptor) -> Message:
     if isinstance(request, _Malformed):
         raise InvalidArgumentError(
-            f"the bytes of the request are no {method.input_type.full_name}",
+            f"the request is not a valid {method.input_type.full_name}",
             reason="MALFORMED_REQUEST",
         )
     rule = RULES[method.full_name]

@@ -48,7 +48,7 @@ class RoomLimits:
         A request whose tokens or bytes exceed the limit by themselves fits if none are taken.
         """
         if taken.completions + more.completions > self.max_running + self.max_waiting:
-            return "requests", f"{self.max_waiting} requests may wait, and there is no room"
+            return "requests", f"the queue is full: {self.max_waiting} requests may wait"
         if more.tokens > 0 and taken.tokens and taken.tokens + more.tokens > self.max_tokens:
             said = f"{taken.tokens} of at most {self.max_tokens} prompt tokens are waiting"
             return "tokens", said

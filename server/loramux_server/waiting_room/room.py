@@ -203,7 +203,9 @@ class WaitingRoom:
     def _check_lag(self) -> None:
         limit, lag = self._limits.max_lag, self._lag()
         if limit and lag > limit:
-            raise self._shed("lag", "SERVER_BUSY", f"the server is {lag:.3g} s late", lag)
+            raise self._shed(
+                "lag", "SERVER_BUSY", f"the server is overloaded: it lags by {lag:.3g} s", lag
+            )
 
     def _check_memory(self, place: Place, num_prompt: int, seconds_left: float) -> None:
         """Refuse a prompt for which KV memory would become free only after its deadline."""
@@ -216,7 +218,7 @@ class WaitingRoom:
             raise self._shed(
                 "memory",
                 "MEMORY_UNREACHABLE",
-                f"memory for the {num_prompt} tokens of the prompt becomes free in about "
+                f"KV cache memory for the {num_prompt} tokens of the prompt becomes free in about "
                 f"{wait:.3g} s, after the deadline in {seconds_left:.3g} s",
                 wait - seconds_left,
             )
@@ -236,8 +238,8 @@ class WaitingRoom:
             raise self._shed(
                 "time",
                 "DEADLINE_UNREACHABLE",
-                f"the request cannot be finished within {seconds_left:.3g} s: those before it "
-                f"would let it take about {seconds:.3g} s",
+                f"the request cannot be finished within {seconds_left:.3g} s: with the requests "
+                f"ahead of it, it would take about {seconds:.3g} s",
                 seconds - seconds_left,
             )
 
