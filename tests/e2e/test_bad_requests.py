@@ -99,10 +99,10 @@ MIXES: list[tuple[GenerateRequest, str, str]] = [
 
 PREDICTIONS: list[tuple[str, Any, str, dict[str, Any]]] = [
     ("prediction", "a", "both set", {"prediction_token_ids": [5]}),
-    ("prediction", "a " * (257 << 9), "263168 bytes; at most 262144", {}),
+    ("prediction", "a " * (257 << 9), "263168 bytes; expected at most 262144", {}),
     ("prediction", "a" * 70_000, "70000 characters", {}),
-    ("prediction", "a" * (CONTEXT + 1), "257 tokens; at most 256", {}),
-    ("prediction_token_ids", [5] * (CONTEXT + 1), "257 tokens; at most 256", {}),
+    ("prediction", "a" * (CONTEXT + 1), "257 tokens; expected at most 256", {}),
+    ("prediction_token_ids", [5] * (CONTEXT + 1), "257 tokens; expected at most 256", {}),
     *(
         ("prediction_token_ids", [5, token], f"{token}; expected ids from 0 to {VOCAB - 1}", {})
         for token in (-1, VOCAB, 2**63 - 1)
@@ -243,7 +243,7 @@ FORMS = [
     row("form-min-tokens", with_form(min_tokens=2), "sampling.min_tokens", "2"),
     form_row("no-object", "False", json_object=False),
     form_row("no-schema", "''", json_schema=""),
-    form_row("no-json", "is no JSON", json_schema='{"type": '),
+    form_row("no-json", "is not valid JSON", json_schema='{"type": '),
     form_row("nan-cut-off", "'{\\x00'", json_schema="{\x00"),
     form_row("list", "a JSON object", json_schema="[]"),
     form_row("nesting", "deeper than 63", json_schema='{"items":' * 64 + "{}" + "}" * 64),
@@ -257,11 +257,11 @@ FORMS = [
     form_row("empty", "''", regex=""),
     form_row("group", "unclosed group", regex="("),
     form_row("look-around", "look-around", regex="(?<=a)b"),
-    form_row("no-text", "no text has this form", regex=r"[^\s\S]"),
+    form_row("no-text", "no text can match", regex=r"[^\s\S]"),
     form_row("long", "65537 bytes", regex="a" * 65537),
     form_row("wide", "65538 bytes", regex="é" * 32769),
     form_row("no-choice", "0 texts", "choice.texts", choice=texts()),
-    form_row("empty-choice", "holds ''", "choice.texts", choice=texts("a", "")),
+    form_row("empty-choice", "has an empty text", "choice.texts", choice=texts("a", "")),
     form_row("choices", "1025 texts", "choice.texts", choice=texts(*["a"] * 1025)),
     form_row("long-choices", "66000 bytes", choice=texts(*["a" * 660] * 100)),
     form_row("spaces", r"' \n'", grammar=" \n"),
@@ -271,7 +271,7 @@ FORMS = [
     form_row("no-start", "no start rule", grammar='other: "a"'),
     form_row(
         "stack",
-        "more memory",
+        "memory limit",
         grammar="\n".join(["start: r0", *(f"r{i}: r{i + 1}" for i in range(5000))]),
     ),
 ]
@@ -303,7 +303,7 @@ BEAMS = [
     beams_row("prompt-logprobs", "0", prompt_logprobs=0),
     beams_row("no-tokens", "0", "prompt_logprobs", prompt_logprobs=0, max_tokens=0),
     beams_row("bias", "{7: 1.0}", logit_bias={7: 1.0}),
-    beams_row("stop", "['END']; expected none (stop_token_ids go with it)", stop=["END"]),
+    beams_row("stop", "['END']; expected none (stop_token_ids are supported)", stop=["END"]),
     beams_row("form", "'regex'", structured_output=StructuredOutput(regex="a")),
     row("beams-tools", request({"num_beams": 2}, messages=[TURN],
                                tools=[Tool(name="look_up")]), "tools", "['look_up']"),

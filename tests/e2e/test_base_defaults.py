@@ -122,7 +122,7 @@ def test_the_base_has_the_names_that_it_was_given_and_these_go_first(
     # Where a field can mean nothing but an adapter, it does.
     own = client.generate("hello", adapter="plain", temperature=0)
     assert own.text == texts["public/plain"]
-    warning = "the base model and an adapter of tenant public are both called plain"
+    warning = "the base model and an adapter of tenant public are both named plain"
     assert server.log.read_text().replace("\n", " ").count(warning) == 1
 
 

@@ -153,7 +153,7 @@ def test_conversations_and_defaults_of_adapters(chat_server: RunningServer) -> N
         done = client.chat(messages, adapter="plain", **BEAMS)
         assert len(done.completions) == 3
         assert done.usage.prompt_tokens > len("hello")
-        with pytest.raises(FailedPreconditionError, match=r"\['\\x01'\].*ask without num_beams"):
+        with pytest.raises(FailedPreconditionError, match=r"\['\\x01'\].*omit num_beams"):
             client.chat(messages, adapter="own", **BEAMS)
 
 

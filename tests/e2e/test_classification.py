@@ -220,7 +220,7 @@ def test_an_adapter_that_writes_classifies_nothing(client: Client) -> None:
 
 
 BAD: list[tuple[dict[str, Any], str, str, str]] = [
-    ({"adapter": ""}, "INVALID_FIELD", "adapter", "the base model has no head"),
+    ({"adapter": ""}, "INVALID_FIELD", "adapter", "the base model has no classification head"),
     ({"adapter": "nobody"}, "ADAPTER_NOT_FOUND", "adapter", "nobody"),
     ({"adapter": "a/b/c"}, "INVALID_FIELD", "adapter", ""),
     ({"inputs": []}, "INVALID_FIELD", "inputs", "0 entries"),
@@ -231,7 +231,7 @@ BAD: list[tuple[dict[str, Any], str, str, str]] = [
     ({"inputs": [{"text": "a " * 200_000}]}, "INVALID_FIELD", "inputs", "bytes of text"),
     ({"inputs": [{"text_pair": "a"}]}, "INVALID_FIELD", "inputs[0].text", "both empty"),
     ({"inputs": [{"token_ids": [5], "text_pair": "a"}]}, "INVALID_FIELD", "inputs[0].text_pair",
-     "the tokens of both as token_ids"),
+     "the tokens of both texts into token_ids"),
     ({"inputs": [{"text": "a " * 90_000, "text_pair": "b " * 90_000}]}, "INVALID_FIELD", "inputs",
      "bytes of text"),
     ({"inputs": [{"text": "a", "text_pair": "a" * 70_000}]}, "INVALID_FIELD", "inputs[0].text_pair",

@@ -121,7 +121,9 @@ def test_heads_read_texts_behind_virtual_tokens(served: Encoder) -> None:
     assert told == pytest.approx(
         {f"LABEL_{index}": float(score) for index, score in enumerate(scores)}, rel=1e-4
     )
-    with pytest.raises(FailedPreconditionError, match="has a head, for which its hidden states"):
+    with pytest.raises(
+        FailedPreconditionError, match="has hidden states that were trained for its head"
+    ):
         served.client.embed("a premise", adapter="judge")
 
 

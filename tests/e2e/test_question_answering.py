@@ -140,7 +140,7 @@ def test_each_adapter_does_what_it_was_trained_for(client: Client) -> None:
 
 
 BAD: list[tuple[dict[str, Any], str, str]] = [
-    ({"adapter": ""}, "adapter", "the base model has no head"),
+    ({"adapter": ""}, "adapter", "the base model has no question-answering head"),
     ({"adapter": "a/b/c"}, "adapter", ""),
     ({"inputs": []}, "inputs", "0 entries"),
     ({"inputs": [{"question": "a", "context": "b"}] * 65}, "inputs", "1 to 64"),

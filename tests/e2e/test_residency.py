@@ -127,7 +127,7 @@ def test_what_is_pinned_stays_while_others_come_and_go(client: Client) -> None:
 def test_more_than_fits_is_not_pinned_and_nobody_waits_for_ever(client: Client) -> None:
     client.adapters.pin("one")
     client.adapters.pin("two")
-    with pytest.raises(ResourceExhaustedError, match="16 are pinned") as caught:
+    with pytest.raises(ResourceExhaustedError, match="16 are already pinned") as caught:
         client.adapters.pin("wide")
     assert (caught.value.reason, caught.value.field) == ("PINS_FULL", "name")
     assert not client.adapters.get("wide").is_pinned

@@ -177,7 +177,7 @@ def test_a_server_that_ends_waits_for_fetches_as_for_all_that_calls_need(tmp_pat
         with FakeServer(tmp_path, *options, "30") as server:
             with server.client() as client, pytest.raises(FailedPreconditionError) as caught:
                 client.generate([5], adapter="closed")
-            assert "its source does not let" in str(caught.value)
+            assert "its source denies" in str(caught.value)
             assert address.removeprefix("http://") not in str(caught.value)
             assert isinstance(asked_while_it_ends(server, slow, answers=True), NotFoundError)
         slow.was_asked.clear()
@@ -189,13 +189,13 @@ def test_a_server_that_ends_waits_for_fetches_as_for_all_that_calls_need(tmp_pat
 
 
 @pytest.mark.parametrize(("settings", "said"), [
-    ({"resolve": ["s3://bucket/{tenant}"]}, r"needs \{name\}"),
-    ({"resolve": ["/mnt/{name}/{base}"]}, "nothing else in braces"),
+    ({"resolve": ["s3://bucket/{tenant}"]}, r"expected \{name\}"),
+    ({"resolve": ["/mnt/{name}/{base}"]}, "no other braces"),
     ({"resolve": ["ftp://x/{name}"]}, "expected one that begins with"),
     ({"resolve": ["s3://{name}/adapter"]}, "lets callers choose the host, bucket"),
     ({"resolve": ["hf://{name}/adapter"]}, "lets callers choose the host, bucket"),
     ({"resolve": ["oci://x-{name}.example/adapter"]}, "lets callers choose the host, bucket"),
-    ({"resolve_ttl": 5.0}, "--resolve-ttl is for --resolve"),
+    ({"resolve_ttl": 5.0}, "it requires --resolve"),
     ({"resolve": ["/mnt/{name}"], "replica_of": "127.0.0.1:1"}, "--resolve cannot be used with"),
 ])  # fmt: skip
 def test_settings_that_cannot_be_are_named(settings: dict[str, Any], said: str) -> None:

@@ -340,15 +340,15 @@ BAD_UPLOADS = [
     ),
     row(
         "C05-a-byte-too-few", carrying(lambda p: p[:-1]),
-        "UPLOAD_PROTOCOL", "header.size_bytes", "bytes came",
+        "UPLOAD_PROTOCOL", "header.size_bytes", "bytes were received",
     ),
     row(
         "C05-no-bytes", carrying(lambda p: b""),
-        "UPLOAD_PROTOCOL", "header.size_bytes", "0 bytes came",
+        "UPLOAD_PROTOCOL", "header.size_bytes", "0 bytes were received",
     ),
     row(
         "C06-a-byte-too-many", carrying(lambda p: p + b"\0"),
-        "UPLOAD_PROTOCOL", "header.size_bytes", "more bytes came",
+        "UPLOAD_PROTOCOL", "header.size_bytes", "more bytes were received",
     ),
     row(
         "C07-other-digest", declaring(sha256="0" * 64),
@@ -571,7 +571,7 @@ def neighbour(server: RunningServer) -> tuple[int, ...]:
         (not_a_number, "ADAPTER_NOT_FINITE", "NaN"),
         (infinite, "ADAPTER_NOT_FINITE", "infinity"),
         (too_large, "ADAPTER_NOT_FINITE", "1e+30"),
-        (overflowing, "ADAPTER_NOT_FINITE", "a first token"),
+        (overflowing, "ADAPTER_NOT_FINITE", "a test token"),
         (of_another_width, "ADAPTER_BASE_MISMATCH", "64"),
         (of_another_depth, "ADAPTER_BASE_MISMATCH", "layers.2"),
         (of_too_large_a_rank, "ADAPTER_TOO_LARGE", f"rank {ROWS + 1}"),  # C30

@@ -197,10 +197,15 @@ def test_what_is_read_and_what_is_written_have_room_of_their_own(t5: Writers) ->
     cases: list[tuple[dict[str, Any], str, str]] = [
         (
             {"prompt": [7] * 65},
-            "prompt_token_ids has 65 tokens; the base model reads 64 at most",
+            "prompt_token_ids has 65 tokens; expected at most 64, the input length of the base "
+            "model",
             "prompt_token_ids",
         ),
-        ({"prompt": "a" * 64}, "prompt has 65 tokens; the base model reads 64 at most", "prompt"),
+        (
+            {"prompt": "a" * 64},
+            "prompt has 65 tokens; expected at most 64, the input length of the base model",
+            "prompt",
+        ),
         (
             {"prompt": "a", "max_tokens": 65},
             "sampling.max_tokens is 65; expected an integer from 1 to 64",
@@ -208,14 +213,14 @@ def test_what_is_read_and_what_is_written_have_room_of_their_own(t5: Writers) ->
         ),
         (
             {"prompt": "a", "max_tokens": 62, "decoder_prompt": "bc"},
-            "sampling.max_tokens is 62; after 3 tokens with which it begins, a text of 64 leaves "
-            "room for 61",
+            "sampling.max_tokens is 62; after a decoder prompt of 3 tokens the output length of "
+            "64 leaves room for 61",
             "sampling.max_tokens",
         ),
         (
             {"prompt": "a", "decoder_prompt": [7] * 63},
-            "decoder_prompt_token_ids has 64 tokens with the decoder's own; what is written has at "
-            "most 64, which leaves no room for a completion",
+            "decoder_prompt_token_ids has 64 tokens with the decoder's own; the output length of "
+            "64 leaves no room for a completion",
             "decoder_prompt_token_ids",
         ),
         (
@@ -226,7 +231,7 @@ def test_what_is_read_and_what_is_written_have_room_of_their_own(t5: Writers) ->
         (
             {"prompt": "a", "prompt_logprobs": 1},
             "sampling.prompt_logprobs is 1; expected none: the base model, "
-            "T5ForConditionalGeneration, reads the prompt with its encoder, which tells no "
+            "T5ForConditionalGeneration, reads the prompt with its encoder, which computes no "
             "log-probabilities",
             "sampling.prompt_logprobs",
         ),
@@ -249,14 +254,16 @@ def test_what_is_read_and_what_is_written_have_room_of_their_own(t5: Writers) ->
             assert full.usage.completion_tokens == num_written
         with pytest.raises(InvalidArgumentError, match="has 61 tokens and 4 virtual tokens of th"):
             client.generate([7] * 61, adapter="prompt")
-        with pytest.raises(InvalidArgumentError, match="begins, a text of 64 leaves room for 59"):
+        with pytest.raises(
+            InvalidArgumentError, match="the output length of 64 leaves room for 59"
+        ):
             client.generate([7], adapter="prefix", max_tokens=60)
 
 
 def test_nothing_is_labelled_or_embedded(t5: Writers) -> None:
     told = (
-        "the base model, T5ForConditionalGeneration, has an encoder and a decoder: it writes "
-        "texts, and labels and embeds none; call loramux.v1.GenerationService.Generate"
+        "the base model, T5ForConditionalGeneration, is an encoder-decoder: it generates "
+        "text and does not classify or embed it; call loramux.v1.GenerationService.Generate"
     )
     with t5.server.client() as client:
         for call in (
@@ -358,7 +365,9 @@ def test_the_open_inference_protocol_gives_what_is_written_alone(nllb: Writers) 
         response = call(channel, "ModelInfer", asking("lora", TEXTS[0], parameters=asked))
         assert texts_of(response) == [wanted.text]
         flags = {"exclude_input_in_output": False}
-        with pytest.raises(grpc.RpcError, match="nothing, where the model writes another text"):
+        with pytest.raises(
+            grpc.RpcError, match="no value because the base model is an encoder-decoder"
+        ):
             call(channel, "ModelInfer", asking("lora", "a", parameters=asked, flags=flags))
 
 
@@ -386,7 +395,7 @@ def test_adapters_that_do_not_fit_are_refused_by_name(t5: Writers, tmp_path: Pat
         ),
         "features": (
             LoraConfig(target_modules=["q"], r=2, task_type="FEATURE_EXTRACTION"),
-            "task_type FEATURE_EXTRACTION; the base model has an encoder and a decoder",
+            "task_type FEATURE_EXTRACTION; the base model is an encoder-decoder",
         ),
     }
     with t5.server.client() as client:

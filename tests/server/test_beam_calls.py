@@ -203,7 +203,9 @@ def test_of_an_adapters_defaults_those_of_draws_do_not_count() -> None:
 
 
 def test_a_default_that_beams_cannot_have_is_to_be_taken_back() -> None:
-    with pytest.raises(InvalidArgumentError, match=r"repetition_penalty is 1\.5.*default, so say"):
+    with pytest.raises(
+        InvalidArgumentError, match=r"repetition_penalty is 1\.5.*override the adapter"
+    ):
         searched(SamplingParams(num_beams=2, repetition_penalty=1.5))
     assert searched(SamplingParams(num_beams=2, repetition_penalty=1.0)).temperature == 0.0
     params = SamplingParams(repetition_penalty=1.5)

@@ -51,7 +51,7 @@ def test_two_versions_of_an_adapter_can_be_mixed_and_one_twice_cannot(registry: 
     with chosen(mix({"a:1": 0.5, "a:2": 0.5}), registry, Statuses()) as choice:
         assert choice.source is not None
     with (
-        pytest.raises(InvalidArgumentError, match="it is a:2") as caught,
+        pytest.raises(InvalidArgumentError, match="a:2 is listed twice") as caught,
         chosen(mix({"a": 0.5, "a:2": 0.5}), registry, Statuses()),
     ):
         pass

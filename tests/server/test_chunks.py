@@ -47,13 +47,13 @@ async def test_what_comes_fast_enough_may_take_its_time() -> None:
 
 
 async def test_what_comes_too_slowly_is_ended() -> None:
-    with pytest.raises(DeadlineExceededError, match=r"bytes .* came in 33.0 s; 10000 ") as caught:
+    with pytest.raises(DeadlineExceededError, match=r"received in 33.0 s; .* 10000 ") as caught:
         await take([11.0] * 20)
     assert caught.value.reason == "UPLOAD_TOO_SLOW"
 
 
 async def test_a_fast_begin_is_no_credit_for_ever() -> None:
-    with pytest.raises(DeadlineExceededError, match="in each second"):
+    with pytest.raises(DeadlineExceededError, match="per second"):
         await take([0.1] * 400 + [14.0] * 10)
 
 

@@ -202,5 +202,5 @@ def test_a_base_has_its_hub_id_where_no_other_name_is_given(
 
 @pytest.mark.parametrize("names", [("",), (" a",), ("a\n",), ("a" * 257,), ("a", "a")])
 def test_a_name_that_cannot_be_had_is_refused(names: tuple[str, ...]) -> None:
-    with pytest.raises(ConfigError, match=r"--served-model-name is .* expected"):
+    with pytest.raises(ConfigError, match=r"--served-model-name .* expected"):
         make_config({"model": "a", "served_model_name": names})

@@ -84,18 +84,18 @@ async def test_what_would_be_wrong_is_refused_by_name(kind: ModelKind) -> None:
         (
             {"decoder_prompt": "a" * (1 << 18) + "b"},
             "decoder_prompt",
-            "decoder_prompt has 262145 bytes; at most 262144",
+            "decoder_prompt has 262145 bytes; expected at most 262144",
         ),
         (
             {"decoder_prompt_token_ids": [3] * 19},
             "decoder_prompt_token_ids",
-            "decoder_prompt_token_ids has 20 tokens with the decoder's own; what is written has at "
-            "most 20, which leaves no room for a completion",
+            "decoder_prompt_token_ids has 20 tokens with the decoder's own; the output length of "
+            "20 leaves no room for a completion",
         ),
     ]
     if kind is ModelKind.DECODER:
         field = "decoder_prompt"
-        told = "is set, but the base model, Llama, is a decoder alone; expected none"
+        told = "is set, but the base model, Llama, is decoder-only; expected none"
         cases = [({name: value}, name, f"{name} {told}") for name, value in (
             (field, "a"), (f"{field}_token_ids", [3])
         )]  # fmt: skip

@@ -40,7 +40,7 @@ from tests.support.reads import ReadingEngine, Reads, encoder_info, record_of
 
 ENCODER: dict[str, Any] = {"kind": ModelKind.ENCODER, "architecture": "BertModel"}
 TOLD = (
-    "the base model, BertModel, is an encoder: it reads texts and continues none; call "
+    "the base model, BertModel, is an encoder and does not generate text; call "
     "loramux.v1.ClassificationService.Classify, loramux.v1.QuestionAnsweringService.Answer or "
     "loramux.v1.EmbeddingService.Embed"
 )
@@ -173,7 +173,7 @@ async def test_an_adapter_without_a_head_embeds_and_does_nothing_else() -> None:
 
 def test_an_adapter_that_waits_for_tokens_of_a_prompt_does_not_fit() -> None:
     _check_invocation((5,), ROOMY)
-    with pytest.raises(PackageError, match="needs a base model that is a decoder"):
+    with pytest.raises(PackageError, match="requires a decoder-only base model"):
         _check_invocation((5,), replace(ROOMY, kind=ModelKind.ENCODER))
 
 

@@ -144,7 +144,7 @@ async def test_other_sizes_than_announced_are_not_taken(
 ) -> None:
     snapshot = Held(said)
     snapshot.may_end.set()
-    with pytest.raises(UnavailableError, match=f"other than the {said} bytes"):
+    with pytest.raises(UnavailableError, match=f"announced size of {said} bytes"):
         await imports(registry, snapshot).take(REQUEST)
     assert (staged(tmp_path), registry.names()) == ([], [])
 

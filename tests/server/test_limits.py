@@ -218,7 +218,7 @@ def test_a_text_may_be_as_long_as_what_may_fit_the_context(context: int, most: i
     check_fields(GenerateRequest(prompt="é" * (most // 2)), model)
     with pytest.raises(InvalidArgumentError) as caught:
         check_fields(GenerateRequest(prompt="é" * (most // 2) + "e"), model)
-    assert str(caught.value) == f"prompt has {most + 1} bytes; at most {most}"
+    assert str(caught.value) == f"prompt has {most + 1} bytes; expected at most {most}"
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,9 @@ def test_token_ids_are_predicted_without_a_tokenizer_too() -> None:
     request = GenerateRequest(prompt_token_ids=[1], prediction_token_ids=[2] * 1000)
     check_prediction(request, WITHOUT_TOKENIZER)
     request.prediction_token_ids.append(2)
-    with pytest.raises(InvalidArgumentError, match="has 1001 tokens; at most 1000") as caught:
+    with pytest.raises(
+        InvalidArgumentError, match="has 1001 tokens; expected at most 1000"
+    ) as caught:
         check_prediction(request, WITHOUT_TOKENIZER)
     assert caught.value.field == "prediction_token_ids"
 
@@ -292,10 +294,10 @@ def test_no_more_completions_than_run_and_wait_and_none_of_too_long_a_prompt() -
     limits.check_copies(64, prepared(140))
     limits.check_copies(8, prepared(5000, 1 << 20))
     for large, told in (
-        (prepared(141), "with 141 tokens of its prompt for each completion, of which a request may "
-         "have 9000, expected at most 63"),
-        (prepared(9, 1 << 19), "with 524288 bytes of its images for each completion, of which a "
-         "request may have 1048576, expected at most 8"),
+        (prepared(141), "with 141 tokens of its prompt for each completion and at most 9000 per "
+         "request, expected at most 63"),
+        (prepared(9, 1 << 19), "with 524288 bytes of its images for each completion and at most "
+         "1048576 per request, expected at most 8"),
     ):  # fmt: skip
         with pytest.raises(InvalidArgumentError) as caught:
             limits.check_copies(64, large)

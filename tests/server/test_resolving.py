@@ -153,7 +153,7 @@ async def test_who_waits_when_the_server_ends_is_told(registry: Registry, held: 
     await until(held.has_begun.is_set)
     threading.Timer(0.1, held.may_end.set).start()
     await fetching.close()
-    with pytest.raises(UnavailableError, match="ending"):
+    with pytest.raises(UnavailableError, match="shutting down"):
         await asked
     assert not registry.versions("acme/a")
 
@@ -187,7 +187,7 @@ def test_a_tenant_has_half_of_what_may_wait() -> None:
 def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     os.mkfifo(tmp_path / "adapter_model.safetensors")
-    with pytest.raises(NotFoundError, match=r"adapter_model\.safetensors is no file"):
+    with pytest.raises(NotFoundError, match=r"adapter_model\.safetensors is not a file"):
         LocalFiles(tmp_path)
 
 

@@ -95,7 +95,7 @@ def test_what_cannot_be_kept_is_found_again(
     found = FoundSeals(unsealed)
     found.report(Report(stats=STATS, seals={DIGEST: SEAL}))
     found.close()
-    assert "seals of 1 adapters are not kept: the store is not available" in caplog.text
+    assert "cannot store the seals of 1 adapters: the store is not available" in caplog.text
     assert seals_of(unsealed)["a"] == ""
 
 

@@ -108,7 +108,7 @@ async def test_each_window_of_a_context_has_its_token_types(context_first: bool)
 
 async def test_a_model_that_is_told_of_no_types_cannot_be_asked_to_be() -> None:
     reads = Reads(encoder_info(wordpiece().backend_tokenizer.to_str()), lambda _: [])
-    with pytest.raises(InvalidArgumentError, match="BertModel, is told of no types") as caught:
+    with pytest.raises(InvalidArgumentError, match="BertModel, has no token types") as caught:
         await reads.answer({"question": "a", "context": "b"}, token_types=True)
     assert caught.value.field == "token_types"
 

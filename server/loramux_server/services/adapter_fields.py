@@ -26,7 +26,9 @@ def check_adapters(request: generation_pb2.GenerateRequest) -> None:
         parse_reference(request.adapter, "adapter")
     if request.HasField("scale"):
         if not request.adapter:
-            raise invalid("scale", request.scale, "none without adapter; adapters have weights")
+            raise invalid(
+                "scale", request.scale, "none without adapter; use weight for each of adapters"
+            )
         _check_weight("scale", request.scale)
     if request.combination not in COMBINATIONS:
         raise invalid("combination", request.combination, "COMBINATION_CAT or COMBINATION_LINEAR")

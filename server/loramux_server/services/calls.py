@@ -68,7 +68,7 @@ class Calls:
         key = (tenant, request_id)
         if key in self._live:
             raise AlreadyExistsError(
-                f"request_id {request_id!r} is that of a request still running",
+                f"request_id {request_id!r} is in use by a request that is still running",
                 reason="REQUEST_EXISTS",
                 field="request_id",
             )

@@ -122,23 +122,25 @@ def _source(
         return sources[0]
     for i, (one, record) in enumerate(zip(asked, records, strict=True)):
         if record.key in (other.key for other in records[:i]):
-            raise invalid(one.field, one.reference, f"each version once; it is {record}")
+            raise invalid(
+                one.field, one.reference, f"each version once, but {record} is listed twice"
+            )
         _check_plain(one, record)
     if len({record.invocation for record in records}) > 1:
         raise _not_mixable(
-            "adapters begin at different alora_invocation_tokens: a mix begins at one place",
+            "adapters have different alora_invocation_tokens; adapters of a mix must have the same",
             "adapters",
         )
     ranks = [record.rank for record in records]
     if combination is Combination.LINEAR and len(set(ranks)) > 1:
         raise _not_mixable(
-            "combination is COMBINATION_LINEAR, which needs equal ranks; those of adapters are "
-            f"{', '.join(map(str, ranks))} (COMBINATION_CAT takes any)",
+            "combination is COMBINATION_LINEAR, which requires equal ranks, but adapters have "
+            f"ranks {', '.join(map(str, ranks))} (COMBINATION_CAT accepts any)",
             "combination",
         )
     if combination is Combination.CAT and sum(ranks) > MAX_RANK:
         raise _not_mixable(
-            f"the ranks of adapters add up to {sum(ranks)}; at most {MAX_RANK}", "adapters"
+            f"the ranks of adapters add up to {sum(ranks)}; expected at most {MAX_RANK}", "adapters"
         )
     source = mixed(sources, weights, combination)
     if source and source.parts:
@@ -150,8 +152,8 @@ def _source(
 def _check_plain(one: _Asked, record: AdapterRecord) -> None:
     if record.edit_bytes or not record.rank:
         raise _not_mixable(
-            f"{one.field} {shown(one.reference)} ({record}, method {record.method}) does more than "
-            "low-rank changes: it cannot be mixed or scaled",
+            f"{one.field} {shown(one.reference)} ({record}, method {record.method}) has more than "
+            "low-rank updates, so it cannot be mixed or scaled",
             one.field,
         )
 

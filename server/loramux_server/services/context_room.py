@@ -24,8 +24,8 @@ def context_room(
     if model.source_length:
         if num_prompt + num_virtual > model.source_length:
             raise InvalidArgumentError(
-                f"{field} has {num_prompt} tokens{beside(num_virtual, num_seen)}; the base model "
-                f"reads {model.source_length} at most",
+                f"{field} has {num_prompt} tokens{beside(num_virtual, num_seen)}; expected at most "
+                f"{model.source_length}, the input length of the base model",
                 reason="CONTEXT_LENGTH_EXCEEDED",
                 field=field,
             )
@@ -59,22 +59,25 @@ def completion_room(
     """
     room = context_room("prompt", num_prompt, params, model, num_virtual, num_seen)
     after = (
-        f"a prompt of {num_prompt} tokens{beside(num_virtual, num_seen)} the context of "
+        f"after a prompt of {num_prompt} tokens{beside(num_virtual, num_seen)} the context of "
         f"{model.context_length}"
     )
     if model.source_length:
         room -= num_begun
-        after = f"{num_begun} tokens with which it begins, a text of {model.output_length}"
+        after = (
+            f"after a decoder prompt of {num_begun} tokens the output length of "
+            f"{model.output_length}"
+        )
         if room < 1:
             raise InvalidArgumentError(
-                f"what is written has at most {model.output_length} tokens, of which "
-                f"{num_begun} come before a completion: they leave no room for one",
+                f"the decoder prompt has {num_begun} tokens; the output length of "
+                f"{model.output_length} leaves no room for a completion",
                 reason="CONTEXT_LENGTH_EXCEEDED",
                 field="decoder_prompt",
             )
     if params.HasField("max_tokens") and params.max_tokens > room:
         raise InvalidArgumentError(
-            f"sampling.max_tokens is {params.max_tokens}; after {after} leaves room for {room}",
+            f"sampling.max_tokens is {params.max_tokens}; {after} leaves room for {room}",
             reason="CONTEXT_LENGTH_EXCEEDED",
             field="sampling.max_tokens",
         )

@@ -255,8 +255,8 @@ class Prompts:
         assert self._chat is not None
         if told.chat_template is not None and not self._adapter_templates:
             raise FailedPreconditionError(
-                "the adapter has a chat template of its own, and this server runs that of the base "
-                "model alone (--no-adapter-templates); give a prompt",
+                "the adapter has its own chat template, but this server runs only that of the base "
+                "model (--no-adapter-templates); give a prompt",
                 reason="CHAT_TEMPLATE_MISSING",
                 field="messages",
             )

@@ -11,7 +11,7 @@ _CLASSIFY = "loramux.v1.ClassificationService.Classify"
 _ANSWER = "loramux.v1.QuestionAnsweringService.Answer"
 _EMBED = "loramux.v1.EmbeddingService.Embed"
 _MEANT = {
-    "": ("continues text", _GENERATE),
+    "": ("generates text", _GENERATE),
     Task.SEQUENCE: ("classifies texts", _CLASSIFY),
     Task.TOKENS: ("classifies tokens", _CLASSIFY),
     Task.SPANS: ("answers questions", _ANSWER),
@@ -28,8 +28,8 @@ def check_writes(model: ModelInfo) -> None:
     """
     if model.is_encoder:
         raise FailedPreconditionError(
-            f"the base model, {model.architecture}, is an encoder: it reads texts and continues "
-            f"none; call {_CLASSIFY}, {_ANSWER} or {_EMBED}",
+            f"the base model, {model.architecture}, is an encoder and does not generate text; call "
+            f"{_CLASSIFY}, {_ANSWER} or {_EMBED}",
             reason="BASE_CONTINUES_NO_TEXT",
         )
 
@@ -42,8 +42,8 @@ def check_reads(model: ModelInfo) -> None:
     """
     if model.kind is ModelKind.SEQ2SEQ:
         raise FailedPreconditionError(
-            f"the base model, {model.architecture}, has an encoder and a decoder: it writes texts, "
-            f"and labels and embeds none; call {_GENERATE}",
+            f"the base model, {model.architecture}, is an encoder-decoder: it generates text and "
+            f"does not classify or embed it; call {_GENERATE}",
             reason="BASE_ONLY_WRITES",
         )
 
@@ -63,7 +63,7 @@ def check_continues(record: AdapterRecord, field: str) -> None:
         FailedPreconditionError: It does something else.
     """
     if record.task:
-        raise _mismatch(record, record.task, field, "makes no text")
+        raise _mismatch(record, record.task, field, "does not generate text")
 
 
 def check_classifies(record: AdapterRecord, model: ModelInfo, field: str) -> None:
@@ -85,7 +85,7 @@ def check_answers(record: AdapterRecord, model: ModelInfo, field: str) -> None:
     """
     if record.task != Task.SPANS:
         does = task_on(record, model)
-        raise _mismatch(record, does, field, "finds no answers in texts (task QUESTION_ANS)")
+        raise _mismatch(record, does, field, "does not answer questions (task QUESTION_ANS)")
 
 
 def check_embeds(record: AdapterRecord, model: ModelInfo, field: str) -> None:
@@ -98,13 +98,13 @@ def check_embeds(record: AdapterRecord, model: ModelInfo, field: str) -> None:
         FailedPreconditionError: It cannot.
     """
     if record.task not in ("", FEATURES):
-        lacks = "has a head, for which its hidden states were trained"
+        lacks = "has hidden states that were trained for its head"
         raise _mismatch(record, record.task, field, lacks)
     has_virtual = record.virtual_tokens and not (model.is_encoder or record.task == FEATURES)
     if has_virtual or record.invocation:
         what = "virtual tokens" if record.virtual_tokens else "invocation tokens"
         raise FailedPreconditionError(
-            f"{field} is {record}, which has {what}: it is not served to embed texts",
+            f"{field} is {record}, which has {what}: it cannot embed texts",
             reason="ADAPTER_TASK_MISMATCH",
             field=field,
         )

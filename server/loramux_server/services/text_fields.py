@@ -36,7 +36,7 @@ def check_readable(field: str, instead: str, model: ModelInfo) -> None:
         InvalidArgumentError: It has no tokenizer; the message says what to do `instead`.
     """
     if model.tokenizer_json is None:
-        raise wrong(field, f"is text, but the base model came without a tokenizer; {instead}")
+        raise wrong(field, f"is text, but the base model has no tokenizer; {instead}")
 
 
 def most_bytes(model: ModelInfo, most: int) -> int:
@@ -55,7 +55,7 @@ def check_size(field: str, text: str, most: int = MAX_PROMPT_BYTES) -> None:
     """
     size = num_bytes(text)
     if size > most:
-        raise wrong(field, f"has {size} bytes; at most {most}")
+        raise wrong(field, f"has {size} bytes; expected at most {most}")
 
 
 def check_text_or_tokens(

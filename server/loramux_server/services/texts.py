@@ -106,4 +106,4 @@ def second_from(pair: TextPair) -> int:
 
 def no_tokens(field: str) -> InvalidArgumentError:
     """Return the error for a text of the request field `field` that has no tokens."""
-    return wrong(field, "has no tokens: the tokenizer makes none of this text")
+    return wrong(field, "has no tokens: the tokenizer encodes this text to none")

@@ -86,7 +86,7 @@ class TokenizationService:
             check_tokens("token_ids", tokens, vocab_size)
             tokenizer = await self._prompts.tokenizer(told)
             if tokenizer is None:
-                raise wrong("token_ids", "cannot become text: the base model has no tokenizer")
+                raise wrong("token_ids", "cannot be detokenized: the base model has no tokenizer")
             make = partial(tokenizer.text_of, tokens, skip_special=request.skip_special_tokens)
             text = await asyncio.to_thread(make) if len(tokens) > OFF_LOOP else make()
         return tokenization_pb2.DetokenizeResponse(text=text)

@@ -52,12 +52,12 @@ class Watcher:
                 yield self._left.popleft()
             if self._is_behind:
                 raise ResourceExhaustedError(
-                    f"more than {MAX_BEHIND} changes were not taken; watch again",
+                    f"the watcher is more than {MAX_BEHIND} changes behind; watch again",
                     reason="WATCH_TOO_SLOW",
                 )
             if self._is_closed:
                 raise UnavailableError(
-                    "the server is ending; watch again", reason="ENGINE_UNAVAILABLE",
+                    "the server is shutting down; watch again", reason="ENGINE_UNAVAILABLE",
                     retry_delay=1.0,
                 )  # fmt: skip
             self._wake.clear()

@@ -47,7 +47,9 @@ class Chunks:
             InvalidArgumentError: It is too large, or too small and not the last.
         """
         if len(chunk) > MAX_BYTES:
-            raise protocol_error(f"a chunk has {len(chunk)} bytes; at most {MAX_BYTES}", "chunk")
+            raise protocol_error(
+                f"a chunk has {len(chunk)} bytes; expected at most {MAX_BYTES}", "chunk"
+            )
         if len(chunk) < MIN_BYTES and not is_last:
             raise small_chunk()
 
@@ -78,7 +80,8 @@ class Incoming(Generic[M]):
             if patience < self._limits.idle_timeout:
                 raise self._too_slow() from None
             raise DeadlineExceededError(
-                f"no message of the upload came for {patience:g} s", reason="DEADLINE_EXCEEDED"
+                f"no message of the upload was received for {patience:g} s",
+                reason="DEADLINE_EXCEEDED",
             ) from None
         # Only waiting counts: disk writes are not the caller's fault.
         self._waited += self._limits.clock() - begin
@@ -103,15 +106,15 @@ class Incoming(Generic[M]):
 
     def _too_slow(self) -> DeadlineExceededError:
         return DeadlineExceededError(
-            f"{self._num_bytes} bytes of the upload came in {self._waited:.1f} s; "
-            f"{self._limits.min_rate} have to in each second",
+            f"{self._num_bytes} bytes of the upload were received in {self._waited:.1f} s; "
+            f"expected at least {self._limits.min_rate} per second",
             reason="UPLOAD_TOO_SLOW",
         )
 
 
 def small_chunk() -> InvalidArgumentError:
     """Return the error for a chunk that is too small unless it is the last."""
-    return protocol_error(f"a chunk before the last has less than {MIN_BYTES} bytes", "chunk")
+    return protocol_error(f"a chunk other than the last has less than {MIN_BYTES} bytes", "chunk")
 
 
 def protocol_error(message: str, field: str) -> InvalidArgumentError:

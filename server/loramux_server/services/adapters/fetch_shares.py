@@ -46,7 +46,7 @@ class Shares:
             share.num_bytes + num_bytes > MAX_WAITING_BYTES // 2
             or self._all.num_bytes + num_bytes > MAX_WAITING_BYTES
         ):
-            raise _busy(name, "too many calls wait for adapters that are fetched")
+            raise _busy(name, "too many calls are waiting for adapters that are being fetched")
         for each in (share, self._all):
             each.num_bytes += num_bytes
         try:

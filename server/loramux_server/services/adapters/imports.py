@@ -106,7 +106,7 @@ class Imports:
 
     def _check_size(self, size: int) -> None:
         if not 1 <= size <= self._max_bytes:
-            raise wrong("uri", f"names {size} bytes; expected 1 to {self._max_bytes} bytes")
+            raise wrong("uri", f"refers to {size} bytes; expected 1 to {self._max_bytes} bytes")
 
 
 def _copy(pieces: Iterator[bytes], file: BinaryIO) -> None:
@@ -124,10 +124,12 @@ def _pieces(snapshot: Snapshot, name: str, is_cancelled: IsCancelled) -> Iterato
     size, num_came = snapshot.sizes[name], 0
     for piece in snapshot.read(name):
         if is_cancelled():
-            raise CancelledError("the caller gave up")
+            raise CancelledError("the caller cancelled the request")
         num_came += len(piece)
         if num_came > size:
             break
         yield piece
     if num_came != size:
-        raise unavailable(snapshot.origin, f"{name} has other than the {size} bytes announced")
+        raise unavailable(
+            snapshot.origin, f"{name} does not have the announced size of {size} bytes"
+        )

@@ -160,7 +160,9 @@ class Intake:
             UnavailableError: The bytes are not those of the version.
         """
         if staged.digest != copied.digest:
-            raise UnavailableError(f"{copied.reference} came with other bytes than it has")
+            raise UnavailableError(
+                f"the bytes received for {copied.reference} do not match its digest"
+            )
         name = full_name(copied.tenant, copied.name)
         wanted = Registration(name=name, must_not_exist=False, ttl=None)
         record = replace(
@@ -229,7 +231,7 @@ class Intake:
             raise
         except LoramuxError as error:
             raise InvalidArgumentError(
-                f"a first token with the adapter failed: {error}",
+                f"generating a test token with the adapter failed: {error}",
                 reason=error.reason,
                 field=field,
             ) from None

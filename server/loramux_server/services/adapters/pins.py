@@ -60,8 +60,8 @@ class Pins:
             taken = sum(map(self._rows, others.values()))
             if taken + self._rows(record) > self._base.max_rows:
                 raise ResourceExhaustedError(
-                    f"{str(record)!r} takes {self._rows(record)} rank rows, and of "
-                    f"{self._base.max_rows} that the adapter memory holds {taken} are pinned",
+                    f"{str(record)!r} takes {self._rows(record)} rank rows; the adapter memory "
+                    f"holds {self._base.max_rows}, of which {taken} are already pinned",
                     reason="PINS_FULL",
                     field="name",
                 )

@@ -154,7 +154,9 @@ class Resolver:
         await asyncio.wait((task, self._end), return_when=asyncio.FIRST_COMPLETED)
         if not task.done() or task.cancelled():
             raise UnavailableError(
-                "the server is ending; try again", reason="ENGINE_UNAVAILABLE", retry_delay=1.0
+                "the server is shutting down; try again",
+                reason="ENGINE_UNAVAILABLE",
+                retry_delay=1.0,
             )
         task.result()
 
@@ -283,7 +285,7 @@ def _after(
 def _told(error: LoramuxError) -> str:
     """Return why something cannot be served, for callers: without its location."""
     if error.reason == "SOURCE_NOT_READABLE":
-        return "its source does not let the server read it"
+        return "its source denies the server access"
     return str(error)
 
 

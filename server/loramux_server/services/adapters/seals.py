@@ -35,4 +35,4 @@ class FoundSeals:
             with storage_errors():
                 self._registry.keep_seals(seals)
         except LoramuxError as error:  # the next engine computes them again
-            _log.warning("seals of %d adapters are not kept: %s", len(seals), error)
+            _log.warning("cannot store the seals of %d adapters: %s", len(seals), error)

@@ -181,7 +181,9 @@ class AdapterService:
             return self._registry.blobs.open(record.digest)
         except FileNotFoundError:
             raise DataLossError(
-                f"the bytes of {str(record)!r} are gone", reason="ADAPTER_DAMAGED", field="name"
+                f"the package of {str(record)!r} is missing from the store",
+                reason="ADAPTER_DAMAGED",
+                field="name",
             ) from None
 
     async def _is_free(self, record: AdapterRecord) -> None:
@@ -198,7 +200,7 @@ class AdapterService:
         incoming = self._chunks.of(requests)
         first = await incoming.next()
         if first is None or first.WhichOneof("message") != "header":
-            raise protocol_error("the first message of an upload is its header", "header")
+            raise protocol_error("the first message of an upload must be its header", "header")
         header = first.header
         self._intake.check_header(header)
         with self._intake.reserved(header):
@@ -223,7 +225,7 @@ class AdapterService:
         was_small = False
         while (request := await incoming.next()) is not None:
             if request.WhichOneof("message") == "header":
-                raise protocol_error("a header came twice", "header")
+                raise protocol_error("the header was sent twice", "header")
             chunk = request.chunk
             num_empty += not chunk
             if num_empty > MAX_EMPTY_CHUNKS:
@@ -235,12 +237,12 @@ class AdapterService:
             was_small = was_small or 0 < len(chunk) < MIN_BYTES
             if staged.size + len(chunk) > header.size_bytes:
                 raise protocol_error(
-                    f"more bytes came than header.size_bytes, {header.size_bytes}",
+                    f"more bytes were received than header.size_bytes, {header.size_bytes}",
                     "header.size_bytes",
                 )
             await finished(asyncio.to_thread(staged.write, chunk))
         if staged.size != header.size_bytes:
             raise protocol_error(
-                f"{staged.size} bytes came; header.size_bytes is {header.size_bytes}",
+                f"{staged.size} bytes were received; header.size_bytes is {header.size_bytes}",
                 "header.size_bytes",
             )

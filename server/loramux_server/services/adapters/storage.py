@@ -31,7 +31,7 @@ def storage_errors() -> Iterator[None]:
         else:
             state = getattr(error.orig, "sqlstate", None)
             is_full = state == _POSTGRES_FULL or "disk is full" in str(error.orig)
-            cause = "the database cannot be written"
+            cause = "the database is not writable"
         if is_full:
             raise ResourceExhaustedError(
                 "the store is full", reason="STORE_FULL", retry_delay=60.0

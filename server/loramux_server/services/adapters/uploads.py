@@ -76,7 +76,9 @@ class UploadService:
             if upload is None:
                 upload = self._own(request.upload_id)
             elif request.upload_id != upload.id:
-                raise protocol_error("a stream brings the chunks of one upload", "upload_id")
+                raise protocol_error(
+                    "a stream must send the chunks of a single upload", "upload_id"
+                )
             self._check(request, upload)
             with storage_errors():
                 writing = asyncio.to_thread(
@@ -84,7 +86,7 @@ class UploadService:
                 )
                 committed = await finished(writing)
         if upload is None:
-            raise protocol_error("no chunk came", "chunk")
+            raise protocol_error("no chunk was received", "chunk")
         return uploads_pb2.SendChunksResponse(committed_bytes=committed)
 
     async def FinishUpload(
@@ -145,7 +147,7 @@ class UploadService:
         upload = self._own(upload_id)
         if not upload.is_complete:
             raise protocol_error(
-                f"{upload.staged.size} bytes came; header.size_bytes is {upload.size}",
+                f"{upload.staged.size} bytes were received; header.size_bytes is {upload.size}",
                 "header.size_bytes",
             )
         declared = self._declared[upload_id]
@@ -177,8 +179,8 @@ class UploadService:
         """
         if upload.staged.is_inherited and upload.is_hopeless(f"sha256:{header.sha256}"):
             raise NotFoundError(
-                "what came before the server was started again is damaged; begin with StartUpload "
-                "again",
+                "the part received before the server was restarted is damaged; begin with "
+                "StartUpload again",
                 reason="UPLOAD_NOT_FOUND",
                 field="upload_id",
             )
@@ -203,7 +205,7 @@ class UploadService:
         end = request.offset + len(request.chunk)
         if request.offset < 0 or end > upload.size:
             raise InvalidArgumentError(
-                f"the chunk is bytes {request.offset} to {end} of a package of {upload.size}",
+                f"the chunk has bytes {request.offset} to {end}, the package has {upload.size}",
                 reason="UPLOAD_PROTOCOL",
                 field="offset",
             )

@@ -71,8 +71,8 @@ def searching_defaults(
         return {**of_base, **defaults}
     if defaults.get("stop"):
         raise FailedPreconditionError(
-            f"the adapter's texts end at the strings {shown(defaults['stop'])}, for which a beam "
-            "search does not look; ask without num_beams",
+            f"the adapter has the stop strings {shown(defaults['stop'])}, which beam search does "
+            "not support; omit num_beams",
             reason="UNSUPPORTED_ADAPTER_FEATURE",
             field="sampling.num_beams",
         )
@@ -94,7 +94,7 @@ def searched(params: generation_pb2.SamplingParams) -> generation_pb2.SamplingPa
     for name, neutral in _PENALTIES.items():
         value = getattr(params, name)
         if params.HasField(name) and value != neutral:  # type: ignore[arg-type]
-            expected = f"{neutral:g} with num_beams; it is the adapter's default, so say it"
+            expected = f"{neutral:g} with num_beams; set it to override the adapter's default"
             raise invalid(f"sampling.{name}", value, expected)
     filled = generation_pb2.SamplingParams(length_penalty=1.0, early_stopping=False)
     filled.MergeFrom(params)
@@ -127,7 +127,7 @@ def beams_of(
     forbidden = frozenset(model.writing.forbidden if model.writing else ())
     most = (own_vocab_size or model.vocab_size) - len(ends | forbidden)
     if params.num_beams > most:
-        expected = f"at most {most}, the tokens that end nothing"
+        expected = f"at most {most}, the number of tokens that do not end a text"
         raise invalid("sampling.num_beams", params.num_beams, expected)
     return BeamOptions(
         num_beams=params.num_beams,
@@ -167,7 +167,7 @@ def _conflicts(
     if params.bad_words:
         yield "sampling.bad_words", list(params.bad_words), "none"
     if params.stop:
-        yield "sampling.stop", list(params.stop), "none (stop_token_ids go with it)"
+        yield "sampling.stop", list(params.stop), "none (stop_token_ids are supported)"
     if params.HasField("structured_output"):
         yield "sampling.structured_output", params.structured_output.WhichOneof("form"), "none"
     if request.tools:

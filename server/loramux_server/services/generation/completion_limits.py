@@ -64,6 +64,6 @@ class CompletionLimits:
             if num_completions * size > most:
                 raise wrong(
                     "sampling.n",
-                    f"is {num_completions}; with {size} {what} for each completion, of which a "
-                    f"request may have {most}, expected at most {max(_ALWAYS, most // size)}",
+                    f"is {num_completions}; with {size} {what} for each completion and at most "
+                    f"{most} per request, expected at most {max(_ALWAYS, most // size)}",
                 )

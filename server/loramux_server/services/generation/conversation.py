@@ -169,7 +169,8 @@ def _tools(request: generation_pb2.GenerateRequest) -> list[Tool]:
         _check_name(f"{field}.name", tool.name)
         if tool.name in tools:
             raise wrong(
-                f"{field}.name", f"is {shown(tool.name)} once more; expected each name once"
+                f"{field}.name",
+                f"is {shown(tool.name)}, as for another tool; expected each name once",
             )
         parameters = None
         if tool.HasField("parameters"):
@@ -183,11 +184,9 @@ def _tools(request: generation_pb2.GenerateRequest) -> list[Tool]:
 def _schema(field: str, text: str) -> dict[str, Any]:
     schema = _object(field, text)
     if schema.get("type", "object") != "object":
-        raise wrong(
-            f"{field}", f"has the type {shown(schema['type'])}; expected the schema of an object"
-        )
+        raise wrong(f"{field}", f"has the type {shown(schema['type'])}; expected object")
     if "x-guidance" in schema:
-        raise wrong(field, "holds 'x-guidance'; expected none: the server sets its options")
+        raise wrong(field, "has 'x-guidance'; expected none: only the server sets its options")
     return schema
 
 
@@ -197,14 +196,15 @@ def _check_choice(request: generation_pb2.GenerateRequest, tools: dict[str, Tool
     if which is None and request.HasField("tool_choice"):
         raise wrong("tool_choice", "is empty; expected mode or name")
     if which == "mode" and choice.mode not in generation_pb2.ToolMode.values():
-        raise wrong("tool_choice.mode", f"is {choice.mode}; expected one of ToolMode")
+        raise wrong("tool_choice.mode", f"is {choice.mode}; expected a value of ToolMode")
     if which == "name" and choice.name not in tools:
         there = ", ".join(sorted(tools)[:10]) or "none"
         raise wrong(
-            "tool_choice.name", f"is {shown(choice.name)}; expected one of tools, which are {there}"
+            "tool_choice.name",
+            f"is {shown(choice.name)}; expected the name of one of tools: {there}",
         )
     if choice.mode == generation_pb2.TOOL_MODE_REQUIRED and not tools:
-        raise wrong("tool_choice.mode", "is TOOL_MODE_REQUIRED; expected that only with tools")
+        raise wrong("tool_choice.mode", "is TOOL_MODE_REQUIRED, but tools is empty; set tools")
 
 
 def _variables(request: generation_pb2.GenerateRequest) -> dict[str, Any]:
@@ -214,8 +214,7 @@ def _variables(request: generation_pb2.GenerateRequest) -> dict[str, Any]:
         if name in _OURS or not name.isidentifier() or name.startswith("_"):
             raise wrong(
                 field,
-                f"has {shown(name)}; expected names of variables other than "
-                f"{', '.join(sorted(_OURS))}",
+                f"has {shown(name)}; expected variable names other than {', '.join(sorted(_OURS))}",
             )
     return variables
 

@@ -25,12 +25,12 @@ def check_decoder_prompt(request: generation_pb2.GenerateRequest, model: ModelIn
     if model.writing is None:
         if not field:
             return
-        what = f"is set, but the base model, {model.architecture}, is a decoder alone"
+        what = f"is set, but the base model, {model.architecture}, is decoder-only"
         raise wrong(field, f"{what}; expected none")
     if request.sampling.HasField("prompt_logprobs"):
         expected = (
             f"none: the base model, {model.architecture}, reads the prompt with its encoder, which "
-            "tells no log-probabilities"
+            "computes no log-probabilities"
         )
         raise invalid("sampling.prompt_logprobs", request.sampling.prompt_logprobs, expected)
     tokens = request.decoder_prompt_token_ids
@@ -73,8 +73,8 @@ def _check_room(request: generation_pb2.GenerateRequest, num_begun: int, model: 
     if num_begun >= model.output_length:
         field = _field(request) or TEXT
         raise InvalidArgumentError(
-            f"{field} has {num_begun} tokens with the decoder's own; what is written has at most "
-            f"{model.output_length}, which leaves no room for a completion",
+            f"{field} has {num_begun} tokens with the decoder's own; the output length of "
+            f"{model.output_length} leaves no room for a completion",
             reason="CONTEXT_LENGTH_EXCEEDED",
             field=field,
         )

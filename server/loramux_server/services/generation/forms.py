@@ -49,19 +49,20 @@ def check_form(params: generation_pb2.SamplingParams, model: ModelInfo) -> None:
         raise wrong(form.field, "is set; expected none: the base model has no end token")
     if params.ignore_eos:
         raise wrong(
-            "sampling.ignore_eos", "is True; expected false with structured_output, whose form ends"
+            "sampling.ignore_eos",
+            "is True; expected false with structured_output, which decides where a text ends",
         )
     if params.min_tokens:
-        expected = "none with structured_output, whose form ends"
+        expected = "none with structured_output, which decides where a text ends"
         raise invalid("sampling.min_tokens", params.min_tokens, expected)
     _check_texts(form)
     if form.kind is FormKind.JSON_OBJECT and not params.structured_output.json_object:
-        raise wrong(form.field, "is False; expected true, or another form")
+        raise wrong(form.field, "is False; expected true, or another constraint")
     if form.kind is FormKind.JSON_SCHEMA:
         _check_schema(form)
     if "%json" in form.text and form.kind is FormKind.GRAMMAR:
         raise wrong(
-            form.field, 'holds %json; expected rules alone, and "%" "json" where a text has it'
+            form.field, 'has %json, which is not supported; write "%" "json" for the literal text'
         )
 
 
@@ -73,7 +74,9 @@ def _check_texts(form: Form) -> None:
                 f"has {len(form.choices)} texts; expected 1 to {MAX_CHOICES}",
             )
         if "" in form.choices:
-            raise wrong(f"{form.field}.texts", "holds ''; expected texts that are not empty")
+            raise wrong(
+                f"{form.field}.texts", "has an empty text; expected texts that are not empty"
+            )
     elif form.kind is not FormKind.JSON_OBJECT and not form.text.strip():
         raise invalid(form.field, form.text, "a text that is not empty")
     size = sum(len(text.encode()) for text in (form.text, *form.choices))
@@ -87,12 +90,12 @@ def _check_schema(form: Form) -> None:
     except RecursionError:
         raise _too_deep(form) from None
     except ValueError as error:
-        said = f"is {shown(form.text)}, which is no JSON: {error}; expected a JSON schema"
+        said = f"is {shown(form.text)}, which is not valid JSON: {error}; expected a JSON schema"
         raise wrong(form.field, said) from None
     if not isinstance(schema, dict):
         raise invalid(form.field, form.text, "a JSON object")
     if "x-guidance" in schema:
-        raise wrong(form.field, "holds 'x-guidance'; expected none: the server sets its options")
+        raise wrong(form.field, "has 'x-guidance'; expected none: only the server sets its options")
     level: list[object] = [schema]
     for _ in range(MAX_NESTING):
         level = [
@@ -108,5 +111,6 @@ def _check_schema(form: Form) -> None:
 def _too_deep(form: Form) -> InvalidArgumentError:
     return wrong(
         form.field,
-        f"has arrays and objects nested deeper than {MAX_NESTING - 1}; expected at most that",
+        f"has arrays and objects nested deeper than {MAX_NESTING - 1} levels; expected at most "
+        "that",
     )

@@ -73,9 +73,9 @@ def check_images(
         return
     first, _ = found[0]
     if not limits.max_images:
-        raise _not_served(first, "is set, and this server takes no images (--max-images 0)")
+        raise _not_served(first, "is set, but this server accepts no images (--max-images 0)")
     if not model.sees_images:
-        raise _not_served(first, f"is set, and {model.is_blind}")
+        raise _not_served(first, f"is set, but {model.is_blind}")
     if len(found) > limits.max_images:
         raise wrong("messages", f"has {len(found)} images; expected at most {limits.max_images}")
     for field, image in found:
@@ -101,9 +101,9 @@ def check_written(tokens: Sequence[int], placeholder: int, num_images: int) -> N
     if num_written != num_images:
         raise _not_served(
             "messages",
-            f"has {num_images} images, and the chat template puts {num_written} into the prompt: "
-            "it does not know of images, or not of those in messages of these roles; leave them "
-            "out, or pack the adapter with another --chat-template",
+            f"has {num_images} images, but the chat template puts {num_written} into the prompt: "
+            "it does not support images, or not in messages of these roles; omit them, or pack "
+            "the adapter with another --chat-template",
         )
 
 

@@ -49,5 +49,5 @@ def check_predicted(
 def _check_length(field: str, num_tokens: int, model: ModelInfo) -> None:
     if num_tokens > model.context_length:
         raise wrong(
-            field, f"has {num_tokens} tokens; at most {model.context_length}, as the context"
+            field, f"has {num_tokens} tokens; expected at most {model.context_length}, the context"
         )

@@ -28,8 +28,8 @@ def check_told(params: generation_pb2.SamplingParams, num_prompt: int) -> None:
     if num_told > MAX_TOLD:
         raise wrong(
             "sampling.prompt_logprobs",
-            f"is {params.prompt_logprobs}; with the prompt's own tokens these are {num_told} "
-            f"log-probabilities, and an answer has at most {MAX_TOLD}",
+            f"is {params.prompt_logprobs}; with the prompt's own tokens this makes {num_told} "
+            f"log-probabilities; expected at most {MAX_TOLD} in a response",
         )
 
 

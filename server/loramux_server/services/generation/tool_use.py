@@ -52,15 +52,16 @@ class ToolUse:
         if is_named or choice.mode == generation_pb2.TOOL_MODE_REQUIRED:
             if params.HasField("structured_output"):
                 raise wrong(
-                    "sampling.structured_output", "is set; expected none where calls are demanded"
+                    "sampling.structured_output",
+                    "is set; expected none when tool_choice requires a call",
                 )
             otherwise = None
         elif otherwise == ANY_TEXT and not any(tool.is_strict for tool in self.tools):
             return None
         if self.has_own_tokens:
             raise FailedPreconditionError(
-                "calls have to meet their schemas (tool_choice, strict), and this adapter writes "
-                "them with tokens that the base model lacks, which cannot be demanded",
+                "calls must match their schemas (tool_choice, strict), but this adapter writes "
+                "them with tokens that the base model lacks, which cannot be enforced",
                 reason="CHAT_TEMPLATE_FAILED",
                 field="tools",
             )
@@ -75,13 +76,13 @@ class ToolUse:
         except UnknownToolSchemaError as error:
             raise wrong(
                 f"tools[{self.tools.index(error.tool)}].parameters",
-                f"{error}; expected none of that where calls have to meet their schemas and the "
-                "chat template writes each parameter by itself",
+                f"{error}; this is not supported when calls must match their schemas and the chat "
+                "template writes each parameter separately",
             ) from None
         except LargeRulesError:
             raise wrong(
-                "tools", f"make a form of more than {MAX_BYTES} bytes; expected at most that where "
-                "calls have to meet their schemas",
+                "tools", f"make a grammar of more than {MAX_BYTES} bytes; expected at most that "
+                "when calls must match their schemas",
             ) from None  # fmt: skip
 
 
@@ -98,13 +99,16 @@ def _answer(form: Form | None) -> Otherwise:
     if form.kind is FormKind.JSON_SCHEMA:
         schema: dict[str, object] = msgspec.json.decode(form.text)
         return schema
-    raise wrong(form.field, "is set; expected json_schema or json_object beside tools")
+    raise wrong(form.field, "is set; expected json_schema or json_object with tools")
 
 
 def _check_ends(params: generation_pb2.SamplingParams, model: ModelInfo) -> None:
     """Check that the answer can end where its calls do."""
     if not model.eos_token_ids:
-        raise wrong("tool_choice", "demands calls; expected that not: the base has no end token")
+        raise wrong(
+            "tool_choice",
+            "requires a call, which is not supported: the base model has no end token",
+        )
     for name, is_set in (("min_tokens", params.min_tokens), ("ignore_eos", params.ignore_eos)):
         if is_set:
-            raise wrong(f"sampling.{name}", "is set; expected none where calls meet schemas")
+            raise wrong(f"sampling.{name}", "is set; expected none when calls must match schemas")

@@ -67,7 +67,7 @@ def _scoring(
     """
     if told.labels is None or source is None or source.task is None:
         raise DataLossError(
-            "the stored adapter cannot be read: what its labels are is not known",
+            "the stored adapter cannot be read, so its labels are not known",
             reason="ADAPTER_DAMAGED",
             field="adapter",
         )

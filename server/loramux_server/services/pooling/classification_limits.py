@@ -23,7 +23,7 @@ def check_request(request: classification_pb2.ClassifyRequest, model: ModelInfo)
             right.
     """
     if not request.adapter:
-        raise invalid("adapter", "", "a reference: the base model has no head to classify with")
+        raise invalid("adapter", "", "a reference: the base model has no classification head")
     parse_reference(request.adapter, "adapter")
     check_names(request.request_id, request.routing_key)
     check_inputs(request.inputs, model)
@@ -42,7 +42,7 @@ def check_pairs(request: classification_pb2.ClassifyRequest, task: Task) -> None
             raise wrong(
                 f"inputs[{index}].text_pair",
                 f"is set, but {request.adapter} labels the tokens of one text (task TOKEN_CLS); "
-                "two are read by adapters that label texts (task SEQ_CLS)",
+                "text pairs require an adapter that labels texts (task SEQ_CLS)",
             )
 
 
@@ -61,6 +61,6 @@ def check_sizes(
     if scoring.task is Task.TOKENS and sum(lengths) * num_labels > MAX_NUMBERS:
         raise wrong(
             "inputs",
-            f"has {sum(lengths)} tokens, each with {num_labels} labels; expected at most "
+            f"has {sum(lengths)} tokens with {num_labels} labels each; expected at most "
             f"{MAX_NUMBERS // num_labels} tokens in one request",
         )

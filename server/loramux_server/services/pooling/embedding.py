@@ -74,8 +74,8 @@ def _check_first(reading: Reading) -> None:
     """
     if reading.num_virtual and not (reading.source and reading.source.has_cache):
         raise FailedPreconditionError(
-            f"pooling is 'first', and {reading.adapter} puts embeddings before a text, of which "
-            "the first is the same for all; 'last' and 'mean' depend on the text",
+            f"pooling is 'first', but {reading.adapter} puts virtual tokens before a text, of "
+            "which the first is the same for all texts; use 'last' or 'mean'",
             reason="INVALID_FIELD",
             field="pooling",
         )
@@ -103,8 +103,8 @@ class Vectors:
         is_said = request.pooling != embedding_pb2.POOLING_UNSPECIFIED or "pooling" in note
         if model.embedding_fault and not is_said:
             raise FailedPreconditionError(
-                f"how the base model makes vectors is not served: {model.embedding_fault}; set "
-                "pooling, and they are made so",
+                f"the pooling of the base model is not supported: {model.embedding_fault}; set "
+                "pooling to use another",
                 reason="INVALID_FIELD",
                 field="pooling",
             )

@@ -57,8 +57,8 @@ def _check_input(field: str, each: Input, model: ModelInfo) -> None:
     elif is_pair(each):
         raise wrong(
             f"{field}.text_pair",
-            f"is the second of two texts, and {field}.token_ids the first; set {field}.text, or "
-            "give the tokens of both as token_ids",
+            f"is set together with {field}.token_ids; set {field}.text instead, or put the tokens "
+            "of both texts into token_ids",
         )
     if len(each.token_ids) > model.context_length:
         raise _too_long(f"{field}.token_ids", len(each.token_ids), model)

@@ -46,11 +46,11 @@ def check_request(request: question_answering_pb2.AnswerRequest, model: ModelInf
             right.
     """
     if not request.adapter:
-        raise invalid("adapter", "", "a reference: the base model has no head that finds answers")
+        raise invalid("adapter", "", "a reference: the base model has no question-answering head")
     parse_reference(request.adapter, "adapter")
     check_names(request.request_id, request.routing_key)
     if model.tokenizer_json is None:
-        raise wrong("inputs", "are texts, but the base model came without a tokenizer")
+        raise wrong("inputs", "are texts, but the base model has no tokenizer")
     if not 1 <= len(request.inputs) <= MAX_INPUTS:
         raise wrong("inputs", f"has {len(request.inputs)} entries; expected 1 to {MAX_INPUTS}")
     size = 0
@@ -62,7 +62,7 @@ def check_request(request: question_answering_pb2.AnswerRequest, model: ModelInf
     if size > MAX_PROMPT_BYTES:
         raise wrong("inputs", f"has {size} bytes of text; expected at most {MAX_PROMPT_BYTES}")
     if request.token_types and not model.takes_token_types:
-        right = f"false: the base model, {model.architecture}, is told of no types of tokens"
+        right = f"false: the base model, {model.architecture}, has no token types"
         raise invalid("token_types", True, right)
     _check_integer(request, "top_k", MAX_TOP_K)
     _check_integer(request, "max_answer_tokens", MAX_ANSWER_TOKENS)
@@ -113,7 +113,7 @@ def windows_of(pairs: Sequence[Pair], size: WindowSize) -> list[list[Window]]:
             raise _too_long(
                 f"{field}.context",
                 f"{field} has {length} tokens, {len(pair.context)} of them of the context; the "
-                f"model has room for {size.max_tokens}: set max_window_tokens, and it is read in "
+                f"model has room for {size.max_tokens}: set max_window_tokens to read it in "
                 "several windows",
             )
         if length > size.max_tokens and room <= size.overlap:
@@ -121,8 +121,9 @@ def windows_of(pairs: Sequence[Pair], size: WindowSize) -> list[list[Window]]:
             raise _too_long(
                 f"{field}.question",
                 f"{field}.question has {pair.num_others} tokens, with those that the tokenizer "
-                f"adds; that leaves {max(0, room)} of max_window_tokens, {size.max_tokens}, to the "
-                f"context, which takes more than window_overlap_tokens, {size.overlap}{default}",
+                f"adds; that leaves {max(0, room)} of max_window_tokens, {size.max_tokens}, for "
+                "the context, which needs more than window_overlap_tokens, "
+                f"{size.overlap}{default}",
             )
         own = pair.num_windows(size.max_tokens, size.overlap)
         count += own

@@ -134,8 +134,8 @@ class Readings:
                     told = await self._instructions.of(source)
                     if not told.is_known:
                         raise DataLossError(
-                            "the stored adapter cannot be read: what its package says of texts "
-                            "and results is not known",
+                            "the stored adapter cannot be read, so its settings for texts and "
+                            "results are not known",
                             reason="ADAPTER_DAMAGED",
                             field="adapter",
                         )
