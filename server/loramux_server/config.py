@@ -36,9 +36,9 @@ class ServerConfig(LimitSettings, frozen=True, kw_only=True):
     served_model_name: Annotated[
         tuple[str, ...],
         Meta(
-            description="What clients call the base model; can be given several times: the first "
-            "is reported, all are accepted. By default the last part of --model, and all of it "
-            "where that is a hub id."
+            description="Name of the base model in requests; can be given several times: the "
+            "first is reported, all are accepted. Default: the last part of --model and, for a hub "
+            "id, the full id."
         ),
     ] = ()
     watchdog: Annotated[
@@ -137,10 +137,12 @@ def _check_names(names: tuple[str, ...]) -> None:
         if not (name.isprintable() and name == name.strip() and 1 <= len(name) <= _MAX_NAME):
             raise ConfigError(
                 f"--served-model-name is {name!r}; expected 1 to {_MAX_NAME} printable characters, "
-                "and no space at either end"
+                "without leading or trailing spaces"
             )
         if names.count(name) > 1:
-            raise ConfigError(f"--served-model-name is {name!r} twice; expected different names")
+            raise ConfigError(
+                f"--served-model-name {name!r} is given twice; expected different names"
+            )
 
 
 def _explained(message: str, settings: dict[str, object]) -> str:

@@ -111,8 +111,8 @@ def become(registry: Registry, *, is_replica: bool) -> None:
     was_replica = bool(registry.catalog.note(_REPLICA))
     if is_replica and not was_replica and len(registry):
         raise ConfigError(
-            "--store has adapters that were added to this server itself; --replica-of requires an "
-            "empty store, or the store of a replica"
+            "--store has adapters that were added to this server directly; --replica-of requires "
+            "an empty store, or the store of a replica"
         )
     if not is_replica:
         registry.lineage.begin()

@@ -97,7 +97,7 @@ def templates_of(config: ServerConfig) -> Templates:
         ConfigError: A template is invalid, or conflicts with another setting.
     """
     if config.resolve_ttl and not config.resolve:
-        raise ConfigError("--resolve-ttl is for --resolve, which is not given")
+        raise ConfigError("--resolve-ttl is set; it requires --resolve")
     try:
         return Templates(config.resolve)
     except (ValueError, InvalidArgumentError, MissingExtraError) as error:
@@ -116,7 +116,7 @@ def primary_of(config: ServerConfig) -> Primary | None:
     if config.replica_of is None:
         return None
     if is_itself(config.replica_of, config.listen):
-        _log.info("--replica-of %s is this server: it is the primary", config.replica_of)
+        _log.info("--replica-of %s is this server, which acts as the primary", config.replica_of)
         return None
     for name in ("adapters", "resolve"):
         if getattr(config, name):

@@ -46,7 +46,7 @@ class SharedNames:
             instead = in_full if in_full not in self._names else f"{in_full}:{record.version}"
             for name in self._names.intersection((record.name, in_full)):
                 _log.warning(
-                    "the base model and an adapter of tenant %s are both called %s: as the model "
-                    "of a request that means the base; %s means the adapter",
+                    "the base model and an adapter of tenant %s are both named %s: in a request, "
+                    "this name means the base model, and %s the adapter",
                     record.tenant, name, instead,
                 )  # fmt: skip

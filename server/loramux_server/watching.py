@@ -37,7 +37,7 @@ class Changes:
         told, self._at_start = self._at_start or [], None
         added = told.count(ADDED)
         _log.info(
-            "--adapters has %d adapters: %d new or changed, %d gone since the last start",
+            "--adapters has %d adapters: %d new or changed, %d removed since the last start",
             total, added, len(told) - added,
         )  # fmt: skip
 
