@@ -52,7 +52,7 @@ def test_what_peft_saved_is_served_beside_others(client: Client, tmp_path: Path)
     assert len({tuple(tokens) for tokens in wanted.values()}) > 3
     info = client.adapters.get("a0")
     assert info.target_modules == ("down_proj", "gate_up_proj")
-    with pytest.raises(LoramuxError, match="low-rank changes") as caught:
+    with pytest.raises(LoramuxError, match="low-rank updates") as caught:
         client.generate(PROMPT, adapter="a0", scale=0.5)
     assert caught.value.reason == "ADAPTER_NOT_MIXABLE"
 

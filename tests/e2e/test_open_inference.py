@@ -574,7 +574,7 @@ BAD: dict[str, tuple[pb.ModelInferRequest, str, str]] = {
     ),
     "priority": (
         asking("small", "a", parameters={"priority": 1 << 31}), "parameters.priority",
-        "is 2147483648; expected an integer of 32 bits",
+        "is 2147483648; expected a 32-bit integer",
     ),
     "stops": (
         asking("small", "a", sampling=[json.dumps({"stop": ["s"] * 9})]),

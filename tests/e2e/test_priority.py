@@ -110,5 +110,5 @@ def test_in_a_full_queue_a_better_priority_takes_the_place_of_a_worse_one(
     (error,) = filter(None, [call.exception() for call in calls])
     assert isinstance(error, ResourceExhaustedError)
     assert error.reason == "QUEUE_FULL"
-    assert str(error) == "the queue is full, and a request of priority 0 came"
+    assert str(error) == "the queue is full, and a request of priority 0 arrived"
     assert crowd.ended.index(MINE) in (0, 1)

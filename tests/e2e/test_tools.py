@@ -536,7 +536,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
      "sampling.structured_output.regex", "json_schema or json_object"),
     ({**tool(), "sampling": SamplingParams(
         structured_output=StructuredOutput(json_schema='{"minimum": 1e400}'))},
-     "sampling.structured_output.json_schema", "no JSON"),
+     "sampling.structured_output.json_schema", "not valid JSON"),
     ({"tool_choice": REQUIRED, **tool(parameters='{"uniqueItems": true}')}, "tools", "uniqueItems"),
     ({"adapter": "pairs", "tool_choice": REQUIRED, **tool(parameters='{"minProperties": 1}')},
      "tools[0].parameters", "uses 'minProperties'; this is not"),

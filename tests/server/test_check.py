@@ -82,7 +82,7 @@ def test_a_base_for_low_rank_changes_of_layers_takes_nothing_else() -> None:
     for raw in (OUTER, virtual(5)):
         reason, message = refused(raw, replace(low_rank, token=TOKEN))
         assert reason == UNSUPPORTED
-        assert "more than low-rank changes" in message
+        assert "more than low-rank updates" in message
 
 
 TOKEN = TokenShape(8, ((2, 4, 4),) * 3)

@@ -332,7 +332,7 @@ def test_the_worst_of_a_tenant_gives_way_to_a_better_priority() -> None:
     waiting = [room.come(priority=priority) for priority in (5, 9, 9, 0)]
     room.come(priority=5)
     assert list(room.lost) == [waiting[2]]
-    assert "a request of priority 5 came" in str(room.lost[waiting[2]])
+    assert "a request of priority 5 arrived" in str(room.lost[waiting[2]])
     assert room.shed("priority") == 1
     room.refused(priority=9)
     waiting[1].started()

@@ -37,5 +37,5 @@ def is_ahead(place: Place, other: Place) -> bool:
 def reason(place: Place, other: Place) -> tuple[str, str]:
     """Return why `other` is evicted for `place`: a cause for metrics, and a message."""
     if is_ahead(place, other):
-        return "priority", f"the queue is full, and a request of priority {place.priority} came"
-    return "share", f"{other.tenant!r} has more requests waiting than its part, and others came"
+        return "priority", f"the queue is full, and a request of priority {place.priority} arrived"
+    return "share", f"tenant {other.tenant!r} has more than its share of waiting requests"
