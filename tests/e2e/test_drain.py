@@ -40,7 +40,7 @@ def test_what_takes_too_long_ends_with_a_status_that_invites_to_try_again(tmp_pa
         assert next(stream).token_ids
         with ThreadPoolExecutor(1) as pool:
             ending = pool.submit(server.stop)
-            with pytest.raises(UnavailableError, match="ending") as caught:
+            with pytest.raises(UnavailableError, match="shutting down") as caught:
                 list(stream)
             assert (caught.value.reason, bool(caught.value.retry_delay)) == (
                 "ENGINE_UNAVAILABLE", True,
