@@ -18,7 +18,7 @@ from loramux_adapters.packing import pack
 from loramux_server.engine.build import build_engine
 from loramux_server.engine.residents import loader_threads
 from loramux_server.hashes import Digest, Seal
-from loramux_server.kernels.resting import Quantization
+from loramux_server.kernels.weight_storage import Quantization
 from loramux_server.lora.edits import num_edit_bytes
 from loramux_server.lora.row_allocator import RowSize
 from loramux_server.models.base_model import BaseModel
@@ -206,9 +206,11 @@ class LocalEngine:
 
     def rows_of(self, adapter: AdapterSource) -> int:
         """Return the number of rank rows that `adapter` takes on the device."""
-        size = RowSize(self.info.row_bytes, self.info.resting.row_item_bytes)
-        resting = adapter.at_rest(self.info.resting)
-        return size.rows_of(resting.rank, resting.item_bytes, resting.edit_bytes)
+        size = RowSize(self.info.row_bytes, self.info.storage_format.row_item_bytes)
+        storage_format = adapter.as_stored(self.info.storage_format)
+        return size.rows_of(
+            storage_format.rank, storage_format.item_bytes, storage_format.edit_bytes
+        )
 
     def forget(self, digests: Iterable[str]) -> None:
         """Evict these adapters from memory."""

@@ -22,7 +22,7 @@ import typer
 from benchmarks import machine
 from benchmarks.fixture import SHAPES
 from benchmarks.local_engine import LocalEngine, fixture_base, packaged
-from loramux_server.kernels.resting import Quantization
+from loramux_server.kernels.weight_storage import Quantization
 from loramux_server.text.tokenizer import TextTokenizer
 from loramux_server.wire.ask import Ask
 from loramux_server.wire.engine_config import EngineConfig

@@ -26,7 +26,7 @@ from benchmarks.fixture import SHAPES, Shape, make_adapters
 from benchmarks.local_engine import LocalEngine, fixture_base, packaged
 from loramux_server.kernels.cpu.linear import make_linear_cpu
 from loramux_server.kernels.linear import Linear
-from loramux_server.kernels.resting import Quantization
+from loramux_server.kernels.weight_storage import Quantization
 from loramux_server.wire.adapter_source import AdapterSource
 from loramux_server.wire.engine_config import EngineConfig
 

@@ -13,12 +13,12 @@ import time
 from pathlib import Path
 
 from tests.support.batches import Batches, saved_sources
+from tests.support.encoder_batches import EncoderBatches
+from tests.support.encoder_models import ENCODERS, SEQ2SEQ
 from tests.support.models import RECURRENT
 from tests.support.recurrent_batches import RecurrentBatches
 from tests.support.report import write_report
 from tests.support.table import markdown
-from tests.support.whole_batches import WholeBatches
-from tests.support.whole_models import ENCODERS, SEQ2SEQ
 
 FEW = 50
 """Batches that are enough to find a difference where there are any."""
@@ -41,7 +41,7 @@ def recurrent_row(architecture: str, count: int) -> dict[str, object]:
 def whole_row(name: str, count: int) -> dict[str, object]:
     """Return what came of so many batches on the base `name`, which reads whole texts."""
     with tempfile.TemporaryDirectory() as folder:
-        subject = WholeBatches(name, Path(folder))
+        subject = EncoderBatches(name, Path(folder))
         wrong = len(list(subject.differences(count)))
     return {
         "base": name,

@@ -7,7 +7,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from loramux_adapters.base_names import names_of_sight, sees_images
+from loramux_adapters.base_names import is_vision_module, vision_names
 from loramux_adapters.base_tensor import BaseTensor
 from loramux_adapters.contents import Contents
 from loramux_adapters.errors import PackageError, shown
@@ -97,8 +97,8 @@ class BaseFolder:
                 *(known.replace(part, saved, 1) for part, saved in _SAVED_AS.items()),
             )
         ]
-        if sees_images(name):
-            names += names_of_sight(name)
+        if is_vision_module(name):
+            names += vision_names(name)
         found = next((self.tensors[each] for each in names if each in self.tensors), None)
         if found is None and name in _TIED:
             tied = [each for key, each in self.tensors.items() if key.endswith(_EMBEDDINGS)]

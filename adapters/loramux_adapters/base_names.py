@@ -18,7 +18,7 @@ from loramux_adapters.head import FEATURES, HeadShape, Task
 
 _TEXT = frozenset(("language_model", "text_model"))
 """Names of the text part of multimodal models."""
-_SEEING = ("vision", "visual", "projector", "connector")
+_VISION_WORDS = ("vision", "visual", "projector", "connector")
 """Substrings of the names of vision modules."""
 _LEVEL = ("vision_tower.vision_model.", "vision_tower.")
 """A prefix that some versions use, and what others use instead."""
@@ -28,14 +28,14 @@ def named_for(
     contents: Contents,
     names: Collection[str],
     experts: Mapping[str, ExpertsShape] | None = None,
-    sight: Collection[str] = (),
+    vision_modules: Collection[str] = (),
     heads: Mapping[str, HeadShape] | None = None,
 ) -> Contents:
     """Return `contents` with its modules under the names that they have in a base.
 
     Changes of layers that are experts in the base become changes of experts; see `split_experts`.
-    Changes of vision modules move to the result's `sight`, and those of modules after the layers to
-    its `behind`, under the names that the base's class for the task has. Renaming for the task
+    Changes of vision modules move to the result's `vision`, and those of modules after the layers
+    to its `behind`, under the names that the base's class for the task has. Renaming for the task
     applies to QUESTION_ANS and FEATURE_EXTRACTION only. Layers that the base does not have keep
     their names, so that the fit check reports them.
 
@@ -43,16 +43,16 @@ def named_for(
         contents: What the adapter changes.
         names: Names of modules of the base.
         experts: Experts of the base, by name.
-        sight: Names of its vision modules, as far as they are not in `names`.
+        vision_modules: Names of its vision modules, as far as they are not in `names`.
         heads: What the base has after its layers, by task; see `HeadShape`.
 
     Raises:
         PackageError: Two modules would get the same name.
     """
     contents, behind = split_behind(contents, heads or {})
-    contents, seeing = _split_sight(contents, names, sight)
+    contents, vision = _split_vision(contents, names, vision_modules)
     contents = _named_for_bare(_named_for_task(contents, names), names)
-    contents = replace(_named_for_text(contents, names), sight=seeing, behind=behind)
+    contents = replace(_named_for_text(contents, names), vision=vision, behind=behind)
     if not experts:
         return contents
     modules, routers, of_experts = split_experts(contents.modules, names, experts)
@@ -64,32 +64,32 @@ def named_for(
     )
 
 
-def sees_images(module: str) -> bool:
+def is_vision_module(module: str) -> bool:
     """Return whether the name `module` is that of a vision module."""
-    return any(word in module for word in _SEEING)
+    return any(word in module for word in _VISION_WORDS)
 
 
-def names_of_sight(name: str) -> list[str]:
+def vision_names(name: str) -> list[str]:
     """Return the names that a vision module or its parameter may have, by version."""
-    plain = _plain_sight(name)
+    plain = _plain_vision_name(name)
     more, less = _LEVEL
     names = [plain, plain.replace(less, more, 1)]
     return [*names, *(f"model.{each}" for each in names)]
 
 
-def _split_sight(
-    contents: Contents, names: Container[str], sight: Collection[str]
+def _split_vision(
+    contents: Contents, names: Container[str], vision_modules: Collection[str]
 ) -> tuple[Contents, Contents | None]:
     """Split `contents` into changes of text and of vision modules, under the base's names."""
-    there = {_plain_sight(name): name for name in sight if name not in names}
+    there = {_plain_vision_name(name): name for name in vision_modules if name not in names}
     found = {
         module: there[plain]
         for module in contents.changed_modules
-        if module not in names and (plain := _plain_sight(module)) in there
+        if module not in names and (plain := _plain_vision_name(module)) in there
     }
     if not found:
         return contents, None
-    seeing = Contents(
+    vision = Contents(
         modules=[each for each in contents.modules if each.module in found],
         edits=[each for each in contents.edits if each.module in found],
         invocation=contents.invocation,
@@ -99,10 +99,10 @@ def _split_sight(
         modules=[each for each in contents.modules if each.module not in found],
         edits=[each for each in contents.edits if each.module not in found],
     )
-    return reading, _renamed(seeing, found.__getitem__)
+    return reading, _renamed(vision, found.__getitem__)
 
 
-def _plain_sight(name: str) -> str:
+def _plain_vision_name(name: str) -> str:
     """Return the vision module's `name` without prefixes that only some versions use."""
     return name.removeprefix("model.").replace(*_LEVEL, 1)
 
@@ -165,7 +165,7 @@ def _named_for_text(contents: Contents, names: Collection[str]) -> Contents:
 def _text_layers(names: Collection[str]) -> str | None:
     """Return the prefix before a layer's number, of the text part if there is one."""
     found = [name for name in names if not _TEXT.isdisjoint(name.split("."))]
-    return _layers(found or (name for name in names if not sees_images(name)))
+    return _layers(found or (name for name in names if not is_vision_module(name)))
 
 
 def _plain(name: str) -> str:

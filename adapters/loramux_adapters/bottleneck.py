@@ -65,7 +65,7 @@ class BottleneckConfig:
 
     activation: str
     is_parallel: bool
-    sees_sum: bool
+    reads_sum: bool
     """Whether the network reads h + x, not h alone."""
     adds_sum: bool
     """Whether the network's input is added to its output, not h."""
@@ -96,7 +96,7 @@ def check_bottleneck(config: Mapping[str, object]) -> BottleneckConfig:
     return BottleneckConfig(
         activation=activation(config.get("non_linearity"), "non_linearity"),
         is_parallel=boolean(config, "is_parallel"),
-        sees_sum=boolean(config, "original_ln_before"),
+        reads_sum=boolean(config, "original_ln_before"),
         adds_sum=not before,
         has_norm_after=boolean(config, "ln_after"),
         adds_before_norm=boolean(config, "adapter_residual_before_ln"),

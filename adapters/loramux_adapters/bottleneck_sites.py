@@ -53,7 +53,7 @@ PLACES = tuple(_SITES)
 class Site:
     """The modules around the sum of h and x, by their names in a base."""
 
-    came_in: str
+    residual: str
     """The module that reads x."""
     output: str
     """The layer that outputs h."""
@@ -72,17 +72,17 @@ def site_of(layer: str, place: str, layers: Container[str], others: Container[st
         layers: Names of the base's linear layers; may contain more.
         others: Names of its other modules that have parameters; may contain more.
     """
-    for came_in, output, norm in _SITES[place]:
+    for residual, output, norm in _SITES[place]:
         if f"{layer}.{output}" not in layers:
             continue
-        if norm and not (f"{layer}.{came_in}" in layers and f"{layer}.{norm}" in others):
+        if norm and not (f"{layer}.{residual}" in layers and f"{layer}.{norm}" in others):
             continue
         stack = layer.rpartition(".")[0].rpartition(".")[0]
         # A norm after all layers means that the layers are pre-norm.
         if norm and f"{stack}.layer_norm" in others:
             return Site(f"{layer}.{norm}", f"{layer}.{output}")
         return Site(
-            f"{layer}.{came_in}",
+            f"{layer}.{residual}",
             f"{layer}.{output}",
             norm and f"{layer}.{norm}",
             is_exchanged=place in _EXCHANGED,

@@ -137,7 +137,7 @@ class Contents:
     """Tokens from whose last occurrence in a prompt the adapter applies (aLoRA); empty: always."""
     head: Head | None = None
     """Head that replaces the output layer; it changes no module of the base."""
-    sight: "Contents | None" = None
+    vision: "Contents | None" = None
     """Changes of vision modules; filled once the base is known."""
     behind: "Contents | None" = None
     """Changes of modules after the base's layers, such as a pooler, which only heads read; filled
@@ -158,7 +158,7 @@ class Contents:
     @property
     def changed_modules(self) -> list[str]:
         """Names of all changed modules except bottlenecks, sorted."""
-        beside = (part.changed_modules for part in (self.sight, self.behind) if part)
+        beside = (part.changed_modules for part in (self.vision, self.behind) if part)
         return sorted({
             *(change.name for change in self.low_rank), *(edit.module for edit in self.edits),
             *chain.from_iterable(beside),

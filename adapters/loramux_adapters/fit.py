@@ -2,7 +2,7 @@
 
 from collections.abc import Container, Iterable, Mapping
 
-from loramux_adapters.base_names import sees_images
+from loramux_adapters.base_names import is_vision_module
 from loramux_adapters.behind import check_head
 from loramux_adapters.bottleneck_sites import site_of
 from loramux_adapters.contents import Bottleneck, Contents, Edit, EditKind, VirtualTokens
@@ -20,12 +20,12 @@ def check_fit(
     parameters: Mapping[str, tuple[int, ...]] | None = None,
     token: TokenShape | None = None,
     experts: Mapping[str, ExpertsShape] | None = None,
-    blindness: str = "",
+    no_vision_reason: str = "",
     heads: Mapping[str, HeadShape] | None = None,
 ) -> None:
     """Check that the base has the modules that an adapter changes, with matching shapes.
 
-    Changes of vision modules are checked by `check_sight`.
+    Changes of vision modules are checked by `check_vision`.
 
     Args:
         contents: The adapter's changes.
@@ -34,7 +34,7 @@ def check_fit(
         parameters: Name of each parameter that can be replaced -> its shape.
         token: The base's `TokenShape`; None if unknown.
         experts: Name of each layer's experts that can be changed -> their shape.
-        blindness: For the error: why the base takes no images; empty if it does.
+        no_vision_reason: For the error: why the base takes no images; empty if it does.
         heads: What the base has after its layers, by task; None if unknown.
 
     Raises:
@@ -55,12 +55,12 @@ def check_fit(
     names |= {edit.module for edit in contents.edits if not _is_of_parameter(edit, base)}
     for name in sorted(names):
         if name not in base:
-            raise no_layer(name, blindness, base)
+            raise no_layer(name, no_vision_reason, base)
     for module in contents.modules:
         _check_features(module, base[module.module])
     for edit in contents.edits:
         if _is_of_parameter(edit, base):
-            _check_parameter(edit, parameters or {}, blindness)
+            _check_parameter(edit, parameters or {}, no_vision_reason)
         else:
             _check_vector(edit, base[edit.module])
     for change in contents.experts:
@@ -72,7 +72,7 @@ def check_fit(
         _check_bottleneck(bottleneck, base, {n.rpartition(".")[0] for n in parameters or ()})
 
 
-def check_sight(
+def check_vision(
     contents: Contents,
     layers: Mapping[str, tuple[int, int]],
     parameters: Mapping[str, tuple[int, ...]],
@@ -122,16 +122,16 @@ def check_sight(
             )
 
 
-def no_layer(module: str, blindness: str = "", layers: Iterable[str] = ()) -> PackageError:
+def no_layer(module: str, no_vision_reason: str = "", layers: Iterable[str] = ()) -> PackageError:
     """Return the error for a `module` that the base does not have.
 
     Args:
         module: Its name.
-        blindness: As in `check_fit`.
+        no_vision_reason: As in `check_fit`.
         layers: Names of the base's layers; the error names the most similar ones.
     """
-    if blindness and sees_images(module):
-        fault = f"is a vision module, but {blindness}"
+    if no_vision_reason and is_vision_module(module):
+        fault = f"is a vision module, but {no_vision_reason}"
     else:
         fault = "is not an adaptable layer of the base model"
         if found := nearest(module, layers):
@@ -156,12 +156,12 @@ def _is_of_parameter(edit: Edit, base: Mapping[str, tuple[int, int]]) -> bool:
 
 
 def _check_parameter(
-    edit: Edit, parameters: Mapping[str, tuple[int, ...]], blindness: str = ""
+    edit: Edit, parameters: Mapping[str, tuple[int, ...]], no_vision_reason: str = ""
 ) -> None:
     name = f"{edit.module}.{edit.parameter or 'bias'}"
     shape = edit.tensor.shape
-    if name not in parameters and blindness and sees_images(edit.module):
-        raise no_layer(edit.module, blindness)
+    if name not in parameters and no_vision_reason and is_vision_module(edit.module):
+        raise no_layer(edit.module, no_vision_reason)
     if name not in parameters:
         raise PackageError(
             f"tensor {edit.tensor.name}: {name} is not a parameter of the base model that an "

@@ -77,11 +77,13 @@ class Package:
         self,
         names: Collection[str],
         experts: Mapping[str, ExpertsShape] | None = None,
-        sight: Collection[str] = (),
+        vision_modules: Collection[str] = (),
         heads: Mapping[str, HeadShape] | None = None,
     ) -> "Package":
         """Return it with modules renamed to the names that a base has; see `base_names`."""
-        return replace(self, contents=named_for(self.contents, names, experts, sight, heads))
+        return replace(
+            self, contents=named_for(self.contents, names, experts, vision_modules, heads)
+        )
 
     @property
     def task(self) -> str:

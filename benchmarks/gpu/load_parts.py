@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from loramux_adapters import read_package
-from loramux_server.lora.arriving import Reader, Seals
-from loramux_server.lora.rooms import PinnedMemory, Rooms, size_of_room
+from loramux_server.lora.buffer_pool import BufferPool, PinnedMemory, buffer_size
+from loramux_server.lora.streaming_file import Reader, Seals
 from loramux_server.wire.adapter_source import AdapterSource
 
 _RUNS = 5
@@ -37,12 +37,12 @@ def load_parts(source: AdapterSource, device: torch.device) -> dict[str, float]:
     if device.type == "cuda":
         size, memory = source.num_bytes, PinnedMemory(device)
         made: list[Any] = []  # kept, or the next would reuse the memory
-        rooms = Rooms(memory, 2 * size_of_room(size))
+        buffers = BufferPool(memory, 2 * buffer_size(size))
         parts |= {
             "memory pinned by torch": lambda: made.append(torch.empty(size, pin_memory=True)),
-            "room made": lambda: made.append(memory.make(size_of_room(size))),
-            "room used again": lambda: rooms.take(size),
-            "copied from a room": lambda: rooms.take(size).to(device),
+            "buffer made": lambda: made.append(memory.make(buffer_size(size))),
+            "buffer used again": lambda: buffers.take(size),
+            "copied from a buffer": lambda: buffers.take(size).to(device),
         }
     return {name: 1e3 * min(_seconds(part) for _ in range(_RUNS)) for name, part in parts.items()}
 

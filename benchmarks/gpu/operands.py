@@ -20,7 +20,7 @@ from loramux_server.kernels.draw import Draws, draw
 from loramux_server.kernels.gpu.decode_attention import DecodeScratch, decode_attention_triton
 from loramux_server.kernels.gpu.draw import draw_triton
 from loramux_server.kernels.gpu.expand import expand_triton
-from loramux_server.kernels.gpu.plan import Cut, Plan
+from loramux_server.kernels.gpu.plan import KernelConfigs, Plan
 from loramux_server.kernels.gpu.residual_norm import NormScratch, residual_norm_triton
 from loramux_server.kernels.gpu.rope_write import rope_write_triton
 from loramux_server.kernels.gpu.shrink import shrink_triton
@@ -215,20 +215,20 @@ def draw_calls(shape: Shape, device: torch.device, batch: int, plan: Plan) -> Ca
 
 
 def lora_calls(
-    group: str, shape: Shape, of: LoraOperands, plan: Plan, *, is_bare: bool = False
+    group: str, shape: Shape, of: LoraOperands, plan: Plan, *, is_base: bool = False
 ) -> dict[str, Calls]:
     """Return the kernels that adapters need in `group`, each by its name.
 
-    With `is_bare`, kernels that the base also needs run without adapters.
+    With `is_base`, kernels that the base also needs run without adapters.
     """
     tokens, item = len(of.x_TK), of.x_TK.element_size()
     num_parts, outputs = len(of.outputs), sum(of.outputs)
     device, dtype = of.x_TK.device, of.x_TK.dtype
     planes_STJ, y_TN, tiles = of.planes_STJ, of.y_TN, of.staged.tiles
-    cut = plan.cut(tiles.size, is_bare=is_bare)
+    configs = plan.configs_for(tiles.size, is_base=is_base)
 
     def low_rank(b_RN: torch.Tensor) -> LowRank | None:
-        return None if is_bare else LowRank(planes_STJ, False, b_RN, of.table)
+        return None if is_base else LowRank(planes_STJ, False, b_RN, of.table)
 
     a_bytes = num_parts * of.num_rows * of.width * item
     b_bytes = of.num_rows * outputs * item
@@ -236,23 +236,23 @@ def lora_calls(
     calls: dict[str, Calls] = {
         "shrink": (
             [partial(shrink_triton, of.x_TK, a, num_parts, tiles, of.table, planes_STJ,
-                     blocks=cut.shrink)
+                     blocks=configs.shrink)
              for a, _ in of.slabs],
             a_bytes + of.x_TK.nbytes + h_bytes,
         ),
         "expand": (
-            [partial(expand_triton, y_TN, of.columns, low_rank(b), tiles, blocks=cut.expand)
+            [partial(expand_triton, y_TN, of.columns, low_rank(b), tiles, blocks=configs.expand)
              for _, b in of.slabs],
             b_bytes + h_bytes + 2 * y_TN.nbytes,
         ),
     }  # fmt: skip
     if group == "qkv":
-        calls["rope_write"] = _rope(shape, of, low_rank, b_bytes + h_bytes, cut)
+        calls["rope_write"] = _rope(shape, of, low_rank, b_bytes + h_bytes, configs)
     elif group == "gate_up":
         out_TN = torch.empty(tokens, outputs // 2, dtype=dtype, device=device)
         calls["silu_mul"] = (
             [
-                partial(silu_mul_triton, y_TN, low_rank(b), tiles, out_TN, blocks=cut.silu_mul)
+                partial(silu_mul_triton, y_TN, low_rank(b), tiles, out_TN, blocks=configs.silu_mul)
                 for _, b in of.slabs
             ],
             b_bytes + h_bytes + y_TN.nbytes + out_TN.nbytes,
@@ -263,7 +263,7 @@ def lora_calls(
         scratch = NormScratch.make(tokens, outputs, device)
         calls["residual_norm"] = (
             [partial(residual_norm_triton, hidden_TK, y_TN, low_rank(b), tiles, norm, out_TK,
-                     scratch, blocks=cut.residual_norm)
+                     scratch, blocks=configs.residual_norm)
              for _, b in of.slabs],
             b_bytes + h_bytes + 4 * y_TN.nbytes,
         )  # fmt: skip
@@ -275,7 +275,7 @@ def _rope(
     of: LoraOperands,
     low_rank: Callable[[torch.Tensor], LowRank | None],
     read: int,
-    cut: Cut,
+    configs: KernelConfigs,
 ) -> Calls:
     y_TN, width, tokens = of.y_TN, shape.hidden // shape.heads, len(of.x_TK)
     device, dtype = y_TN.device, y_TN.dtype
@@ -287,7 +287,7 @@ def _rope(
     calls: list[Callable[[], object]] = [
         partial(
             rope_write_triton, y_TN, low_rank(b), of.staged.tiles, None, angle_TD, angle_TD, slot_T,
-            q_THD, k_SJD, v_SJD, blocks=cut.rope_write,
+            q_THD, k_SJD, v_SJD, blocks=configs.rope_write,
         )
         for _, b in of.slabs
     ]  # fmt: skip

@@ -51,7 +51,7 @@ _CHOICES: dict[str, Mapping[str, Sequence[int]]] = {
     _DRAW: {"v": (2048, 4096, 8192), "num_warps": (4, 8)},
 }
 """Those that take most of a decode step come first."""
-_BARE_CHOICES: dict[str, Mapping[str, Sequence[int]]] = {
+_BASE_CHOICES: dict[str, Mapping[str, Sequence[int]]] = {
     "silu_mul": {"n": (128, 256, 512, 1024), "num_warps": (2, 4, 8)},
     "residual_norm": {"row_warps": (2, 4, 8, 16)},
     "rope_write": {"heads": (1, 2, 4, 8), "num_warps": (1, 2, 4, 8)},
@@ -91,7 +91,7 @@ class Unit:
     kernel: str
     size: int
     """Tokens per tile; for attention, the maximum requests per step; for sampling, 0."""
-    is_bare: bool = False
+    is_base: bool = False
     """Whether it is for steps without adapters."""
 
     @property
@@ -99,12 +99,12 @@ class Unit:
         """The part of a plan that contains it."""
         if self.kernel in (_ATTENTION, _DRAW):
             return self.kernel
-        return "bare" if self.is_bare else "cuts"
+        return "base_configs" if self.is_base else "configs"
 
     @property
     def name(self) -> str:
         """Its name in results."""
-        return self.kernel + f" {self.size}" * (self.size > 0) + " bare" * self.is_bare
+        return self.kernel + f" {self.size}" * (self.size > 0) + " bare" * self.is_base
 
     def blocks(self, plan: Plan) -> Any:  # noqa: ANN401
         """Return its configuration in `plan`."""
@@ -112,19 +112,19 @@ class Unit:
             return plan.attention_of(self.size)
         if self.kernel == _DRAW:
             return plan.draw
-        return getattr(plan.cut(self.size, is_bare=self.is_bare), self.kernel)
+        return getattr(plan.configs_for(self.size, is_base=self.is_base), self.kernel)
 
     def candidates(self, plan: Plan) -> Iterator[Plan]:
         """Yield plans that differ from `plan` in its configuration."""
         if self.kernel == _DRAW:
             yield replace(plan, draw=None)
-        choices = (_BARE_CHOICES if self.is_bare else _CHOICES)[self.kernel]
+        choices = (_BASE_CHOICES if self.is_base else _CHOICES)[self.kernel]
         for numbers in itertools.product(*choices.values()):
             chosen = dict(zip(choices, numbers, strict=True))
             if self.kernel == _DRAW:
                 yield replace(plan, draw=DrawBlocks(**chosen))
                 continue
-            if self.is_bare or self._fits(chosen):
+            if self.is_base or self._fits(chosen):
                 blocks = replace(self.blocks(plan), **chosen)
                 table = getattr(plan, self.table)
                 if self.kernel != _ATTENTION:
@@ -154,8 +154,8 @@ def units(kernels: Sequence[str] | None, sizes: Sequence[int] | None) -> list[Un
         # In prefill, B of the layers before the norms has its own kernel.
         tiles = [size for size in _TILES if kernel != "residual_norm" or size != PREFILL_TILE]
         found += [Unit(kernel, size) for size in tiles]
-        if kernel in _BARE_CHOICES:
-            found += [Unit(kernel, size, is_bare=True) for size in (SINGLE_TILE, PREFILL_TILE)]
+        if kernel in _BASE_CHOICES:
+            found += [Unit(kernel, size, is_base=True) for size in (SINGLE_TILE, PREFILL_TILE)]
     tables = (_ATTENTION, _DRAW)
     return [unit for unit in found if unit.kernel in tables or unit.size in (sizes or _TILES)]
 
@@ -277,7 +277,7 @@ class Steps:
             for tokens in self._batches:
                 yield partial(draw_calls, shape, device, tokens)
             return
-        planes = plan.cuts[unit.size].planes if unit.kernel in _GATHERING else 1
+        planes = plan.configs[unit.size].planes if unit.kernel in _GATHERING else 1
         for group, (tokens, chunk, adapters) in itertools.product(
             _GROUP_OF[unit.kernel], self._sizes(unit.size)
         ):
@@ -302,7 +302,7 @@ class Steps:
 
 
 def _calls_of(unit: Unit, group: str, shape: Shape, of: LoraOperands, plan: Plan) -> Calls:
-    return lora_calls(group, shape, of, plan, is_bare=unit.is_bare)[unit.kernel]
+    return lora_calls(group, shape, of, plan, is_base=unit.is_base)[unit.kernel]
 
 
 def _tuned(plan: Plan, unit: Unit, device: torch.device, makes: list[Make]) -> tuple[Plan, Row]:

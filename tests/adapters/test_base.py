@@ -18,8 +18,8 @@ from loramux_adapters.weights.verify import verify
 from tests.adapters.files import CONFIG, pair, write_folder
 from tests.support.adapters import quiet_peft, save_adapter
 from tests.support.command_line import Loramux
+from tests.support.encoder_models import own_model, save_encoder_base
 from tests.support.models import VOCAB, tiny_model
-from tests.support.whole_models import own_model, save_whole
 
 TARGETS = {
     "llama": ["q_proj", "o_proj", "down_proj"],
@@ -186,7 +186,7 @@ def test_a_checkpoint_of_the_bare_model_lacks_a_prefix(loramux: Loramux, tmp_pat
 def test_a_checkpoint_with_a_head_has_a_part_before_the_names_of_the_bare_model(
     architecture: str, tmp_path: Path
 ) -> None:
-    base = read_base(save_whole(architecture, tmp_path))
+    base = read_base(save_encoder_base(architecture, tmp_path))
     own = own_model(tmp_path)
     layers = [(name, part) for name, part in own.named_modules() if isinstance(part, nn.Linear)]
     for name, layer in layers:

@@ -11,14 +11,14 @@ from loramux_adapters.train.examples import read_examples
 from tests.adapters.test_train import write
 from tests.adapters.test_train_tasks import train
 from tests.support.command_line import Loramux
+from tests.support.encoder_models import save_encoder_base
 from tests.support.encoder_tokenizers import wordpiece
 from tests.support.trained import SCORED, SEVERAL
-from tests.support.whole_models import save_whole
 
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    base = save_whole("bert", tmp_path_factory.mktemp("bert"))
+    base = save_encoder_base("bert", tmp_path_factory.mktemp("bert"))
     wordpiece().save_pretrained(str(base))
     return base
 

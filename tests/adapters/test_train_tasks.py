@@ -17,10 +17,10 @@ from loramux_adapters.train.models import load_model
 from loramux_adapters.train.rows import Collator, Row, written_rows
 from tests.adapters.test_train import LABELLED, write
 from tests.support.command_line import Loramux
+from tests.support.encoder_models import LENGTH, save_encoder_base
 from tests.support.encoder_tokenizers import byte_level, unigram, wordpiece
 from tests.support.pieces import save_marian
 from tests.support.trained import SCORED, SEVERAL
-from tests.support.whole_models import LENGTH, save_whole
 from tests.support.writers import (
     END,
     LANGUAGES,
@@ -42,7 +42,7 @@ PAIRS = [{"text": "a", "pair": "b", "label": "X"}, {"text": "c", "pair": "d", "l
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT that was saved with what fills in words, and so without a pooler."""
-    base = save_whole("bert", tmp_path_factory.mktemp("bert"))
+    base = save_encoder_base("bert", tmp_path_factory.mktemp("bert"))
     wordpiece().save_pretrained(str(base))
     return base
 
@@ -184,7 +184,7 @@ def test_what_a_writer_is_not_for_is_refused(loramux: Loramux, writer: Path) -> 
 def test_keys_and_values_before_a_text_are_refused_where_peft_has_none(
     loramux: Loramux, tmp_path: Path
 ) -> None:
-    base = save_whole("distilbert", tmp_path / "base")
+    base = save_encoder_base("distilbert", tmp_path / "base")
     wordpiece().save_pretrained(str(base))
     write(Path("data.jsonl"), LABELLED)
     done = loramux("train", "--base", str(base), "--data", "data.jsonl", "--method", "prefix")
@@ -289,6 +289,6 @@ def test_padding_ends_no_text_that_a_decoder_labels(tiny_base: Path, tmp_path: P
 
 def test_positions_that_begin_behind_padding_leave_less_room(tmp_path: Path) -> None:
     for name, room in (("roberta", LENGTH - 2), ("bert", LENGTH), ("t5", 4096)):
-        base = save_whole(name, tmp_path / name)
+        base = save_encoder_base(name, tmp_path / name)
         task = None if name == "t5" else Task.TOKENS
         assert load_model(base, AutoConfig.from_pretrained(base), task, 2).room == room

@@ -26,8 +26,8 @@ from loramux_adapters.token_shape import TokenShape, token_shape
 from tests.adapters.test_contents import infos
 from tests.support.adapters import expected, quiet_peft, with_adapter
 from tests.support.command_line import Loramux
+from tests.support.encoder_models import ENCODERS, SEQ2SEQ
 from tests.support.models import CONFIGS, RECURRENT, tiny_model
-from tests.support.whole_models import ENCODERS, SEQ2SEQ
 
 INVALID = "INVALID_ADAPTER_CONFIG"
 UNSUPPORTED = "UNSUPPORTED_ADAPTER_FEATURE"

@@ -223,7 +223,7 @@ def test_what_is_tuned_is_written_as_a_plan(
     monkeypatch.setattr(tune, "_CONTEXTS", (16,))
     monkeypatch.setitem(tune._CHOICES, "decode_attention", {"context": (32, 64)})
     monkeypatch.setitem(tune._CHOICES, "draw", {"v": (64,)})
-    for choices in (tune._CHOICES, tune._BARE_CHOICES):
+    for choices in (tune._CHOICES, tune._BASE_CHOICES):
         monkeypatch.setitem(choices, "rope_write", {"heads": (1, 2), "num_warps": (1, 2)})
     plans, output = tmp_path / "plans.json", tmp_path / "o.json"
     plans.write_text(json.dumps({"default": {"max_spare_rows": 1}}))
@@ -237,8 +237,8 @@ def test_what_is_tuned_is_written_as_a_plan(
     record = json.loads(output.read_text())
     assert record["complete"]
     blocks = {row["unit"]: row["blocks"] for row in record["rows"]}
-    assert blocks["rope_write 1"] == asdict(plan.cuts[1].rope_write)
-    assert blocks["rope_write 1 bare"] == asdict(plan.bare[1].rope_write)
+    assert blocks["rope_write 1"] == asdict(plan.configs[1].rope_write)
+    assert blocks["rope_write 1 bare"] == asdict(plan.base_configs[1].rope_write)
     assert blocks["draw"] == (asdict(plan.draw) if plan.draw else {})
     assert "decode_attention 256" not in blocks  # no step was so large
     assert plan.decode_attention[256] == DecodeBlocks()

@@ -19,7 +19,7 @@ from loramux.types import ContentPart
 from tests.support.gateway import RunningGateway
 from tests.support.images import NUM_TOKENS, PLACEHOLDER, prepared
 from tests.support.polling import eventually
-from tests.support.seeing_server import SeeingServer
+from tests.support.vision_server import VisionServer
 
 SEEN = PLACEHOLDER * NUM_TOKENS
 CAT, DOG = b"\x89PNG a cat", b"GIF89a a dog"
@@ -36,26 +36,26 @@ def part(data: bytes, **more: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[SeeingServer]:
-    with SeeingServer() as server:
+def server() -> Iterator[VisionServer]:
+    with VisionServer() as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def client(server: SeeingServer) -> Iterator[Client]:
+def client(server: VisionServer) -> Iterator[Client]:
     with Client(server.target, retries=False) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def gateway(
-    tmp_path_factory: pytest.TempPathFactory, server: SeeingServer
+    tmp_path_factory: pytest.TempPathFactory, server: VisionServer
 ) -> Iterator[RunningGateway]:
     with RunningGateway(tmp_path_factory.mktemp("gateway"), server.target) as gateway:
         yield gateway
 
 
-def last(server: SeeingServer) -> tuple[str, list[object]]:
+def last(server: VisionServer) -> tuple[str, list[object]]:
     """Return the last prompt as text, and its images."""
     return server.texts[-1], [placed.image for placed in server.asked[-1].images]
 
@@ -65,7 +65,7 @@ def images(*data: bytes) -> list[object]:
 
 
 def test_a_content_is_a_list_of_texts_and_images(
-    server: SeeingServer, client: Client, tmp_path: Path
+    server: VisionServer, client: Client, tmp_path: Path
 ) -> None:
     (tmp_path / "cat.png").write_bytes(CAT)
     contents: list[list[ContentPart]] = [
@@ -89,7 +89,7 @@ def test_a_content_is_a_list_of_texts_and_images(
     assert last(server) == ("[user]ab[assistant]", [])
 
 
-async def test_the_asynchronous_client_takes_the_same(server: SeeingServer) -> None:
+async def test_the_asynchronous_client_takes_the_same(server: VisionServer) -> None:
     async with AsyncClient(server.target) as client:
         await client.chat([{"role": "user", "content": ["What? ", Image(CAT)]}])
     assert last(server) == (f"[user]What? {SEEN}[assistant]", images(CAT))
@@ -126,7 +126,7 @@ def test_what_is_no_content_is_named(client: Client, content: Any, field: str, s
     assert says in str(caught.value)
 
 
-def test_several_large_images_fit_a_message(server: SeeingServer, client: Client) -> None:
+def test_several_large_images_fit_a_message(server: VisionServer, client: Client) -> None:
     content = [bytes(1 << 20)] * 3
     client.chat([{"role": "user", "content": content}])
     assert last(server)[1] == images(*content)
@@ -162,7 +162,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return paths
 
 
-def test_the_command_line_shows_images(server: SeeingServer, files: list[Path]) -> None:
+def test_the_command_line_shows_images(server: VisionServer, files: list[Path]) -> None:
     def chat(*arguments: str, text: str = "") -> Result:
         shown = [f"--image={path}" for path in files]
         command = ["chat", "--server", server.target, *shown, *arguments]
@@ -194,7 +194,7 @@ def test_the_command_line_shows_images(server: SeeingServer, files: list[Path]) 
     assert "nothing.png" in gone.output
 
 
-def test_openais_client_shows_images(server: SeeingServer, gateway: RunningGateway) -> None:
+def test_openais_client_shows_images(server: VisionServer, gateway: RunningGateway) -> None:
     with openai.OpenAI(base_url=gateway.url, api_key="none", max_retries=0) as client:
         content: Any = [
             {"type": "text", "text": "What? "}, part(CAT), part(DOG, detail="auto"),
@@ -213,7 +213,7 @@ def test_openais_client_shows_images(server: SeeingServer, gateway: RunningGatew
         assert (caught.value.param, caught.value.code) == ("messages", "invalid_field")
 
 
-def test_anthropics_blocks_show_images(server: SeeingServer, gateway: RunningGateway) -> None:
+def test_anthropics_blocks_show_images(server: VisionServer, gateway: RunningGateway) -> None:
     data = base64.b64encode(CAT).decode()
     source = {"type": "base64", "media_type": "image/png", "data": data}
     content = [{"type": "text", "text": "What is this?"}, {"type": "image", "source": source}]
@@ -223,7 +223,7 @@ def test_anthropics_blocks_show_images(server: SeeingServer, gateway: RunningGat
     assert last(server) == (f"[user]What is this?{SEEN}[assistant]", images(CAT))
 
 
-def test_a_response_is_of_images(server: SeeingServer, gateway: RunningGateway) -> None:
+def test_a_response_is_of_images(server: VisionServer, gateway: RunningGateway) -> None:
     def asked(door: openai.OpenAI, *data: bytes) -> Any:
         shown = [{"type": "input_image", "image_url": url(each)} for each in data]
         content: Any = [{"type": "input_text", "text": "What? "}, *shown]
@@ -270,7 +270,7 @@ def test_the_gateway_refuses_by_the_names_of_openai(gateway: RunningGateway) -> 
 
 
 def test_the_gateway_takes_what_the_server_takes(
-    server: SeeingServer, gateway: RunningGateway
+    server: VisionServer, gateway: RunningGateway
 ) -> None:
     def asked(*data: bytes) -> Any:
         content = [part(each) for each in data]
@@ -296,7 +296,7 @@ def test_the_gateway_takes_what_the_server_takes(
     assert (found.status, found.error["code"]) == (413, "body_too_large")
 
 
-def test_a_file_of_requests_has_images(server: SeeingServer, tmp_path: Path) -> None:
+def test_a_file_of_requests_has_images(server: VisionServer, tmp_path: Path) -> None:
     messages = [{"role": "user", "content": [{"type": "text", "text": "a"}, part(CAT)]}]
     line = {
         "custom_id": "a", "method": "POST", "url": CHAT,
@@ -310,18 +310,18 @@ def test_a_file_of_requests_has_images(server: SeeingServer, tmp_path: Path) -> 
     assert last(server) == (f"[user]a{SEEN}[assistant]", images(CAT))
 
 
-def test_a_blind_base_says_so_to_everybody(tmp_path: Path) -> None:
+def test_a_base_without_vision_says_so_to_everybody(tmp_path: Path) -> None:
     why = "its tower is of another kind"
     with (
-        SeeingServer(sees_images=False, blindness=why) as blind,
-        Client(blind.target, retries=False) as client,
+        VisionServer(supports_images=False, no_vision_reason=why) as without_images,
+        Client(without_images.target, retries=False) as client,
     ):
         with pytest.raises(FailedPreconditionError, match=why) as caught:
             client.chat([{"role": "user", "content": ["What?", Image(CAT)]}])
         assert caught.value.field == "messages[0].parts[1].image"
         assert caught.value.reason == "IMAGES_NOT_SERVED"
         assert client.info().max_images == 0
-        with RunningGateway(tmp_path, blind.target) as gateway:
+        with RunningGateway(tmp_path, without_images.target) as gateway:
             body = {"model": "base", "messages": [{"role": "user", "content": [part(CAT)]}]}
             error = gateway.post(CHAT, body).error
             assert (error["param"], error["code"]) == (

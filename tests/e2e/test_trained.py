@@ -14,11 +14,11 @@ from transformers import (
 
 from loramux_adapters.head import Task
 from loramux_adapters.train.models import load_model
+from tests.support.encoder_models import save_encoder_base
 from tests.support.encoder_tokenizers import wordpiece
 from tests.support.questions import pipeline_answers
 from tests.support.server import RunningServer
 from tests.support.trained import Trainer, adapted
-from tests.support.whole_models import save_whole
 
 LABELLED = [
     {"text": f"{word} left in May{end}", "label": label}
@@ -41,7 +41,7 @@ TEXT = "Ann left the city in May"
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainer]:
     folder = tmp_path_factory.mktemp("trained")
-    base = save_whole("bert", folder / "base")
+    base = save_encoder_base("bert", folder / "base")
     wordpiece().save_pretrained(str(base))
     with RunningServer(folder / "server", base) as server, server.client() as client:
         yield Trainer(base, client, folder)

@@ -10,9 +10,9 @@ import torch
 from peft import LoraConfig
 
 from tests.support.adapters import save_tuned
+from tests.support.encoder_models import own_model, save_encoder_base
 from tests.support.pieces import RUN, save_marian
 from tests.support.server import RunningServer
-from tests.support.whole_models import own_model, save_whole
 from tests.support.writers import generated
 
 pytestmark = [
@@ -45,7 +45,7 @@ def marian(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Translator]:
     base.mkdir()
     size = save_marian(base)
     padding = size - 1
-    save_whole(
+    save_encoder_base(
         "marian", base, vocab_size=size, pad_token_id=padding, eos_token_id=0,
         decoder_start_token_id=padding, forced_eos_token_id=None, decoder_vocab_size=size,
     )  # fmt: skip

@@ -16,11 +16,11 @@ from loramux.cli.app import run
 from loramux.errors import FailedPreconditionError, InvalidArgumentError, LoramuxError
 from loramux_adapters import PackageError
 from tests.support.adapters import save_tuned
+from tests.support.encoder_models import own_model
 from tests.support.gateway import RunningGateway
 from tests.support.open_inference import asking, call, texts_of
 from tests.support.server import RunningServer
 from tests.support.trained import Trainer
-from tests.support.whole_models import own_model
 from tests.support.writers import (
     END,
     ending_tokenizer,

@@ -9,8 +9,13 @@ from loramux_server.kernels.cpu.linear import LinearCpu, make_linear_cpu, make_s
 from loramux_server.kernels.cpu.parallel import without_team
 from loramux_server.kernels.cpu.register_tile import MAX_ROWS, PANEL
 from loramux_server.kernels.linear import make_linear
-from loramux_server.kernels.resting import AT_REST, Quantization, at_rest, widened
 from loramux_server.kernels.saved_linear import make_saved_linear
+from loramux_server.kernels.weight_storage import (
+    SUPPORTED_QUANTIZATIONS,
+    Quantization,
+    quantize,
+    widened,
+)
 
 FORMS = {"definition": make_linear, "cpu": make_linear_cpu}
 SAVED_FORMS = {"definition": make_saved_linear, "cpu": make_saved_linear_cpu}
@@ -38,7 +43,7 @@ def test_half_precision_stays_half(form: str) -> None:
     assert FORMS[form](weight, None)(x).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("quantization", AT_REST)
+@pytest.mark.parametrize("quantization", SUPPORTED_QUANTIZATIONS)
 @pytest.mark.parametrize(("width", "outputs"), [(64, 96), (5, 7), (33, 130)])
 @pytest.mark.parametrize("form", FORMS)
 def test_it_is_what_float64_gives_for_rounded_weights(
@@ -46,7 +51,7 @@ def test_it_is_what_float64_gives_for_rounded_weights(
 ) -> None:
     torch.manual_seed(0)
     weight, bias = torch.randn(outputs, width) / width**0.5, torch.randn(outputs)
-    rounded = widened(*at_rest(weight, quantization))
+    rounded = widened(*quantize(weight, quantization))
     linear = FORMS[form](weight, bias, quantization)
     for count in (0, 1, 5, 33):
         x = torch.randn(count, width)
@@ -68,7 +73,7 @@ def test_what_was_saved_in_16_bits_rests_in_16_bits(dtype: torch.dtype) -> None:
 def test_integers_are_off_by_half_a_step_at_most() -> None:
     weight = torch.randn(30, 50) * torch.logspace(-6, 3, 30)[:, None]
     weight[3] = 0
-    values, scale = at_rest(weight, Quantization.INT8)
+    values, scale = quantize(weight, Quantization.INT8)
     assert values.dtype == torch.int8
     assert scale is not None
     error = (widened(values, scale) - weight).abs()

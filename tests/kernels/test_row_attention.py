@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from loramux_server.kernels.cpu.row_attention import RowAttentionCpu
-from loramux_server.kernels.row_attention import Seen, row_attention
+from loramux_server.kernels.row_attention import Context, row_attention
 
 LENGTHS = (1, 7, 64, 3, 130)
 
@@ -39,7 +39,7 @@ CASES = [
 ]
 
 
-def given(case: Case, requests: int) -> tuple[torch.Tensor, list[Seen]]:
+def given(case: Case, requests: int) -> tuple[torch.Tensor, list[Context]]:
     generator = torch.Generator().manual_seed(0)
 
     def random(*size: int) -> torch.Tensor:
@@ -60,16 +60,16 @@ def given(case: Case, requests: int) -> tuple[torch.Tensor, list[Seen]]:
     # As a layer makes them: the heads of a token lie side by side.
     q_BHD = random(requests, case.heads * case.key_width).view(requests, case.heads, -1)
     return q_BHD, [
-        Seen(halves(length, case.key_width), halves(length, case.value_width), bias(i, length))
+        Context(halves(length, case.key_width), halves(length, case.value_width), bias(i, length))
         for i, length in enumerate(LENGTHS[:requests])
     ]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_definition_is_the_attention_of_torch(case: Case) -> None:
-    q_BHD, seen = given(case, len(LENGTHS))
-    out_BHE = row_attention(q_BHD, seen, scale=0.3)
-    for q_HD, (k_JLD, v_JLE, bias_HL), out_HE in zip(q_BHD, seen, out_BHE, strict=True):
+    q_BHD, contexts = given(case, len(LENGTHS))
+    out_BHE = row_attention(q_BHD, contexts, scale=0.3)
+    for q_HD, (k_JLD, v_JLE, bias_HL), out_HE in zip(q_BHD, contexts, out_BHE, strict=True):
         wanted = scaled_dot_product_attention(
             q_HD[None, :, None], k_JLD[None], v_JLE[None],
             attn_mask=None if bias_HL is None else bias_HL[None, :, None], scale=0.3,
@@ -86,17 +86,17 @@ def test_the_loop_is_the_definition(case: Case, threads: int) -> None:
     torch.set_num_threads(threads)
     try:
         for requests in (1, len(LENGTHS), 2):
-            q_BHD, seen = given(case, requests)
-            out_BHE = attend(q_BHD, seen, 0.3)
-            torch.testing.assert_close(out_BHE, row_attention(q_BHD, seen, 0.3))
+            q_BHD, contexts = given(case, requests)
+            out_BHE = attend(q_BHD, contexts, 0.3)
+            torch.testing.assert_close(out_BHE, row_attention(q_BHD, contexts, 0.3))
     finally:
         torch.set_num_threads(before)
 
 
 def test_what_is_not_finite_stays_so() -> None:
-    q_BHD, seen = given(Case(), 2)
-    seen[1].k_JLD[2, 4, 9] = torch.nan
-    out_BHE = RowAttentionCpu()(q_BHD, seen, 0.3)
+    q_BHD, contexts = given(Case(), 2)
+    contexts[1].k_JLD[2, 4, 9] = torch.nan
+    out_BHE = RowAttentionCpu()(q_BHD, contexts, 0.3)
     assert out_BHE[0].isfinite().all()
     assert out_BHE[1, 2].isnan().all()
     assert out_BHE[1, :2].isfinite().all()

@@ -18,14 +18,14 @@ from peft import (
 
 from loramux_adapters.embedding import Pooling
 from loramux_server.models.base_model import BaseModel
-from loramux_server.models.encoders.whole_model import let_read_at_once
+from loramux_server.models.encoders.encoder_model import enable_padding
 from loramux_server.models.loading import load_base_model
 from loramux_server.wire.adapter_source import AdapterSource
 from loramux_server.wire.model_kind import ModelKind
 from tests.support.adapters import pack_source, save_tuned
 from tests.support.embedders import vector_of
+from tests.support.encoder_models import ENCODERS, VOCAB, own_model, save_encoder_base
 from tests.support.engine import Harness
-from tests.support.whole_models import ENCODERS, VOCAB, own_model, save_whole
 
 TOLERANCE = 1e-4
 TOKENS = [5, 17, 200]
@@ -146,12 +146,12 @@ def texts(base: BaseModel, folder: Path) -> list[Text]:
 def test_texts_of_one_batch_equal_peft_alone(
     name: str, kernels: str, at_once: bool, tmp_path: Path
 ) -> None:
-    base = load_base_model(str(save_whole(name, tmp_path)))
+    base = load_base_model(str(save_encoder_base(name, tmp_path)))
     assert base.kind is ModelKind.ENCODER
     if at_once:
-        assert base.whole_texts is not None
-        let_read_at_once(base.whole_texts, base.check)
-        assert base.whole_texts.reads_at_once == (name != "deberta-v2")
+        assert base.encoder_runner is not None
+        enable_padding(base.encoder_runner, base.check)
+        assert base.encoder_runner.pads_texts == (name != "deberta-v2")
     asked = texts(base, tmp_path)
     harness = Harness(base, kernels=kernels, rows=256, max_batch_tokens=24, max_running=8)
     wanted = {}
@@ -174,7 +174,7 @@ def test_texts_of_one_batch_equal_peft_alone(
 @pytest.mark.parametrize("padding", [0, 1])
 @torch.inference_mode()
 def test_virtual_tokens_are_no_padding_whatever_token_that_is(padding: int, tmp_path: Path) -> None:
-    folder = save_whole("roberta", tmp_path / "base", pad_token_id=padding)
+    folder = save_encoder_base("roberta", tmp_path / "base", pad_token_id=padding)
     base, own = load_base_model(str(folder)), own_model(folder)
     config = PromptTuningConfig(task_type="FEATURE_EXTRACTION", num_virtual_tokens=4, **sizes(base))
     wrapped = save_tuned(own, config, tmp_path / "adapter", seed=1)

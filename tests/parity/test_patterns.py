@@ -12,7 +12,7 @@ from tests.parity.test_peft import Case, check
 from tests.support.adapters import expected, pack_source, save_adapter, with_adapter
 from tests.support.engine import Harness
 from tests.support.models import VOCAB, tiny_model
-from tests.support.shown import Case as Seeing
+from tests.support.shown import Case as VisionCase
 from tests.support.shown import Prompt, photo, show, told, vision_case
 
 LLAMA_FACTORY = r"^(?!.*(?:visual|vision_tower)).*(?:q_proj|v_proj).*"
@@ -31,7 +31,7 @@ IDS = ["unsloth", "llama-factory", "ms-swift"]
 
 
 @pytest.fixture(scope="module")
-def qwen(tmp_path_factory: pytest.TempPathFactory) -> Seeing:
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> VisionCase:
     return vision_case("qwen2.5-vl", tmp_path_factory.mktemp("qwen"))
 
 
@@ -49,7 +49,9 @@ def test_what_reads_text_equals_peft(config: dict[str, Any], tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=IDS)
-def test_what_sees_images_equals_peft(config: dict[str, Any], qwen: Seeing, tmp_path: Path) -> None:
+def test_vision_adapters_equal_peft(
+    config: dict[str, Any], qwen: VisionCase, tmp_path: Path
+) -> None:
     folder = save_adapter(copy.deepcopy(qwen.model), tmp_path / "a", seed=1, r=4, **config)
     source, changed = pack_source(folder, tmp_path / "a.pkg"), with_adapter(qwen.model, folder)
     prompt = Prompt.of([[5, 6, 7], qwen.processor.prepare(photo(1)), [8, 9, 10]])

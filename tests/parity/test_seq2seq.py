@@ -24,8 +24,8 @@ from loramux_server.models.loading import load_base_model
 from loramux_server.wire.adapter_source import AdapterSource
 from loramux_server.wire.model_kind import ModelKind
 from tests.support.adapters import Expected, pack_source, save_tuned
+from tests.support.encoder_models import SEQ2SEQ, VOCAB, own_model, save_encoder_base
 from tests.support.engine import Harness
-from tests.support.whole_models import SEQ2SEQ, VOCAB, own_model, save_whole
 
 TOLERANCE = 1e-4
 PUT_BEFORE = ("PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING")
@@ -140,7 +140,7 @@ def texts(base: BaseModel, folder: Path) -> list[Text]:
 
 @pytest.mark.parametrize("name", SEQ2SEQ)
 def test_texts_of_one_batch_equal_peft_alone(name: str, tmp_path: Path) -> None:
-    base = load_base_model(str(save_whole(name, tmp_path)))
+    base = load_base_model(str(save_encoder_base(name, tmp_path)))
     assert base.kind is ModelKind.SEQ2SEQ
     asked = texts(base, tmp_path)
     harness = Harness(

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from loramux_adapters.tensorfile import TensorInfo
 from loramux_server.lora.weights import read_weights
 from loramux_server.wire.adapter_source import AdapterSource
-from loramux_server.wire.weight_format import ROUNDINGS, Resting, WeightFormat
+from loramux_server.wire.weight_format import ROUNDINGS, StorageFormat, WeightFormat
 from tests.support.adapters import pack_source, save_adapter
 from tests.support.engine import Harness
 from tests.support.models import tiny_model
@@ -77,5 +77,6 @@ def test_twice_as_many_fit(tmp_path: Path) -> None:
 def test_an_adapter_of_16_bits_stays_as_it_is() -> None:
     source = AdapterSource("sha256:0", "path", rank=8, num_bytes=100, item_bytes=2)
     assert all(
-        source.at_rest(Resting(WeightFormat[form])) is source for form in ("FLOAT32", "BFLOAT16")
+        source.as_stored(StorageFormat(WeightFormat[form])) is source
+        for form in ("FLOAT32", "BFLOAT16")
     )

@@ -15,7 +15,7 @@ import pytest
 from loramux_server.chat.messages import Render, Rendered, Talk, Turn, Words, decode_answer
 from loramux_server.chat.messages import Setup as ChatSetup
 from loramux_server.chat.messages import encode as encode_chat
-from loramux_server.confinement.child import Offence
+from loramux_server.confinement.child import ExitCause
 from loramux_server.confinement.process import ConfinedProcess, LostAnswerError
 from loramux_server.forms.form import Form, FormKind
 from loramux_server.forms.messages import Allowed, Begin, decode_from_worker
@@ -105,7 +105,7 @@ async def test_native_code_finds_nothing_to_use_and_work_goes_on(name: str, tmp_
     assert child.is_running()
     with pytest.raises(LostAnswerError, match=f"exit code {-signal.SIGSYS}") as lost:
         await process.ask(b"execve", SECONDS)
-    assert lost.value.offence is Offence.SYSTEM_CALL
+    assert lost.value.exit_cause is ExitCause.SYSTEM_CALL
     await process.end()
 
 
@@ -144,7 +144,7 @@ ALONE = """
 import os, socket
 from loramux_server.confinement import kernel, landlock
 server, client = socket.create_server(("127.0.0.1", 0)), socket.socket()
-kernel.forgo_privileges()
+kernel.set_no_new_privs()
 landlock.confine()
 for tried in (
     lambda: open("/etc/hostname"),

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig
 
-from loramux_server.kernels.resting import Quantization
+from loramux_server.kernels.weight_storage import Quantization
 from loramux_server.models.decoder_model import prepare
 from loramux_server.models.dequantize import layout
 from loramux_server.models.dequantize.loading import held_dtype

@@ -19,8 +19,8 @@ from tests.parity.test_methods import lora, save
 from tests.support.adapters import pack_source, save_adapter, save_tuned
 from tests.support.batches import NUM_ADAPTERS, Batches, content, model, saved_sources
 from tests.support.classifiers import classifier
+from tests.support.encoder_models import own_model, save_encoder_base
 from tests.support.engine import Harness
-from tests.support.whole_models import own_model, save_whole
 
 NUM_COMPOSITIONS = 25
 
@@ -80,7 +80,7 @@ def test_virtual_tokens_send_nobody_another_way(
 def test_no_bit_of_a_text_that_is_read_as_a_whole_depends_on_the_batch(
     name: str, tmp_path: Path
 ) -> None:
-    folder = save_whole(name, tmp_path / "base")
+    folder = save_encoder_base(name, tmp_path / "base")
     base = load_base_model(str(folder))
     task = "SEQ_2_SEQ_LM" if base.source_length else "FEATURE_EXTRACTION"
     adapters: list[AdapterSource | None] = [None]

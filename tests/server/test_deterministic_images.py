@@ -39,6 +39,6 @@ def test_images_that_let_neighbours_go_another_way_are_not_taken(tmp_path: Path)
     """Features of Qwen3-VL's images are added between layers, which run one by one then."""
     case = vision_case("qwen3-vl", tmp_path, **WIDE)
     info = case.harness(kernels="cpu", deterministic=True).info
-    assert not info.sees_images
-    assert info.blindness.startswith("the server is deterministic")
-    assert case.harness(kernels="cpu").info.sees_images
+    assert not info.supports_images
+    assert info.no_vision_reason.startswith("the server is deterministic")
+    assert case.harness(kernels="cpu").info.supports_images

@@ -109,7 +109,7 @@ def test_edits_know_their_size_and_move_as_a_whole() -> None:
 
 def test_factors_and_shifts_alone_take_no_layer_of_the_model() -> None:
     edits = Edits(affine={0: {0: Affine(torch.ones(2))}})
-    assert edits and edits.changes and not edits.acts
+    assert edits and edits.changes_layers and not edits.has_edits_outside_slab
     segments = step(None, edits).segments
     assert segments is not None
     assert segments.edits is None

@@ -10,15 +10,15 @@ from loramux_server.lora.adapter_cache import AdapterCache, Tier
 from loramux_server.lora.eviction import EVICTIONS, CostAware, Eviction
 from loramux_server.lora.reloads import Reloads
 from loramux_server.lora.row_allocator import RowSize
-from loramux_server.lora.shares import spared
+from loramux_server.lora.shares import protected_adapters
 from loramux_server.wire.adapter_source import AdapterSource
 
 
 def brought(eviction: Eviction, digest: str, *, size: int, seconds: float, uses: int = 1) -> None:
-    eviction.came(digest, size)
-    eviction.loaded(digest, seconds)
+    eviction.on_allocate(digest, size)
+    eviction.on_load(digest, seconds)
     for _ in range(uses):
-        eviction.used(digest)
+        eviction.on_use(digest)
 
 
 def test_what_costs_least_for_its_room_goes_first() -> None:
@@ -38,14 +38,14 @@ def test_what_was_popular_once_goes_in_the_end() -> None:
         first = next(iter(order.order()))
         if first == "old":
             return
-        order.went(first, is_evicted=True)
+        order.on_remove(first, is_evicted=True)
     raise AssertionError("it stays for ever")
 
 
 def test_what_is_not_needed_makes_nobody_older() -> None:
     order = CostAware()
     brought(order, "dear", size=1, seconds=100.0)
-    order.went("dear", is_evicted=False)
+    order.on_remove("dear", is_evicted=False)
     brought(order, "a", size=1, seconds=2.0)
     brought(order, "b", size=1, seconds=1.0)
     assert list(order.order()) == ["b", "a"]
@@ -57,7 +57,7 @@ def test_of_equals_the_least_recently_used_goes_first(make: Callable[[], Evictio
     for digest in "abc":
         brought(order, digest, size=8, seconds=0.5)
     for digest in "bac":
-        order.used(digest)
+        order.on_use(digest)
     assert list(order.order()) == ["b", "a", "c"]
 
 
@@ -69,15 +69,15 @@ def test_all_that_is_there_is_in_the_order_once(
     order, there = make(), set()
     for what, digest in steps:
         if what == "c" and digest not in there:
-            order.came(digest, 8)
+            order.on_allocate(digest, 8)
             there.add(digest)
         elif digest in there:
             if what == "l":
-                order.loaded(digest, 0.25)
+                order.on_load(digest, 0.25)
             elif what == "u":
-                order.used(digest)
+                order.on_use(digest)
             else:
-                order.went(digest, is_evicted=what == "e")
+                order.on_remove(digest, is_evicted=what == "e")
                 there.remove(digest)
         found = list(order.order())
         assert (len(found), set(found)) == (len(there), there)
@@ -150,11 +150,11 @@ def test_nobody_waits_for_a_share() -> None:
 
 
 def test_shares_are_of_room_and_not_of_adapters() -> None:
-    holders = {"wide": ("a", 24), "one": ("b", 8), "two": ("b", 8)}
-    assert spared(holders, "a", 8, 24) == {"one", "two"}
-    assert spared(holders, "c", 8, 16) == {"one", "two"}
-    assert spared(holders, "c", 8, 24) == {"wide", "one", "two"}
-    assert spared(holders, "b", 8, 24) == {"wide", "one", "two"}
+    allocations = {"wide": ("a", 24), "one": ("b", 8), "two": ("b", 8)}
+    assert protected_adapters(allocations, "a", 8, 24) == {"one", "two"}
+    assert protected_adapters(allocations, "c", 8, 16) == {"one", "two"}
+    assert protected_adapters(allocations, "c", 8, 24) == {"wide", "one", "two"}
+    assert protected_adapters(allocations, "b", 8, 24) == {"wide", "one", "two"}
 
 
 def test_what_comes_back_within_a_minute_is_counted() -> None:

@@ -42,7 +42,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def preparer(base: str) -> AsyncIterator[Preparer]:
     preparer = Preparer(
-        Setup(base, MAX_PIXELS, cpu_seconds=0.1), kept_bytes=2 * SIZE, answer_seconds=3
+        Setup(base, MAX_PIXELS, cpu_seconds=0.1), cache_bytes=2 * SIZE, answer_seconds=3
     )
     assert children() == []
     yield preparer

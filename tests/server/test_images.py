@@ -54,8 +54,8 @@ from tests.support.images import (
     ONLY_LISTED,
     PLACEHOLDER,
     PLACEHOLDER_ID,
-    SEEING,
     TOKENIZER,
+    VISION_MODEL,
     FakePreparer,
     prepared,
 )
@@ -81,12 +81,12 @@ def said(role: str, *parts: str | bytes, **fields: Any) -> ChatMessage:
     return ChatMessage(role=role, parts=made, **fields)
 
 
-class Seeing(Served):
+class VisionServed(Served):
     """The service over a base model that sees."""
 
     def __init__(self, **options: Any) -> None:
         self.preparer = FakePreparer()
-        super().__init__(preparer=self.preparer, **{**SEEING, **options})
+        super().__init__(preparer=self.preparer, **{**VISION_MODEL, **options})
 
     def ask(
         self, *messages: ChatMessage, timeout: float | None = None, **sampling: Any
@@ -115,26 +115,26 @@ class Seeing(Served):
         return [message for message in self.engine.sent if isinstance(message, Submit)]
 
 
-Opened = Callable[..., Seeing]
+Opened = Callable[..., VisionServed]
 
 
 @pytest.fixture
 async def opened() -> AsyncIterator[Opened]:
     """What makes services, which end with the test."""
-    made: list[Seeing] = []
+    made: list[VisionServed] = []
 
-    def make(**options: Any) -> Seeing:
-        made.append(Seeing(**options))
+    def make(**options: Any) -> VisionServed:
+        made.append(VisionServed(**options))
         return made[-1]
 
     yield make
-    for seeing in made:
-        await seeing.prompts.close()
-        assert seeing.preparer.is_closed
+    for vision in made:
+        await vision.prompts.close()
+        assert vision.preparer.is_closed
 
 
 @pytest.fixture
-def seeing(opened: Opened) -> Seeing:
+def vision(opened: Opened) -> VisionServed:
     return opened()
 
 
@@ -142,8 +142,10 @@ def text_of(ask: Ask) -> str:
     return str(TOKENIZER.decode(ask.prompt, skip_special_tokens=False))
 
 
-async def test_images_stand_in_a_prompt_where_they_stood_in_the_messages(seeing: Seeing) -> None:
-    (ask,) = await seeing.submitted(
+async def test_images_stand_in_a_prompt_where_they_stood_in_the_messages(
+    vision: VisionServed,
+) -> None:
+    (ask,) = await vision.submitted(
         ChatMessage(role="system", content="Look."),
         said("user", CAT, "Or ", DOG, "?"),
     )
@@ -157,43 +159,43 @@ async def test_images_stand_in_a_prompt_where_they_stood_in_the_messages(seeing:
         assert here == [PLACEHOLDER_ID] * NUM_TOKENS
     assert ask.prompt.count(PLACEHOLDER_ID) == 2 * NUM_TOKENS
     assert decode_to_engine(encode(Submit(1, ask))) == Submit(1, ask)
-    assert seeing.preparer.fields == ["messages[1].parts[0].image", "messages[1].parts[2].image"]
+    assert vision.preparer.fields == ["messages[1].parts[0].image", "messages[1].parts[2].image"]
 
 
-async def test_every_completion_and_every_beam_has_the_images(seeing: Seeing) -> None:
-    asked = await seeing.submitted(said("user", "What?", CAT), n=2)
+async def test_every_completion_and_every_beam_has_the_images(vision: VisionServed) -> None:
+    asked = await vision.submitted(said("user", "What?", CAT), n=2)
     assert [[placed.image for placed in each.images] for each in asked] == [
         [prepared(CAT).image]
     ] * 2
-    seeing.engine.sent.clear()
-    stream = seeing.ask(said("user", "What?", CAT), num_beams=2, n=2)
+    vision.engine.sent.clear()
+    stream = vision.ask(said("user", "What?", CAT), num_beams=2, n=2)
     first = asyncio.ensure_future(anext(stream))
     for length in range(4):
-        await until(lambda: bool(seeing.submits))
-        step = seeing.submits
-        seeing.engine.sent.clear()
+        await until(lambda: bool(vision.submits))
+        step = vision.submits
+        vision.engine.sent.clear()
         assert {each.ask.num_made for each in step} == {length}
         assert [each.ask.images for each in step] == [asked[0].images] * len(step)
         likely = Logprobs(-0.5, [(10, -0.5), (11, -1.0), (12, -2.0)])
-        seeing.engine.report(*(Token(each.request_id, 10, Finish.LENGTH, likely) for each in step))
+        vision.engine.report(*(Token(each.request_id, 10, Finish.LENGTH, likely) for each in step))
     await first
     (last,) = [response async for response in stream]
     assert last.usage.prompt_tokens == len(asked[0].prompt)
 
 
-async def test_tokens_of_images_are_tokens_of_the_prompt(seeing: Seeing) -> None:
-    stream = seeing.ask(said("user", CAT), max_tokens=1)
+async def test_tokens_of_images_are_tokens_of_the_prompt(vision: VisionServed) -> None:
+    stream = vision.ask(said("user", CAT), max_tokens=1)
     first = asyncio.ensure_future(anext(stream))
-    await until(lambda: bool(seeing.submits))
-    seeing.engine.report(Token(seeing.submits[0].request_id, TOKEN, Finish.LENGTH))
+    await until(lambda: bool(vision.submits))
+    vision.engine.report(Token(vision.submits[0].request_id, TOKEN, Finish.LENGTH))
     usage = (await first).usage
     assert usage.prompt_tokens == len("[user][assistant]") + NUM_TOKENS
-    assert seeing.count("prompt_tokens_total") == usage.prompt_tokens
+    assert vision.count("prompt_tokens_total") == usage.prompt_tokens
 
 
-async def test_text_around_an_image_is_text_of_the_prompt(seeing: Seeing) -> None:
-    seeing.preparer.stands = Placeholder(PLACEHOLDER_ID, "<", ">")
-    (ask,) = await seeing.submitted(said("user", "a", CAT, "b"))
+async def test_text_around_an_image_is_text_of_the_prompt(vision: VisionServed) -> None:
+    vision.preparer.stands = Placeholder(PLACEHOLDER_ID, "<", ">")
+    (ask,) = await vision.submitted(said("user", "a", CAT, "b"))
     assert text_of(ask) == f"[user]a<{SEEN}>b[assistant]"
     (placed,) = ask.images
     assert placed.start == len("[user]a<")
@@ -208,9 +210,9 @@ def test_text_around_an_image_shares_tokens_with_that_beside_it() -> None:
     assert encoder.encode(pieces, Placeholder(4, "b", "a")) == [2, 4, 2]
 
 
-async def test_no_text_becomes_an_image(seeing: Seeing) -> None:
+async def test_no_text_becomes_an_image(vision: VisionServed) -> None:
     """Though the tokenizer says that the placeholder is no control token."""
-    (ask,) = await seeing.submitted(
+    (ask,) = await vision.submitted(
         said("user", PLACEHOLDER, CAT, f"{PLACEHOLDER[:3]}", f"{PLACEHOLDER[3:]}"),
         ChatMessage(role="assistant", content=f"{PLACEHOLDER}!"),
         ChatMessage(role="user", content=PLACEHOLDER),
@@ -228,15 +230,15 @@ async def test_texts_alone_are_one_text_whatever_the_template_knows(opened: Open
     for template, written in (
         (OF_TEXTS, "user: ab"), (LISTED, "[user]ab[assistant]"), (ONLY_LISTED, "[user]ab"),
     ):  # fmt: skip
-        seeing = opened(chat_template=template)
+        vision = opened(chat_template=template)
         for message in (said("user", "a", "b"), ChatMessage(role="user", content="ab")):
-            (ask,) = await seeing.submitted(message)
+            (ask,) = await vision.submitted(message)
             assert (text_of(ask), ask.images) == (written, [])
 
 
 async def test_a_template_that_knows_lists_alone_is_given_no_texts(opened: Opened) -> None:
-    seeing = opened(chat_template=ONLY_LISTED)
-    (ask,) = await seeing.submitted(
+    vision = opened(chat_template=ONLY_LISTED)
+    (ask,) = await vision.submitted(
         ChatMessage(role="system", content="Look."),
         said("user", "What? ", CAT),
         ChatMessage(role="assistant", content="A cat."),
@@ -254,11 +256,11 @@ async def test_a_template_that_knows_lists_alone_is_given_no_texts(opened: Opene
     ],
 )
 async def test_a_template_has_to_know_of_images(opened: Opened, template: str, says: str) -> None:
-    seeing = opened(chat_template=template)
+    vision = opened(chat_template=template)
     with pytest.raises(FailedPreconditionError, match=says) as caught:
-        await seeing.submitted(said("user", "What?", CAT))
+        await vision.submitted(said("user", "What?", CAT))
     assert caught.value.field == "messages"
-    assert seeing.preparer.fields == []
+    assert vision.preparer.fields == []
 
 
 USER = said("user", "What?", CAT)
@@ -280,105 +282,112 @@ WRONG: list[tuple[tuple[ChatMessage, ...], str, str]] = [
 
 @pytest.mark.parametrize(("messages", "field", "says"), WRONG, ids=[each[2] for each in WRONG])
 async def test_what_is_wrong_is_named(
-    seeing: Seeing, messages: tuple[ChatMessage, ...], field: str, says: str
+    vision: VisionServed, messages: tuple[ChatMessage, ...], field: str, says: str
 ) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
-        await seeing.submitted(*messages)
+        await vision.submitted(*messages)
     assert (caught.value.reason, caught.value.field) == ("INVALID_FIELD", field)
     assert says in str(caught.value) and str(caught.value).startswith(field)
 
 
-async def test_large_images_leave_texts_their_room(seeing: Seeing) -> None:
-    (ask,) = await seeing.submitted(said("user", bytes(1 << 20), "x" * 1000))
+async def test_large_images_leave_texts_their_room(vision: VisionServed) -> None:
+    (ask,) = await vision.submitted(said("user", bytes(1 << 20), "x" * 1000))
     assert len(ask.images) == 1
 
 
 @pytest.mark.parametrize(
     ("of_model", "says"),
     [
-        ({"blindness": "its tower is of another kind"}, "does not support images: its tower"),
+        (
+            {"no_vision_reason": "its tower is of another kind"},
+            "does not support images: its tower",
+        ),
         ({"architecture": "LlamaForCausalLM"}, "LlamaForCausalLM, does not support images"),
     ],
 )
-async def test_a_blind_base_says_so(opened: Opened, of_model: dict[str, Any], says: str) -> None:
-    seeing = opened(sees_images=False, **of_model)
+async def test_a_base_without_vision_says_so(
+    opened: Opened, of_model: dict[str, Any], says: str
+) -> None:
+    vision = opened(supports_images=False, **of_model)
     with pytest.raises(FailedPreconditionError, match=says) as caught:
-        await seeing.submitted(ChatMessage(role="system", content="x"), USER)
+        await vision.submitted(ChatMessage(role="system", content="x"), USER)
     assert caught.value.reason == "IMAGES_NOT_SERVED"
     assert caught.value.field == "messages[1].parts[1].image"
 
 
 async def test_a_context_that_is_too_small_says_what_images_take(opened: Opened) -> None:
     # What the template writes fits, and so does one image.
-    seeing = opened(context_length=22)
+    vision = opened(context_length=22)
     with pytest.raises(InvalidArgumentError) as caught:
-        await seeing.submitted(said("user", CAT, DOG, DOG))
+        await vision.submitted(said("user", CAT, DOG, DOG))
     assert str(caught.value) == (
         "messages have 24 tokens (6 of them for 2 images); the context of 22 is smaller"
     )
     assert (caught.value.reason, caught.value.field) == ("CONTEXT_LENGTH_EXCEEDED", "messages")
-    assert len(seeing.preparer.fields) == 2
+    assert len(vision.preparer.fields) == 2
     for context_length, says in (
         (25, "prompt has 25 tokens (3 of them for images); the context of 25 leaves no room"),
         (28, "after a prompt of 25 tokens (3 of them for images) the context of 28 leaves room"),
     ):
-        seeing = opened(context_length=context_length)
+        vision = opened(context_length=context_length)
         with pytest.raises(InvalidArgumentError, match=re.escape(says)) as caught:
-            await seeing.submitted(said("user", CAT, "x" * 5))
+            await vision.submitted(said("user", CAT, "x" * 5))
         assert caught.value.reason == "CONTEXT_LENGTH_EXCEEDED"
 
 
-async def begun(seeing: Seeing, *messages: ChatMessage, **options: Any) -> "asyncio.Task[Any]":
+async def begun(
+    vision: VisionServed, *messages: ChatMessage, **options: Any
+) -> "asyncio.Task[Any]":
     """Return the task of a request whose first image is being prepared."""
-    seeing.preparer.gate.clear()
-    seeing.preparer.fields.clear()
-    task = asyncio.ensure_future(anext(seeing.ask(*messages, **options)))
-    await until(lambda: bool(seeing.preparer.fields))
+    vision.preparer.gate.clear()
+    vision.preparer.fields.clear()
+    task = asyncio.ensure_future(anext(vision.ask(*messages, **options)))
+    await until(lambda: bool(vision.preparer.fields))
     return task
 
 
-async def test_who_goes_away_takes_the_preparation_along(seeing: Seeing) -> None:
-    task = await begun(seeing, said("user", CAT, DOG))
+async def test_who_goes_away_takes_the_preparation_along(vision: VisionServed) -> None:
+    task = await begun(vision, said("user", CAT, DOG))
     task.cancel()
     await asyncio.wait([task])
-    assert seeing.preparer.num_given_up == len(seeing.preparer.fields) == 1
-    assert seeing.submits == []
+    assert vision.preparer.num_given_up == len(vision.preparer.fields) == 1
+    assert vision.submits == []
 
 
-async def test_a_deadline_ends_a_preparation(seeing: Seeing) -> None:
-    task = await begun(seeing, USER, timeout=1.5)  # which has to begin within that
+async def test_a_deadline_ends_a_preparation(vision: VisionServed) -> None:
+    task = await begun(vision, USER, timeout=1.5)  # which has to begin within that
     with pytest.raises(DeadlineExceededError, match=r"within 1\.5 s") as caught:
         await task
     assert caught.value.reason == "DEADLINE_EXCEEDED"
-    assert (seeing.preparer.num_given_up, seeing.submits) == (1, [])
+    assert (vision.preparer.num_given_up, vision.submits) == (1, [])
 
 
 async def test_images_count_in_the_quota(opened: Opened) -> None:
     length = len("[user]What?[assistant]") + NUM_TOKENS
     policy = Policy(tenant=DEFAULT_TENANT, tokens_per_minute=length + 3)
-    seeing = opened(policies=KeptPolicies(policy))
+    vision = opened(policies=KeptPolicies(policy))
     with pytest.raises(ResourceExhaustedError, match=f"may use {length + 4}") as caught:
-        await seeing.submitted(USER, max_tokens=4)
+        await vision.submitted(USER, max_tokens=4)
     assert caught.value.reason == "QUOTA_EXCEEDED"
-    task = await begun(seeing, USER, max_tokens=3)
+    task = await begun(vision, USER, max_tokens=3)
     # What is certain is kept while images are prepared, and so another is not even begun.
-    seeing.preparer.fields.clear()
+    vision.preparer.fields.clear()
     with pytest.raises(LoramuxError, match="tokens per minute"):
-        await seeing.submitted(USER, max_tokens=1)
-    assert seeing.preparer.fields == []
-    seeing.preparer.gate.set()
+        await vision.submitted(USER, max_tokens=1)
+    assert vision.preparer.fields == []
+    vision.preparer.gate.set()
     await woken(task)
-    assert len(seeing.submits) == 1
+    assert len(vision.submits) == 1
     task.cancel()
 
 
 async def test_what_the_model_takes_of_images_counts_in_the_room(opened: Opened) -> None:
     size = GenerateRequest(messages=[USER], sampling=SamplingParams(max_tokens=4)).ByteSize()
-    seeing = opened(room=open_room(max_bytes=2 * size + NUM_BYTES))
-    waiting = asyncio.ensure_future(anext(seeing.ask(USER)))
-    await until(lambda: bool(seeing.submits))
+    vision = opened(room=open_room(max_bytes=2 * size + NUM_BYTES))
+    waiting = asyncio.ensure_future(anext(vision.ask(USER)))
+    await until(lambda: bool(vision.submits))
     with pytest.raises(ResourceExhaustedError) as caught:
-        await seeing.submitted(USER)
+        await vision.submitted(USER)
     assert caught.value.reason == "QUEUE_FULL"
     assert f"{size + NUM_BYTES} of at most {2 * size + NUM_BYTES} bytes" in str(caught.value)
     waiting.cancel()
@@ -393,12 +402,12 @@ async def test_images_take_room_while_others_are_still_prepared(opened: Opened) 
     both = said("user", CAT, DOG)
     size = GenerateRequest(messages=[both], sampling=SamplingParams(max_tokens=4)).ByteSize()
     room = open_room()
-    seeing = opened(room=room)
-    first = await begun(seeing, both)
+    vision = opened(room=room)
+    first = await begun(vision, both)
     assert room._taken.bytes == size
-    seeing.preparer.gate.set()
-    seeing.preparer.gate.clear()  # one has got through
-    await until(lambda: len(seeing.preparer.fields) == 2)
+    vision.preparer.gate.set()
+    vision.preparer.gate.clear()  # one has got through
+    await until(lambda: len(vision.preparer.fields) == 2)
     assert room._taken.bytes == size + NUM_BYTES
     first.cancel()
     await asyncio.wait([first])
@@ -414,8 +423,8 @@ def test_a_request_is_another_one_with_another_image() -> None:
 
 
 async def test_a_server_says_how_many_images_it_takes(opened: Opened) -> None:
-    async def told(sees: bool, **settings: Any) -> tuple[int, int]:
-        model = opened(sees_images=sees).model
+    async def told(serves_images: bool, **settings: Any) -> tuple[int, int]:
+        model = opened(supports_images=serves_images).model
         config = ServerConfig(model="", max_image_bytes=1 << 20, **settings)
         service = ServerService(model, config, Totals())
         found = await service.GetServerInfo(None, None)  # type: ignore[arg-type]

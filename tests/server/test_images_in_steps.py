@@ -13,11 +13,11 @@ from tests.support.engine import Harness
 from tests.support.shown import Case, show, told, vision_case
 from tests.support.vision import KINDS, save_vision_base
 
-BLIND = "lfm2-vl"
+NO_PROCESSOR = "lfm2-vl"
 """transformers has no processor of it that does without torchvision."""
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS.keys() - {BLIND}))
+@pytest.mark.parametrize("kind", sorted(KINDS.keys() - {NO_PROCESSOR}))
 def test_rows_with_images_equal_peft(kind: str, tmp_path: Path) -> None:
     case = vision_case(kind, tmp_path / "base")
     models: list[torch.nn.Module] = [case.model]
@@ -59,22 +59,24 @@ def text_layers(case: Case) -> list[str]:
     ]
 
 
-def test_a_base_without_a_processor_says_why_it_is_blind(tmp_path: Path) -> None:
-    save_vision_base(BLIND, tmp_path)
-    base = load_base_model(str(tmp_path), device="cpu", sees=True)
-    assert base.sight is None
-    assert "orchvision" in base.blindness
+def test_a_base_without_a_processor_says_why_it_has_no_vision(tmp_path: Path) -> None:
+    save_vision_base(NO_PROCESSOR, tmp_path)
+    base = load_base_model(str(tmp_path), device="cpu", serves_images=True)
+    assert base.vision is None
+    assert "orchvision" in base.no_vision_reason
     info = Harness(base).info
-    assert (info.sees_images, info.blindness) == (False, base.blindness)
+    assert (info.supports_images, info.no_vision_reason) == (False, base.no_vision_reason)
 
 
-def test_what_sees_is_let_go_of_where_nobody_shows_images(tmp_path: Path) -> None:
+def test_vision_modules_are_freed_where_images_are_off(tmp_path: Path) -> None:
     save_vision_base("llava", tmp_path)
     sizes = [
         sum(
             p.numel()
-            for p in load_base_model(str(tmp_path), device="cpu", sees=sees).module.parameters()
+            for p in load_base_model(
+                str(tmp_path), device="cpu", serves_images=serves_images
+            ).module.parameters()
         )
-        for sees in (True, False)
+        for serves_images in (True, False)
     ]
     assert sizes[0] > sizes[1] + 1000

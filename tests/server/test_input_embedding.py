@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from loramux_server.engine.model_runner import ModelRunner
 from loramux_server.kernels.backend import choose_backend
 from loramux_server.kernels.cpu.register_tile import PANEL
-from loramux_server.kernels.resting import Quantization
+from loramux_server.kernels.weight_storage import Quantization
 from loramux_server.models.base_layers import BaseLayers
 from loramux_server.models.base_model import BaseModel
 from loramux_server.models.decoder_model import prepare

@@ -7,8 +7,8 @@ from transformers import T5GemmaConfig
 
 from loramux_server.models.encoders.joint_layers import JointLayer
 from loramux_server.models.loading import load_base_model
+from tests.support.encoder_models import SEQ2SEQ, VOCAB, save_encoder_base
 from tests.support.engine import Harness
-from tests.support.whole_models import SEQ2SEQ, VOCAB, save_whole
 
 _PART = {
     "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3,
@@ -24,7 +24,7 @@ def test_layers_that_use_positions_outside_of_attention_take_requests_one_by_one
         encoder=dict(_PART), decoder=_PART | {"cross_attention_hidden_size": 32}, vocab_size=VOCAB
     )
     monkeypatch.setitem(SEQ2SEQ, "t5gemma", turning)
-    base = load_base_model(str(save_whole("t5gemma", tmp_path)))
+    base = load_base_model(str(save_encoder_base("t5gemma", tmp_path)))
     assert not any(isinstance(part, JointLayer) for part in base.module.modules())
     # Requests at different positions get what each has alone.
     harness = Harness(base, kernels="cpu", prefix_cache=False)
@@ -42,5 +42,5 @@ def test_layers_that_use_positions_outside_of_attention_take_requests_one_by_one
 
 
 def test_layers_of_bart_take_requests_together(tmp_path: Path) -> None:
-    base = load_base_model(str(save_whole("bart", tmp_path)))
+    base = load_base_model(str(save_encoder_base("bart", tmp_path)))
     assert sum(isinstance(part, JointLayer) for part in base.module.modules()) == 1

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from loramux_server.kernels.resting import Quantization
+from loramux_server.kernels.weight_storage import Quantization
 from loramux_server.models.decoder_model import prepare
 from loramux_server.models.loading import load_base_model
 from loramux_server.models.quantized import hold_dequantised

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from loramux_server.engine.model_part import load_model
 from loramux_server.kernels.backend import choose_backend
-from loramux_server.kernels.resting import Quantization
+from loramux_server.kernels.weight_storage import Quantization
 from loramux_server.models.decoder_model import prepare
 from loramux_server.models.loading import load_base_model
 from loramux_server.models.quantized import torchao_config

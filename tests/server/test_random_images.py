@@ -40,8 +40,8 @@ class Served:
 
         Where the model itself says what stands for an image, transformers goes no further.
         """
-        assert self.case.base.sight is not None
-        token = self.case.base.sight.image_token
+        assert self.case.base.vision is not None
+        token = self.case.base.vision.image_token
         own = output[: output.index(token) if token in output else -1]
         tokens = [*prompt.tokens, *own]
         arguments = self.case.arguments(prompt, prompt.tokens)

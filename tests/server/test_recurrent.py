@@ -14,10 +14,10 @@ from loramux_server.kernels.states import Kept, StateBatch
 from loramux_server.models.decoder_model import prepare
 from loramux_server.models.recurrent import delta_rule
 from loramux_server.models.recurrent.delta_rule import DeltaRule
-from loramux_server.models.recurrent.in_slots import InSlots
+from loramux_server.models.recurrent.in_place import InPlaceUpdate
 from loramux_server.models.recurrent.parts import Run, SingleTokens, in_steps, parts_of
 from loramux_server.models.recurrent.state_space import StateSpace
-from loramux_server.models.recurrent.states import GivenStates, LayerStates
+from loramux_server.models.recurrent.states import LayerStateCache, LayerStates
 from loramux_server.models.servable import UnservableModelError
 from tests.support.adapters import expected, pack_source, save_adapter, with_adapter
 from tests.support.engine import Harness
@@ -64,23 +64,23 @@ def test_layers_are_found_by_what_they_bring_to_the_cache() -> None:
     ],
 )  # fmt: skip
 def test_it_is_found_out_whose_states_change_in_their_slots(
-    architecture: str, kind: type[InSlots]
+    architecture: str, kind: type[InPlaceUpdate]
 ) -> None:
     found = prepare(tiny_model(architecture)).recurrent.states.values()
-    assert all(type(each._in_slots) is kind for each in found)
+    assert all(type(each._in_place) is kind for each in found)
 
 
 def test_a_rule_that_computes_something_else_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(delta_rule, "_EPSILON", 0.5)
     (found,) = prepare(tiny_model("qwen3.5")).recurrent.states.values()
-    assert found._in_slots is None
+    assert found._in_place is None
 
 
 @pytest.mark.parametrize("architecture", RECURRENT)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_it_is_found_out_who_takes_a_text_in_pieces(architecture: str, dtype: torch.dtype) -> None:
     base = prepare(tiny_model(architecture).to(dtype))
-    assert base.recurrent.goes_on == (architecture != "jamba")
+    assert base.recurrent.supports_continuation == (architecture != "jamba")
 
 
 @pytest.mark.parametrize("architecture", ["qwen3.5", "lfm2", "granite-hybrid", "falcon-h1"])
@@ -162,12 +162,12 @@ def test_a_state_that_is_of_something_else_is_refused(monkeypatch: pytest.Monkey
 
 
 def test_what_cannot_be_kept_on_the_way_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    def begin_with_a_copy(self: Run, states: LayerStates) -> GivenStates:
+    def begin_with_a_copy(self: Run, states: LayerStates) -> LayerStateCache:
         states.copy(self.read, self.write)
         slot = torch.tensor([self.write])
         return states.gathered(slot, slot)  # before the part in front of it has changed it
 
-    def put_back(self: Run, states: LayerStates, given: GivenStates) -> None:
+    def put_back(self: Run, states: LayerStates, given: LayerStateCache) -> None:
         states.scatter(given, torch.tensor([self.write]))
 
     monkeypatch.setattr(Run, "begin", begin_with_a_copy)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from loramux_server.models.recurrent.parts import Part, Run, SingleTokens
-from loramux_server.models.recurrent.states import GivenStates, LayerStates
+from loramux_server.models.recurrent.states import LayerStateCache, LayerStates
 from tests.support.recurrent_batches import RecurrentBatches
 
 
@@ -19,7 +19,7 @@ def test_answers_depend_on_nobody_else(tmp_path: Path) -> None:
 def test_states_that_others_cannot_go_on_from_are_noticed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def keep_nothing(self: Part, states: LayerStates, given: GivenStates) -> None:
+    def keep_nothing(self: Part, states: LayerStates, given: LayerStateCache) -> None:
         if isinstance(self, SingleTokens):
             states.scatter(given, self.write_N)
 

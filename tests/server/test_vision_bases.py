@@ -117,7 +117,7 @@ def named_layers(model: PreTrainedModel) -> list[tuple[str, torch.nn.Module]]:
     ]
 
 
-def test_what_sees_images_takes_no_memory(tmp_path: Path) -> None:
+def test_vision_modules_take_no_memory(tmp_path: Path) -> None:
     saved("mistral3", tmp_path / "base")
     base = load_base_model(str(tmp_path / "base"), device="cpu")
     tower = base.module.get_submodule("model.vision_tower")
@@ -173,7 +173,7 @@ def test_what_makes_logits_is_found_beside_them(trained: str, layers: str, serve
     assert named_for(contents, [there]).modules[1].module == served
 
 
-def test_what_sees_images_keeps_its_name() -> None:
+def test_vision_modules_keep_their_names() -> None:
     contents = Contents(
         modules=[
             module("model.visual.blocks.0.qkv"),

@@ -20,13 +20,13 @@ from tests.support.adapters import save_adapter, save_tuned
 from tests.support.classifiers import classifier
 from tests.support.demo import DEMO
 from tests.support.encoder_heads import save_headed
+from tests.support.encoder_models import own_model
 from tests.support.labelled import save_reader
 from tests.support.models import save_model, tiny_model
 from tests.support.pictures import picture, saved
 from tests.support.server import RunningServer
 from tests.support.tool_templates import TAGS
 from tests.support.vision import save_vision_base
-from tests.support.whole_models import own_model
 from tests.support.writers import ending_tokenizer, save_writer
 
 ADAPTERS = ("reverse", "upper", "sort", "title", "double")
@@ -49,7 +49,7 @@ VISION = "qwen2.5-vl"
 """A base that sees images."""
 VISION_ADAPTERS = {
     "text": [f"language_model.layers.{layer}.self_attn.q_proj" for layer in range(2)],
-    "sight": "all-linear",
+    "vision": "all-linear",
 }
 """Those of it -> what they change."""
 READERS: dict[str, dict[str, Any]] = {

@@ -153,11 +153,11 @@ def launch_largest() -> None:
             dtype=dtype,
         )  # fmt: skip
         give(wide, torch.device("cpu"), size=8).prefill(AttentionForm(scale=0.125))
-    cut = Plan.of(torch.device("cpu")).cut(PREFILL_TILE, is_bare=False)
+    configs = Plan.of(torch.device("cpu")).configs_for(PREFILL_TILE, is_base=False)
     adapters = residents([[64]], [WIDTH], 2048, has_vectors=False)
-    shrink = partial(shrink_triton, blocks=cut.shrink)
+    shrink = partial(shrink_triton, blocks=configs.shrink)
     tiles = adapters.tiles([(TOKENS, 0)], PREFILL_TILE)
-    adapters.gathered(torch.zeros(TOKENS, 2048), tiles, shrink, num_planes=cut.planes)
+    adapters.gathered(torch.zeros(TOKENS, 2048), tiles, shrink, num_planes=configs.planes)
 
 
 def launch_experts() -> None:

@@ -12,7 +12,7 @@ import torch
 from loramux_server.kernels.attention import AttentionForm
 from loramux_server.kernels.gpu.attend import Blocks
 from loramux_server.kernels.gpu.decode_attention import DecodeScratch, decode_attention_triton
-from loramux_server.kernels.gpu.device_batch import DeviceBatch, cut_queries
+from loramux_server.kernels.gpu.device_batch import DeviceBatch, make_query_tiles
 from loramux_server.kernels.gpu.prefill_attention import prefill_attention_triton
 from tests.support.attention import Problem
 
@@ -80,7 +80,7 @@ def give(
 ) -> Given:
     """Put `problem` where kernels read it, with tiles of `size` tokens."""
     host, num_tokens = problem.batch, len(problem.q)
-    request, start = cut_queries(host.query_start_B, size, shortest)
+    request, start = make_query_tiles(host.query_start_B, size, shortest)
     spare_tiles = num_tiles - len(request) if num_tiles else SPARE
 
     def pad(array: np.ndarray, count: int, value: int) -> torch.Tensor:

@@ -76,7 +76,7 @@ class Harness:
         self.engine, self.info = build_engine(
             base, EngineConfig(model="tiny", **config), self.executor, lambda: None, team
         )
-        self.engine._views._executor = self.executor
+        self.engine._image_encoder._executor = self.executor
         if config["speculative_tokens"]:
             self.engine._pace = SteadyPace(max_stall=0.0)
         self.tokens: dict[int, list[Token]] = {}

@@ -21,6 +21,7 @@ from loramux_server.engine.contexts import Contexts
 from loramux_server.engine.ends import Ends
 from loramux_server.engine.engine import Engine
 from loramux_server.engine.flight import Chosen, DeviceOutcome
+from loramux_server.engine.image_encoder import ImageEncoder
 from loramux_server.engine.pace import Pace
 from loramux_server.engine.request import Request
 from loramux_server.engine.residents import Clock, Residents
@@ -30,7 +31,6 @@ from loramux_server.engine.shaping import FormFollower
 from loramux_server.engine.speculation import Speculation
 from loramux_server.engine.state_keeper import StateKeeper
 from loramux_server.engine.token_counts import counts_of
-from loramux_server.engine.views import Views
 from loramux_server.kernels.adjust import adjust
 from loramux_server.kernels.draw import draw
 from loramux_server.kernels.logprobs import logprobs
@@ -200,7 +200,7 @@ class FakeModel:
             token_R = likeliest(adjusted_RV)
         if given.draws:
             token_R = draw(adjusted_RV, token_R, given.draws)
-        told = logprobs(logits_RV, token_R, MAX_LOGPROBS) if given.tells_logprobs else None
+        told = logprobs(logits_RV, token_R, MAX_LOGPROBS) if given.returns_logprobs else None
         return DeviceOutcome(Chosen(logits_RV, token_R, is_finite_R, told), batch.requests)
 
 
@@ -346,7 +346,7 @@ def fake_engine(
             wake=lambda: None,
             clock=clock,
         ),
-        views=Views(None, None, lambda: None),
+        image_encoder=ImageEncoder(None, None, lambda: None),
         runner=model,
         starter=model if runs_ahead else None,
         base=Base(BLOCK_SIZE, [EOS]),

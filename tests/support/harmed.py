@@ -12,12 +12,12 @@ from loramux_adapters.head import Task
 from tests.support.adapters import save_adapter, save_tuned
 from tests.support.demo import DEMO
 from tests.support.encoder_heads import save_headed
+from tests.support.encoder_models import own_model
 from tests.support.fake_server import FakeServer, answered, asked
 from tests.support.labelled import TEXTS, save_reader
 from tests.support.load import Answer, Ask
 from tests.support.models import save_model, tiny_model
 from tests.support.server import RunningServer
-from tests.support.whole_models import own_model
 from tests.support.writers import ending_tokenizer, save_writer
 
 WATCHDOG = 2.0

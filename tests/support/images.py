@@ -35,9 +35,9 @@ OF_TEXTS = "{% for message in messages %}{{ message.role }}: {{ message.content 
 TOKENIZER = byte_tokenizer()
 TOKENIZER.add_tokens([PLACEHOLDER])  # which is no control token to it
 PLACEHOLDER_ID: int = TOKENIZER.convert_tokens_to_ids(PLACEHOLDER)
-SEEING = {
+VISION_MODEL = {
     "tokenizer_json": TOKENIZER.backend_tokenizer.to_str(), "chat_template": LISTED,
-    "vocab_size": len(TOKENIZER), "sees_images": True,
+    "vocab_size": len(TOKENIZER), "supports_images": True,
 }  # fmt: skip
 """What the frontend is told of such a base model."""
 

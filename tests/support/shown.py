@@ -58,7 +58,7 @@ class Case:
 
     def harness(self, **config: Any) -> Harness:
         """Return an engine that serves the base."""
-        base = load_base_model(str(self.folder), device="cpu", sees=True)
+        base = load_base_model(str(self.folder), device="cpu", serves_images=True)
         return Harness(base, **config)
 
     def prompts(self) -> list[Prompt]:
@@ -74,10 +74,10 @@ class Case:
 
         They end with a token for images, of which models demand that there is an image for it.
         """
-        assert self.base.sight is not None
+        assert self.base.vision is not None
         tokens = list(prompt.tokens)
         rows: list[torch.Tensor] = []
-        while len(rows) < NUM_TOKENS and (not rows or tokens[-1] != self.base.sight.image_token):
+        while len(rows) < NUM_TOKENS and (not rows or tokens[-1] != self.base.vision.image_token):
             logits = alone(
                 input_ids=torch.tensor([tokens]), use_cache=False, **self.arguments(prompt, tokens)
             ).logits[0, -1]
@@ -86,8 +86,8 @@ class Case:
         return torch.stack(rows)
 
     def arguments(self, prompt: Prompt, tokens: list[int]) -> dict[str, torch.Tensor]:
-        assert self.base.sight is not None
-        given = [self.base.sight.arguments(each.image, tokens) for each in prompt.images]
+        assert self.base.vision is not None
+        given = [self.base.vision.arguments(each.image, tokens) for each in prompt.images]
         together: dict[str, torch.Tensor] = {}
         for name in given[0] if given else ():
             if name.endswith("token_type_ids"):
@@ -112,8 +112,8 @@ def _joined(arrays: list[torch.Tensor]) -> torch.Tensor:
 def vision_case(kind: str, folder: Path, device: str = "cpu", **shape: Any) -> Case:
     """Return a base of `kind`, which is saved in `folder`, as it is and as it is served."""
     model = save_vision_base(kind, folder, **shape)
-    base = load_base_model(str(folder), device=device, dtype="float32", sees=True)
-    assert base.sight, base.blindness
+    base = load_base_model(str(folder), device=device, dtype="float32", serves_images=True)
+    assert base.vision, base.no_vision_reason
     return Case(folder, model, base, ImageProcessor.load(str(folder), PIXELS))
 
 

@@ -9,8 +9,8 @@ import torch
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
+from tests.support.encoder_models import save_encoder_base
 from tests.support.models import byte_tokenizer
-from tests.support.whole_models import save_whole
 
 END = 2
 LANGUAGES = ("eng_Latn", "fra_Latn", "deu_Latn")
@@ -42,7 +42,7 @@ def save_writer(
     name: str, folder: Path, tokenizer: PreTrainedTokenizerFast, **generation: Any
 ) -> Path:
     """Save a model of the kind `name` with a tokenizer, and fields of its generation config."""
-    save_whole(name, folder, vocab_size=SIZE, eos_token_id=END)
+    save_encoder_base(name, folder, vocab_size=SIZE, eos_token_id=END)
     tokenizer.save_pretrained(str(folder))
     path = folder / "generation_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | generation))

@@ -104,7 +104,7 @@ class Renderer:
             answer: Answer = decode_answer(await self._process.ask(encode(request), ANSWER_SECONDS))
         except LostAnswerError as lost:
             self._strike(_run_of(request))
-            raise TemplateLimitError(f"it {lost.offence.by('a template')}") from None
+            raise TemplateLimitError(f"it {lost.exit_cause.describe('a template')}") from None
         return answer
 
     def _check_strikes(self, run: _Run) -> None:

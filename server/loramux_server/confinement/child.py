@@ -21,14 +21,14 @@ _HAS = {"TOKENIZERS_PARALLELISM": "false"}
 """Set in addition: Landlock cannot confine threads that start before it is applied."""
 
 
-class Offence(enum.Enum):
+class ExitCause(enum.Enum):
     """Why a process ended without answering."""
 
     TIME = "exceeds the time limit of {}"
     MEMORY = "exceeds the memory limit of {}"
     SYSTEM_CALL = "makes a forbidden system call"
 
-    def by(self, who: str) -> str:
+    def describe(self, who: str) -> str:
         """Return it for messages; `who` is what caused it, such as "a template"."""
         return self.value.format(who)
 
@@ -70,15 +70,15 @@ def end(process: "subprocess.Popen[bytes]") -> int | None:
         return None
 
 
-def offence_of(code: int | None) -> Offence:
+def exit_cause_of(code: int | None) -> ExitCause:
     """Return why a process ended, given the code that `end` returned."""
     if code == -signal.SIGSYS:
-        return Offence.SYSTEM_CALL
-    return Offence.TIME if code in (-signal.SIGPROF, None) else Offence.MEMORY
+        return ExitCause.SYSTEM_CALL
+    return ExitCause.TIME if code in (-signal.SIGPROF, None) else ExitCause.MEMORY
 
 
 @functools.cache
-def tell_missing(work: str, missing: bytes) -> None:
+def log_missing_layers(work: str, missing: bytes) -> None:
     """Log, once, which of the restrictions the system does not enforce.
 
     Args:

@@ -25,7 +25,7 @@ def call(number: int, *arguments: int) -> int:
     return returned
 
 
-def forgo_privileges() -> None:
+def set_no_new_privs() -> None:
     """Set no_new_privs for this thread and its children; Landlock and seccomp require it.
 
     Raises:

@@ -17,7 +17,7 @@ _FORBIDDEN = (
 """Prefixes of the audit events that are refused."""
 
 _LAYERS: tuple[tuple[str, Callable[[], None]], ...] = (
-    ("no_new_privs", kernel.forgo_privileges),
+    ("no_new_privs", kernel.set_no_new_privs),
     ("Landlock", landlock.confine),
     # Last, because its filter forbids the calls of the other two.
     ("seccomp", seccomp.confine),

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from loramux.errors import UnavailableError
 from loramux_server.confinement.child import (
     START_SECONDS,
-    Offence,
+    ExitCause,
     end,
-    offence_of,
+    exit_cause_of,
+    log_missing_layers,
     spawn,
-    tell_missing,
 )
 from loramux_server.wire.channel import LENGTH, frame
 
@@ -30,9 +30,9 @@ class LostAnswerError(Exception):
         """Its exit code; None if it was killed because it hung."""
 
     @property
-    def offence(self) -> Offence:
+    def exit_cause(self) -> ExitCause:
         """Why it ended."""
-        return offence_of(self.code)
+        return exit_cause_of(self.code)
 
 
 class ConfinedProcess:
@@ -90,7 +90,7 @@ class ConfinedProcess:
             return await asyncio.wait_for(self._read(), seconds)
         except _LOST:
             lost = LostAnswerError(await self.end())
-            if lost.offence is Offence.SYSTEM_CALL:
+            if lost.exit_cause is ExitCause.SYSTEM_CALL:
                 _log.error("the process that %s made a forbidden system call", self._work)
             raise lost from None
         except BaseException:
@@ -134,7 +134,7 @@ class ConfinedProcess:
             raise
         self._reader, self._writer = await asyncio.open_connection(sock=ours)
         self._writer.write(frame(self._setup))
-        tell_missing(self._work, await asyncio.wait_for(self._read(), START_SECONDS))
+        log_missing_layers(self._work, await asyncio.wait_for(self._read(), START_SECONDS))
         self._ready = await asyncio.wait_for(self._read(), START_SECONDS)
 
     async def _read(self) -> bytes:

@@ -33,7 +33,7 @@ _ALLOWED = (
     "rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "sigaltstack", "restart_syscall",
     "getpid", "gettid", "sysinfo", "close", "exit", "exit_group",
 )  # fmt: skip
-_DEADLY = (
+_KILL = (
     "execve", "execveat", "ptrace", "process_vm_readv", "process_vm_writev", "pidfd_getfd",
     "bpf", "perf_event_open", "userfaultfd", "io_uring_setup", "io_uring_enter",
     "io_uring_register", "add_key", "request_key", "keyctl", "init_module", "finit_module",
@@ -127,7 +127,7 @@ def _program(machine: str) -> Iterator[bytes]:
         yield from _where(name, machine, allowed)
     for name, conditions in _conditions().items():
         yield from _where(name, machine, [*map(_check, conditions), *allowed])
-    for name in _DEADLY:
+    for name in _KILL:
         yield from _where(name, machine, [_instruction(_RETURN, _KILL_PROCESS)])
     # Libraries try these first and fall back if the kernel does not have them.
     yield _instruction(_AT_LEAST, FIRST_COMMON, if_false=1)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from loramux_server.wire.weight_format import AS_SAVED, Resting
+from loramux_server.wire.weight_format import AS_SAVED, StorageFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,5 +18,5 @@ class Base:
     """Vocabulary size of the base; None if it does not matter."""
     reads_whole: bool = False
     """Whether the base has an encoder, so that it reads a text as a whole, in one chunk."""
-    resting: Resting = AS_SAVED
+    storage_format: StorageFormat = AS_SAVED
     """Storage format of adapters in memory."""

@@ -18,9 +18,9 @@ from loramux_server.engine.token_counts import Turn, adjustments_of
 from loramux_server.kernels.adjust import Adjustments
 from loramux_server.kernels.attention import AttentionBatch
 from loramux_server.kernels.draw import Draws
+from loramux_server.kernels.encoder_text import EncoderText
 from loramux_server.kernels.states import Kept, StateBatch
 from loramux_server.kernels.step_input import StepInput
-from loramux_server.kernels.whole_text import WholeText
 from loramux_server.lora.head import states
 from loramux_server.lora.segments import Int32, Residence, Segments
 from loramux_server.lora.virtual import VirtualRun
@@ -122,7 +122,7 @@ class Batch:
                     table_BM=table,
                     block_size=block_size,
                     slot_T=torch.from_numpy(slot),
-                    together_T2=together(chunks),
+                    bidirectional_T2=together(chunks),
                 ),
                 segments=_segments(chunks, query_start, residence),
                 states=_states(chunks),
@@ -134,9 +134,9 @@ class Batch:
                 carried_T=_carried(chunks, before) if before else None,
                 draws=_draws(ending) if draws else None,
                 adjustments=_adjustments(ending) if draws else None,
-                tells_logprobs=draws
+                returns_logprobs=draws
                 and any(chunk.request.sampling.num_logprobs is not None for chunk in ending),
-                reads=bool(read),
+                reads_hidden=bool(read),
             ),
             requests=[chunk.request for chunk in ending],
             drafts={chunk.request: chunk.draft for chunk in ending if chunk.draft},
@@ -250,7 +250,7 @@ def _states(chunks: Sequence[Chunk]) -> StateBatch | None:
 
 def _whole_texts(
     chunks: Sequence[Chunk], residence: Callable[[str], Residence]
-) -> tuple[WholeText, ...]:
+) -> tuple[EncoderText, ...]:
     """Return the texts of requests if the model has an encoder, which reads them as a whole."""
     if not chunks[0].request.is_whole:  # the model is the same for all
         return ()
@@ -261,8 +261,13 @@ def _whole_texts(
             virtual = residence(request.digest).virtual
         owner = request.tenant, request.digest
         texts.append(
-            WholeText(
-                request.second_from, request.num_source, chunk.start, owner, virtual, request.recall
+            EncoderText(
+                request.second_from,
+                request.num_source,
+                chunk.start,
+                owner,
+                virtual,
+                request.seq2seq_state,
             )
         )
     return tuple(texts)

@@ -16,6 +16,7 @@ from loramux_server.engine.description import model_info
 from loramux_server.engine.ends import Ends
 from loramux_server.engine.engine import Engine
 from loramux_server.engine.fit import fitting
+from loramux_server.engine.image_encoder import ImageEncoder
 from loramux_server.engine.kv_room import KvRoom
 from loramux_server.engine.loader import AdapterLoader, TeamLoader
 from loramux_server.engine.model_runner import ModelRunner
@@ -28,30 +29,29 @@ from loramux_server.engine.size_log import log_sizes
 from loramux_server.engine.speculation import Speculation
 from loramux_server.engine.state_keeper import StateKeeper
 from loramux_server.engine.team import Team
-from loramux_server.engine.views import Views
 from loramux_server.forms.forms import Forms
 from loramux_server.forms.messages import Setup
 from loramux_server.kernels.backend import Backend
 from loramux_server.kernels.shard_group import sharded
 from loramux_server.kernels.states import BEGINNING
 from loramux_server.lora.adapter_cache import AdapterCache
-from loramux_server.lora.rooms import PinnedMemory, Rooms
+from loramux_server.lora.buffer_pool import BufferPool, PinnedMemory
 from loramux_server.lora.row_allocator import RowSize
 from loramux_server.lora.shard import WHOLE
-from loramux_server.lora.sight_change import SightChanges
 from loramux_server.lora.slab import row_bytes
+from loramux_server.lora.vision_adapter import VisionAdapterCache
 from loramux_server.models.base_layers import BaseLayers
 from loramux_server.models.base_model import BaseModel
 from loramux_server.models.servable import UnservableModelError
 from loramux_server.wire.engine_config import EngineConfig
 from loramux_server.wire.model_info import ModelInfo
-from loramux_server.wire.weight_format import ROUNDINGS, Resting
+from loramux_server.wire.weight_format import ROUNDINGS, StorageFormat
 
 _DRAFT_TOKENS = 16
 _KEPT_PART = 16
 """Encoder outputs are cached in up to 1 / _KEPT_PART of the KV memory's size, beside it."""
 _LEAST_KEPT = 64 << 20
-_ROOMS_FOR_PARTS = 256 << 20
+_BUFFERS_FOR_PARTS = 256 << 20
 """Bytes of pinned memory for shards of adapters on their way to a device."""
 
 
@@ -76,16 +76,16 @@ def make_runner(
         num_slots=num_slots,
         num_state_slots=BEGINNING + 1 + num_states,
         adapter_memory=config.adapter_memory,
-        rooms=_rooms(model, config),
+        buffers=_buffer_pool(model, config),
         records=not config.enforce_eager,
     )
     check_runner(runner, model, config, backend)
     return runner
 
 
-def resting_of(runner: ModelRunner, config: EngineConfig) -> Resting:
+def storage_format_of(runner: ModelRunner, config: EngineConfig) -> StorageFormat:
     """Return the storage format of adapters."""
-    return runner.slab.resting or Resting(ROUNDINGS[config.adapter_dtype])
+    return runner.slab.storage_format or StorageFormat(ROUNDINGS[config.adapter_dtype])
 
 
 def build_engine(
@@ -121,10 +121,10 @@ def build_engine(
     allocating = team.allocating(num_slots, sizes) if team else nullcontext()
     with fitting(model, asked, sizes, means.device), allocating:
         runner = make_runner(model, config, backend, num_slots, room.num_states)
-    resting = resting_of(runner, config)
+    storage_format = storage_format_of(runner, config)
     row_size = RowSize(
-        row_bytes([group.shape for group in model.groups], resting.row_item_bytes),
-        resting.row_item_bytes,
+        row_bytes([group.shape for group in model.groups], storage_format.row_item_bytes),
+        storage_format.row_item_bytes,
     )
     cache = AdapterCache(
         device_rows=runner.slab.num_rows,
@@ -138,7 +138,7 @@ def build_engine(
             f"adapter_memory of {config.adapter_memory} bytes is too small for any rank row; "
             f"8 rows take {8 * row_size.num_bytes} bytes"
         )
-    log_sizes(model, asked, sizes, room, row_size, cache.rows.capacity, resting)
+    log_sizes(model, asked, sizes, room, row_size, cache.rows.capacity, storage_format)
     source_length = model.source_length * context_length // model.context_length
     ends = Ends(context_length, frozenset(model.eos_token_ids), source_length)
     scheduler = Scheduler(
@@ -160,8 +160,10 @@ def build_engine(
         vocab_size=model.vocab_size,
         source_length=source_length,
     )
-    loader = AdapterLoader(model, runner.slab, resting, is_deterministic=config.deterministic)
-    blindness = _blindness(model, config)
+    loader = AdapterLoader(
+        model, runner.slab, storage_format, is_deterministic=config.deterministic
+    )
+    no_vision_reason = _no_vision_reason(model, config)
     engine = Engine(
         scheduler=scheduler,
         admission=admission,
@@ -172,51 +174,57 @@ def build_engine(
             executor=executor,
             wake=wake,
         ),
-        views=Views(None if blindness else model.sight, SightChanges(BaseLayers(model)), wake),
+        image_encoder=ImageEncoder(
+            None if no_vision_reason else model.vision, VisionAdapterCache(BaseLayers(model)), wake
+        ),
         runner=team.running(runner) if team else runner,
         # Without a GPU the host itself computes the steps.
-        starter=runner if runner.slab.resting and not team else None,
+        starter=runner if runner.slab.storage_format and not team else None,
         base=Base(
             config.block_size,
             model.eos_token_ids,
             model.vocab_size,
-            reads_whole=model.whole_texts is not None,
-            resting=resting,
+            reads_whole=model.encoder_runner is not None,
+            storage_format=storage_format,
         ),
         shares_cores=model.device.type == "cpu",
         follower=_follower(model, wake),
         speculation=Speculation(_draft_tokens(model, config), ends),
     )
-    if model.whole_texts and config.prefix_cache:
-        model.whole_texts.keep(max(_LEAST_KEPT, room.memory // _KEPT_PART))
+    if model.encoder_runner and config.prefix_cache:
+        model.encoder_runner.set_cache_bytes(max(_LEAST_KEPT, room.memory // _KEPT_PART))
     info = model_info(
-        model, context_length, source_length, cache.rows.capacity, row_size, resting, room, sizes,
-        blindness,
+        model, context_length, source_length, cache.rows.capacity, row_size, storage_format, room,
+        sizes, no_vision_reason,
     )  # fmt: skip
     return engine, info
 
 
-def _blindness(model: BaseModel, config: EngineConfig) -> str:
+def _no_vision_reason(model: BaseModel, config: EngineConfig) -> str:
     """Return why `model` takes no images although its architecture could; empty otherwise."""
-    if model.sight and config.deterministic and (model.sight.is_whole or model.sight.adds):
+    if (
+        model.vision
+        and config.deterministic
+        and (model.vision.is_bidirectional or model.vision.adds)
+    ):
         # Those round differently, for the other rows of the batch as well.
         return (
             "the server is deterministic, and this model computes steps with images differently "
             "from other steps"
         )
-    return model.blindness
+    return model.no_vision_reason
 
 
-def _rooms(model: BaseModel, config: EngineConfig) -> Rooms | None:
+def _buffer_pool(model: BaseModel, config: EngineConfig) -> BufferPool | None:
     """Return the pinned memory from which a GPU copies adapters; None without one."""
     if model.device.type != "cuda":
         return None
     memory = PinnedMemory(model.device)
     if model.shard != WHOLE:  # shards of adapters do not stay on the host
-        return Rooms(memory, min(config.host_adapter_memory, _ROOMS_FOR_PARTS))
-    # Rooms may be an eighth larger than their contents.
+        return BufferPool(memory, min(config.host_adapter_memory, _BUFFERS_FOR_PARTS))
+    # Buffers may be an eighth larger than their contents.
     most = min(config.host_adapter_memory * 9 // 8, all_memory())
-    return Rooms(memory, most, loader_threads(1, "spare", device=model.device))
+    return BufferPool(memory, most, loader_threads(1, "spare", device=model.device))
 
 
 def _draft_tokens(model: BaseModel, config: EngineConfig) -> int:
@@ -228,7 +236,7 @@ def _draft_tokens(model: BaseModel, config: EngineConfig) -> int:
                 f"{model.architecture} has recurrent layers, whose state cannot be rolled back"
             )
         return 0
-    if model.whole_texts:
+    if model.encoder_runner:
         if config.speculative_tokens > 0:
             raise UnservableModelError(
                 f"speculative_tokens must be 0, got {config.speculative_tokens}: speculative "
@@ -250,9 +258,9 @@ def _follower(model: BaseModel, wake: Callable[[], None]) -> Forms | None:
 def _contexts(model: BaseModel, config: EngineConfig, room: KvRoom) -> Contexts:
     states = None
     if room.num_states:
-        keeps = config.prefix_cache and model.recurrent.goes_on
+        keeps = config.prefix_cache and model.recurrent.supports_continuation
         states = StateKeeper(room.num_states, config.block_size, keeps=keeps)
     blocks = BlockManager(room.num_blocks, config.block_size)
     # Outputs of an encoder are not cached in blocks.
-    shares_prefixes = config.prefix_cache and not model.whole_texts
+    shares_prefixes = config.prefix_cache and not model.encoder_runner
     return Contexts(blocks, states, shares_prefixes=shares_prefixes)

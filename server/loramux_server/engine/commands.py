@@ -67,7 +67,7 @@ class Run(Struct, frozen=True, tag=True):
     start_S: bytes
     end_S: bytes
     row_S: bytes
-    reads: bool
+    reads_hidden: bool
 
     @staticmethod
     def of(given: StepInput) -> "Run":
@@ -85,7 +85,7 @@ class Run(Struct, frozen=True, tag=True):
             segments.start_S.tobytes() if segments else b"",
             segments.end_S.tobytes() if segments else b"",
             segments.row_S.tobytes() if segments else b"",
-            given.reads,
+            given.reads_hidden,
         )
 
     def input(self, residence: Callable[[int], Residence]) -> StepInput:
@@ -110,7 +110,7 @@ class Run(Struct, frozen=True, tag=True):
                 slot_T=_int64(self.slot_T),
             ),
             segments=segments,
-            reads=self.reads,
+            reads_hidden=self.reads_hidden,
         )
 
 

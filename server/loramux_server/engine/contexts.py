@@ -13,7 +13,7 @@ from loramux_server.engine.plan import Chunk
 from loramux_server.engine.prefix import name_blocks
 from loramux_server.engine.request import Request
 from loramux_server.engine.state_keeper import StateKeeper
-from loramux_server.kernels.whole_text import Recall
+from loramux_server.kernels.encoder_text import Seq2SeqState
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ class Contexts:
         if self._states:
             self._states.end(request)
         request.num_computed = request.num_named = 0
-        request.recall = Recall()
+        request.seq2seq_state = Seq2SeqState()
 
     def check(self, running: Sequence[Request]) -> None:
         """Assert that only `running` requests hold memory."""

@@ -6,7 +6,7 @@ from loramux_server.lora.shard import WHOLE
 from loramux_server.models.base_model import BaseModel
 from loramux_server.wire.engine_sizes import EngineSizes
 from loramux_server.wire.model_info import Layer, ModelInfo
-from loramux_server.wire.weight_format import Resting
+from loramux_server.wire.weight_format import StorageFormat
 
 
 def model_info(
@@ -15,10 +15,10 @@ def model_info(
     source_length: int,
     adapter_rows: int,
     row_size: RowSize,
-    resting: Resting,
+    storage_format: StorageFormat,
     room: KvRoom,
     sizes: EngineSizes,
-    blindness: str,
+    no_vision_reason: str,
 ) -> ModelInfo:
     """Return the description of `model`.
 
@@ -28,18 +28,18 @@ def model_info(
         source_length: Those of them that are for the encoder of an encoder-decoder.
         adapter_rows: Rank rows that fit into the adapter memory.
         row_size: The size of one.
-        resting: Storage format of adapters.
+        storage_format: Storage format of adapters.
         room: Room for KV blocks and recurrent states.
         sizes: The engine's sizes, including those that its config leaves at auto.
-        blindness: Why it takes no images although its architecture could; empty otherwise.
+        no_vision_reason: Why it takes no images although its architecture could; empty otherwise.
     """
     layers = {}
     for name, place in model.places.items():
         shape = model.groups[place.group].whole
         layers[name] = Layer(shape.in_features, shape.out_features[place.part])
     known = model.replaceable
-    sight_layers = model.sight.layers if model.sight else {}
-    sight_parameters = model.sight.parameters if model.sight else {}
+    vision_layers = model.vision.layers if model.vision else {}
+    vision_parameters = model.vision.parameters if model.vision else {}
     experts = {name: each.shape for name, each in model.experts.items()}
     routers = {
         f"{shape.router}.weight": [shape.count, shape.width]
@@ -65,15 +65,15 @@ def model_info(
         generation=model.generation,
         special_tokens=model.text.special_tokens,
         layers=layers,
-        sight_layers={name: Layer(*features) for name, features in sight_layers.items()},
-        sight_parameters={name: list(shape) for name, shape in sight_parameters.items()},
+        vision_layers={name: Layer(*features) for name, features in vision_layers.items()},
+        vision_parameters={name: list(shape) for name, shape in vision_parameters.items()},
         parameters={name: list(shape) for name, shape in known.shapes.items()} | routers,
         experts=experts,
         heads=dict(model.heads.shapes) if model.heads else {},
         vocabulary=known.vocabulary,
         adapter_rows=adapter_rows,
         row_bytes=row_size.num_bytes,
-        resting=resting,
+        storage_format=storage_format,
         takes_edits=model.shard == WHOLE,
         embedding_width=model.embedding_width,
         embedding=model.text.embedding.on(model.kind),
@@ -83,8 +83,8 @@ def model_info(
             for shape in (model.prefix_shapes or model.cache_shapes)
         ],
         takes_token_types=model.takes_token_types,
-        sees_images=model.sight is not None and not blindness,
-        blindness=blindness,
+        supports_images=model.vision is not None and not no_vision_reason,
+        no_vision_reason=no_vision_reason,
         has_recurrent_layers=bool(model.recurrent.states),
         max_running=room.max_running,
         num_blocks=room.num_blocks,

@@ -9,6 +9,7 @@ from loramux_server.engine.batch import Batch, grouped
 from loramux_server.engine.deadlines import Deadlines
 from loramux_server.engine.execution import Execution, Runner, Starter
 from loramux_server.engine.flight import Flight, Ran
+from loramux_server.engine.image_encoder import ImageEncoder, encoding_fault
 from loramux_server.engine.outbox import Made, Outbox
 from loramux_server.engine.pace import Pace
 from loramux_server.engine.plan import Plan
@@ -19,7 +20,6 @@ from loramux_server.engine.sampler import FAULTS
 from loramux_server.engine.scheduler import Scheduler
 from loramux_server.engine.shaping import FormFollower, Shaping
 from loramux_server.engine.speculation import Speculation
-from loramux_server.engine.views import Views, why_unseen
 from loramux_server.wire.messages import (
     BatchSize,
     Cancel,
@@ -46,7 +46,7 @@ class Engine:
         pace: Pace,
         speculation: Speculation,
         residents: Residents,
-        views: Views,
+        image_encoder: ImageEncoder,
         runner: Runner,
         starter: Starter | None = None,
         base: Base,
@@ -62,7 +62,7 @@ class Engine:
             pace: Decides how many prompt tokens run beside decode.
             speculation: Finds drafts.
             residents: Loads adapters into memory, and drops them.
-            views: Encodes images.
+            image_encoder: Encodes images.
             runner: Runs the model.
             starter: Runs it asynchronously; None where there is nothing to be gained.
             base: Properties of the base model that requests depend on.
@@ -77,7 +77,7 @@ class Engine:
         self._base = base
         self._clock = clock
         self._residents = residents
-        self._views = views
+        self._image_encoder = image_encoder
         self._shaping = Shaping(follower, self._fail)
         self._execution = Execution(runner, starter, self._shaping, base.vocab_size, clock)
         self._readings = Readings(self._fail, self._end)
@@ -94,7 +94,11 @@ class Engine:
     @property
     def can_step(self) -> bool:
         """Whether a step may make progress now; if not, wait for a message or a load."""
-        parts = (self._residents.has_landed, self._shaping.has_found, self._views.has_looked)
+        parts = (
+            self._residents.has_landed,
+            self._shaping.has_found,
+            self._image_encoder.has_encoded,
+        )
         return not self._is_stuck or self._execution.flight is not None or any(parts)
 
     def receive(self, messages: Iterable[ToEngine]) -> None:
@@ -115,7 +119,7 @@ class Engine:
     def step(self) -> Report:
         """Run the next batch, if there is work, and return everything that happened."""
         self._end_late()
-        self._land_views()
+        self._land_images()
         self._shaping.land()
         self._residents.let_load(self._ran_seconds)
         self._ran_seconds = 0.0
@@ -151,12 +155,12 @@ class Engine:
 
     def close(self) -> None:
         """Stop background work: nobody waits for it any more."""
-        self._views.close()
+        self._image_encoder.close()
 
     def check(self) -> None:
         """Assert that nothing leaked: blocks, rows, bytes, waits, leases, drafts, constraints."""
         self._scheduler.check()
-        self._views.check(self._requests.values())
+        self._image_encoder.check(self._requests.values())
         self._speculation.check(self._requests.values())
         self._residents.check()
         self._shaping.check()
@@ -169,7 +173,7 @@ class Engine:
         self._requests[request.request_id] = request
         self._deadlines.note(request)
         if message.ask.images:
-            self._views.begin(request, message.ask.images)
+            self._image_encoder.begin(request, message.ask.images)
         else:
             self._queue(request)
 
@@ -177,13 +181,13 @@ class Engine:
         self._scheduler.add(request)
         self._shaping.begin(request)
 
-    def _land_views(self) -> None:
+    def _land_images(self) -> None:
         """Queue the requests whose images have been encoded."""
-        looked = self._views.land()
-        for request in looked.ready:
+        encoded = self._image_encoder.land()
+        for request in encoded.ready:
             self._queue(request)
-        for request, error in looked.failed:
-            self._fail(request, *why_unseen(error))
+        for request, error in encoded.failed:
+            self._fail(request, *encoding_fault(error))
 
     def _end_late(self) -> None:
         for request in self._deadlines.late(self._requests.values(), self._clock()):
@@ -205,7 +209,7 @@ class Engine:
         """Remove a request wherever it is; unknown ones have ended already."""
         request = self._requests.pop(request_id, None)
         if request:
-            self._views.end(request)
+            self._image_encoder.end(request)
             self._scheduler.remove(request)
             self._shaping.end(request)
             self._speculation.end(request)
@@ -213,10 +217,10 @@ class Engine:
     def _pause_or_resume(self, message: Pause | Resume) -> None:
         request = self._requests.get(message.request_id)
         if request and isinstance(message, Pause):
-            self._views.pause(request)
+            self._image_encoder.pause(request)
             self._scheduler.pause(request)
         elif request:
-            self._views.resume(request)
+            self._image_encoder.resume(request)
             self._scheduler.resume(request)
 
     def _fail(self, request: Request, reason: str, message: str, field: str = "") -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from loramux_server.engine.batch import Batch
-from loramux_server.engine.build import make_runner, resting_of
+from loramux_server.engine.build import make_runner, storage_format_of
 from loramux_server.engine.commands import (
     Allocate,
     Command,
@@ -134,7 +134,7 @@ def prepare(leader: Leader) -> Part:
     assert isinstance(command, Allocate)
     config = command.sizes.in_config(config)
     runner = make_runner(model, config, backend_of(config, model), command.num_slots)
-    loader = AdapterLoader(model, runner.slab, resting_of(runner, config))
+    loader = AdapterLoader(model, runner.slab, storage_format_of(runner, config))
     return_once()
     leader.say(Done())
     return Part(runner, loader, model.device)

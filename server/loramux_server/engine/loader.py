@@ -10,21 +10,26 @@ from loramux_server.lora.slab import Slab
 from loramux_server.models.base_layers import BaseLayers
 from loramux_server.models.base_model import BaseModel
 from loramux_server.wire.adapter_source import AdapterSource
-from loramux_server.wire.weight_format import Resting
+from loramux_server.wire.weight_format import StorageFormat
 
 
 class AdapterLoader:
     """Loads adapters for a model, or for this process's shard of it."""
 
     def __init__(
-        self, model: BaseModel, slab: Slab, resting: Resting, *, is_deterministic: bool = False
+        self,
+        model: BaseModel,
+        slab: Slab,
+        storage_format: StorageFormat,
+        *,
+        is_deterministic: bool = False,
     ) -> None:
         """Prepare to load into `slab`.
 
         Args:
             model: The base model.
             slab: Rank rows.
-            resting: Storage format of adapters.
+            storage_format: Storage format of adapters.
             is_deterministic: Refuse adapters that make a step take another code path: other rows
                 would differ in the last bits.
         """
@@ -34,7 +39,7 @@ class AdapterLoader:
         self._splits = [group.split for group in model.groups]
         self._shard = model.shard
         self._slab = slab
-        self._resting = resting
+        self._storage_format = storage_format
 
     def load(self, source: AdapterSource) -> PackedAdapter:
         """Read an adapter into host memory, unsharded.
@@ -46,8 +51,8 @@ class AdapterLoader:
         is_whole = self._shard == WHOLE
         place = self._slab.pack if is_whole and self._slab.packs else None
         with self._slab.beside():
-            packed = load_source(source, self._base, self._resting, place)
-        if self._is_deterministic and packed.edits and packed.edits.changes:
+            packed = load_source(source, self._base, self._storage_format, place)
+        if self._is_deterministic and packed.edits and packed.edits.changes_layers:
             raise PackageError(
                 "the server is deterministic, and supports low-rank updates only",
                 "UNSUPPORTED_ADAPTER_FEATURE",
@@ -55,7 +60,7 @@ class AdapterLoader:
         if is_whole:
             return packed
         # It was registered while one process held the whole model.
-        if packed.edits and (packed.edits.changes or packed.edits.virtual):
+        if packed.edits and (packed.edits.changes_layers or packed.edits.virtual):
             raise PackageError(
                 "it has more than low-rank updates, the only ones supported with tensor_parallel "
                 "above 1",

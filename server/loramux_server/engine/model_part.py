@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 
 from loramux_server.engine.team import Team
-from loramux_server.kernels.resting import Quantization
 from loramux_server.kernels.shard_group import join
+from loramux_server.kernels.weight_storage import Quantization
 from loramux_server.lora.shard import Shard
 from loramux_server.models.base_model import BaseModel
 from loramux_server.models.loading import load_base_model
@@ -42,11 +42,11 @@ def load_whole(config: EngineConfig, shard: Shard) -> BaseModel:
 
 
 def _load(config: EngineConfig, device: str, *, stays_on_host: bool = False) -> BaseModel:
-    unseeing = ""
+    images_off_reason = ""
     if not config.max_images:
-        unseeing = "images are turned off (--max-images 0)"
+        images_off_reason = "images are turned off (--max-images 0)"
     elif stays_on_host:  # commands to followers carry no images
-        unseeing = "images are not supported with tensor_parallel above 1"
+        images_off_reason = "images are not supported with tensor_parallel above 1"
     return load_base_model(
         config.model,
         revision=config.revision,
@@ -56,8 +56,8 @@ def _load(config: EngineConfig, device: str, *, stays_on_host: bool = False) -> 
         quantization=Quantization(config.quantization),
         generation_config=config.generation_config,
         stays_on_host=stays_on_host,
-        sees=not unseeing,
-        unseeing=unseeing,
+        serves_images=not images_off_reason,
+        images_off_reason=images_off_reason,
     )
 
 

@@ -13,9 +13,9 @@ from loramux_server.kernels.backend import Backend
 from loramux_server.kernels.logprobs import logprobs
 from loramux_server.kernels.prompt_logprobs import prompt_logprobs
 from loramux_server.kernels.step_input import StepInput
+from loramux_server.lora.buffer_pool import BufferPool
 from loramux_server.lora.edits import Edits
 from loramux_server.lora.extended_slab import ExtendedSlab
-from loramux_server.lora.rooms import Rooms
 from loramux_server.lora.slab import Slab, row_bytes
 from loramux_server.models.base_model import BaseModel
 from loramux_server.models.hidden import given_hidden, hidden_states, last_hidden
@@ -37,7 +37,7 @@ class ModelRunner:
         num_slots: int,
         num_state_slots: int = 0,
         adapter_memory: int,
-        rooms: Rooms | None = None,
+        buffers: BufferPool | None = None,
         records: bool = True,
     ) -> None:
         """Allocate the cache and the slab.
@@ -48,10 +48,10 @@ class ModelRunner:
             num_slots: Tokens that the KV cache holds.
             num_state_slots: Slots for recurrent states, including `BEGINNING`.
             adapter_memory: Bytes for the adapters' rank rows.
-            rooms: Host memory for adapters, if a device copies them from there.
+            buffers: Host memory for adapters, if a device copies them from there.
             records: Whether a GPU replays steps from CUDA graphs.
         """
-        self.slab = _make_slab(model, backend, adapter_memory, rooms)
+        self.slab = _make_slab(model, backend, adapter_memory, buffers)
         model.step.backend = backend
         for group in model.groups:
             group.attach(self.slab, backend)
@@ -81,7 +81,7 @@ class ModelRunner:
         given = self._take(batch)
         # Graphs are shared with `start`, so they choose tokens, too. If the leader reads hidden
         # states, it does so eagerly, and a follower must run the same all-reduces.
-        if given.graph_key is None or given.reads:
+        if given.graph_key is None or given.reads_hidden:
             logits_RV = self._logits(given)
         else:
             logits_RV = self._graphs.run(given.graph_key, lambda: self._chosen(given)).logits_RV
@@ -130,7 +130,7 @@ class ModelRunner:
         if given.draws is not None:
             token_R = self._draw(adjusted_RV, token_R, given.draws)
         logprobs_RL = None
-        if given.tells_logprobs:
+        if given.returns_logprobs:
             count = min(MAX_LOGPROBS, logits_RV.shape[1])
             logprobs_RL = logprobs(logits_RV, token_R, count)
         return Chosen(logits_RV, token_R, is_finite_R, logprobs_RL)
@@ -223,11 +223,11 @@ def _own_size(edits: Edits | None) -> int:
 
 
 def _make_slab(
-    model: BaseModel, backend: Backend, adapter_memory: int, rooms: Rooms | None
+    model: BaseModel, backend: Backend, adapter_memory: int, buffers: BufferPool | None
 ) -> Slab:
     shapes = [group.shape for group in model.groups]
     if backend.extends:
         num_rows = adapter_memory // row_bytes(shapes, model.dtype.itemsize)
         is_plain = [group.is_plain for group in model.groups]
-        return ExtendedSlab(shapes, num_rows, model.device, model.dtype, is_plain, rooms)
+        return ExtendedSlab(shapes, num_rows, model.device, model.dtype, is_plain, buffers)
     return Slab(shapes, adapter_memory // row_bytes(shapes), model.device)

@@ -4,7 +4,7 @@ import logging
 
 from loramux_server.engine.model_runner import ModelRunner
 from loramux_server.kernels.backend import Backend, choose_backend
-from loramux_server.kernels.resting import Quantization
+from loramux_server.kernels.weight_storage import Quantization
 from loramux_server.models.base_model import BaseModel
 from loramux_server.models.servable import UnservableModelError
 from loramux_server.wire.engine_config import EngineConfig
@@ -19,7 +19,7 @@ def backend_of(config: EngineConfig, model: BaseModel) -> Backend:
         UnservableModelError: They do not run on its device, or do not support another setting.
     """
     device, name = model.device, config.kernels
-    if model.whole_texts and device.type == "cuda" and not model.whole_texts.is_given_tokens:
+    if model.encoder_runner and device.type == "cuda" and not model.encoder_runner.is_given_tokens:
         if name == "triton":
             raise UnservableModelError(
                 f"kernels 'triton' do not support {model.architecture}, whose linear layers do not "

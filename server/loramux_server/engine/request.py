@@ -12,8 +12,8 @@ from loramux_server.engine.activation import last_place
 from loramux_server.engine.base import Base
 from loramux_server.engine.request_parts import Gathered, Shape, StateSlots
 from loramux_server.engine.token_counts import TokenCounts, counts_of
-from loramux_server.kernels.whole_text import Recall
-from loramux_server.models.vision.seen import View
+from loramux_server.kernels.encoder_text import Seq2SeqState
+from loramux_server.models.vision.prompt_images import PromptImages
 from loramux_server.wire.adapter_source import AdapterSource
 from loramux_server.wire.messages import Submit
 from loramux_server.wire.sampling import Sampling
@@ -68,11 +68,11 @@ class Request:
     """Tokens at the beginning of its prompt that are the input of an encoder."""
     is_whole: bool = False
     """Whether its text has to be computed in one chunk (bidirectional attention)."""
-    recall: Recall = field(default_factory=Recall)
+    seq2seq_state: Seq2SeqState = field(default_factory=Seq2SeqState)
     """What is kept of the encoder's output while it runs."""
     pictures: Sequence[Picture] = ()
     """The images in its prompt."""
-    view: View | None = None
+    prompt_images: PromptImages | None = None
     """Their embeddings; None if there are no images, or they are not encoded yet."""
     counts: TokenCounts | None = None
     """Token counts for penalties and biases; None if its logits are used as they are."""
@@ -128,7 +128,7 @@ class Request:
             arrival: When it arrived, in seconds of the engine's clock.
         """
         ask = message.ask
-        source = ask.adapter and ask.adapter.at_rest(base.resting)
+        source = ask.adapter and ask.adapter.as_stored(base.storage_format)
         sampling, size = ask.sampling, (source and source.vocab_size) or base.vocab_size
         if size and sampling.top_k >= size:
             # It excludes no token, and must not depend on the vocabularies of other adapters.
@@ -248,7 +248,7 @@ class Request:
         """
         if self.is_whole:
             return self.num_tokens - start
-        if self.view is None or not self.view.is_whole:
+        if self.prompt_images is None or not self.prompt_images.is_bidirectional:
             return num_tokens
         for picture in self.pictures:
             if picture.start < start + num_tokens < picture.end:

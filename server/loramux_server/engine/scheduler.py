@@ -205,7 +205,7 @@ class Scheduler:
         self._contexts.check(self.running)
         idle = [*self.waiting, *self.paused]
         assert not any(request.blocks for request in idle), "a request that is idle holds blocks"
-        knowing = [request for request in idle if request.recall.encoded is not None]
+        knowing = [request for request in idle if request.seq2seq_state.encoded is not None]
         assert not knowing, "a request that is idle holds encoder output"
         self.waiting.check()
         self._bypass.check()

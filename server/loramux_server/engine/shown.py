@@ -9,7 +9,7 @@ import torch
 from loramux_server.engine.plan import Chunk
 from loramux_server.lora.segments import Int32
 from loramux_server.lora.virtual import VirtualRun
-from loramux_server.models.vision.seen import PLAIN, Int64, positions
+from loramux_server.models.vision.prompt_images import NO_IMAGES, Int64, positions
 
 
 def positions_of(
@@ -21,23 +21,32 @@ def positions_of(
         chunks: What is computed.
         position: Index of each token in its text.
     """
-    if all(chunk.request.view is None for chunk in chunks):
+    if all(chunk.request.prompt_images is None for chunk in chunks):
         return torch.from_numpy(position), None
-    views = [chunk.request.view or PLAIN for chunk in chunks]
+    prompts = [chunk.request.prompt_images or NO_IMAGES for chunk in chunks]
     if not any(map(_shows, chunks)):
-        shifts = [view.shift for view in views]
+        shifts = [images.shift for images in prompts]
         return torch.from_numpy(position + np.repeat(shifts, [c.length for c in chunks])), None
-    pairs = zip(views, chunks, strict=True)
-    turns = [view.turns(chunk.start, chunk.start + chunk.length) for view, chunk in pairs]
-    return positions(np.concatenate(turns, axis=1))
+    pairs = zip(prompts, chunks, strict=True)
+    mrope = [
+        images.mrope_positions(chunk.start, chunk.start + chunk.length) for images, chunk in pairs
+    ]
+    return positions(np.concatenate(mrope, axis=1))
 
 
 def together(chunks: Sequence[Chunk]) -> Int32 | None:
     """Return the range of its image that each token sees; None if attention is causal for all."""
-    if not any(c.request.view and c.request.view.is_whole for c in chunks if _shows(c)):
+    if not any(
+        c.request.prompt_images and c.request.prompt_images.is_bidirectional
+        for c in chunks
+        if _shows(c)
+    ):
         return None
     own_T2 = np.concatenate(
-        [(c.request.view or PLAIN).together(c.start, c.start + c.length) for c in chunks]
+        [
+            (c.request.prompt_images or NO_IMAGES).bidirectional_ranges(c.start, c.start + c.length)
+            for c in chunks
+        ]
     )
     return own_T2 if (own_T2[:, 1] - own_T2[:, 0] > 1).any() else None
 
@@ -47,22 +56,22 @@ def shown(chunks: Sequence[Chunk], query_start: Int32) -> list[VirtualRun]:
     return [
         run
         for row, chunk in zip(query_start.tolist(), chunks, strict=False)
-        if chunk.request.view and _shows(chunk)
-        for run in chunk.request.view.embedded(chunk.start, chunk.end, row)
+        if chunk.request.prompt_images and _shows(chunk)
+        for run in chunk.request.prompt_images.embedded(chunk.start, chunk.end, row)
     ]
 
 
 def added(chunks: Sequence[Chunk], query_start: Int32) -> tuple[tuple[VirtualRun, ...], ...]:
     """Return what image tokens add to the outputs of each of the first layers."""
     found = [
-        chunk.request.view.added(chunk.start, chunk.end, row)
+        chunk.request.prompt_images.added(chunk.start, chunk.end, row)
         for row, chunk in zip(query_start.tolist(), chunks, strict=False)
-        if chunk.request.view and _shows(chunk)
+        if chunk.request.prompt_images and _shows(chunk)
     ]
     return tuple(tuple(chain.from_iterable(runs)) for runs in zip_longest(*found, fillvalue=[]))
 
 
 def _shows(chunk: Chunk) -> bool:
     """Return whether `chunk` may have image tokens: it starts before the last image's end."""
-    view = chunk.request.view
-    return view is not None and chunk.start < view.end
+    images = chunk.request.prompt_images
+    return images is not None and chunk.start < images.end

@@ -11,7 +11,7 @@ from loramux_server.lora.slab import row_bytes
 from loramux_server.models.base_model import BaseModel
 from loramux_server.wire.engine_config import EngineConfig
 from loramux_server.wire.engine_sizes import EngineSizes
-from loramux_server.wire.weight_format import Resting
+from loramux_server.wire.weight_format import StorageFormat
 
 _log = logging.getLogger(__name__)
 _RANK = 16
@@ -26,7 +26,7 @@ def log_sizes(
     room: KvRoom,
     row_size: RowSize,
     num_rows: int,
-    resting: Resting,
+    storage_format: StorageFormat,
 ) -> None:
     """Log the sizes of an engine, and how many adapters of a usual size fit.
 
@@ -37,9 +37,9 @@ def log_sizes(
         room: Room for KV blocks and recurrent states.
         row_size: The size of a rank row.
         num_rows: Rank rows on the device.
-        resting: Storage format of adapters.
+        storage_format: Storage format of adapters.
     """
-    item_bytes = resting.item_bytes(_SAVED_BYTES)
+    item_bytes = storage_format.item_bytes(_SAVED_BYTES)
     on_device = num_rows // row_size.rows_of(_RANK, item_bytes)
     adapter_bytes = _RANK * row_bytes([group.whole for group in model.groups], item_bytes)
     on_host = sizes.host_adapter_memory // adapter_bytes

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 
 from loramux_server.confinement.child import (
     START_SECONDS,
-    Offence,
+    ExitCause,
     end,
-    offence_of,
+    exit_cause_of,
+    log_missing_layers,
     spawn,
-    tell_missing,
 )
 from loramux_server.forms.messages import (
     Allowed,
@@ -65,7 +65,7 @@ class Process:
         try:
             self._connection.settimeout(START_SECONDS)
             self._write(setup)
-            tell_missing("enforces structured output", self._receive())
+            log_missing_layers("enforces structured output", self._receive())
             answer = self._read()
         except LostError:
             _log.error(
@@ -123,9 +123,9 @@ class Process:
         self._connection.close()
         return end(self._process)
 
-    def why_lost(self) -> Offence:
+    def why_lost(self) -> ExitCause:
         """Stop it and return why it did not answer."""
-        return offence_of(self.close())
+        return exit_cause_of(self.close())
 
     def _write(self, message: Setup | ToWorker) -> None:
         try:

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-from loramux_server.confinement.child import Offence
+from loramux_server.confinement.child import ExitCause
 from loramux_server.forms.findings import Ahead, Findings, Next
 from loramux_server.forms.form import Form
 from loramux_server.forms.lost_forms import LostForms
@@ -155,7 +155,7 @@ class Texts:
             return True
         if text.used > self._setup.cpu_seconds:
             # Replaying it would take longer than an answer may.
-            self._give_up(key, "STRUCTURED_OUTPUT_FAILED", _said(Offence.TIME))
+            self._give_up(key, "STRUCTURED_OUTPUT_FAILED", _said(ExitCause.TIME))
             return True
         return False
 
@@ -213,7 +213,7 @@ class Texts:
         self._known.add(key)
         if text.used > self._setup.text_seconds:
             self._forget(key)
-            self._give_up(key, self._blame(key), _said(Offence.TIME))
+            self._give_up(key, self._blame(key), _said(ExitCause.TIME))
             return
         if not text.tokens and self._num_unbegun() > MAX_UNBEGUN:
             self._forget(key)
@@ -231,7 +231,7 @@ class Texts:
         assert self._process is not None
         why, was_alone = self._process.why_lost(), not self._has_answered
         self.drop()
-        if why is Offence.MEMORY and not was_alone:
+        if why is ExitCause.MEMORY and not was_alone:
             return  # other texts may have used the memory: retry this one alone
         key = waiting.popleft()
         text, said = self._texts[key], _said(why)
@@ -249,5 +249,5 @@ class Texts:
         self._findings.tell(Next(key, None, reason, why))
 
 
-def _said(offence: Offence) -> str:
-    return f"it {offence.by('a constraint')}"
+def _said(cause: ExitCause) -> str:
+    return f"it {cause.describe('a constraint')}"

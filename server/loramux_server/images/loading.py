@@ -44,11 +44,11 @@ def load_processor(folder: str) -> ProcessorMixin:
     # The files are not ours, so anything can be raised.
     except Exception as error:
         raise NoProcessorError(
-            f"the base model's processor cannot be loaded: {said(error)}"
+            f"the base model's processor cannot be loaded: {short_message(error)}"
         ) from error
 
 
-def said(error: Exception) -> str:
+def short_message(error: Exception) -> str:
     """Return the start of the message of `error`, on one line."""
     return " ".join(str(error).split())[:400] or type(error).__name__
 
@@ -112,7 +112,8 @@ def _with_torchvision_or_without(kind: Any) -> Any:  # noqa: ANN401
             return getattr(importlib.import_module(own), kind.__name__)
     except ImportError as error:
         raise NoProcessorError(
-            f"{kind.__name__} requires a missing package, such as torchvision: {said(error)}"
+            f"{kind.__name__} requires a missing package, such as torchvision: "
+            f"{short_message(error)}"
         ) from error
 
 

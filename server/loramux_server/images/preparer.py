@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from loramux.errors import FailedPreconditionError, InvalidArgumentError, UnavailableError
-from loramux_server.confinement.child import Offence
+from loramux_server.confinement.child import ExitCause
 from loramux_server.confinement.process import ConfinedProcess, LostAnswerError
 from loramux_server.field_errors import at_fault
 from loramux_server.images.folder import folder_of
@@ -28,12 +28,12 @@ from loramux_server.images.messages import (
     decode_answer,
     encode,
 )
-from loramux_server.images.turns import TenantTurns
+from loramux_server.images.tenant_lock import TenantLock
 
 T = TypeVar("T")
 
-KEPT_BYTES = 64 << 20
-MAX_ENDED = 256
+CACHE_BYTES = 64 << 20
+MAX_CRASHES = 256
 """How many images are remembered for having crashed the process."""
 ANSWER_SECONDS = 60.0
 """The process limits its own processor time; this is for one that does not get scheduled."""
@@ -53,7 +53,7 @@ class Preparer:
         setup: Setup,
         *,
         revision: str | None = None,
-        kept_bytes: int = KEPT_BYTES,
+        cache_bytes: int = CACHE_BYTES,
         answer_seconds: float = ANSWER_SECONDS,
     ) -> None:
         """Store the settings; the process is started with the first image.
@@ -61,23 +61,23 @@ class Preparer:
         Args:
             setup: Settings of the process; its path may be a hub id.
             revision: Revision of the hub id; None means the current one.
-            kept_bytes: Size of the cache of results.
+            cache_bytes: Size of the cache of results.
             answer_seconds: Wall-clock limit per image, including time in which the process is not
                 scheduled.
         """
         self._setup, self._revision = setup, revision
         self._process: ConfinedProcess | None = None
-        self._turns = TenantTurns()
-        self._works = set[asyncio.Task[Any]]()
-        self._why_none = ""
+        self._lock = TenantLock()
+        self._tasks = set[asyncio.Task[Any]]()
+        self._no_processor_reason = ""
         """Why the base model has no processor; empty if it has one or that is not known yet."""
         self._placeholder: Placeholder | None = None
-        self._ended = OrderedDict[bytes, Offence]()
+        self._crashes = OrderedDict[bytes, ExitCause]()
         """Digest of a file that crashed the process -> why it ended."""
-        self._kept = OrderedDict[tuple[str, bytes], PreparedImage]()
+        self._cache = OrderedDict[tuple[str, bytes], PreparedImage]()
         """LRU cache by tenant and file digest, most recently used last. It is per tenant so that
         the latency of a request does not reveal what images others have."""
-        self._room = kept_bytes
+        self._free_bytes = cache_bytes
         self._answer_seconds = answer_seconds
 
     async def prepare(self, data: bytes, field: str, tenant: str) -> PreparedImage:
@@ -112,10 +112,10 @@ class Preparer:
 
     async def close(self) -> None:
         """End the process."""
-        for work in self._works:
+        for work in self._tasks:
             work.cancel()
-        if self._works:
-            await asyncio.wait(self._works)
+        if self._tasks:
+            await asyncio.wait(self._tasks)
         if self._process:
             await self._process.end()
 
@@ -125,15 +125,15 @@ class Preparer:
         It runs to the end even if the caller is cancelled: otherwise callers with short deadlines
         could keep the process from ever becoming ready.
         """
-        await self._turns.take(tenant)
+        await self._lock.acquire(tenant)
         work = asyncio.create_task(make())
-        self._works.add(work)
+        self._tasks.add(work)
         work.add_done_callback(self._done)
         return await asyncio.shield(work)
 
     def _done(self, work: asyncio.Task[Any]) -> None:
-        self._works.discard(work)
-        self._turns.give_back()
+        self._tasks.discard(work)
+        self._lock.release()
         if not work.cancelled():
             work.exception()  # mark it as retrieved: the caller has it, or is gone
 
@@ -142,8 +142,8 @@ class Preparer:
         if (kept := self._find(key)) is not None:  # another caller had it preprocessed meanwhile
             return kept
         _, digest = key
-        if digest in self._ended:
-            raise _fatal(field, self._ended[digest])
+        if digest in self._crashes:
+            raise _fatal(field, self._crashes[digest])
         process = await self._started()
         try:
             answer: Answer = decode_answer(await process.ask(data, self._answer_seconds))
@@ -154,19 +154,19 @@ class Preparer:
                     "is busy",
                     reason="SERVER_BUSY",
                 ) from None
-            self._ended[digest] = lost.offence
-            if len(self._ended) > MAX_ENDED:
-                self._ended.popitem(last=False)
-            raise _fatal(field, lost.offence) from None
+            self._crashes[digest] = lost.exit_cause
+            if len(self._crashes) > MAX_CRASHES:
+                self._crashes.popitem(last=False)
+            raise _fatal(field, lost.exit_cause) from None
         if isinstance(answer, Refused):
             raise at_fault(field, f"{field}: {answer.message}")
         assert isinstance(answer, Prepared)
-        self._keep(key, answer.prepared)
+        self._cache_result(key, answer.prepared)
         return answer.prepared
 
     async def _started(self) -> ConfinedProcess:
         """Return the process once it is ready."""
-        if not self._why_none:
+        if not self._no_processor_reason:
             if self._process is None:
                 self._process = ConfinedProcess(
                     "loramux_server.images.worker",
@@ -180,9 +180,9 @@ class Preparer:
                 return self._process
             assert isinstance(first, Unavailable)
             await self._process.end()
-            self._why_none = first.message
+            self._no_processor_reason = first.message
         raise FailedPreconditionError(
-            f"images are not supported: {self._why_none}", reason="IMAGES_NOT_SERVED"
+            f"images are not supported: {self._no_processor_reason}", reason="IMAGES_NOT_SERVED"
         )
 
     async def _with_folder(self) -> Setup:
@@ -198,18 +198,18 @@ class Preparer:
         return msgspec.structs.replace(self._setup, path=folder)
 
     def _find(self, key: tuple[str, bytes]) -> PreparedImage | None:
-        found = self._kept.get(key)
+        found = self._cache.get(key)
         if found is not None:
-            self._kept.move_to_end(key)
+            self._cache.move_to_end(key)
         return found
 
-    def _keep(self, key: tuple[str, bytes], prepared: PreparedImage) -> None:
-        self._kept[key] = prepared
-        self._room -= prepared.image.num_bytes
-        while self._room < 0:
-            _, last = self._kept.popitem(last=False)
-            self._room += last.image.num_bytes
+    def _cache_result(self, key: tuple[str, bytes], prepared: PreparedImage) -> None:
+        self._cache[key] = prepared
+        self._free_bytes -= prepared.image.num_bytes
+        while self._free_bytes < 0:
+            _, last = self._cache.popitem(last=False)
+            self._free_bytes += last.image.num_bytes
 
 
-def _fatal(field: str, offence: Offence) -> InvalidArgumentError:
-    return at_fault(field, f"{field}: the image {offence.by('an image')}")
+def _fatal(field: str, cause: ExitCause) -> InvalidArgumentError:
+    return at_fault(field, f"{field}: the image {cause.describe('an image')}")

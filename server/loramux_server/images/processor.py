@@ -8,7 +8,7 @@ from PIL import Image as Pillow
 from transformers import ProcessorMixin
 
 from loramux_server.images.decoding import RefusedImageError, decode
-from loramux_server.images.loading import NoProcessorError, load_processor, said
+from loramux_server.images.loading import NoProcessorError, load_processor, short_message
 from loramux_server.images.messages import Array, Image, Placeholder, PreparedImage, encode
 
 _TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
@@ -40,7 +40,9 @@ class ImageProcessor:
             tokens, _ = self._make(Pillow.new("RGB", (64, 64)))
             first, last = self._bounds(tokens)
         except Exception as error:
-            raise NoProcessorError(f"{name} cannot process a test image: {said(error)}") from error
+            raise NoProcessorError(
+                f"{name} cannot process a test image: {short_message(error)}"
+            ) from error
         before, after = map(self._tokenizer.decode, (tokens[:first], tokens[last:]))
         self.placeholder = Placeholder(added[self._word], before, after)
         """What stands for an image before it is preprocessed."""
@@ -72,7 +74,7 @@ class ImageProcessor:
         except Exception as error:
             raise RefusedImageError(
                 f"the image has {image.width} x {image.height} pixels, which the base model's "
-                f"processor cannot process: {said(error)}"
+                f"processor cannot process: {short_message(error)}"
             ) from None
 
     def _prepare(self, image: Pillow.Image) -> PreparedImage:

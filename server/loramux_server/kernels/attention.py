@@ -27,7 +27,7 @@ class AttentionBatch:
     block_size: int
     slot_T: torch.Tensor
     """Cache slot of each token of the batch, int64."""
-    together_T2: Int32 | None = None
+    bidirectional_T2: Int32 | None = None
     """Positions [first, second) that each token attends to in addition to the causal ones: those
     of its image, whose keys are in the cache by then. None where no token has any."""
 
@@ -79,7 +79,8 @@ def paged_attention(
         scores = form.scale * q . k[j]     for max(0, p - window + 1) <= j <= p
         out = softmax(softcap(scores)) @ v[j]
 
-    Image tokens with bidirectional attention also attend to j from together[0] to together[1] - 1.
+    Image tokens with bidirectional attention also attend to j from bidirectional[0] to
+    bidirectional[1] - 1.
 
     With sinks, the softmax has one more score, that of the head; its weight is dropped.
     """
@@ -106,15 +107,15 @@ def _attend_request(
     q_HQD = q_THD[start:end].transpose(0, 1)
     k_HCD = k_SJD[slots].transpose(0, 1).repeat_interleave(groups, dim=0)
     v_HCE = v_SJE[slots].transpose(0, 1).repeat_interleave(groups, dim=0)
-    together_Q2 = None if batch.together_T2 is None else batch.together_T2[start:end]
+    bidirectional_Q2 = None if batch.bidirectional_T2 is None else batch.bidirectional_T2[start:end]
     sees_all = num_queries == 1 and not form.window
-    is_causal = num_queries == length and not form.window and together_Q2 is None
+    is_causal = num_queries == length and not form.window and bidirectional_Q2 is None
     mask_QC = None
     is_plain = not form.softcap and form.sinks_H is None
     if not (sees_all or is_causal) or not is_plain:
         mask_QC = _visible(length, num_queries, form.window, q_THD.device)
-        if together_Q2 is not None:
-            mask_QC |= _together(length, torch.from_numpy(together_Q2).to(q_THD.device))
+        if bidirectional_Q2 is not None:
+            mask_QC |= _in_span(length, torch.from_numpy(bidirectional_Q2).to(q_THD.device))
     if mask_QC is not None and not is_plain:
         score_HQC = torch.matmul(q_HQD, k_HCD.transpose(1, 2)) * form.scale
         if form.softcap:
@@ -146,6 +147,6 @@ def _visible(length: int, num_queries: int, window: int, device: torch.device) -
     return visible_QC
 
 
-def _together(length: int, together_Q2: torch.Tensor) -> torch.Tensor:
-    position_C = torch.arange(length, device=together_Q2.device)[None]
-    return (position_C >= together_Q2[:, :1]) & (position_C < together_Q2[:, 1:])
+def _in_span(length: int, bidirectional_Q2: torch.Tensor) -> torch.Tensor:
+    position_C = torch.arange(length, device=bidirectional_Q2.device)[None]
+    return (position_C >= bidirectional_Q2[:, :1]) & (position_C < bidirectional_Q2[:, 1:])

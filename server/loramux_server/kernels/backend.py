@@ -25,11 +25,11 @@ from loramux_server.kernels.experts import ExpertLinears, Pairs, multiply_expert
 from loramux_server.kernels.linear import Linear, make_linear
 from loramux_server.kernels.pointwise import rms_norm, rotate, silu_mul
 from loramux_server.kernels.projection import Projection, project
-from loramux_server.kernels.resting import AT_REST, Quantization
-from loramux_server.kernels.row_attention import Seen
+from loramux_server.kernels.row_attention import Context
 from loramux_server.kernels.saved_linear import SavedLinear, make_saved_linear
 from loramux_server.kernels.state_space import state_space
 from loramux_server.kernels.step_input import StepInput, stage
+from loramux_server.kernels.weight_storage import SUPPORTED_QUANTIZATIONS, Quantization
 from loramux_server.lora.experts_edit import ExpertRows
 from loramux_server.lora.segments import Int32, Segments
 
@@ -154,7 +154,9 @@ class StateSpace(Protocol):
 class RowAttention(Protocol):
     """Attention for one token per request; see `kernels.row_attention`."""
 
-    def __call__(self, q_BHD: torch.Tensor, seen: Sequence[Seen], scale: float) -> torch.Tensor:
+    def __call__(
+        self, q_BHD: torch.Tensor, contexts: Sequence[Context], scale: float
+    ) -> torch.Tensor:
         """Return the attention output of each request's token."""
 
 
@@ -242,10 +244,10 @@ def choose_backend(
         return _triton(device)
     if device.type != "cpu":
         raise ValueError(f"kernels 'cpu' do not run on device {device}")
-    if quantization not in AT_REST:
+    if quantization not in SUPPORTED_QUANTIZATIONS:
         raise ValueError(
             f"quantization {str(quantization)!r} is not supported by kernels 'cpu'; expected one "
-            f"of {', '.join(AT_REST)}, or kernels 'torch', which use torchao"
+            f"of {', '.join(SUPPORTED_QUANTIZATIONS)}, or kernels 'torch', which use torchao"
         )
     # Imported only when used: compiling takes a second or two.
     from loramux_server.kernels.cpu.backend import make_cpu_backend

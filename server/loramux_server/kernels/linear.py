@@ -8,7 +8,7 @@ from typing import Protocol, TypeAlias
 
 import torch
 
-from loramux_server.kernels.resting import Quantization, at_rest, widened
+from loramux_server.kernels.weight_storage import Quantization, quantize, widened
 
 Lookup: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 """Row indices, [T] -> these rows of the weight, [T, K], float32."""
@@ -57,6 +57,6 @@ def make_linear(
 ) -> Linear:
     """Return the layer with these weights, rounded according to `quantization`."""
     if quantization is not Quantization.NONE:
-        rounded_NK = widened(*at_rest(weight_NK.float(), quantization))
+        rounded_NK = widened(*quantize(weight_NK.float(), quantization))
         weight_NK = rounded_NK.to(weight_NK.dtype)
     return PlainLinear(weight_NK, bias_N)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 
-class Seen(NamedTuple):
+class Context(NamedTuple):
     """Keys and values of a request's context."""
 
     k_JLD: torch.Tensor
@@ -19,19 +19,19 @@ class Seen(NamedTuple):
     """Added to the scores, per head or, as [1, L], for all heads."""
 
 
-def row_attention(q_BHD: torch.Tensor, seen: Sequence[Seen], scale: float) -> torch.Tensor:
+def row_attention(q_BHD: torch.Tensor, contexts: Sequence[Context], scale: float) -> torch.Tensor:
     """Return the attention output of each request's token.
 
     Args:
         q_BHD: Queries; each key head serves H / J consecutive query heads.
-        seen: Context of each request, including its token if that attends to itself.
+        contexts: Context of each request, including its token if that attends to itself.
         scale: Factor of the scores.
 
     Returns:
         The output, [B, H, E].
     """
     rows = []
-    for q_HD, (k_JLD, v_JLE, bias_HL) in zip(q_BHD, seen, strict=True):
+    for q_HD, (k_JLD, v_JLE, bias_HL) in zip(q_BHD, contexts, strict=True):
         group = len(q_HD) // len(k_JLD)
         k_HLD, v_HLE = (x.repeat_interleave(group, dim=0) for x in (k_JLD, v_JLE))
         score_HL = torch.einsum("hd,hld->hl", q_HD, k_HLD) * scale

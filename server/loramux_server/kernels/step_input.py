@@ -12,8 +12,8 @@ import torch
 from loramux_server.kernels.adjust import Adjustments
 from loramux_server.kernels.attention import AttentionBatch
 from loramux_server.kernels.draw import Draws
+from loramux_server.kernels.encoder_text import EncoderText
 from loramux_server.kernels.states import StateBatch
-from loramux_server.kernels.whole_text import WholeText
 from loramux_server.lora.segments import Segments
 from loramux_server.lora.virtual import VirtualRun
 
@@ -31,7 +31,7 @@ class StepInput:
     """None if no token has an adapter."""
     states: StateBatch | None = None
     """None where the model has no recurrent layers."""
-    texts: tuple[WholeText, ...] = ()
+    texts: tuple[EncoderText, ...] = ()
     """The texts of its requests, in order, where the model reads whole texts (encoders)."""
     position_3T: torch.Tensor | None = None
     """Positions by time, height and width (M-RoPE); None where all three are equal, as in text."""
@@ -47,9 +47,9 @@ class StepInput:
     """Logit adjustments before sampling; None if there are none."""
     draws: Draws | None = None
     """Sampling parameters; None where the likeliest token is taken."""
-    tells_logprobs: bool = False
+    returns_logprobs: bool = False
     """Whether the step returns log-probabilities with its tokens."""
-    reads: bool = False
+    reads_hidden: bool = False
     """Whether its last hidden states are read, by heads or for prompt log-probabilities. Such a
     step samples no token and is not captured in a CUDA graph."""
     graph_key: Hashable = None

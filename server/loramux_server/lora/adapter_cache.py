@@ -14,7 +14,7 @@ from loramux_server.lora.eviction import EVICTIONS
 from loramux_server.lora.load_line import LoadLine
 from loramux_server.lora.memory_tier import MemoryTier
 from loramux_server.lora.row_allocator import RowAllocator, RowSize
-from loramux_server.lora.shares import spared
+from loramux_server.lora.shares import protected_adapters
 from loramux_server.lora.use import Use, Waiter
 from loramux_server.wire.adapter_source import AdapterSource
 from loramux_server.wire.messages import CacheStats
@@ -258,7 +258,9 @@ class AdapterCache:
         kept = self._pinned(tier, displaces=displaces)
         if tier is Tier.DEVICE and self._tenant_rows < self.rows.capacity:
             size = self._device.size_of(source)
-            yield kept | spared(self._device.holders, source.tenant, size, self._tenant_rows)
+            yield kept | protected_adapters(
+                self._device.allocations, source.tenant, size, self._tenant_rows
+            )
         yield kept
         if not self._uses[source.digest].is_only_pinned:
             # A request takes precedence over pins without requests, or it could wait forever.

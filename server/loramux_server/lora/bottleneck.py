@@ -25,47 +25,47 @@ from loramux_server.lora.packed_edits import BaseLayers
 _NORM_EPSILON = 1e-5
 
 
-class Passage:
+class TensorStash:
     """Passes a tensor from one edit to another within a step.
 
     One tensor per greenlet: where texts are read whole, the texts of one adapter interleave.
     """
 
     def __init__(self) -> None:
-        self._left: WeakKeyDictionary[greenlet, torch.Tensor] = WeakKeyDictionary()
+        self._saved: WeakKeyDictionary[greenlet, torch.Tensor] = WeakKeyDictionary()
 
-    def leave(self, x: torch.Tensor) -> None:
+    def put(self, x: torch.Tensor) -> None:
         """Keep `x` until it is taken."""
-        self._left[getcurrent()] = x
+        self._saved[getcurrent()] = x
 
     def take(self) -> torch.Tensor:
         """Remove and return the tensor that was left for the same text, in float32."""
-        x = self._left.pop(getcurrent(), None)
+        x = self._saved.pop(getcurrent(), None)
         assert x is not None, "the preceding module did not run"
         return x.float()
 
 
 @dataclass(frozen=True, slots=True)
-class Tap:
+class SaveInput:
     """Saves the input of a module, and changes nothing."""
 
-    passage: Passage
+    stash: TensorStash
 
     def __call__(self, module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Return `y` unchanged."""
-        self.passage.leave(x)
+        self.stash.put(x)
         return y
 
 
 @dataclass(frozen=True, slots=True)
-class OutputTap:
+class SaveOutput:
     """Saves the output of a module, and changes nothing."""
 
-    passage: Passage
+    stash: TensorStash
 
     def __call__(self, module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Return `y` unchanged."""
-        self.passage.leave(y)
+        self.stash.put(y)
         return y
 
 
@@ -78,26 +78,26 @@ class Network:
     """As `Bottleneck.parts` names them, float32."""
 
     def of(
-        self, h_TK: torch.Tensor, came_in_TK: torch.Tensor, sum_TK: torch.Tensor
+        self, h_TK: torch.Tensor, residual_TK: torch.Tensor, sum_TK: torch.Tensor
     ) -> torch.Tensor:
         """Return what is added to x instead of h.
 
         Args:
             h_TK: h.
-            came_in_TK: x.
+            residual_TK: x.
             sum_TK: h + x, after the norm if one follows the sum.
         """
         config, parts = self.config, self.parts
-        seen_TK = sum_TK if config.sees_sum else h_TK
+        input_TK = sum_TK if config.reads_sum else h_TK
         if config.is_parallel:
-            seen_TK = came_in_TK
-        inner_TM = nn.functional.linear(seen_TK, parts["down.weight"], parts["down.bias"])
+            input_TK = residual_TK
+        inner_TM = nn.functional.linear(input_TK, parts["down.weight"], parts["down.bias"])
         inner_TM = ACTIVATIONS[config.activation](inner_TM)
         out_TK = nn.functional.linear(inner_TM, parts["up.weight"], parts["up.bias"])
         out_TK = out_TK * (parts["scaling"] if config.scale is None else config.scale)
         if config.is_parallel:
             return h_TK + self._norm(out_TK)
-        added_TK = seen_TK if config.adds_sum else h_TK
+        added_TK = input_TK if config.adds_sum else h_TK
         if config.adds_before_norm:
             return self._norm(out_TK + added_TK)
         return self._norm(out_TK) + added_TK
@@ -111,30 +111,30 @@ class Network:
 
 
 @dataclass(frozen=True, slots=True)
-class AtOutput:
+class PreNormBottleneck:
     """Pre-norm: replaces h at the layer that outputs it, with x saved at the norm before."""
 
     network: Network
-    came_in: Passage
+    residual: TensorStash
 
     def __call__(self, module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Return what is added to x instead of h, which is `y`."""
-        came_in_TK, h_TK = self.came_in.take(), y.float()
-        return self.network.of(h_TK, came_in_TK, h_TK + came_in_TK)
+        residual_TK, h_TK = self.residual.take(), y.float()
+        return self.network.of(h_TK, residual_TK, h_TK + residual_TK)
 
 
 @dataclass(frozen=True, slots=True)
-class AtNorm:
+class PostNormBottleneck:
     """Post-norm: recomputes the norm after the sum, with x and h saved before."""
 
     network: Network
-    came_in: Passage
-    output: Passage
+    residual: TensorStash
+    output: TensorStash
 
     def __call__(self, module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Return the norm of the sum with h replaced."""
-        came_in_TK, h_TK = self.came_in.take(), self.output.take()
-        added_TK = self.network.of(h_TK, came_in_TK, y.float()) + came_in_TK
+        residual_TK, h_TK = self.residual.take(), self.output.take()
+        added_TK = self.network.of(h_TK, residual_TK, y.float()) + residual_TK
         normed_TK: torch.Tensor = module.forward(added_TK.to(x.dtype))
         return normed_TK
 
@@ -155,12 +155,12 @@ def pack_bottlenecks(
         site = site_of(bottleneck.layer, bottleneck.place, base.places, base.modules)
         assert site is not None, "the adapter does not fit"
         parts = {name: read(tensor) for name, tensor in bottleneck.parts.items()}
-        network, came_in, output = Network(package.config, parts), Passage(), Passage()
-        edits[site.came_in] = Tap(came_in)
+        network, residual, output = Network(package.config, parts), TensorStash(), TensorStash()
+        edits[site.residual] = SaveInput(residual)
         if not site.norm:
-            edits[site.output] = AtOutput(network, came_in)
+            edits[site.output] = PreNormBottleneck(network, residual)
             continue
-        edits[site.output] = OutputTap(output)
-        x_and_h = (output, came_in) if site.is_exchanged else (came_in, output)
-        edits[site.norm] = AtNorm(network, *x_and_h)
+        edits[site.output] = SaveOutput(output)
+        x_and_h = (output, residual) if site.is_exchanged else (residual, output)
+        edits[site.norm] = PostNormBottleneck(network, *x_and_h)
     return edits

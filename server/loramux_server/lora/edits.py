@@ -81,7 +81,7 @@ class Edits:
     """Name of a layer's experts module -> the changes of its matrices, in storage format."""
     routers: Mapping[str, "RouterEdit"] = field(default_factory=dict)
     """Name of a router of experts -> its edit."""
-    ends: Mapping[str, ModuleEdit] = field(default_factory=dict)
+    outer_modules: Mapping[str, ModuleEdit] = field(default_factory=dict)
     """Name of a module before or after the layers -> its edit."""
     vocab_size: int = 0
     """Vocabulary size of the base with this adapter; 0 if unchanged."""
@@ -91,20 +91,20 @@ class Edits:
     """The head that reads hidden states instead of the output layer (LM head)."""
 
     def __bool__(self) -> bool:
-        return self.changes or self.virtual is not None or self.head is not None
+        return self.changes_layers or self.virtual is not None or self.head is not None
 
     @property
-    def changes(self) -> bool:
+    def changes_layers(self) -> bool:
         """Whether layers or modules are changed."""
-        return bool(self.affine) or self.acts
+        return bool(self.affine) or self.has_edits_outside_slab
 
     @property
-    def acts(self) -> bool:
+    def has_edits_outside_slab(self) -> bool:
         """Whether any change is not stored in the slab."""
-        return self.takes_layers or bool(self.ends or self.vocab_size)
+        return self.needs_model_layers or bool(self.outer_modules or self.vocab_size)
 
     @property
-    def takes_layers(self) -> bool:
+    def needs_model_layers(self) -> bool:
         """Whether any edit is inside the layers, so that the model's own layers have to run."""
         return bool(self.layers or self.modules or self.experts or self.routers)
 
@@ -146,13 +146,13 @@ def num_edit_bytes(package: Package) -> int:
     return num_bytes + _head_bytes(package)
 
 
-def num_sight_bytes(package: Package) -> int:
+def num_vision_bytes(package: Package) -> int:
     """Return the bytes of the changes of `package` to vision modules, which are kept as saved."""
-    sight = package.contents.sight
-    if sight is None:
+    vision = package.contents.vision
+    if vision is None:
         return 0
-    factors = (half for change in sight.low_rank for half in (change.a, change.b))
-    return sum(tensor.num_bytes for tensor in (*factors, *sight.other_tensors))
+    factors = (half for change in vision.low_rank for half in (change.a, change.b))
+    return sum(tensor.num_bytes for tensor in (*factors, *vision.other_tensors))
 
 
 def _head_bytes(package: Package) -> int:
@@ -170,7 +170,7 @@ def _head_bytes(package: Package) -> int:
     return 4 * num_weights
 
 
-def rests_as_saved(tensor: TensorInfo) -> bool:
+def keeps_saved_dtype(tensor: TensorInfo) -> bool:
     """Return whether `tensor`, which replaces a parameter, stays in the format it was saved in.
 
     That holds for matrices, which are used as stored or widened in pieces. Others are small.
@@ -209,7 +209,7 @@ Value = TypeVar("Value")
 
 def _parameter_bytes(tensor: TensorInfo) -> int:
     """Return an upper bound of the bytes that `tensor` takes in place of a parameter."""
-    if not rests_as_saved(tensor):
+    if not keeps_saved_dtype(tensor):
         return 4 * math.prod(tensor.shape)
     rows, columns = tensor.shape  # transposed in some layers
     padded_rows, padded_columns = (-(-size // _PADDED_TO) * _PADDED_TO for size in (rows, columns))

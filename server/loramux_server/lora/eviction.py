@@ -10,16 +10,16 @@ from typing import Protocol
 class Eviction(Protocol):
     """Orders the adapters that have room in a tier, by their sizes, uses and load times."""
 
-    def came(self, digest: str, size: int) -> None:
+    def on_allocate(self, digest: str, size: int) -> None:
         """Record that `size` was allocated to an adapter, whose load starts."""
 
-    def loaded(self, digest: str, seconds: float) -> None:
+    def on_load(self, digest: str, seconds: float) -> None:
         """Record that its load is done, and took `seconds`."""
 
-    def used(self, digest: str) -> None:
+    def on_use(self, digest: str) -> None:
         """Record a use by a request."""
 
-    def went(self, digest: str, *, is_evicted: bool) -> None:
+    def on_remove(self, digest: str, *, is_evicted: bool) -> None:
         """Record that it left the tier; `is_evicted`: to make room for another."""
 
     def order(self) -> Iterable[str]:
@@ -32,18 +32,18 @@ class LeastRecentlyUsed:
     def __init__(self) -> None:
         self._order: OrderedDict[str, None] = OrderedDict()
 
-    def came(self, digest: str, size: int) -> None:
+    def on_allocate(self, digest: str, size: int) -> None:
         """See `Eviction`."""
         self._order[digest] = None
 
-    def loaded(self, digest: str, seconds: float) -> None:
+    def on_load(self, digest: str, seconds: float) -> None:
         """See `Eviction`."""
 
-    def used(self, digest: str) -> None:
+    def on_use(self, digest: str) -> None:
         """See `Eviction`."""
         self._order.move_to_end(digest)
 
-    def went(self, digest: str, *, is_evicted: bool) -> None:
+    def on_remove(self, digest: str, *, is_evicted: bool) -> None:
         """See `Eviction`."""
         del self._order[digest]
 
@@ -53,7 +53,7 @@ class LeastRecentlyUsed:
 
 
 @dataclass(slots=True)
-class _Worth:
+class _Priority:
     """What an adapter's priority is computed from."""
 
     size: int
@@ -73,31 +73,31 @@ class CostAware:
     """
 
     def __init__(self) -> None:
-        self._worth: dict[str, _Worth] = {}
+        self._priorities: dict[str, _Priority] = {}
         self._places: list[tuple[float, int, str]] = []
         """Sort keys of all adapters, in order."""
         self._age = 0.0
         self._num_uses = 0
 
-    def came(self, digest: str, size: int) -> None:
+    def on_allocate(self, digest: str, size: int) -> None:
         """See `Eviction`."""
-        self._worth[digest] = _Worth(size)
+        self._priorities[digest] = _Priority(size)
         self._put(digest)
 
-    def loaded(self, digest: str, seconds: float) -> None:
+    def on_load(self, digest: str, seconds: float) -> None:
         """See `Eviction`."""
-        self._worth[digest].seconds = seconds
+        self._priorities[digest].seconds = seconds
         self._move(digest)
 
-    def used(self, digest: str) -> None:
+    def on_use(self, digest: str) -> None:
         """See `Eviction`."""
-        self._worth[digest].uses += 1
+        self._priorities[digest].uses += 1
         self._move(digest)
 
-    def went(self, digest: str, *, is_evicted: bool) -> None:
+    def on_remove(self, digest: str, *, is_evicted: bool) -> None:
         """See `Eviction`."""
         place = self._take(digest)
-        del self._worth[digest]
+        del self._priorities[digest]
         if is_evicted:
             self._age = max(self._age, place[0])
 
@@ -110,15 +110,15 @@ class CostAware:
         self._put(digest)
 
     def _put(self, digest: str) -> None:
-        worth = self._worth[digest]
+        entry = self._priorities[digest]
         self._num_uses += 1
         # At least one use: the request that caused the load is about to use it.
-        priority = self._age + max(1, worth.uses) * worth.seconds / worth.size
-        worth.place = (priority, self._num_uses, digest)
-        insort(self._places, worth.place)
+        priority = self._age + max(1, entry.uses) * entry.seconds / entry.size
+        entry.place = (priority, self._num_uses, digest)
+        insort(self._places, entry.place)
 
     def _take(self, digest: str) -> tuple[float, int, str]:
-        place = self._worth[digest].place
+        place = self._priorities[digest].place
         del self._places[bisect_left(self._places, place)]
         return place
 

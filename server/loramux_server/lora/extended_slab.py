@@ -17,13 +17,13 @@ import torch
 
 from loramux_server.lora.adapter_table import AdapterTable
 from loramux_server.lora.affine import vectors_of, with_vectors
-from loramux_server.lora.give_way import give_way
+from loramux_server.lora.buffer_pool import BufferPool
 from loramux_server.lora.packed import PackedAdapter
-from loramux_server.lora.rooms import Rooms
 from loramux_server.lora.row_allocator import GRANULE
 from loramux_server.lora.slab import DTYPES, FORMATS, GroupShape, Slab
 from loramux_server.lora.weights import Weights
-from loramux_server.wire.weight_format import Resting
+from loramux_server.lora.yield_cpu import yield_cpu
+from loramux_server.wire.weight_format import StorageFormat
 
 _MOST_BYTES = 256 << 20
 """Bytes of an adapter that are staged on the device at a time while it is loaded, per load thread;
@@ -47,7 +47,7 @@ class ExtendedSlab(Slab):
         device: torch.device,
         dtype: torch.dtype,
         is_plain: Sequence[bool] | None = None,
-        rooms: Rooms | None = None,
+        buffers: BufferPool | None = None,
     ) -> None:
         """Allocate `num_rows` rank rows of `dtype`, rounded down to whole granules.
 
@@ -57,13 +57,13 @@ class ExtendedSlab(Slab):
             device: Their device.
             dtype: Their dtype.
             is_plain: Per group, whether `place` will be called with its base weights; default all.
-            rooms: Pool of host buffers for adapters; by default each has memory of its own.
+            buffers: Pool of host buffers for adapters; by default each has memory of its own.
         """
         if is_plain is None:
             is_plain = [True] * len(shapes)
         self.shapes = shapes
         self.num_rows = num_rows = num_rows // GRANULE * GRANULE
-        self.resting = Resting(FORMATS[dtype], is_only=True)
+        self.storage_format = StorageFormat(FORMATS[dtype], is_only=True)
         """The storage format of adapters."""
         self.extended = [None] * len(shapes)
         self.a = [
@@ -80,7 +80,7 @@ class ExtendedSlab(Slab):
         self._fence: torch.cuda.Event | None = None
         """Event after the last step that was started."""
         self._device, self._dtype = device, dtype
-        self._rooms = rooms
+        self._buffers = buffers
         self._columns = [np.cumsum((0, *shape.out_features)).tolist() for shape in shapes]
         self._stream: torch.cuda.Stream | None = None
         if device.type == "cuda":
@@ -121,7 +121,7 @@ class ExtendedSlab(Slab):
         sizes = [shape.numel() for shape in pieces.values()]
         found = [vector_N for *_, vector_N in vectors_of(affine)]
         num_bytes = sum(sizes) * dtype.itemsize + sum(vector_N.nbytes for vector_N in found)
-        make = self._rooms.take if self._rooms else partial(torch.empty, dtype=torch.uint8)
+        make = self._buffers.take if self._buffers else partial(torch.empty, dtype=torch.uint8)
         blob = make(num_bytes).view(dtype)
         rows, tail = _split(blob, sum(sizes))
         held = {
@@ -140,7 +140,7 @@ class ExtendedSlab(Slab):
             # numpy transposes B in two thirds of the time that torch takes.
             a_RK[...], b_RN[...] = layer.a_RK, layer.b_RN
             layers.append(replace(layer, a_RK=a_RK, b_RN=b_RN))
-            give_way()
+            yield_cpu()
         kept = list(tail.split_with_sizes(list(map(len, found))))
         for place_N, vector_N in zip(kept, found, strict=True):
             place_N.copy_(vector_N)

@@ -18,7 +18,6 @@ import numpy as np
 
 from loramux_adapters import PackageError
 from loramux_adapters.weights.dtypes import Array
-from loramux_server.lora.give_way import give_way
 from loramux_server.lora.packed import (
     Base,
     LayerPlace,
@@ -28,8 +27,9 @@ from loramux_server.lora.packed import (
     load_packed,
 )
 from loramux_server.lora.weights import Weights, rounded, widened
+from loramux_server.lora.yield_cpu import yield_cpu
 from loramux_server.wire.adapter_source import AdapterSource, Combination, Part
-from loramux_server.wire.weight_format import AS_SAVED, Resting, WeightFormat
+from loramux_server.wire.weight_format import AS_SAVED, StorageFormat, WeightFormat
 
 NOT_MIXABLE: Final = "ADAPTER_NOT_MIXABLE"
 
@@ -78,7 +78,7 @@ def mixed(
 
 
 def load_source(
-    source: AdapterSource, base: Base, resting: Resting, place: Place | None = None
+    source: AdapterSource, base: Base, storage_format: StorageFormat, place: Place | None = None
 ) -> PackedAdapter:
     """Read an adapter, or all parts of a mix, into memory and pack it; see `load_packed`.
 
@@ -88,10 +88,12 @@ def load_source(
     """
     if not source.parts:
         path = Path(source.path)
-        return load_packed(path, source.digest, base, resting, place, seal=source.seal)
+        return load_packed(path, source.digest, base, storage_format, place, seal=source.seal)
     if len(source.parts) == 1:
         part = source.parts[0]
-        packed = load_packed(Path(part.path), part.digest, base, resting, place, seal=part.seal)
+        packed = load_packed(
+            Path(part.path), part.digest, base, storage_format, place, seal=part.seal
+        )
         _check_plain(packed, part)
         return replace(packed, scale_GP=packed.scale_GP * np.float32(part.weight))
     parts = []
@@ -99,7 +101,7 @@ def load_source(
         packed = load_packed(Path(part.path), part.digest, base, AS_SAVED, seal=part.seal)
         _check_plain(packed, part)
         parts.append((packed, part.weight))
-    packed = _pack(source, parts, resting)
+    packed = _pack(source, parts, storage_format)
     return place(packed) if place else packed
 
 
@@ -122,7 +124,9 @@ def _check_plain(packed: PackedAdapter, part: Part) -> None:
 
 
 def _pack(
-    source: AdapterSource, parts: Sequence[tuple[PackedAdapter, float]], resting: Resting
+    source: AdapterSource,
+    parts: Sequence[tuple[PackedAdapter, float]],
+    storage_format: StorageFormat,
 ) -> PackedAdapter:
     """Return the mix of `parts`, which are pairs of adapter and weight."""
     found: dict[LayerPlace, list[Found]] = {}
@@ -132,7 +136,7 @@ def _pack(
             factor = float(packed.scale_GP[place.group, place.part]) * weight
             change = Found(layer.a_RK, layer.b_RN, packed.format, factor)
             found.setdefault(place, []).append(change)
-    form = resting.of(WeightFormat.FLOAT32)
+    form = storage_format.of(WeightFormat.FLOAT32)
     rank_GP = np.zeros_like(parts[0][0].rank_GP)
     scale_GP = np.zeros_like(parts[0][0].scale_GP)
     layers = []
@@ -140,8 +144,10 @@ def _pack(
         a_RK, b_RN = combined(changes, source.combination)
         rank_GP[place.group, place.part], scale_GP[place.group, place.part] = len(a_RK), 1
         layers.append(PackedLayer(place, rounded(a_RK, form), rounded(b_RN, form)))
-        give_way()
-    return PackedAdapter(source.rank, form, layers, rank_GP, scale_GP, resting.row_item_bytes)
+        yield_cpu()
+    return PackedAdapter(
+        source.rank, form, layers, rank_GP, scale_GP, storage_format.row_item_bytes
+    )
 
 
 def combined(changes: Sequence[Found], combination: Combination) -> tuple[Array, Array]:

@@ -11,20 +11,20 @@ import numpy as np
 import numpy.typing as npt
 
 from loramux_adapters import Package, read_package
-from loramux_adapters.base_names import sees_images
+from loramux_adapters.base_names import is_vision_module
 from loramux_adapters.experts import ExpertsShape
 from loramux_adapters.files import PASSING
 from loramux_adapters.fit import no_layer
 from loramux_adapters.head import HeadShape
 from loramux_adapters.tensorfile import TensorInfo
 from loramux_adapters.weights.dtypes import Array, decoded
-from loramux_server.lora.arriving import Arriving, Reader
 from loramux_server.lora.edits import Edits
-from loramux_server.lora.give_way import give_way
 from loramux_server.lora.row_allocator import RowSize
 from loramux_server.lora.segments import Residence
+from loramux_server.lora.streaming_file import Reader, StreamingFile
 from loramux_server.lora.weights import Weights, read_weights
-from loramux_server.wire.weight_format import AS_SAVED, Resting, WeightFormat, format_of
+from loramux_server.lora.yield_cpu import yield_cpu
+from loramux_server.wire.weight_format import AS_SAVED, StorageFormat, WeightFormat, format_of
 
 if TYPE_CHECKING:
     import torch
@@ -121,11 +121,11 @@ class Base(Protocol):
         """Name of each experts module that an adapter may change -> its shape."""
 
     @property
-    def sight(self) -> Collection[str]:
+    def vision_modules(self) -> Collection[str]:
         """Names of the vision modules."""
 
     @property
-    def blindness(self) -> str:
+    def no_vision_reason(self) -> str:
         """Why images are not supported; empty if they are."""
 
     @property
@@ -152,7 +152,7 @@ def load_packed(
     path: Path,
     digest: str,
     base: Base,
-    resting: Resting = AS_SAVED,
+    storage_format: StorageFormat = AS_SAVED,
     place: Place | None = None,
     *,
     seal: str = "",
@@ -163,7 +163,7 @@ def load_packed(
         path: The package.
         digest: The expected digest of its bytes.
         base: The base model.
-        resting: The storage format.
+        storage_format: The storage format.
         place: Copies all weights into their final memory; if None, each is copied as it is read.
         seal: The expected seal (fast hash) of its bytes; empty if unknown.
 
@@ -172,12 +172,12 @@ def load_packed(
         UnreadableError: They cannot be read, for a transient cause.
         PackageError: The package does not fit the base model.
     """
-    with arriving(path, digest, seal) as file:
-        return _packed(file, base, resting, place)
+    with open_streaming(path, digest, seal) as file:
+        return _packed(file, base, storage_format, place)
 
 
 @contextmanager
-def arriving(path: Path, digest: str, seal: str) -> Iterator[Arriving]:
+def open_streaming(path: Path, digest: str, seal: str) -> Iterator[StreamingFile]:
     """Read the package at `path` while the block runs; see `load_packed`.
 
     Raises:
@@ -193,7 +193,7 @@ def arriving(path: Path, digest: str, seal: str) -> Iterator[Arriving]:
 
 
 @contextmanager
-def verified(file: Arriving) -> Iterator[None]:
+def verified(file: StreamingFile) -> Iterator[None]:
     """Verify the bytes of `file` at the end of the block.
 
     Raises:
@@ -207,7 +207,7 @@ def verified(file: Arriving) -> Iterator[None]:
             raise DamagedError("its bytes do not match the digest that it was registered with")
 
 
-def package_in(file: Arriving, base: Base) -> Package:
+def package_in(file: StreamingFile, base: Base) -> Package:
     """Parse the package in `file`, and return it with module names of `base`.
 
     Raises:
@@ -215,11 +215,11 @@ def package_in(file: Arriving, base: Base) -> Package:
     """
     header = file[: 8 + int.from_bytes(file[:8], "little")]
     package = read_package(io.BytesIO(header), len(file))
-    package = package.named_for(base.places, base.experts, base.sight, base.head_shapes)
-    if base.blindness:  # it may have been registered on a server with images enabled
+    package = package.named_for(base.places, base.experts, base.vision_modules, base.head_shapes)
+    if base.no_vision_reason:  # it may have been registered on a server with images enabled
         for module in package.contents.changed_modules:
-            if sees_images(module) and module not in base.places:
-                raise no_layer(module, base.blindness)
+            if is_vision_module(module) and module not in base.places:
+                raise no_layer(module, base.no_vision_reason)
     return package
 
 
@@ -228,11 +228,13 @@ def take_seals() -> dict[str, str]:
     return _reader.seals.take()
 
 
-def _packed(file: Arriving, base: Base, resting: Resting, place: Place | None) -> PackedAdapter:
+def _packed(
+    file: StreamingFile, base: Base, storage_format: StorageFormat, place: Place | None
+) -> PackedAdapter:
     """Pack the package in `file` while it is read; return nothing before its digest is verified."""
     with verified(file):
         package = package_in(file, base)
-        form = resting.of(format_of(package))
+        form = storage_format.of(format_of(package))
         rank_GP = np.zeros((base.num_groups, base.max_parts), np.int32)
         scale_GP = np.zeros((base.num_groups, base.max_parts), np.float32)
         layers = []
@@ -254,13 +256,13 @@ def _packed(file: Arriving, base: Base, resting: Resting, place: Place | None) -
             if place is None:
                 a_RK, b_RN = a_RK.copy(), b_RN.copy()
             layers.append(PackedLayer(at, a_RK, b_RN))
-            give_way()
+            yield_cpu()
 
     def values(tensor: TensorInfo) -> Array:
         return decoded(raw(tensor), tensor.dtype).reshape(tensor.shape)
 
     adapter = PackedAdapter(
-        package.rank, form, layers, rank_GP, scale_GP, resting.row_item_bytes,
+        package.rank, form, layers, rank_GP, scale_GP, storage_format.row_item_bytes,
         edits=base.edits(package, values),
     )  # fmt: skip
     return place(adapter) if place else adapter

@@ -16,7 +16,7 @@ from loramux_adapters.tensorfile import TensorInfo
 from loramux_adapters.vocabulary import BaseVocabulary
 from loramux_server.kernels.saved_linear import SavedLinear
 from loramux_server.lora.affine import Affine
-from loramux_server.lora.edits import LayerEdit, rests_as_saved
+from loramux_server.lora.edits import LayerEdit, keeps_saved_dtype
 from loramux_server.lora.head import LayeredHeads
 from loramux_server.lora.packed import LayerPlace
 from loramux_server.lora.slab import DTYPES
@@ -58,7 +58,7 @@ class BaseLayers(Protocol):
     def feeders(self) -> Mapping[LayerPlace, LayerPlace]:
         """A layer -> the layer whose output, multiplied elementwise, is its input (down -> up)."""
 
-    def is_end(self, module: str) -> bool:
+    def is_outer_module(self, module: str) -> bool:
         """Return whether `module` is before or after a stack of layers that runs fused."""
 
     def bias(self, module: str) -> torch.Tensor | None:
@@ -133,7 +133,7 @@ def layer_edit(module: str, found: Found, base: BaseLayers, read: Read) -> Layer
     factor_N = input_K = weight = None
     if "weight" in parameters:
         weight_NK = base.as_held(module, "weight", read(parameters["weight"]))
-        weight = base.linear(weight_NK, rest_dtype(parameters["weight"], weight_NK.dtype))
+        weight = base.linear(weight_NK, stored_dtype(parameters["weight"], weight_NK.dtype))
         bias_N = None  # the replacement layer has no bias
         if new_bias_N is not None and len(new_bias_N) != len(weight_NK):
             raise PackageError(
@@ -162,9 +162,9 @@ def layer_edit(module: str, found: Found, base: BaseLayers, read: Read) -> Layer
     return LayerEdit(weight, input_K, Affine(factor_N, shift_N))
 
 
-def rest_dtype(tensor: TensorInfo, held: torch.dtype) -> torch.dtype:
+def stored_dtype(tensor: TensorInfo, held: torch.dtype) -> torch.dtype:
     """Return the storage dtype of `tensor`, where the base has dtype `held`."""
-    is_as_saved = held is torch.float32 and rests_as_saved(tensor)
+    is_as_saved = held is torch.float32 and keeps_saved_dtype(tensor)
     return DTYPES[FORMATS[tensor.dtype]] if is_as_saved else held
 
 

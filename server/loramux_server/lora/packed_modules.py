@@ -32,8 +32,8 @@ from loramux_server.lora.packed_edits import (
     check_factor,
     found_by_module,
     layer_edit,
-    rest_dtype,
     split_edits,
+    stored_dtype,
     weight_rows,
 )
 from loramux_server.lora.packed_experts import pack_experts
@@ -75,8 +75,8 @@ def pack_edits(package: Package, base: BaseLayers, read: Read) -> Edits | None:
     edits = Edits(
         _by_group(affine),
         _by_group(layers),
-        {name: edit for name, edit in modules.items() if not base.is_end(name)},
-        ends={name: edit for name, edit in modules.items() if base.is_end(name)},
+        {name: edit for name, edit in modules.items() if not base.is_outer_module(name)},
+        outer_modules={name: edit for name, edit in modules.items() if base.is_outer_module(name)},
         vocab_size=base.vocabulary.size_for(package.contents),
         routers=chosen,
         experts=pack_experts(package, base.experts, base.dtype, read),
@@ -212,7 +212,7 @@ def _at_rest(
     """Return a parameter of `module` in storage format, and in the module's layout."""
     tensor = found.parameters[parameter]
     held = base.as_held(module, parameter, read(tensor))
-    return held.to(rest_dtype(tensor, held.dtype))
+    return held.to(stored_dtype(tensor, held.dtype))
 
 
 def _rows(module: str, found: Found, base: BaseLayers, read: Read) -> TokenRows | None:

@@ -45,7 +45,7 @@ class Residence:
     @property
     def changes(self) -> bool:
         """Whether it changes any layer or module, besides inserting virtual tokens."""
-        return not self.virtual or (self.edits is not None and self.edits.changes)
+        return not self.virtual or (self.edits is not None and self.edits.changes_layers)
 
     @property
     def head(self) -> "Head | LayeredHead | LayersHead | None":
@@ -86,14 +86,14 @@ class Segments:
             format_S=np.array([adapter.format for adapter in adapters], np.int32),
             rank_GSP=np.stack([adapter.rank_GP for adapter in adapters], axis=1),
             scale_GSP=np.stack([adapter.scale_GP for adapter in adapters], axis=1),
-            edits=edits if any(each and each.acts for each in edits) else None,
+            edits=edits if any(each and each.has_edits_outside_slab for each in edits) else None,
             affine_GSP=_kinds(adapters),
         )
 
     @property
-    def takes_layers(self) -> bool:
+    def needs_model_layers(self) -> bool:
         """Whether any adapter has edits for which the model's own layers have to run."""
-        return any(edits and edits.takes_layers for edits in self.edits or ())
+        return any(edits and edits.needs_model_layers for edits in self.edits or ())
 
     def edited(self) -> Iterator[tuple[int, int, Edits]]:
         """Yield (first token, token after the last, edits) of the segments that have edits."""

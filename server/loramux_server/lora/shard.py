@@ -45,7 +45,7 @@ WHOLE = Shard()
 """The whole model in one process."""
 
 
-def cut_shape(shape: GroupShape, split: Split, shard: Shard) -> GroupShape:
+def shard_shape(shape: GroupShape, split: Split, shard: Shard) -> GroupShape:
     """Return the shape of the part of a group that belongs to `shard`."""
     if split is Split.OUTPUTS:
         widths = tuple(width // shard.count for width in shape.out_features)

@@ -15,9 +15,9 @@ import torch
 
 from loramux_server.lora.adapter_table import AdapterTable
 from loramux_server.lora.affine import FACTOR, SHIFT, VECTORS, Affine, vectors_of
-from loramux_server.lora.give_way import give_way
 from loramux_server.lora.packed import PackedAdapter
-from loramux_server.wire.weight_format import Resting, WeightFormat
+from loramux_server.lora.yield_cpu import yield_cpu
+from loramux_server.wire.weight_format import StorageFormat, WeightFormat
 
 DTYPES = {
     WeightFormat.FLOAT32: torch.float32,
@@ -60,7 +60,7 @@ class Slab:
 
     extended: list[torch.Tensor | None]
     """Per group, base weights followed by the A rows; None where these are stored separately."""
-    resting: Resting | None = None
+    storage_format: StorageFormat | None = None
     """The storage format of adapters; None where any is supported."""
     table: AdapterTable | None = None
     """Adapter metadata on the device, for GPU kernels; None where each step passes it."""
@@ -111,7 +111,7 @@ class Slab:
             n0, n1 = self._columns[group][part : part + 2]
             first = per_row * row
             b_RN[first : first + rank, n0:n1].copy_(torch.from_numpy(layer.b_RN).view(dtype))
-            give_way()
+            yield_cpu()
         for group, part, kind, vector_N in vectors_of(
             adapter.edits.affine if adapter.edits else {}
         ):

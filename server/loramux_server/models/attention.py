@@ -53,7 +53,7 @@ class AttentionBridge:
         self.name = f"loramux-{next(_numbers)}"
         AttentionInterface.register(self.name, self)
 
-    def cut(self, layer: int, shard: Shard) -> None:
+    def keep_shard(self, layer: int, shard: Shard) -> None:
         """Keep only the heads of a layer that belong to `shard`."""
         shape = self.shapes[layer]
         self.shapes[layer] = replace(shape, num_heads=shape.num_heads // shard.count)

@@ -13,13 +13,13 @@ from loramux_server.lora.packed import LayerPlace
 from loramux_server.lora.packed_modules import pack_edits
 from loramux_server.models.base_model import BaseModel
 from loramux_server.models.fused import GatedMlp, RmsNorm
-from loramux_server.wire.model_info import told_blind
+from loramux_server.wire.model_info import describe_no_vision
 
 
 class BaseLayers:
     """The base that a package is packed for.
 
-    See `lora.packed.Base`, `lora.packed_edits.BaseLayers` and `lora.sight_change.SeeingBase`.
+    See `lora.packed.Base`, `lora.packed_edits.BaseLayers` and `lora.vision_adapter.VisionBase`.
     """
 
     def __init__(self, model: BaseModel) -> None:
@@ -34,11 +34,13 @@ class BaseLayers:
             if isinstance(mlp, GatedMlp)
         }
         self.experts = {name: each.shape for name, each in model.experts.items()}
-        sight = model.sight
-        self.sight_layers = sight.layers if sight else {}
-        self.sight_parameters = sight.parameters if sight else {}
-        self.sight = {name.rpartition(".")[0] for name in self.sight_parameters}
-        self.blindness = "" if sight else told_blind(model.architecture, model.blindness)
+        vision = model.vision
+        self.vision_layers = vision.layers if vision else {}
+        self.vision_parameters = vision.parameters if vision else {}
+        self.vision_modules = {name.rpartition(".")[0] for name in self.vision_parameters}
+        self.no_vision_reason = (
+            "" if vision else describe_no_vision(model.architecture, model.no_vision_reason)
+        )
         self.num_groups = len(model.groups)
         self.max_parts = max(group.shape.num_parts for group in model.groups)
         self.vocabulary = model.replaceable.vocabulary
@@ -47,7 +49,7 @@ class BaseLayers:
         self.dtype = model.dtype
         self.device = model.device
 
-    def is_end(self, module: str) -> bool:
+    def is_outer_module(self, module: str) -> bool:
         """Return whether `module` lies outside the fused decoder layers, before or after them."""
         stack = self._model.stack
         return stack is not None and not stack.holds(self._model.editor.modules[module])

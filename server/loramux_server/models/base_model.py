@@ -1,4 +1,4 @@
-"""A base model that is ready to serve adapters: see `decoder_model.py` and `whole_model.py`."""
+"""A base model that is ready to serve adapters: see `decoder_model.py` and `encoder_model.py`."""
 
 from dataclasses import dataclass, field
 
@@ -11,7 +11,7 @@ from loramux_server.lora.shard import WHOLE, Shard
 from loramux_server.models.attention import AttentionBridge, CacheShape
 from loramux_server.models.decoder_stack import DecoderStack
 from loramux_server.models.editor import Editor
-from loramux_server.models.encoders.whole_texts import WholeTexts
+from loramux_server.models.encoders.encoder_runner import EncoderRunner
 from loramux_server.models.experts import ServedExperts
 from loramux_server.models.heads import Heads
 from loramux_server.models.input_embedding import InputEmbedding
@@ -23,7 +23,7 @@ from loramux_server.models.servable import (
 )
 from loramux_server.models.step import Step
 from loramux_server.models.text_format import TextFormat
-from loramux_server.models.vision.sight import Sight
+from loramux_server.models.vision.encoder import VisionEncoder
 from loramux_server.wire.model_kind import ModelKind
 from loramux_server.wire.writing import Writing
 
@@ -46,9 +46,9 @@ class BaseModel:
     stack: DecoderStack | None
     """All layers fused into one; None if they consist of other parts than it supports."""
     check: Check
-    sight: Sight | None
+    vision: VisionEncoder | None
     """Encodes images; None if images are not served."""
-    blindness: str
+    no_vision_reason: str
     """Why images are not served although models of this type support them; else empty."""
     places: dict[str, LayerPlace]
     """Name of each layer that adapters can change -> its group and place in it."""
@@ -71,7 +71,7 @@ class BaseModel:
     """The model's default sampling parameters: field -> value."""
     writing: Writing | None = None
     """Settings of the decoder of an encoder-decoder; None for other models."""
-    whole_texts: WholeTexts | None = None
+    encoder_runner: EncoderRunner | None = None
     """Takes a step in place of `module`, if that reads one text at a time."""
     takes_token_types: bool = False
     """Whether it takes token type ids for the second text of a pair."""
@@ -90,7 +90,7 @@ class BaseModel:
     @property
     def runs(self) -> nn.Module:
         """The module that takes a step."""
-        return self.whole_texts or self.module
+        return self.encoder_runner or self.module
 
     @property
     def embedding_width(self) -> int:
@@ -103,7 +103,7 @@ class BaseModel:
         return self.own_cache_shapes or list(self.attention.shapes.values())
 
 
-def own(module: PreTrainedModel) -> None:
+def materialize_weights(module: PreTrainedModel) -> None:
     """Copy the remaining weights, so that nothing keeps the mapped file open."""
     for parameter in module.parameters():
         if type(parameter) is nn.Parameter:  # quantized weights belong to their library

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from loramux_server.images.messages import PreparedImage
 from loramux_server.models.attention import AttentionBridge
-from loramux_server.models.base_model import BaseModel, eos_token_ids_of, own
+from loramux_server.models.base_model import BaseModel, eos_token_ids_of, materialize_weights
 from loramux_server.models.context_length import context_length
 from loramux_server.models.decoder_stack import DecoderStack, find_layers
 from loramux_server.models.editor import Editor
@@ -33,7 +33,7 @@ from loramux_server.models.servable import (
 )
 from loramux_server.models.step import Step
 from loramux_server.models.text_format import WITHOUT_TEXT, TextFormat
-from loramux_server.models.vision.sight_trial import SightTrial
+from loramux_server.models.vision.trial import VisionTrial
 
 
 def prepare(
@@ -42,7 +42,7 @@ def prepare(
     name: str = "",
     text: TextFormat = WITHOUT_TEXT,
     example: PreparedImage | None = None,
-    blindness: str = "",
+    no_vision_reason: str = "",
 ) -> BaseModel:
     """Put our attention and packed layers into `module`, which is changed in place.
 
@@ -51,7 +51,7 @@ def prepare(
         name: Its name.
         text: Its tokenizer and chat template.
         example: An image to test image support with; None to serve text only.
-        blindness: Why images are not served although models of this type support them.
+        no_vision_reason: Why images are not served although models of this type support them.
 
     Raises:
         UnservableModelError: This type of model is not supported.
@@ -69,9 +69,9 @@ def prepare(
     _check_arguments(module, attends=bool(bridge.shapes))
     with refused(module):
         check = SelfCheck(module, step, bridge, recurrent)
-        trial = SightTrial(
+        trial = VisionTrial(
             module, step, bridge, recurrent,
-            idle=probed.idle, example=example, blindness=blindness,
+            idle=probed.idle, example=example, no_vision_reason=no_vision_reason,
         )  # fmt: skip
     replaceable = find_replaceable(module, probed)
     try:
@@ -80,7 +80,7 @@ def prepare(
         raise UnservableModelError(str(error)) from None
     recurrent.serve(module, step)
     _let_go(module, trial.idle)
-    own(module)
+    materialize_weights(module)
     experts = find_experts(module, step)
     vocabulary = replaceable.vocabulary
     embedding = InputEmbedding(
@@ -98,8 +98,8 @@ def prepare(
         with refused(module):
             difference = check.difference(None)
     check_difference(module, difference, check)
-    sight = trial.sight(stack, editor)
-    if sight is None:
+    vision = trial.encoder(stack, editor)
+    if vision is None:
         _let_go(module, probed.idle)
     windows = {layer: form.window for layer, form in bridge.forms.items()}
     return BaseModel(
@@ -113,8 +113,8 @@ def prepare(
         editor=editor,
         stack=stack,
         check=check,
-        sight=sight,
-        blindness=trial.blindness,
+        vision=vision,
+        no_vision_reason=trial.no_vision_reason,
         places=places,
         experts=experts,
         name=name,

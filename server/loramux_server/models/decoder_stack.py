@@ -64,7 +64,7 @@ class DecoderStack(nn.Module):
         self._bridge = bridge
         self._decoder: Decoder | None = None
         self._repeated: RepeatedDecoder | None = None
-        self._turns: tuple[torch.Tensor, ...] = ()
+        self._rope: tuple[torch.Tensor, ...] = ()
         """The rotary cosines and sines that the first layer was given in this step."""
         self._inside = {part for original in self.originals for part in original.modules()}
         for index, original in enumerate(self.originals):
@@ -80,7 +80,7 @@ class DecoderStack(nn.Module):
         """Return whether `part` is one of the layers or inside one."""
         return part in self._inside
 
-    def cut(self, shard: Shard) -> None:
+    def keep_shard(self, shard: Shard) -> None:
         """Keep only the part of each layer that belongs to `shard`: its heads, its MLP columns.
 
         Raises:
@@ -97,11 +97,11 @@ class DecoderStack(nn.Module):
             )
         self._decoder = self._repeated = None  # they hold all of the weights
         for found in self._found:
-            found.qkv.cut(Split.OUTPUTS, shard)
-            found.output.cut(Split.INPUTS, shard)
-            found.mlp.gate_up.cut(Split.OUTPUTS, shard)
-            found.mlp.down_proj.packed.cut(Split.INPUTS, shard)
-            self._bridge.cut(found.number, shard)
+            found.qkv.keep_shard(Split.OUTPUTS, shard)
+            found.output.keep_shard(Split.INPUTS, shard)
+            found.mlp.gate_up.keep_shard(Split.OUTPUTS, shard)
+            found.mlp.down_proj.packed.keep_shard(Split.INPUTS, shard)
+            self._bridge.keep_shard(found.number, shard)
 
     def _sizes(self, found: _Recognised) -> list[tuple[int, str]]:
         """Return the sizes of a layer that must be divisible."""
@@ -117,7 +117,7 @@ class DecoderStack(nn.Module):
     def move(self, device: torch.device) -> None:
         """Move the layers' norms to `device`; their packed layers are moved separately."""
         self._decoder = self._repeated = None
-        self._turns = ()
+        self._rope = ()
         for original in self.originals:
             original.to(device)
 
@@ -139,11 +139,11 @@ class DecoderStack(nn.Module):
         **kwargs: Any,  # noqa: ANN401
     ) -> torch.Tensor:
         """Return the output of the last layer for `hidden_states`, [1, T, K]."""
-        self._turns = cos, sin = position_embeddings
+        self._rope = cos, sin = position_embeddings
         batch, segments = self._step.attention, self._step.segments
         assert batch is not None
-        is_special = self._step.adds or batch.together_T2 is not None
-        if is_special or (segments is not None and segments.takes_layers):
+        is_special = self._step.adds or batch.bidirectional_T2 is not None
+        if is_special or (segments is not None and segments.needs_model_layers):
             for layer in self.originals:
                 hidden_states = layer(
                     hidden_states, position_embeddings=position_embeddings, **kwargs
@@ -156,10 +156,10 @@ class DecoderStack(nn.Module):
         assert self._decoder is not None
         return self._decoder(*given)[None]
 
-    def turns_by(self, position_embeddings: tuple[torch.Tensor, ...] | None) -> bool:
+    def uses_rope(self, position_embeddings: tuple[torch.Tensor, ...] | None) -> bool:
         """Return whether these are the cosines and sines that the first layer used in this step."""
         given = position_embeddings or ()
-        return len(given) == len(self._turns) and all(map(operator.is_, given, self._turns))
+        return len(given) == len(self._rope) and all(map(operator.is_, given, self._rope))
 
     def _layer(self, found: _Recognised) -> DecoderLayer:
         keys, values = self._bridge.cache(found.number)
@@ -200,7 +200,7 @@ class _Passing(nn.Module):
         Raises:
             ValueError: This layer has other rotary embeddings than the first.
         """
-        if not self._stacks[0].turns_by(position_embeddings):
+        if not self._stacks[0].uses_rope(position_embeddings):
             raise ValueError("layers have different rotary embeddings")
         return hidden_states
 

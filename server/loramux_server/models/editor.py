@@ -76,7 +76,7 @@ def _edits_of(segments: Segments | None) -> dict[str, list[tuple[int, ModuleEdit
         return {}
     edits_of: dict[str, list[tuple[int, ModuleEdit]]] = {}
     for number, edits in enumerate(segments.edits):
-        for name, edit in {**edits.modules, **edits.ends}.items() if edits else ():
+        for name, edit in {**edits.modules, **edits.outer_modules}.items() if edits else ():
             edits_of.setdefault(name, []).append((number, edit))
     return edits_of
 

@@ -42,30 +42,30 @@ class _Change:
 class ServedExperts(nn.Module):
     """Takes the place of the experts of a layer."""
 
-    def __init__(self, own: nn.Module, name: str, shape: ExpertsShape, step: Step) -> None:
+    def __init__(self, original: nn.Module, name: str, shape: ExpertsShape, step: Step) -> None:
         super().__init__()
-        self.own = own
+        self.original = original
         """The model's own experts."""
         self.shape = shape
-        self._signature = inspect.signature(own.forward)
+        self._signature = inspect.signature(original.forward)
         """Of the model's own experts; names of parameters differ between models."""
         self._name = name
         self._step = step
-        self._names = (_first_name(own), "down_proj")
-        self._linears: list[ExpertLinears] = [_weights(own, each) for each in self._names]
+        self._names = (_first_name(original), "down_proj")
+        self._linears: list[ExpertLinears] = [_weights(original, each) for each in self._names]
         """The first and the second matrix of all experts."""
         self._leaves_to_own = True
         """Whether the model's own experts run if no adapter changes them."""
 
     def attach(self, backend: Backend) -> None:
         """Hand the weights over to `backend`, if it takes them; call once."""
-        if not backend.takes_experts or self.own.down_proj.dtype is not torch.float32:
+        if not backend.takes_experts or self.original.down_proj.dtype is not torch.float32:
             return
         for at, name in enumerate(self._names):
             weights = self._linears[at]
             assert isinstance(weights, ExpertWeights)
             self._linears[at] = LinearPerExpert(weights, backend.make_linear)
-            parameter = getattr(self.own, name)
+            parameter = getattr(self.original, name)
             parameter.data = parameter.data.new_empty(0)
         self._leaves_to_own = False
 
@@ -73,7 +73,7 @@ class ServedExperts(nn.Module):
         """Return the experts' output, given hidden states, chosen experts and their weights."""
         changes = list(_changes(self._step.segments, self._name))
         if self._leaves_to_own and not changes:
-            found: torch.Tensor = self.own(*args, **kwargs)
+            found: torch.Tensor = self.original(*args, **kwargs)
             return found
         hidden, index_TX, weight_TX = self._signature.bind(*args, **kwargs).args
         x_TK = hidden.reshape(-1, hidden.shape[-1])
@@ -84,17 +84,17 @@ class ServedExperts(nn.Module):
         changes: Sequence[_Change],
     ) -> torch.Tensor:  # fmt: skip
         """Return the experts' output for `x_TK`, with `changes` applied to their tokens."""
-        own: Any = self.own
+        original: Any = self.original
         num_chosen = index_TX.shape[1]
         order_P, pairs = _in_order(index_TX, changes)
         multiply = self._step.backend.multiply_experts
         first, last = self._linears
         x_PK = x_TK[order_P // num_chosen]
         y_PN = multiply(x_PK, first, pairs, [change.edit.first for change in changes])
-        y_PN = own._apply_gate(y_PN) if own.has_gate else own.act_fn(y_PN)
+        y_PN = original._apply_gate(y_PN) if original.has_gate else original.act_fn(y_PN)
         y_PK = multiply(y_PN, last, pairs, [change.edit.last for change in changes])
-        if getattr(own, "has_post_expert_norm", False):  # newer than transformers 5.17
-            y_PK = own.post_expert_norm(y_PK)
+        if getattr(original, "has_post_expert_norm", False):  # newer than transformers 5.17
+            y_PK = original.post_expert_norm(y_PK)
         y_PK = y_PK * weight_TX.reshape(-1)[order_P, None]
         back_PK = torch.empty_like(y_PK)
         back_PK[order_P] = y_PK
@@ -142,37 +142,39 @@ def _in_order(index_TX: torch.Tensor, changes: Sequence[_Change]) -> tuple[torch
     return order_P, Pairs(key_P, num_kinds)
 
 
-def _weights(own: Any, name: str) -> ExpertWeights:  # noqa: ANN401
-    weight = getattr(own, name)
-    bias_EN = getattr(own, f"{name}_bias") if own.has_bias else None
-    return ExpertWeights(weight.transpose(1, 2) if own.is_transposed else weight, bias_EN)
+def _weights(original: Any, name: str) -> ExpertWeights:  # noqa: ANN401
+    weight = getattr(original, name)
+    bias_EN = getattr(original, f"{name}_bias") if original.has_bias else None
+    return ExpertWeights(weight.transpose(1, 2) if original.is_transposed else weight, bias_EN)
 
 
 def _shape(part: nn.Module) -> ExpertsShape | None:
     """Return the shape of experts `part`; None if it is something else."""
     if not all(hasattr(part, name) for name in _ABOUT):
         return None
-    own: Any = part
-    weights = [getattr(own, name, None) for name in (_first_name(own), "down_proj")]
+    original: Any = part
+    weights = [getattr(original, name, None) for name in (_first_name(original), "down_proj")]
     if any(
         type(each) is not nn.Parameter or each.dim() != 3 or not each.is_floating_point()
         for each in weights
     ):
         return None
-    count, *sizes = own.down_proj.shape
-    inner, width = sizes if own.is_transposed else sizes[::-1]
-    return ExpertsShape(count, width, inner, bool(own.has_gate), bool(own.is_concatenated))
+    count, *sizes = original.down_proj.shape
+    inner, width = sizes if original.is_transposed else sizes[::-1]
+    return ExpertsShape(
+        count, width, inner, bool(original.has_gate), bool(original.is_concatenated)
+    )
 
 
-def _first_name(own: Any) -> str:  # noqa: ANN401
-    return "gate_up_proj" if own.has_gate else "up_proj"
+def _first_name(original: Any) -> str:  # noqa: ANN401
+    return "gate_up_proj" if original.has_gate else "up_proj"
 
 
 def _is_same(served: ServedExperts) -> bool:
     """Return whether `served` computes the same as the model's own experts."""
-    own: Any = served.own
+    original: Any = served.original
     shape = served.shape
-    weight = own.down_proj
+    weight = original.down_proj
     generator = torch.Generator().manual_seed(0)
     x_TK = torch.randn(5, shape.width, generator=generator).to(weight.device, weight.dtype)
     chosen = [torch.randperm(shape.count, generator=generator)[:2] for _ in x_TK]
@@ -180,7 +182,7 @@ def _is_same(served: ServedExperts) -> bool:
     weight_TX = torch.rand(index_TX.shape, generator=generator).to(weight.device, weight.dtype)
     with torch.inference_mode():
         try:
-            wanted = own(x_TK, index_TX, weight_TX)
+            wanted = original(x_TK, index_TX, weight_TX)
             found = served.mixed(x_TK, index_TX, weight_TX, ())
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
             return False

@@ -65,7 +65,7 @@ class Heads:
             except torch.OutOfMemoryError:
                 raise
             except UNKNOWN_WAYS as error:
-                fault = _told(error)
+                fault = _describe_error(error)
             heads: dict[Task, TaskHead] = {}
             known: dict[Task, dict[str, torch.Tensor]] = {}
             shapes: dict[str, HeadShape] = {}
@@ -79,7 +79,9 @@ class Heads:
                 except torch.OutOfMemoryError:
                     raise
                 except UNKNOWN_WAYS as error:
-                    shapes[task] = HeadShape(type(module).__name__, fault=_told(error, fault))
+                    shapes[task] = HeadShape(
+                        type(module).__name__, fault=_describe_error(error, fault)
+                    )
                     continue
                 heads[task] = head
                 known[task] = {**idle, **_saved(head, module, saved)}
@@ -163,7 +165,7 @@ def _cache_fault(head: TaskHead, given: Mapping[str, torch.Tensor], hidden_TK: t
     except torch.OutOfMemoryError:
         raise
     except (StopIteration, *UNKNOWN_WAYS) as error:
-        return f"PEFT fails with {head.architecture}: {_told(error)}"
+        return f"PEFT fails with {head.architecture}: {_describe_error(error)}"
     if found.shape != wanted.shape or not torch.allclose(found, wanted, atol=1e-5):
         return f"PEFT leaves out a part of {head.architecture}"
     return ""
@@ -203,8 +205,8 @@ def _saved(
     return found
 
 
-def _told(error: Exception, fault: str = "") -> str:
+def _describe_error(error: Exception, fault: str = "") -> str:
     """Return, in one line, why a task is not served; `fault` is the problem with the pooler."""
-    told = str(error).partition("\n")[0]
-    told = told if isinstance(error, ValueError) else f"{type(error).__name__}: {told}"
-    return f"{told} ({fault})" if fault and fault != told else told
+    message = str(error).partition("\n")[0]
+    message = message if isinstance(error, ValueError) else f"{type(error).__name__}: {message}"
+    return f"{message} ({fault})" if fault and fault != message else message

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from loramux_server.models.encoders.whole_texts import WholeTexts
+from loramux_server.models.encoders.encoder_runner import EncoderRunner
 
 
 @contextmanager
-def last_hidden(module: PreTrainedModel | WholeTexts) -> Iterator[list[Any]]:
+def last_hidden(module: PreTrainedModel | EncoderRunner) -> Iterator[list[Any]]:
     """Record the output of the model below the output layer, final norm included, in the block.
 
     Yields:

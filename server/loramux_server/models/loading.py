@@ -27,12 +27,12 @@ from loramux_server.images.loading import NoProcessorError
 from loramux_server.images.messages import PreparedImage
 from loramux_server.images.processor import ImageProcessor
 from loramux_server.kernels.backend import resolve
-from loramux_server.kernels.resting import Quantization
+from loramux_server.kernels.weight_storage import Quantization
 from loramux_server.models.base_model import BaseModel
 from loramux_server.models.decoder_model import prepare
 from loramux_server.models.dequantize.loading import held_dtype, load_dequantised
 from loramux_server.models.dequantize.method import check_unquantised, saved_method
-from loramux_server.models.encoders.whole_model import prepare_whole
+from loramux_server.models.encoders.encoder_model import prepare_encoder
 from loramux_server.models.generation import AUTO, generation_of
 from loramux_server.models.heads import Heads
 from loramux_server.models.quantized import (
@@ -67,8 +67,8 @@ def load_base_model(
     quantization: Quantization = Quantization.NONE,
     generation_config: str = AUTO,
     stays_on_host: bool = False,
-    sees: bool = False,
-    unseeing: str = "",
+    serves_images: bool = False,
+    images_off_reason: str = "",
 ) -> BaseModel:
     """Load the base model in folder or hub id `model` and prepare it for serving.
 
@@ -85,8 +85,8 @@ def load_base_model(
         quantization: How weights are quantized.
         generation_config: Source of its default sampling parameters; see `models.generation`.
         stays_on_host: Leave it in host memory, so that the caller can move a shard of it.
-        sees: Whether to serve images, if models of this type support them.
-        unseeing: Why not.
+        serves_images: Whether to serve images, if models of this type support them.
+        images_off_reason: Why not.
 
     Raises:
         UnservableModelError: The model cannot be loaded, or its type is not supported.
@@ -118,10 +118,12 @@ def load_base_model(
         if is_quantized and target.type == "cuda":
             # Quantize on the GPU, without ever having all weights on the host.
             options["device_map"] = {"": target}
-        kind, example, blindness = model_kind(config), None, ""
+        kind, example, no_vision_reason = model_kind(config), None, ""
         loads = _LOADS.get(kind)
         if loads is None:
-            loads, example, blindness = _decoder(path, type(config), sees=sees, unseeing=unseeing)
+            loads, example, no_vision_reason = _decoder(
+                path, type(config), serves_images=serves_images, images_off_reason=images_off_reason
+            )
         if method is not None and is_dequantised:
             if options["dtype"] == "auto":
                 options["dtype"] = held_dtype(config, method)
@@ -155,7 +157,7 @@ def load_base_model(
         heads = Heads.of(module, config, path) if kind is ModelKind.ENCODER else None
         is_read = kind is ModelKind.ENCODER
         generation = {} if is_read else generation_of(module, generation_config)
-        whole = prepare_whole(module, kind, name=_name(model), text=read_text_format(path))
+        whole = prepare_encoder(module, kind, name=_name(model), text=read_text_format(path))
         return replace(whole, heads=heads, generation=generation)
     generation = generation_of(module, generation_config)
     prepared = prepare(
@@ -163,7 +165,7 @@ def load_base_model(
         name=_name(model),
         text=read_text_format(path),
         example=example,
-        blindness=blindness,
+        no_vision_reason=no_vision_reason,
     )
     return replace(prepared, generation=generation)
 
@@ -203,7 +205,7 @@ def model_kind(config: PreTrainedConfig) -> ModelKind:
 
 
 def _decoder(
-    path: str, kind: type[PreTrainedConfig], *, sees: bool, unseeing: str
+    path: str, kind: type[PreTrainedConfig], *, serves_images: bool, images_off_reason: str
 ) -> tuple[Any, PreparedImage | None, str]:
     """Return what loads the decoder in `path`: the text model alone, if that suffices.
 
@@ -213,16 +215,16 @@ def _decoder(
     """
     if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         return AutoModelForCausalLM, None, ""
-    example, blindness = None, unseeing
-    if sees:
+    example, no_vision_reason = None, images_off_reason
+    if serves_images:
         try:
             example = ImageProcessor.load(path, NUM_PIXELS).prepare(picture())
         except (NoProcessorError, RefusedImageError) as error:
-            blindness = str(error)
+            no_vision_reason = str(error)
     has_text_alone = kind in MODEL_FOR_CAUSAL_LM_MAPPING
     if example is None and has_text_alone:
-        return AutoModelForCausalLM, None, blindness
-    return AutoModelForImageTextToText, example, "" if example else blindness
+        return AutoModelForCausalLM, None, no_vision_reason
+    return AutoModelForImageTextToText, example, "" if example else no_vision_reason
 
 
 def _check_whole(module: PreTrainedModel, missing: Collection[str], kind: ModelKind) -> None:

@@ -9,10 +9,10 @@ from transformers.pytorch_utils import Conv1D
 
 from loramux_server.kernels.backend import Backend
 from loramux_server.kernels.linear import Linear, Lookup, make_linear
-from loramux_server.kernels.own_linear import OwnLinear
+from loramux_server.kernels.module_linear import ModuleLinear
 from loramux_server.kernels.projection import Projection
 from loramux_server.lora.packed import LayerPlace
-from loramux_server.lora.shard import Shard, Split, cut_shape
+from loramux_server.lora.shard import Shard, Split, shard_shape
 from loramux_server.lora.slab import GroupShape, Slab
 from loramux_server.models.edited_linear import project_edited
 from loramux_server.models.quantized import is_quantized
@@ -58,7 +58,7 @@ class PackedLinear:
         if self.is_plain:
             self._hold(_join(layers), self.whole)
         else:
-            self._linear = OwnLinear(layers)
+            self._linear = ModuleLinear(layers)
             self._take(self.whole)
             self._bias_N = _join_biases(layers)
         self._slab: Slab | None = None
@@ -78,20 +78,20 @@ class PackedLinear:
         self._columns = np.cumsum([0, *shape.out_features], dtype=np.int32)
         self._borders = self._columns.tolist()
 
-    def cut(self, split: Split, shard: Shard) -> None:
+    def keep_shard(self, split: Split, shard: Shard) -> None:
         """Keep only the shard's part of the weights; call once, before `attach`."""
         assert self._weights is not None and self.split is Split.NOTHING
         weight_NK, bias_N = self._weights
         if split is Split.OUTPUTS:
             widths = self.whole.out_features
-            weight_NK = _cut_parts(weight_NK, widths, shard)
-            bias_N = None if bias_N is None else _cut_parts(bias_N, widths, shard)
+            weight_NK = _shard_parts(weight_NK, widths, shard)
+            bias_N = None if bias_N is None else _shard_parts(bias_N, widths, shard)
         elif split is Split.INPUTS:
             weight_NK = weight_NK[:, shard.of(self.whole.in_features)].contiguous()
             # Only one process adds the bias to the sum of all processes.
             bias_N = bias_N if shard.index == 0 else None
         self.split = split
-        self._hold((weight_NK, bias_N), cut_shape(self.whole, split, shard))
+        self._hold((weight_NK, bias_N), shard_shape(self.whole, split, shard))
 
     def move(self, device: torch.device) -> None:
         """Move the weights to `device`; before `attach`."""
@@ -203,7 +203,7 @@ class OutputLayer(nn.Module):
         self._weights: Weights | None = None
         self._linear: Linear
         if is_quantized(layer):
-            self._linear = OwnLinear([layer])
+            self._linear = ModuleLinear([layer])
         else:
             self._hold((layer.weight, layer.bias))
 
@@ -267,7 +267,7 @@ def _join_biases(layers: list[Layer]) -> torch.Tensor | None:
     ])  # fmt: skip
 
 
-def _cut_parts(x_N: torch.Tensor, widths: tuple[int, ...], shard: Shard) -> torch.Tensor:
+def _shard_parts(x_N: torch.Tensor, widths: tuple[int, ...], shard: Shard) -> torch.Tensor:
     """Return the shard's part of each section of `x_N`, [N] or [N, K]."""
     return torch.cat([part[shard.of(len(part))] for part in torch.split(x_N, list(widths))])
 

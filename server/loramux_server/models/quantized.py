@@ -14,7 +14,7 @@ from transformers import Mxfp4Config, PreTrainedModel, TorchAoConfig
 from transformers.pytorch_utils import Conv1D
 
 from loramux_adapters.extras import install_command
-from loramux_server.kernels.resting import Quantization
+from loramux_server.kernels.weight_storage import Quantization
 
 _PLAIN_FORWARDS = (nn.Linear.forward, Conv1D.forward)
 _log = logging.getLogger(__name__)

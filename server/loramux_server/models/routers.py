@@ -20,9 +20,9 @@ _NUM_TOKENS = 5
 class ServedRouter(nn.Module):
     """Takes the place of a router."""
 
-    def __init__(self, own: nn.Module, name: str, step: Step) -> None:
+    def __init__(self, original: nn.Module, name: str, step: Step) -> None:
         super().__init__()
-        self.own = own
+        self.original = original
         """The model's own router."""
         self._name = name
         self._step = step
@@ -30,16 +30,16 @@ class ServedRouter(nn.Module):
     @property
     def weight(self) -> torch.Tensor:
         """The model's own weight, [E, K]."""
-        weight: torch.Tensor = self.own.weight  # type: ignore[assignment]
+        weight: torch.Tensor = self.original.weight  # type: ignore[assignment]
         return weight
 
     def forward(self, hidden: torch.Tensor) -> Any:  # noqa: ANN401
         """Return the routing of each token of `hidden`, in the form of the model's own router."""
-        found = self.own(hidden)
+        found = self.original(hidden)
         x_TK = hidden.reshape(-1, hidden.shape[-1])
         for start, end, edit in self._edits():
-            with replaced(self.own, {"weight": edit.weight(self.weight)}):
-                piece = self.own(x_TK[start:end])
+            with replaced(self.original, {"weight": edit.weight(self.weight)}):
+                piece = self.original(x_TK[start:end])
             for whole_T, part_T in zip(found, piece, strict=True):
                 whole_T[start:end] = part_T
         return found

@@ -24,7 +24,7 @@ from loramux_server.models.editor import Editor
 from loramux_server.models.quantized import rounds_inputs
 from loramux_server.models.recurrent.recurrent import Recurrent
 from loramux_server.models.step import Step
-from loramux_server.models.vision.seen import View, positions
+from loramux_server.models.vision.prompt_images import PromptImages, positions
 
 _LENGTHS = (7, 12)
 _CUTS = ((3,), (5,))
@@ -49,7 +49,7 @@ class Sample:
     """Its KV blocks; adjacent ones are not adjacent in the cache."""
     own: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """Further arguments for the model's own forward."""
-    look: Callable[[], View] | None = None
+    encode_images: Callable[[], PromptImages] | None = None
     """Encodes the images in it; None if it has none."""
 
 
@@ -87,7 +87,7 @@ class SelfCheck:
             ])  # fmt: skip
         module.set_attn_implementation(bridge.name)
 
-    def cut_anew(self, spans: list[tuple[int, int]]) -> None:
+    def set_spans(self, spans: list[tuple[int, int]]) -> None:
         """Change the pieces of the only sequence."""
         (sample,) = self._samples
         self._samples = [replace(sample, spans=spans)]
@@ -194,9 +194,9 @@ class SelfCheck:
             segments=None,
             states=self._states(starts, ends, numbers),
         )
-        looks = [sample.look for sample in samples]
-        if looks[0] is not None:  # a sample with images is the only one
-            given = _with_view(given, looks[0](), *spans[0])
+        image_encoders = [sample.encode_images for sample in samples]
+        if image_encoders[0] is not None:  # a sample with images is the only one
+            given = _with_images(given, image_encoders[0](), *spans[0])
         given = self._step.take(given)
         with torch.inference_mode(), editor.editing(given) if editor else nullcontext():
             output = self._module(
@@ -213,7 +213,7 @@ class SelfCheck:
             return None
         own = np.array(numbers) + BEGINNING + 1
         kept: list[Kept] = []
-        if self._recurrent.goes_on:
+        if self._recurrent.supports_continuation:
             # Keeping an intermediate state makes a request run through a layer in two parts.
             spare = (own + len(self._samples)).tolist()
             kept += [Kept(b, 2, spare[b]) for b in np.flatnonzero(ends - starts > 3).tolist()]
@@ -235,13 +235,15 @@ def ordinary_tokens(module: PreTrainedModel, count: int) -> torch.Tensor:
 
 
 def sample_of_image(
-    token_T: torch.Tensor, own: Mapping[str, torch.Tensor], look: Callable[[], View]
+    token_T: torch.Tensor,
+    own: Mapping[str, torch.Tensor],
+    encode_images: Callable[[], PromptImages],
 ) -> Sample:
     """Return a sequence with an image, cut in the middle and before its last token."""
     length = len(token_T)
     spans = [(0, length // 2), (length // 2, length - 1), (length - 1, length)]
     block_M = np.arange(-(-length // _BLOCK_SIZE), dtype=np.int32)[::-1].copy()
-    return Sample(token_T, spans, block_M, own, look)
+    return Sample(token_T, spans, block_M, own, encode_images)
 
 
 def _texts(module: PreTrainedModel, cuts: tuple[tuple[int, ...], ...]) -> list[Sample]:
@@ -252,17 +254,17 @@ def _texts(module: PreTrainedModel, cuts: tuple[tuple[int, ...], ...]) -> list[S
     ]
 
 
-def _with_view(given: StepInput, view: View, start: int, end: int) -> StepInput:
+def _with_images(given: StepInput, images: PromptImages, start: int, end: int) -> StepInput:
     """Return a step of tokens `start` to `end` of one sequence, with its images inserted."""
-    position_T, position_3T = positions(view.turns(start, end))
-    together = view.together(start, end) if view.is_whole else None
+    position_T, position_3T = positions(images.mrope_positions(start, end))
+    together = images.bidirectional_ranges(start, end) if images.is_bidirectional else None
     return replace(
         given,
         position_T=position_T,
         position_3T=position_3T,
-        attention=replace(given.attention, together_T2=together),
-        embedded=tuple(view.embedded(start, end, 0)),
-        added=tuple(map(tuple, view.added(start, end, 0))),
+        attention=replace(given.attention, bidirectional_T2=together),
+        embedded=tuple(images.embedded(start, end, 0)),
+        added=tuple(map(tuple, images.added(start, end, 0))),
     )
 
 

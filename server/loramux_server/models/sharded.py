@@ -37,7 +37,7 @@ def shard_model(model: BaseModel, shard: Shard, device: torch.device | None = No
             f"{str(model.dtype).removeprefix('torch.')} are not recognized as such; expected 1"
         )
     try:
-        model.stack.cut(shard)
+        model.stack.keep_shard(shard)
     except ValueError as error:
         raise UnservableModelError(f"{model.architecture}: {error}") from None
     if device is not None and device != model.device:

@@ -11,9 +11,9 @@ import torch
 
 from loramux_server.kernels.attention import AttentionBatch
 from loramux_server.kernels.backend import DEFINITIONS, Backend
+from loramux_server.kernels.encoder_text import EncoderText
 from loramux_server.kernels.states import StateBatch
 from loramux_server.kernels.step_input import StepInput
-from loramux_server.kernels.whole_text import WholeText
 from loramux_server.lora.segments import Segments
 from loramux_server.lora.virtual import VirtualRun
 
@@ -31,7 +31,7 @@ class Step:
     attention: AttentionBatch | None = None
     states: StateBatch | None = None
     """None if the model has no recurrent layers."""
-    texts: tuple[WholeText, ...] = ()
+    texts: tuple[EncoderText, ...] = ()
     """Texts of the requests, if the model reads whole texts."""
     embedded: tuple[VirtualRun, ...] = ()
     """Virtual tokens whose embeddings replace those of the input embedding."""

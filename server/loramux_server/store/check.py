@@ -12,14 +12,14 @@ from loramux_adapters.base_identity import UNKNOWN, BaseIdentity
 from loramux_adapters.contents import Contents, VirtualTokens
 from loramux_adapters.errors import shown
 from loramux_adapters.experts import ExpertsShape
-from loramux_adapters.fit import check_sight
+from loramux_adapters.fit import check_vision
 from loramux_adapters.generation import FORCED_BOS, TOKENS
 from loramux_adapters.head import HeadShape
 from loramux_adapters.known_layers import features_like
 from loramux_adapters.token_shape import TokenShape
 from loramux_adapters.vocabulary import BaseVocabulary
 from loramux_server.chat.template import FailedTemplateError, check_syntax
-from loramux_server.lora.edits import num_edit_bytes, num_sight_bytes
+from loramux_server.lora.edits import num_edit_bytes, num_vision_bytes
 from loramux_server.lora.row_allocator import RowSize
 from loramux_server.store.blobs import Staged
 from loramux_server.store.finite import check_finite
@@ -28,7 +28,7 @@ from loramux_server.store.reference import Reference
 from loramux_server.text.tokenizer import TextTokenizer
 from loramux_server.wire.model_info import Layer, ModelInfo
 from loramux_server.wire.model_kind import ModelKind
-from loramux_server.wire.weight_format import Resting, format_of
+from loramux_server.wire.weight_format import StorageFormat, format_of
 
 _KINDS = {ModelKind.ENCODER: "an encoder", ModelKind.SEQ2SEQ: "an encoder-decoder"}
 
@@ -43,7 +43,7 @@ class ServedBase:
     """Rank rows that fit the adapter memory."""
     max_host_bytes: int
     """Bytes that fit the host's adapter memory."""
-    resting: Resting
+    storage_format: StorageFormat
     """The format of resident adapters."""
     vocab_size: int
     """Number of tokens of the model."""
@@ -53,11 +53,11 @@ class ServedBase:
     """Bytes of a rank row over all layers."""
     parameters: Mapping[str, tuple[int, ...]]
     """Name of each parameter that can be replaced -> its shape."""
-    sight_layers: Mapping[str, tuple[int, int]]
+    vision_layers: Mapping[str, tuple[int, int]]
     """Name of each linear layer of the vision modules -> (in_features, out_features)."""
-    sight_parameters: Mapping[str, tuple[int, ...]]
+    vision_parameters: Mapping[str, tuple[int, ...]]
     """Name of each parameter of the vision modules -> its shape."""
-    blindness: str
+    no_vision_reason: str
     """The message that the base takes no images, and why; empty if it takes them."""
     experts: Mapping[str, ExpertsShape]
     """Name of each layer's experts that can be changed -> their shape."""
@@ -88,15 +88,15 @@ class ServedBase:
         return cls(
             layers=_features(model.layers),
             parameters={name: tuple(shape) for name, shape in model.parameters.items()},
-            sight_layers=_features(model.sight_layers),
-            sight_parameters={n: tuple(shape) for n, shape in model.sight_parameters.items()},
-            blindness=model.is_blind,
+            vision_layers=_features(model.vision_layers),
+            vision_parameters={n: tuple(shape) for n, shape in model.vision_parameters.items()},
+            no_vision_reason=model.no_vision_message,
             experts=model.experts,
             heads=model.heads,
             vocabulary=model.vocabulary,
             max_rows=model.adapter_rows,
             max_host_bytes=max_host_bytes,
-            resting=model.resting,
+            storage_format=model.storage_format,
             tokenizer_json=model.tokenizer_json,
             row_bytes=model.row_bytes,
             takes_edits=model.takes_edits,
@@ -115,7 +115,7 @@ class ServedBase:
     @property
     def row_size(self) -> RowSize:
         """The size of a rank row, for converting other sizes to rows."""
-        return RowSize(self.row_bytes, self.resting.row_item_bytes)
+        return RowSize(self.row_bytes, self.storage_format.row_item_bytes)
 
     def features_of(self, module: str) -> tuple[int, int] | None:
         """Return (in_features, out_features) of the layer `module`; see `features_like`."""
@@ -154,8 +154,10 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
     Raises:
         PackageError: It cannot; the message says why.
     """
-    sight = {name.rpartition(".")[0] for name in base.sight_parameters}
-    package = read_package(file, size).named_for(base.layers, base.experts, sight, base.heads)
+    vision_modules = {name.rpartition(".")[0] for name in base.vision_parameters}
+    package = read_package(file, size).named_for(
+        base.layers, base.experts, vision_modules, base.heads
+    )
     _check_notes(package, base)
     contents = package.contents
     if package.task and base.kind is ModelKind.SEQ2SEQ:
@@ -166,10 +168,10 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
         )
     layers, parameters = base.vocabulary.resized(contents, base.layers, base.parameters)
     check_fit(
-        contents, layers, parameters, base.token, base.experts, base.blindness, base.heads
+        contents, layers, parameters, base.token, base.experts, base.no_vision_reason, base.heads
     )  # fmt: skip
-    if contents.sight:
-        check_sight(contents.sight, base.sight_layers, base.sight_parameters)
+    if contents.vision:
+        check_vision(contents.vision, base.vision_layers, base.vision_parameters)
     _check_invocation(contents.invocation, base)
     if (contents.has_more or contents.outer_modules) and not base.takes_edits:
         raise PackageError(
@@ -184,7 +186,7 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
             f"{base.context_length} leaves no room for a prompt and a completion",
             "ADAPTER_TOO_LARGE",
         )
-    item_bytes = base.resting.item_bytes(format_of(package).item_bytes)
+    item_bytes = base.storage_format.item_bytes(format_of(package).item_bytes)
     num_rows = base.row_size.rows_of(package.rank, item_bytes, num_edit_bytes(package))
     if num_rows > base.max_rows:
         raise PackageError(
@@ -193,7 +195,7 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
             "--adapter-memory",
             "ADAPTER_TOO_LARGE",
         )
-    needed = num_bytes(package) + num_sight_bytes(package)
+    needed = num_bytes(package) + num_vision_bytes(package)
     if needed > base.max_host_bytes:
         raise PackageError(
             f"the adapter takes {needed} bytes of host memory, which holds "
@@ -201,7 +203,7 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
             "ADAPTER_TOO_LARGE",
         )
     check_finite(file, package.file.data_start, contents)
-    for part in (contents.sight, contents.behind):
+    for part in (contents.vision, contents.behind):
         if part:
             check_finite(file, package.file.data_start, part)
     return package

@@ -6,7 +6,7 @@ import msgspec
 from msgspec import Struct
 
 from loramux_adapters.head import Task
-from loramux_server.wire.weight_format import Resting
+from loramux_server.wire.weight_format import StorageFormat
 
 
 class Combination(enum.StrEnum):
@@ -62,9 +62,9 @@ class AdapterSource(Struct, frozen=True):
     seal: str = ""
     """BLAKE3 hash of its bytes, which is faster to verify than the digest; empty if unknown."""
 
-    def at_rest(self, resting: Resting) -> "AdapterSource":
-        """Return it with the sizes that its weights take when stored as `resting` says."""
-        item_bytes = resting.item_bytes(self.item_bytes)
+    def as_stored(self, storage_format: StorageFormat) -> "AdapterSource":
+        """Return it with the sizes that its weights take when stored as `storage_format` says."""
+        item_bytes = storage_format.item_bytes(self.item_bytes)
         if item_bytes == self.item_bytes:
             return self
         low_rank = (self.num_bytes - self.edit_bytes) * item_bytes // self.item_bytes

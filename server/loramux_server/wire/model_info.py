@@ -8,7 +8,7 @@ from loramux_adapters.head import HeadShape
 from loramux_adapters.vocabulary import BaseVocabulary
 from loramux_server.wire.engine_sizes import EngineSizes
 from loramux_server.wire.model_kind import ModelKind
-from loramux_server.wire.weight_format import AS_SAVED, Resting
+from loramux_server.wire.weight_format import AS_SAVED, StorageFormat
 from loramux_server.wire.writing import Writing
 
 
@@ -47,9 +47,9 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     """Special tokens that chat templates may name, such as `bos_token` -> its text."""
     layers: dict[str, Layer]
     """Layers that adapters can target; embeddings map the vocabulary size to their width."""
-    sight_layers: dict[str, Layer] = {}
+    vision_layers: dict[str, Layer] = {}
     """Vision layers that adapters can target; empty without vision."""
-    sight_parameters: dict[str, list[int]] = {}
+    vision_parameters: dict[str, list[int]] = {}
     """Shapes of the vision parameters that adapters can replace."""
     parameters: dict[str, list[int]] = {}
     """Shapes of the parameters that adapters can replace."""
@@ -64,7 +64,7 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     """Rank rows that fit into a process's adapter memory: the largest rank that can be served."""
     row_bytes: int = 1
     """Bytes of a rank row over all layers."""
-    resting: Resting = AS_SAVED
+    storage_format: StorageFormat = AS_SAVED
     """Storage format of adapters in that memory."""
     takes_edits: bool = True
     """Whether adapters may have more than low-rank updates."""
@@ -77,8 +77,8 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     """For each layer with a KV cache: KV heads, width of a key, width of a value."""
     takes_token_types: bool = False
     """Whether its input has token types, which mark the second text of a pair."""
-    sees_images: bool = False
-    blindness: str = ""
+    supports_images: bool = False
+    no_vision_reason: str = ""
     """Why it takes no images although its architecture could; empty otherwise."""
     has_recurrent_layers: bool = False
     """Whether it has recurrent layers, which keep one state for all previous tokens."""
@@ -106,15 +106,17 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
         return self.context_length - self.source_length
 
     @property
-    def is_blind(self) -> str:
+    def no_vision_message(self) -> str:
         """An error message that it takes no images, and why; empty if it takes them."""
-        return "" if self.sees_images else told_blind(self.architecture, self.blindness)
+        if self.supports_images:
+            return ""
+        return describe_no_vision(self.architecture, self.no_vision_reason)
 
 
-def told_blind(architecture: str, blindness: str) -> str:
-    """Return the error message that a base of `architecture` takes no images, due to `blindness`.
+def describe_no_vision(architecture: str, no_vision_reason: str) -> str:
+    """Return the error message that a base of `architecture` takes no images.
 
-    `blindness` is empty for architectures without vision.
+    `no_vision_reason` says why; it is empty for architectures without vision.
     """
-    why = blindness and f": {blindness}"
+    why = no_vision_reason and f": {no_vision_reason}"
     return f"the base model, {architecture}, does not support images{why}"

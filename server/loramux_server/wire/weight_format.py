@@ -24,7 +24,7 @@ class WeightFormat(enum.IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Resting:
+class StorageFormat:
     """The rule for the storage format of adapters."""
 
     form: WeightFormat
@@ -45,7 +45,7 @@ class Resting:
         return self.form.item_bytes if self.is_only else min(saved, self.form.item_bytes)
 
 
-AS_SAVED = Resting(WeightFormat.FLOAT32)
+AS_SAVED = StorageFormat(WeightFormat.FLOAT32)
 ROUNDINGS = {
     "auto": WeightFormat.FLOAT32,
     "bfloat16": WeightFormat.BFLOAT16,

@@ -11,7 +11,7 @@ from loramux_server.kernels.attention import AttentionForm
 from loramux_server.kernels.gpu import decode_attention as decode
 from loramux_server.kernels.gpu import prefill_attention as prefill
 from loramux_server.kernels.gpu.decode_attention import DecodeBlocks
-from loramux_server.kernels.gpu.device_batch import cut_queries, tile_size
+from loramux_server.kernels.gpu.device_batch import make_query_tiles, tile_size
 from loramux_server.kernels.gpu.write_cache import write_cache, write_cache_triton
 from tests.support.attention import SINKS, Problem, problem
 from tests.support.device_attention import CANARY, check, give
@@ -245,13 +245,13 @@ def test_keys_and_values_go_to_their_slots(
 @pytest.mark.parametrize("size", [1, 4, 16])
 def test_tiles_have_every_token_once_and_none_of_two_requests(size: int) -> None:
     border = np.cumsum([0, 1, 33, 0, 16, 1, 5]).astype(np.int32)
-    request, start = cut_queries(border, size)
+    request, start = make_query_tiles(border, size)
     end = np.minimum(start + size, border[request + 1])
     tokens = np.concatenate([np.arange(*run) for run in zip(start, end, strict=True)])
     assert tokens.tolist() == list(range(border[-1]))
     assert (border[request] <= start).all()
     assert request.dtype == start.dtype == np.int32
-    longer, _ = cut_queries(border, size, shortest=2)
+    longer, _ = make_query_tiles(border, size, shortest=2)
     assert set(longer.tolist()) == {1, 3, 5}
 
 

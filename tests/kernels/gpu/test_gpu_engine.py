@@ -20,7 +20,7 @@ from loramux_server.lora.extended_slab import ExtendedSlab
 from loramux_server.lora.packed import LayerPlace, PackedAdapter, PackedLayer
 from loramux_server.lora.slab import GroupShape, vectors
 from loramux_server.models import decoder_model
-from loramux_server.models.encoders.whole_model import let_read_at_once
+from loramux_server.models.encoders.encoder_model import enable_padding
 from loramux_server.models.loading import load_base_model
 from loramux_server.store.check import ServedBase
 from loramux_server.wire.weight_format import WeightFormat
@@ -33,11 +33,11 @@ from tests.parity.test_methods import save, vector_configs
 from tests.parity.test_peft import LOGPROB_TOLERANCE, cases, check
 from tests.support.adapters import Expected, pack_source, save_adapter, with_adapter
 from tests.support.embedders import vector_of
+from tests.support.encoder_models import save_encoder_base
 from tests.support.engine import Harness
 from tests.support.models import VOCAB, tiny_model
 from tests.support.scored import check_told, expected_logprobs
 from tests.support.shown import show, told, vision_case
-from tests.support.whole_models import save_whole
 
 TOKENS = 2
 pytestmark = pytest.mark.filterwarnings(
@@ -101,11 +101,11 @@ def test_requests_of_one_adapter_go_on_together_where_layers_are_recurrent(
 def test_texts_that_an_encoder_reads_at_once_equal_peft_alone(
     device: torch.device, tmp_path: Path
 ) -> None:
-    base = load_base_model(str(save_whole("roberta", tmp_path)), device=str(device))
-    assert base.whole_texts is not None
-    assert base.whole_texts.is_given_tokens
-    let_read_at_once(base.whole_texts, base.check)
-    assert base.whole_texts.reads_at_once
+    base = load_base_model(str(save_encoder_base("roberta", tmp_path)), device=str(device))
+    assert base.encoder_runner is not None
+    assert base.encoder_runner.is_given_tokens
+    enable_padding(base.encoder_runner, base.check)
+    assert base.encoder_runner.pads_texts
     harness = Harness(
         base, kernels="triton", rows=256, num_blocks=200, max_batch_tokens=400, max_running=16
     )

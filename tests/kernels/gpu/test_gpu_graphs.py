@@ -16,7 +16,7 @@ from loramux_server.engine.graphs import Graphs
 from loramux_server.kernels.gpu import dependent_launch
 from loramux_server.kernels.gpu.plan import Plan
 from loramux_server.kernels.gpu.side_stream import SideStream
-from loramux_server.lora.rooms import PinnedMemory
+from loramux_server.lora.buffer_pool import PinnedMemory
 from tests.kernels.gpu.dtypes import needs_gpu
 from tests.kernels.gpu.test_gpu_engine import logprobs
 from tests.support.adapters import pack_source, save_adapter

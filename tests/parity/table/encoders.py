@@ -32,8 +32,8 @@ from tests.support.adapters import save_tuned
 from tests.support.classifiers import tasks_of
 from tests.support.embedders import vector_of
 from tests.support.encoder_heads import for_task
+from tests.support.encoder_models import ENCODERS, VOCAB, lost_of, own_model, save_encoder_base
 from tests.support.engine import Harness
-from tests.support.whole_models import ENCODERS, VOCAB, lost_of, own_model, save_whole
 
 ARCHITECTURES = tuple(ENCODERS)
 
@@ -110,7 +110,7 @@ def headed_configs(base: BaseModel, name: str, task: Task) -> dict[str, PeftConf
 
 def measure(name: str, folder: Path) -> dict[str, Found]:
     """Return the cells of one column."""
-    saved_base = save_whole(name, folder / "base")
+    saved_base = save_encoder_base(name, folder / "base")
     base = load_base_model(str(saved_base))
     own = own_model(saved_base)
     rng = random.Random(0)

@@ -19,8 +19,8 @@ from tests.parity.table.decoders import Continued
 from tests.parity.table.encoders import Embedded
 from tests.parity.table.writers import Answered
 from tests.parity.test_bottleneck import LIBRARY, PROMPT
+from tests.parity.test_encoder_bottlenecks import ENCODERS, SEQ2SEQ, WRITTEN
 from tests.parity.test_library_heads import HEADS, TASKS
-from tests.parity.test_whole_bottlenecks import ENCODERS, SEQ2SEQ, WRITTEN
 from tests.support.adapters import Expected
 
 ARCHITECTURES = ("llama", "gpt2", *ENCODERS, *SEQ2SEQ)

@@ -27,8 +27,8 @@ from tests.parity.table.column import Cell, Column, Found, Text, demand_change, 
 from tests.parity.test_saved import last_part, norms
 from tests.parity.test_seq2seq import SIZES, written
 from tests.support.adapters import Expected, save_tuned
+from tests.support.encoder_models import SEQ2SEQ, VOCAB, own_model, save_encoder_base
 from tests.support.engine import Harness
-from tests.support.whole_models import SEQ2SEQ, VOCAB, own_model, save_whole
 
 ARCHITECTURES = tuple(SEQ2SEQ)
 NUM_TOKENS = 6
@@ -98,7 +98,7 @@ def configs(base: BaseModel, own: PreTrainedModel) -> dict[str, PeftConfig]:
 
 def measure(name: str, folder: Path) -> dict[str, Found]:
     """Return the cells of one column."""
-    saved_base = save_whole(name, folder / "base")
+    saved_base = save_encoder_base(name, folder / "base")
     base = load_base_model(str(saved_base))
     own = own_model(saved_base)
     rng = random.Random(0)

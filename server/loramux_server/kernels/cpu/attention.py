@@ -66,12 +66,12 @@ def attend(pointer: Any) -> None:
     all_work = 0
     for tile in range(job.num_tiles):
         all_work += tiles[4 * tile + 2] * tiles[4 * tile + 3] * kv_heads
-    mine, others = share_of(all_work)
+    share_begin, share_end = share_of(all_work)
     work = 0
     for tile in range(job.num_tiles):
         count, length = tiles[4 * tile + 2], tiles[4 * tile + 3]
-        j0 = first_unit(mine, work, count * length, kv_heads)
-        j1 = first_unit(others, work, count * length, kv_heads)
+        j0 = first_unit(share_begin, work, count * length, kv_heads)
+        j1 = first_unit(share_end, work, count * length, kv_heads)
         work += count * length * kv_heads
         if j0 >= j1:
             continue
@@ -270,7 +270,7 @@ class PagedAttentionCpu:
         """Implement `loramux_server.kernels.attention.paged_attention`."""
         num_heads, key_width = q_THD.shape[1:]
         num_kv_heads, value_width = v_SJE.shape[1:]
-        is_served = q_THD.dtype == torch.float32 and takes(form) and batch.together_T2 is None
+        is_served = q_THD.dtype == torch.float32 and takes(form) and batch.bidirectional_T2 is None
         if not is_served or key_width % WIDTH or value_width % WIDTH:
             return paged_attention(q_THD, k_SJD, v_SJE, batch, form)
         job, shape = self._job[0], (num_heads, num_kv_heads)

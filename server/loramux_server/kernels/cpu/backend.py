@@ -15,7 +15,7 @@ from loramux_server.kernels.cpu.state_space import StateSpaceCpu
 from loramux_server.kernels.cpu.write_cache import WriteCacheCpu
 from loramux_server.kernels.experts import multiply_experts
 from loramux_server.kernels.projection import project
-from loramux_server.kernels.resting import Quantization
+from loramux_server.kernels.weight_storage import Quantization
 
 
 def make_cpu_backend(quantization: Quantization, *, is_deterministic: bool) -> Backend:

@@ -30,7 +30,7 @@ from loramux_server.kernels.cpu.pointwise import (
     add,
     gate,
     normalize,
-    turn,
+    rope,
 )
 from loramux_server.kernels.cpu.program import Program
 from loramux_server.kernels.cpu.shrink import shrink
@@ -84,7 +84,7 @@ class DecoderCpu:
         self._kv_heads, self._width = first.keys_SJD.shape[1:]
         self._norms = np.zeros(2 * count, NORM_JOB)
         self._head_norms = np.zeros(2 * count, NORM_JOB)
-        self._turns = np.zeros(2 * count, ROTATE_JOB)
+        self._rope = np.zeros(2 * count, ROTATE_JOB)
         self._writes = np.zeros(2 * count, WRITE_JOB)
         self._attention = np.zeros(count, ATTEND_JOB)
         self._linears = np.zeros(4 * count, LINEAR_JOB)
@@ -129,8 +129,8 @@ class DecoderCpu:
         self._norms["rows"] = self._head_norms["rows"] = self._gates["rows"] = num_tokens
         self._adds["rows"] = self._linears["num_tokens"] = self._writes["num_tokens"] = num_tokens
         self._writes["slots"] = batch.slot_T.data_ptr()
-        self._turns["rows"] = num_tokens
-        self._turns["cos"], self._turns["sin"] = cos_TD.data_ptr(), sin_TD.data_ptr()
+        self._rope["rows"] = num_tokens
+        self._rope["cos"], self._rope["sin"] = cos_TD.data_ptr(), sin_TD.data_ptr()
         if self._tiles is None or self._tiles.batch is not batch:
             heads = int(self._attention["num_heads"][0])
             self._tiles = QueryTiles(batch, heads // self._kv_heads)
@@ -170,7 +170,7 @@ class DecoderCpu:
                 _describe_norm(job, norm_or_none)
                 job["heads"], job["head_stride"] = count, head_bytes
                 job["x_stride"] = job["out_stride"] = row_bytes
-            job = self._turns[2 * index + place]
+            job = self._rope[2 * index + place]
             job["heads"], job["width"] = count, self._width
             job["stride"], job["head_stride"] = row_bytes, head_bytes
         for place, cache in enumerate((layer.keys_SJD, layer.values_SJD)):
@@ -232,7 +232,7 @@ class DecoderCpu:
         keys = at["qkv"] + 4 * seen
         values = keys + 4 * self._kv_heads * self._width
         for place, begin in enumerate((at["qkv"], keys)):
-            self._turns["x"][place::2] = begin
+            self._rope["x"][place::2] = begin
             self._head_norms["x"][place::2] = self._head_norms["out"][place::2] = begin
         self._writes["x"][0::2], self._writes["x"][1::2] = keys, values
 
@@ -250,7 +250,7 @@ class DecoderCpu:
             for place in (2 * index, 2 * index + 1):
                 if layer.query_norm:
                     program.add(normalize, self._head_norms, place, waits=False)
-                program.add(turn, self._turns, place, waits=False)
+                program.add(rope, self._rope, place, waits=False)
             program.add(write, self._writes, 2 * index, waits=False)
             program.add(write, self._writes, 2 * index + 1)
             program.add(attend, self._attention, index)

@@ -16,7 +16,7 @@ _BLOCK = 4 * WIDTH
 JOB = state_job("q", "k", "v", "decay", "beta", "key_width", "value_width")
 
 
-def learn(pointer: Any) -> None:
+def delta_rule_kernel(pointer: Any) -> None:
     """Implement `kernels.delta_rule`; the heads of all requests are split among the threads."""
     job = numba.carray(pointer, 1)[0]
     first, last = share_of(job.requests * job.heads)
@@ -72,7 +72,7 @@ class DeltaRuleCpu:
     """`delta_rule` for float32 on a CPU."""
 
     def __init__(self) -> None:
-        self._loop = StateLoop(learn, JOB)
+        self._loop = StateLoop(delta_rule_kernel, JOB)
 
     def __call__(
         self,

@@ -47,7 +47,7 @@ def expand(pointer: Any) -> None:
             panels = (columns[p + 1] - columns[p] + PANEL - 1) // PANEL
             r = rank[s * job.max_parts + p] + _num_vectors(_kinds(job, s, p))
             all_work += panels * r * (end[s] - start[s])
-    mine, others = share_of(all_work)
+    share_begin, share_end = share_of(all_work)
     work = 0
     for s in range(job.num_segments):
         tokens = end[s] - start[s]
@@ -58,8 +58,8 @@ def expand(pointer: Any) -> None:
             if not cost:
                 continue
             panels = (columns[p + 1] - columns[p] + PANEL - 1) // PANEL
-            first = columns[p] + PANEL * first_unit(mine, work, cost, panels)
-            last = columns[p] + PANEL * first_unit(others, work, cost, panels)
+            first = columns[p] + PANEL * first_unit(share_begin, work, cost, panels)
+            last = columns[p] + PANEL * first_unit(share_end, work, cost, panels)
             # The last panel may be partial; a thread that starts past it has nothing to do.
             first, last = min(first, columns[p + 1]), min(last, columns[p + 1])
             work += panels * cost

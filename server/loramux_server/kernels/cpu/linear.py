@@ -22,8 +22,8 @@ from loramux_server.kernels.cpu.parallel import (
 from loramux_server.kernels.cpu.register_tile import MAX_ROWS, PANEL, tile_for
 from loramux_server.kernels.cpu.simd import BFLOAT16, FLOAT16, FLOAT32, INT8
 from loramux_server.kernels.linear import Linear, make_linear
-from loramux_server.kernels.resting import Quantization, at_rest, floats_at_rest
 from loramux_server.kernels.saved_linear import SavedLinear, make_saved_linear
+from loramux_server.kernels.weight_storage import Quantization, quantize, storage_dtype
 
 LINEAR_JOB = np.dtype(
     [
@@ -190,13 +190,13 @@ def make_linear_cpu(
     if weight_NK.dtype != torch.float32:
         return make_linear(weight_NK, bias_N, quantization)
     if quantization is Quantization.INT8:
-        values_NK, scale_N = at_rest(weight_NK, quantization)
+        values_NK, scale_N = quantize(weight_NK, quantization)
         return LinearCpu(values_NK, values_NK.dtype, scale_N, bias_N, is_exact=False)
     is_exact = quantization is Quantization.NONE or (
         quantization is Quantization.BFLOAT16
-        and floats_at_rest(weight_NK, Quantization.NONE) is torch.bfloat16
+        and storage_dtype(weight_NK, Quantization.NONE) is torch.bfloat16
     )
-    dtype = floats_at_rest(weight_NK, quantization)
+    dtype = storage_dtype(weight_NK, quantization)
     return LinearCpu(weight_NK, dtype, bias_N=bias_N, is_exact=is_exact)
 
 

@@ -65,7 +65,7 @@ def gate(pointer: Any) -> None:
             store(out + k, g / (one + exp(zero - g)) * load(y + half_bytes + k))
 
 
-def turn(pointer: Any) -> None:
+def rope(pointer: Any) -> None:
     """Apply RoPE to each head of each row, in place; rows are split among the threads."""
     job = numba.carray(pointer, 1)[0]
     first, last = share_of(job.rows)
@@ -134,7 +134,7 @@ class RotateCpu:
 
     def __init__(self) -> None:
         self._job = np.zeros(1, ROTATE_JOB)
-        self._kernel = Kernel(turn, self._job)
+        self._kernel = Kernel(rope, self._job)
 
     def __call__(
         self, q_THD: torch.Tensor, k_TJD: torch.Tensor, cos_TD: torch.Tensor, sin_TD: torch.Tensor

@@ -20,13 +20,13 @@ from loramux_server.kernels.cpu.parallel import (
 )
 from loramux_server.kernels.cpu.register_tile import MAX_ROWS, ONES, PANEL, ZEROS, tile_for
 from loramux_server.kernels.cpu.simd import FLOAT32, WIDTH
-from loramux_server.kernels.row_attention import Seen, row_attention
+from loramux_server.kernels.row_attention import Context, row_attention
 
 JOB = np.dtype(
     [
         (name, np.int64)
         for name in (
-            "q", "out", "scores", "scores_stride", "seen", "requests", "heads", "key_heads",
+            "q", "out", "scores", "scores_stride", "contexts", "requests", "heads", "key_heads",
             "key_width", "value_width", "q_stride", "q_head_stride", "ones", "zeros",
         )
     ]
@@ -42,30 +42,30 @@ _FIELDS = 10
 def attend_rows(pointer: Any) -> None:
     """Implement `kernels.row_attention`; (request, key head) pairs are split by context length."""
     job = numba.carray(pointer, 1)[0]
-    seen = int64_at(job.seen)
+    contexts = int64_at(job.contexts)
     scores = job.scores + thread_number() * job.scores_stride * 4
     all_work = 0
     for request in range(job.requests):
-        all_work += seen[_FIELDS * request + _LENGTH] * job.key_heads
-    mine, others = share_of(all_work)
+        all_work += contexts[_FIELDS * request + _LENGTH] * job.key_heads
+    share_begin, share_end = share_of(all_work)
     work = 0
     for request in range(job.requests):
-        length = seen[_FIELDS * request + _LENGTH]
-        j0 = first_unit(mine, work, length, job.key_heads)
-        j1 = first_unit(others, work, length, job.key_heads)
+        length = contexts[_FIELDS * request + _LENGTH]
+        j0 = first_unit(share_begin, work, length, job.key_heads)
+        j1 = first_unit(share_end, work, length, job.key_heads)
         work += length * job.key_heads
         for j in range(j0, j1):
-            _attend(job, job.seen + 8 * _FIELDS * request, scores, request, length, j)
+            _attend(job, job.contexts + 8 * _FIELDS * request, scores, request, length, j)
 
 
 @numba.njit(fastmath=FASTMATH)  # type: ignore[untyped-decorator]
-def _attend(job: Any, told: Any, scores: Any, request: Any, length: Any, j: Any) -> None:
+def _attend(job: Any, record: Any, scores: Any, request: Any, length: Any, j: Any) -> None:
     """Attend for the query heads of key head `j` of one request."""
-    seen = int64_at(told)
+    context = int64_at(record)
     groups, stride = job.heads // job.key_heads, 4 * length
     first = j * groups
     q = job.q + request * job.q_stride + first * job.q_head_stride
-    k, k_token = seen[_K] + j * seen[_K_HEAD], seen[_K_TOKEN]
+    k, k_token = context[_K] + j * context[_K_HEAD], context[_K_TOKEN]
     scale = np.float32(job.scale)
     for token in range(0, length, ROWS):
         for g in range(0, groups, INPUTS):
@@ -76,12 +76,12 @@ def _attend(job: Any, told: Any, scores: Any, request: Any, length: Any, j: Any)
             )  # fmt: skip
     for g in range(groups):
         row = float32_at(scores + g * stride)
-        if seen[_BIAS] != 0:
-            bias, step = seen[_BIAS] + (first + g) * seen[_BIAS_HEAD], seen[_BIAS_TOKEN]
+        if context[_BIAS] != 0:
+            bias, step = context[_BIAS] + (first + g) * context[_BIAS_HEAD], context[_BIAS_TOKEN]
             for token in range(length):
                 row[token] += float32_at(bias + token * step)[0]
         softmax(row, 0, length, length, np.float32(0.0), np.float32(-np.inf))
-    v, v_token = seen[_V] + j * seen[_V_HEAD], seen[_V_TOKEN]
+    v, v_token = context[_V] + j * context[_V_HEAD], context[_V_TOKEN]
     value_bytes = 4 * job.value_width
     for g in range(0, groups, MAX_ROWS):
         rows, weights = min(MAX_ROWS, groups - g), scores + g * stride
@@ -104,42 +104,48 @@ class RowAttentionCpu:
         self._kernel = Kernel(attend_rows, self._job)
         self._scores = torch.empty(0)
 
-    def __call__(self, q_BHD: torch.Tensor, seen: Sequence[Seen], scale: float) -> torch.Tensor:
+    def __call__(
+        self, q_BHD: torch.Tensor, contexts: Sequence[Context], scale: float
+    ) -> torch.Tensor:
         """Implement `loramux_server.kernels.row_attention.row_attention`."""
         requests, heads, key_width = q_BHD.shape
-        key_heads, _, value_width = seen[0].v_JLE.shape
-        if key_width % WIDTH or value_width % WIDTH or not _is_served(q_BHD, seen):
-            return row_attention(q_BHD, seen, scale)
-        told = np.array([_told(each) for each in seen], np.int64)
-        longest = int(told[:, _LENGTH].max())
+        key_heads, _, value_width = contexts[0].v_JLE.shape
+        if key_width % WIDTH or value_width % WIDTH or not _is_served(q_BHD, contexts):
+            return row_attention(q_BHD, contexts, scale)
+        records = np.array([_record(each) for each in contexts], np.int64)
+        longest = int(records[:, _LENGTH].max())
         stride = -(-longest * heads // key_heads // WIDTH) * WIDTH
         needed = stride * torch.get_num_threads()
         if self._scores.numel() < needed:
             self._scores = torch.empty(2 * needed)
         out_BHE = q_BHD.new_empty(requests, heads, value_width)
         job = self._job[0]
-        job["q"], job["out"], job["seen"] = q_BHD.data_ptr(), out_BHE.data_ptr(), told.ctypes.data
+        job["q"], job["out"], job["contexts"] = (
+            q_BHD.data_ptr(),
+            out_BHE.data_ptr(),
+            records.ctypes.data,
+        )
         job["q_stride"], job["q_head_stride"] = 4 * q_BHD.stride(0), 4 * q_BHD.stride(1)
         job["scores"], job["scores_stride"] = self._scores.data_ptr(), stride
         job["requests"], job["heads"], job["key_heads"] = requests, heads, key_heads
         job["key_width"], job["value_width"] = key_width, value_width
         job["ones"], job["zeros"] = ONES.data_ptr(), ZEROS.data_ptr()
         job["scale"] = scale
-        self._kernel.run(int(told[:, _LENGTH].sum()) * heads * key_width)
+        self._kernel.run(int(records[:, _LENGTH].sum()) * heads * key_width)
         return out_BHE
 
 
-def _is_served(q_BHD: torch.Tensor, seen: Sequence[Seen]) -> bool:
-    numbers = [q_BHD, *(x for each in seen for x in (each.k_JLD, each.v_JLE))]
-    biases = (each.bias_HL for each in seen)
+def _is_served(q_BHD: torch.Tensor, contexts: Sequence[Context]) -> bool:
+    numbers = [q_BHD, *(x for each in contexts for x in (each.k_JLD, each.v_JLE))]
+    biases = (each.bias_HL for each in contexts)
     return all(x.dtype == torch.float32 and x.stride(-1) == 1 for x in numbers) and all(
         x is None or x.dtype == torch.float32 for x in biases
     )
 
 
-def _told(seen: Seen) -> tuple[int, ...]:
+def _record(context: Context) -> tuple[int, ...]:
     """Return the record of a request, in the order of the field constants."""
-    k, v, bias = seen
+    k, v, bias = context
     (k_head, k_token, _), (v_head, v_token, _) = k.stride(), v.stride()
     of_bias = (0, 0, 0)
     if bias is not None:

@@ -34,7 +34,7 @@ def shrink(pointer: Any) -> None:
         for p in range(num_parts):
             quads = (rank[s * job.max_parts + p] + ROWS - 1) // ROWS
             all_work += quads * (end[s] - start[s])
-    mine, others = share_of(all_work)
+    share_begin, share_end = share_of(all_work)
     work = 0
     for s in range(job.num_segments):
         tokens = end[s] - start[s]
@@ -42,8 +42,8 @@ def shrink(pointer: Any) -> None:
         for p in range(num_parts):
             r = rank[s * job.max_parts + p]
             quads = (r + ROWS - 1) // ROWS
-            q0 = first_unit(mine, work, tokens, quads)
-            q1 = first_unit(others, work, tokens, quads)
+            q0 = first_unit(share_begin, work, tokens, quads)
+            q1 = first_unit(share_end, work, tokens, quads)
             work += quads * tokens
             a = job.a + (num_parts * row[s] + p * size[s]) * width * 4
             factor = scale[s * job.max_parts + p]

@@ -14,7 +14,7 @@ from loramux_server.kernels.cpu.state_loop import StateLoop, state_job
 JOB = state_job("x", "decay", "b", "c", "head_width", "state_width")
 
 
-def take_in(pointer: Any) -> None:
+def state_space_kernel(pointer: Any) -> None:
     """Implement `kernels.state_space`; the heads of all requests are split among the threads."""
     job = numba.carray(pointer, 1)[0]
     first, last = share_of(job.requests * job.heads)
@@ -44,7 +44,7 @@ class StateSpaceCpu:
     """`state_space` for float32 on a CPU."""
 
     def __init__(self) -> None:
-        self._loop = StateLoop(take_in, JOB)
+        self._loop = StateLoop(state_space_kernel, JOB)
 
     def __call__(
         self,

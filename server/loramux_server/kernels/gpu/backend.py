@@ -15,6 +15,7 @@ from loramux_server.kernels.backend import Backend
 from loramux_server.kernels.decoder import Decoder, DecoderLayer
 from loramux_server.kernels.draw import Draws, draw
 from loramux_server.kernels.gpu.attend import most_rows
+from loramux_server.kernels.gpu.capacity import power
 from loramux_server.kernels.gpu.decode_attention import DecodeScratch, decode_attention_triton
 from loramux_server.kernels.gpu.decoder import make_decoder_gpu
 from loramux_server.kernels.gpu.device_batch import tile_size
@@ -22,11 +23,10 @@ from loramux_server.kernels.gpu.draw import draw_triton
 from loramux_server.kernels.gpu.expand import expand_triton
 from loramux_server.kernels.gpu.experts import multiply_experts_triton
 from loramux_server.kernels.gpu.linear import LinearGpu, make_linear_gpu
-from loramux_server.kernels.gpu.plan import Cut, Plan
+from loramux_server.kernels.gpu.plan import KernelConfigs, Plan
 from loramux_server.kernels.gpu.prefill_attention import prefill_attention_triton
 from loramux_server.kernels.gpu.residual_norm import NormScratch
 from loramux_server.kernels.gpu.rms_norm import rms_norm_triton
-from loramux_server.kernels.gpu.room import power
 from loramux_server.kernels.gpu.shrink import shrink_triton
 from loramux_server.kernels.gpu.side_stream import SideStream
 from loramux_server.kernels.gpu.staged import Staged, Stager
@@ -61,9 +61,9 @@ class GpuOperations:
         return self._staged
 
     @property
-    def cut(self) -> Cut:
+    def configs(self) -> KernelConfigs:
         """Kernel configurations for the current step."""
-        return self.plan.cut(self.staged.tiles.size, is_bare=self.staged.path is None)
+        return self.plan.configs_for(self.staged.tiles.size, is_base=self.staged.path is None)
 
     def stage(self, given: StepInput, device: torch.device) -> StepInput:
         """Copy a step's input to the device and make it the current step."""
@@ -71,7 +71,7 @@ class GpuOperations:
         step, self._staged = self._stager.stage(given)
         return step
 
-    def halves(
+    def base_and_low_rank(
         self, projection: Projection, x_TK: torch.Tensor
     ) -> tuple[torch.Tensor, LowRank | None]:
         """Return the base output for `x_TK`, and the rest of the LoRA update (None without one)."""
@@ -93,7 +93,7 @@ class GpuOperations:
         else:
             # The shrink kernel reads little and hides behind the base matmul on a second stream.
             # Without a graph, launch overhead dominates, and a second stream only adds to it.
-            is_beside = self.staged.is_recorded
+            is_beside = self.staged.uses_graph
             try:
                 with self._side.fork() if is_beside else nullcontext():
                     planes_STJ = self._gathered(projection, projection.a_RK, x_TK, path.num_rows)
@@ -113,12 +113,12 @@ class GpuOperations:
         num_parts = len(projection.columns) - 1
         assert projection.table is not None
         planes_STJ = torch.empty(
-            self.cut.planes, len(x_TK), num_parts * most_rows,
+            self.configs.planes, len(x_TK), num_parts * most_rows,
             dtype=torch.float32, device=x_TK.device,
         )  # fmt: skip
         shrink_triton(
             x_TK, a_RK, num_parts, self.staged.tiles, projection.table, planes_STJ,
-            blocks=self.cut.shrink,
+            blocks=self.configs.shrink,
         )  # fmt: skip
         if self.staged.is_decode:
             return planes_STJ
@@ -133,14 +133,14 @@ class GpuOperations:
     ) -> torch.Tensor:
         """Implement `loramux_server.kernels.projection.project`."""
         del backend, segments
-        return self.whole(projection, x_TK)
+        return self.project_full(projection, x_TK)
 
-    def whole(self, projection: Projection, x_TK: torch.Tensor) -> torch.Tensor:
+    def project_full(self, projection: Projection, x_TK: torch.Tensor) -> torch.Tensor:
         """Return the outputs of the layers for `x_TK`, with LoRA applied."""
-        y_TN, low_rank = self.halves(projection, x_TK)
+        y_TN, low_rank = self.base_and_low_rank(projection, x_TK)
         if low_rank is not None:
             columns, tiles = projection.columns.tolist(), self.staged.tiles
-            expand_triton(y_TN, columns, low_rank, tiles, blocks=self.cut.expand)
+            expand_triton(y_TN, columns, low_rank, tiles, blocks=self.configs.expand)
         return y_TN
 
     def write_cache(
@@ -163,7 +163,7 @@ class GpuOperations:
         form: AttentionForm,
     ) -> torch.Tensor:
         """Implement `loramux_server.kernels.attention.paged_attention`."""
-        if batch.together_T2 is not None:  # the kernels only implement causal attention
+        if batch.bidirectional_T2 is not None:  # the kernels only implement causal attention
             return paged_attention(q_THD, k_SJD, v_SJE, batch, form)
         staged = self.staged.batch
         size = (*q_THD.shape[:2], v_SJE.shape[2])

@@ -65,7 +65,7 @@ def changed(
 
 
 @triton.jit
-def ahead(
+def prefetch_lora(
     low_rank: tl.tuple,
     adapter: tl.tensor,
     part: tl.tensor,
@@ -100,7 +100,7 @@ def changed_block(
 ) -> tl.tensor:
     """Return `changed` of the tokens `o_T` (int64) and columns `o_N`, all of one part; float32.
 
-    `known` is the result of `ahead` for them.
+    `known` is the result of `prefetch_lora` for them.
     """
     first_TN, _ = _changed(
         y_TN, y_TN, low_rank, known, known, adapter, part, part, o_T, m_T, o_N, o_N, m_N,

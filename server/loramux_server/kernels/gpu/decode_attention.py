@@ -17,7 +17,7 @@ import triton.language as tl
 
 from loramux_server.kernels.attention import AttentionForm, paged_attention
 from loramux_server.kernels.gpu.attend import Blocks, attend, padded, score_factors, sink_exponents
-from loramux_server.kernels.gpu.dependent_launch import launch_options, wait
+from loramux_server.kernels.gpu.dependent_launch import launch_options, wait_for_predecessor
 from loramux_server.kernels.gpu.device_batch import DeviceBatch
 
 
@@ -172,7 +172,7 @@ def _attend_shares(
     context = tl.load(p_context + request)
     token = tl.load(p_query_start + request)
     end = tl.load(p_query_start + request + 1)
-    wait(IS_DEPENDENT)
+    wait_for_predecessor(IS_DEPENDENT)
     if (context == 0) | (end - token != 1):
         return
     begin, length = _shares(context, WINDOW, BLOCK_C, SHARES, LEAST)

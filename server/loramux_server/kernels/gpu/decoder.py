@@ -18,7 +18,7 @@ from loramux_server.kernels.gpu.residual_norm import residual_norm_triton
 from loramux_server.kernels.gpu.rms_norm import rms_norm_triton
 from loramux_server.kernels.gpu.rope_write import HeadNorms, rope_write_triton
 from loramux_server.kernels.gpu.silu_mul import silu_mul_triton
-from loramux_server.kernels.own_linear import OwnLinear
+from loramux_server.kernels.module_linear import ModuleLinear
 from loramux_server.kernels.projection import Projection
 from loramux_server.lora.segments import Segments
 
@@ -38,7 +38,9 @@ def make_decoder_gpu(
 
 def _is_served(layer: DecoderLayer) -> bool:
     projections = (layer.qkv, layer.output, layer.gate_up, layer.down)
-    return all(isinstance(projection.linear, LinearGpu | OwnLinear) for projection in projections)
+    return all(
+        isinstance(projection.linear, LinearGpu | ModuleLinear) for projection in projections
+    )
 
 
 class DecoderGpu:
@@ -78,24 +80,24 @@ class DecoderGpu:
         out_TK: torch.Tensor,
     ) -> None:
         """Add the output of `projection` for `x_TN` to the residual; write its norm to `out_TK`."""
-        operations, low_rank, cut = self._operations, None, self._operations.cut
+        operations, low_rank, configs = self._operations, None, self._operations.configs
         if operations.staged.is_decode:
-            y_TK, low_rank = operations.halves(projection, x_TN)
+            y_TK, low_rank = operations.base_and_low_rank(projection, x_TN)
         else:  # many tokens share an adapter: do not read B once per token
-            y_TK = operations.whole(projection, x_TN)
-            cut = operations.plan.cut(operations.staged.tiles.size, is_bare=True)
+            y_TK = operations.project_full(projection, x_TN)
+            configs = operations.plan.configs_for(operations.staged.tiles.size, is_base=True)
         residual_norm_triton(
             hidden_TK, y_TK, low_rank, operations.staged.tiles, norm, out_TK,
-            operations.norm_scratch(*hidden_TK.shape), blocks=cut.residual_norm,
+            operations.norm_scratch(*hidden_TK.shape), blocks=configs.residual_norm,
         )  # fmt: skip
 
     def _gate(self, projection: Projection, x_TK: torch.Tensor) -> torch.Tensor:
         """Return `silu(gate) * up` with LoRA applied, as [T, N / 2]."""
         operations = self._operations
-        y_TN, low_rank = operations.halves(projection, x_TK)
+        y_TN, low_rank = operations.base_and_low_rank(projection, x_TK)
         act_TN = y_TN.new_empty(len(y_TN), y_TN.shape[1] // 2)
         silu_mul_triton(
-            y_TN, low_rank, operations.staged.tiles, act_TN, blocks=operations.cut.silu_mul
+            y_TN, low_rank, operations.staged.tiles, act_TN, blocks=operations.configs.silu_mul
         )
         return act_TN
 
@@ -109,14 +111,14 @@ class DecoderGpu:
     ) -> torch.Tensor:
         """Return the attention output, as [T, N]; write keys and values to the cache."""
         operations = self._operations
-        qkv_TN, low_rank = operations.halves(layer.qkv, x_TK)
+        qkv_TN, low_rank = operations.base_and_low_rank(layer.qkv, x_TK)
         num_tokens, (_, kv_heads, width) = len(x_TK), layer.keys_SJD.shape
         num_heads = qkv_TN.shape[1] // width - 2 * kv_heads
         q_THD = torch.empty(num_tokens, num_heads, width, dtype=x_TK.dtype, device=x_TK.device)
         rope_write_triton(
             qkv_TN, low_rank, operations.staged.tiles, _head_norms(layer),
             cos_TD, sin_TD, batch.slot_T, q_THD, layer.keys_SJD, layer.values_SJD,
-            blocks=operations.cut.rope_write,
+            blocks=operations.configs.rope_write,
         )  # fmt: skip
         seen_THD = operations.paged_attention(
             q_THD, layer.keys_SJD, layer.values_SJD, batch, layer.form

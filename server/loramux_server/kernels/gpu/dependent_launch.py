@@ -20,7 +20,7 @@ _HOPPER = (9, 0)
 
 
 def launch_options(device: torch.device, low_rank: LowRank | None) -> dict[str, Any]:
-    """Return the launch options on `device` of a kernel that calls `wait`.
+    """Return the launch options on `device` of a kernel that calls `wait_for_predecessor`.
 
     A kernel that reads h from the separate shrink kernel has two predecessors, on two streams, and
     is launched normally, after both have ended.
@@ -37,7 +37,7 @@ def _has_dependent_launch(device: torch.device) -> bool:
 
 
 @triton.jit
-def wait(IS_DEPENDENT: tl.constexpr) -> None:
+def wait_for_predecessor(IS_DEPENDENT: tl.constexpr) -> None:
     """Wait until the results of preceding kernels are visible, then let the next kernel launch.
 
     Every program has to call it before it reads or writes memory that they read or write. Otherwise

@@ -54,7 +54,7 @@ def tile_size(num_heads: int, num_kv_heads: int, rows: int = 64) -> int:
     return max(1, rows * num_kv_heads // num_heads)
 
 
-def cut_queries(query_start_B: Int32, size: int, shortest: int = 1) -> tuple[Int32, Int32]:
+def make_query_tiles(query_start_B: Int32, size: int, shortest: int = 1) -> tuple[Int32, Int32]:
     """Return (request, first token) of the query tiles of requests with `shortest` tokens or more.
 
     With `shortest` 2, the requests left out are those that `decode_attention` handles.

@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 
 from loramux_server.kernels.gpu.arguments import low_rank_arguments, tile_arguments
-from loramux_server.kernels.gpu.change import ahead, changed, changed_block
-from loramux_server.kernels.gpu.dependent_launch import launch_options, wait
+from loramux_server.kernels.gpu.change import changed, changed_block, prefetch_lora
+from loramux_server.kernels.gpu.dependent_launch import launch_options, wait_for_predecessor
 from loramux_server.kernels.gpu.tiles import LowRank, Tiles
 
 
@@ -80,7 +80,7 @@ def _expand(
     count = tl.load(tiles.count_I + i_tile)
     adapter = tl.load(tiles.adapter_I + i_tile)
     if (count == 0) | (adapter < 0):
-        wait(IS_DEPENDENT)
+        wait_for_predecessor(IS_DEPENDENT)
         return
     # Every part begins with a new block.
     NUM_PARTS: tl.constexpr = len(COLUMNS) - 1
@@ -96,11 +96,11 @@ def _expand(
     o_N = begin + tl.arange(0, BLOCK_N)
     m_N = o_N < end
     dtype: tl.constexpr = p_y.dtype.element_ty
-    known = ahead(low_rank, adapter, part, o_N, m_N, dtype)
+    known = prefetch_lora(low_rank, adapter, part, o_N, m_N, dtype)
     o_T = tl.arange(0, BLOCK_T)
     m_T = o_T < count
     token_T = (tl.load(tiles.start_I + i_tile) + o_T).to(tl.int64)
-    wait(IS_DEPENDENT)
+    wait_for_predecessor(IS_DEPENDENT)
     p_TN = p_y + token_T[:, None] * y_stride + o_N[None, :]
     m_TN = m_T[:, None] & m_N[None, :]
     y_TN = changed_block(

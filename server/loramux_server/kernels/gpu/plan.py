@@ -32,11 +32,11 @@ BLOCKS: dict[str, type[Any]] = {
     "silu_mul": SiluBlocks,
     "residual_norm": NormBlocks,
 }
-"""Fields of `Cut` that configure one kernel -> their classes."""
+"""Fields of `KernelConfigs` that configure one kernel -> their classes."""
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class KernelConfigs:
     """Configurations of the kernels that apply adapters, for one tile size."""
 
     planes: int = 1
@@ -48,10 +48,10 @@ class Cut:
     residual_norm: NormBlocks = NORM
 
     @staticmethod
-    def parse(entry: dict[str, Any]) -> "Cut":
+    def parse(entry: dict[str, Any]) -> "KernelConfigs":
         """Return the configurations in an entry of the file."""
         blocks = {name: BLOCKS[name](**value) for name, value in entry.items() if name in BLOCKS}
-        return Cut(**(entry | blocks))
+        return KernelConfigs(**(entry | blocks))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,18 +64,18 @@ class Plan:
     """Most tokens of the merged matmul: with more it is compute-bound, and unused rows cost."""
     decode_shares: int
     """Most parts of a context that decode attention processes in parallel."""
-    cuts: dict[int, Cut]
+    configs: dict[int, KernelConfigs]
     """Tile size in tokens -> kernel configurations where tokens have adapters."""
-    bare: dict[int, Cut]
+    base_configs: dict[int, KernelConfigs]
     """The same where no token has one."""
     decode_attention: dict[int, DecodeBlocks] = field(default_factory=dict)
     """Most requests of a step -> its configuration; larger steps use that of the largest."""
     draw: DrawBlocks | None = None
     """Configuration of `draw_triton`; None: `kernels.draw` sorts, as where nothing was measured."""
 
-    def cut(self, tile: int, *, is_bare: bool) -> Cut:
+    def configs_for(self, tile: int, *, is_base: bool) -> KernelConfigs:
         """Return the kernel configurations for tiles of `tile` tokens."""
-        return (self.bare if is_bare else self.cuts)[tile]
+        return (self.base_configs if is_base else self.configs)[tile]
 
     def attention_of(self, requests: int) -> DecodeBlocks | None:
         """Return the decode attention's configuration for `requests`; None: derive from shapes."""
@@ -94,8 +94,8 @@ class Plan:
         """Return the plan in an entry of the file."""
         attention = entry.get("decode_attention", {})
         tables: dict[str, Any] = {
-            table: {int(size): Cut.parse(cut) for size, cut in entry[table].items()}
-            for table in ("cuts", "bare")
+            table: {int(size): KernelConfigs.parse(values) for size, values in entry[table].items()}
+            for table in ("configs", "base_configs")
         }
         tables["decode_attention"] = {
             int(most): DecodeBlocks(**blocks) for most, blocks in attention.items()

@@ -12,8 +12,8 @@ import triton.language as tl
 from loramux_server.kernels import pointwise
 from loramux_server.kernels.decoder import Norm
 from loramux_server.kernels.gpu.arguments import low_rank_arguments
-from loramux_server.kernels.gpu.change import ahead, changed, changed_block
-from loramux_server.kernels.gpu.dependent_launch import launch_options, wait
+from loramux_server.kernels.gpu.change import changed, changed_block, prefetch_lora
+from loramux_server.kernels.gpu.dependent_launch import launch_options, wait_for_predecessor
 from loramux_server.kernels.gpu.tiles import LowRank, Tiles
 
 
@@ -134,8 +134,8 @@ def _residual_norm(
     m_K = o_K < WIDTH
     if low_rank is not None:
         adapter = tl.load(p_adapter + token)
-        known = ahead(low_rank, adapter, 0, o_K, m_K, p_y.dtype.element_ty)
-    wait(IS_DEPENDENT)
+        known = prefetch_lora(low_rank, adapter, 0, o_K, m_K, p_y.dtype.element_ty)
+    wait_for_predecessor(IS_DEPENDENT)
     p_row = p_hidden + token * hidden_stride
     before_K = tl.load(p_row + o_K, mask=m_K, other=0.0).to(tl.float32)
     y_K = tl.load(p_y + token * y_stride + o_K, mask=m_K, other=0.0).to(tl.float32)

@@ -15,8 +15,8 @@ import triton.language as tl
 from loramux_server.kernels import pointwise
 from loramux_server.kernels.decoder import Norm
 from loramux_server.kernels.gpu.arguments import low_rank_arguments, tile_arguments
-from loramux_server.kernels.gpu.change import ahead, changed, changed_pair
-from loramux_server.kernels.gpu.dependent_launch import launch_options, wait
+from loramux_server.kernels.gpu.change import changed, changed_pair, prefetch_lora
+from loramux_server.kernels.gpu.dependent_launch import launch_options, wait_for_predecessor
 from loramux_server.kernels.gpu.tiles import LowRank, Tiles, tokens
 
 
@@ -165,7 +165,7 @@ def _rope_write(
     start = tl.load(tiles.start_I + i_tile)
     adapter = tl.load(tiles.adapter_I + i_tile)
     if count == 0:
-        wait(IS_DEPENDENT)
+        wait_for_predecessor(IS_DEPENDENT)
         return
     HALF: tl.constexpr = WIDTH // 2
     dtype: tl.constexpr = p_qkv.dtype.element_ty
@@ -182,9 +182,9 @@ def _rope_write(
     o_N = (head + o_H) * WIDTH + o_D
     if low_rank is not None:
         part = tl.where(is_query, 0, tl.where(is_value, 2, 1))
-        first = ahead(low_rank, adapter, part, o_N, m_D, dtype)
-        second = ahead(low_rank, adapter, part, o_N + HALF, m_D, dtype)
-    wait(IS_DEPENDENT)
+        first = prefetch_lora(low_rank, adapter, part, o_N, m_D, dtype)
+        second = prefetch_lora(low_rank, adapter, part, o_N + HALF, m_D, dtype)
+    wait_for_predecessor(IS_DEPENDENT)
     p_TD = p_qkv + token_T[:, None] * qkv_stride + o_N[None, :]
     a_TD = tl.load(p_TD, mask=m_TD, other=0.0).to(tl.float32)
     b_TD = tl.load(p_TD + HALF, mask=m_TD, other=0.0).to(tl.float32)

@@ -11,8 +11,8 @@ import triton.language as tl
 
 from loramux_server.kernels import pointwise
 from loramux_server.kernels.gpu.arguments import low_rank_arguments, tile_arguments
-from loramux_server.kernels.gpu.change import ahead, changed, changed_pair
-from loramux_server.kernels.gpu.dependent_launch import launch_options, wait
+from loramux_server.kernels.gpu.change import changed, changed_pair, prefetch_lora
+from loramux_server.kernels.gpu.dependent_launch import launch_options, wait_for_predecessor
 from loramux_server.kernels.gpu.tiles import LowRank, Tiles, tokens
 
 
@@ -78,7 +78,7 @@ def _silu_mul(
     start = tl.load(tiles.start_I + i_tile)
     adapter = tl.load(tiles.adapter_I + i_tile)
     if count == 0:
-        wait(IS_DEPENDENT)
+        wait_for_predecessor(IS_DEPENDENT)
         return
     o_T = tl.arange(0, BLOCK_T)
     m_T = o_T < count
@@ -88,9 +88,9 @@ def _silu_mul(
     m_TN = m_T[:, None] & m_N[None, :]
     dtype: tl.constexpr = p_y.dtype.element_ty
     if low_rank is not None:
-        gate = ahead(low_rank, adapter, 0, o_N, m_N, dtype)
-        up = ahead(low_rank, adapter, 1, o_N + WIDTH, m_N, dtype)
-    wait(IS_DEPENDENT)
+        gate = prefetch_lora(low_rank, adapter, 0, o_N, m_N, dtype)
+        up = prefetch_lora(low_rank, adapter, 1, o_N + WIDTH, m_N, dtype)
+    wait_for_predecessor(IS_DEPENDENT)
     p_gate = p_y + token_T[:, None] * y_stride + o_N[None, :]
     gate_TN = tl.load(p_gate, mask=m_TN, other=0.0).to(tl.float32)
     up_TN = tl.load(p_gate + WIDTH, mask=m_TN, other=0.0).to(tl.float32)

@@ -10,9 +10,9 @@ import torch
 
 from loramux_server.kernels.adjust import NUM_FACTORS, Adjustments
 from loramux_server.kernels.draw import NUM_PARAMETERS
-from loramux_server.kernels.gpu.device_batch import DeviceBatch, cut_queries
+from loramux_server.kernels.gpu.capacity import StepCapacity, padded_decode_size, power
+from loramux_server.kernels.gpu.device_batch import DeviceBatch, make_query_tiles
 from loramux_server.kernels.gpu.plan import Plan
-from loramux_server.kernels.gpu.room import Room, decode_room, power
 from loramux_server.kernels.gpu.staging import Staging
 from loramux_server.kernels.gpu.tiles import (
     BASE,
@@ -20,22 +20,22 @@ from loramux_server.kernels.gpu.tiles import (
     SHARED_TILE,
     SINGLE_TILE,
     Tiles,
-    cut,
+    make_tiles,
 )
 from loramux_server.kernels.step_input import StepInput
 from loramux_server.lora.segments import Int32, Segments
 
 _SHARED = 4
 """Average requests per tile from which tiles of several tokens are used in decode."""
-_ENTRIES = ("said_row", "said_token", "said_bias", "said_seen", "said_count")
-_SAID = (*_ENTRIES, "said_factors", "said_lacks_one")
+_ENTRIES = ("adjust_row", "adjust_token", "adjust_bias", "adjust_seen", "adjust_count")
+_ADJUSTMENTS = (*_ENTRIES, "adjust_factors", "adjust_lacks_one")
 """Staged arrays of the logit adjustments, in the order of the fields of `Adjustments`."""
 _FEWEST_ROWS = 128
 """Least rank rows that the merged matmul covers; smaller steps would mean more graphs."""
 
 
 @dataclass(frozen=True, slots=True)
-class Path:
+class LoraPath:
     """How a step computes h and whether it applies vectors."""
 
     is_merged: bool
@@ -54,9 +54,9 @@ class Staged:
     batch: DeviceBatch
     is_decode: bool
     """Whether every request has exactly one token."""
-    path: Path | None
+    path: LoraPath | None
     """None where no token has an adapter."""
-    is_recorded: bool
+    uses_graph: bool
     """Whether its layers are replayed as a CUDA graph once captured, alone or with the rest."""
 
 
@@ -68,7 +68,7 @@ class Stager:
         self._plan = plan
         self.query_tile = 8
         """Tokens of a query tile: by default 128 rows at 16 query heads per key head."""
-        self._kept: dict[Room, Staging] = {}
+        self._kept: dict[StepCapacity, Staging] = {}
 
     def stage(self, given: StepInput) -> tuple[StepInput, Staged]:
         """Return `given` with its tensors on the device, and the other inputs of kernels."""
@@ -76,23 +76,25 @@ class Stager:
         num_requests, num_blocks = attention.table_BM.shape
         is_decode = num_tokens == num_requests
         tile_size, tiles = _tiles(given.segments, num_tokens, is_decode=is_decode)
-        queries = cut_queries(attention.query_start_B, self.query_tile, shortest=2)
+        queries = make_query_tiles(attention.query_start_B, self.query_tile, shortest=2)
         segments = given.segments
-        is_apart = bool(given.embedded) or (segments is not None and segments.takes_layers)
-        has_ends = segments is not None and segments.edits is not None
-        room = None
+        is_apart = bool(given.embedded) or (segments is not None and segments.needs_model_layers)
+        has_edits = segments is not None and segments.edits is not None
+        capacity = None
         # No graphs for recurrent layers (the model's own code, which may not be capturable), for
         # images (no two steps alike), or for whole texts (which synchronize with the host).
-        shows = given.position_3T is not None or given.added or attention.together_T2 is not None
+        shows = (
+            given.position_3T is not None or given.added or attention.bidirectional_T2 is not None
+        )
         is_own = given.states is not None or bool(given.texts)
         if not is_own and not shows and (is_decode or not is_apart):
-            room = Room.shared(given, len(tiles[0]), len(queries[0]), self.query_tile)
-        if room:
-            if room not in self._kept:
-                self._kept[room] = _make(room, self._device)
-            staging = self._kept[room]
+            capacity = StepCapacity.padded(given, len(tiles[0]), len(queries[0]), self.query_tile)
+        if capacity:
+            if capacity not in self._kept:
+                self._kept[capacity] = _make(capacity, self._device)
+            staging = self._kept[capacity]
         else:
-            exact = Room.of(given, len(tiles[0]), len(queries[0]))
+            exact = StepCapacity.of(given, len(tiles[0]), len(queries[0]))
             staging = _make(exact, self._device)
         here = staging.begin()
         for name, array in here.items():
@@ -106,7 +108,7 @@ class Stager:
         if given.carried_T is not None:
             here["carried"][:num_tokens] = given.carried_T.numpy()
         if given.adjustments is not None:
-            _say(given.adjustments, here)
+            _stage_adjustments(given.adjustments, here)
         if given.draws is not None:
             here["draws"][: len(given.sampled_R)] = given.draws.rows_R5.numpy()
         here["context"][:num_requests] = attention.context_B
@@ -122,10 +124,10 @@ class Stager:
         staging.send()
         there = staging.on_device
         num_tiles = len(there["start"])
-        if room and tile_size == SHARED_TILE:  # room.tiles allows for one tile per token
+        if capacity and tile_size == SHARED_TILE:  # capacity.tiles allows for one tile per token
             num_tiles //= _SHARED
         path = self._path(given.segments, num_tokens)
-        is_recorded = room is not None and not is_apart
+        uses_graph = capacity is not None and not is_apart
         staged = Staged(
             tiles=Tiles(
                 start_I=there["start"][:num_tiles],
@@ -146,27 +148,27 @@ class Stager:
             ),
             is_decode=is_decode,
             path=path,
-            is_recorded=is_recorded,
+            uses_graph=uses_graph,
         )
         way = None if given.draws is None else given.draws.is_cut
         graph_key: Hashable = None
         layers_graph_key: Hashable = None
-        if is_recorded and has_ends:  # tensors of edits have no fixed addresses
-            layers_graph_key = (room, path, tile_size)
-        elif is_recorded:
-            graph_key = (room, path, tile_size, way, given.tells_logprobs)
-        num_sampled = room.rows if room else len(given.sampled_R)
+        if uses_graph and has_edits:  # tensors of edits have no fixed addresses
+            layers_graph_key = (capacity, path, tile_size)
+        elif uses_graph:
+            graph_key = (capacity, path, tile_size, way, given.returns_logprobs)
+        num_sampled = capacity.rows if capacity else len(given.sampled_R)
         draws_R5 = there["draws"][:num_sampled]
         adjustments = None
         if given.adjustments is not None:
             adjustments = Adjustments(
-                row_E=there["said_row"],
-                token_E=there["said_token"],
-                bias_E=there["said_bias"],
-                is_seen_E=there["said_seen"],
-                count_E=there["said_count"],
-                factors_R4=there["said_factors"][:num_sampled],
-                lacks_one_R=there["said_lacks_one"][:num_sampled],
+                row_E=there["adjust_row"],
+                token_E=there["adjust_token"],
+                bias_E=there["adjust_bias"],
+                is_seen_E=there["adjust_seen"],
+                count_E=there["adjust_count"],
+                factors_R4=there["adjust_factors"][:num_sampled],
+                lacks_one_R=there["adjust_lacks_one"][:num_sampled],
             )
         step = replace(
             given,
@@ -183,7 +185,7 @@ class Stager:
         )
         return step, staged
 
-    def _path(self, segments: Segments | None, num_tokens: int) -> Path | None:
+    def _path(self, segments: Segments | None, num_tokens: int) -> LoraPath | None:
         if segments is None:
             return None
         num_rows = max(_FEWEST_ROWS, power(int((segments.row_S + segments.size_S).max())))
@@ -191,55 +193,55 @@ class Stager:
         has_vectors = segments.affine_GSP is not None
         is_small = num_tokens <= self._plan.max_merged_tokens
         if is_small and num_rows - used <= self._plan.max_spare_rows:
-            return Path(is_merged=True, num_rows=num_rows, has_vectors=has_vectors)
+            return LoraPath(is_merged=True, num_rows=num_rows, has_vectors=has_vectors)
         num_rows = power(int(segments.size_S.max()))
-        return Path(is_merged=False, num_rows=num_rows, has_vectors=has_vectors)
+        return LoraPath(is_merged=False, num_rows=num_rows, has_vectors=has_vectors)
 
 
 def _tiles(
     segments: Segments | None, num_tokens: int, *, is_decode: bool
 ) -> tuple[int, tuple[Int32, Int32, Int32]]:
-    """Return the tile size, and the tiles from `cut`."""
+    """Return the tile size, and the tiles from `make_tiles`."""
     if not is_decode:
-        return PREFILL_TILE, cut(segments, num_tokens, PREFILL_TILE)
+        return PREFILL_TILE, make_tiles(segments, num_tokens, PREFILL_TILE)
     if segments is not None:
-        shared = cut(segments, num_tokens, SHARED_TILE)
-        if len(shared[0]) <= decode_room(num_tokens) // _SHARED:
+        shared = make_tiles(segments, num_tokens, SHARED_TILE)
+        if len(shared[0]) <= padded_decode_size(num_tokens) // _SHARED:
             return SHARED_TILE, shared
-    return SINGLE_TILE, cut(segments, num_tokens, SINGLE_TILE)
+    return SINGLE_TILE, make_tiles(segments, num_tokens, SINGLE_TILE)
 
 
-def _say(adjustments: Adjustments, here: dict[str, npt.NDArray[Any]]) -> None:
-    for name, field in zip(_SAID, fields(Adjustments), strict=True):
+def _stage_adjustments(adjustments: Adjustments, here: dict[str, npt.NDArray[Any]]) -> None:
+    for name, field in zip(_ADJUSTMENTS, fields(Adjustments), strict=True):
         values = getattr(adjustments, field.name).numpy()
         here[name][: len(values)] = values
         if name in _ENTRIES:  # pad with copies of the first entry: duplicates are harmless
             here[name][len(values) :] = values[0]
 
 
-def _make(room: Room, device: torch.device) -> Staging:
+def _make(capacity: StepCapacity, device: torch.device) -> Staging:
     wide, narrow, floats = torch.int64, torch.int32, torch.float32
     return Staging(
         {
-            **dict.fromkeys(_ENTRIES, (narrow, (room.said,))),
-            "said_bias": (floats, (room.said,)),
-            "said_factors": (floats, (room.rows, NUM_FACTORS)),
-            "said_lacks_one": (narrow, (room.rows,)),
-            "token": (wide, (room.tokens,)),
-            "position": (wide, (room.tokens,)),
-            "slot": (wide, (room.tokens,)),
-            "sampled": (wide, (max(room.tokens, room.rows),)),
-            "carried": (wide, (room.tokens,)),
-            "draws": (torch.float64, (room.rows, NUM_PARAMETERS)),
-            "context": (narrow, (room.requests,)),
-            "query_start": (narrow, (room.requests + 1,)),
-            "table": (narrow, (room.requests, room.width)),
-            "start": (narrow, (room.tiles,)),
-            "count": (narrow, (room.tiles,)),
-            "adapter": (narrow, (room.tiles,)),
-            "token_adapter": (narrow, (room.tokens,)),
-            "query_request": (narrow, (room.queries,)),
-            "query_first": (narrow, (room.queries,)),
+            **dict.fromkeys(_ENTRIES, (narrow, (capacity.num_adjustments,))),
+            "adjust_bias": (floats, (capacity.num_adjustments,)),
+            "adjust_factors": (floats, (capacity.rows, NUM_FACTORS)),
+            "adjust_lacks_one": (narrow, (capacity.rows,)),
+            "token": (wide, (capacity.tokens,)),
+            "position": (wide, (capacity.tokens,)),
+            "slot": (wide, (capacity.tokens,)),
+            "sampled": (wide, (max(capacity.tokens, capacity.rows),)),
+            "carried": (wide, (capacity.tokens,)),
+            "draws": (torch.float64, (capacity.rows, NUM_PARAMETERS)),
+            "context": (narrow, (capacity.requests,)),
+            "query_start": (narrow, (capacity.requests + 1,)),
+            "table": (narrow, (capacity.requests, capacity.width)),
+            "start": (narrow, (capacity.tiles,)),
+            "count": (narrow, (capacity.tiles,)),
+            "adapter": (narrow, (capacity.tiles,)),
+            "token_adapter": (narrow, (capacity.tokens,)),
+            "query_request": (narrow, (capacity.queries,)),
+            "query_first": (narrow, (capacity.queries,)),
         },
         device,
     )

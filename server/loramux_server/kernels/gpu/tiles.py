@@ -60,7 +60,7 @@ class LowRank:
     """Whether any adapter of the batch has factors or shifts."""
 
 
-def cut(segments: Segments | None, num_tokens: int, size: int) -> tuple[Int32, Int32, Int32]:
+def make_tiles(segments: Segments | None, num_tokens: int, size: int) -> tuple[Int32, Int32, Int32]:
     """Return (start, count, adapter) of the tiles of `num_tokens` tokens; see `Tiles`."""
     # Runs alternate: tokens without an adapter (maybe none), then a segment; the last has none.
     border = np.array([0, num_tokens])

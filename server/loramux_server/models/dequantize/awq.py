@@ -26,13 +26,13 @@ _PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
 class AwqWeight:
     """W[n, k] = scales[g, n] * (q[k, n] - zeros[g, n]), where input k is of group g."""
 
-    def __init__(self, name: str, slices: Slices, said_group_size: int | None) -> None:
+    def __init__(self, name: str, slices: Slices, config_group_size: int | None) -> None:
         """Check the shapes.
 
         Args:
             name: Name of the layer.
             slices: The tensors above.
-            said_group_size: Inputs per group according to the config.
+            config_group_size: Inputs per group according to the config.
 
         Raises:
             ValueError: The shapes do not fit each other.
@@ -43,7 +43,7 @@ class AwqWeight:
         expect(f"{name}.qweight", slices["qweight"], (width, outputs // _PER_WORD), ("I32",))
         expect(f"{name}.qzeros", slices["qzeros"], (groups, words), ("I32",))
         expect(f"{name}.scales", slices["scales"], (groups, words * _PER_WORD), _FLOATS)
-        self._group_size = group_size(f"{name}.scales", width, groups, said_group_size)
+        self._group_size = group_size(f"{name}.scales", width, groups, config_group_size)
 
     def rows(self, parts: Parts, start: int, end: int) -> torch.Tensor:
         """Return outputs `start` to `end`, [n, K], float32."""

@@ -26,15 +26,15 @@ class GptqWeight:
     """W[n, k] = scales[g_idx[k], n] * (q[k, n] - zeros[g_idx[k], n])."""
 
     def __init__(
-        self, name: str, slices: Slices, said_group_size: int | None, *, is_less_one: bool
+        self, name: str, slices: Slices, config_group_size: int | None, *, zeros_minus_one: bool
     ) -> None:
         """Check the shapes, which determine the number of bits.
 
         Args:
             name: Name of the layer.
             slices: The tensors above; `g_idx` may be missing.
-            said_group_size: Inputs per group according to the config.
-            is_less_one: Whether zero points are saved minus one.
+            config_group_size: Inputs per group according to the config.
+            zeros_minus_one: Whether zero points are saved minus one.
 
         Raises:
             ValueError: The shapes do not fit each other.
@@ -51,8 +51,8 @@ class GptqWeight:
         width = rows * 32 // self._bits
         self._name = name
         self.shape: tuple[int, ...] = (outputs, width)
-        self._group_size = group_size(f"{name}.scales", width, groups, said_group_size)
-        self._is_less_one = is_less_one
+        self._group_size = group_size(f"{name}.scales", width, groups, config_group_size)
+        self._zeros_minus_one = zeros_minus_one
         expect(f"{name}.qweight", slices["qweight"], (rows, outputs), ("I32",))
         expect(f"{name}.qzeros", slices["qzeros"], (groups, words), ("I32",))
         expect(f"{name}.scales", slices["scales"], (groups, outputs), ("F16", "BF16", "F32"))
@@ -63,7 +63,7 @@ class GptqWeight:
         """Return outputs `start` to `end`, [n, K], float32."""
         first, last = start * self._bits // 32, -(-end * self._bits // 32)
         zeros_Gn = unpacked(parts["qzeros"][:, first:last], self._bits, 1)[:, : end - start]
-        if self._is_less_one:
+        if self._zeros_minus_one:
             zeros_Gn = zeros_Gn + 1 & (1 << self._bits) - 1
         weight_Kn = unpacked(parts["qweight"][:, start:end], self._bits, 0)
         if "g_idx" in parts:

@@ -87,20 +87,20 @@ def expect(name: str, found: Slice, shape: tuple[int, ...], dtypes: tuple[str, .
         )
 
 
-def group_size(name: str, width: int, groups: int, said: int | None) -> int:
+def group_size(name: str, width: int, groups: int, from_config: int | None) -> int:
     """Return how many of `width` inputs are in each of `groups`.
 
     Args:
         name: Name of the tensor that has a scale per group.
         width: Number of inputs.
         groups: Number of groups.
-        said: Inputs per group according to the config; a layer may differ from it.
+        from_config: Inputs per group according to the config; a layer may differ from it.
 
     Raises:
         ValueError: The inputs cannot be divided evenly.
     """
-    if said is not None and said > 0 and -(-width // said) == groups:
-        return said
+    if from_config is not None and from_config > 0 and -(-width // from_config) == groups:
+        return from_config
     if groups > 0 and width % groups == 0:
         return width // groups
     raise ValueError(

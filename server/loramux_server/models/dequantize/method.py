@@ -104,9 +104,9 @@ def saved_method(config: PreTrainedConfig) -> SavedMethod | None:
         found = getattr(config.get_text_config(), "quantization_config", None)
     if found is None:
         return None
-    said = found if isinstance(found, dict) else found.to_dict()
-    name = said.get("quant_method", _OLDEST)
-    method = SavedMethod(str(getattr(name, "value", name)), said)
+    config = found if isinstance(found, dict) else found.to_dict()
+    name = config.get("quant_method", _OLDEST)
+    method = SavedMethod(str(getattr(name, "value", name)), config)
     if method.name in BY_TRANSFORMERS:
         return method
     check = _CHECKS.get(method.name)
@@ -116,7 +116,7 @@ def saved_method(config: PreTrainedConfig) -> SavedMethod | None:
             f"{_SUPPORTED}, {_WAY_OUT}"
         )
     try:
-        check(said)
+        check(config)
         _ = method.block, method.group_size
     except (AttributeError, TypeError) as error:
         raise ValueError(f"its quantization_config is malformed: {error}") from None
@@ -144,43 +144,43 @@ QUANTISED = (
 """Name suffixes that only tensors of quantized weights have."""
 
 
-def _check_fp8(said: Mapping[str, Any]) -> None:
-    fmt = str(said.get("fmt", "e4m3"))
+def _check_fp8(config: Mapping[str, Any]) -> None:
+    fmt = str(config.get("fmt", "e4m3"))
     _expect("fmt", fmt, fmt in ("e4m3", "float8_e4m3fn", "e5m2"), "e4m3")
 
 
-def _check_modelopt(said: Mapping[str, Any]) -> None:
-    algorithm = said.get("quant_algo")
+def _check_modelopt(config: Mapping[str, Any]) -> None:
+    algorithm = config.get("quant_algo")
     _expect("quant_algo", algorithm, algorithm == "FP8", "FP8")
 
 
-def _check_gptq(said: Mapping[str, Any]) -> None:
-    bits = said.get("bits")
+def _check_gptq(config: Mapping[str, Any]) -> None:
+    bits = config.get("bits")
     _expect("bits", bits, bits in gptq.BITS, " or ".join(map(str, gptq.BITS)))
-    layout = gptq_format(said)
+    layout = gptq_format(config)
     _expect("checkpoint_format", layout, layout in gptq.FORMATS, " or ".join(gptq.FORMATS))
 
 
-def gptq_format(said: Mapping[str, Any]) -> str:
-    """Return GPTQ's checkpoint format by the config `said`; by default the original one."""
-    return str(said.get("checkpoint_format") or said.get("format") or gptq.FORMATS[0])
+def gptq_format(config: Mapping[str, Any]) -> str:
+    """Return GPTQ's checkpoint format by the `config`; by default the original one."""
+    return str(config.get("checkpoint_format") or config.get("format") or gptq.FORMATS[0])
 
 
-def _check_awq(said: Mapping[str, Any]) -> None:
-    bits = said.get("bits", said.get("w_bit", awq.BITS))
+def _check_awq(config: Mapping[str, Any]) -> None:
+    bits = config.get("bits", config.get("w_bit", awq.BITS))
     _expect("bits", bits, bits == awq.BITS, str(awq.BITS))
-    version = str(said.get("version") or said.get("format") or awq.FORMAT).lower()
+    version = str(config.get("version") or config.get("format") or awq.FORMAT).lower()
     _expect("version", version, version == awq.FORMAT, awq.FORMAT)
 
 
-def _check_compressed(said: Mapping[str, Any]) -> None:
-    groups = [group for group in (said.get("config_groups") or {}).values() if group]
-    formats = [said.get("format"), *(group.get("format") for group in groups)]
+def _check_compressed(config: Mapping[str, Any]) -> None:
+    groups = [group for group in (config.get("config_groups") or {}).values() if group]
+    formats = [config.get("format"), *(group.get("format") for group in groups)]
     for each in formats:
         _expect("format", each, each is None or each in _COMPRESSED, " or ".join(_COMPRESSED))
-    sparsity = (said.get("sparsity_config") or {}).get("format", "dense")
+    sparsity = (config.get("sparsity_config") or {}).get("format", "dense")
     _expect("sparsity_config.format", sparsity, sparsity == "dense", "dense")
-    transforms = (said.get("transform_config") or {}).get("config_groups")
+    transforms = (config.get("transform_config") or {}).get("config_groups")
     _expect("transform_config", sorted(transforms or ()), not transforms, "no transforms")
     for weights in (group.get("weights") or {} for group in groups):
         bits, kind = weights.get("num_bits"), weights.get("type", "int")

@@ -24,13 +24,13 @@ BITS = (4, 8)
 class PackedWeight:
     """W[n, k] = scale[n, g] * (q[n, k] - zero[n, g]), where input k is of group g."""
 
-    def __init__(self, name: str, slices: Slices, said_group_size: int | None) -> None:
+    def __init__(self, name: str, slices: Slices, config_group_size: int | None) -> None:
         """Check the shapes, which determine the number of bits.
 
         Args:
             name: Name of the layer.
             slices: The tensors above, by their names without `weight_`.
-            said_group_size: Inputs per group according to the config.
+            config_group_size: Inputs per group according to the config.
 
         Raises:
             ValueError: The shapes do not fit each other.
@@ -53,7 +53,7 @@ class PackedWeight:
         expected = (outputs, groups) if torch.Size(scale).numel() > 1 else scale
         expect(f"{name}.weight_packed", slices["packed"], tuple(packed), ("I32",))
         expect(f"{name}.weight_scale", slices["scale"], expected, ("F16", "BF16", "F32"))
-        self._group_size = group_size(f"{name}.weight_scale", width, groups, said_group_size)
+        self._group_size = group_size(f"{name}.weight_scale", width, groups, config_group_size)
         if "zero_point" in slices:
             zero = slices["zero_point"]
             if zero.get_dtype() == "I32":

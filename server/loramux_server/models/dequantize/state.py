@@ -68,13 +68,13 @@ def _found(saved: Slices, method: SavedMethod) -> Iterator[_Found]:
     """Yield the quantized weights."""
     size = method.group_size
     if method.name == "gptq":
-        is_less_one = gptq_format(method.config) == FORMATS[0]
-        make = partial(GptqWeight, said_group_size=size, is_less_one=is_less_one)
+        zeros_minus_one = gptq_format(method.config) == FORMATS[0]
+        make = partial(GptqWeight, config_group_size=size, zeros_minus_one=zeros_minus_one)
         yield from _packed(saved, "qweight", ("qzeros", "scales"), ("g_idx",), make)
         return
     if method.name == "awq":
         yield from _packed(
-            saved, "qweight", ("qzeros", "scales"), (), partial(AwqWeight, said_group_size=size)
+            saved, "qweight", ("qzeros", "scales"), (), partial(AwqWeight, config_group_size=size)
         )
         return
     formats: tuple[str, ...] = scaled.FP8
@@ -82,7 +82,7 @@ def _found(saved: Slices, method: SavedMethod) -> Iterator[_Found]:
         formats += scaled.INT8
         found = _packed(
             saved, "weight_packed", ("weight_scale", "weight_shape"),
-            ("weight_zero_point", "weight_g_idx"), partial(PackedWeight, said_group_size=size),
+            ("weight_zero_point", "weight_g_idx"), partial(PackedWeight, config_group_size=size),
         )  # fmt: skip
         yield from found
     yield from _scaled(saved, formats, method.block)

@@ -25,7 +25,7 @@ from transformers import (
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from loramux_server.kernels.row_attention import Seen
+from loramux_server.kernels.row_attention import Context
 from loramux_server.models.attention import CacheShape
 from loramux_server.models.step import Step
 
@@ -58,7 +58,7 @@ class Call:
         hidden: torch.Tensor = self.args[0] if self.args else self.kwargs["hidden_states"]
         return hidden
 
-    def goes_on(self, num_layers: int) -> bool:
+    def is_decode_step(self, num_layers: int) -> bool:
         """Return whether it is one token of a request whose source is cached in all layers."""
         cache = self.cache
         if cache is None or self.hidden.shape[:2] != (1, 1):
@@ -131,7 +131,7 @@ class JointAttention:
         self._rows = _Rows(shapes, module.dtype, module.device)
         self._is_joint = False
         """Whether a row of several requests is running."""
-        self._theirs: dict[int, list[Any]] = {}
+        self._per_request: dict[int, list[Any]] = {}
         """Identity of a stand-in -> the value of each request that it stands for."""
         self._caches: list[EncoderDecoderCache] = []
         name = f"loramux-joint-{next(_numbers)}"
@@ -143,7 +143,7 @@ class JointAttention:
         """Restore the model's own attention."""
         self._module.set_attn_implementation(self._kind)
 
-    def made(self, layer: nn.Module, calls: Sequence[Call]) -> list[Any]:
+    def run(self, layer: nn.Module, calls: Sequence[Call]) -> list[Any]:
         """Return the output of `layer` for the token of each of `calls`.
 
         Raises:
@@ -155,11 +155,11 @@ class JointAttention:
         if len({tuple(map(type, each)) for each in values}) > 1:
             raise NotImplementedError("a layer takes other types of arguments for other requests")
         stand_ins: dict[int, torch.Tensor] = {}
-        self._theirs = {}
+        self._per_request = {}
         for place, value in enumerate(values[0]):
             if isinstance(value, torch.Tensor) and id(value) not in stand_ins:
                 stand_ins[id(value)] = stand_in = _stand_in(value)
-                self._theirs[id(stand_in)] = [each[place] for each in values]
+                self._per_request[id(stand_in)] = [each[place] for each in values]
         self._caches = [cache for call in calls if (cache := call.cache)]
 
         def joint(value: Any) -> Any:  # noqa: ANN401
@@ -186,16 +186,16 @@ class JointAttention:
             if isinstance(made, tuple):
                 of_one = (of_one, *(self._of(other, number) for other in others))
             found.append(of_one)
-        self._theirs, self._caches = {}, []
+        self._per_request, self._caches = {}, []
         return found
 
     def _of(self, value: Any, number: int) -> Any:  # noqa: ANN401
         """Return the value of one request for which `value` stands."""
         if not isinstance(value, torch.Tensor):
             return value
-        if id(value) not in self._theirs:
+        if id(value) not in self._per_request:
             raise NotImplementedError("a layer returns more than the hidden states of a token")
-        return self._theirs[id(value)][number]
+        return self._per_request[id(value)][number]
 
     def __call__(
         self,
@@ -216,32 +216,32 @@ class JointAttention:
             attention_mask: The mask; for such a row, a stand-in for the masks of the requests.
             named: Other arguments of the model; likewise.
         """
-        own: Any = ALL_ATTENTION_FUNCTIONS.get(self._kind)
-        if own is None:
-            own = sys.modules[type(module).__module__].eager_attention_forward
+        original: Any = ALL_ATTENTION_FUNCTIONS.get(self._kind)
+        if original is None:
+            original = sys.modules[type(module).__module__].eager_attention_forward
         if not self._is_joint:
-            found: tuple[torch.Tensor, torch.Tensor | None] = own(
+            found: tuple[torch.Tensor, torch.Tensor | None] = original(
                 module, query, key, value, attention_mask, **named
             )
             return found
-        seen = self._seen(int(module.layer_idx), key, value)  # type: ignore[arg-type]
+        contexts = self._contexts(int(module.layer_idx), key, value)  # type: ignore[arg-type]
         attend = self._step.backend.row_attention
         if attend and self._kind == "sdpa" and attention_mask is None and named.keys() <= _KNOWN:
             bias, scale = named.get("position_bias"), named.get("scaling")
             rows = []
-            for number, (k, v) in enumerate(seen):
+            for number, (k, v) in enumerate(contexts):
                 theirs = self._of(bias, number)
-                rows.append(Seen(k[0], v[0], None if theirs is None else theirs[0, :, 0]))
+                rows.append(Context(k[0], v[0], None if theirs is None else theirs[0, :, 0]))
             scale = query.shape[-1] ** -0.5 if scale is None else scale
             return attend(query[0].transpose(0, 1), rows, scale)[None], None
         made = []
-        for number, (k, v) in enumerate(seen):
+        for number, (k, v) in enumerate(contexts):
             theirs = {name: self._of(each, number) for name, each in named.items()}
             mask = self._of(attention_mask, number)
-            made.append(own(module, query[:, :, number : number + 1], k, v, mask, **theirs)[0])
+            made.append(original(module, query[:, :, number : number + 1], k, v, mask, **theirs)[0])
         return torch.cat(made, 1), None
 
-    def _seen(
+    def _contexts(
         self, layer: int, key: torch.Tensor, value: torch.Tensor
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Return the keys and values that the token of each request attends to in `layer`."""
@@ -269,7 +269,7 @@ def _stand_in(value: torch.Tensor) -> torch.Tensor:
     """Return a stand-in for an argument whose value for the first request is `value`.
 
     Only attention looks up the real value of each request. NaN makes any other use visible to
-    `WholeCheck`. Integers are those of the first request.
+    `EncoderCheck`. Integers are those of the first request.
     """
     if not value.is_floating_point():
         return value

@@ -13,44 +13,49 @@ from torch import nn
 
 from loramux_server.models.encoders.joint_attention import Call, JointAttention
 from loramux_server.models.packed_linear import PackedPart
-from loramux_server.models.turns import Joint, LayerTurns
+from loramux_server.models.part_scheduler import JointModule, PartScheduler
 
 
-class JointLayer(Joint):
+class JointLayer(JointModule):
     """Takes the place of a decoder layer."""
 
     def __init__(
-        self, own: nn.Module, attention: JointAttention, turns: LayerTurns, number: int, side: int
+        self,
+        original: nn.Module,
+        attention: JointAttention,
+        scheduler: PartScheduler,
+        number: int,
+        side: int,
     ) -> None:
         super().__init__()
-        self.own = own
+        self.original = original
         """The model's own layer."""
         self.number = number
         self.side = side
         self._attention = attention
-        self._turns = turns
+        self._scheduler = scheduler
 
-    def made(self, calls: Sequence[Any]) -> list[Any]:
+    def run(self, calls: Sequence[Any]) -> list[Any]:
         """Return the layer's output for each of `calls`, computed together."""
-        return self._attention.made(self.own, calls)
+        return self._attention.run(self.original, calls)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         """Return the layer's output for tokens of one request."""
         call = Call.of(args, kwargs)
-        if self._turns.joins and call.goes_on(self._attention.num_layers):
-            return self._turns.join(self, call)
-        return self.own(*args, **kwargs)
+        if self._scheduler.joins and call.is_decode_step(self._attention.num_layers):
+            return self._scheduler.join(self, call)
+        return self.original(*args, **kwargs)
 
 
 def join_layers(
-    decoder: nn.Module, attention: JointAttention, turns: LayerTurns, count: int, side: int
+    decoder: nn.Module, attention: JointAttention, scheduler: PartScheduler, count: int, side: int
 ) -> None:
     """Let the layers of `decoder`, `count` in number, run several requests together.
 
     Args:
         decoder: The decoder.
         attention: Its attention.
-        turns: Lets requests wait for each other.
+        scheduler: Lets requests wait for each other.
         count: Number of its layers.
         side: Which of a request's tokens the layers see.
     """
@@ -59,7 +64,7 @@ def join_layers(
     )
     for place, layer in list(enumerate(layers))[1:]:
         groups = [part.place.group for part in layer.modules() if isinstance(part, PackedPart)]
-        layers[place] = JointLayer(layer, attention, turns, 2 * min(groups) - 1, side)
+        layers[place] = JointLayer(layer, attention, scheduler, 2 * min(groups) - 1, side)
 
 
 def part_layers(decoder: nn.Module) -> None:
@@ -68,4 +73,4 @@ def part_layers(decoder: nn.Module) -> None:
         if isinstance(part, nn.ModuleList):
             for place, layer in enumerate(part):
                 if isinstance(layer, JointLayer):
-                    part[place] = layer.own
+                    part[place] = layer.original

@@ -13,7 +13,7 @@ from loramux_server.kernels.step_input import StepInput
 from loramux_server.lora.edits import ModuleEdit
 from loramux_server.lora.virtual import VirtualRun
 from loramux_server.models.editor import Editor, known_tokens
-from loramux_server.models.turns import LayerTurns
+from loramux_server.models.part_scheduler import PartScheduler
 
 
 @dataclass(slots=True)
@@ -41,11 +41,11 @@ class TextEditor(Editor):
     """Applies the edits of a text's adapter to the outputs of modules while that text is read."""
 
     def __init__(
-        self, modules: Mapping[str, nn.Module], turns: LayerTurns, embedding: nn.Module
+        self, modules: Mapping[str, nn.Module], scheduler: PartScheduler, embedding: nn.Module
     ) -> None:
-        """Store the modules by name; `turns` tells which text is being read."""
+        """Store the modules by name; `scheduler` tells which text is being read."""
         super().__init__(modules, nn.Identity(), {}, embedding)
-        self._turns = turns
+        self._scheduler = scheduler
 
     @contextmanager
     def editing(self, given: StepInput) -> Iterator[None]:
@@ -67,7 +67,7 @@ class TextEditor(Editor):
                 assert self._embedding is not None
                 hooks.append(
                     self._embedding.register_forward_hook(
-                        lambda _, __, y: texts[self._turns.current].embedded(y)
+                        lambda _, __, y: texts[self._scheduler.current].embedded(y)
                     )
                 )
             yield
@@ -79,7 +79,7 @@ class TextEditor(Editor):
         self, texts: list[_Text], name: str, *, is_embedding: bool
     ) -> Callable[..., torch.Tensor]:
         def edit(module: nn.Module, given: tuple[Any, ...], y: torch.Tensor) -> torch.Tensor:
-            text = texts[self._turns.current]
+            text = texts[self._scheduler.current]
             found = text.edits.get(name)
             if found is None:
                 return y
@@ -100,7 +100,7 @@ def _texts(given: StepInput) -> list[_Text]:
         for start, end, edits in given.segments.edited():
             for text in texts:
                 if start <= text.start < end:
-                    text.edits = {**edits.modules, **edits.ends}
+                    text.edits = {**edits.modules, **edits.outer_modules}
     for run in given.embedded:
         at[int(run.place_V[0])].virtual = run
     return texts

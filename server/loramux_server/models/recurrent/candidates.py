@@ -10,7 +10,7 @@ from torch import nn
 from loramux_server.kernels.states import BEGINNING
 from loramux_server.models.recurrent.layer_call import Args, Kwargs, LayerCall, joined, mapped
 from loramux_server.models.recurrent.parts import Run
-from loramux_server.models.recurrent.states import GivenStates, LayerStates, State, StateShape
+from loramux_server.models.recurrent.states import LayerStateCache, LayerStates, State, StateShape
 
 _ROUNDING = 64
 """Tolerance between two runs of a layer, in units of eps of the largest output."""
@@ -21,7 +21,7 @@ class Candidate:
 
     def __init__(self, call: LayerCall, number: int) -> None:
         self.layer = call.layer
-        self.given = GivenStates({})
+        self.given = LayerStateCache({})
         """The states that it was given, and those that it made."""
         self._number = number
         self._call = call
@@ -29,7 +29,7 @@ class Candidate:
         self._shape = torch.Size()
         """Batch size and number of tokens of that run."""
 
-    def tell(self, layer: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
+    def capture(self, layer: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
         """Give the layer a cache of its own and record its arguments; a forward pre-hook."""
         del layer
         self._arguments = self._call.with_cache(args, kwargs, None)
@@ -57,7 +57,7 @@ class Candidate:
         }
         return LayerStates(self._number, shapes)
 
-    def goes_on(self, states: LayerStates) -> bool:
+    def supports_continuation(self, states: LayerStates) -> bool:
         """Return whether it computes the same for random tokens in two pieces as in one."""
         slot, device = BEGINNING + 1, next(self.layer.parameters()).device
         num_tokens = self._shape[1]
@@ -74,7 +74,7 @@ class Candidate:
             parts = [Run(slice(*piece), slot, slot) for piece in itertools.pairwise(borders)]
             found = []
             for part in parts:
-                found.append(self._call.made(part, states, args, kwargs))
+                found.append(self._call.run(part, states, args, kwargs))
                 if other:
                     states.fill(other, slot, 1.0)
             first = joined(found, parts)

@@ -4,12 +4,12 @@ from typing import Any
 
 import torch
 
-from loramux_server.models.recurrent.in_slots import InSlots, is_close
+from loramux_server.models.recurrent.in_place import InPlaceUpdate, is_close
 
 _EPSILON = 1e-6
 
 
-class DeltaRule(InSlots):
+class DeltaRule(InPlaceUpdate):
     """Takes the place of the function that a layer's forward calls for single tokens.
 
     Legend: T requests, H value heads, J key heads, K key width, V value width, S slots.
@@ -43,7 +43,7 @@ class DeltaRule(InSlots):
             use_qk_l2norm_in_kernel: Whether queries and keys still have to be normalized.
             kwargs: Other arguments of the layer.
         """
-        slots = self._taken(initial_state)
+        slots = self._take_slots(initial_state)
         if slots is None or initial_state is None:
             return self._original(  # type: ignore[no-any-return]
                 query, key, value, g=g, beta=beta, initial_state=initial_state,

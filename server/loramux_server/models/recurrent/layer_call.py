@@ -44,10 +44,10 @@ class LayerCall:
             return (*args[: self.place], cache, *args[self.place + 1 :]), kwargs
         return args, {**kwargs, self.cache: cache}
 
-    def made(self, part: Part, states: LayerStates, args: Args, kwargs: Kwargs) -> Any:  # noqa: ANN401
+    def run(self, part: Part, states: LayerStates, args: Args, kwargs: Kwargs) -> Any:  # noqa: ANN401
         """Return the layer's output for a part of the batch, as rows of tokens."""
         given = part.begin(states)
-        args, kwargs = mapped((args, kwargs), part.take)
+        args, kwargs = mapped((args, kwargs), part.gather)
         args, kwargs = self.with_cache(args, kwargs, given.as_cache(states.number))
         made = self.layer(*args, **kwargs)
         part.end(states, given)

@@ -11,7 +11,7 @@ import torch
 
 from loramux_server.kernels.states import BEGINNING, StateBatch
 from loramux_server.lora.segments import Int32
-from loramux_server.models.recurrent.states import GivenStates, LayerStates
+from loramux_server.models.recurrent.states import LayerStateCache, LayerStates
 
 Rows = slice | torch.Tensor
 """Indices of tokens in a batch, in order."""
@@ -23,7 +23,7 @@ class Part(ABC):
     rows: Rows
 
     @abstractmethod
-    def take(self, x: torch.Tensor) -> torch.Tensor:
+    def gather(self, x: torch.Tensor) -> torch.Tensor:
         """Return the part's tokens of `x`, [1, T, ...], as a batch of texts of equal length."""
 
     @abstractmethod
@@ -31,11 +31,11 @@ class Part(ABC):
         """Return the output for these texts as rows of tokens, [N, ...]."""
 
     @abstractmethod
-    def begin(self, states: LayerStates) -> GivenStates:
+    def begin(self, states: LayerStates) -> LayerStateCache:
         """Return a layer's states of its requests."""
 
     @abstractmethod
-    def end(self, states: LayerStates, given: GivenStates) -> None:
+    def end(self, states: LayerStates, given: LayerStateCache) -> None:
         """Store the updated states."""
 
 
@@ -49,7 +49,7 @@ class SingleTokens(Part):
     kept: tuple[tuple[int, int], ...] = ()
     """(source, target) slots to copy afterwards."""
 
-    def take(self, x: torch.Tensor) -> torch.Tensor:
+    def gather(self, x: torch.Tensor) -> torch.Tensor:
         """Return them as texts of one token."""
         return x[0, self.rows].unsqueeze(1)
 
@@ -57,11 +57,11 @@ class SingleTokens(Part):
         """Return their output as rows."""
         return y.squeeze(1)
 
-    def begin(self, states: LayerStates) -> GivenStates:
+    def begin(self, states: LayerStates) -> LayerStateCache:
         """Return a layer's states of the requests."""
         return states.gathered(self.read_N, self.write_N)
 
-    def end(self, states: LayerStates, given: GivenStates) -> None:
+    def end(self, states: LayerStates, given: LayerStateCache) -> None:
         """Write the states to their slots, and copy those that are kept."""
         states.scatter(given, self.write_N)
         for source, target in self.kept:
@@ -80,7 +80,7 @@ class Run(Part):
     is_followed: bool = False
     """Whether another part of the same request follows, which continues before this one's `end`."""
 
-    def take(self, x: torch.Tensor) -> torch.Tensor:
+    def gather(self, x: torch.Tensor) -> torch.Tensor:
         """Return the tokens as one text."""
         return x[:, self.rows]
 
@@ -88,13 +88,13 @@ class Run(Part):
         """Return its output as rows."""
         return y[0]
 
-    def begin(self, states: LayerStates) -> GivenStates:
+    def begin(self, states: LayerStates) -> LayerStateCache:
         """Return a layer's state of the request, in its slot."""
         if self.read != self.write:
             states.copy(self.read, self.write)
         return states.at(self.write, self.kept if self.is_followed else BEGINNING)
 
-    def end(self, states: LayerStates, given: GivenStates) -> None:
+    def end(self, states: LayerStates, given: LayerStateCache) -> None:
         """Copy the final state if it is to be kept."""
         del given
         if self.kept != BEGINNING and not self.is_followed:

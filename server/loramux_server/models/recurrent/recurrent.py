@@ -16,12 +16,12 @@ from torch import nn
 
 from loramux_server.kernels.states import StateBatch
 from loramux_server.models.packed_linear import PackedPart
+from loramux_server.models.part_scheduler import PartScheduler, SyncedLinear
 from loramux_server.models.recurrent.candidates import candidates
 from loramux_server.models.recurrent.layer_call import LayerCall, joined
 from loramux_server.models.recurrent.parts import Part, in_steps, parts_of
 from loramux_server.models.recurrent.states import LayerStates
 from loramux_server.models.step import Step
-from loramux_server.models.turns import LayerTurns, WaitingPart
 
 
 @dataclass(slots=True)
@@ -29,7 +29,7 @@ class Recurrent:
     """The recurrent layers of a model, by name."""
 
     states: dict[str, LayerStates] = field(default_factory=dict)
-    goes_on: bool = True
+    supports_continuation: bool = True
     """Whether all of them can continue a text with several tokens at once. If not, each such token
     is a part of its own, and no intermediate states are kept."""
 
@@ -66,7 +66,7 @@ class Recurrent:
             return Recurrent()
         with ExitStack() as hooks:
             for each in seen.values():
-                hook = each.layer.register_forward_pre_hook(each.tell, with_kwargs=True)
+                hook = each.layer.register_forward_pre_hook(each.capture, with_kwargs=True)
                 hooks.callback(hook.remove)
             run()
         states: dict[str, LayerStates] = {}
@@ -76,19 +76,22 @@ class Recurrent:
                 states[name] = each.states()
                 kind = type(each.layer)
                 if kind not in tried:
-                    tried[kind] = each.goes_on(states[name])
-        return Recurrent(states, goes_on=all(tried.values()))
+                    tried[kind] = each.supports_continuation(states[name])
+        return Recurrent(states, supports_continuation=all(tried.values()))
 
     def serve(self, module: nn.Module, step: Step) -> None:
         """Let the layers of `module`, whose linear layers are packed already, take batches."""
-        turns, division = LayerTurns(step), _Division(step, goes_on=self.goes_on)
+        scheduler, division = (
+            PartScheduler(step),
+            _Division(step, supports_continuation=self.supports_continuation),
+        )
         for name, states in self.states.items():
             layer = module.get_submodule(name)
             for inner, part in list(layer.named_modules()):
                 if isinstance(part, PackedPart):
-                    layer.set_submodule(inner, WaitingPart(part, turns))
-            states.change_in_slots(layer, step)
-            module.set_submodule(name, RecurrentLayer(layer, states, turns, division))
+                    layer.set_submodule(inner, SyncedLinear(part, scheduler))
+            states.update_in_place(layer, step)
+            module.set_submodule(name, RecurrentLayer(layer, states, scheduler, division))
 
     def allocate(self, num_slots: int, device: torch.device) -> None:
         """Allocate `num_slots` slots for each layer."""
@@ -108,29 +111,33 @@ class RecurrentLayer(nn.Module):
     """
 
     def __init__(
-        self, own: nn.Module, states: LayerStates, turns: LayerTurns, division: "_Division"
+        self,
+        original: nn.Module,
+        states: LayerStates,
+        scheduler: PartScheduler,
+        division: "_Division",
     ) -> None:
         super().__init__()
-        self.own = own
+        self.original = original
         """The model's own layer."""
-        self._call = LayerCall.of(own)
+        self._call = LayerCall.of(original)
         self._states = states
-        self._turns = turns
+        self._scheduler = scheduler
         self._division = division
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         """Return the layer's output for a row of tokens, in which requests are concatenated."""
         parts = self._division.parts()
-        calls = [partial(self._call.made, part, self._states, args, kwargs) for part in parts]
-        return joined(self._turns.run(calls, [(part.rows,) for part in parts]), parts)
+        calls = [partial(self._call.run, part, self._states, args, kwargs) for part in parts]
+        return joined(self._scheduler.run(calls, [(part.rows,) for part in parts]), parts)
 
 
 class _Division:
     """The parts of the running step, computed once per step."""
 
-    def __init__(self, step: Step, *, goes_on: bool) -> None:
+    def __init__(self, step: Step, *, supports_continuation: bool) -> None:
         self._step = step
-        self._goes_on = goes_on
+        self._supports_continuation = supports_continuation
         self._states: StateBatch | None = None
         self._parts: list[Part] = []
 
@@ -143,6 +150,8 @@ class _Division:
             parts = parts_of(batch.query_start_B, states, self._step.device)
             self._states = states
             self._parts = (
-                parts if self._goes_on else list(chain.from_iterable(map(in_steps, parts)))
+                parts
+                if self._supports_continuation
+                else list(chain.from_iterable(map(in_steps, parts)))
             )
         return self._parts

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from loramux_server.models.recurrent.in_slots import InSlots, is_close
+from loramux_server.models.recurrent.in_place import InPlaceUpdate, is_close
 
 
-class StateSpace(InSlots):
+class StateSpace(InPlaceUpdate):
     """Takes the place of the recurrence of Mamba-2 that a layer's forward calls.
 
     Legend: T requests, H heads, G groups of heads, P head width, N state width, S slots.
@@ -46,7 +46,7 @@ class StateSpace(InSlots):
             z: Gate of the output, [T, H, P]; none if absent.
             kwargs: Other arguments of the layer.
         """
-        slots = self._taken(state)
+        slots = self._take_slots(state)
         if slots is None:
             out: torch.Tensor = self._original(
                 state, hidden_states, dt, A, B, C, D, dt_bias=dt_bias, dt_softplus=dt_softplus,

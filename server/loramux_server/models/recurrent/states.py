@@ -15,7 +15,7 @@ from transformers.cache_utils import LinearAttentionLayer
 
 from loramux_server.kernels.states import BEGINNING
 from loramux_server.models.recurrent.delta_rule import DeltaRule
-from loramux_server.models.recurrent.in_slots import InSlots
+from loramux_server.models.recurrent.in_place import InPlaceUpdate
 from loramux_server.models.recurrent.state_space import StateSpace
 from loramux_server.models.step import Step
 
@@ -27,7 +27,7 @@ _MOST_STATES = 16
 """Most states of one kind in a layer; known layers have at most three."""
 
 
-class GivenStates(LinearAttentionLayer):  # type: ignore[misc]
+class LayerStateCache(LinearAttentionLayer):  # type: ignore[misc]
     """A layer's states of some requests, in the form that it takes."""
 
     def __init__(self, states: Mapping[State, torch.Tensor]) -> None:
@@ -137,7 +137,7 @@ class LayerStates:
         self._shapes = shapes
         self._slots: dict[State, torch.Tensor] = {}
         """[S, ...] each."""
-        self._in_slots: InSlots | None = None
+        self._in_place: InPlaceUpdate | None = None
         """Updates the first recurrent state in its slots; None if not supported."""
 
     @property
@@ -165,14 +165,14 @@ class LayerStates:
         for slots in self._slots.values():
             slots[target] = slots[source]
 
-    def change_in_slots(self, layer: nn.Module, step: Step) -> None:
+    def update_in_place(self, layer: nn.Module, step: Step) -> None:
         """Let `layer` update its state in its slots for single tokens, if that is supported."""
         shape = self._shapes.get(_FIRST)
         if shape and shape.dtype is torch.float32:
-            tried = (kind.put_into(layer, shape.shape, step) for kind in (DeltaRule, StateSpace))
-            self._in_slots = next(filter(None, tried), None)
+            tried = (kind.install(layer, shape.shape, step) for kind in (DeltaRule, StateSpace))
+            self._in_place = next(filter(None, tried), None)
 
-    def gathered(self, read_B: torch.Tensor, write_B: torch.Tensor) -> GivenStates:
+    def gathered(self, read_B: torch.Tensor, write_B: torch.Tensor) -> LayerStateCache:
         """Return the states of requests: copies, or all slots of a state that is updated in place.
 
         Args:
@@ -181,27 +181,27 @@ class LayerStates:
         """
         given = {}
         for state, slots in self._slots.items():
-            if self._in_slots and state == _FIRST:
+            if self._in_place and state == _FIRST:
                 given[state] = slots
-                self._in_slots.begin(slots, read_B, write_B)
+                self._in_place.begin(slots, read_B, write_B)
             else:
                 given[state] = slots.index_select(0, read_B)
-        return GivenStates(given)
+        return LayerStateCache(given)
 
-    def scatter(self, given: GivenStates, write_B: torch.Tensor) -> None:
+    def scatter(self, given: LayerStateCache, write_B: torch.Tensor) -> None:
         """Write the states of requests to their slots."""
         for state, made in given.states.items():
             if made is not self._slots[state]:
                 self._slots[state].index_copy_(0, write_B, made)
 
-    def at(self, slot: int, kept: int = BEGINNING) -> GivenStates:
+    def at(self, slot: int, kept: int = BEGINNING) -> LayerStateCache:
         """Return the state of one request, which is updated in its slot.
 
         Args:
             slot: The request's slot.
             kept: Slot to which the updated state is copied; `BEGINNING` for none.
         """
-        given = GivenStates(self._slot(slot))
+        given = LayerStateCache(self._slot(slot))
         if kept != BEGINNING:
             given.copies = self._slot(kept)
         return given

@@ -78,7 +78,7 @@ class Pins:
             return record
 
     def _tell(self, record: AdapterRecord) -> None:
-        self._engine.pin(self._registry.source_of(record).at_rest(self._base.resting))
+        self._engine.pin(self._registry.source_of(record).as_stored(self._base.storage_format))
 
     async def _set(self, record: AdapterRecord, *, pinned: bool) -> AdapterRecord:
         return await asyncio.to_thread(
@@ -86,5 +86,5 @@ class Pins:
         )
 
     def _rows(self, record: AdapterRecord) -> int:
-        item_bytes = self._base.resting.item_bytes(record.item_bytes)
+        item_bytes = self._base.storage_format.item_bytes(record.item_bytes)
         return self._base.row_size.rows_of(record.rank, item_bytes, record.edit_bytes)

@@ -46,7 +46,7 @@ class Prompt:
 
 def max_images(model: ModelInfo, config: ServerConfig) -> int:
     """Return how many images a request may have."""
-    return config.max_images if model.sees_images else 0
+    return config.max_images if model.supports_images else 0
 
 
 def images_of(
@@ -74,8 +74,8 @@ def check_images(
     first, _ = found[0]
     if not limits.max_images:
         raise _not_served(first, "is set, but this server accepts no images (--max-images 0)")
-    if not model.sees_images:
-        raise _not_served(first, f"is set, but {model.is_blind}")
+    if not model.supports_images:
+        raise _not_served(first, f"is set, but {model.no_vision_message}")
     if len(found) > limits.max_images:
         raise wrong("messages", f"has {len(found)} images; expected at most {limits.max_images}")
     for field, image in found:
