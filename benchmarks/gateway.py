@@ -125,7 +125,7 @@ async def _round(
 ) -> Cost:
     """Measure both workloads, each over gRPC and then through the gateway."""
     async with AsyncClient(target) as client:
-        door = await asyncio.open_connection("127.0.0.1", port)
+        connection = await asyncio.open_connection("127.0.0.1", port)
         try:
 
             async def stream_directly() -> None:
@@ -146,7 +146,7 @@ async def _round(
                 await client.generate(PROMPT, max_tokens=1, temperature=0, ignore_eos=True)
 
             async def ask_through() -> None:
-                reader, writer = door
+                reader, writer = connection
                 writer.write(_request(1, stream=False))
                 head = (await reader.readuntil(b"\r\n\r\n")).lower()
                 _demand(head.startswith(b"http/1.1 200"))
@@ -164,7 +164,7 @@ async def _round(
             through = await _in_turn(ask_through, requests)
             asked_seconds = _seconds(gateway) - before
         finally:
-            door[1].close()
+            connection[1].close()
     count = streams * tokens
     return Cost(
         gateway_us_per_token=1e6 * gateway_seconds / count,

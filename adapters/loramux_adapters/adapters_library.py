@@ -28,7 +28,7 @@ from loramux_adapters.packing import Output, write_package
 from loramux_adapters.peft_config import MAX_RANK
 from loramux_adapters.peft_folder import is_peft_folder, read_config, read_notes
 from loramux_adapters.prediction_head import has_head, open_head
-from loramux_adapters.renamed import Halves, write_renamed
+from loramux_adapters.renamed import LoraFactors, write_renamed
 from loramux_adapters.tensorfile import TensorInfo, read_header, tensor_reader
 
 TENSOR_FILE = "adapter.safetensors"
@@ -52,7 +52,7 @@ _NETWORK = re.compile(
     rf"(?P<module>.+\.(?:{'|'.join(map(re.escape, PLACES))}))\.adapters"
     r"\.(?P<adapter>[^.]+)\.(?P<part>.+)"
 )
-_NAME = re.compile(r"(?P<layer>.+)\.loras\.(?P<adapter>[^.]+)\.(?P<half>lora_[AB])")
+_NAME = re.compile(r"(?P<layer>.+)\.loras\.(?P<adapter>[^.]+)\.(?P<factor>lora_[AB])")
 
 
 def is_adapters_library(source: Path) -> bool:
@@ -94,19 +94,19 @@ def _pack_lora(
     scale = alpha(config.get("alpha", 8), "alpha")
     with _open_tensors(source) as file:
         header = read_header(file, os.fstat(file.fileno()).st_size)
-        modules: dict[str, Halves] = {}
-        for layer, halves in sorted(_halves(header.tensors).items()):
-            for half in ("lora_A", "lora_B"):
-                if half not in halves:
-                    raise PackageError(f"layer {layer} has no {half}")
-            a, b = halves["lora_A"], halves["lora_B"]
+        modules: dict[str, LoraFactors] = {}
+        for layer, factors in sorted(_factors(header.tensors).items()):
+            for factor in ("lora_A", "lora_B"):
+                if factor not in factors:
+                    raise PackageError(f"layer {layer} has no {factor}")
+            a, b = factors["lora_A"], factors["lora_B"]
             if a.shape[0] != rank:
                 raise PackageError(
                     f"layer {layer}: lora_A has {a.shape[0]} rows for r = {rank}: one update for "
                     "several projections is not supported",
                     "UNSUPPORTED_ADAPTER_FEATURE",
                 )
-            modules[layer] = Halves(a, b, scale)
+            modules[layer] = LoraFactors(a, b, scale)
         write_renamed(modules, file, header, output, notes=notes)
 
 
@@ -158,7 +158,7 @@ _ARCHITECTURES: Mapping[
 """Adapter architecture -> function that packs such a folder."""
 
 
-def _halves(tensors: Mapping[str, TensorInfo]) -> dict[str, dict[str, TensorInfo]]:
+def _factors(tensors: Mapping[str, TensorInfo]) -> dict[str, dict[str, TensorInfo]]:
     """Return the tensors `lora_A` and `lora_B` of each layer."""
     found: dict[str, dict[str, TensorInfo]] = {}
     adapters = set()
@@ -170,7 +170,7 @@ def _halves(tensors: Mapping[str, TensorInfo]) -> dict[str, dict[str, TensorInfo
                 "UNSUPPORTED_ADAPTER_FEATURE",
             )
         adapters.add(parts["adapter"])
-        found.setdefault(parts["layer"], {})[parts["half"]] = tensor
+        found.setdefault(parts["layer"], {})[parts["factor"]] = tensor
     _check_single(adapters)
     return found
 

@@ -122,7 +122,7 @@ class BaseFolder:
         found = names_like(module, self.layer_names())
         return self.layer(found[0]) if len(found) == 1 else None
 
-    def bias_beside(self, layer: BaseLayer) -> BaseTensor | None:
+    def bias_of(self, layer: BaseLayer) -> BaseTensor | None:
         """Return the bias of `layer`, a layer of this folder; None if it has none."""
         weight = next(name for name, tensor in self.tensors.items() if tensor == layer.weight)
         return self.tensors.get(f"{weight.removesuffix('.weight')}.bias")

@@ -49,8 +49,11 @@ class BaseIdentity:
             wrong = [part for part in _PARTS if noted.get(part, found[part]) != found[part]]
             others = ", ".join(sorted(wrong))
             return f"the fingerprint in its manifest has different {others}" if wrong else ""
-        named, ours = package.config.base_model, told_name(self.name, is_folder=self._is_folder)
-        theirs = told_name(named)
+        named, ours = (
+            package.config.base_model,
+            identifying_name(self.name, is_folder=self._is_folder),
+        )
+        theirs = identifying_name(named)
         if not (theirs and ours) or _plain(theirs) == _plain(ours):
             return ""
         return f"its config names the base model {shown(named)}, but this one is {shown(ours)}"
@@ -74,7 +77,7 @@ UNKNOWN = BaseIdentity()
 """A base model of which nothing is known."""
 
 
-def told_name(name: str, *, is_folder: bool = False) -> str:
+def identifying_name(name: str, *, is_folder: bool = False) -> str:
     """Return the last part of `name`, a folder or hub id, if it identifies a model; else empty.
 
     Args:

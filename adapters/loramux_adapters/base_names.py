@@ -10,11 +10,11 @@ as do the names of the vision modules.
 from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from dataclasses import replace
 
-from loramux_adapters.behind import split_behind
 from loramux_adapters.contents import Contents
 from loramux_adapters.errors import PackageError, shown
 from loramux_adapters.experts import ExpertsShape, split_experts
 from loramux_adapters.head import FEATURES, HeadShape, Task
+from loramux_adapters.post_layers import split_post_layers
 
 _TEXT = frozenset(("language_model", "text_model"))
 """Names of the text part of multimodal models."""
@@ -35,9 +35,9 @@ def named_for(
 
     Changes of layers that are experts in the base become changes of experts; see `split_experts`.
     Changes of vision modules move to the result's `vision`, and those of modules after the layers
-    to its `behind`, under the names that the base's class for the task has. Renaming for the task
-    applies to QUESTION_ANS and FEATURE_EXTRACTION only. Layers that the base does not have keep
-    their names, so that the fit check reports them.
+    to its `post_layers`, under the names that the base's class for the task has. Renaming for the
+    task applies to QUESTION_ANS and FEATURE_EXTRACTION only. Layers that the base does not have
+    keep their names, so that the fit check reports them.
 
     Args:
         contents: What the adapter changes.
@@ -49,10 +49,10 @@ def named_for(
     Raises:
         PackageError: Two modules would get the same name.
     """
-    contents, behind = split_behind(contents, heads or {})
+    contents, post_layers = split_post_layers(contents, heads or {})
     contents, vision = _split_vision(contents, names, vision_modules)
     contents = _named_for_bare(_named_for_task(contents, names), names)
-    contents = replace(_named_for_text(contents, names), vision=vision, behind=behind)
+    contents = replace(_named_for_text(contents, names), vision=vision, post_layers=post_layers)
     if not experts:
         return contents
     modules, routers, of_experts = split_experts(contents.modules, names, experts)

@@ -91,13 +91,13 @@ class VirtualTokens:
     """C and R, [1, count, rank] and [1, rank, width]: embeddings are scaled elementwise by CR."""
     num_layers: int = 0
     num_heads: int = 0
-    num_texts: int = 1
+    num_sequences: int = 1
     """Sequences that it holds embeddings for: 2 for an encoder-decoder, else 1."""
 
     @property
     def count(self) -> int:
         """Virtual tokens per sequence; PEFT's `generate` puts none before the decoder's output."""
-        return self.tensor.shape[0] // (1 if self.has_cache else self.num_texts)
+        return self.tensor.shape[0] // (1 if self.has_cache else self.num_sequences)
 
     @property
     def width(self) -> int:
@@ -139,7 +139,7 @@ class Contents:
     """Head that replaces the output layer; it changes no module of the base."""
     vision: "Contents | None" = None
     """Changes of vision modules; filled once the base is known."""
-    behind: "Contents | None" = None
+    post_layers: "Contents | None" = None
     """Changes of modules after the base's layers, such as a pooler, which only heads read; filled
     once the base is known."""
     task: str = ""
@@ -158,7 +158,7 @@ class Contents:
     @property
     def changed_modules(self) -> list[str]:
         """Names of all changed modules except bottlenecks, sorted."""
-        beside = (part.changed_modules for part in (self.vision, self.behind) if part)
+        beside = (part.changed_modules for part in (self.vision, self.post_layers) if part)
         return sorted({
             *(change.name for change in self.low_rank), *(edit.module for edit in self.edits),
             *chain.from_iterable(beside),

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from loramux_adapters.bottleneck import PEFT_TYPE
 from loramux_adapters.fields import Fields
-from loramux_adapters.kinds import FOLDED, FOLDED_FIELDS, KINDS, REFUSED, WHOLE
+from loramux_adapters.kinds import FOLDED, FOLDED_FIELDS, FULL_RANK, KINDS, REFUSED
 from loramux_adapters.pattern_code import MAX_LENGTH, MAX_LEVELS, MAX_PARTS, MAX_STEPS
 from loramux_adapters.peft_config import MAX_RANK
 from loramux_adapters.weights.sources import FIELDS_OF_FOLDED
@@ -153,8 +153,8 @@ def _lines() -> Iterator[str]:
     methods = _METHODS.format(served=served, all=served + len(REFUSED), max_rank=MAX_RANK)
     yield from (_HEAD, _NAMES, _TASKS, methods, "| `peft_type` | |", "| --- | --- |")
     rows = dict.fromkeys(KINDS, "served")
-    rows |= {name: "made a LoRA" + _needed(_NEEDS.get(name)) for name in FOLDED - WHOLE}
-    rows |= {name: "made whole layers" + _needed(_WEIGHTS) for name in WHOLE}
+    rows |= {name: "made a LoRA" + _needed(_NEEDS.get(name)) for name in FOLDED - FULL_RANK}
+    rows |= {name: "made whole layers" + _needed(_WEIGHTS) for name in FULL_RANK}
     rows["MISS"] += "; its form `bat` made whole layers"
     rows |= {name: f"refused: {why}" for name, why in REFUSED.items()}
     yield from (f"| `{name}` | {rows[name]} |" for name in sorted(rows, key=_order))

@@ -3,7 +3,6 @@
 from collections.abc import Container, Iterable, Mapping
 
 from loramux_adapters.base_names import is_vision_module
-from loramux_adapters.behind import check_head
 from loramux_adapters.bottleneck_sites import site_of
 from loramux_adapters.contents import Bottleneck, Contents, Edit, EditKind, VirtualTokens
 from loramux_adapters.errors import PackageError
@@ -11,6 +10,7 @@ from loramux_adapters.experts import ExpertsShape, check_experts
 from loramux_adapters.head import HeadShape
 from loramux_adapters.lora import LoraModule
 from loramux_adapters.nearest import nearest
+from loramux_adapters.post_layers import check_head
 from loramux_adapters.token_shape import TokenShape
 
 
@@ -221,10 +221,10 @@ def _check_virtual(virtual: VirtualTokens, token: TokenShape | None) -> None:
             "the adapter has virtual tokens, but the shape of the base model's tokens is not known",
             "ADAPTER_BASE_MISMATCH",
         )
-    if virtual.num_texts != token.num_texts:
+    if virtual.num_sequences != token.num_sequences:
         raise PackageError(
-            f"adapter_config.json: num_transformer_submodules is {virtual.num_texts}, but the base "
-            f"model has {token.num_texts}",
+            f"adapter_config.json: num_transformer_submodules is {virtual.num_sequences}, but the "
+            f"base model has {token.num_sequences}",
             "ADAPTER_BASE_MISMATCH",
         )
     if virtual.has_cache and token.has_recurrent_layers:

@@ -24,7 +24,7 @@ class Task(enum.StrEnum):
     """Scores each token of a question and a context as the begin and end of an answer."""
 
     @property
-    def reads_all(self) -> bool:
+    def is_per_token(self) -> bool:
         """Whether the head reads every token, not one per text."""
         return self is not Task.SEQUENCE
 

@@ -94,11 +94,11 @@ KINDS: Mapping[str, Kind] = {
 """Value of `peft_type` -> its kind."""
 
 
-WHOLE = frozenset({
+FULL_RANK = frozenset({
     "BOFT", "C3A", "FOURIERFT", "HIRA", "OFT", "RANDLORA", "ROAD", "SHIRA", "SUPERTUNING",
 })  # fmt: skip
 """Methods whose update has full rank; packing merges it with the base's weights."""
-FOLDED = WHOLE | {
+FOLDED = FULL_RANK | {
     "ADALORA", "BEFT", "DEFT", "DELORA", "GRALORA", "HRA", "LOHA", "LOKR", "MISS", "PVERA",
     "TINYLORA", "UNILORA", "VBLORA", "VERA",
 }  # fmt: skip
@@ -170,7 +170,7 @@ def read_contents(
 
 def _why_not(name: object) -> str:
     if isinstance(name, str) and name in FOLDED:
-        made = "whole layers with `loramux pack --base`" if name in WHOLE else (
+        made = "whole layers with `loramux pack --base`" if name in FULL_RANK else (
             "a LoRA with `loramux pack`"
         )  # fmt: skip
         return f"convert it to {made}"

@@ -18,7 +18,7 @@ from loramux_adapters.files import open_regular
 from loramux_adapters.known_layers import KnownLayers
 from loramux_adapters.manifest import MANIFEST_KEY, check_notes
 from loramux_adapters.packing import Output
-from loramux_adapters.renamed import Halves, write_renamed
+from loramux_adapters.renamed import LoraFactors, write_renamed
 from loramux_adapters.tensorfile import TensorInfo, read_header, tensor_reader
 
 _PART = re.compile(r"(?P<layer>.+)\.(?P<part>lora_down\.weight|lora_up\.weight|alpha)")
@@ -74,7 +74,7 @@ def pack_kohya(
             alpha = float(a.shape[0]) if a.shape else 0.0
             if "alpha" in parts:
                 alpha = _scalar(parts["alpha"], b"".join(read(parts["alpha"])))
-            modules[_module(layer, known)] = Halves(a, b, alpha)
+            modules[_module(layer, known)] = LoraFactors(a, b, alpha)
         kept = {name: note for name, note in (notes or {}).items() if note is not None}
         write_renamed(modules, file, header, output, notes=check_notes(kept, "notes"))
 

@@ -89,7 +89,7 @@ def labels_of(head: Head, notes: Mapping[str, object]) -> Labels:
     return Labels(tuple(names), problem)
 
 
-def labels_beside(source: Path) -> dict[str, object]:
+def labels_from_folder(source: Path) -> dict[str, object]:
     """Return the note `classification` from the `config.json` in `source`; empty if it has none.
 
     Raises:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from loramux_adapters.matching import tails
 from loramux_adapters.pattern import Pattern
-from loramux_adapters.targets import Keyed, Named, is_named, number_behind
+from loramux_adapters.targets import Keyed, Named, is_named, layer_number_at
 
 
 class Bias(enum.StrEnum):
@@ -97,7 +97,7 @@ class LoraConfig:
         for i, number in reversed(numbers):  # of two numbers after the same name, the first counts
             found.update(dict.fromkeys(tails(".".join(parts[:i])), number))
         behind = (
-            number_behind(module, name) if isinstance(name, Pattern) else found.get(name)
+            layer_number_at(module, name) if isinstance(name, Pattern) else found.get(name)
             for name in self.layers_pattern
         )
         return next((number for number in behind if number is not None), None)

@@ -100,13 +100,13 @@ def _of_experts(config: LoraConfig, module: str, parts: dict[str, TensorInfo]) -
             f"tensor {others[0].name} is not supported; for experts, expected '{_A}' or '{_B}'",
             "UNSUPPORTED_ADAPTER_FEATURE",
         )
-    a, b = _halves(module, parts, _A, _B)
+    a, b = _factors(module, parts, _A, _B)
     change = expert_lora(config, module, a, b)
     _check_scale(change.name, change.scale)
     return change
 
 
-def _halves(
+def _factors(
     module: str, parts: dict[str, TensorInfo], a_ending: str, b_ending: str
 ) -> tuple[TensorInfo, TensorInfo]:
     """Return A and B of `module`, checked to be matrices of the same rank."""
@@ -128,7 +128,7 @@ def _halves(
 def _join(
     config: LoraConfig, module: str, parts: dict[str, TensorInfo], a_ending: str, b_ending: str
 ) -> LoraModule:
-    a, b = _halves(module, parts, a_ending, b_ending)
+    a, b = _factors(module, parts, a_ending, b_ending)
     rank = a.shape[0]
     name = config.key_of(module)
     if rank != config.rank_of(name):

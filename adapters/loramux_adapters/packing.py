@@ -14,7 +14,7 @@ from loramux_adapters.contents import Contents
 from loramux_adapters.digests import UNKNOWN_DIGEST, check_digests, tensor_digests
 from loramux_adapters.errors import PackageError
 from loramux_adapters.kinds import kind_of
-from loramux_adapters.labels import labels_beside
+from loramux_adapters.labels import labels_from_folder
 from loramux_adapters.manifest import MANIFEST_KEY, manifest_text
 from loramux_adapters.package import check_contents, check_use
 from loramux_adapters.peft_folder import open_tensors, read_config, read_notes
@@ -50,7 +50,7 @@ def pack(source: Path, output: Output, *, notes: Mapping[str, object | None] | N
         read = tensor_reader(file, header.data_start)
         tensors = unstacked(header.tensors)
         _, contents = check_contents(config, tensors)
-        noted = notes_beside(source, contents, notes)
+        noted = notes_from_folder(source, contents, notes)
         if "tensors" in noted:
             form = stored(config, tensors, noted)
             digests = cast(dict[str, object], noted["tensors"])
@@ -58,7 +58,7 @@ def pack(source: Path, output: Output, *, notes: Mapping[str, object | None] | N
         write_package(config, tensors, read, output, notes=noted)
 
 
-def notes_beside(
+def notes_from_folder(
     source: Path, contents: Contents, notes: Mapping[str, object | None] | None
 ) -> Mapping[str, object]:
     """Return the notes of the adapter with `contents` in the folder `source`.
@@ -74,7 +74,7 @@ def notes_beside(
     if "added_tokens" not in given and (added := added_tokens_of(source, contents)):
         noted = {**noted, "added_tokens": added}
     if "classification" not in given and contents.head and contents.head.task.classifies:
-        told = labels_beside(source)
+        told = labels_from_folder(source)
         noted = {**noted, "classification": told} if told else noted
     return noted
 
@@ -98,7 +98,7 @@ def write_package(
             many tensors even when stacked.
     """
     _, contents = check_contents(peft_config, tensors)
-    notes = notes_beside(source, contents, notes) if source else notes
+    notes = notes_from_folder(source, contents, notes) if source else notes
     check_use(contents, notes)
     form = stored(peft_config, tensors, notes)
     read = form.reader(read)

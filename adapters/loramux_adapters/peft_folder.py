@@ -5,10 +5,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from loramux_adapters.companions import companion_notes
 from loramux_adapters.errors import PackageError
 from loramux_adapters.files import open_regular, pickle_hint, read_object
 from loramux_adapters.manifest import check_notes
+from loramux_adapters.sidecar_files import sidecar_notes
 from loramux_adapters.tensorfile import PACKAGE
 
 CONFIG_FILE = "adapter_config.json"
@@ -40,13 +40,13 @@ def read_config(source: Path) -> dict[str, object]:
     try:
         return read_object(source, CONFIG_FILE, MAX_CONFIG_BYTES)
     except PackageError as error:
-        hint = told_instead(source)
+        hint = folder_hint(source)
         if not hint:
             raise
         raise PackageError(f"{error}; {hint}", error.reason) from None
 
 
-def told_instead(source: Path) -> str:
+def folder_hint(source: Path) -> str:
     """Return a hint at what `source`, a folder without a config, is; empty if unknown."""
     try:
         if not source.is_dir() or is_peft_folder(source):
@@ -82,7 +82,7 @@ def read_notes(
         noted = check_notes(read_object(source, NOTES_FILE, MAX_NOTES_BYTES), NOTES_FILE)
     given = {**noted, **(notes or {})}
     task = read_config(source).get("task_type")
-    found = {**companion_notes(source, {*given, *but}, task=task), **given}
+    found = {**sidecar_notes(source, {*given, *but}, task=task), **given}
     return check_notes({n: note for n, note in found.items() if note is not None}, str(source))
 
 

@@ -14,7 +14,7 @@ N = TypeVar("N", int, float)
 
 
 @dataclass(frozen=True, slots=True)
-class Halves:
+class LoraFactors:
     """The factors of one layer's update, and its alpha: it adds alpha / rank * B A."""
 
     a: TensorInfo
@@ -28,7 +28,7 @@ class Halves:
 
 
 def write_renamed(
-    modules: Mapping[str, Halves],
+    modules: Mapping[str, LoraFactors],
     file: BinaryIO,
     header: TensorFile,
     output: Output,
@@ -42,8 +42,8 @@ def write_renamed(
     """
     tensors: dict[str, TensorInfo] = {}
     old: dict[str, TensorInfo] = {}
-    for module, halves in modules.items():
-        for letter, tensor in (("A", halves.a), ("B", halves.b)):
+    for module, factors in modules.items():
+        for letter, tensor in (("A", factors.a), ("B", factors.b)):
             if len(tensor.shape) != 2 or 0 in tensor.shape:
                 raise PackageError(f"tensor {tensor.name}: shape {shown(tensor.shape)} is not 2-D")
             name = f"{PREFIX}{module}.lora_{letter}.weight"
@@ -55,10 +55,10 @@ def write_renamed(
     )
 
 
-def _config(modules: Mapping[str, Halves]) -> dict[str, object]:
+def _config(modules: Mapping[str, LoraFactors]) -> dict[str, object]:
     """Return the config that PEFT would have saved."""
-    ranks = {module: halves.rank for module, halves in modules.items()}
-    alphas = {module: halves.alpha for module, halves in modules.items()}
+    ranks = {module: factors.rank for module, factors in modules.items()}
+    alphas = {module: factors.alpha for module, factors in modules.items()}
     rank, alpha = _most_common(ranks), _most_common(alphas)
     return {
         "peft_type": "LORA",

@@ -35,7 +35,7 @@ _SWITCHES = {
 """Field of version 4 -> the pooling mode that it switches on."""
 
 
-def embedding_beside(source: Path, pooling: Pooling | None = None) -> dict[str, object]:
+def embedding_from_folder(source: Path, pooling: Pooling | None = None) -> dict[str, object]:
     """Return the note `embedding` from the files in the folder `source`; empty if there are none.
 
     An explicit `pooling` overrides theirs, which is then not read.

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, BinaryIO
 from loramux_adapters.adapters_library import TENSOR_FILE as LIBRARY_TENSOR_FILE
 from loramux_adapters.adapters_library import is_adapters_library, pack_adapters_library
 from loramux_adapters.added_tokens import FILE as TOKENS_FILE
-from loramux_adapters.companions import COMPANIONS
 from loramux_adapters.errors import PackageError
 from loramux_adapters.extras import install_command
 from loramux_adapters.files import open_regular
@@ -28,14 +27,16 @@ from loramux_adapters.peft_folder import (
 )
 from loramux_adapters.prediction_head import CONFIG_FILE as HEAD_CONFIG_FILE
 from loramux_adapters.prediction_head import TENSOR_FILE as HEAD_TENSOR_FILE
+from loramux_adapters.sidecar_files import SIDECAR_FILES
 
 if TYPE_CHECKING:
     from loramux_adapters.weights.fold import Folded
 
-BESIDE = (NOTES_FILE, TOKENS_FILE, *COMPANIONS)
+OPTIONAL_FILES = (NOTES_FILE, TOKENS_FILE, *SIDECAR_FILES)
 """Optional files of a PEFT folder that packing reads beside config and tensors."""
 FILES = (
-    CONFIG_FILE, TENSOR_FILE, LIBRARY_TENSOR_FILE, HEAD_CONFIG_FILE, HEAD_TENSOR_FILE, *BESIDE,
+    CONFIG_FILE, TENSOR_FILE, LIBRARY_TENSOR_FILE, HEAD_CONFIG_FILE, HEAD_TENSOR_FILE,
+    *OPTIONAL_FILES,
 )  # fmt: skip
 """All files of a folder that packing may read, whichever tool saved it."""
 MAX_ERROR = 0.01

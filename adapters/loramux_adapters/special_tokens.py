@@ -17,7 +17,7 @@ NAMES = ("bos_token", "eos_token", "unk_token")
 """Those that can occur in a text, unlike the padding token."""
 
 
-def special_tokens_beside(source: Path) -> dict[str, object]:
+def special_tokens_from_folder(source: Path) -> dict[str, object]:
     """Return the note for the folder `source`; empty if it names no special tokens.
 
     Raises:

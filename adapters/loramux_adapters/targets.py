@@ -84,7 +84,7 @@ def layer_names(config: Mapping[str, object], steps: Steps) -> tuple[str | Patte
     )
 
 
-def number_behind(module: str, pattern: Pattern) -> int | None:
+def layer_number_at(module: str, pattern: Pattern) -> int | None:
     """Return the layer number that `pattern`, from `layers_pattern`, finds in `module`, if any."""
     end = pattern.end(module)
     return None if end is None else int(module[: end - 1].rpartition(".")[2])

@@ -25,7 +25,7 @@ class TokenShape:
     """For each layer: number of KV heads, width of a key, width of a value."""
     has_recurrent_layers: bool = False
     """Whether some layers keep a recurrent state instead of keys and values."""
-    num_texts: int = 1
+    num_sequences: int = 1
     """Sequences per request: 2 for an encoder-decoder, else 1."""
 
 
@@ -34,9 +34,9 @@ def token_shape(config: Mapping[str, object]) -> TokenShape | None:
     inner = config.get("text_config")
     if isinstance(inner, dict):
         config = inner
-    num_texts = 2 if config.get("is_encoder_decoder") is True else 1
+    num_sequences = 2 if config.get("is_encoder_decoder") is True else 1
     # In an encoder-decoder, only the decoder has a KV cache.
-    of_decoder = (_DECODER_LAYERS, _DECODER_HEADS) if num_texts > 1 else ((), ())
+    of_decoder = (_DECODER_LAYERS, _DECODER_HEADS) if num_sequences > 1 else ((), ())
     width = _first(config, _WIDTHS)
     num_layers = _first(config, (*of_decoder[0], *_LAYERS))
     num_heads = _first(config, (*of_decoder[1], *_HEADS))
@@ -46,7 +46,7 @@ def token_shape(config: Mapping[str, object]) -> TokenShape | None:
     head_width = _first(config, _HEAD_WIDTHS) or width // num_heads
     embedding = _first(config, _EMBEDDING_WIDTHS) or width
     cache = ((num_kept, head_width, head_width),) * num_layers
-    return TokenShape(embedding, cache, _has_recurrent_layers(config), num_texts)
+    return TokenShape(embedding, cache, _has_recurrent_layers(config), num_sequences)
 
 
 def _has_recurrent_layers(config: Mapping[str, object]) -> bool:

@@ -92,7 +92,7 @@ class VirtualTokensConfig:
     num_layers: int = 0
     """Layers of the base, if keys and values are given."""
     num_heads: int = 0
-    num_texts: int = 1
+    num_sequences: int = 1
     """Sequences per request of the base: 2 for an encoder-decoder, else 1."""
     saved: tuple[str, ...] = ()
     """Suffixes of the names of modules that were trained in full."""
@@ -145,7 +145,7 @@ def prompt_contents(config: VirtualTokensConfig, tensors: Mapping[str, TensorInf
     Raises:
         PackageError: A tensor is missing, is not supported, or disagrees with `config`.
     """
-    count, width = config.num_texts * config.count, _needed("token_dim", config.token_dim)
+    count, width = config.num_sequences * config.count, _needed("token_dim", config.token_dim)
     shapes: dict[str, tuple[int, ...]] = {_EMBEDDINGS: (count, width)}
     if config.num_ranks:
         shapes[_COLUMNS] = (1, count, config.num_ranks)
@@ -154,7 +154,7 @@ def prompt_contents(config: VirtualTokensConfig, tensors: Mapping[str, TensorInf
     virtual = VirtualTokens(
         embeddings,
         factors=(factors[0], factors[1]) if factors else None,
-        num_texts=config.num_texts,
+        num_sequences=config.num_sequences,
     )
     return Contents(edits=edits, virtual=virtual)
 
@@ -175,7 +175,7 @@ def prefix_contents(config: VirtualTokensConfig, tensors: Mapping[str, TensorInf
     shapes: _Shapes = {_EMBEDDINGS: (config.count, 2 * num_layers * width)}
     (both,), edits = _split(tensors, shapes, config.saved)
     virtual = VirtualTokens(
-        both, num_layers=num_layers, num_heads=num_heads, num_texts=config.num_texts
+        both, num_layers=num_layers, num_heads=num_heads, num_sequences=config.num_sequences
     )
     return Contents(edits=edits, virtual=virtual)
 

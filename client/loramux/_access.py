@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, cast
 
 import grpc
 
-from loramux._calling import Calling, Ended
 from loramux._certificate_files import read_pair
 from loramux._channel import (
     Routing,
@@ -19,6 +18,7 @@ from loramux._channel import (
     options,
     server_options,
 )
+from loramux._instrumented_channel import Ended, InstrumentedChannel
 from loramux._routing.aio_routed import AioRoutedChannel
 from loramux._routing.routed import Metadata, RoutedChannel
 from loramux.errors import InvalidArgumentError
@@ -76,7 +76,7 @@ def open_channel(
             by_adapter=by_adapter,
             retries=retries,
         )
-    return cast(grpc.Channel, Calling(channel, _showing(key), tracer_provider))
+    return cast(grpc.Channel, InstrumentedChannel(channel, _key_metadata(key), tracer_provider))
 
 
 def open_aio_channel(
@@ -117,10 +117,13 @@ def open_aio_channel(
             by_adapter=by_adapter,
             retries=retries,
         )
-    return cast(grpc.aio.Channel, Calling(channel, _showing(key), tracer_provider, call_ended))
+    return cast(
+        grpc.aio.Channel,
+        InstrumentedChannel(channel, _key_metadata(key), tracer_provider, call_ended),
+    )
 
 
-def _showing(key: str) -> Metadata:
+def _key_metadata(key: str) -> Metadata:
     return (("authorization", f"Bearer {key}"),) if key else ()
 
 

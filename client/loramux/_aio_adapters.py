@@ -12,8 +12,8 @@ import grpc
 from loramux import _adapter_wire as wire
 from loramux import _wire
 from loramux._aio_aliases import AsyncAliases
-from loramux._calling import to_home
 from loramux._download import open_download
+from loramux._instrumented_channel import sticky_channel
 from loramux._upload import Progress, Upload, open_upload
 from loramux.errors import LoramuxError
 from loramux.types import Adapter, AdapterChange
@@ -62,7 +62,7 @@ class AsyncAdapters(AsyncAliases):
         with contextlib.ExitStack() as exit:
             # Packing and hashing gigabytes takes seconds.
             upload = await asyncio.to_thread(exit.enter_context, opening)
-            uploads = UploadServiceStub(to_home(self._channel, name))
+            uploads = UploadServiceStub(sticky_channel(self._channel, name))
             while True:
                 try:
                     with _wire.raising():

@@ -14,7 +14,7 @@ from typing import Literal
 
 import grpc
 
-from loramux._routing.names import Addresses, Name, named
+from loramux._routing.names import Addresses, DnsName, dns_host_and_port
 from loramux.errors import InvalidArgumentError
 
 Targets = str | Sequence[str]
@@ -130,8 +130,8 @@ def addresses(targets: Targets) -> Addresses | None:
     targets = each(targets)
     if len(targets) > 1:
         return Addresses(tuple(dict.fromkeys(targets)))
-    name = named(targets[0])
-    return Name(*name) if name else None
+    name = dns_host_and_port(targets[0])
+    return DnsName(*name) if name else None
 
 
 _FORWARDING: list[tuple[str, int | str]] = [
@@ -179,7 +179,7 @@ def server_options(
     It is ready while the server is healthy, and stays connected when idle.
     """
     authority = each(targets)[0]
-    if name := named(authority):
+    if name := dns_host_and_port(authority):
         host, port = name
         authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     return [

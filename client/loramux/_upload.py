@@ -124,8 +124,8 @@ def open_upload(
             read_package(file, size)
             file.seek(0)
             sha256 = hashlib.sha256()
-            while piece := file.read(CHUNK_BYTES):
-                sha256.update(piece)
+            while chunk := file.read(CHUNK_BYTES):
+                sha256.update(chunk)
             header = adapters_pb2.UploadHeader(
                 name=name,
                 size_bytes=size,

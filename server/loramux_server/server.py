@@ -50,7 +50,7 @@ from loramux_server.tasks import ended, in_background
 from loramux_server.transport.connection_limits import ConnectionLimits, message_bytes
 from loramux_server.transport.listener import Listener, held_port
 from loramux_server.transport.lora_requests import LoraRequests
-from loramux_server.transport.readers import Readers
+from loramux_server.transport.slow_readers import SlowReaderGuard
 from loramux_server.watching import Changes, look, watch
 from loramux_server.wire.messages import Report
 from loramux_server.wire.model_info import ModelInfo
@@ -293,7 +293,7 @@ class Server:
                 opened.audit, logs_calls=config.log_format == "json", tracing=opened.tracing
             ),
             gate=loaded.store.entrance.gate,
-            readers=Readers(config.reader_timeout, self._metrics.lost_readers.inc),
+            reader_guard=SlowReaderGuard(config.reader_timeout, self._metrics.lost_readers.inc),
             limits=ConnectionLimits(
                 keepalive=config.keepalive,
                 max_age=config.max_connection_age,

@@ -5,8 +5,8 @@ import logging
 
 import sqlalchemy.exc
 
-from loramux_server.observe.acts import DIRECTORY_ADD, DIRECTORY_REMOVE
 from loramux_server.observe.audit import Audit
+from loramux_server.observe.audited_actions import DIRECTORY_ADD, DIRECTORY_REMOVE
 from loramux_server.services.adapters.storage import stoppable
 from loramux_server.store.directory import Directory
 from loramux_server.store.record import AdapterRecord

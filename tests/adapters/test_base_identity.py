@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from loramux_adapters import open_package
-from loramux_adapters.base_identity import BaseIdentity, told_name
+from loramux_adapters.base_identity import BaseIdentity, identifying_name
 from tests.support.command_line import Loramux
 
 LLAMA = "meta-llama/Llama-3.1-8B"
@@ -25,7 +25,7 @@ LLAMA = "meta-llama/Llama-3.1-8B"
     ("models/llama", ""), ("out/checkpoint-500", ""), ("../org/base", ""), ("a/b/c", ""),
 ])  # fmt: skip
 def test_a_name_tells_a_model_or_not(name: str, told: str) -> None:
-    assert told_name(name) == told
+    assert identifying_name(name) == told
 
 
 @pytest.mark.parametrize(("named", "served", "differs"), [

@@ -14,7 +14,7 @@ from safetensors.torch import save_file as save_torch_file
 
 from loramux._upload import open_upload
 from loramux_adapters import PackageError, open_package
-from loramux_adapters.kinds import FOLDED, WHOLE
+from loramux_adapters.kinds import FOLDED, FULL_RANK
 from loramux_adapters.tensorfile import tensor_reader
 from loramux_adapters.weights.sources import FIELDS_OF_FOLDED
 from loramux_adapters.weights.sources import FOLDED as METHODS
@@ -37,7 +37,7 @@ ALPHAS = {
 }
 
 
-def halves(layer: str) -> tuple[Array, Array]:
+def factors(layer: str) -> tuple[Array, Array]:
     rank, width, out = LAYERS[layer]
     random = np.random.default_rng(len(layer))
     return (
@@ -53,7 +53,7 @@ def save_kohya(
     tensors: dict[str, Array] = dict(more or {})
     for layer in LAYERS:
         name = f"{flat}{layer.replace('.', '_')}" if flat else layer
-        tensors[f"{name}.lora_down.weight"], tensors[f"{name}.lora_up.weight"] = halves(layer)
+        tensors[f"{name}.lora_down.weight"], tensors[f"{name}.lora_up.weight"] = factors(layer)
         if alpha:
             tensors[f"{name}.alpha"] = np.array(ALPHAS[layer], np.float32)
     save_file(tensors, path)
@@ -73,7 +73,7 @@ def test_a_kohya_file_adds_alpha_over_rank_times_up_down(tmp_path: Path, flat: s
     found = updates(save_kohya(tmp_path / "one.safetensors", flat=flat))
     assert found.keys() == LAYERS.keys()
     for layer, update in found.items():
-        a, b = halves(layer)
+        a, b = factors(layer)
         scale = np.float32(ALPHAS[layer]) / LAYERS[layer][0]
         np.testing.assert_allclose(update, scale * (b @ a), rtol=1e-6)
 
@@ -82,7 +82,7 @@ def test_the_bytes_of_a_kohya_file_are_kept(tmp_path: Path) -> None:
     with open_package(save_kohya(tmp_path / "one.safetensors")) as (file, package):
         read = tensor_reader(file, package.file.data_start)
         for module in package.modules:
-            a, b = halves(module.module)
+            a, b = factors(module.module)
             assert b"".join(read(module.a)) == a.tobytes()
             assert b"".join(read(module.b)) == b.tobytes()
 
@@ -90,7 +90,7 @@ def test_the_bytes_of_a_kohya_file_are_kept(tmp_path: Path) -> None:
 def test_without_alpha_it_is_the_rank(tmp_path: Path) -> None:
     found = updates(save_kohya(tmp_path / "one.safetensors", alpha=False))
     for layer, update in found.items():
-        a, b = halves(layer)
+        a, b = factors(layer)
         np.testing.assert_allclose(update, b @ a, rtol=1e-6)
 
 
@@ -181,7 +181,7 @@ def save_library(folder: Path, **changes: Any) -> Path:
     (folder / "adapter_config.json").write_text(json.dumps(config))
     tensors = {}
     for layer in ("model.layers.0.self_attn.q_proj", "model.layers.11.self_attn.q_proj"):
-        a, b = halves(layer)
+        a, b = factors(layer)
         tensors[f"{layer}.loras.poet.lora_A"], tensors[f"{layer}.loras.poet.lora_B"] = a, b
     save_file(tensors, folder / "adapter.safetensors")
     return folder
@@ -191,7 +191,7 @@ def test_a_lora_of_the_adapters_library_adds_alpha_over_r_times_b_a(tmp_path: Pa
     found = updates(save_library(tmp_path / "poet"))
     assert len(found) == 2
     for layer, update in found.items():
-        a, b = halves(layer)
+        a, b = factors(layer)
         np.testing.assert_allclose(update, np.float32(3 / 4) * (b @ a), rtol=1e-6)
 
 
@@ -252,4 +252,4 @@ def test_a_package_is_not_packed_again_with_other_notes(loramux: Loramux, poet: 
 
 def test_what_is_folded_is_known_where_numpy_is_not() -> None:
     assert FIELDS_OF_FOLDED.keys() == FOLDED
-    assert {name for name, method in METHODS.items() if method.fold is None} == WHOLE
+    assert {name for name, method in METHODS.items() if method.fold is None} == FULL_RANK

@@ -262,9 +262,9 @@ def test_the_second_of_two_texts_is_told_apart_where_the_base_is_told(
 ) -> None:
     tokenizer = wordpiece()
     trained = load_model(bert, AutoConfig.from_pretrained(bert), Task.SEQUENCE, 2)
-    assert trained.tells_types(tokenizer)
-    assert not trained.tells_types(byte_level())
-    _, made = rows(tmp_path, PAIRS, HeadRows(tokenizer, 99, tells_types=True))
+    assert trained.uses_token_types(tokenizer)
+    assert not trained.uses_token_types(byte_level())
+    _, made = rows(tmp_path, PAIRS, HeadRows(tokenizer, 99, uses_token_types=True))
     assert made[0]["token_type_ids"] == tokenizer("a", "b").token_type_ids
     assert "token_type_ids" not in rows(tmp_path, PAIRS, HeadRows(tokenizer, 99))[1][0]
 

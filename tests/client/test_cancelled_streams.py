@@ -53,8 +53,8 @@ def test_a_stream_that_another_thread_cancels_while_it_connects_ends(
         with pytest.raises(grpc.RpcError) as caught:
             found.result()
         assert cast(grpc.Call, caught.value).code() is grpc.StatusCode.CANCELLED
-        (link,) = channel._router.links
-        assert (link.num_calls, link.avoided_until) == (0, 0.0)
+        (connection,) = channel._router.connections
+        assert (connection.num_calls, connection.avoided_until) == (0, 0.0)
         channel.close()
 
 
@@ -84,6 +84,6 @@ async def test_a_stream_that_another_task_cancels_while_it_connects_ends(
         may_connect.set()
         with pytest.raises(asyncio.CancelledError):
             await found
-        (link,) = channel._router.links
-        assert link.num_calls == 0
+        (connection,) = channel._router.connections
+        assert connection.num_calls == 0
         await channel.close()

@@ -11,10 +11,10 @@ import pytest
 from loramux import errors
 from loramux.errors import InvalidArgumentError, LoramuxError
 from loramux.gateway.anthropic.answer import PING_SECONDS, Answer
-from loramux.gateway.anthropic.asked import asked_by
-from loramux.gateway.anthropic.body import UNSERVED, MessagesBody
+from loramux.gateway.anthropic.body import UNSUPPORTED, MessagesBody
 from loramux.gateway.anthropic.counting import Counting
 from loramux.gateway.anthropic.fitting import Fitting
+from loramux.gateway.anthropic.grpc_requests import messages_request
 from loramux.gateway.anthropic.names import MessageNames
 from loramux.gateway.anthropic.refusal import refusal
 from loramux.gateway.anthropic.turns import Turns
@@ -51,9 +51,9 @@ def result(content: Any = "3", number: str = "1", **more: Any) -> dict[str, Any]
 
 def asked(**given: Any) -> tuple[generation_pb2.GenerateRequest, Turns]:
     body = {"model": "bot", "max_tokens": 5, "messages": [{"role": "user", "content": "Hi"}]}
-    found = parse(json.dumps(body | given).encode(), MessagesBody, UNSERVED)
+    found = parse(json.dumps(body | given).encode(), MessagesBody, UNSUPPORTED)
     turns = Turns(found)
-    return asked_by(found, turns, "base"), turns
+    return messages_request(found, turns, "base"), turns
 
 
 def said(messages: list[dict[str, Any]], **more: Any) -> list[tuple[str, ...]]:
@@ -313,7 +313,7 @@ async def test_the_context_leaves_what_prompt_and_virtual_tokens_do_not_take() -
     request, _ = asked()
     counting = Counting(cast(Backend, Server()), CALLER, request, None)
     assert await counting.room() == 86
-    assert counting.asked is request  # no copy, which would hold images twice
+    assert counting.request is request  # no copy, which would hold images twice
 
 
 @pytest.mark.parametrize(("most", "calls"), [(100, "tg"), (1 << 40, "tg"), (99, "gtg"), (90, "g")])

@@ -17,7 +17,7 @@ from loramux.errors import (
 )
 from loramux.gateway.responses.answering import ResponseEvents
 from loramux.gateway.responses.body import ResponsesBody
-from loramux.gateway.responses.items import talk_of
+from loramux.gateway.responses.items import conversation_of
 from loramux.gateway.responses.names import ResponsesNames
 from loramux.gateway.responses.response import Response
 from loramux.v1.generation_pb2 import (
@@ -63,7 +63,7 @@ RESULT: Any = {"type": "function_call_output", "call_id": "1", "output": "3"}
 )  # fmt: skip
 def test_items_of_an_assistant_are_one_message(items: Any, told: list[str]) -> None:
     found = []
-    for message in talk_of(None, items).messages:
+    for message in conversation_of(None, items).messages:
         content = message.content
         if isinstance(content, list):
             content = "".join(str(part["text"]) for part in content)
@@ -74,7 +74,9 @@ def test_items_of_an_assistant_are_one_message(items: Any, told: list[str]) -> N
 
 
 def test_errors_name_the_items_of_which_a_message_was_made() -> None:
-    names = ResponsesNames({}, talk_of("Be.", [USER, THINK, SAY, CALL, CALL, RESULT]).sources)
+    names = ResponsesNames(
+        {}, conversation_of("Be.", [USER, THINK, SAY, CALL, CALL, RESULT]).sources
+    )
     for field, param in (
         ("messages[0].content", "instructions"), ("messages[1].role", "input[0].role"),
         ("messages[2].reasoning", "input[1].content"), ("messages[2].content", "input[2].content"),
@@ -199,5 +201,5 @@ def test_a_stream_that_fails_tells_so_and_what_there_is(
 ])  # fmt: skip
 def test_what_many_items_take_grows_with_their_number(items: Any) -> None:
     started = time.process_time()
-    talk_of(None, items)
+    conversation_of(None, items)
     assert time.process_time() - started < 8

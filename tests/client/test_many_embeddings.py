@@ -13,12 +13,12 @@ from loramux.cli.app import app
 from loramux.errors import InvalidArgumentError
 from loramux.gateway.caller import Caller
 from loramux.gateway.embeddings import Embedding, EmbeddingBody
-from loramux.gateway.in_calls import AT_ONCE, MIN_SECONDS
+from loramux.gateway.text_batches import MAX_TEXTS_PER_CALL, MIN_SECONDS
 from loramux.v1 import embedding_pb2, generation_pb2
 
 DIGEST = "sha256:" + "a" * 64
 CALLER = Caller("mine", "", (), {"x-request-id": "mine"})
-TEXTS = [f"text {number}" for number in range(2 * AT_ONCE + 1)]
+TEXTS = [f"text {number}" for number in range(2 * MAX_TEXTS_PER_CALL + 1)]
 
 
 class Moving:

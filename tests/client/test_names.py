@@ -3,7 +3,13 @@
 import pytest
 
 from loramux._channel import address, addresses
-from loramux._routing.names import MIN_SECONDS, REFRESH_SECONDS, Name, addresses_of_name, named
+from loramux._routing.names import (
+    MIN_SECONDS,
+    REFRESH_SECONDS,
+    DnsName,
+    addresses_of_name,
+    dns_host_and_port,
+)
 from loramux.errors import InvalidArgumentError
 
 
@@ -21,7 +27,7 @@ from loramux.errors import InvalidArgumentError
 def test_names_are_looked_up_where_their_addresses_can_be_known(
     target: str, expected: tuple[str, int] | None
 ) -> None:
-    assert named(target) == expected
+    assert dns_host_and_port(target) == expected
     assert (addresses(target) is None) == (expected is None)
 
 
@@ -66,7 +72,7 @@ class Book:
     def __init__(self) -> None:
         self.found: list[str] = ["10.0.0.2", "10.0.0.1"]
         self.num_asked = 0
-        self.name = Name("servers", 50051, self._look_up, aside=lambda work: work())
+        self.name = DnsName("servers", 50051, self._look_up, aside=lambda work: work())
 
     def _look_up(self, host: str, port: int) -> list[str]:
         assert (host, port) == ("servers", 50051)
@@ -95,7 +101,7 @@ def test_a_name_is_looked_up_sooner_when_a_server_is_lost() -> None:
     book.known(100.0)
     book.found = ["10.0.0.1"]
     for _ in range(10):
-        book.name.hurry()
+        book.name.refresh_soon()
         book.known(99.0 + MIN_SECONDS)
     assert book.num_asked == 1
     assert book.known(100.0 + MIN_SECONDS) == ("10.0.0.1:50051",)

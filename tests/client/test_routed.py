@@ -20,8 +20,8 @@ from loramux._channel import MAX_ATTEMPTS, RETRY_TOKENS, server_options
 from loramux._routing.aio_routed import AioRoutedChannel
 from loramux._routing.names import Addresses
 from loramux._routing.rendezvous import MIN_BOUND, order
-from loramux._routing.routed import Asked, RoutedChannel
-from loramux._routing.router import Trip
+from loramux._routing.routed import PolledState, RoutedChannel
+from loramux._routing.router import RoutedCall
 from loramux.errors import (
     InvalidArgumentError,
     LoramuxError,
@@ -320,13 +320,13 @@ def test_a_call_that_waits_for_its_next_attempt_fails_as_before_when_the_client_
     servers: list[SmallServer], connect: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     delays: list[float | None] = []
-    failed = Trip.failed
+    failed = RoutedCall.failed
 
-    def noted(trip: Trip[Any], error: grpc.RpcError) -> float | None:
-        delays.append(failed(trip, error))
+    def noted(routed_call: RoutedCall[Any], error: grpc.RpcError) -> float | None:
+        delays.append(failed(routed_call, error))
         return delays[-1]
 
-    monkeypatch.setattr(Trip, "failed", noted)
+    monkeypatch.setattr(RoutedCall, "failed", noted)
     client = connect()
     for server in servers:
         server.failure = fails(UNAVAILABLE, ("grpc-retry-pushback-ms", "50000"))
@@ -338,7 +338,7 @@ def test_a_call_that_waits_for_its_next_attempt_fails_as_before_when_the_client_
 
 def test_the_state_of_a_channel_can_be_asked_for(servers: list[SmallServer]) -> None:
     with grpc.insecure_channel(servers[0].target) as channel:
-        state = Asked(channel)
+        state = PolledState(channel)
         assert eventually(lambda: state.now() is grpc.ChannelConnectivity.READY)
     assert state.now() is grpc.ChannelConnectivity.SHUTDOWN
 

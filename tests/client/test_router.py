@@ -11,7 +11,7 @@ import pytest
 from loramux._channel import options
 from loramux._routing.names import Addresses
 from loramux._routing.rendezvous import MIN_BOUND, order
-from loramux._routing.router import Link, Route, Router, Trip
+from loramux._routing.router import Route, RoutedCall, Router, ServerConnection
 from loramux._routing.routes import ROUTES
 from loramux.v1 import embedding_pb2, generation_pb2, residency_pb2
 from tests.support.failed_call import Failure, refusal
@@ -42,29 +42,32 @@ class Servers:
         self.states: dict[str, Status] = {}
         self.closed: list[str] = []
         self.router: Router[grpc.Channel] = Router(
-            self.addresses, self._open, lambda link: self.closed.append(link.server), retries=True
+            self.addresses,
+            self._open,
+            lambda connection: self.closed.append(connection.server),
+            retries=True,
         )
 
-    def _open(self, server: str) -> Link[grpc.Channel]:
+    def _open(self, server: str) -> ServerConnection[grpc.Channel]:
         self.states[server] = Status()
-        return Link(server, cast(grpc.Channel, None), self.states[server])
+        return ServerConnection(server, cast(grpc.Channel, None), self.states[server])
 
-    def take(self, route: Route, *tried: str, now: float = 0.0) -> Link[grpc.Channel]:
-        link = self.router.take(route, set(tried), now)
-        assert link is not None
-        return link
+    def take(self, route: Route, *tried: str, now: float = 0.0) -> ServerConnection[grpc.Channel]:
+        connection = self.router.take(route, set(tried), now)
+        assert connection is not None
+        return connection
 
     def once(self, route: Route, *tried: str, now: float = 0.0) -> str:
         """Return which server gets a call that is over at once."""
-        link = self.take(route, *tried, now=now)
-        self.router.release(link)
-        return link.server
+        connection = self.take(route, *tried, now=now)
+        self.router.release(connection)
+        return connection.server
 
 
 @pytest.fixture
 def servers() -> Servers:
     servers = Servers()
-    assert servers.router.links
+    assert servers.router.connections
     return servers
 
 
@@ -76,20 +79,20 @@ def test_calls_for_one_adapter_go_to_one_server(servers: Servers) -> None:
 
 def test_a_hot_adapter_spreads_over_more_servers_in_its_order(servers: Servers) -> None:
     first, second, third = order("hot", SERVERS)
-    links = [servers.take(HOT) for _ in range(24)]
-    held = Counter(link.server for link in links)
+    connections = [servers.take(HOT) for _ in range(24)]
+    held = Counter(connection.server for connection in connections)
     assert held[first] >= held[second] >= held[third] > 0
     assert held[first] <= 10  # 1.25 of a third
-    for link in links:
-        servers.router.release(link)
+    for connection in connections:
+        servers.router.release(connection)
     assert servers.once(HOT) == first
 
 
 def test_calls_of_the_base_go_where_the_fewest_are(servers: Servers) -> None:
     busy = servers.take(HOT).server
     assert busy not in {servers.once(BASE) for _ in range(10)}
-    links = [servers.take(BASE) for _ in range(8)]
-    assert set(Counter(link.server for link in links).values()) <= {2, 3}
+    connections = [servers.take(BASE) for _ in range(8)]
+    assert set(Counter(connection.server for connection in connections).values()) <= {2, 3}
 
 
 def test_who_does_not_serve_is_left_out_until_it_does(servers: Servers) -> None:
@@ -128,7 +131,7 @@ def test_who_refused_a_call_gets_no_others_for_a_moment(servers: Servers) -> Non
     first, second, _ = order("hot", SERVERS)
     servers.router.avoid(servers.take(HOT), refusal("QUEUE_FULL", 30.0), 5.0)
     assert servers.once(HOT, now=5.9) == second
-    assert servers.once(Route("hot", is_home=True), now=5.9) == first
+    assert servers.once(Route("hot", is_sticky=True), now=5.9) == first
     assert servers.once(HOT, now=6.1) == first
 
 
@@ -150,8 +153,8 @@ def test_a_failure_that_is_of_the_call_leaves_its_server_alone(
 
 
 def test_what_belongs_to_one_server_goes_there_however_busy_it_is(servers: Servers) -> None:
-    home = Route("hot", is_home=True)
-    assert len({servers.take(home).server for _ in range(50)}) == 1
+    sticky = Route("hot", is_sticky=True)
+    assert len({servers.take(sticky).server for _ in range(50)}) == 1
 
 
 class Renamed(Addresses):
@@ -169,7 +172,7 @@ def test_a_name_is_left_to_grpc_while_none_that_was_found_can_be_reached() -> No
     for state in servers.states.values():
         state.is_now = FAILED
     assert servers.router.take(HOT, set(), 0.0) is None
-    assert servers.router.take(Route("hot", is_home=True), {first}, 0.0) is None
+    assert servers.router.take(Route("hot", is_sticky=True), {first}, 0.0) is None
     servers.states[first].is_now = CONNECTING
     assert servers.once(HOT) == first
 
@@ -192,24 +195,24 @@ def test_servers_come_and_go_with_their_share_alone() -> None:
 def test_a_server_that_leaves_keeps_the_calls_that_it_has() -> None:
     known = Renamed(SERVERS)
     servers = Servers(known)
-    link = servers.take(HOT)
-    known.become(*(server for server in SERVERS if server != link.server))
-    assert servers.once(HOT) != link.server
+    connection = servers.take(HOT)
+    known.become(*(server for server in SERVERS if server != connection.server))
+    assert servers.once(HOT) != connection.server
     assert servers.closed == []
-    servers.router.release(link)
-    assert servers.closed == [link.server]
+    servers.router.release(connection)
+    assert servers.closed == [connection.server]
 
 
 def test_a_call_that_is_ended_by_the_end_of_the_client_is_not_made_again(
     servers: Servers,
 ) -> None:
-    trips = [Trip(servers.router, HOT, 60.0, repeats=True) for _ in range(2)]
-    for trip in trips:
-        assert trip.take()
-    assert trips[0].failed(Failure(grpc.StatusCode.CANCELLED)) == 0.0
+    calls = [RoutedCall(servers.router, HOT, 60.0, repeats=True) for _ in range(2)]
+    for routed_call in calls:
+        assert routed_call.take()
+    assert calls[0].failed(Failure(grpc.StatusCode.CANCELLED)) == 0.0
     assert len(servers.router.close()) == len(SERVERS)
-    assert trips[1].failed(Failure(grpc.StatusCode.CANCELLED)) is None
-    assert trips[1].take() is None
+    assert calls[1].failed(Failure(grpc.StatusCode.CANCELLED)) is None
+    assert calls[1].take() is None
 
 
 def test_threads_share_a_router(servers: Servers) -> None:
@@ -217,9 +220,9 @@ def test_threads_share_a_router(servers: Servers) -> None:
 
     def call() -> None:
         for _ in range(300):
-            link = servers.take(HOT)
-            most[link.server] = max(most[link.server], link.num_calls)
-            servers.router.release(link)
+            connection = servers.take(HOT)
+            most[connection.server] = max(most[connection.server], connection.num_calls)
+            servers.router.release(connection)
 
     threads = [threading.Thread(target=call) for _ in range(12)]
     for thread in threads:
@@ -227,7 +230,7 @@ def test_threads_share_a_router(servers: Servers) -> None:
     for thread in threads:
         thread.join()
     assert max(most.values()) <= MIN_BOUND
-    assert [link.num_calls for link in servers.router.links] == [0, 0, 0]
+    assert [connection.num_calls for connection in servers.router.connections] == [0, 0, 0]
 
 
 def test_the_adapter_of_a_call_is_in_its_message() -> None:
@@ -241,7 +244,7 @@ def test_the_adapter_of_a_call_is_in_its_message() -> None:
     mix.adapters.add(adapter="plain")
     assert paths["StreamGenerate"](mix) == Route("heavy")
     pin = residency_pb2.PinAdapterRequest(name="fr:3")
-    assert paths["PinAdapter"](pin) == Route("fr", is_home=True)
+    assert paths["PinAdapter"](pin) == Route("fr", is_sticky=True)
 
 
 def test_every_method_with_a_route_exists_and_may_be_made_again() -> None:

@@ -8,8 +8,8 @@ import promql_parser as promql
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from loramux.gateway.observe.metrics import GatewayMetrics
-from loramux_server.metrics.adapter_labels import BASE
 from loramux_server.metrics.series import Metrics
+from loramux_server.metrics.top_labels import BASE
 from loramux_server.statuses import Statuses
 from loramux_server.transport.lora_requests import LoraRequests
 

@@ -32,7 +32,7 @@ def client(server: "RunningServer") -> "Iterator[Client]":
 
 
 @pytest.fixture(scope="module")
-def door(
+def openai_client(
     server: "RunningServer", tmp_path_factory: pytest.TempPathFactory
 ) -> "Iterator[openai.OpenAI]":
     """OpenAI's client of a gateway in front of that server."""

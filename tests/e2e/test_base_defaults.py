@@ -88,29 +88,32 @@ def test_of_a_base_s_defaults_a_search_has_its_length_alone(client: Client) -> N
 
 
 def test_the_base_has_the_names_that_it_was_given_and_these_go_first(
-    server: RunningServer, client: Client, door: openai.OpenAI
+    server: RunningServer, client: Client, openai_client: openai.OpenAI
 ) -> None:
     info = client.info()
     assert [info.base_model, *info.base_aliases] == NAMES
-    assert [model.id for model in door.models.list()] == [*NAMES, "own", "public/plain"]
+    assert [model.id for model in openai_client.models.list()] == [*NAMES, "own", "public/plain"]
     asked: dict[str, Any] = {"prompt": "hello", "temperature": 0}
     texts = {}
     for name, reported in (("gpt-4", "gpt-4"), ("plain", "gpt-4"), ("public/plain",) * 2):
-        assert door.models.retrieve(name).id == name
-        answer = door.completions.create(model=name, **asked)
+        assert openai_client.models.retrieve(name).id == name
+        answer = openai_client.completions.create(model=name, **asked)
         assert answer.model == reported
         texts[name] = answer.choices[0].text
     assert texts["plain"] == texts["gpt-4"] != texts["public/plain"]
-    assert door.responses.create(model="plain", input="hi", max_output_tokens=2).model == "gpt-4"
+    assert (
+        openai_client.responses.create(model="plain", input="hi", max_output_tokens=2).model
+        == "gpt-4"
+    )
     said = {"model": "plain", "max_tokens": 2, "messages": [{"role": "user", "content": "hi"}]}
-    told: Any = door.post("/messages", body=said, cast_to=object)
+    told: Any = openai_client.post("/messages", body=said, cast_to=object)
     assert told["model"] == "gpt-4"
     mix: dict[str, Any] = {"adapters": [{"name": "plain", "scale": 1.0}]}
-    mixed = door.completions.create(model="plain", extra_body=mix, **asked)
+    mixed = openai_client.completions.create(model="plain", extra_body=mix, **asked)
     assert mixed.choices[0].text == texts["public/plain"]
     for name in ("base", "gpt-4o"):
         with pytest.raises(openai.NotFoundError):
-            door.completions.create(model=name, **asked)
+            openai_client.completions.create(model=name, **asked)
     with grpc.insecure_channel(server.target) as channel:
         found = [
             texts_of(
@@ -126,11 +129,11 @@ def test_the_base_has_the_names_that_it_was_given_and_these_go_first(
     assert server.log.read_text().replace("\n", " ").count(warning) == 1
 
 
-def test_a_request_may_have_many_completions(client: Client, door: openai.OpenAI) -> None:
+def test_a_request_may_have_many_completions(client: Client, openai_client: openai.OpenAI) -> None:
     done = client.generate("hello", n=64, max_tokens=2, ignore_eos=True, seed=1, temperature=5)
     assert [completion.index for completion in done.completions] == list(range(64))
     assert done.usage.completion_tokens == 128
-    answer = door.completions.create(model="gpt-4", prompt="hello", n=40, max_tokens=1)
+    answer = openai_client.completions.create(model="gpt-4", prompt="hello", n=40, max_tokens=1)
     assert len(answer.choices) == 40
 
 

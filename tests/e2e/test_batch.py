@@ -29,7 +29,7 @@ from loramux.gateway.batch import (
     WrongLineError,
     answer_all,
 )
-from loramux.gateway.door import Door, Reply
+from loramux.gateway.in_process import InProcessGateway, Reply
 from tests.support.server import RunningServer
 
 SAMPLED: dict[str, Any] = {"max_tokens": 8, "seed": 7, "temperature": 0.9}
@@ -247,7 +247,7 @@ def test_fewer_answers_than_requests_are_a_failure(
     batch_command(source, output, resume=True)
 
 
-class FullDoor(Door):
+class FullGateway(InProcessGateway):
     """Has no room for the first requests."""
 
     def __init__(self, num_full: int, milliseconds: int = 1) -> None:
@@ -271,7 +271,7 @@ async def test_a_priority_is_that_of_requests_that_set_none(tmp_path: Path) -> N
         path = tmp_path / f"{priority}.jsonl"
         with OutputFile(path, goes_on=False) as output:
             await answer_all(
-                lines, FullDoor(0), output, concurrency=1, patience=60, priority=priority
+                lines, FullGateway(0), output, concurrency=1, patience=60, priority=priority
             )
         found = {name: each["body"]["asked"] for name, each in answers(path).items()}
         assert found == {"own": {"priority": 3}, "none": wanted}
@@ -279,17 +279,17 @@ async def test_a_priority_is_that_of_requests_that_set_none(tmp_path: Path) -> N
 
 async def test_who_finds_no_room_comes_again_until_patience_is_over(tmp_path: Path) -> None:
     lines = [Line(f"r{i}", TEXT, {"n": i}) for i in range(20)]
-    door = FullDoor(9)
+    gateway = FullGateway(9)
     with OutputFile(tmp_path / "a.jsonl", goes_on=False) as output:
-        progress = await answer_all(lines, door, output, concurrency=4, patience=60)
+        progress = await answer_all(lines, gateway, output, concurrency=4, patience=60)
     assert (progress.num_again, dict(progress.statuses)) == (9, {200: 20})
-    assert door.most_at_once == 4
+    assert gateway.most_at_once == 4
     found = answers(tmp_path / "a.jsonl")
     assert {name: each["body"]["asked"]["n"] for name, each in found.items()} == {
         f"r{i}": i for i in range(20)
     }
     with OutputFile(tmp_path / "b.jsonl", goes_on=False) as output:
-        progress = await answer_all(lines, FullDoor(999), output, concurrency=4, patience=0)
+        progress = await answer_all(lines, FullGateway(999), output, concurrency=4, patience=0)
     assert (progress.num_again, dict(progress.statuses), progress.num_failed) == (0, {429: 20}, 20)
 
 
@@ -313,7 +313,7 @@ async def test_what_stands_before_a_line_that_changed_is_answered(
         OutputFile(output, goes_on=False) as file,
         pytest.raises(ChangedFileError, match=message),
     ):
-        await answer_all(lines, FullDoor(0), file, concurrency=1, patience=0)
+        await answer_all(lines, FullGateway(0), file, concurrency=1, patience=0)
     assert set(answers(output)) == {f"r{i}" for i in range(kept)}
 
 
@@ -324,7 +324,7 @@ async def test_a_file_that_is_gone_is_said_to_be_gone(tmp_path: Path) -> None:
         OutputFile(tmp_path / "answers.jsonl", goes_on=False) as file,
         pytest.raises(FileNotFoundError),
     ):
-        await answer_all(lines, FullDoor(0), file, concurrency=4, patience=0)
+        await answer_all(lines, FullGateway(0), file, concurrency=4, patience=0)
 
 
 @pytest.mark.parametrize(("milliseconds", "least"), [(0, 0.05), (2000, 2.0)])
@@ -346,9 +346,9 @@ async def test_not_all_come_again_at_one_moment_nor_at_once(
     def see(progress: Progress) -> None:
         seen.append(progress.num_again)
 
-    door = FullDoor(8, milliseconds)
+    gateway = FullGateway(8, milliseconds)
     with OutputFile(tmp_path / "a.jsonl", goes_on=False) as output:
-        await answer_all(lines, door, output, concurrency=8, patience=60, on_progress=see)
+        await answer_all(lines, gateway, output, concurrency=8, patience=60, on_progress=see)
     assert len(waits) == len(set(waits)) == 8
     assert all(least <= seconds <= 1.25 * least for seconds in waits)
     assert seen == [*range(1, 9), *[8] * 8]

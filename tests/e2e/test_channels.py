@@ -95,13 +95,13 @@ def test_forms_and_calls_that_are_demanded_come_after_what_is_thought(client: Cl
         assert (called.text, called.finish_reason) == ("", FinishReason.TOOL_CALLS)
 
 
-def test_the_client_of_openai_gets_calls_and_thoughts(door: openai.OpenAI) -> None:
+def test_the_client_of_openai_gets_calls_and_thoughts(openai_client: openai.OpenAI) -> None:
     tools: Any = [{"type": "function", "function": WEATHER}]
     options: dict[str, Any] = {"model": "writer", "tools": tools, "messages": ASKED, **GREEDY}
-    (choice,) = door.chat.completions.create(**options).choices
+    (choice,) = openai_client.chat.completions.create(**options).choices
     assert (choice.finish_reason, choice.message.content) == ("tool_calls", BEFORE)
     assert choice.message.model_dump()["reasoning"] == THOUGHT
-    stream: Any = door.chat.completions.create(stream=True, **options)
+    stream: Any = openai_client.chat.completions.create(stream=True, **options)
     choices = [chunk.choices[0] for chunk in stream]
     calls = [call for choice in choices for call in choice.delta.tool_calls or []]
     assert [json.loads(call.function.arguments) for call in calls] == [{"city": "Oslo"}]

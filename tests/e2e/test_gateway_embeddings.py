@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from loramux import Client
-from loramux.gateway.in_calls import AT_ONCE, BYTES_AT_ONCE, batches
+from loramux.gateway.text_batches import MAX_BYTES_PER_CALL, MAX_TEXTS_PER_CALL, batches
 from tests.support.gateway import RunningGateway
 from tests.support.heads import Served
 
@@ -79,10 +79,10 @@ def test_every_form_of_input_is_taken(
 
 
 def test_many_texts_are_several_calls_of_the_server(client: openai.OpenAI, direct: Client) -> None:
-    texts = [f"text {number}" for number in range(AT_ONCE + 9)]
+    texts = [f"text {number}" for number in range(MAX_TEXTS_PER_CALL + 9)]
     found = client.embeddings.create(model="vectors", input=texts)
     assert [each.index for each in found.data] == list(range(len(texts)))
-    for place in (0, AT_ONCE, AT_ONCE + 8):
+    for place in (0, MAX_TEXTS_PER_CALL, MAX_TEXTS_PER_CALL + 8):
         wanted = direct.embed(texts[place], adapter="vectors").vector
         check(found.data[place].embedding, wanted)
     assert found.usage.prompt_tokens == sum(
@@ -91,15 +91,15 @@ def test_many_texts_are_several_calls_of_the_server(client: openai.OpenAI, direc
 
 
 def test_calls_are_bounded_by_texts_and_bytes() -> None:
-    half = "é" * (BYTES_AT_ONCE // 4)
-    texts: list[str | list[int]] = [half, half, "a", "b" * (2 * BYTES_AT_ONCE), [1] * 10]
+    half = "é" * (MAX_BYTES_PER_CALL // 4)
+    texts: list[str | list[int]] = [half, half, "a", "b" * (2 * MAX_BYTES_PER_CALL), [1] * 10]
     assert [(start, len(part)) for start, part in batches(texts)] == [
         (0, 2),
         (2, 1),
         (3, 1),
         (4, 1),
     ]
-    many: list[str | list[int]] = ["a"] * (2 * AT_ONCE + 1)
+    many: list[str | list[int]] = ["a"] * (2 * MAX_TEXTS_PER_CALL + 1)
     assert [(start, len(part)) for start, part in batches(many)] == [(0, 64), (64, 64), (128, 1)]
     assert list(batches(["a"])) == [(0, ["a"])]
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from loramux import Client
-from loramux.gateway.in_calls import AT_ONCE
+from loramux.gateway.text_batches import MAX_TEXTS_PER_CALL
 from tests.support.classifiers import expected_logits
 from tests.support.gateway import RunningGateway
 from tests.support.heads import LABELS, Served, run
@@ -115,13 +115,13 @@ def test_documents_are_ordered_by_score(
 def test_many_documents_are_several_calls_of_the_server(
     gateway: RunningGateway, served_heads: Served
 ) -> None:
-    documents = [f"document {number}" for number in range(AT_ONCE + 3)]
+    documents = [f"document {number}" for number in range(MAX_TEXTS_PER_CALL + 3)]
     body = {"model": "grade", "query": QUERY, "documents": documents, "use_activation": False}
     found = post(gateway, "/rerank", body)["results"]
     told = {entry["index"]: entry["relevance_score"] for entry in found}
     assert sorted(told) == list(range(len(documents)))
     assert list(told.values()) == sorted(told.values(), reverse=True)
-    for index in (0, AT_ONCE, AT_ONCE + 2):
+    for index in (0, MAX_TEXTS_PER_CALL, MAX_TEXTS_PER_CALL + 2):
         expected = logits(served_heads, "grade", QUERY, documents[index])
         assert told[index] == pytest.approx(expected.item(), abs=TOLERANCE)
 

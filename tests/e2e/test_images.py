@@ -224,21 +224,21 @@ def test_anthropics_blocks_show_images(server: VisionServer, gateway: RunningGat
 
 
 def test_a_response_is_of_images(server: VisionServer, gateway: RunningGateway) -> None:
-    def asked(door: openai.OpenAI, *data: bytes) -> Any:
+    def asked(openai_client: openai.OpenAI, *data: bytes) -> Any:
         shown = [{"type": "input_image", "image_url": url(each)} for each in data]
         content: Any = [{"type": "input_text", "text": "What? "}, *shown]
-        return door.responses.create(
+        return openai_client.responses.create(
             model="base", instructions="Look.", input=[{"role": "user", "content": content}]
         )
 
-    with openai.OpenAI(base_url=gateway.url, api_key="none", max_retries=0) as door:
-        assert asked(door, CAT, DOG).output_text == "x"
+    with openai.OpenAI(base_url=gateway.url, api_key="none", max_retries=0) as openai_client:
+        assert asked(openai_client, CAT, DOG).output_text == "x"
         text, seen = last(server)
         assert text.endswith(f"Look.[user]What? {SEEN}{SEEN}[assistant]")
         assert seen == images(CAT, DOG)
         for data, param in (([CAT] * 4, "input"), ([b"bad"], "input[0].content[1].image_url")):
             with pytest.raises(openai.BadRequestError) as caught:
-                asked(door, *data)
+                asked(openai_client, *data)
             assert caught.value.param == param
 
 

@@ -54,7 +54,7 @@ def gateway(
 
 
 @pytest.fixture(scope="module")
-def door(gateway: RunningGateway) -> Iterator[openai.OpenAI]:
+def openai_client(gateway: RunningGateway) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=gateway.url, api_key="none", max_retries=0) as client:
         yield client
 
@@ -77,7 +77,9 @@ def events_of(gateway: RunningGateway, **body: Any) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("model", ["base", "tags"])
-def test_a_response_is_what_grpc_gives(door: openai.OpenAI, client: Client, model: str) -> None:
+def test_a_response_is_what_grpc_gives(
+    openai_client: openai.OpenAI, client: Client, model: str
+) -> None:
     talk: list[Message] = [
         {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"},
         {"role": "assistant", "content": "I."}, {"role": "user", "content": "And?"},
@@ -90,23 +92,23 @@ def test_a_response_is_what_grpc_gives(door: openai.OpenAI, client: Client, mode
         "model": model, "instructions": talk[0]["content"], "input": items, "temperature": 0.9,
         "max_output_tokens": 8, "metadata": {"a": "b"}, "extra_body": {"seed": 7},
     }  # fmt: skip
-    found = door.responses.create(**options)
+    found = openai_client.responses.create(**options)
     assert found.output_text == wanted.text
     assert (found.model, found.store, found.metadata) == (model, False, {"a": "b"})
     assert (found.temperature, found.top_p, found.instructions) == (0.9, 1.0, "Be brief.")
     assert found.usage and (found.usage.input_tokens, found.usage.output_tokens) == (
         wanted.usage.prompt_tokens, wanted.usage.completion_tokens,
     )  # fmt: skip
-    again = door.responses.create(**options, store=True)
+    again = openai_client.responses.create(**options, store=True)
     assert again.usage and again.usage.input_tokens_details.cached_tokens > 0
-    with door.responses.stream(**options) as stream:
+    with openai_client.responses.stream(**options) as stream:
         deltas = [event.delta for event in stream if event.type == "response.output_text.delta"]
     assert "".join(deltas) == wanted.text
 
 
-def test_tools_are_called_and_their_results_are_items(door: openai.OpenAI) -> None:
+def test_tools_are_called_and_their_results_are_items(openai_client: openai.OpenAI) -> None:
     options: dict[str, Any] = {"model": "caller", "tools": [TOOL], **GREEDY}
-    found = door.responses.create(input=ASKED, **options)
+    found = openai_client.responses.create(input=ASKED, **options)
     assert (found.status, found.output_text) == ("completed", BEFORE)
     thought, said, *calls = found.output
     assert thought.type == "reasoning" and thought.content
@@ -124,13 +126,13 @@ def test_tools_are_called_and_their_results_are_items(door: openai.OpenAI) -> No
     as_they_came: Any = [*ASKED, *found.output, *results]
     as_plain: Any = [*ASKED, *(item.to_dict() for item in found.output), *results]
     for items in (as_they_came, as_plain):
-        final = door.responses.create(input=items, **options)
+        final = openai_client.responses.create(input=items, **options)
         assert [item.type for item in final.output] == ["message"]
         assert (final.status, final.output_text) == ("completed", AFTER)
 
 
 def test_a_stream_tells_each_item_as_it_is_written(
-    gateway: RunningGateway, door: openai.OpenAI
+    gateway: RunningGateway, openai_client: openai.OpenAI
 ) -> None:
     body: dict[str, Any] = {"model": "caller", "input": ASKED, "tools": [TOOL], **GREEDY}
     events = events_of(gateway, **body)
@@ -159,14 +161,16 @@ def test_a_stream_tells_each_item_as_it_is_written(
     for name in ("output", "status", "tools", "text"):
         assert streamed[name] == whole[name]
     assert streamed["usage"]["output_tokens_details"] == whole["usage"]["output_tokens_details"]
-    with door.responses.stream(**body) as stream:
+    with openai_client.responses.stream(**body) as stream:
         assert stream.get_final_response().output_text == BEFORE
 
 
-def test_what_is_cut_off_is_incomplete(gateway: RunningGateway, door: openai.OpenAI) -> None:
+def test_what_is_cut_off_is_incomplete(
+    gateway: RunningGateway, openai_client: openai.OpenAI
+) -> None:
     body: dict[str, Any] = {"model": "caller", "input": ASKED, "tools": [TOOL], "temperature": 0}
     for count, last in ((6, "reasoning"), (30, "message")):
-        found = door.responses.create(max_output_tokens=count, **body)
+        found = openai_client.responses.create(max_output_tokens=count, **body)
         assert found.incomplete_details and found.status == "incomplete"
         assert found.incomplete_details.reason == "max_output_tokens"
         item: Any = found.output[-1]
@@ -182,25 +186,25 @@ class Trip(pydantic.BaseModel):
     is_far: bool
 
 
-def test_a_text_has_the_form_of_a_class(door: openai.OpenAI) -> None:
+def test_a_text_has_the_form_of_a_class(openai_client: openai.OpenAI) -> None:
     options: dict[str, Any] = {
         "model": "tags", "input": "A trip?", "max_output_tokens": 200,
         "reasoning": {"effort": "none"}, "extra_body": {"seed": 3},
     }  # fmt: skip
-    found = door.responses.parse(text_format=Trip, **options)
+    found = openai_client.responses.parse(text_format=Trip, **options)
     assert isinstance(found.output_parsed, Trip)
-    with door.responses.stream(text_format=Trip, **options) as stream:
+    with openai_client.responses.stream(text_format=Trip, **options) as stream:
         assert stream.get_final_response().output_parsed == found.output_parsed
     form: Any = {"format": {"type": "json_object"}}
-    found = door.responses.create(text=form, **{**options, "max_output_tokens": 20})
+    found = openai_client.responses.create(text=form, **{**options, "max_output_tokens": 20})
     assert found.output_text.lstrip().startswith("{")
 
 
-def test_tools_may_be_demanded(door: openai.OpenAI) -> None:
+def test_tools_may_be_demanded(openai_client: openai.OpenAI) -> None:
     tools: Any = [{**TOOL, "strict": True}]
     choices: list[Any] = ["required", {"type": "function", "name": "weather"}]
     for choice in choices:
-        found: Any = door.responses.create(
+        found: Any = openai_client.responses.create(
             model="caller", input=ASKED, tools=tools, tool_choice=choice,
             parallel_tool_calls=False, **GREEDY,
         )  # fmt: skip
@@ -209,28 +213,28 @@ def test_tools_may_be_demanded(door: openai.OpenAI) -> None:
         assert not found.parallel_tool_calls
 
 
-def test_log_probabilities_are_those_of_the_text(door: openai.OpenAI) -> None:
+def test_log_probabilities_are_those_of_the_text(openai_client: openai.OpenAI) -> None:
     body: dict[str, Any] = {"model": "caller", "input": ASKED, "tools": [TOOL], **GREEDY}
     told: Any = {"include": ["message.output_text.logprobs"]}
-    found: Any = door.responses.create(top_logprobs=2, **told, **body)
+    found: Any = openai_client.responses.create(top_logprobs=2, **told, **body)
     (part,) = found.output[1].content
     assert b"".join(bytes(token.bytes) for token in part.logprobs).decode() == part.text == BEFORE
     assert {len(token.top_logprobs) for token in part.logprobs} == {2}
-    with door.responses.stream(**told, **body) as stream:
+    with openai_client.responses.stream(**told, **body) as stream:
         deltas = [event for event in stream if event.type == "response.output_text.delta"]
     for event in deltas:
         assert "".join(token.token for token in event.logprobs) == event.delta
-    plain: Any = door.responses.create(**body)
+    plain: Any = openai_client.responses.create(**body)
     assert plain.output[1].content[0].logprobs == []
 
 
-def test_effort_reaches_the_template(door: openai.OpenAI) -> None:
+def test_effort_reaches_the_template(openai_client: openai.OpenAI) -> None:
     options: dict[str, Any] = {"model": "tags", "input": "Oslo?", "max_output_tokens": 1}
     counts = []
     for more in ({}, {"reasoning": {"effort": "low", "summary": "auto"}},
                  {"reasoning": {"effort": "none"}},
                  {"extra_body": {"chat_template_kwargs": {"enable_thinking": False}}}):  # fmt: skip
-        usage = door.responses.create(**options, **more).usage
+        usage = openai_client.responses.create(**options, **more).usage
         assert usage
         counts.append(usage.input_tokens)
     plain, low, none, variable = counts

@@ -315,25 +315,25 @@ def test_an_answer_is_calls_or_meets_a_schema(client: Client) -> None:
 OPENAI_TOOLS: Any = [{"type": "function", "function": WEATHER}]
 
 
-def test_the_client_of_openai_calls_tools(door: openai.OpenAI) -> None:
+def test_the_client_of_openai_calls_tools(openai_client: openai.OpenAI) -> None:
     options: dict[str, Any] = {"model": "caller", "tools": OPENAI_TOOLS, **GREEDY}
-    (choice,) = door.chat.completions.create(messages=ASKED, **options).choices
+    (choice,) = openai_client.chat.completions.create(messages=ASKED, **options).choices
     assert (choice.finish_reason, choice.message.content) == ("tool_calls", BEFORE)
     assert choice.message.model_dump()["reasoning"] == THOUGHT
     calls: Any = choice.message.tool_calls
     assert [json.loads(call.function.arguments) for call in calls] == CALLS
-    usage = door.chat.completions.create(messages=ASKED, n=2, **options).usage
+    usage = openai_client.chat.completions.create(messages=ASKED, n=2, **options).usage
     assert usage and usage.completion_tokens_details
     assert usage.completion_tokens_details.reasoning_tokens == 2 * (2 + len(THOUGHT))
     messages = [*ASKED, choice.message.model_dump()]
     messages += [{"role": "tool", "tool_call_id": call.id, "content": "3"} for call in calls]
-    (choice,) = door.chat.completions.create(messages=messages, **options).choices
+    (choice,) = openai_client.chat.completions.create(messages=messages, **options).choices
     assert (choice.finish_reason, choice.message.content) == ("stop", AFTER)
     assert choice.message.tool_calls is None
 
 
-def test_a_stream_of_openai_tells_calls_by_their_place(door: openai.OpenAI) -> None:
-    stream: Any = door.chat.completions.create(
+def test_a_stream_of_openai_tells_calls_by_their_place(openai_client: openai.OpenAI) -> None:
+    stream: Any = openai_client.chat.completions.create(
         model="caller", messages=ASKED, tools=OPENAI_TOOLS, stream=True, **GREEDY
     )
     choices = [chunk.choices[0] for chunk in stream]
@@ -347,10 +347,10 @@ def test_a_stream_of_openai_tells_calls_by_their_place(door: openai.OpenAI) -> N
     assert choices[-1].finish_reason == "tool_calls"
 
 
-def test_the_client_of_openai_demands_calls(door: openai.OpenAI) -> None:
+def test_the_client_of_openai_demands_calls(openai_client: openai.OpenAI) -> None:
     named: Any = {"type": "function", "function": {"name": "weather"}}
     for choice in ("required", named):
-        answer: Any = door.chat.completions.create(
+        answer: Any = openai_client.chat.completions.create(
             model="tags", messages=ASKED, tools=OPENAI_TOOLS, tool_choice=choice,
             parallel_tool_calls=False, extra_body={"separate_reasoning": False}, **GREEDY,
         )  # fmt: skip
@@ -359,7 +359,7 @@ def test_the_client_of_openai_demands_calls(door: openai.OpenAI) -> None:
         assert [call.function.name for call in message.tool_calls] == ["weather"]
 
 
-def test_what_openai_cannot_have_is_refused_by_name(door: openai.OpenAI) -> None:
+def test_what_openai_cannot_have_is_refused_by_name(openai_client: openai.OpenAI) -> None:
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0].type"),
         ({"tools": [{"type": "function"}]}, "tools[0]"),
@@ -375,7 +375,7 @@ def test_what_openai_cannot_have_is_refused_by_name(door: openai.OpenAI) -> None
     ]  # fmt: skip
     for body, param in wrong:
         with pytest.raises(openai.BadRequestError) as caught:
-            door.chat.completions.create(**{"model": "caller", "messages": ASKED, **body})
+            openai_client.chat.completions.create(**{"model": "caller", "messages": ASKED, **body})
         assert caught.value.param == param, body
 
 
@@ -385,11 +385,11 @@ ANTHROPIC_TOOLS: Any = [
 
 
 @pytest.fixture(scope="module")
-def anthropics(door: openai.OpenAI) -> "Iterator[anthropic.Anthropic]":
+def anthropics(openai_client: openai.OpenAI) -> "Iterator[anthropic.Anthropic]":
     """Anthropic's client of the same gateway."""
     import anthropic
 
-    url = str(door.base_url).removesuffix("/v1/")
+    url = str(openai_client.base_url).removesuffix("/v1/")
     with anthropic.Anthropic(base_url=url, api_key="none", max_retries=0) as client:
         yield client
 

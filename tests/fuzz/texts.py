@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from loramux import _server_wire
 from loramux.errors import FailedPreconditionError, LoramuxError
 from loramux.gateway.backend import Backend
-from loramux.gateway.door import Door
+from loramux.gateway.in_process import InProcessGateway
 from loramux.v1 import classification_pb2, embedding_pb2, generation_pb2, question_answering_pb2
 from loramux_adapters.labels import Labels, ProblemType
 from loramux_server.access.caller import LOCAL_ADMIN, acting
@@ -85,7 +85,7 @@ def text_targets() -> Iterator[list[Target]]:
     """Yield what takes requests for texts that are read as wholes."""
     with acting(LOCAL_ADMIN), asyncio.Runner() as runner:
         reads, writes = runner.run(_reads()), Served(**SEQ2SEQ)
-        door, stack = runner.run(_opened(cast(Backend, _Behind(reads))))
+        gateway, stack = runner.run(_opened(cast(Backend, _Behind(reads))))
 
         def read(given: tuple[str, bytes]) -> str:
             return runner.run(_outcome(lambda: _read(reads[given[0]], *given)))
@@ -94,7 +94,7 @@ def text_targets() -> Iterator[list[Target]]:
             return runner.run(_outcome(lambda: _write(writes, raw)))
 
         def post(given: tuple[str, bytes]) -> str:
-            return runner.run(_post(door, *given))
+            return runner.run(_post(gateway, *given))
 
         try:
             yield [
@@ -220,9 +220,9 @@ class _Behind:
         pass
 
 
-async def _opened(behind: Backend) -> tuple[Door, AsyncExitStack]:
+async def _opened(behind: Backend) -> tuple[InProcessGateway, AsyncExitStack]:
     stack = AsyncExitStack()
-    return await stack.enter_async_context(Door.opened(lambda: behind, "")), stack
+    return await stack.enter_async_context(InProcessGateway.opened(lambda: behind, "")), stack
 
 
 async def _outcome(ask: Callable[[], Awaitable[str]]) -> str:
@@ -285,8 +285,8 @@ async def _write(served: Served, raw: bytes) -> str:
     return "asked"
 
 
-async def _post(door: Door, route: str, body: bytes) -> str:
-    reply = await door.post(route, body)
+async def _post(gateway: InProcessGateway, route: str, body: bytes) -> str:
+    reply = await gateway.post(route, body)
     told = json.loads(reply.body)
     if reply.status >= 400:
         assert told["error"]["message"], "a refusal without a word"

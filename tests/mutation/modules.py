@@ -11,7 +11,7 @@ _STORE = (
 )  # fmt: skip
 _ACCESS = ("keys", "gate", "rules", "quotas", "exposure", "key_commands", "audit", "tls")
 _VALIDATOR = (
-    "tensor_file", "fit", "manifest", "package", "contents", "companions", "virtual_tokens",
+    "tensor_file", "fit", "manifest", "package", "contents", "sidecar_files", "virtual_tokens",
     "vocabulary", "hostile_packages", "base", "checks", "saved", "heads", "embedding",
     "stacks", "experts",
 )  # fmt: skip

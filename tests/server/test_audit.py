@@ -14,8 +14,8 @@ from loramux._json_lines import JsonLines, without_paths
 from loramux.v1 import aliases_pb2
 from loramux_server.access.caller import Permission
 from loramux_server.access.rules import RULES
-from loramux_server.observe.acts import ACTS, MAX_SHOWN, targets
 from loramux_server.observe.audit import Audit, AuditFile, audited
+from loramux_server.observe.audited_actions import AUDITED_ACTIONS, MAX_SHOWN, targets
 
 QUIET = {
     "loramux.v1.UploadService.SendChunks",
@@ -29,8 +29,8 @@ QUIET = {
 def test_every_call_that_changes_something_is_an_act() -> None:
     grave = (Permission.PUBLISH, Permission.ADMINISTER)
     changing = {method for method, rule in RULES.items() if rule.permission in grave}
-    assert set(ACTS) | QUIET >= changing
-    assert set(ACTS) <= changing
+    assert set(AUDITED_ACTIONS) | QUIET >= changing
+    assert set(AUDITED_ACTIONS) <= changing
 
 
 @pytest.mark.parametrize("name", [
@@ -50,7 +50,7 @@ async def test_an_act_is_synced_before_it_counts_as_told(
     synced: list[str] = []
     monkeypatch.setattr(os, "fsync", lambda _: synced.append(path.read_text()))
     audit = Audit(AuditFile(str(path)))
-    await audit.tell("adapter.delete", outcome="OK")
+    await audit.record("adapter.delete", outcome="OK")
     assert [json.loads(line)["act"] for line in synced[0].splitlines()] == [
         "earlier", "adapter.delete"
     ]  # fmt: skip
@@ -95,7 +95,7 @@ async def test_a_full_disk_is_logged_and_fails_no_call(
 
     monkeypatch.setattr(os, "fsync", full)
     audit = Audit(AuditFile(str(tmp_path / "audit")))
-    await audit.tell("adapter.delete", outcome="OK")
+    await audit.record("adapter.delete", outcome="OK")
     audit.close()
     assert "No space left" in caplog.text
 

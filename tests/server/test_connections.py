@@ -15,7 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from loramux._channel import options
 from loramux_server.transport.connection_limits import ConnectionLimits
 from loramux_server.transport.listener import Listener
-from loramux_server.transport.readers import Readers
+from loramux_server.transport.slow_readers import SlowReaderGuard
 from tests.support.http2 import (
     ACK,
     DATA,
@@ -47,7 +47,8 @@ async def opened(**limits: Any) -> AsyncIterator[str]:
     """Yield the address of a server that answers health checks."""
     nothing: Any = Nothing()
     listener = Listener(
-        "127.0.0.1:0", call_log=nothing, gate=nothing, readers=Readers(30.0, lambda: None),
+        "127.0.0.1:0", call_log=nothing, gate=nothing,
+        reader_guard=SlowReaderGuard(30.0, lambda: None),
         limits=ConnectionLimits(**limits), drain_timeout=1.0,
     )  # fmt: skip
     await listener.open([], None)

@@ -13,8 +13,8 @@ from transformers import AutoModel, AutoModelForMaskedLM, LongformerConfig
 
 from loramux_adapters import PackageError, open_package
 from loramux_adapters.base import read_base
-from loramux_adapters.behind import check_head
 from loramux_adapters.head import FEATURES, LABELS, HeadShape, Task
+from loramux_adapters.post_layers import check_head
 from loramux_adapters.weights.verify import verify
 from loramux_server.lora.edits import Edits, num_edit_bytes
 from loramux_server.models.heads import Heads
@@ -116,7 +116,7 @@ def test_a_head_says_what_it_is_made_of(bases: dict[str, tuple[Path, Heads]]) ->
         "classifier.weight": (LABELS, 16), "classifier.bias": (LABELS,),
     }  # fmt: skip
     assert shape.brought == ("bert.pooler.dense.weight", "bert.pooler.dense.bias")
-    assert (bert.behind, modern.behind) == (frozenset({"pooler"}), frozenset())
+    assert (bert.post_layers, modern.post_layers) == (frozenset({"pooler"}), frozenset())
     assert set(bert.shapes[FEATURES].parameters) == {"pooler.dense.weight", "pooler.dense.bias"}
     assert not modern.shapes[FEATURES].parameters
     assert "bert.pooler.dense.weight" not in bert.shapes[Task.TOKENS].parameters
@@ -176,8 +176,8 @@ def test_an_adapter_without_a_head_may_change_a_pooler(
         target_modules=["pooler.dense", "query"],
     )  # fmt: skip
     contents = package_of(tmp_path / "a", heads).contents
-    assert contents.behind is not None
-    assert [each.module for each in contents.behind.modules] == ["pooler.dense"]
+    assert contents.post_layers is not None
+    assert [each.module for each in contents.post_layers.modules] == ["pooler.dense"]
     assert {each.module.rpartition(".")[2] for each in contents.modules} == {"query"}
     check_head(contents, heads.shapes)
 
@@ -189,7 +189,7 @@ def test_a_pooler_that_the_base_was_loaded_without_is_known_from_its_file(
     module = AutoModel.from_pretrained(str(base), add_pooling_layer=False).eval()
     heads = Heads.of(module, module.config, str(base))
     assert module.pooler is None
-    assert heads.behind == frozenset()
+    assert heads.post_layers == frozenset()
     check_logits(base, heads, Task.SEQUENCE, config_for("bert", Task.SEQUENCE), tmp_path / "a")
 
 
@@ -239,7 +239,7 @@ def test_room_is_counted_for_a_head(
     save_headed(base, task, config_for(name, task, **more), tmp_path / "a")
     edits = Edits(head=head_in(tmp_path / "a", heads)).to(torch.device("cpu"))
     package = package_of(tmp_path / "a", heads)
-    others = replace(package, contents=replace(package.contents, head=None, behind=None))
+    others = replace(package, contents=replace(package.contents, head=None, post_layers=None))
     counted = num_edit_bytes(package) - num_edit_bytes(others)
     assert edits.num_bytes <= counted <= edits.num_bytes + 4 * (16 + 3)
     assert edits.head is not None

@@ -20,8 +20,8 @@ from loramux_server.access.key import Key
 from loramux_server.access.server_secret import SECRET_FILE
 from loramux_server.config import ConfigError, make_config
 from loramux_server.store.moments import now_in_utc
-from loramux_server.transport.readers import Readers
 from loramux_server.transport.rpc import Calls, Context, generic_handler
+from loramux_server.transport.slow_readers import SlowReaderGuard
 from tests.support.access import Keys, shown
 
 OK, DENIED = grpc.StatusCode.OK, grpc.StatusCode.PERMISSION_DENIED
@@ -130,7 +130,7 @@ async def guarded(
 
     server.add_generic_rpc_handlers(
         (
-            generic_handler(service, answers, Calls(), Readers(30.0, lambda: None)),
+            generic_handler(service, answers, Calls(), SlowReaderGuard(30.0, lambda: None)),
             grpc.method_handlers_generic_handler(
                 NOBODY, {"Anything": grpc.unary_unary_rpc_method_handler(cast(Any, anything))}
             ),

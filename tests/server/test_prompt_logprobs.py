@@ -16,7 +16,7 @@ from loramux_server.engine.batch import Batch, PromptTokens
 from loramux_server.engine.model_runner import ModelRunner
 from loramux_server.kernels.prompt_logprobs import prompt_logprobs
 from loramux_server.kernels.step_input import StepInput
-from loramux_server.services.generation.prompt_logprobs import MAX_TOLD, check_told
+from loramux_server.services.generation.prompt_logprobs import MAX_PROMPT_LOGPROBS, check_told
 from loramux_server.wire.ask import Ask
 from loramux_server.wire.messages import Finish, Submit
 from loramux_server.wire.sampling import Sampling
@@ -222,10 +222,12 @@ def test_rows_are_told_as_their_definition_says(count: int) -> None:
 
 def test_as_many_are_told_as_fit_an_answer() -> None:
     params = generation_pb2.SamplingParams(prompt_logprobs=3)
-    check_told(params, MAX_TOLD // 4)
-    with pytest.raises(InvalidArgumentError, match=f"is 3; .* {MAX_TOLD + 4} log-prob") as caught:
-        check_told(params, MAX_TOLD // 4 + 1)
+    check_told(params, MAX_PROMPT_LOGPROBS // 4)
+    with pytest.raises(
+        InvalidArgumentError, match=f"is 3; .* {MAX_PROMPT_LOGPROBS + 4} log-prob"
+    ) as caught:
+        check_told(params, MAX_PROMPT_LOGPROBS // 4 + 1)
     assert (caught.value.field, caught.value.reason) == (
         "sampling.prompt_logprobs", "INVALID_FIELD",
     )  # fmt: skip
-    check_told(generation_pb2.SamplingParams(), MAX_TOLD + 1)
+    check_told(generation_pb2.SamplingParams(), MAX_PROMPT_LOGPROBS + 1)

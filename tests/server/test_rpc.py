@@ -12,8 +12,8 @@ from loramux.v1 import generation_pb2
 from loramux.v1.generation_pb2_grpc import GenerationServiceStub
 from loramux_server.access.caller import LOCAL_ADMIN, enter
 from loramux_server.inference import open_inference_pb2 as theirs
-from loramux_server.transport.readers import Readers
 from loramux_server.transport.rpc import Calls, Context, generic_handler
+from loramux_server.transport.slow_readers import SlowReaderGuard
 
 SECRET = "a bug at 0x7f00 in /srv/private"
 
@@ -49,8 +49,8 @@ class Everybody(grpc.aio.ServerInterceptor):
 async def defective() -> AsyncIterator[Any]:
     server = grpc.aio.server(interceptors=[Everybody()])
     service = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"]
-    readers = Readers(30.0, lambda: None)
-    server.add_generic_rpc_handlers((generic_handler(service, Defective(), Calls(), readers),))
+    reader_guard = SlowReaderGuard(30.0, lambda: None)
+    server.add_generic_rpc_handlers((generic_handler(service, Defective(), Calls(), reader_guard),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -108,8 +108,8 @@ async def streaming(calls: Calls) -> AsyncIterator[Any]:
     """Yield a stream to a server that counts `calls`; nothing was sent on it yet."""
     server = grpc.aio.server(interceptors=[Everybody()])
     service = theirs.DESCRIPTOR.services_by_name["GRPCInferenceService"]
-    readers = Readers(30.0, lambda: None)
-    server.add_generic_rpc_handlers((generic_handler(service, Streams(), calls, readers),))
+    reader_guard = SlowReaderGuard(30.0, lambda: None)
+    server.add_generic_rpc_handlers((generic_handler(service, Streams(), calls, reader_guard),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

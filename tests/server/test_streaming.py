@@ -28,8 +28,8 @@ from loramux.v1.generation_pb2 import (
 from loramux_server.access.caller import Caller, Role, acting
 from loramux_server.access.quotas import Quotas
 from loramux_server.engine_link.client import EngineClient
-from loramux_server.metrics.adapter_labels import BASE, NONE, OTHER
 from loramux_server.metrics.series import Metrics
+from loramux_server.metrics.top_labels import BASE, NONE, OTHER
 from loramux_server.services.calls import Calls
 from loramux_server.services.generation.completion_limits import CompletionLimits
 from loramux_server.services.generation.images import ImageLimits, Preparer

@@ -11,8 +11,8 @@ import pytest
 import loramux_server
 from loramux.v1 import generation_pb2
 from loramux.v1.generation_pb2_grpc import GenerationServiceStub
-from loramux_server.transport.readers import Readers
 from loramux_server.transport.rpc import Calls, generic_handler
+from loramux_server.transport.slow_readers import SlowReaderGuard
 from loramux_server.wire.messages import Token
 from tests.server.test_streaming import TOKEN, Served
 
@@ -26,8 +26,8 @@ async def test_a_deadline_is_kept_whatever_the_wall_clock_says(
     served = Served()
     server = grpc.aio.server()
     service = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"]
-    readers = Readers(30.0, lambda: None)
-    handler = generic_handler(service, served.service, Calls(), readers)
+    reader_guard = SlowReaderGuard(30.0, lambda: None)
+    handler = generic_handler(service, served.service, Calls(), reader_guard)
     server.add_generic_rpc_handlers((handler,))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

@@ -17,7 +17,7 @@ from loramux.errors import InvalidArgumentError, LoramuxError, NotFoundError
 from loramux.types import Message
 from loramux.v1.adapters_pb2_grpc import AdapterServiceStub
 from loramux_server.wire.model_kind import ModelKind
-from tests.soak import doors
+from tests.soak import other_apis
 from tests.soak.loop import Loop
 from tests.soak.refused import refused
 from tests.support.pictures import picture, saved
@@ -219,21 +219,23 @@ class Worker:
         model = adapter or self._client.info().base_model
         wanted = self._greedy(adapter)
         channel = self._client._channel
-        doors.infer(channel, model, wanted, GREEDY)
-        doors.infer_on_a_stream(channel, model, wanted, GREEDY)
+        other_apis.infer(channel, model, wanted, GREEDY)
+        other_apis.infer_on_a_stream(channel, model, wanted, GREEDY)
         pause = self._choice.choice([0.0, 0.0, self._setting.pause])
-        doors.leave_a_stream(channel, model, self._setting.max_tokens, pause)
+        other_apis.leave_a_stream(channel, model, self._setting.max_tokens, pause)
 
     def batch(self, adapter: str | None) -> None:
         """Have a file of requests answered."""
         model = adapter or self._client.info().base_model
         wanted = self._greedy(adapter)
-        doors.answer_a_file(self._loop, self._server.target, model, wanted, GREEDY)
+        other_apis.answer_a_file(self._loop, self._server.target, model, wanted, GREEDY)
 
     def routed(self, adapter: str | None) -> None:
         """Be a client of two servers, which this one is by two of its names."""
         wanted = self._greedy(adapter)
-        with Client(doors.names_of(self._server.target), timeout=TIMEOUT, retries=False) as client:
+        with Client(
+            other_apis.names_of(self._server.target), timeout=TIMEOUT, retries=False
+        ) as client:
             for word, text in wanted.items():
                 assert client.generate(word, adapter=adapter, **GREEDY).text == text
             stream = client.stream(WORDS[0], adapter=adapter, max_tokens=self._setting.max_tokens)
@@ -244,7 +246,7 @@ class Worker:
             client.adapters.prefetch(name)
             client.adapters.delete(name)
         target = self._server.target
-        self._loop.run(doors.ask_beside_each_other(target, adapter, wanted, GREEDY))
+        self._loop.run(other_apis.ask_beside_each_other(target, adapter, wanted, GREEDY))
 
     def _greedy(self, adapter: str | None) -> dict[str, str]:
         """Return two prompts, each with what `adapter` makes of it."""

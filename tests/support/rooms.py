@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry
 
-from loramux_server.metrics.series import RoomMetrics
+from loramux_server.metrics.series import AdmissionMetrics
 from loramux_server.waiting_room.limits import RoomLimits
 from loramux_server.waiting_room.room import WaitingRoom
 from tests.support.fake import ManualClock
@@ -18,7 +18,7 @@ def open_room(
     ample: dict[str, float] = dict.fromkeys(RoomLimits.__slots__, 1 << 30)
     return WaitingRoom(
         RoomLimits(**{**ample, "block_size": 4, "max_lag": 1.0, **limits}),  # type: ignore[arg-type]
-        metrics=RoomMetrics(registry or CollectorRegistry()),
+        metrics=AdmissionMetrics(registry or CollectorRegistry()),
         clock=clock or ManualClock(),
         lag=lag,
     )

@@ -17,7 +17,7 @@ from loramux_server.services.server import ServerService
 from loramux_server.transport.connection_limits import ConnectionLimits, message_bytes
 from loramux_server.transport.interception import around
 from loramux_server.transport.listener import Listener
-from loramux_server.transport.readers import Readers
+from loramux_server.transport.slow_readers import SlowReaderGuard
 from loramux_server.wire.ask import Ask
 from loramux_server.wire.messages import Finish, Submit, ToEngine, Token
 from tests.server.test_streaming import TOKEN, Served
@@ -74,7 +74,8 @@ class VisionServer:
         listener = Listener(
             "127.0.0.1:0", call_log=CallLog(Audit(None), logs_calls=True),
             gate=_Anybody(),  # type: ignore[arg-type]
-            readers=Readers(30.0, lambda: None), limits=ConnectionLimits(max_message=size),
+            reader_guard=SlowReaderGuard(30.0, lambda: None),
+            limits=ConnectionLimits(max_message=size),
             drain_timeout=1.0,
         )  # fmt: skip
         info = ServerService(served.model, CONFIG, served.metrics.totals)

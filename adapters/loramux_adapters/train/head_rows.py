@@ -19,7 +19,7 @@ class HeadRows:
 
     tokenizer: PreTrainedTokenizerBase
     max_tokens: int
-    tells_types: bool = False
+    uses_token_types: bool = False
     """Whether the base gets token type ids, which mark the second text of a pair."""
     num_before: int = 0
     """Virtual token embeddings that PEFT puts before a text; the head has outputs for them, too."""
@@ -49,7 +49,7 @@ class HeadRows:
     def _labelled(self, example: Labelled, label: Value) -> Row:
         encoded = self.tokenizer(example.text, example.pair, add_special_tokens=True)
         row: Row = {"input_ids": encoded["input_ids"], "labels": label}
-        if self.tells_types and example.pair is not None:
+        if self.uses_token_types and example.pair is not None:
             row["token_type_ids"] = encoded["token_type_ids"]
         return row
 

@@ -37,13 +37,13 @@ class Shape:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Learner:
+class ModelTraits:
     """What PEFT has to know about the model that is adapted."""
 
     task_type: str = "CAUSAL_LM"
     saved: tuple[str, ...] = ()
     """Names of modules that are trained in full: the head."""
-    behind: tuple[str, ...] = ()
+    post_layers: tuple[str, ...] = ()
     """Names of linear layers after the base's layers, which IA³ does not adapt."""
     prompt_sizes: Mapping[str, int] = field(default_factory=dict)
     """Config fields for the size of an embedding, where PEFT does not infer it."""
@@ -57,7 +57,7 @@ class Learner:
         return {"task_type": self.task_type, **saved}
 
 
-def peft_config(shape: Shape, steps: int, learner: Learner | None = None) -> PeftConfig:
+def peft_config(shape: Shape, steps: int, traits: ModelTraits | None = None) -> PeftConfig:
     """Return the PEFT config for `steps` steps of training; by default for a decoder without head.
 
     Raises:
@@ -68,7 +68,7 @@ def peft_config(shape: Shape, steps: int, learner: Learner | None = None) -> Pef
             f"method is {shape.method!r}; expected one of {', '.join(METHODS)}",
             "INVALID_FIELD",
         )
-    config = METHODS[shape.method](shape, steps, learner or Learner())
+    config = METHODS[shape.method](shape, steps, traits or ModelTraits())
     try:
         fields = _as_packed(config)
         kind_of(fields).check(fields)
@@ -81,9 +81,9 @@ def peft_config(shape: Shape, steps: int, learner: Learner | None = None) -> Pef
     return config
 
 
-def _lora(shape: Shape, learner: Learner, **fields: bool) -> PeftConfig:
+def _lora(shape: Shape, traits: ModelTraits, **fields: bool) -> PeftConfig:
     return LoraConfig(
-        **learner.common,
+        **traits.common,
         r=shape.rank,
         lora_alpha=shape.alpha,
         target_modules=shape.target_modules,
@@ -91,11 +91,11 @@ def _lora(shape: Shape, learner: Learner, **fields: bool) -> PeftConfig:
     )
 
 
-def _adalora(shape: Shape, steps: int, learner: Learner) -> PeftConfig:
+def _adalora(shape: Shape, steps: int, traits: ModelTraits) -> PeftConfig:
     # The schedule of the paper's experiments, arXiv 2303.10512: start with 1.5 times the rank,
     # prune after a tenth of the steps, and keep the final ranks for the last three tenths.
     return AdaLoraConfig(
-        **learner.common,
+        **traits.common,
         init_r=shape.rank + (shape.rank + 1) // 2,
         target_r=shape.rank,
         lora_alpha=shape.alpha,
@@ -106,26 +106,26 @@ def _adalora(shape: Shape, steps: int, learner: Learner) -> PeftConfig:
     )
 
 
-def _ia3(shape: Shape, learner: Learner) -> PeftConfig:
+def _ia3(shape: Shape, traits: ModelTraits) -> PeftConfig:
     return IA3Config(
-        **learner.common,
+        **traits.common,
         target_modules=shape.target_modules,
-        exclude_modules=None if shape.targets else list(learner.behind) or None,
+        exclude_modules=None if shape.targets else list(traits.post_layers) or None,
         feedforward_modules=[],
     )
 
 
-METHODS: Mapping[str, Callable[[Shape, int, Learner], PeftConfig]] = {
-    "lora": lambda shape, _, learner: _lora(shape, learner),
-    "rslora": lambda shape, _, learner: _lora(shape, learner, use_rslora=True),
-    "dora": lambda shape, _, learner: _lora(shape, learner, use_dora=True),
+METHODS: Mapping[str, Callable[[Shape, int, ModelTraits], PeftConfig]] = {
+    "lora": lambda shape, _, traits: _lora(shape, traits),
+    "rslora": lambda shape, _, traits: _lora(shape, traits, use_rslora=True),
+    "dora": lambda shape, _, traits: _lora(shape, traits, use_dora=True),
     "adalora": _adalora,
-    "ia3": lambda shape, _, learner: _ia3(shape, learner),
-    "prompt": lambda shape, _, learner: PromptTuningConfig(
-        **learner.common, **learner.prompt_sizes, num_virtual_tokens=shape.rank
+    "ia3": lambda shape, _, traits: _ia3(shape, traits),
+    "prompt": lambda shape, _, traits: PromptTuningConfig(
+        **traits.common, **traits.prompt_sizes, num_virtual_tokens=shape.rank
     ),
-    "prefix": lambda shape, _, learner: PrefixTuningConfig(
-        **learner.common, **learner.prefix_sizes, num_virtual_tokens=shape.rank
+    "prefix": lambda shape, _, traits: PrefixTuningConfig(
+        **traits.common, **traits.prefix_sizes, num_virtual_tokens=shape.rank
     ),
 }
 """Method -> function that makes the PEFT config from a shape, the number of steps and a model."""

@@ -27,10 +27,10 @@ from loramux_adapters.errors import PackageError, shown
 from loramux_adapters.head import Task
 from loramux_adapters.head_contents import HEAD_NAMES
 from loramux_adapters.labels import ProblemType
-from loramux_adapters.train.methods import Learner
+from loramux_adapters.train.methods import ModelTraits
 from loramux_adapters.train.rows import Row
 from loramux_adapters.train.tasks import task_type
-from loramux_adapters.train.text_models import only_reads, writes_another
+from loramux_adapters.train.text_models import is_encoder, is_encoder_decoder
 
 _CLASSES: Mapping[Task, tuple[Any, Any]] = {
     Task.SEQUENCE: (AutoModelForSequenceClassification, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING),
@@ -46,11 +46,11 @@ _UNBOUNDED = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
+class LoadedModel:
     """A loaded model and what PEFT has to know about it."""
 
     model: PreTrainedModel
-    learner: Learner
+    traits: ModelTraits
 
     @property
     def room(self) -> int:
@@ -71,7 +71,7 @@ class Trained:
         that is not padding.
         """
         known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-        if task is not Task.SEQUENCE or only_reads(self.model.config):
+        if task is not Task.SEQUENCE or is_encoder(self.model.config):
             return next(int(token) for token in known if token is not None)
         last = {row["input_ids"][-1] for row in rows if isinstance(row["input_ids"], list)}
         size = self.model.get_input_embeddings().weight.shape[0]
@@ -79,10 +79,10 @@ class Trained:
         self.model.config.get_text_config().pad_token_id = pad
         return pad
 
-    def tells_types(self, tokenizer: PreTrainedTokenizerBase) -> bool:
+    def uses_token_types(self, tokenizer: PreTrainedTokenizerBase) -> bool:
         """Return whether the model gets token type ids for pairs of texts."""
         return (
-            only_reads(self.model.config)
+            is_encoder(self.model.config)
             and "token_type_ids" in tokenizer.model_input_names
             and getattr(self.model.config, "type_vocab_size", 0) > 1
             and "token_type_ids" in inspect.signature(self.model.forward).parameters
@@ -95,7 +95,7 @@ def load_model(
     task: Task | None,
     num_labels: int,
     problem: ProblemType = ProblemType.SINGLE_LABEL,
-) -> Trained:
+) -> LoadedModel:
     """Load the model in the folder `base` in float32, with a head if there is a task.
 
     Weights that the checkpoint lacks are random, and become part of the head.
@@ -107,8 +107,8 @@ def load_model(
     _check_trainable(config)
     options = {"dtype": torch.float32, "local_files_only": True}
     if task is None:
-        kind = AutoModelForSeq2SeqLM if writes_another(config) else AutoModelForCausalLM
-        return _trained(kind.from_pretrained(base, **options), task)
+        kind = AutoModelForSeq2SeqLM if is_encoder_decoder(config) else AutoModelForCausalLM
+        return _loaded(kind.from_pretrained(base, **options), task)
     kind, known = _CLASSES[task]
     if type(config) not in known:
         raise _unserved(f"transformers has no class of {config.model_type} with a head for {task}")
@@ -134,7 +134,7 @@ def load_model(
                 f"{type(model.base_model).__name__}",
                 "ADAPTER_BASE_MISMATCH",
             )
-    return _trained(model, task, lost)
+    return _loaded(model, task, lost)
 
 
 def _check_trainable(config: PreTrainedConfig) -> None:
@@ -147,15 +147,15 @@ def _check_trainable(config: PreTrainedConfig) -> None:
         )
 
 
-def _trained(model: PreTrainedModel, task: Task | None, lost: Collection[str] = ()) -> Trained:
-    learner = Learner(
+def _loaded(model: PreTrainedModel, task: Task | None, lost: Collection[str] = ()) -> LoadedModel:
+    traits = ModelTraits(
         task_type=task_type(task, model.config),
         saved=_saved(model, task, lost) if task else (),
-        behind=tuple(_behind(model)) if task else (),
+        post_layers=tuple(_post_layers(model)) if task else (),
         prompt_sizes=_sizes(model.config, model.get_input_embeddings().weight.shape[1]),
         prefix_sizes=_sizes(model.config, 0),
     )
-    return Trained(model, learner)
+    return LoadedModel(model, traits)
 
 
 def _inner(model: PreTrainedModel) -> str:
@@ -182,7 +182,7 @@ def _saved(model: PreTrainedModel, task: Task, lost: Collection[str]) -> tuple[s
     for name in sorted(lost):
         if not any(name.startswith(f"{module}.") for module in saved):
             saved.append(_largest(model, name, lost))
-    if not only_reads(model.config):
+    if not is_encoder(model.config):
         for name in saved:
             if name not in names or not isinstance(model.get_submodule(name), nn.Linear):
                 raise _unserved(
@@ -203,7 +203,7 @@ def _largest(model: PreTrainedModel, parameter: str, lost: Collection[str]) -> s
     raise _unserved(f"the base lacks {shown(parameter)} of {type(model).__name__}")
 
 
-def _behind(model: PreTrainedModel) -> Iterator[str]:
+def _post_layers(model: PreTrainedModel) -> Iterator[str]:
     """Yield the linear layers after the layers of the base model."""
     inner = f"{_inner(model)}."
     for name, module in model.named_modules():
@@ -217,9 +217,9 @@ def _sizes(config: PreTrainedConfig, width: int) -> dict[str, int]:
 
     For decoders PEFT infers them.
     """
-    writes = writes_another(config)
+    writes = is_encoder_decoder(config)
     heads = getattr(config, "num_attention_heads", 0)
-    if not heads or not (writes or only_reads(config)):
+    if not heads or not (writes or is_encoder(config)):
         return {}
     layers = config.num_hidden_layers
     if writes:

@@ -33,11 +33,11 @@ from loramux_adapters.train.curve import Curve, Progress
 from loramux_adapters.train.examples import Examples, read_examples
 from loramux_adapters.train.head_rows import HeadRows
 from loramux_adapters.train.methods import peft_config
-from loramux_adapters.train.models import Trained, load_model
+from loramux_adapters.train.models import LoadedModel, load_model
 from loramux_adapters.train.plan import Plan
 from loramux_adapters.train.rows import Collator, Row, rows_of, split, written_rows
 from loramux_adapters.train.tasks import task_of
-from loramux_adapters.train.text_models import only_reads, writes_another
+from loramux_adapters.train.text_models import is_encoder, is_encoder_decoder
 from loramux_adapters.train.trainer import fit
 
 
@@ -65,16 +65,16 @@ def train(plan: Plan, output: Output, progress: Progress = lambda *_: None) -> C
         tokenizer = AutoTokenizer.from_pretrained(plan.base, local_files_only=True)
         set_seed(plan.seed)
         problem = examples.form.problem
-        trained = load_model(plan.base, model_config, task, len(_outputs(examples)), problem)
-        _check_targets(trained.model, plan.shape.targets)
-        config = peft_config(plan.shape, steps, trained.learner)
-        rows = _rows(examples, tokenizer, trained, task, config)
+        loaded = load_model(plan.base, model_config, task, len(_outputs(examples)), problem)
+        _check_targets(loaded.model, plan.shape.targets)
+        config = peft_config(plan.shape, steps, loaded.traits)
+        rows = _rows(examples, tokenizer, loaded, task, config)
         learned, kept = split(rows, num_kept, plan.seed)
-        collator = Collator(trained.padding(tokenizer, task, rows))
-        adapted = _adapted(trained.model, config, plan.shape.method, collator(learned[:1]))
+        collator = Collator(loaded.padding(tokenizer, task, rows))
+        adapted = _adapted(loaded.model, config, plan.shape.method, collator(learned[:1]))
         curve = fit(
             plan, adapted, learned, kept, collator, folder, progress, task=task,
-            alone=_takes_one(trained.model, config, task),
+            alone=_takes_one(loaded.model, config, task),
         )  # fmt: skip
         adapted.peft_config["default"].base_model_name_or_path = plan.base_name
         adapted.save_pretrained(str(folder / "adapter"), save_embedding_layers=False)
@@ -100,12 +100,12 @@ def _check_names(examples: Examples, task: Task | None) -> None:
 def _rows(
     examples: Examples,
     tokenizer: PreTrainedTokenizerBase,
-    trained: Trained,
+    loaded: LoadedModel,
     task: Task | None,
     config: PeftConfig,
 ) -> list[Row]:
     """Return the rows of all examples; virtual tokens reduce the maximum length."""
-    num_virtual, room = getattr(config, "num_virtual_tokens", 0), trained.room
+    num_virtual, room = getattr(config, "num_virtual_tokens", 0), loaded.room
     if room - num_virtual < 2:
         raise PackageError(
             f"rank, the number of virtual tokens, is {num_virtual}; the base takes {room} tokens "
@@ -117,13 +117,13 @@ def _rows(
         makes = HeadRows(
             tokenizer,
             room - num_virtual,
-            tells_types=trained.tells_types(tokenizer),
+            uses_token_types=loaded.uses_token_types(tokenizer),
             num_before=0 if task is Task.SEQUENCE else num_before,
         )
         return makes.of(examples)
-    if not writes_another(trained.model.config):
+    if not is_encoder_decoder(loaded.model.config):
         return rows_of(examples, tokenizer, room - num_virtual)
-    begin = getattr(trained.model.generation_config, "forced_bos_token_id", None)
+    begin = getattr(loaded.model.generation_config, "forced_bos_token_id", None)
     return written_rows(
         examples,
         tokenizer,
@@ -141,7 +141,7 @@ def _takes_one(model: PreTrainedModel, config: PeftConfig, task: Task | None) ->
     the last position for the last token.
     """
     is_prompt = isinstance(config, PromptTuningConfig)
-    return is_prompt and task is Task.SEQUENCE and not only_reads(model.config)
+    return is_prompt and task is Task.SEQUENCE and not is_encoder(model.config)
 
 
 def _adapted(

@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig
 from loramux_adapters.errors import PackageError, shown
 from loramux_adapters.head import Task
 from loramux_adapters.train.examples import Examples, Form
-from loramux_adapters.train.text_models import only_reads, writes_another
+from loramux_adapters.train.text_models import is_encoder, is_encoder_decoder
 
 TASKS: Mapping[str, Task | None] = {
     "generate": None,
@@ -69,14 +69,14 @@ def task_type(task: Task | None, config: PreTrainedConfig) -> str:
     """Return PEFT's `task_type` for `task` on a base."""
     if task is not None:
         return str(task)
-    return "SEQ_2_SEQ_LM" if writes_another(config) else "CAUSAL_LM"
+    return "SEQ_2_SEQ_LM" if is_encoder_decoder(config) else "CAUSAL_LM"
 
 
 def _doing(config: PreTrainedConfig) -> tuple[tuple[str, ...], str]:
     """Return the tasks that a base can be trained for, and why no others."""
-    if writes_another(config):
+    if is_encoder_decoder(config):
         return ("generate",), "is an encoder-decoder, which supports generation only"
-    if only_reads(config):
+    if is_encoder(config):
         return ("classify", "tag", "answer"), "is an encoder, which does not generate text"
     return tuple(TASKS), "is a decoder"
 

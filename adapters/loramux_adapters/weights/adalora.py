@@ -22,7 +22,7 @@ from loramux_adapters.tensorfile import TensorInfo, read_header, tensor_reader
 from loramux_adapters.weights.dtypes import Array, decoded
 from loramux_adapters.weights.update import Update, write_updates
 
-_HALVES = ("lora_A", "lora_B", "lora_E")
+_FACTORS = ("lora_A", "lora_B", "lora_E")
 _OWN_FIELDS = frozenset({
     "target_r", "init_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight",
     "total_step", "rank_pattern",
@@ -78,20 +78,20 @@ def pack_adalora(
         header = read_header(file, os.fstat(file.fileno()).st_size, is_foreign=True)
         read = tensor_reader(file, header.data_start)
         saved = saved_tensors(header.tensors, saved_names(config))
-        halved = {name: each for name, each in header.tensors.items() if name not in saved}
+        own = {name: each for name, each in header.tensors.items() if name not in saved}
         updates = []
-        for module, halves in sorted(_modules(halved).items()):
+        for module, factors in sorted(_modules(own).items()):
             a_RI, b_OR, e_R1 = (
-                decoded(b"".join(read(halves[half])), halves[half].dtype).reshape(
-                    halves[half].shape
+                decoded(b"".join(read(factors[factor])), factors[factor].dtype).reshape(
+                    factors[factor].shape
                 )
-                for half in _HALVES
+                for factor in _FACTORS
             )
             kept_R = np.flatnonzero(e_R1)
             if len(kept_R):
                 folded_OR: Array = b_OR[:, kept_R] * e_R1[kept_R, 0]
                 updates.append(Update(module, scale, a_RI[kept_R], folded_OR))
-        dtypes = {tensor.dtype for tensor in halved.values()}
+        dtypes = {tensor.dtype for tensor in own.values()}
         if not updates:
             raise PackageError(f"{source}: every rank is masked; the adapter changes nothing")
         dtype = dtypes.pop() if len(dtypes) == 1 else "F32"
@@ -104,19 +104,19 @@ def _modules(tensors: Mapping[str, TensorInfo]) -> dict[str, dict[str, TensorInf
     """Return the tensors of each layer, with matching shapes."""
     found: dict[str, dict[str, TensorInfo]] = {}
     for name, tensor in tensors.items():
-        module, _, half = name.rpartition(".")
-        if not module.startswith(PREFIX) or half not in _HALVES:
+        module, _, factor = name.rpartition(".")
+        if not module.startswith(PREFIX) or factor not in _FACTORS:
             raise PackageError(
                 f"tensor {name} is not supported; expected '{PREFIX}….lora_A', '.lora_B' or "
                 "'.lora_E'",
                 "UNSUPPORTED_ADAPTER_FEATURE",
             )
-        found.setdefault(module.removeprefix(PREFIX), {})[half] = tensor
-    for module, halves in found.items():
-        missing = [half for half in _HALVES if half not in halves]
+        found.setdefault(module.removeprefix(PREFIX), {})[factor] = tensor
+    for module, factors in found.items():
+        missing = [factor for factor in _FACTORS if factor not in factors]
         if missing:
             raise PackageError(f"module {module} has no {missing[0]}")
-        a, b, e = (halves[half].shape for half in _HALVES)
+        a, b, e = (factors[factor].shape for factor in _FACTORS)
         if not len(a) == len(b) == 2 or e != (a[0], 1) or b[1] != a[0]:
             raise PackageError(
                 f"module {module}: shapes {shown(a)}, {shown(b)} and {shown(e)} of lora_A, lora_B "

@@ -107,7 +107,7 @@ SHIRA = Method(
     None,
     32,
     (".shira_weight", ".shira_indices"),
-    whole=_shira,
+    merge=_shira,
 )  # fmt: skip
 SUPERTUNING = Method(
     folded_fields(
@@ -125,7 +125,7 @@ SUPERTUNING = Method(
     None,
     8,
     (".supertuning_values", ".supertuning_indices"),
-    whole=_supertuning,
+    merge=_supertuning,
 )
 RANDLORA = Method(
     folded_fields(
@@ -138,7 +138,7 @@ RANDLORA = Method(
     None,
     32,
     (_RANDLORA_A, _RANDLORA_B, ".randlora_lambda", ".randlora_gamma"),
-    whole=_randlora,
+    merge=_randlora,
     shared=("base_model.randlora_",),
 )
 C3A = Method(
@@ -152,12 +152,12 @@ C3A = Method(
     None,
     8,
     (".c3a_kernel",),
-    whole=_c3a,
+    merge=_c3a,
 )
 HIRA = Method(
     folded_fields({"r", "rank_pattern"}, {"hira_dropout"}, absent={"bias"}),
     None,
     32,
     (".hira_A", ".hira_B"),
-    whole=_hira,
+    merge=_hira,
 )

@@ -36,9 +36,9 @@ from loramux_adapters.tensorfile import (
     tensor_reader,
 )
 from loramux_adapters.weights.dtypes import decoded, integers
+from loramux_adapters.weights.full_weights import Change, FullWeights
 from loramux_adapters.weights.spectrum import Factors, Wide, norm, spectrum
 from loramux_adapters.weights.update import Update, write_updates
-from loramux_adapters.weights.whole import Change, WholeLayers
 
 MAX_DENSE = 1 << 27
 """Maximum number of elements of a matrix that is computed."""
@@ -66,9 +66,9 @@ class Layer:
     """None if it is not at hand."""
 
 
-Folder = Callable[[Layer, Parts], tuple[Factors, float]]
+Fold = Callable[[Layer, Parts], tuple[Factors, float]]
 """Layer and its tensors -> factors, and the relative error."""
-Whole = Callable[[Layer, Parts, Wide], Wide]
+Merge = Callable[[Layer, Parts, Wide], Wide]
 """Layer, its tensors and the base's weight -> the merged weight."""
 
 
@@ -81,13 +81,13 @@ class Method:
     """Field that gives the scale, divided by the rank; None if `fold` applies all scales itself."""
     default_rank: int
     endings: tuple[str, ...]
-    fold: Folder | None = None
-    """None if the update has full rank; then `whole` is used."""
-    whole: Whole | None = None
-    is_whole: Callable[[Mapping[str, object]], bool] = lambda _: False
-    """Config -> whether `whole` is used; without `fold` it always is."""
+    fold: Fold | None = None
+    """None if the update has full rank; then `merge` is used."""
+    merge: Merge | None = None
+    needs_merge: Callable[[Mapping[str, object]], bool] = lambda _: False
+    """Config -> whether `merge` is used; without `fold` it always is."""
     changes_bias: bool = False
-    """Whether `whole` also changes the base's bias, which is passed as a column."""
+    """Whether `merge` also changes the base's bias, which is passed as a column."""
     shared: tuple[str, ...] = ()
     """Prefixes of the names of tensors that all layers share."""
     bias_only: str = ""
@@ -119,7 +119,7 @@ def fold(
 ) -> list[Folded]:
     """Write the folder `source`, an adapter of `method`, to `output` as a LoRA package.
 
-    Methods with a full-rank update become full weights instead; see `WholeLayers`.
+    Methods with a full-rank update become full weights instead; see `FullWeights`.
 
     Raises:
         PackageError: The folder is not such an adapter, has an unsupported field, or a layer
@@ -130,7 +130,7 @@ def fold(
     as_lora, checked = _as_lora(config, method)
     done: list[Folded] = []
     updates: list[Update] = []
-    wholes: dict[str, Change] = {}
+    merges: dict[str, Change] = {}
     with open_tensors(source) as file:
         header = read_header(
             file,
@@ -154,8 +154,8 @@ def fold(
                 raise not_targeted(module, "layers_to_transform")
             parts = {**common, **finite_values(tensors, read)}
             layer = Layer(module, checked.rank_of(module), config, base)
-            if method.whole and (not method.fold or method.is_whole(config)):
-                wholes[module] = partial(method.whole, layer, parts)
+            if method.merge and (not method.fold or method.needs_merge(config)):
+                merges[module] = partial(method.merge, layer, parts)
                 continue
             assert method.fold
             (b_OR, a_RI), error = method.fold(layer, parts)
@@ -170,11 +170,11 @@ def fold(
             update = Update(module, scale, a_RI.astype(np.float32), b_OR.astype(np.float32), bias_O)
             updates.append(update)
             done.append(Folded(module, update.rank, error))
-        if not updates and not wholes:
+        if not updates and not merges:
             raise PackageError(f"{source} has no adapter tensors")
         kept = (saved, read)
-        if wholes:
-            layers = WholeLayers(wholes, base, changes_bias=method.changes_bias)
+        if merges:
+            layers = FullWeights(merges, base, changes_bias=method.changes_bias)
             layers.write(as_lora, output, notes=notes or {}, source=source, saved=kept)
             return []
         dtype = dtypes.pop() if method.keeps_dtype and len(dtypes) == 1 else "F32"

@@ -72,5 +72,5 @@ FOURIERFT = Method(
     None,
     8,
     (".fourierft_spectrum",),
-    whole=_fourierft,
+    merge=_fourierft,
 )

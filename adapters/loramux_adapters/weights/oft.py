@@ -102,7 +102,7 @@ OFT = Method(
     None,
     8,
     (".oft_R.weight",),
-    whole=_oft,
+    merge=_oft,
 )
 BOFT = Method(
     folded_fields(
@@ -114,5 +114,5 @@ BOFT = Method(
     None,
     8,
     (".boft_R", ".boft_s"),
-    whole=_boft,
+    merge=_boft,
 )

@@ -64,6 +64,6 @@ ROAD = Method(
     None,
     8,
     (".road_theta", ".road_alpha"),
-    whole=_road,
+    merge=_road,
     changes_bias=True,
 )  # fmt: skip

@@ -23,8 +23,8 @@ from loramux_adapters.weights.hra import HRA
 from loramux_adapters.weights.lycoris import LOHA, LOKR
 from loramux_adapters.weights.miss import MISS
 from loramux_adapters.weights.oft import BOFT, OFT
+from loramux_adapters.weights.pissa_olora import pack_pissa_olora
 from loramux_adapters.weights.road import ROAD
-from loramux_adapters.weights.start import pack_start
 from loramux_adapters.weights.tinylora import TINYLORA
 from loramux_adapters.weights.unilora import UNILORA
 from loramux_adapters.weights.vblora import VBLORA
@@ -86,6 +86,6 @@ def fold_source(
         if config.get(BLOCKS):
             pack_bdlora(source, output, notes=notes)
         else:
-            pack_start(source, output, notes=notes, base=base)
+            pack_pissa_olora(source, output, notes=notes, base=base)
         return []
     return fold(source, output, FOLDED[method], notes=notes, max_error=max_error, base=base)

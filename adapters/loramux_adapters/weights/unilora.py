@@ -18,17 +18,17 @@ _VECTOR = "base_model.unilora_theta_d"
 
 
 def _unilora(layer: Layer, parts: Parts) -> tuple[Factors, float]:
-    a_RI = _half(layer, parts, "A", (layer.rank, None))
-    return (_half(layer, parts, "B", (None, layer.rank)), a_RI), 0.0
+    a_RI = _factor(layer, parts, "A", (layer.rank, None))
+    return (_factor(layer, parts, "B", (None, layer.rank)), a_RI), 0.0
 
 
-def _half(layer: Layer, parts: Parts, half: str, shape: tuple[int | None, int | None]) -> Wide:
+def _factor(layer: Layer, parts: Parts, factor: str, shape: tuple[int | None, int | None]) -> Wide:
     vector_N = shaped(layer, parts, _VECTOR, None)
-    scales = shaped(layer, parts, f".unilora_scales_{half}", *shape)
-    chosen = part(layer, parts, f".unilora_indices_{half}")
+    scales = shaped(layer, parts, f".unilora_scales_{factor}", *shape)
+    chosen = part(layer, parts, f".unilora_indices_{factor}")
     if chosen.shape != scales.shape or not ((chosen >= 0) & (chosen < len(vector_N))).all():
         raise PackageError(
-            f"module {layer.module}: unilora_indices_{half} do not have one index from 0 to "
+            f"module {layer.module}: unilora_indices_{factor} do not have one index from 0 to "
             f"{len(vector_N) - 1} for each of its scales"
         )
     entries: Wide = vector_N[chosen] * scales
@@ -48,7 +48,7 @@ UNILORA = Method(
     ),
     None,
     4,
-    tuple(f".unilora_{what}_{half}" for what in ("indices", "scales") for half in "AB"),
+    tuple(f".unilora_{what}_{factor}" for what in ("indices", "scales") for factor in "AB"),
     _unilora,
     shared=(_VECTOR,),
     bias_only="unilora_only",

@@ -10,11 +10,11 @@ import grpc
 
 from loramux._routing.names import Addresses
 from loramux._routing.routed import POLL_SECONDS, SETTLE_SECONDS, Metadata
-from loramux._routing.router import Link, Method, Router, Trip
-from loramux._routing.routes import ROUTES, RouteOf, home
+from loramux._routing.router import Method, RoutedCall, Router, ServerConnection
+from loramux._routing.routes import ROUTES, RouteOf, sticky_route
 
 
-class Asked:
+class PolledState:
     """The connectivity state of a channel, polled on demand."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
@@ -30,7 +30,7 @@ class Asked:
             return grpc.ChannelConnectivity.SHUTDOWN
 
 
-class AioPauses:
+class AioRetryDelays:
     """Backoff delays of calls, which end when the client is closed."""
 
     def __init__(self) -> None:
@@ -55,12 +55,12 @@ class AioRoutedStream:
 
     def __init__(
         self,
-        trip: Trip[grpc.aio.Channel],
+        routed_call: RoutedCall[grpc.aio.Channel],
         attempt: Callable[[], Coroutine[Any, Any, Any]],
-        pauses: AioPauses,
+        delays: AioRetryDelays,
     ) -> None:
         """Prepare the call; it starts when the first response is requested."""
-        self._trip, self._attempt, self._pauses = trip, attempt, pauses
+        self._routed_call, self._attempt, self._delays = routed_call, attempt, delays
         self._call: Any = None
         self._next: Callable[[], Coroutine[Any, Any, object]] | None = None
         self._has_begun = False
@@ -80,9 +80,9 @@ class AioRoutedStream:
                         self.cancel()
                 answer = await self._next()
             except grpc.RpcError as error:
-                delay = None if self._has_begun else self._trip.failed(error)
-                self._trip.release()
-                if delay is None or await self._pauses.wait(delay) or self._code is not None:
+                delay = None if self._has_begun else self._routed_call.failed(error)
+                self._routed_call.release()
+                if delay is None or await self._delays.wait(delay) or self._code is not None:
                     self._end(error.code())
                     raise
                 self._call = self._next = None
@@ -92,7 +92,7 @@ class AioRoutedStream:
             else:
                 if not self._has_begun:
                     self._has_begun = True
-                    self._trip.succeeded()
+                    self._routed_call.succeeded()
                 return answer
 
     def cancel(self) -> None:
@@ -111,7 +111,7 @@ class AioRoutedStream:
         self._callbacks.append(callback)
 
     def _end(self, code: grpc.StatusCode) -> None:
-        self._trip.release()
+        self._routed_call.release()
         if self._code is None:
             self._code = code
             for callback in self._callbacks:
@@ -134,16 +134,16 @@ class AioRoutedChannel:
         self._shared, self._connect = shared, connect
         self._by_adapter = by_adapter
         self._router = Router(addresses, self._open, self._close_aside, retries=retries)
-        self._pauses = AioPauses()
+        self._delays = AioRetryDelays()
         self._is_settled = False
         self._closing: set[asyncio.Task[None]] = set()
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the channel has
         return getattr(self._shared, name)
 
-    def to(self, reference: str) -> "AioHomeChannel":
+    def to(self, reference: str) -> "AioStickyChannel":
         """Return a channel that sends every call to the server of one adapter."""
-        return AioHomeChannel(self, home(reference))
+        return AioStickyChannel(self, sticky_route(reference))
 
     async def each(self) -> list[grpc.aio.Channel]:
         """Return a channel to each known server, sorted by address.
@@ -152,7 +152,12 @@ class AioRoutedChannel:
         """
         self._router.addresses.refresh(time.monotonic())
         await self._settle(None)
-        return [link.channel for link in sorted(self._router.links, key=lambda link: link.server)]
+        return [
+            connection.channel
+            for connection in sorted(
+                self._router.connections, key=lambda connection: connection.server
+            )
+        ]
 
     def unary_unary(self, path: str, *arguments: object, **options: object) -> Callable[..., Any]:
         """Return a callable for a method with one request and one response."""
@@ -183,30 +188,32 @@ class AioRoutedChannel:
             timeout: float | None,  # noqa: ASYNC109 - it goes along with the call
             metadata: Metadata,
         ) -> object:
-            trip = Trip(self._router, route_of(request), timeout, repeats=repeats)
-            await self._settle(trip.remaining)
+            routed_call = RoutedCall(self._router, route_of(request), timeout, repeats=repeats)
+            await self._settle(routed_call.remaining)
             while True:
-                link = trip.take()
-                made = link.made(method) if link else shared
+                connection = routed_call.take()
+                made = connection.made(method) if connection else shared
                 try:
-                    answer: object = await made(request, timeout=trip.remaining, metadata=metadata)
+                    answer: object = await made(
+                        request, timeout=routed_call.remaining, metadata=metadata
+                    )
                 except grpc.RpcError as error:
-                    delay = trip.failed(error)
-                    trip.release()
-                    if delay is None or await self._pauses.wait(delay):
+                    delay = routed_call.failed(error)
+                    routed_call.release()
+                    if delay is None or await self._delays.wait(delay):
                         raise
                 else:
-                    trip.succeeded()
+                    routed_call.succeeded()
                     return answer
                 finally:
-                    trip.release()
+                    routed_call.release()
 
         return call
 
     async def close(self) -> None:
         """Close all channels; calls in progress are cancelled, or fail with their last error."""
-        self._pauses.end()
-        channels = [link.channel for link in self._router.close()]
+        self._delays.end()
+        channels = [connection.channel for connection in self._router.close()]
         await asyncio.gather(*(channel.close() for channel in (self._shared, *channels)))
         await asyncio.gather(*self._closing)
 
@@ -215,13 +222,13 @@ class AioRoutedChannel:
 
         def begin(request: object, *, timeout: float | None, metadata: Metadata) -> AioRoutedStream:
             async def attempt() -> Any:  # noqa: ANN401 - a call of gRPC's
-                await self._settle(trip.remaining)
-                link = trip.take()
-                made = link.made(method) if link else shared
-                return made(request, timeout=trip.remaining, metadata=metadata)
+                await self._settle(routed_call.remaining)
+                connection = routed_call.take()
+                made = connection.made(method) if connection else shared
+                return made(request, timeout=routed_call.remaining, metadata=metadata)
 
-            trip = Trip(self._router, route_of(request), timeout, repeats=True)
-            return AioRoutedStream(trip, attempt, self._pauses)
+            routed_call = RoutedCall(self._router, route_of(request), timeout, repeats=True)
+            return AioRoutedStream(routed_call, attempt, self._delays)
 
         return begin
 
@@ -236,18 +243,18 @@ class AioRoutedChannel:
             await asyncio.sleep(POLL_SECONDS)
         self._is_settled = True
 
-    def _open(self, server: str) -> Link[grpc.aio.Channel]:
+    def _open(self, server: str) -> ServerConnection[grpc.aio.Channel]:
         channel = self._connect(server)
-        return Link(server, channel, Asked(channel))
+        return ServerConnection(server, channel, PolledState(channel))
 
-    def _close_aside(self, link: Link[grpc.aio.Channel]) -> None:
+    def _close_aside(self, connection: ServerConnection[grpc.aio.Channel]) -> None:
         """Close an idle channel in the background."""
-        closing = asyncio.ensure_future(link.channel.close())
+        closing = asyncio.ensure_future(connection.channel.close())
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
 
 
-class AioHomeChannel:
+class AioStickyChannel:
     """A channel that sends every call to the server of one adapter, without retries."""
 
     def __init__(self, channel: AioRoutedChannel, route_of: RouteOf) -> None:

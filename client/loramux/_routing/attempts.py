@@ -78,8 +78,8 @@ class Attempts:
             now: Time on the monotonic clock.
         """
         self._made += 1
-        is_full = refuses_for_room(error)
-        if not (is_full or is_away(error)):
+        is_full = is_overloaded(error)
+        if not (is_full or is_unavailable(error)):
             return None
         if is_full and not has_others:
             return None  # the caller gets the retry delay
@@ -106,19 +106,19 @@ class Attempts:
         self._budget.succeeded()
 
 
-def is_away(error: grpc.RpcError) -> bool:
+def is_unavailable(error: grpc.RpcError) -> bool:
     """Return whether the server was unreachable or unavailable."""
     return _call(error).code() in RETRYABLE
 
 
-def refuses_for_room(error: grpc.RpcError) -> bool:
+def is_overloaded(error: grpc.RpcError) -> bool:
     """Return whether the server had no room for the call."""
     return _is_refused(error, _FULL)
 
 
 def seconds_avoided(error: grpc.RpcError) -> float:
     """Return for how long to avoid the server that ended a call with `error`; 0 for not at all."""
-    if not (is_away(error) or _is_refused(error, _BUSY)):
+    if not (is_unavailable(error) or _is_refused(error, _BUSY)):
         return 0.0
     return min(max(error_of(error).retry_delay or 0.0, _MIN_AVOIDED), _MAX_AVOIDED)
 

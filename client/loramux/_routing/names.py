@@ -21,7 +21,7 @@ Lookup = Callable[[str, int], list[str]]
 _NAME = re.compile(r"dns:(///)?(?P<host>\[[^\]/]+\]|[^/:\[\]]+):(?P<port>\d+)")
 
 
-def named(target: str) -> tuple[str, int] | None:
+def dns_host_and_port(target: str) -> tuple[str, int] | None:
     """Return host and port of a `dns:` target; None otherwise, also if it names a DNS server."""
     found = _NAME.fullmatch(target)
     return (found["host"].strip("[]"), int(found["port"])) if found else None
@@ -41,7 +41,7 @@ class Addresses:
     def refresh(self, now: float) -> None:
         """Start a lookup if one is due; returns at once."""
 
-    def hurry(self) -> None:
+    def refresh_soon(self) -> None:
         """Let the next lookup be soon, because a server was lost."""
 
     def wait(self, seconds: float) -> None:
@@ -66,7 +66,7 @@ def _in_a_thread(work: Callable[[], None]) -> None:
     threading.Thread(target=work, name="loramux-lookup", daemon=True).start()
 
 
-class Name(Addresses):
+class DnsName(Addresses):
     """The addresses that a DNS name resolves to."""
 
     are_found = True
@@ -94,7 +94,7 @@ class Name(Addresses):
             self._is_looking, self._last, self._due = True, now, now + REFRESH_SECONDS
         self._aside(self._look)
 
-    def hurry(self) -> None:
+    def refresh_soon(self) -> None:
         with self._lock:
             self._due = min(self._due, self._last + MIN_SECONDS)
 

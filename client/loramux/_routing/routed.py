@@ -9,8 +9,8 @@ from typing import Any, Self
 import grpc
 
 from loramux._routing.names import Addresses
-from loramux._routing.router import Link, Method, Router, Trip
-from loramux._routing.routes import ROUTES, RouteOf, home
+from loramux._routing.router import Method, RoutedCall, Router, ServerConnection
+from loramux._routing.routes import ROUTES, RouteOf, sticky_route
 
 Metadata = tuple[tuple[str, str], ...]
 
@@ -21,7 +21,7 @@ POLL_SECONDS = 0.005
 _STATES = {state.value[0]: state for state in grpc.ChannelConnectivity}
 
 
-class Asked:
+class PolledState:
     """The connectivity state of a channel, polled on demand.
 
     `Channel.subscribe` has a thread that is always inside gRPC, and a process that forks then
@@ -41,7 +41,7 @@ class Asked:
             return grpc.ChannelConnectivity.SHUTDOWN
 
 
-class Pauses:
+class RetryDelays:
     """Backoff delays of calls, which end when the client is closed."""
 
     def __init__(self) -> None:
@@ -73,12 +73,12 @@ class RoutedStream:
 
     def __init__(
         self,
-        trip: Trip[grpc.Channel],
+        routed_call: RoutedCall[grpc.Channel],
         attempt: Callable[[], Any],
-        pauses: Pauses,
+        delays: RetryDelays,
     ) -> None:
         """Prepare the call; it starts when the first response is requested."""
-        self._trip, self._attempt, self._pauses = trip, attempt, pauses
+        self._routed_call, self._attempt, self._delays = routed_call, attempt, delays
         self._call: Any = None
         self._has_begun = False
         self._code: grpc.StatusCode | None = None
@@ -100,9 +100,9 @@ class RoutedStream:
                 answer: object = next(self._call)
             except grpc.RpcError as error:
                 is_last = self._has_begun or self._is_cancelled
-                delay = None if is_last else self._trip.failed(error)
-                self._trip.release()
-                if delay is None or self._pauses.wait(delay, lambda: self._is_cancelled):
+                delay = None if is_last else self._routed_call.failed(error)
+                self._routed_call.release()
+                if delay is None or self._delays.wait(delay, lambda: self._is_cancelled):
                     self._end(error.code())
                     raise
                 self._call = None
@@ -112,13 +112,13 @@ class RoutedStream:
             else:
                 if not self._has_begun:
                     self._has_begun = True
-                    self._trip.succeeded()
+                    self._routed_call.succeeded()
                 return answer
 
     def cancel(self) -> None:
         """Cancel the call; does nothing if it has ended."""
         self._is_cancelled = True
-        self._pauses.wake()
+        self._delays.wake()
         if (call := self._call) is not None:
             call.cancel()
         self._end(grpc.StatusCode.CANCELLED)
@@ -136,7 +136,7 @@ class RoutedStream:
             return self._code is None
 
     def _end(self, code: grpc.StatusCode) -> None:
-        self._trip.release()
+        self._routed_call.release()
         with self._lock:
             if self._code is not None:
                 return
@@ -169,15 +169,15 @@ class RoutedChannel:
         self._shared, self._connect = shared, connect
         self._by_adapter = by_adapter
         self._router = Router(addresses, self._open, _close_aside, retries=retries)
-        self._pauses = Pauses()
+        self._delays = RetryDelays()
         self._is_settled = False
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the channel has
         return getattr(self._shared, name)
 
-    def to(self, reference: str) -> "HomeChannel":
+    def to(self, reference: str) -> "StickyChannel":
         """Return a channel that sends every call to the server of one adapter."""
-        return HomeChannel(self, home(reference))
+        return StickyChannel(self, sticky_route(reference))
 
     def unary_unary(self, path: str, *arguments: object, **options: object) -> Callable[..., Any]:
         """Return a callable for a method with one request and one response."""
@@ -201,46 +201,46 @@ class RoutedChannel:
         shared = method.on(self._shared)
 
         def call(request: object, *, timeout: float | None, metadata: Metadata) -> object:
-            trip = Trip(self._router, route_of(request), timeout, repeats=repeats)
-            self._settle(trip.remaining)
+            routed_call = RoutedCall(self._router, route_of(request), timeout, repeats=repeats)
+            self._settle(routed_call.remaining)
             while True:
-                link = trip.take()
-                made = link.made(method) if link else shared
+                connection = routed_call.take()
+                made = connection.made(method) if connection else shared
                 try:
-                    answer: object = made(request, timeout=trip.remaining, metadata=metadata)
+                    answer: object = made(request, timeout=routed_call.remaining, metadata=metadata)
                 except grpc.RpcError as error:
-                    delay = trip.failed(error)
-                    trip.release()
-                    if delay is None or self._pauses.wait(delay):
+                    delay = routed_call.failed(error)
+                    routed_call.release()
+                    if delay is None or self._delays.wait(delay):
                         raise
                 else:
-                    trip.succeeded()
+                    routed_call.succeeded()
                     return answer
                 finally:
-                    trip.release()
+                    routed_call.release()
 
         return call
 
     def close(self) -> None:
         """Close all channels; calls in progress are cancelled, or fail with their last error."""
-        links = self._router.close()
-        self._pauses.end()
+        connections = self._router.close()
+        self._delays.end()
         self._shared.close()
-        for link in links:
-            link.channel.close()
+        for connection in connections:
+            connection.channel.close()
 
     def _streaming(self, method: Method, route_of: RouteOf) -> Callable[..., RoutedStream]:
         shared = method.on(self._shared)
 
         def begin(request: object, *, timeout: float | None, metadata: Metadata) -> RoutedStream:
             def attempt() -> Any:  # noqa: ANN401 - a call of gRPC's
-                self._settle(trip.remaining)
-                link = trip.take()
-                made = link.made(method) if link else shared
-                return made(request, timeout=trip.remaining, metadata=metadata)
+                self._settle(routed_call.remaining)
+                connection = routed_call.take()
+                made = connection.made(method) if connection else shared
+                return made(request, timeout=routed_call.remaining, metadata=metadata)
 
-            trip = Trip(self._router, route_of(request), timeout, repeats=True)
-            return RoutedStream(trip, attempt, self._pauses)
+            routed_call = RoutedCall(self._router, route_of(request), timeout, repeats=True)
+            return RoutedStream(routed_call, attempt, self._delays)
 
         return begin
 
@@ -253,12 +253,12 @@ class RoutedChannel:
             time.sleep(POLL_SECONDS)
         self._is_settled = True
 
-    def _open(self, server: str) -> Link[grpc.Channel]:
+    def _open(self, server: str) -> ServerConnection[grpc.Channel]:
         channel = self._connect(server)
-        return Link(server, channel, Asked(channel))
+        return ServerConnection(server, channel, PolledState(channel))
 
 
-class HomeChannel:
+class StickyChannel:
     """A channel that sends every call to the server of one adapter, without retries."""
 
     def __init__(self, channel: RoutedChannel, route_of: RouteOf) -> None:
@@ -276,6 +276,6 @@ class HomeChannel:
         return self._channel.routed(method, self._route_of, repeats=False)
 
 
-def _close_aside(link: Link[grpc.Channel]) -> None:
+def _close_aside(connection: ServerConnection[grpc.Channel]) -> None:
     """Close an idle channel in the background."""
-    threading.Thread(target=link.channel.close, name="loramux-close", daemon=True).start()
+    threading.Thread(target=connection.channel.close, name="loramux-close", daemon=True).start()

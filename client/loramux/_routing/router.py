@@ -11,7 +11,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import grpc
 
-from loramux._routing.attempts import Attempts, Budget, is_away, seconds_avoided
+from loramux._routing.attempts import Attempts, Budget, is_unavailable, seconds_avoided
 from loramux._routing.names import Addresses
 from loramux._routing.rendezvous import first_within, least_loaded, order
 
@@ -26,7 +26,7 @@ class Route(NamedTuple):
 
     adapter: str
     """Name of the adapter; empty for the base model, which every server has."""
-    is_home: bool = False
+    is_sticky: bool = False
     """Whether it has to be the first available server in the adapter's order, whatever its load."""
 
 
@@ -55,7 +55,7 @@ class State(Protocol):
 
 
 @dataclass(slots=True, eq=False)
-class Link(Generic[Channel]):
+class ServerConnection(Generic[Channel]):
     """The connection to one server."""
 
     server: str
@@ -84,19 +84,19 @@ class Router(Generic[Channel]):
     def __init__(
         self,
         addresses: Addresses,
-        open_link: Callable[[str], Link[Channel]],
-        close_link: Callable[[Link[Channel]], None],
+        open_connection: Callable[[str], ServerConnection[Channel]],
+        close_connection: Callable[[ServerConnection[Channel]], None],
         *,
         retries: bool,
     ) -> None:
-        """Prepare; links are opened when there is a call."""
+        """Prepare; connections are opened when there is a call."""
         self.addresses = addresses
         self.budget = Budget()
         self.retries = retries
-        self._open: Callable[[str], Link[Channel]] = open_link
-        self._close: Callable[[Link[Channel]], None] = close_link
+        self._open: Callable[[str], ServerConnection[Channel]] = open_connection
+        self._close: Callable[[ServerConnection[Channel]], None] = close_connection
         self._lock = threading.Lock()
-        self._links: dict[str, Link[Channel]] = {}
+        self._connections: dict[str, ServerConnection[Channel]] = {}
         self._servers: tuple[str, ...] = ()
         self._turn = 0
         self._is_closed = False
@@ -107,18 +107,18 @@ class Router(Generic[Channel]):
         return self._is_closed
 
     @property
-    def links(self) -> list[Link[Channel]]:
-        """Links to the current servers."""
+    def connections(self) -> list[ServerConnection[Channel]]:
+        """Connections to the current servers."""
         with self._lock:
             self._follow()
-            return list(self._links.values())
+            return list(self._connections.values())
 
     def is_settled(self) -> bool:
         """Return whether each server is known to be healthy or unreachable."""
-        return all(link.state.now() in (_READY, _FAILED) for link in self.links)
+        return all(connection.state.now() in (_READY, _FAILED) for connection in self.connections)
 
-    def take(self, route: Route, tried: set[str], now: float) -> Link[Channel] | None:
-        """Return the link for a call, which counts as its load until it is released.
+    def take(self, route: Route, tried: set[str], now: float) -> ServerConnection[Channel] | None:
+        """Return the connection for a call, which counts as its load until it is released.
 
         None if no server is known, or if none of those found by DNS is reachable. Servers that were
         `tried` already are the last resort.
@@ -126,46 +126,50 @@ class Router(Generic[Channel]):
         self.addresses.refresh(now)
         with self._lock:
             self._follow()
-            states = {server: link.state.now() for server, link in self._links.items()}
+            states = {
+                server: connection.state.now() for server, connection in self._connections.items()
+            }
             if _FAILED in states.values():
-                self.addresses.hurry()
+                self.addresses.refresh_soon()
             is_lost = all(state is _FAILED for state in states.values())
             if not states or (is_lost and self.addresses.are_found):
                 return None
-            link = self._links[self._choose(states, route, tried, now)]
-            link.num_calls += 1
-            return link
+            connection = self._connections[self._choose(states, route, tried, now)]
+            connection.num_calls += 1
+            return connection
 
-    def release(self, link: Link[Channel]) -> None:
+    def release(self, connection: ServerConnection[Channel]) -> None:
         """Record the end of a call."""
         with self._lock:
-            link.num_calls -= 1
-            is_last = link.is_gone and not link.num_calls
+            connection.num_calls -= 1
+            is_last = connection.is_gone and not connection.num_calls
         if is_last:
-            self._close(link)
+            self._close(connection)
 
-    def avoid(self, link: Link[Channel], error: grpc.RpcError, now: float) -> None:
+    def avoid(
+        self, connection: ServerConnection[Channel], error: grpc.RpcError, now: float
+    ) -> None:
         """Avoid the server for a while if `error` is a reason; if it is lost, refresh addresses."""
         if seconds := seconds_avoided(error):
-            link.avoided_until = now + seconds
-        if is_away(error):
-            self.addresses.hurry()
+            connection.avoided_until = now + seconds
+        if is_unavailable(error):
+            self.addresses.refresh_soon()
 
     def has_others(self, tried: set[str], now: float) -> bool:
         """Return whether there are healthy servers that were not `tried`."""
         with self._lock:
             return any(
-                link.state.now() is _READY and link.avoided_until <= now
-                for server, link in self._links.items()
+                connection.state.now() is _READY and connection.avoided_until <= now
+                for server, connection in self._connections.items()
                 if server not in tried
             )
 
-    def close(self) -> list[Link[Channel]]:
-        """Remove all servers, and return their links for closing."""
+    def close(self) -> list[ServerConnection[Channel]]:
+        """Remove all servers, and return their connections for closing."""
         with self._lock:
-            links, self._links = list(self._links.values()), {}
+            connections, self._connections = list(self._connections.values()), {}
             self._is_closed = True
-            return links
+            return connections
 
     def _choose(
         self,
@@ -182,9 +186,9 @@ class Router(Generic[Channel]):
         chosen = [server for server in chosen if server not in tried] or chosen
         ordered = order(route.adapter, self._servers) if route.adapter else self._servers
         among = set(chosen)
-        if route.is_home:
+        if route.is_sticky:
             return next(server for server in ordered if server in among)
-        among = {each for each in among if self._links[each].avoided_until <= now} or among
+        among = {each for each in among if self._connections[each].avoided_until <= now} or among
         chosen = [server for server in ordered if server in among]
         if route.adapter:
             return first_within(chosen, self._load)
@@ -192,25 +196,25 @@ class Router(Generic[Channel]):
         return least_loaded(chosen, self._load, self._turn)
 
     def _load(self, server: str) -> int:
-        return self._links[server].num_calls
+        return self._connections[server].num_calls
 
     def _follow(self) -> None:
-        """Update the links to the current addresses."""
+        """Update the connections to the current addresses."""
         servers = self.addresses.known
         if self._is_closed or servers is self._servers:
             return
         for server in set(self._servers) - set(servers):
-            link = self._links.pop(server)
-            link.is_gone = True
-            if not link.num_calls:
-                self._close(link)
+            connection = self._connections.pop(server)
+            connection.is_gone = True
+            if not connection.num_calls:
+                self._close(connection)
         for server in servers:
-            if server not in self._links:
-                self._links[server] = self._open(server)
+            if server not in self._connections:
+                self._connections[server] = self._open(server)
         self._servers = servers
 
 
-class Trip(Generic[Channel]):
+class RoutedCall(Generic[Channel]):
     """One call over all its attempts."""
 
     def __init__(
@@ -228,7 +232,7 @@ class Trip(Generic[Channel]):
         self._repeats = repeats and router.retries
         self._attempts = Attempts(router.budget, deadline)
         self._tried: set[str] = set()
-        self._link: Link[Channel] | None = None
+        self._connection: ServerConnection[Channel] | None = None
         self._lock = threading.Lock()
 
     @property
@@ -236,20 +240,20 @@ class Trip(Generic[Channel]):
         """Seconds until the deadline; None without one."""
         return self._attempts.remaining(time.monotonic())
 
-    def take(self) -> Link[Channel] | None:
-        """Return the link for the next attempt; None if no server is known or reachable."""
-        self._link = self._router.take(self._route, self._tried, time.monotonic())
-        return self._link
+    def take(self) -> ServerConnection[Channel] | None:
+        """Return the connection for the next attempt; None if no server is known or reachable."""
+        self._connection = self._router.take(self._route, self._tried, time.monotonic())
+        return self._connection
 
     def failed(self, error: grpc.RpcError) -> float | None:
         """Return the seconds until the next attempt; None if there is none."""
-        if self._link is None:
+        if self._connection is None:
             return None
         now = time.monotonic()
-        self._router.avoid(self._link, error, now)
+        self._router.avoid(self._connection, error, now)
         if not self._repeats or self._router.is_closed:
             return None
-        self._tried.add(self._link.server)
+        self._tried.add(self._connection.server)
         has_others = self._router.has_others(self._tried, now)
         delay = self._attempts.delay(error, has_others=has_others, now=now)
         if delay is not None and not has_others:
@@ -263,6 +267,6 @@ class Trip(Generic[Channel]):
     def release(self) -> None:
         """Record the end of the attempt; may be called repeatedly, and from several threads."""
         with self._lock:
-            link, self._link = self._link, None
-        if link is not None:
-            self._router.release(link)
+            connection, self._connection = self._connection, None
+        if connection is not None:
+            self._router.release(connection)

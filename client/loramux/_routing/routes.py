@@ -6,17 +6,17 @@ from typing import Any
 from loramux._routing.rendezvous import adapter_name
 from loramux._routing.router import Route
 
-_ASKED = {
+_BY_ADAPTERS = {
     "GenerationService": ("Generate", "StreamGenerate"),
     "ClassificationService": ("Classify",),
     "QuestionAnsweringService": ("Answer",),
     "EmbeddingService": ("Embed",),
 }
-_KEPT = {"ResidencyService": ("PinAdapter", "UnpinAdapter", "PrefetchAdapter")}
+_BY_NAME = {"ResidencyService": ("PinAdapter", "UnpinAdapter", "PrefetchAdapter")}
 """Methods on the residency of an adapter, which have to reach the server that gets its calls."""
 
 
-def _asked(request: Any) -> Route:  # noqa: ANN401 - one of several messages
+def _by_adapters(request: Any) -> Route:  # noqa: ANN401 - one of several messages
     name = request.adapter
     if not name and "adapters" in request.DESCRIPTOR.fields_by_name and request.adapters:
         name = max(request.adapters, key=_weight).adapter
@@ -27,22 +27,22 @@ def _weight(part: Any) -> float:  # noqa: ANN401 - WeightedAdapter
     return abs(part.weight) if part.HasField("weight") else 1.0
 
 
-def _kept(request: Any) -> Route:  # noqa: ANN401 - one of several messages
-    return Route(adapter_name(request.name), is_home=True)
+def _by_name(request: Any) -> Route:  # noqa: ANN401 - one of several messages
+    return Route(adapter_name(request.name), is_sticky=True)
 
 
 RouteOf = Callable[[Any], Route]
 
 ROUTES: dict[str, RouteOf] = {
     f"/loramux.v1.{service}/{method}": found
-    for services, found in ((_ASKED, _asked), (_KEPT, _kept))
+    for services, found in ((_BY_ADAPTERS, _by_adapters), (_BY_NAME, _by_name))
     for service, methods in services.items()
     for method in methods
 }
 """By path of the method; each may be retried."""
 
 
-def home(reference: str) -> RouteOf:
+def sticky_route(reference: str) -> RouteOf:
     """Return a route that sends every call to the server of one adapter."""
-    route = Route(adapter_name(reference), is_home=True)
+    route = Route(adapter_name(reference), is_sticky=True)
     return lambda _: route

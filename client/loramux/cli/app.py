@@ -41,7 +41,7 @@ from loramux.cli import (
     train,
     transforms,
 )
-from loramux.cli.complaints import Running, complaint
+from loramux.cli.error_messages import CurrentCommand, error_message
 from loramux.cli.headings import HeadedGroup
 from loramux.errors import LoramuxError
 from loramux_adapters import PackageError
@@ -209,10 +209,10 @@ app.command("bench")(bench.bench)
 
 def run() -> int:
     """Run the command line; an error of the user is one line on stderr and exit code 1."""
-    running = Running()
+    command = CurrentCommand()
     try:
-        app(obj=running)
+        app(obj=command)
     except (LoramuxError, PackageError, OSError) as error:
-        print(f"loramux: {complaint(error, running)}", file=sys.stderr)
+        print(f"loramux: {error_message(error, command)}", file=sys.stderr)
         return 1
     return 0

@@ -71,7 +71,7 @@ def batch(
             WrongLineError,
             answer_all,
         )
-        from loramux.gateway.door import Door
+        from loramux.gateway.in_process import InProcessGateway
     if not requests.is_file():
         raise typer.BadParameter(f"{requests} is not a regular file; it is read twice")
     try:
@@ -106,10 +106,10 @@ def batch(
                 num_done = num_before + progress.statuses.total()
                 bar.update(task, completed=num_done, num_again=progress.num_again)
 
-            async with Door.opened(open_backend, key) as door:
+            async with InProcessGateway.opened(open_backend, key) as gateway:
                 return await answer_all(
                     lines,
-                    door,
+                    gateway,
                     file,
                     concurrency=concurrency,
                     patience=patience,
@@ -122,10 +122,12 @@ def batch(
     except ChangedFileError as error:
         print(f"loramux: {requests}: {error}; --resume continues {output}", file=sys.stderr)
         raise typer.Exit(1) from None
-    told = ", ".join(f"{count} with {status}" for status, count in progress.statuses.most_common())
+    statuses = ", ".join(
+        f"{count} with {status}" for status, count in progress.statuses.most_common()
+    )
     num_now = progress.statuses.total()
     print(
-        f"{num_now} of {len(lines.ids)} requests answered now: {told or 'none'}; "
+        f"{num_now} of {len(lines.ids)} requests answered now: {statuses or 'none'}; "
         f"retries: {progress.num_again}",
         file=sys.stderr,
     )

@@ -14,7 +14,7 @@ from loramux.cli.output import whole_file
 from loramux.cli.sampling import Priority, RoutingKey
 from loramux.client import Client
 
-AT_ONCE = 64
+TEXTS_PER_CALL = 64
 """Texts per call."""
 
 
@@ -71,9 +71,9 @@ def embed(
     def vectors() -> Iterator[Sequence[float]]:
         named = adapter
         with Client(server) as client:
-            for start in range(0, len(texts), AT_ONCE):
+            for start in range(0, len(texts), TEXTS_PER_CALL):
                 found = client.embed(
-                    texts[start : start + AT_ONCE],
+                    texts[start : start + TEXTS_PER_CALL],
                     adapter=named,
                     pooling=pooling,
                     normalize=normalize,

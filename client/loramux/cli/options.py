@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from loramux.cli.complaints import note_command
+from loramux.cli.error_messages import note_command
 from loramux_adapters.extras import install_command
 
 Server = Annotated[

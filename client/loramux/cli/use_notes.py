@@ -10,9 +10,9 @@ from loramux_adapters.errors import shown
 from loramux_adapters.files import read_bounded, read_object
 from loramux_adapters.generation import LISTS, check_generation
 from loramux_adapters.generation_config import MAX_BYTES, defaults_of
-from loramux_adapters.labels import ProblemType, check_labels, labels_beside
+from loramux_adapters.labels import ProblemType, check_labels, labels_from_folder
 from loramux_adapters.manifest import MAX_TEMPLATE_BYTES
-from loramux_adapters.sentence_transformers import embedding_beside
+from loramux_adapters.sentence_transformers import embedding_from_folder
 
 NONE = "none"
 """Value that omits what a folder has, in place of a file."""
@@ -72,7 +72,7 @@ def label_notes(
     if not given:
         return {}
     check_labels(given, "--labels")
-    return {"classification": {**labels_beside(source), **given}}
+    return {"classification": {**labels_from_folder(source), **given}}
 
 
 def embedding_notes(source: Path, pooling: Pooling | None) -> dict[str, object]:
@@ -85,7 +85,7 @@ def embedding_notes(source: Path, pooling: Pooling | None) -> dict[str, object]:
     """
     if pooling is None:
         return {}
-    return {"embedding": embedding_beside(source, pooling)}
+    return {"embedding": embedding_from_folder(source, pooling)}
 
 
 def _parsed(text: str) -> tuple[str, object]:

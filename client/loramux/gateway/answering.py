@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from loramux.errors import LoramuxError
 from loramux.gateway.answers import MANY_POSITIONS, adapter_header
-from loramux.gateway.backend import Backend, Pieces
+from loramux.gateway.backend import Backend, Chunks
 from loramux.gateway.caller import Caller
 from loramux.gateway.events import EVENTS
 from loramux.gateway.refusal import json_response
@@ -20,7 +20,7 @@ from loramux.v1 import generation_pb2
 T = TypeVar("T")
 
 
-class TellingEvents(Protocol):
+class StreamFormatter(Protocol):
     """The form of a stream in the API that was called."""
 
     def is_long(self, place: int, response: generation_pb2.StreamGenerateResponse) -> bool:
@@ -36,14 +36,14 @@ class TellingEvents(Protocol):
         """Return the last events of a stream that failed."""
 
 
-class Telling(TellingEvents, Protocol):
+class ResponseFormatter(StreamFormatter, Protocol):
     """The form of an answer, as one object and as a stream."""
 
     def whole(self, responses: Sequence[generation_pb2.GenerateResponse]) -> dict[str, object]:
         """Return the answer as one object; `responses` are in the order of the prompts."""
 
 
-class WhileThere:
+class CancelOnDisconnect:
     """An ASGI response that is cancelled, with its calls, when the caller disconnects."""
 
     def __init__(self, answer: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
@@ -52,14 +52,14 @@ class WhileThere:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the response until it ends or the caller disconnects; errors of it are raised."""
         answering = asyncio.ensure_future(self._answer(scope, receive, send))
-        leaving = asyncio.ensure_future(_left(receive))
+        disconnecting = asyncio.ensure_future(_disconnected(receive))
         try:
-            await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({answering, disconnecting}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             is_answered = answering.done()
-            for task in (answering, leaving):
+            for task in (answering, disconnecting):
                 task.cancel()
-            await asyncio.gather(answering, leaving, return_exceptions=True)
+            await asyncio.gather(answering, disconnecting, return_exceptions=True)
         if is_answered:
             answering.result()
 
@@ -70,20 +70,20 @@ class Streaming:
 
     backend: Backend
     caller: Caller
-    asked: Sequence[generation_pb2.GenerateRequest]
-    answers: TellingEvents
+    requests: Sequence[generation_pb2.GenerateRequest]
+    answers: StreamFormatter
     seconds: float | None
     """Timeout of each call; None for the default."""
 
     async def events(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer with the events of each chunk."""
-        async with aclosing(self.pieces()) as pieces:
-            await _send_events(pieces, self.answers, self.caller, send)
+        async with aclosing(self.chunks()) as chunks:
+            await _send_events(chunks, self.answers, self.caller, send)
 
-    def pieces(self) -> AsyncGenerator[tuple[int, generation_pb2.StreamGenerateResponse], None]:
+    def chunks(self) -> AsyncGenerator[tuple[int, generation_pb2.StreamGenerateResponse], None]:
         """Yield the chunks of all answers as they arrive, each with the index of its prompt."""
         return _merged(
-            [self.backend.stream(each, self.caller, self.seconds) for each in self.asked]
+            [self.backend.stream(each, self.caller, self.seconds) for each in self.requests]
         )
 
 
@@ -91,32 +91,32 @@ class Streaming:
 class Answering(Streaming):
     """A request that is answered with one object or a stream."""
 
-    answers: Telling
+    answers: ResponseFormatter
 
     async def whole(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer with one object."""
         responses = await _all(
-            [self.backend.generate(each, self.caller, self.seconds) for each in self.asked]
+            [self.backend.generate(each, self.caller, self.seconds) for each in self.requests]
         )
         headers = headers_by(self.caller, responses[0].adapters)
         is_long = sum(len(each.prompt_logprobs) for each in responses) >= MANY_POSITIONS
-        answer = await _made(lambda: json_response(self.answers.whole(responses), headers), is_long)
+        answer = await _run(lambda: json_response(self.answers.whole(responses), headers), is_long)
         await answer(scope, receive, send)
 
 
 async def _send_events(
-    pieces: AsyncIterator[tuple[int, generation_pb2.StreamGenerateResponse]],
-    answers: TellingEvents,
+    chunks: AsyncIterator[tuple[int, generation_pb2.StreamGenerateResponse]],
+    answers: StreamFormatter,
     caller: Caller,
     send: Send,
 ) -> None:
-    """Send the events of `pieces`, each of which comes with the index of its prompt.
+    """Send the events of `chunks`, each of which comes with the index of its prompt.
 
     The status line waits for the first chunk, so that a request that the server refuses gets an
     HTTP error.
     """
-    place, piece = await anext(pieces)
-    headers = headers_by(caller, piece.adapters) | EVENTS
+    place, chunk = await anext(chunks)
+    headers = headers_by(caller, chunk.adapters) | EVENTS
     await send({
         "type": "http.response.start",
         "status": 200,
@@ -125,14 +125,14 @@ async def _send_events(
     usages = []
     try:
         while True:
-            is_long = answers.is_long(place, piece)
-            events = await _made(partial(answers.events, place, piece), is_long)
+            is_long = answers.is_long(place, chunk)
+            events = await _run(partial(answers.events, place, chunk), is_long)
             if events:
                 # Returns once the connection's write buffer has room.
                 await _send(send, events)
-            if piece.HasField("usage"):
-                usages.append(piece.usage)
-            place, piece = await anext(pieces)
+            if chunk.HasField("usage"):
+                usages.append(chunk.usage)
+            place, chunk = await anext(chunks)
     except StopAsyncIteration:
         await _send(send, answers.end(usages))
     except LoramuxError as error:
@@ -148,12 +148,12 @@ def headers_by(
     return caller.returned | ({"x-loramux-adapter": named} if named else {})
 
 
-async def _made(make: Callable[[], T], is_long: bool) -> T:
+async def _run(make: Callable[[], T], is_long: bool) -> T:
     """Return the result of `make`; one that `is_long` runs in a thread, not on the event loop."""
     return await asyncio.to_thread(make) if is_long else make()
 
 
-async def _left(receive: Receive) -> None:
+async def _disconnected(receive: Receive) -> None:
     """Return when the caller disconnects."""
     while (await receive())["type"] != "http.disconnect":
         pass
@@ -173,7 +173,7 @@ async def _all(
 
 
 async def _merged(
-    streams: Sequence[Pieces],
+    streams: Sequence[Chunks],
 ) -> AsyncGenerator[tuple[int, generation_pb2.StreamGenerateResponse], None]:
     """Yield the chunks of all `streams` as they arrive, each with the index of its stream.
 
@@ -181,8 +181,8 @@ async def _merged(
     """
     if len(streams) == 1:  # needs no task for each chunk
         async with aclosing(streams[0]) as only:
-            async for piece in only:
-                yield 0, piece
+            async for chunk in only:
+                yield 0, chunk
         return
     waiting: dict[asyncio.Future[Any], int] = {}
 
@@ -208,7 +208,7 @@ async def _merged(
             await stream.aclose()
 
 
-async def _next(stream: Pieces) -> generation_pb2.StreamGenerateResponse | None:
+async def _next(stream: Chunks) -> generation_pb2.StreamGenerateResponse | None:
     """Return the next chunk, or None after the last."""
     return await anext(stream, None)
 

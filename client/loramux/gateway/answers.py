@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from loramux.errors import LoramuxError
 from loramux.gateway.body import StreamOptions
 from loramux.gateway.events import event
+from loramux.gateway.prompt_echo import Echo, PromptOptions, echo_of, prompt_logprobs
 from loramux.gateway.refusal import error_body
-from loramux.gateway.styles import Object, Style, Written
-from loramux.gateway.told_prompt import Echo, PromptOptions, echo_of, prompt_logprobs
+from loramux.gateway.styles import ChoiceState, Object, Style
 from loramux.types import ServerInfo
 from loramux.v1 import generation_pb2
 
@@ -25,7 +25,7 @@ MANY_POSITIONS = 1024
 
 
 class Answers:
-    """Builds the objects of one answer, which may be for several prompts; a `Telling`."""
+    """Builds the objects of one answer, which may be for several prompts; a `ResponseFormatter`."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Answers:
         num_completions: int,
         return_token_ids: bool,
         stream_options: StreamOptions,
-        asked: Sequence[generation_pb2.GenerateRequest],
+        requests: Sequence[generation_pb2.GenerateRequest],
         of_prompts: PromptOptions,
     ) -> None:
         """Initialize.
@@ -50,13 +50,13 @@ class Answers:
             num_completions: Completions of each prompt.
             return_token_ids: Whether each choice lists its token ids.
             stream_options: Whether a stream has token counts, at its end or in each chunk.
-            asked: The request to the server, for each prompt.
+            requests: The request to the server, for each prompt.
             of_prompts: What to return of the prompts.
         """
         self._style = style
         self._head: Object = {
             "id": style.prefix + request_id,
-            "object": style.piece,
+            "object": style.chunk,
             "created": int(time.time()),
             "model": model,
             "system_fingerprint": server.fingerprint,
@@ -64,11 +64,11 @@ class Answers:
         self._num_completions = num_completions
         self._return_token_ids = return_token_ids
         self._stream_options = stream_options
-        self._asked = asked
+        self._requests = requests
         self._of_prompts = of_prompts
         self._echoes: dict[int, Echo] = {}
         """By prompt index, for prompts that had a chunk."""
-        self._written: dict[int, Written] = {}
+        self._states: dict[int, ChoiceState] = {}
         """By choice index, for choices that had a chunk."""
         self._prompt_tokens: dict[int, int] = {}
         """Length of each prompt that had a chunk, by its index."""
@@ -76,45 +76,45 @@ class Answers:
         """Tokens of each choice so far, by its index."""
 
     def whole(self, responses: Sequence[generation_pb2.GenerateResponse]) -> Object:
-        """See `Telling`."""
+        """See `ResponseFormatter`."""
         choices = []
-        told: Object = {}
+        extra: Object = {}
         count = self._of_prompts.num_prompt_logprobs
         for place, response in enumerate(responses):
             if count is not None:
-                told = {"prompt_logprobs": prompt_logprobs(count, response.prompt_logprobs)}
-            echo = echo_of(self._of_prompts, self._asked[place], response.prompt_logprobs)
+                extra = {"prompt_logprobs": prompt_logprobs(count, response.prompt_logprobs)}
+            echo = echo_of(self._of_prompts, self._requests[place], response.prompt_logprobs)
             for completion in response.completions:
                 choice = self._choice(
-                    place, completion, self._style.message(completion, Written(echo))
+                    place, completion, self._style.message(completion, ChoiceState(echo))
                 )
-                choices.append(choice | told if self._style.repeats_prompt else choice)
+                choices.append(choice | extra if self._style.repeats_prompt else choice)
         answer = self._head | {
             "object": self._style.whole,
             "choices": choices,
             "usage": usage_of([response.usage for response in responses]),
         }
-        return answer if self._style.repeats_prompt else answer | told
+        return answer if self._style.repeats_prompt else answer | extra
 
     def is_long(self, place: int, response: generation_pb2.StreamGenerateResponse) -> bool:
-        """See `Telling`."""
+        """See `ResponseFormatter`."""
         echo = self._echoes.get(place)
-        is_repeated = echo and self._index(place, response.delta) not in self._written
-        told = echo.positions if echo and is_repeated else response.prompt_logprobs
-        return len(told) >= MANY_POSITIONS
+        is_repeated = echo and self._index(place, response.delta) not in self._states
+        positions = echo.positions if echo and is_repeated else response.prompt_logprobs
+        return len(positions) >= MANY_POSITIONS
 
     def events(self, place: int, response: generation_pb2.StreamGenerateResponse) -> bytes:
-        """See `Telling`."""
+        """See `ResponseFormatter`."""
         delta = response.delta
         index = self._index(place, delta)
         if place not in self._echoes:
             prompt = response.prompt_logprobs
-            self._echoes[place] = echo_of(self._of_prompts, self._asked[place], prompt)
+            self._echoes[place] = echo_of(self._of_prompts, self._requests[place], prompt)
             self._prompt_tokens[place] = response.prompt_tokens
         self._completion_tokens[index] += len(delta.token_ids)
-        if index not in self._written:
-            self._written[index] = Written(self._echoes[place])
-        written = self._written[index]
+        if index not in self._states:
+            self._states[index] = ChoiceState(self._echoes[place])
+        state = self._states[index]
         # For example if a token holds only the first bytes of a character.
         is_empty = not (
             delta.text
@@ -123,21 +123,21 @@ class Answers:
             or delta.finish_reason
             or delta.logprobs
         )
-        if is_empty and written.is_begun and not self._return_token_ids:
+        if is_empty and state.is_begun and not self._return_token_ids:
             return b""
-        said = self._style.delta(delta, written)
-        written.is_begun = True
-        written.num_calls += len(delta.tool_calls)
-        choice = self._choice(place, delta, said)
+        fields = self._style.delta(delta, state)
+        state.is_begun = True
+        state.num_calls += len(delta.tool_calls)
+        choice = self._choice(place, delta, fields)
         return event(self._head | {"choices": [choice]} | self._usage_so_far(place, index))
 
     def end(self, usages: Sequence[generation_pb2.Usage]) -> bytes:
-        """See `Telling`."""
+        """See `ResponseFormatter`."""
         counts = self._head | {"choices": [], "usage": usage_of(usages)}
         return (event(counts) if self._stream_options.include_usage else b"") + _DONE
 
     def failure(self, error: LoramuxError) -> bytes:
-        """See `Telling`."""
+        """See `ResponseFormatter`."""
         return event(error_body(error))
 
     def _usage_so_far(self, place: int, index: int) -> Object:
@@ -153,8 +153,8 @@ class Answers:
             }
         }
 
-    def _choice(self, place: int, completion: generation_pb2.Completion, said: Object) -> Object:
-        choice = {"index": self._index(place, completion)} | said
+    def _choice(self, place: int, completion: generation_pb2.Completion, fields: Object) -> Object:
+        choice = {"index": self._index(place, completion)} | fields
         choice["finish_reason"] = _FINISH.get(completion.finish_reason)
         if self._return_token_ids:
             choice["token_ids"] = list(completion.token_ids)

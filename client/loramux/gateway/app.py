@@ -15,24 +15,25 @@ from starlette.types import Receive, Scope, Send
 
 from loramux.gateway import anthropic
 from loramux.gateway.adapters import adapter_routes
-from loramux.gateway.answering import Answering, WhileThere
+from loramux.gateway.answering import Answering, CancelOnDisconnect
 from loramux.gateway.answers import Answers
-from loramux.gateway.asked import asked_by_chat, asked_by_completion
 from loramux.gateway.backend import Backend
 from loramux.gateway.body import Body, ChatBody, CompletionBody, StreamOptions
 from loramux.gateway.caller import Caller, caller_of
+from loramux.gateway.classification import ClassificationBody
 from loramux.gateway.classify import ClassifyBody, Classifying
 from loramux.gateway.connected import Connected
 from loramux.gateway.console import Console
 from loramux.gateway.embeddings import Embedding, EmbeddingBody
+from loramux.gateway.grpc_requests import chat_requests, completion_requests
 from loramux.gateway.handlers import HANDLERS
 from loramux.gateway.hosts import KnownHosts
-from loramux.gateway.labelling import LabellingBody
 from loramux.gateway.lora_adapters import LoadBody, LoraAdapters, UnloadBody
 from loramux.gateway.lora_root import LoraRoot
 from loramux.gateway.models import adapter_model, base_model, models, reported
 from loramux.gateway.names import Names
 from loramux.gateway.parsing import parse
+from loramux.gateway.prompt_echo import PromptOptions
 from loramux.gateway.reading import MAX_BODY_BYTES, read
 from loramux.gateway.refusal import json_response, plain_refusal
 from loramux.gateway.responses import respond
@@ -45,12 +46,11 @@ from loramux.gateway.tokenizing import (
     TokenizeBody,
     Tokenizing,
 )
-from loramux.gateway.told_prompt import PromptOptions
 from loramux.v1 import generation_pb2
 
 B = TypeVar("B", bound=Body)
-S = TypeVar("S", bound=EmbeddingBody | LabellingBody)
-Ask = Callable[[B, str, str], list[generation_pb2.GenerateRequest]]
+S = TypeVar("S", bound=EmbeddingBody | ClassificationBody)
+ToRequests = Callable[[B, str, str], list[generation_pb2.GenerateRequest]]
 
 
 class Whole(Protocol):
@@ -88,55 +88,57 @@ class Gateway:
         assert self._connected is not None
         return self._connected.backend
 
-    async def chat(self, request: Request) -> WhileThere:
+    async def chat(self, request: Request) -> CancelOnDisconnect:
         """`POST /v1/chat/completions`."""
         return await self._completions(
             request,
             ChatBody,
-            lambda body, base, request_id: asked_by_chat(body, base),
+            lambda body, base, request_id: chat_requests(body, base),
             lambda options: ChatStyle(),
         )
 
-    async def completions(self, request: Request) -> WhileThere:
+    async def completions(self, request: Request) -> CancelOnDisconnect:
         """`POST /v1/completions`."""
         return await self._completions(
-            request, CompletionBody, asked_by_completion, CompletionStyle
+            request, CompletionBody, completion_requests, CompletionStyle
         )
 
-    async def responses(self, request: Request) -> WhileThere:
+    async def responses(self, request: Request) -> CancelOnDisconnect:
         """`POST /v1/responses`."""
         most_bytes = partial(self._most_bytes, caller_of(request.scope))
         return await respond(request, self.backend, most_bytes)
 
-    async def embeddings(self, request: Request) -> WhileThere:
+    async def embeddings(self, request: Request) -> CancelOnDisconnect:
         """`POST /v1/embeddings`."""
         return await self._read(request, EmbeddingBody, Embedding.of)
 
-    async def classify(self, request: Request) -> WhileThere:
+    async def classify(self, request: Request) -> CancelOnDisconnect:
         """`POST /classify`."""
         return await self._read(request, ClassifyBody, Classifying.of)
 
-    async def score(self, request: Request) -> WhileThere:
+    async def score(self, request: Request) -> CancelOnDisconnect:
         """`POST /score`."""
         return await self._read(request, ScoreBody, Scoring.of)
 
-    async def rerank(self, request: Request) -> WhileThere:
+    async def rerank(self, request: Request) -> CancelOnDisconnect:
         """`POST /rerank`."""
         return await self._read(request, RerankBody, Reranking.of)
 
-    async def tokenize(self, request: Request) -> WhileThere:
+    async def tokenize(self, request: Request) -> CancelOnDisconnect:
         """`POST /tokenize`."""
         caller = caller_of(request.scope)
         body = parse(await read(request, partial(self._most_bytes, caller)), TokenizeBody)
         server = await self.backend.info(caller)
         if body.model is not None:
             body.model = reported(body.model, server)
-        asked = body.request(server.base_model)
-        return WhileThere(
-            Tokenizing(self.backend, caller, asked, returns_pieces=body.return_token_strs).whole
+        grpc_request = body.request(server.base_model)
+        return CancelOnDisconnect(
+            Tokenizing(
+                self.backend, caller, grpc_request, returns_pieces=body.return_token_strs
+            ).whole
         )
 
-    async def detokenize(self, request: Request) -> WhileThere:
+    async def detokenize(self, request: Request) -> CancelOnDisconnect:
         """`POST /detokenize`."""
         request.state.names = DETOKENIZE_NAMES
         caller = caller_of(request.scope)
@@ -144,7 +146,9 @@ class Gateway:
         server = await self.backend.info(caller)
         if body.model is not None:
             body.model = reported(body.model, server)
-        return WhileThere(Detokenizing.of(body, self.backend, caller, server.base_model).whole)
+        return CancelOnDisconnect(
+            Detokenizing.of(body, self.backend, caller, server.base_model).whole
+        )
 
     async def load_lora_adapter(self, request: Request) -> Response:
         """`POST /v1/load_lora_adapter`."""
@@ -192,32 +196,32 @@ class Gateway:
 
     async def _read(
         self, request: Request, kind: type[S], answering: Callable[[S, Backend, Caller, str], Whole]
-    ) -> WhileThere:
+    ) -> CancelOnDisconnect:
         """Answer a request that embeds or classifies texts."""
         body = parse(await read(request), kind)
         caller = caller_of(request.scope)
         server = await self.backend.info(caller)
         body.model = reported(body.model, server)
-        return WhileThere(answering(body, self.backend, caller, server.base_model).whole)
+        return CancelOnDisconnect(answering(body, self.backend, caller, server.base_model).whole)
 
     async def _completions(
         self,
         request: Request,
         kind: type[B],
-        ask: Ask[B],
+        to_requests: ToRequests[B],
         make_style: Callable[[PromptOptions], Style],
-    ) -> WhileThere:
+    ) -> CancelOnDisconnect:
         caller = caller_of(request.scope)
         body = parse(await read(request, partial(self._most_bytes, caller)), kind)
         request.state.names = Names(body.called)
         server = await self.backend.info(caller)
         body.model = reported(body.model, server)
-        asked = ask(body, server.base_model, caller.request_id)
+        requests = to_requests(body, server.base_model, caller.request_id)
         body.of_prompts.check(server)
         answering = Answering(
             backend=self.backend,
-            caller=caller.making(len(asked)),
-            asked=asked,
+            caller=caller.with_num_calls(len(requests)),
+            requests=requests,
             answers=Answers(
                 make_style(body.of_prompts),
                 request_id=caller.request_id,
@@ -226,12 +230,12 @@ class Gateway:
                 num_completions=1 if body.n is None else body.n,
                 return_token_ids=body.return_token_ids,
                 stream_options=body.stream_options or StreamOptions(),
-                asked=asked,
+                requests=requests,
                 of_prompts=body.of_prompts,
             ),
             seconds=body.timeout,
         )
-        return WhileThere(answering.events if body.stream else answering.whole)
+        return CancelOnDisconnect(answering.events if body.stream else answering.whole)
 
 
 def make_app(

@@ -11,8 +11,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from loramux import _adapter_wire, _server_wire, _token_wire, _wire
 from loramux._access import Certificate, open_aio_channel
 from loramux._aio_adapters import AsyncAdapters
-from loramux._calling import Calling, Ended
 from loramux._channel import Routing, Targets
+from loramux._instrumented_channel import Ended, InstrumentedChannel
 from loramux.gateway.caller import Caller
 from loramux.types import Adapter, ServerInfo
 from loramux.v1 import (
@@ -36,7 +36,7 @@ _MAX_KNOWN = 1024
 _CHECK_SECONDS = 5.0
 _SERVICE = "loramux.v1.GenerationService"
 
-Pieces = AsyncGenerator[generation_pb2.StreamGenerateResponse, None]
+Chunks = AsyncGenerator[generation_pb2.StreamGenerateResponse, None]
 
 
 class Backend:
@@ -91,8 +91,8 @@ class Backend:
     async def info(self, caller: Caller) -> ServerInfo:
         """Return the server's info, cached for at most a second."""
         now = time.monotonic()
-        asked, known = self._known.get(caller.key, (-math.inf, None))
-        if known is None or now - asked > _FRESH_SECONDS:
+        fetched_at, known = self._known.get(caller.key, (-math.inf, None))
+        if known is None or now - fetched_at > _FRESH_SECONDS:
             with _wire.raising():
                 known = _server_wire.server_info(
                     await self._server.GetServerInfo(
@@ -169,15 +169,15 @@ class Backend:
 
     async def stream(
         self, request: generation_pb2.GenerateRequest, caller: Caller, seconds: float | None
-    ) -> Pieces:
+    ) -> Chunks:
         """Yield the chunks of the answer to `request`; closing the generator cancels the call."""
         call = self._generation.StreamGenerate(
             request, timeout=self._limit(seconds), metadata=caller.metadata
         )
         try:
             with _wire.raising():
-                async for piece in call:
-                    yield piece
+                async for chunk in call:
+                    yield chunk
         finally:
             call.cancel()
 
@@ -209,11 +209,14 @@ class Backend:
 
     def channel(self, caller: Caller) -> grpc.aio.Channel:
         """Return a channel with the caller's metadata that routes calls to servers."""
-        return cast(grpc.aio.Channel, cast(Calling, self._channel).showing(caller.metadata))
+        return cast(
+            grpc.aio.Channel,
+            cast(InstrumentedChannel, self._channel).with_metadata(caller.metadata),
+        )
 
     async def servers(self, caller: Caller) -> list[grpc.aio.Channel]:
         """Return a channel for each server, with the caller's metadata."""
-        own = cast(Calling, self._channel).showing(caller.metadata)
+        own = cast(InstrumentedChannel, self._channel).with_metadata(caller.metadata)
         return [cast(grpc.aio.Channel, server) for server in await own.each()]
 
     async def adapters_of_each(self, caller: Caller) -> list[AsyncAdapters]:

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from loramux.gateway.prompt_echo import PromptOptions
 from loramux.gateway.refusal import invalid, unsupported
-from loramux.gateway.told_prompt import PromptOptions
 from loramux.gateway.tools import NamedTool, Tool, ToolCall
 
 Priority = Annotated[int, msgspec.Meta(ge=-(1 << 31), le=(1 << 31) - 1)]

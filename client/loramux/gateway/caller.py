@@ -9,7 +9,7 @@ from starlette.types import Scope
 from loramux._routing.routed import Metadata
 
 _KEY = "loramux.caller"
-_TOGETHER = "x-requests-together"
+_NUM_CALLS_KEY = "x-requests-together"
 """Metadata with the number of calls made together, since a quota may never allow that many."""
 _MAX_VALUE = 1024
 _MAX_REQUEST_ID = 128
@@ -29,11 +29,11 @@ class Caller:
     returned: dict[str, str]
     """Headers of every response."""
 
-    def making(self, count: int) -> "Caller":
+    def with_num_calls(self, count: int) -> "Caller":
         """Return this caller for a request that is split into `count` calls."""
         if count == 1:
             return self
-        return replace(self, metadata=(*self.metadata, (_TOGETHER, str(count))))
+        return replace(self, metadata=(*self.metadata, (_NUM_CALLS_KEY, str(count))))
 
 
 def caller_of(scope: Scope) -> Caller:

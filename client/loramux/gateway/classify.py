@@ -7,13 +7,13 @@ from starlette.types import Receive, Scope, Send
 
 from loramux.gateway.backend import Backend
 from loramux.gateway.caller import Caller
-from loramux.gateway.in_calls import Text, check_count, is_ids, name_in_input
-from loramux.gateway.labelling import Labelling, LabellingBody
+from loramux.gateway.classification import Classification, ClassificationBody
 from loramux.gateway.refusal import invalid, json_response
+from loramux.gateway.text_batches import Text, check_count, is_ids, name_in_input
 from loramux.v1 import classification_pb2
 
 
-class ClassifyBody(LabellingBody, kw_only=True):
+class ClassifyBody(ClassificationBody, kw_only=True):
     """The body of a request."""
 
     input: object
@@ -26,7 +26,7 @@ class Classifying:
 
     body: ClassifyBody
     inputs: Sequence[Text]
-    labelling: Labelling
+    classification: Classification
 
     @staticmethod
     def of(body: ClassifyBody, backend: Backend, caller: Caller, base: str) -> "Classifying":
@@ -35,12 +35,12 @@ class Classifying:
         Raises:
             LoramuxError: A field is invalid; the error names it.
         """
-        labelling = Labelling.of(body, backend, caller, base)
-        return Classifying(body, _inputs(body.input), labelling)
+        classification = Classification.of(body, backend, caller, base)
+        return Classifying(body, _inputs(body.input), classification)
 
     async def whole(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer with one object."""
-        found = await self.labelling.of_texts(self.inputs, self._named)
+        found = await self.classification.of_texts(self.inputs, self._named)
         data = [
             {
                 "index": index,
@@ -50,7 +50,7 @@ class Classifying:
             }
             for index, result in enumerate(found.results)
         ]
-        answer = {**self.labelling.head("classify"), "data": data, "usage": found.usage}
+        answer = {**self.classification.head("classify"), "data": data, "usage": found.usage}
         await json_response(answer, found.headers)(scope, receive, send)
 
     def _named(self, place: int | None, part: str) -> str:

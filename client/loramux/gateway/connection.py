@@ -53,7 +53,7 @@ class Connection(HttpToolsProtocol):
         self._limits = limits
         self._rejected = rejected
         self._num_stuck = 0
-        """Bytes since the parser last completed a head, a piece of a body or a request."""
+        """Bytes since the parser last completed a head, a part of a body or a request."""
         self._is_within = self._is_in_head = False
         """Whether the parser is inside a request, and inside its head."""
         self._size = self._num_fields = 0
@@ -95,7 +95,7 @@ class Connection(HttpToolsProtocol):
         self._size = self._num_fields = 0
 
     def on_url(self, url: bytes) -> None:
-        """Count and pass on a piece of the URL."""
+        """Count and pass on a part of the URL."""
         self._count(len(url))
         super().on_url(url)
 
@@ -116,7 +116,7 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """Pass on a piece of the body."""
+        """Pass on a part of the body."""
         self._num_stuck = 0
         super().on_body(body)
 

@@ -12,12 +12,12 @@ from starlette.types import Receive, Scope, Send
 
 from loramux import _embedding_wire
 from loramux.gateway.answers import adapter_header
-from loramux.gateway.asked import adapter_of, check_timeout
 from loramux.gateway.backend import Backend
 from loramux.gateway.body import Priority
 from loramux.gateway.caller import Caller
-from loramux.gateway.in_calls import Text, check_count, in_calls, is_ids, name_in_input
+from loramux.gateway.grpc_requests import adapter_of, check_timeout
 from loramux.gateway.refusal import invalid, json_response
+from loramux.gateway.text_batches import Text, call_in_batches, check_count, is_ids, name_in_input
 from loramux.v1 import embedding_pb2
 
 
@@ -67,7 +67,9 @@ class Embedding:
         """Answer with one object."""
         data: list[bytes] = []
         num_tokens, headers = 0, dict(self.caller.returned)
-        calls = in_calls(self.inputs, self.adapter, self.body.timeout, self._ask, self._named)
+        calls = call_in_batches(
+            self.inputs, self.adapter, self.body.timeout, self._ask, self._named
+        )
         async for start, response in calls:
             num_tokens += response.usage.prompt_tokens
             if response.HasField("adapter"):

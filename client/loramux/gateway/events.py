@@ -10,7 +10,7 @@ EVENTS = {
 """Headers of a stream."""
 
 
-def event(told: object, name: str = "") -> bytes:
-    """Return an event with `told` as JSON; without an `event:` line if `name` is empty."""
+def event(data: object, name: str = "") -> bytes:
+    """Return an event with `data` as JSON; without an `event:` line if `name` is empty."""
     head = b"event: %b\n" % name.encode() if name else b""
-    return head + b"data: %b\n\n" % msgspec.json.encode(told)
+    return head + b"data: %b\n\n" % msgspec.json.encode(data)

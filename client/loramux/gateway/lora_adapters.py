@@ -135,9 +135,9 @@ async def _send(path: Path, adapters: AsyncAdapters, body: LoadBody) -> None:
         if error.field:
             raise
         # Errors of packing name no field, and contain the local path.
-        said = str(error).replace(str(path), body.lora_path)
+        message = str(error).replace(str(path), body.lora_path)
         raise InvalidArgumentError(
-            f"lora_path: {said}", reason=error.reason, field="lora_path"
+            f"lora_path: {message}", reason=error.reason, field="lora_path"
         ) from None
 
 
@@ -156,9 +156,9 @@ def _fields_of_vllm() -> Iterator[None]:
         field = _FIELDS.get(error.field)
         if field is None:
             raise
-        said = re.sub(r"^(?:header\.)?name\b|^uri\b", field, str(error))
+        message = re.sub(r"^(?:header\.)?name\b|^uri\b", field, str(error))
         raise type(error)(
-            said if said.startswith(field) else f"{field}: {said}",
+            message if message.startswith(field) else f"{field}: {message}",
             reason=error.reason,
             field=field,
             retry_delay=error.retry_delay,

@@ -17,22 +17,22 @@ from loramux.gateway.refusal import invalid, unsupported
 B = TypeVar("B", bound=msgspec.Struct)
 
 
-class Unserved(NamedTuple):
+class UnsupportedFields(NamedTuple):
     """Fields of an API that the bodies here lack."""
 
     harmless: Collection[str]
     """Fields that do not affect the answer; ignored."""
-    unsupported: Mapping[str, tuple[object, ...]]
+    accepted: Mapping[str, tuple[object, ...]]
     """Other fields -> the values that have no effect, and are accepted."""
 
 
-OPENAI = Unserved(
+OPENAI = UnsupportedFields(
     # For OpenAI's own bookkeeping.
     harmless=frozenset({
         "metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier",
         "service_tier", "store",
     }),
-    unsupported={
+    accepted={
         "audio": (),
         "echo": (False,),  # in chats
         "function_call": ("none", "auto"),
@@ -62,8 +62,8 @@ OPENAI = Unserved(
 )  # fmt: skip
 
 
-def parse(raw: bytes, kind: type[B], unserved: Unserved = OPENAI) -> B:
-    """Return `raw`, a JSON object, as a `kind`; `unserved` are fields of its API that it lacks.
+def parse(raw: bytes, kind: type[B], other_fields: UnsupportedFields = OPENAI) -> B:
+    """Return `raw`, a JSON object, as a `kind`; `other_fields` are fields of its API that it lacks.
 
     Raises:
         InvalidArgumentError: It is not a JSON object, or a field is unknown, unsupported, missing
@@ -87,13 +87,13 @@ def parse(raw: bytes, kind: type[B], unserved: Unserved = OPENAI) -> B:
             continue
         if name in fields:
             kept[name] = value
-        elif name in unserved.harmless:
+        elif name in other_fields.harmless:
             continue
-        elif name not in unserved.unsupported:
+        elif name not in other_fields.accepted:
             raise InvalidArgumentError(
                 f"{name!r} is not a field of this request", reason="UNKNOWN_PARAMETER", field=name
             )
-        elif value not in unserved.unsupported[name]:
+        elif value not in other_fields.accepted[name]:
             raise unsupported(name, f"{name} is not supported; leave it out")
     for name, is_required in fields.items():
         if is_required and name not in kept:
@@ -121,9 +121,9 @@ def _fields(kind: type[msgspec.Struct]) -> dict[str, bool]:
     return {field.name: field.required for field in msgspec.structs.fields(kind)}
 
 
-def _mistyped(told: str, name: str) -> InvalidArgumentError:
+def _mistyped(message: str, name: str) -> InvalidArgumentError:
     """Return our error for msgspec's message, whose path begins with `$`, for the field `name`."""
-    what, _, where = told.partition(" - at ")
+    what, _, where = message.partition(" - at ")
     found = re.search(r"`\$(.*)`", where)
     param = (name + (found[1] if found else "")).removeprefix(".")
     what = what.replace("`", "").replace(" | null", "")

@@ -29,8 +29,8 @@ from loramux.gateway.hosts import checked
 from loramux.gateway.lora_root import LoraRoot
 from loramux.gateway.observe.endpoint import MetricsPort, metrics_port
 from loramux.gateway.observe.metrics import GatewayMetrics
+from loramux.gateway.observe.middleware import ObservabilityMiddleware
 from loramux.gateway.observe.templates import Templates
-from loramux.gateway.observe.watched import Watched
 
 _KEEP_ALIVE_SECONDS = 75
 """Keep-alive of idle connections: longer than that of proxies and OpenAI's client, which could
@@ -165,14 +165,14 @@ def run(settings: Settings) -> None:
             lora_root=lora_root,
             connected_by=settings.target_pair or (),
         )
-        watched: ASGIApp = app
+        observed: ASGIApp = app
         if metrics or settings.log_format:
-            watched = Watched(
+            observed = ObservabilityMiddleware(
                 app, Templates(app.routes), metrics=metrics, log_format=settings.log_format
             )
         rejected = metrics.rejected_with if metrics else None
         config = uvicorn.Config(
-            watched,
+            observed,
             loop="uvloop",
             # uvicorn only calls it, so a partial will do.
             http=cast(

@@ -82,7 +82,7 @@ def refusal(error: LoramuxError, caller: Caller, names: Names = _NAMES) -> Respo
     return json_response(error_body(error, names), headers_of(error, status, caller), status)
 
 
-def told(error: LoramuxError) -> dict[str, object]:
+def error_fields(error: LoramuxError) -> dict[str, object]:
     """Return the server's error object, with its own field names."""
     return {
         "status": error.code.name,
@@ -95,7 +95,7 @@ def told(error: LoramuxError) -> dict[str, object]:
 def own_refusal(error: LoramuxError, caller: Caller) -> Response:
     """Return the response to `caller` with the server's own error object."""
     status, _ = own_status_of(error)
-    return json_response({"error": told(error)}, headers_of(error, status, caller), status)
+    return json_response({"error": error_fields(error)}, headers_of(error, status, caller), status)
 
 
 def plain_refusal(status: int, message: str, code: str, caller: Caller) -> Response:

@@ -12,12 +12,12 @@ from starlette.types import Receive, Scope, Send
 
 from loramux.gateway.backend import Backend
 from loramux.gateway.caller import Caller
-from loramux.gateway.in_calls import Named, check_count
-from loramux.gateway.labelling import Labelled, Labelling, LabellingBody
+from loramux.gateway.classification import Classification, ClassificationBody, ClassificationResult
 from loramux.gateway.refusal import invalid, json_response
+from loramux.gateway.text_batches import Named, check_count
 
 
-class ScoreBody(LabellingBody, kw_only=True):
+class ScoreBody(ClassificationBody, kw_only=True):
     """The body of `/score`: equally many of both texts, or a single `text_1`."""
 
     text_1: str | list[str]
@@ -30,7 +30,7 @@ class Document(msgspec.Struct, forbid_unknown_fields=True):
     text: str
 
 
-class RerankBody(LabellingBody, kw_only=True):
+class RerankBody(ClassificationBody, kw_only=True):
     """The body of `/rerank`."""
 
     query: str
@@ -46,7 +46,7 @@ class Scoring:
 
     body: ScoreBody
     pairs: Sequence[tuple[str, str]]
-    labelling: Labelling
+    classification: Classification
 
     @staticmethod
     def of(body: ScoreBody, backend: Backend, caller: Caller, base: str) -> "Scoring":
@@ -66,16 +66,16 @@ class Scoring:
                 "many, or one in text_1",
             )
         pairs = list(zip(first * (len(second) // len(first)), second, strict=True))
-        return Scoring(body, pairs, Labelling.of(body, backend, caller, base))
+        return Scoring(body, pairs, Classification.of(body, backend, caller, base))
 
     async def whole(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer with one object."""
-        found, scores = await _scored(self.labelling, self.pairs, self._named)
+        found, scores = await _scored(self.classification, self.pairs, self._named)
         data = [
             {"index": index, "object": "score", "score": score}
             for index, score in enumerate(scores)
         ]
-        answer = {**self.labelling.head("score"), "data": data, "usage": found.usage}
+        answer = {**self.classification.head("score"), "data": data, "usage": found.usage}
         await json_response(answer, found.headers)(scope, receive, send)
 
     def _named(self, place: int | None, part: str) -> str:
@@ -92,7 +92,7 @@ class Reranking:
 
     body: RerankBody
     documents: Sequence[str]
-    labelling: Labelling
+    classification: Classification
 
     @staticmethod
     def of(body: RerankBody, backend: Backend, caller: Caller, base: str) -> "Reranking":
@@ -105,12 +105,12 @@ class Reranking:
         if body.top_n < 0:
             raise invalid("top_n", f"top_n is {body.top_n}; expected 1 or more, or 0 for all")
         documents = [each if isinstance(each, str) else each.text for each in body.documents]
-        return Reranking(body, documents, Labelling.of(body, backend, caller, base))
+        return Reranking(body, documents, Classification.of(body, backend, caller, base))
 
     async def whole(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer with one object."""
         pairs = [(self.body.query, document) for document in self.documents]
-        found, scores = await _scored(self.labelling, pairs, self._named)
+        found, scores = await _scored(self.classification, pairs, self._named)
         # By logits, which still differ where their sigmoids round to the same score.
         order = sorted(range(len(pairs)), key=lambda index: -found.results[index].logits[0])
         results = []
@@ -119,7 +119,7 @@ class Reranking:
             if self.body.return_documents:
                 result["document"] = {"text": self.documents[index]}
             results.append(result)
-        head = self.labelling.head("rerank")
+        head = self.classification.head("rerank")
         answer = {
             "id": head["id"], "model": head["model"], "results": results, "usage": found.usage,
         }  # fmt: skip
@@ -132,16 +132,16 @@ class Reranking:
 
 
 async def _scored(
-    labelling: Labelling, pairs: Sequence[tuple[str, str]], named: Named
-) -> tuple[Labelled, list[float]]:
+    classification: Classification, pairs: Sequence[tuple[str, str]], named: Named
+) -> tuple[ClassificationResult, list[float]]:
     """Return the results for `pairs`, and the score of each.
 
     Raises:
         LoramuxError: The server refuses them, or the adapter does not have exactly one output.
     """
-    found = await labelling.of_texts(pairs, named, one="score")
+    found = await classification.of_texts(pairs, named, one="score")
     logits = [result.logits[0] for result in found.results]
-    if not labelling.body.use_activation:
+    if not classification.body.use_activation:
         return found, logits
     return found, [0.5 + 0.5 * math.tanh(logit / 2) for logit in logits]
 

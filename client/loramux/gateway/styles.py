@@ -5,14 +5,14 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from loramux.gateway.offsets import TextOffsets
-from loramux.gateway.told_prompt import LEAST, NOTHING, Echo, PromptOptions
+from loramux.gateway.prompt_echo import LEAST, NOTHING, Echo, PromptOptions
 from loramux.v1 import generation_pb2
 
 Object = dict[str, object]
 
 
 @dataclass(slots=True)
-class Written:
+class ChoiceState:
     """State of one choice: what has been sent of it."""
 
     echo: Echo = NOTHING
@@ -39,26 +39,26 @@ class Style(Protocol):
     """Prefix of ids."""
     whole: str
     """`object` of an answer."""
-    piece: str
+    chunk: str
     """`object` of a chunk."""
 
     repeats_prompt: bool
     """Whether `prompt_logprobs` is a field of each choice, not of the answer, as in vLLM."""
 
-    def message(self, completion: generation_pb2.Completion, written: Written) -> Object:
+    def message(self, completion: generation_pb2.Completion, state: ChoiceState) -> Object:
         """Return the text and log-probabilities of a complete completion."""
 
-    def delta(self, piece: generation_pb2.Completion, written: Written) -> Object:
-        """Return those of the next chunk; `written` is what was sent before."""
+    def delta(self, chunk: generation_pb2.Completion, state: ChoiceState) -> Object:
+        """Return those of the next chunk; `state` is what was sent before."""
 
 
 class ChatStyle:
     """Answers of `/v1/chat/completions`."""
 
-    prefix, whole, piece = "chatcmpl-", "chat.completion", "chat.completion.chunk"
+    prefix, whole, chunk = "chatcmpl-", "chat.completion", "chat.completion.chunk"
     repeats_prompt = False
 
-    def message(self, completion: generation_pb2.Completion, written: Written) -> Object:
+    def message(self, completion: generation_pb2.Completion, state: ChoiceState) -> Object:
         """See `Style`."""
         message: Object = {"role": "assistant", "content": completion.text, "refusal": None}
         if completion.tool_calls:
@@ -68,19 +68,19 @@ class ChatStyle:
             message["reasoning"] = completion.reasoning
         return {"message": message, "logprobs": self._logprobs(completion)}
 
-    def delta(self, piece: generation_pb2.Completion, written: Written) -> Object:
+    def delta(self, chunk: generation_pb2.Completion, state: ChoiceState) -> Object:
         """See `Style`."""
-        delta: Object = {} if written.is_begun else {"role": "assistant"}
-        if piece.text or not written.is_begun:
-            delta["content"] = piece.text
-        if piece.reasoning:
-            delta["reasoning"] = piece.reasoning
-        if piece.tool_calls:
+        delta: Object = {} if state.is_begun else {"role": "assistant"}
+        if chunk.text or not state.is_begun:
+            delta["content"] = chunk.text
+        if chunk.reasoning:
+            delta["reasoning"] = chunk.reasoning
+        if chunk.tool_calls:
             delta["tool_calls"] = [
                 {"index": index} | _call(call)
-                for index, call in enumerate(piece.tool_calls, written.num_calls)
+                for index, call in enumerate(chunk.tool_calls, state.num_calls)
             ]
-        return {"delta": delta, "logprobs": self._logprobs(piece)}
+        return {"delta": delta, "logprobs": self._logprobs(chunk)}
 
     def _logprobs(self, completion: generation_pb2.Completion) -> Object | None:
         if not completion.logprobs:
@@ -91,24 +91,24 @@ class ChatStyle:
 class CompletionStyle:
     """Answers of `/v1/completions`."""
 
-    prefix, whole, piece = "cmpl-", "text_completion", "text_completion"
+    prefix, whole, chunk = "cmpl-", "text_completion", "text_completion"
     repeats_prompt = True
 
     def __init__(self, options: PromptOptions) -> None:
         """Initialize; `options` say what to return of prompts."""
         self._num_logprobs = options.num_logprobs
 
-    def message(self, completion: generation_pb2.Completion, written: Written) -> Object:
+    def message(self, completion: generation_pb2.Completion, state: ChoiceState) -> Object:
         """See `Style`."""
-        echo = written.take_echo()
+        echo = state.take_echo()
         return {
             "text": echo.text + completion.text,
-            "logprobs": self._logprobs(echo, completion, written.offsets),
+            "logprobs": self._logprobs(echo, completion, state.offsets),
         }
 
-    def delta(self, piece: generation_pb2.Completion, written: Written) -> Object:
+    def delta(self, chunk: generation_pb2.Completion, state: ChoiceState) -> Object:
         """See `Style`."""
-        return self.message(piece, written)
+        return self.message(chunk, state)
 
     def _logprobs(
         self, echo: Echo, completion: generation_pb2.Completion, offsets: TextOffsets

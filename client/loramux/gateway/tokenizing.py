@@ -6,10 +6,10 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from loramux import _token_wire
-from loramux.gateway.asked import adapter_of, asked_by_chat, asked_by_completion
 from loramux.gateway.backend import Backend
 from loramux.gateway.body import ChatBody, ChatMessage, CompletionBody
 from loramux.gateway.caller import Caller
+from loramux.gateway.grpc_requests import adapter_of, chat_requests, completion_requests
 from loramux.gateway.names import Names
 from loramux.gateway.refusal import invalid, json_response, unsupported
 from loramux.gateway.tools import Tool
@@ -54,7 +54,7 @@ class TokenizeBody(msgspec.Struct, kw_only=True):
                 tools=self.tools,
                 chat_template_kwargs=self.chat_template_kwargs,
             )
-            return asked_by_chat(chat, base)[0]
+            return chat_requests(chat, base)[0]
         if self.prompt is None:
             raise invalid("prompt", "prompt and messages are both missing; set one of them")
         if self.tools or self.chat_template_kwargs is not None:
@@ -67,7 +67,7 @@ class TokenizeBody(msgspec.Struct, kw_only=True):
             add_special_tokens=self.add_special_tokens is not False,
             parse_special_tokens=self.parse_special_tokens,
         )
-        return asked_by_completion(completion, base, request_id="")[0]
+        return completion_requests(completion, base, request_id="")[0]
 
     def _check_chat(self) -> None:
         if self.prompt is not None:
@@ -95,13 +95,13 @@ class Tokenizing:
 
     backend: Backend
     caller: Caller
-    asked: generation_pb2.GenerateRequest
+    request: generation_pb2.GenerateRequest
     returns_pieces: bool
 
     async def whole(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer with one object."""
         found = await self.backend.tokenize(
-            self.asked, self.caller, None, return_pieces=self.returns_pieces
+            self.request, self.caller, None, return_pieces=self.returns_pieces
         )
         answer = {
             "count": len(found.token_ids),
@@ -123,7 +123,7 @@ class Detokenizing:
 
     backend: Backend
     caller: Caller
-    asked: tokenization_pb2.DetokenizeRequest
+    request: tokenization_pb2.DetokenizeRequest
 
     @staticmethod
     def of(body: DetokenizeBody, backend: Backend, caller: Caller, base: str) -> "Detokenizing":
@@ -133,10 +133,10 @@ class Detokenizing:
             LoramuxError: A field is invalid; the error names it.
         """
         adapter = None if body.model is None else adapter_of(body.model, base)
-        asked = _token_wire.detokenize_request(body.tokens, adapter, False)
-        return Detokenizing(backend, caller, asked)
+        request = _token_wire.detokenize_request(body.tokens, adapter, False)
+        return Detokenizing(backend, caller, request)
 
     async def whole(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer with one object."""
-        text = await self.backend.detokenize(self.asked, self.caller)
+        text = await self.backend.detokenize(self.request, self.caller)
         await json_response({"prompt": text}, self.caller.returned)(scope, receive, send)

@@ -223,7 +223,7 @@ class Request:
         """Whether its result needs the hidden state of every token."""
         if self.task is None:
             return self.pooling is Pooling.MEAN
-        return self.is_whole or self.task.reads_all
+        return self.is_whole or self.task.is_per_token
 
     @property
     def num_untold(self) -> int:
@@ -231,7 +231,7 @@ class Request:
 
         A model that encodes a text as a whole includes those that have hidden states.
         """
-        if self.task is not None and self.task.reads_all:
+        if self.task is not None and self.task.is_per_token:
             return self.num_virtual
         return self.num_fillable
 

@@ -160,13 +160,13 @@ def _head_bytes(package: Package) -> int:
 
     Changed layers are counted as full weights.
     """
-    head, behind = package.head, package.contents.behind
+    head, post_layers = package.head, package.contents.post_layers
     if head is None:
         return 0
     num_weights = head.num_labels + sum(math.prod(tensor.shape) for tensor in head.tensors)
-    for module in behind.modules if behind else []:
+    for module in post_layers.modules if post_layers else []:
         num_weights += module.in_features * module.out_features
-    num_weights += sum(edit.width for edit in behind.edits) if behind else 0
+    num_weights += sum(edit.width for edit in post_layers.edits) if post_layers else 0
     return 4 * num_weights
 
 

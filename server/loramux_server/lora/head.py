@@ -89,7 +89,7 @@ class LayersHead:
         They are [1, L] of its first token, or [T, L] for tasks that read each token. Each text is
         computed alone, so that its bits do not depend on the rest of the step.
         """
-        x_TK = hidden_TK.float() if self.task.reads_all else hidden_TK[:1].float()
+        x_TK = hidden_TK.float() if self.task.is_per_token else hidden_TK[:1].float()
         for number, layer in self.layers.items():
             if number:
                 x_TK = ACTIVATIONS[self.activation](x_TK)

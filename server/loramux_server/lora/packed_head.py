@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import torch
 
 from loramux_adapters import LoraModule, Package
-from loramux_adapters.behind import check_head
 from loramux_adapters.contents import Contents, EditKind
 from loramux_adapters.head import Head as SavedHead
+from loramux_adapters.post_layers import check_head
 from loramux_server.lora.head import Head, LayeredHead, LayeredHeads, LayersHead
 from loramux_server.lora.packed_edits import Read, check_factor
 
@@ -39,9 +39,9 @@ def pack_head(
         layers = {number: _layer(found, number, read) for number in range(len(found.weights))}
         return LayersHead(found.task, layers, found.activation)
     parameters = {name: read(tensor) for name, tensor in found.parameters.items()}
-    if package.contents.behind:
+    if package.contents.post_layers:
         known = {name: value.cpu() for name, value in heads.known(found.task).items()}
-        parameters |= _changed(package.contents.behind, known, read)
+        parameters |= _changed(package.contents.post_layers, known, read)
     return LayeredHead(heads, found.task, parameters)
 
 
@@ -52,17 +52,17 @@ def _layer(head: SavedHead, number: int, read: Read) -> Head:
 
 
 def _changed(
-    behind: Contents, known: Mapping[str, torch.Tensor], read: Read
+    post_layers: Contents, known: Mapping[str, torch.Tensor], read: Read
 ) -> dict[str, torch.Tensor]:
-    """Return the parameters that `behind` changes or adds; the base model has `known`."""
+    """Return the parameters that `post_layers` changes or adds; the base model has `known`."""
     changed: dict[str, torch.Tensor] = {}
     vectors: dict[str, dict[EditKind, torch.Tensor]] = {}
-    for edit in behind.edits:
+    for edit in post_layers.edits:
         if edit.kind in (EditKind.MAGNITUDE, EditKind.ADDED_BIAS):
             vectors.setdefault(edit.module, {})[edit.kind] = read(edit.tensor)
         else:
             changed[f"{edit.module}.{edit.parameter or 'bias'}"] = read(edit.tensor)
-    for module in behind.modules:
+    for module in post_layers.modules:
         of_module = vectors.get(module.module, {})
         weight = f"{module.module}.weight"
         changed[weight] = _merged(

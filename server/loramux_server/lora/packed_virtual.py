@@ -23,7 +23,8 @@ def pack_virtual(virtual: VirtualTokens, read: Callable[[TensorInfo], torch.Tens
         # For encoder-decoders PEFT (0.21, `PeftModel.get_prompt`) stores all layers twice, and then
         # gives each decoder layer the tensors of two: the first of them is used.
         layers = [
-            virtual.num_texts * layer % virtual.num_layers for layer in range(virtual.num_layers)
+            virtual.num_sequences * layer % virtual.num_layers
+            for layer in range(virtual.num_layers)
         ]
         return Virtual(
             keys={number: keys_LVJD[layer] for number, layer in enumerate(layers)},

@@ -3,10 +3,10 @@
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from loramux import __version__
-from loramux_server.metrics.adapter_labels import BASE, NONE, OTHER, AdapterLabels
 from loramux_server.metrics.engine import LATENCY, STEP, EngineMetrics
 from loramux_server.metrics.tenants import TenantMetrics
 from loramux_server.metrics.tokens import TokenMetrics
+from loramux_server.metrics.top_labels import BASE, NONE, OTHER, TopLabels
 from loramux_server.metrics.totals import NOTHING, Totals
 from loramux_server.wire.messages import Report
 from loramux_server.wire.model_info import ModelInfo
@@ -99,7 +99,7 @@ class Metrics:
             "queue was full.",
             ("outcome",), registry=registry,
         )  # fmt: skip
-        self.room = RoomMetrics(registry)
+        self.room = AdmissionMetrics(registry)
         self.lost_readers = Counter(
             "loramux_streams_unread", "Streams ended because their client did not read them.",
             registry=registry,
@@ -114,7 +114,7 @@ class Metrics:
             "loramux_info", "Version of the server and its base model; always 1.",
             ("version", "base_model", "architecture", "dtype", "device"), registry=registry,
         )  # fmt: skip
-        self.labels = AdapterLabels(MAX_ADAPTER_LABELS, self._end_series)
+        self.labels = TopLabels(MAX_ADAPTER_LABELS, self._end_series)
         self._per_adapter = (self.prompt_tokens, self.first_token, self.duration, self.requests)
         self._series: dict[str, AdapterSeries] = {}
         self._engine = EngineMetrics(registry)
@@ -178,7 +178,7 @@ class AdapterSeries:
         self.duration = metrics.duration.labels(label)
 
 
-class RoomMetrics:
+class AdmissionMetrics:
     """What waits for the engine, and requests refused because of overload."""
 
     def __init__(self, registry: CollectorRegistry) -> None:

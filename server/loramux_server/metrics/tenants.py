@@ -8,7 +8,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from loramux.errors import LoramuxError
-from loramux_server.metrics.adapter_labels import AdapterLabels
+from loramux_server.metrics.top_labels import TopLabels
 
 MAX_TENANT_LABELS = 64
 QUOTA = "quota"
@@ -49,7 +49,7 @@ class TenantMetrics(Collector):
     def __init__(self, outcomes: Iterable[str]) -> None:
         """Begin without series; see `TenantSeries` for `outcomes`."""
         self._outcomes = tuple(outcomes)
-        self._labels = AdapterLabels(MAX_TENANT_LABELS, self._end)
+        self._labels = TopLabels(MAX_TENANT_LABELS, self._end)
         self._series: dict[str, TenantSeries] = {}
 
     def arrived(self, tenant: str) -> None:

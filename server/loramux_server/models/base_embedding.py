@@ -6,7 +6,7 @@ from pathlib import Path
 
 from loramux_adapters import PackageError
 from loramux_adapters.embedding import Embedding, Pooling, embedding_of
-from loramux_adapters.sentence_transformers import FILES, embedding_beside
+from loramux_adapters.sentence_transformers import FILES, embedding_from_folder
 from loramux_server.images.folder import folder_of
 from loramux_server.wire.model_kind import ModelKind
 
@@ -29,7 +29,7 @@ class BaseEmbedding:
 def read_embedding(path: str) -> BaseEmbedding:
     """Return what the folder or hub id `path` says."""
     try:
-        return BaseEmbedding(embedding_beside(Path(folder_of(path, FILES))))
+        return BaseEmbedding(embedding_from_folder(Path(folder_of(path, FILES))))
     except PackageError as error:
         return BaseEmbedding(fault=str(error))
     except (OSError, ValueError):

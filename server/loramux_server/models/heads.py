@@ -34,13 +34,13 @@ class Heads:
         heads: Mapping[Task, TaskHead],
         known: Mapping[Task, Mapping[str, torch.Tensor]],
         shapes: Mapping[str, HeadShape],
-        behind: frozenset[str],
+        post_layers: frozenset[str],
     ) -> None:
         self._heads = heads
         self._known = known
         self.shapes = shapes
         """The head parameters that adapters may bring, by task; see `ModelInfo.heads`."""
-        self.behind = behind
+        self.post_layers = post_layers
         """Names of the base model's modules after its layers, whose results only heads read."""
 
     @classmethod
@@ -91,14 +91,14 @@ class Heads:
                     tuple(known[task]),
                     cache_fault=_cache_fault(head, given, hidden_TK),
                 )
-        behind = frozenset(pooler.names)
+        post_layers = frozenset(pooler.names)
         own = {
             name: tuple(value.shape)
             for name, value in module.named_parameters()
-            if name.partition(".")[0] in behind
+            if name.partition(".")[0] in post_layers
         }
         shapes[FEATURES] = HeadShape(type(module).__name__, own, tuple(own))
-        return cls(heads, known, shapes, behind)
+        return cls(heads, known, shapes, post_layers)
 
     def known(self, task: Task) -> Mapping[str, torch.Tensor]:
         """Return the head parameters saved with the base model, float32, on its device."""

@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from loramux_adapters.train.text_models import only_reads, writes_another
+from loramux_adapters.train.text_models import is_encoder, is_encoder_decoder
 from loramux_server.images.decoding import RefusedImageError
 from loramux_server.images.example import NUM_PIXELS, picture
 from loramux_server.images.folder import revision_of
@@ -199,9 +199,9 @@ def _name(path: str) -> str:
 
 def model_kind(config: PreTrainedConfig) -> ModelKind:
     """Return the kind of model that `config` describes."""
-    if writes_another(config):
+    if is_encoder_decoder(config):
         return ModelKind.SEQ2SEQ
-    return ModelKind.ENCODER if only_reads(config) else ModelKind.DECODER
+    return ModelKind.ENCODER if is_encoder(config) else ModelKind.DECODER
 
 
 def _decoder(

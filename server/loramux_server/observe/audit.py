@@ -75,7 +75,7 @@ class Audit:
         self._file = file
         self._thread = ThreadPoolExecutor(1, "audit") if file else None
 
-    async def tell(self, act: str, **fields: object) -> None:
+    async def record(self, act: str, **fields: object) -> None:
         """Write an action, and return once it is on disk, even if cancelled meanwhile."""
         if writing := self.begin(act, **fields):
             await finished(writing)
@@ -83,7 +83,7 @@ class Audit:
     def begin(self, act: str, **fields: object) -> "asyncio.Future[None] | None":
         """Start writing an action; return a future of its end, or None if there is no file."""
         entry = {"time": now(), "act": act, **fields}
-        _say(entry, logging.INFO)
+        _log_entry(entry, logging.INFO)
         if self._file is None:
             return None
         loop = asyncio.get_running_loop()
@@ -95,7 +95,7 @@ class Audit:
         `level` is for the log; the audit file gets every action.
         """
         entry = {"time": now(), "act": act, "by": "server", **fields}
-        _say(entry, level)
+        _log_entry(entry, level)
         if self._file:
             self._append(entry)
 
@@ -138,6 +138,6 @@ def audited(path: str | None, act: str, **fields: object) -> Iterator[dict[str, 
         file.close()
 
 
-def _say(entry: Mapping[str, object], level: int) -> None:
+def _log_entry(entry: Mapping[str, object], level: int) -> None:
     told = " ".join(f"{name}={value}" for name, value in entry.items() if name != "time")
     _log.log(level, "audit: %s", ascii(told)[1:-1], extra={"fields": {"audit": entry}})

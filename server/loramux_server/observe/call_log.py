@@ -12,8 +12,8 @@ import grpc
 
 from loramux_server.access.caller import Caller, Permission, caller
 from loramux_server.access.rules import RULES, method_name
-from loramux_server.observe.acts import ACTS
 from loramux_server.observe.audit import Audit
+from loramux_server.observe.audited_actions import AUDITED_ACTIONS
 from loramux_server.observe.call_record import REQUEST_ID_KEY, CallRecord, begin
 from loramux_server.observe.spans import CallSpan
 from loramux_server.observe.tracing import Tracing
@@ -52,11 +52,12 @@ class CallLog(grpc.aio.ServerInterceptor):
         """Return the call's handler, wrapped so that the call is recorded."""
         method = method_name(str(handler_call_details.method))
         return around(
-            await continuation(handler_call_details), lambda context: self._told(context, method)
+            await continuation(handler_call_details),
+            lambda context: self._recorded(context, method),
         )
 
     @asynccontextmanager
-    async def _told(
+    async def _recorded(
         self, context: "grpc.aio.ServicerContext[Any, Any]", method: str
     ) -> AsyncIterator[None]:
         """Run the block as a call of `method`, and record how it ended."""
@@ -85,8 +86,8 @@ class CallLog(grpc.aio.ServerInterceptor):
             # Except for successful health checks, which come every few seconds.
             if self._logs_calls and not (_is_open(method) and status in ("OK", "CANCELLED")):
                 _write(record, status, now - started)
-            if act := ACTS.get(method):
-                await self._audit.tell(act.name, **_act_of(record, status))
+            if action := AUDITED_ACTIONS.get(method):
+                await self._audit.record(action.name, **_audit_fields(record, status))
 
 
 def _request_id(context: "grpc.aio.ServicerContext[Any, Any]") -> str:
@@ -112,18 +113,18 @@ def _is_open(method: str) -> bool:
 
 def _end_span(span: CallSpan, record: CallRecord, status: str, now: float) -> None:
     who = _caller()
-    told = {
+    fields = {
         "rpc.response.status_code": status,
         "loramux.request_id": record.request_id,
         "loramux.tenant": who.tenant if who else None,
         "loramux.reason": record.reason or None,
     }
-    span.end(now, told, error=status if status in _FAULTS else "")
+    span.end(now, fields, error=status if status in _FAULTS else "")
 
 
 def _write(record: CallRecord, status: str, seconds: float) -> None:
     who = _caller()
-    told = {
+    fields = {
         "request_id": record.request_id,
         "trace_id": record.span.trace_id or None if record.span else None,
         "method": record.method,
@@ -134,11 +135,11 @@ def _write(record: CallRecord, status: str, seconds: float) -> None:
         "seconds": round(seconds, 6),
         **{name: value for name, value in record.notes.items() if name != "target"},
     }
-    fields = {name: value for name, value in told.items() if value is not None}
+    fields = {name: value for name, value in fields.items() if value is not None}
     _log.info("call", extra={"fields": fields})
 
 
-def _act_of(record: CallRecord, status: str) -> dict[str, object]:
+def _audit_fields(record: CallRecord, status: str) -> dict[str, object]:
     who = _caller()
     return {
         "tenant": who.tenant if who else "",

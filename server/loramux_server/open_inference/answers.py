@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from loramux.errors import LoramuxError
 from loramux.v1 import generation_pb2
 from loramux_server.inference import open_inference_pb2
-from loramux_server.open_inference.asked import (
+from loramux_server.open_inference.parsed_request import (
     FINISH_REASON,
     INPUTS,
     NUM_INPUT_TOKENS,
     NUM_OUTPUT_TOKENS,
     OUTPUTS,
     TEXT_OUTPUT,
-    Asked,
+    ParsedRequest,
 )
 from loramux_server.open_inference.tensors import Tensor, write_tensor
 from loramux_server.store.record import AdapterRecord
@@ -30,7 +30,7 @@ Infer = open_inference_pb2.ModelInferResponse
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class TextOutput:
     """The completion of one text, or its next chunk."""
 
     completion: generation_pb2.Completion
@@ -40,15 +40,15 @@ class Made:
 
 def answer(
     request: open_inference_pb2.ModelInferRequest,
-    asked: Asked,
+    parsed: ParsedRequest,
     record: AdapterRecord | None,
-    made: Sequence[Made],
+    made: Sequence[TextOutput],
 ) -> Infer:
     """Return the response to `request`.
 
     Args:
         request: The request.
-        asked: The same, parsed.
+        parsed: The same, parsed.
         record: The adapter that answered; None for the base model.
         made: One result for each text.
     """
@@ -56,9 +56,9 @@ def answer(
     if record:
         response.model_version = str(record.version)
         response.parameters[_DIGEST].string_param = record.digest
-    for name in asked.outputs:
-        elements = [_element(name, asked, index, each) for index, each in enumerate(made)]
-        write_tensor(response, Tensor(name, OUTPUTS[name], asked.shape, elements), asked.is_raw)
+    for name in parsed.outputs:
+        elements = [_element(name, parsed, index, each) for index, each in enumerate(made)]
+        write_tensor(response, Tensor(name, OUTPUTS[name], parsed.shape, elements), parsed.is_raw)
     return response
 
 
@@ -93,9 +93,9 @@ def metadata(
     return response
 
 
-def _element(name: str, asked: Asked, index: int, made: Made) -> bytes | int:
+def _element(name: str, parsed: ParsedRequest, index: int, made: TextOutput) -> bytes | int:
     if name == TEXT_OUTPUT:
-        before = asked.texts[index] if asked.has_input else ""
+        before = parsed.texts[index] if parsed.has_input else ""
         return (before + made.completion.text).encode()
     if name == FINISH_REASON:
         return _FINISH[made.completion.finish_reason]

@@ -63,7 +63,7 @@ _INSTEAD = {
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class ParameterValue:
     """A value and its path in the request."""
 
     path: str
@@ -83,16 +83,18 @@ class Given:
 
 def parameters_of(
     parameters: Mapping[str, open_inference_pb2.InferParameter],
-) -> dict[str, Given]:
+) -> dict[str, ParameterValue]:
     """Return the parameters of a request; one without a value is None."""
     found = {}
     for name, parameter in parameters.items():
         kind = parameter.WhichOneof("parameter_choice")
-        found[name] = Given(f"parameters.{name}", getattr(parameter, kind) if kind else None)
+        found[name] = ParameterValue(
+            f"parameters.{name}", getattr(parameter, kind) if kind else None
+        )
     return found
 
 
-def json_of(raw: bytes) -> dict[str, Given]:
+def json_of(raw: bytes) -> dict[str, ParameterValue]:
     """Return the fields of an element of `sampling_parameters`.
 
     Raises:
@@ -104,13 +106,13 @@ def json_of(raw: bytes) -> dict[str, Given]:
         raise invalid("sampling_parameters", raw, "a JSON object") from None
     # null counts as missing.
     return {
-        name: Given(f"sampling_parameters.{name}", value)
+        name: ParameterValue(f"sampling_parameters.{name}", value)
         for name, value in found.items()
         if value is not None
     }
 
 
-def sampling_of(given: Mapping[str, Given]) -> generation_pb2.SamplingParams:
+def sampling_of(given: Mapping[str, ParameterValue]) -> generation_pb2.SamplingParams:
     """Return the sampling parameters. Ranges of values are not checked here.
 
     Raises:
@@ -125,7 +127,7 @@ def sampling_of(given: Mapping[str, Given]) -> generation_pb2.SamplingParams:
     return generation_pb2.SamplingParams(**fields)
 
 
-def _unknown(name: str, one: Given) -> InvalidArgumentError:
+def _unknown(name: str, one: ParameterValue) -> InvalidArgumentError:
     why = _INSTEAD.get(name, f"supported are {', '.join(sorted(_FIELDS))}")
     field = one.path.partition(".")[0]  # the rest may be anything
     return at_fault(field, f"{shown(one.path)} is not supported: {why}")

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from loramux.errors import LoramuxError
 from loramux.v1 import generation_pb2
 from loramux_server.forms.form import FormKind
-from loramux_server.metrics.adapter_labels import NONE
 from loramux_server.metrics.series import STORE_FULL, AdapterSeries, Metrics
 from loramux_server.metrics.tenants import TenantSeries
+from loramux_server.metrics.top_labels import NONE
 from loramux_server.observe.call_record import note
 from loramux_server.wire.messages import Started
 

@@ -20,9 +20,14 @@ from loramux_server.field_errors import invalid
 from loramux_server.inference import open_inference_pb2
 from loramux_server.metrics.series import Metrics
 from loramux_server.observe.call_record import current, part
-from loramux_server.open_inference.answers import Made, answer, failed, metadata, streamed
-from loramux_server.open_inference.asked import STREAM, TEXT_INPUT, Asked, asked_of
+from loramux_server.open_inference.answers import TextOutput, answer, failed, metadata, streamed
 from loramux_server.open_inference.model import reference_of
+from loramux_server.open_inference.parsed_request import (
+    STREAM,
+    TEXT_INPUT,
+    ParsedRequest,
+    parse_request,
+)
 from loramux_server.services.generation.service import GenerationService
 from loramux_server.services.observer import Observer
 from loramux_server.services.tasks import check_continues, check_writes
@@ -109,20 +114,20 @@ class OpenInferenceService:
         self, request: open_inference_pb2.ModelInferRequest, context: Context
     ) -> open_inference_pb2.ModelInferResponse:
         """Answer once every text has its completion."""
-        asked, record = self._understood(request, may_stream=False)
-        return await self._whole(request, asked, record, context)
+        parsed, record = self._understood(request, may_stream=False)
+        return await self._whole(request, parsed, record, context)
 
     async def ModelStreamInfer(
         self, request: open_inference_pb2.ModelInferRequest, context: Context
     ) -> AsyncGenerator[open_inference_pb2.ModelStreamInferResponse, None]:
         """Answer one of the requests of a stream."""
         try:
-            asked, record = self._understood(request, may_stream=True)
-            if not asked.is_stream:
-                response = await self._whole(request, asked, record, context)
+            parsed, record = self._understood(request, may_stream=True)
+            if not parsed.is_stream:
+                response = await self._whole(request, parsed, record, context)
                 yield streamed(response, is_last=True)
                 return
-            async with aclosing(self._pieces(request, asked, record, context)) as pieces:
+            async with aclosing(self._pieces(request, parsed, record, context)) as pieces:
                 async for piece in pieces:
                     yield piece
         except LoramuxError as error:
@@ -135,56 +140,56 @@ class OpenInferenceService:
     async def _whole(
         self,
         request: open_inference_pb2.ModelInferRequest,
-        asked: Asked,
+        parsed: ParsedRequest,
         record: AdapterRecord | None,
         context: Context,
     ) -> open_inference_pb2.ModelInferResponse:
         """Return the answer to all texts, which run concurrently."""
 
-        async def made(index: int) -> Made:
-            with part(), _renaming(asked, index):
-                response = await self._generation.Generate(_one(asked, index, record), context)
-                return Made(response.completions[0], response.usage.prompt_tokens)
+        async def made(index: int) -> TextOutput:
+            with part(), _renaming(parsed, index):
+                response = await self._generation.Generate(_one(parsed, index, record), context)
+                return TextOutput(response.completions[0], response.usage.prompt_tokens)
 
-        count = len(asked.texts)
+        count = len(parsed.texts)
         with making(count):
-            return answer(request, asked, record, await _all(map(made, range(count))))
+            return answer(request, parsed, record, await _all(map(made, range(count))))
 
     async def _pieces(
         self,
         request: open_inference_pb2.ModelInferRequest,
-        asked: Asked,
+        parsed: ParsedRequest,
         record: AdapterRecord | None,
         context: Context,
     ) -> AsyncGenerator[open_inference_pb2.ModelStreamInferResponse, None]:
         """Yield the answer to the only text in chunks."""
-        pieces = self._generation.StreamGenerate(_one(asked, 0, record), context)
-        with part(), _renaming(asked, 0):
+        pieces = self._generation.StreamGenerate(_one(parsed, 0, record), context)
+        with part(), _renaming(parsed, 0):
             async with aclosing(pieces):
                 async for piece in pieces:
-                    made = Made(piece.delta, piece.usage.prompt_tokens)
+                    made = TextOutput(piece.delta, piece.usage.prompt_tokens)
                     is_last = bool(piece.delta.finish_reason)
-                    yield streamed(answer(request, asked, record, [made]), is_last=is_last)
+                    yield streamed(answer(request, parsed, record, [made]), is_last=is_last)
 
     def _understood(
         self, request: open_inference_pb2.ModelInferRequest, *, may_stream: bool
-    ) -> tuple[Asked, AdapterRecord | None]:
+    ) -> tuple[ParsedRequest, AdapterRecord | None]:
         """Return the parsed `request` and the version that it names; None for the base model.
 
         Raises:
             LoramuxError: It cannot be answered, which counts as a request that failed.
         """
         try:
-            asked = asked_of(request, goes_on=self._model.writing is None)
-            if asked.is_stream and not may_stream:
+            parsed = parse_request(request, goes_on=self._model.writing is None)
+            if parsed.is_stream and not may_stream:
                 raise invalid(STREAM, True, "false: ModelStreamInfer answers with a stream")
-            return asked, self._resolved(request, asked)
+            return parsed, self._resolved(request, parsed)
         except LoramuxError as error:
             Observer(self._metrics, caller().tenant).ended(error)
             raise
 
     def _resolved(
-        self, request: open_inference_pb2.ModelInferRequest, asked: Asked
+        self, request: open_inference_pb2.ModelInferRequest, parsed: ParsedRequest
     ) -> AdapterRecord | None:
         """Return the version that `request` names now, the same for all of its texts.
 
@@ -199,7 +204,7 @@ class OpenInferenceService:
         check_readable(TEXT_INPUT, instead, self._model)
         if not reference:
             return None
-        key = asked.routing_key or secrets.token_hex(8)
+        key = parsed.routing_key or secrets.token_hex(8)
         with self._registry.lease(reference, key=key, field="model_name") as (record, _):
             check_continues(record, "model_name")
             return record
@@ -215,28 +220,30 @@ class OpenInferenceService:
         return self._registry.get(reference) if reference else None
 
 
-def _one(asked: Asked, index: int, record: AdapterRecord | None) -> generation_pb2.GenerateRequest:
+def _one(
+    parsed: ParsedRequest, index: int, record: AdapterRecord | None
+) -> generation_pb2.GenerateRequest:
     """Return the generation request for one of the texts."""
     return generation_pb2.GenerateRequest(
         adapter=f"{record}@{record.digest}" if record else "",
-        prompt=asked.texts[index],
-        sampling=asked.samplings[index],
-        add_special_tokens=asked.adds_tokens,
-        parse_special_tokens=asked.parses_tokens,
-        decoder_prompt=asked.decoder_prompt,
-        priority=asked.priority,
-        cache_salt=asked.cache_salt,
-        truncate_prompt_tokens=asked.max_prompt_tokens,
+        prompt=parsed.texts[index],
+        sampling=parsed.samplings[index],
+        add_special_tokens=parsed.adds_tokens,
+        parse_special_tokens=parsed.parses_tokens,
+        decoder_prompt=parsed.decoder_prompt,
+        priority=parsed.priority,
+        cache_salt=parsed.cache_salt,
+        truncate_prompt_tokens=parsed.max_prompt_tokens,
     )
 
 
 @contextmanager
-def _renaming(asked: Asked, index: int) -> Iterator[None]:
+def _renaming(parsed: ParsedRequest, index: int) -> Iterator[None]:
     """Make errors of the block name the fields of the original request."""
     try:
         yield
     except LoramuxError as error:
-        raise asked.renamed(error, index) from None
+        raise parsed.renamed(error, index) from None
 
 
 async def _all(calls: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:

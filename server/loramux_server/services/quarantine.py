@@ -10,8 +10,8 @@ from loramux.v1 import quarantine_pb2
 from loramux_adapters.errors import shown
 from loramux_server.engine_link.quarantine import REQUEST, Entry, Quarantine, dump, load
 from loramux_server.field_errors import invalid
-from loramux_server.observe.acts import QUARANTINE_SET
 from loramux_server.observe.audit import Audit
+from loramux_server.observe.audited_actions import QUARANTINE_SET
 from loramux_server.services.adapters.storage import storage_errors
 from loramux_server.store.registry import Registry
 from loramux_server.tasks import finished

@@ -11,11 +11,11 @@ from loramux.errors import (
     UnavailableError,
 )
 from loramux_adapters.peft_folder import CONFIG_FILE, TENSOR_FILE
-from loramux_adapters.sources import BESIDE
+from loramux_adapters.sources import OPTIONAL_FILES
 from loramux_server.field_errors import wrong
 
 PACKAGE_SUFFIX = ".safetensors"
-REQUIRED, OPTIONAL = (CONFIG_FILE, TENSOR_FILE), BESIDE
+REQUIRED, OPTIONAL = (CONFIG_FILE, TENSOR_FILE), OPTIONAL_FILES
 """The files of a PEFT folder."""
 
 

@@ -105,7 +105,7 @@ class ServedBase:
                 model.embedding_width,
                 tuple(model.cache_shapes),
                 model.has_recurrent_layers,
-                num_texts=2 if model.kind is ModelKind.SEQ2SEQ else 1,
+                num_sequences=2 if model.kind is ModelKind.SEQ2SEQ else 1,
             ),
             context_length=model.context_length,
             source_length=model.source_length,
@@ -121,13 +121,13 @@ class ServedBase:
         """Return (in_features, out_features) of the layer `module`; see `features_like`."""
         if module in self.layers:  # the common case
             return self.layers[module]
-        behind = {
+        post_layers = {
             name.removesuffix(".weight"): (width[1], width[0])
             for shape in self.heads.values()
             for name, width in shape.parameters.items()
             if name.endswith(".weight") and len(width) == 2
         }
-        return features_like(module, {**behind, **self.layers})
+        return features_like(module, {**post_layers, **self.layers})
 
     def layer_names(self) -> Iterable[str]:
         """Return the names of the layers that can be changed."""
@@ -203,7 +203,7 @@ def check_package(file: BinaryIO, size: int, base: ServedBase) -> Package:
             "ADAPTER_TOO_LARGE",
         )
     check_finite(file, package.file.data_start, contents)
-    for part in (contents.vision, contents.behind):
+    for part in (contents.vision, contents.post_layers):
         if part:
             check_finite(file, package.file.data_start, part)
     return package

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from loramux.errors import FailedPreconditionError
 from loramux_adapters import PackageError, check_adapter_name, pack_source
-from loramux_adapters.peft_folder import CONFIG_FILE, TENSOR_FILE, is_peft_folder, told_instead
+from loramux_adapters.peft_folder import CONFIG_FILE, TENSOR_FILE, folder_hint, is_peft_folder
 from loramux_adapters.sources import FILES
 from loramux_server.store.check import ServedBase, check_package
 from loramux_server.store.other_base import other_base
@@ -127,7 +127,7 @@ class Directory:
             found = (path for path in found if path.name != TENSOR_FILE)
         for path in sorted(found, key=lambda path: (not path.is_dir(), path.name)):
             if not _is_adapter(path):
-                if hint := told_instead(path):
+                if hint := folder_hint(path):
                     self._say(path.name, f"{path.name} is skipped: no {CONFIG_FILE}; {hint}")
                 continue
             name = path.stem if path.is_file() else path.name

@@ -17,8 +17,8 @@ from loramux_server.access.tls import ServerTls
 from loramux_server.config import ConfigError, split_address
 from loramux_server.observe.call_log import CallLog
 from loramux_server.transport.connection_limits import ConnectionLimits
-from loramux_server.transport.readers import Readers
 from loramux_server.transport.rpc import Calls, Service, generic_handler
+from loramux_server.transport.slow_readers import SlowReaderGuard
 
 LAST_WORDS = 1.0
 """Seconds at shutdown for responses that are complete but not sent yet."""
@@ -33,7 +33,7 @@ class Listener:
         *,
         call_log: CallLog,
         gate: Gate,
-        readers: Readers,
+        reader_guard: SlowReaderGuard,
         limits: ConnectionLimits,
         drain_timeout: float,
         on_overtime: Callable[[], None] = lambda: None,
@@ -44,7 +44,7 @@ class Listener:
             address: HOST:PORT; port 0 takes a free one.
             call_log: The outermost interceptor, which logs each call.
             gate: The next interceptor, which authorizes each call.
-            readers: How long streams wait for slow readers.
+            reader_guard: How long streams wait for slow readers.
             limits: The limits of connections.
             drain_timeout: Seconds that calls have to finish at shutdown.
             on_overtime: Called when some have not; makes them fail.
@@ -54,7 +54,7 @@ class Listener:
         self._drain_timeout = drain_timeout
         self._on_overtime = on_overtime
         self._calls = Calls()
-        self._readers = readers
+        self._reader_guard = reader_guard
         self._health = health.aio.HealthServicer()
         self._service_names: list[str] = []
         self._is_ready = self._is_closing = False
@@ -76,7 +76,7 @@ class Listener:
         check_rules([*by_descriptor, *health_pb2.DESCRIPTOR.services_by_name.values(), *reflected])
         self._grpc.add_generic_rpc_handlers(
             tuple(
-                generic_handler(descriptor, service, self._calls, self._readers)
+                generic_handler(descriptor, service, self._calls, self._reader_guard)
                 for descriptor, service in by_descriptor.items()
             )
         )

@@ -25,10 +25,10 @@ from loramux.v1 import errors_pb2
 from loramux_server.access.caller import caller
 from loramux_server.access.naming import settle_name
 from loramux_server.access.rules import RULES
-from loramux_server.observe.acts import targets
+from loramux_server.observe.audited_actions import targets
 from loramux_server.observe.call_record import REQUEST_ID_KEY, current, note
 from loramux_server.transport.multiplexing import multiplexed
-from loramux_server.transport.readers import Readers
+from loramux_server.transport.slow_readers import SlowReaderGuard
 
 STATUS_KEY = "grpc-status-details-bin"
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
@@ -88,11 +88,13 @@ class Calls:
 
 
 def generic_handler(
-    service: ServiceDescriptor, implementation: object, calls: Calls, readers: Readers
+    service: ServiceDescriptor, implementation: object, calls: Calls, reader_guard: SlowReaderGuard
 ) -> grpc.GenericRpcHandler:
     """Return handlers for all methods of `service`, which call those of `implementation`."""
     handlers = {
-        method.name: _method_handler(method, getattr(implementation, method.name), calls, readers)
+        method.name: _method_handler(
+            method, getattr(implementation, method.name), calls, reader_guard
+        )
         for method in service.methods
     }
     return grpc.method_handlers_generic_handler(service.full_name, handlers)
@@ -103,7 +105,10 @@ class _Malformed:
 
 
 def _method_handler(
-    method: MethodDescriptor, behaviour: Callable[..., Any], calls: Calls, readers: Readers
+    method: MethodDescriptor,
+    behaviour: Callable[..., Any],
+    calls: Calls,
+    reader_guard: SlowReaderGuard,
 ) -> "grpc.RpcMethodHandler[Any, Any]":
     request_class = GetMessageClass(method.input_type)
 
@@ -114,13 +119,13 @@ def _method_handler(
             return _Malformed()
 
     if method.client_streaming and method.server_streaming:
-        handler = _both_streams(behaviour, method, calls, readers)
+        handler = _both_streams(behaviour, method, calls, reader_guard)
         return grpc.stream_stream_rpc_method_handler(handler, parse, _serialize)
     if method.client_streaming:
         handler = _client_stream(behaviour, method, calls)
         return grpc.stream_unary_rpc_method_handler(handler, parse, _serialize)
     if method.server_streaming:
-        handler = _server_stream(behaviour, method, calls, readers)
+        handler = _server_stream(behaviour, method, calls, reader_guard)
         return grpc.unary_stream_rpc_method_handler(handler, parse, _serialize)
     handler = _unary(behaviour, method, calls)
     return grpc.unary_unary_rpc_method_handler(handler, parse, _serialize)
@@ -147,14 +152,14 @@ def _server_stream(
     behaviour: Callable[..., AsyncGenerator[Message, None]],
     method: MethodDescriptor,
     calls: Calls,
-    readers: Readers,
+    reader_guard: SlowReaderGuard,
 ) -> Any:  # noqa: ANN401
     async def handle(request: Message | _Malformed, context: Context) -> None:
         try:
             with ExitStack() as under_way:
                 under_way.enter_context(calls.one_more())
                 responses = behaviour(_checked(request, method), context)
-                await readers.send(responses, context.write, on_lost=under_way.close)
+                await reader_guard.send(responses, context.write, on_lost=under_way.close)
         except Exception as error:
             await abort(context, error, method.full_name)
 
@@ -182,7 +187,7 @@ def _both_streams(
     behaviour: Callable[..., AsyncGenerator[Message, None]],
     method: MethodDescriptor,
     calls: Calls,
-    readers: Readers,
+    reader_guard: SlowReaderGuard,
 ) -> Any:  # noqa: ANN401
     """Return the handler of a stream on which each request counts as a call of its own.
 
@@ -202,7 +207,7 @@ def _both_streams(
 
         try:
             responses = multiplexed(checked(), answers, MAX_ON_STREAM)
-            await readers.send(responses, context.write, on_lost=lambda: None)
+            await reader_guard.send(responses, context.write, on_lost=lambda: None)
         except Exception as error:
             await abort(context, error, method.full_name)
 

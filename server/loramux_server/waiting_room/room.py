@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from loramux.errors import DeadlineExceededError, LoramuxError, ResourceExhaustedError
-from loramux_server.metrics.series import RoomMetrics
+from loramux_server.metrics.series import AdmissionMetrics
 from loramux_server.waiting_room.forecast import CAUTION, Forecast
 from loramux_server.waiting_room.giving_way import giving_way, reason
 from loramux_server.waiting_room.limits import RoomLimits, Taken
@@ -31,7 +31,7 @@ class WaitingRoom:
         self,
         limits: RoomLimits,
         *,
-        metrics: RoomMetrics,
+        metrics: AdmissionMetrics,
         clock: Callable[[], float],
         lag: Callable[[], float] = lambda: 0.0,
     ) -> None:

@@ -5,10 +5,10 @@ import re
 import msgspec
 from starlette.requests import Request
 
-from loramux.gateway.parsing import Unserved
+from loramux.gateway.parsing import UnsupportedFields
 from loramux.gateway.refusal import invalid
 
-NOTHING_ELSE = Unserved(harmless=frozenset(), unsupported={})
+NOTHING_ELSE = UnsupportedFields(harmless=frozenset(), accepted={})
 """For bodies whose unknown fields are all refused."""
 _FLAGS = {"": True, "true": True, "1": True, "false": False, "0": False}
 

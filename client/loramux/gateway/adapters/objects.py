@@ -79,11 +79,11 @@ def refusal(error: LoramuxError, caller: Caller, names: Names) -> Response:
     """
     status, kind = own_status_of(error)
     field = _FIELDS.get(error.field, error.field.removeprefix("header."))
-    told = words_of(error)
-    if error.field and told.startswith(error.field):
-        told = field + told.removeprefix(error.field)
+    message = words_of(error)
+    if error.field and message.startswith(error.field):
+        message = field + message.removeprefix(error.field)
     code = (error.reason or error.code.name).lower()
-    body = {"error": {"message": told, "type": kind, "param": field or None, "code": code}}
+    body = {"error": {"message": message, "type": kind, "param": field or None, "code": code}}
     return json_response(body, headers_of(error, status, caller), status)
 
 

@@ -8,7 +8,7 @@ import grpc
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from loramux._calling import to_home
+from loramux._instrumented_channel import sticky_channel
 from loramux.gateway.reading import BODY_SECONDS
 from loramux.gateway.refusal import invalid
 from loramux.gateway.uploading import Start, Uploading
@@ -32,7 +32,7 @@ async def upload(
         ClientDisconnect: The caller disconnected before it was complete.
     """
     # All calls of an upload go to one server.
-    uploading = Uploading(to_home(channel, start.name), seconds)
+    uploading = Uploading(sticky_channel(channel, start.name), seconds)
     request.state.is_cut_off = True  # the body of a refused upload is not read
     started = await uploading.start(start)
     parts = request.stream()

@@ -97,7 +97,7 @@ class Adapters:
             tenant=request.query_params.get("tenant", ""),
             name_prefix=request.query_params.get("prefix", ""),
         )
-        return _told(request, list_object([adapter_object(each) for each in found]))
+        return _json(request, list_object([adapter_object(each) for each in found]))
 
     async def get(self, request: Request) -> Response:
         """`GET /v1/adapters/{reference}`: a version, and lists of all versions and aliases."""
@@ -109,7 +109,7 @@ class Adapters:
         )
         full_name = f"{adapter.tenant}/{adapter.name}"
         aliases = await adapters.aliases(full_name)
-        return _told(
+        return _json(
             request,
             adapter_object(adapter)
             | {
@@ -132,18 +132,18 @@ class Adapters:
         backend = self._backend()
         channel = backend.channel(caller_of(request.scope))
         adapter, already_existed = await upload(request, channel, backend.timeout, start)
-        return _told(request, adapter_object(adapter), 200 if already_existed else 201)
+        return _json(request, adapter_object(adapter), 200 if already_existed else 201)
 
     async def import_from(self, request: Request) -> Response:
         """`POST /v1/adapters/{name}/import`: have the server fetch an adapter."""
-        body = await self._asked(request, ImportBody)
+        body = await self._parsed(request, ImportBody)
         adapter = await self._client(request).adapters.import_from(
             reference_of(request, "name"),
             body.uri,
             must_not_exist=body.must_not_exist,
             ttl=_ttl("ttl_seconds", body.ttl_seconds),
         )
-        return _told(request, adapter_object(adapter))
+        return _json(request, adapter_object(adapter))
 
     async def delete(self, request: Request) -> Response:
         """`DELETE /v1/adapters/{reference}`: delete an adapter, or one version."""
@@ -151,31 +151,31 @@ class Adapters:
         reference = reference_of(request)
         await self._client(request).adapters.delete(reference)
         deleted: Object = {"object": "adapter.deleted", "reference": reference, "deleted": True}
-        return _told(request, deleted)
+        return _json(request, deleted)
 
     async def pin(self, request: Request) -> Response:
         """`PUT /v1/adapters/{reference}/pin`: keep a version on the device."""
         check_query(request, "tenant")
         adapter = await self._client(request).adapters.pin(reference_of(request))
-        return _told(request, adapter_object(adapter))
+        return _json(request, adapter_object(adapter))
 
     async def unpin(self, request: Request) -> Response:
         """`DELETE /v1/adapters/{reference}/pin`: unpin a version."""
         check_query(request, "tenant")
         adapter = await self._client(request).adapters.unpin(reference_of(request))
-        return _told(request, adapter_object(adapter))
+        return _json(request, adapter_object(adapter))
 
     async def set_ttl(self, request: Request) -> Response:
         """`PUT /v1/adapters/{reference}/ttl`: set a version's time to live, from now on."""
-        body = await self._asked(request, TtlBody)
+        body = await self._parsed(request, TtlBody)
         adapter = await self._client(request).adapters.set_ttl(
             reference_of(request), _ttl("seconds", body.seconds)
         )
-        return _told(request, adapter_object(adapter))
+        return _json(request, adapter_object(adapter))
 
     async def set_alias(self, request: Request) -> Response:
         """`PUT /v1/adapters/{name}/aliases/{alias}`: move an alias to other versions."""
-        body = await self._asked(request, AliasBody)
+        body = await self._parsed(request, AliasBody)
         if (body.version is None) == (body.weights is None):
             raise invalid("version", "expected exactly one of version and weights")
         name, alias = _alias_of(request)
@@ -187,7 +187,7 @@ class Adapters:
             expected=body.expected,
             by=_BY,
         )
-        return _told(request, alias_object(name, alias, weights))
+        return _json(request, alias_object(name, alias, weights))
 
     async def delete_alias(self, request: Request) -> Response:
         """`DELETE /v1/adapters/{name}/aliases/{alias}`: delete an alias."""
@@ -195,23 +195,23 @@ class Adapters:
         expected = whole_number(request, "expected")
         name, alias = _alias_of(request)
         await self._client(request).adapters.delete_alias(name, alias, expected=expected, by=_BY)
-        return _told(request, alias_object(name, alias, {}) | {"deleted": True})
+        return _json(request, alias_object(name, alias, {}) | {"deleted": True})
 
     async def roll_back(self, request: Request) -> Response:
         """`POST /v1/adapters/{name}/aliases/{alias}/rollback`: undo its last move."""
-        await self._asked(request, NoBody)
+        await self._parsed(request, NoBody)
         name, alias = _alias_of(request)
         weights = await self._client(request).adapters.roll_back(name, alias, by=_BY)
-        return _told(request, alias_object(name, alias, weights))
+        return _json(request, alias_object(name, alias, weights))
 
     async def moves(self, request: Request) -> Response:
         """`GET /v1/adapters/{name}/aliases/{alias}/moves`: its last moves, newest first."""
         check_query(request, "tenant")
         name, alias = _alias_of(request)
         moves = await self._client(request).adapters.alias_moves(name, alias, limit=_MAX_MOVES)
-        return _told(request, list_object([move_object(each) for each in moves]))
+        return _json(request, list_object([move_object(each) for each in moves]))
 
-    async def _asked(self, request: Request, kind: type[B]) -> B:
+    async def _parsed(self, request: Request, kind: type[B]) -> B:
         check_query(request, "tenant")
         return parse(await read(request), kind, NOTHING_ELSE)
 
@@ -228,5 +228,5 @@ def _ttl(field: str, seconds: float | None) -> datetime.timedelta | None:
     return None if seconds is None else ttl_of(field, seconds)
 
 
-def _told(request: Request, body: Object, status: int = 200) -> Response:
+def _json(request: Request, body: Object, status: int = 200) -> Response:
     return json_response(body, caller_of(request.scope).returned, status)

@@ -21,7 +21,7 @@ _DELTAS = {"text": "text_delta", "thinking": "thinking_delta"}
 
 
 class Answer:
-    """One answer, as one object or as events; a `Telling`."""
+    """One answer, as one object or as events; a `ResponseFormatter`."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Answer:
         self.is_shortened = False
         """Whether `max_tokens` was lowered to what the context leaves."""
         self._is_begun = False
-        self._told_at = 0.0
+        self._last_event = 0.0
         self._open: str | None = None
         """Type of the block that has begun and not ended."""
         self._num_blocks = 0
@@ -65,7 +65,7 @@ class Answer:
         self._stop: Object = {}
 
     def whole(self, responses: Sequence[generation_pb2.GenerateResponse]) -> Object:
-        """See `Telling`."""
+        """See `ResponseFormatter`."""
         (response,) = responses
         (completion,) = response.completions
         content: list[Object] = []
@@ -82,37 +82,37 @@ class Answer:
         return self._head | {"content": content, **stop, "usage": usage_of(response.usage)}
 
     def is_long(self, place: int, response: generation_pb2.StreamGenerateResponse) -> bool:
-        """See `Telling`."""
+        """See `ResponseFormatter`."""
         return False
 
     def events(self, place: int, response: generation_pb2.StreamGenerateResponse) -> bytes:
-        """See `Telling`."""
+        """See `ResponseFormatter`."""
         delta = response.delta
-        told = [] if self._is_begun else [self._start()]
+        events = [] if self._is_begun else [self._start()]
         if delta.reasoning:
-            told += self._add("thinking", delta.reasoning)
+            events += self._add("thinking", delta.reasoning)
         if delta.text:
-            told += self._add("text", delta.text)
+            events += self._add("text", delta.text)
         for call in delta.tool_calls:
-            told += self._called(call)
+            events += self._called(call)
         if delta.finish_reason:
-            told += self._close()
+            events += self._close()
             self._stop = self._stop_of(delta)
         now = self._clock()
-        if not told and now - self._told_at >= PING_SECONDS:
-            told = [_event("ping")]
-        if told:
-            self._told_at = now
-        return b"".join(told)
+        if not events and now - self._last_event >= PING_SECONDS:
+            events = [_event("ping")]
+        if events:
+            self._last_event = now
+        return b"".join(events)
 
     def end(self, usages: Sequence[generation_pb2.Usage]) -> bytes:
-        """See `Telling`."""
+        """See `ResponseFormatter`."""
         (usage,) = usages
         last = _event("message_delta", delta=self._stop, usage=usage_of(usage))
         return last + _event("message_stop")
 
     def failure(self, error: LoramuxError) -> bytes:
-        """See `Telling`."""
+        """See `ResponseFormatter`."""
         return event(error_body(error, self._request_id, self._names), "error")
 
     def _start(self) -> bytes:
@@ -123,23 +123,23 @@ class Answer:
 
     def _add(self, kind: str, text: str) -> list[bytes]:
         """Return the events that add `text` to a block of type `kind`."""
-        told = []
+        events = []
         if self._open != kind:
             empty = {"signature": ""} if kind == "thinking" else {}
-            told = [*self._close(), self._begin({"type": kind, kind: "", **empty})]
+            events = [*self._close(), self._begin({"type": kind, kind: "", **empty})]
             self._open = kind
         if kind == "thinking":
             self._thought.update(text.encode())
         if kind == "text" or self._shows_thoughts:
-            told.append(self._delta({"type": _DELTAS[kind], kind: text}))
-        return told
+            events.append(self._delta({"type": _DELTAS[kind], kind: text}))
+        return events
 
     def _called(self, call: generation_pb2.ToolCall) -> list[bytes]:
         """Return the events of a call, which is complete."""
-        told = [*self._close(), self._begin(_call(call, {}))]
+        events = [*self._close(), self._begin(_call(call, {}))]
         self._open = "tool_use"
-        told.append(self._delta({"type": "input_json_delta", "partial_json": call.arguments}))
-        return told + self._close()
+        events.append(self._delta({"type": "input_json_delta", "partial_json": call.arguments}))
+        return events + self._close()
 
     def _begin(self, block: Object) -> bytes:
         return _event("content_block_start", index=self._num_blocks, content_block=block)
@@ -151,13 +151,13 @@ class Answer:
         """Return the events that end the open block, if there is one."""
         if self._open is None:
             return []
-        told = []
+        events = []
         if self._open == "thinking":
-            told.append(self._delta({"type": "signature_delta", **self._signature()}))
-        told.append(_event("content_block_stop", index=self._num_blocks))
+            events.append(self._delta({"type": "signature_delta", **self._signature()}))
+        events.append(_event("content_block_stop", index=self._num_blocks))
         self._open = None
         self._num_blocks += 1
-        return told
+        return events
 
     def _signature(self) -> Object:
         """Return the reasoning's signature, which some clients require; it is never verified."""
@@ -194,5 +194,5 @@ def _call(call: generation_pb2.ToolCall, given: object) -> Object:
     return {"type": "tool_use", "id": call.id, "name": call.name, "input": given}
 
 
-def _event(kind: str, **told: object) -> bytes:
-    return event({"type": kind, **told}, kind)
+def _event(kind: str, **fields: object) -> bytes:
+    return event({"type": kind, **fields}, kind)

@@ -6,11 +6,11 @@ Values of enumerations are checked where they are used, all others by the server
 import msgspec
 
 from loramux.gateway.body import Priority, WeightedAdapter
-from loramux.gateway.parsing import Unserved
+from loramux.gateway.parsing import UnsupportedFields
 
-UNSERVED = Unserved(
+UNSUPPORTED = UnsupportedFields(
     harmless=frozenset({"cache_control", "diagnostics", "service_tier"}),
-    unsupported={
+    accepted={
         "container": (),
         "context_management": (
             {"edits": []},

@@ -17,13 +17,13 @@ class Counting:
 
     backend: Backend
     caller: Caller
-    asked: generation_pb2.GenerateRequest
+    request: generation_pb2.GenerateRequest
     """Its `max_tokens` is set to 1, so that any prompt fits for which at least one token can be
     generated. Changed in place, since a copy would duplicate its images."""
     seconds: float | None
 
     def __post_init__(self) -> None:
-        self.asked.sampling.max_tokens = 1
+        self.request.sampling.max_tokens = 1
 
     async def whole(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer with the count."""
@@ -44,4 +44,4 @@ class Counting:
         return room
 
     async def _tokenized(self) -> tokenization_pb2.TokenizeResponse:
-        return await self.backend.tokenize(self.asked, self.caller, self.seconds)
+        return await self.backend.tokenize(self.request, self.caller, self.seconds)

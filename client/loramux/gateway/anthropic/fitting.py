@@ -23,7 +23,7 @@ class Fitting:
 
     backend: Backend
     caller: Caller
-    asked: generation_pb2.GenerateRequest
+    request: generation_pb2.GenerateRequest
     """Its `max_tokens` may be lowered."""
     answer: Answer
     """Converts the response."""
@@ -40,11 +40,11 @@ class Fitting:
 
     @property
     def _answering(self) -> Answering:
-        return Answering(self.backend, self.caller, [self.asked], self.answer, self.seconds)
+        return Answering(self.backend, self.caller, [self.request], self.answer, self.seconds)
 
     async def _answer(self, answer: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         server = await self.backend.info(self.caller)
-        fills_context = self.asked.sampling.max_tokens >= server.context_length
+        fills_context = self.request.sampling.max_tokens >= server.context_length
         if fills_context and server.kind != "seq2seq":  # would be refused with any prompt
             await self._shorten()
             await answer(scope, receive, send)
@@ -58,6 +58,6 @@ class Fitting:
             await answer(scope, receive, send)
 
     async def _shorten(self) -> None:
-        counting = Counting(self.backend, self.caller, self.asked, self.seconds)
-        self.asked.sampling.max_tokens = await counting.room()
+        counting = Counting(self.backend, self.caller, self.request, self.seconds)
+        self.request.sampling.max_tokens = await counting.room()
         self.answer.is_shortened = True

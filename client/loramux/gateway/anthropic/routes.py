@@ -8,12 +8,12 @@ from typing import TypeVar
 from starlette.requests import Request
 from starlette.routing import Route
 
-from loramux.gateway.answering import WhileThere
+from loramux.gateway.answering import CancelOnDisconnect
 from loramux.gateway.anthropic.answer import Answer
-from loramux.gateway.anthropic.asked import OMITTED, asked_by
-from loramux.gateway.anthropic.body import UNSERVED, CountBody, MessagesBody
+from loramux.gateway.anthropic.body import UNSUPPORTED, CountBody, MessagesBody
 from loramux.gateway.anthropic.counting import Counting
 from loramux.gateway.anthropic.fitting import Fitting
+from loramux.gateway.anthropic.grpc_requests import OMITTED, messages_request
 from loramux.gateway.anthropic.names import MessageNames
 from loramux.gateway.anthropic.refusal import request_header
 from loramux.gateway.anthropic.turns import Turns
@@ -53,9 +53,9 @@ class Messages:
             Route(f"{PATH}/count_tokens", self.count_tokens, methods=["POST"]),
         ]
 
-    async def create(self, request: Request) -> WhileThere:
+    async def create(self, request: Request) -> CancelOnDisconnect:
         """`POST /v1/messages`."""
-        caller, body, names, asked = await self._asked(request, MessagesBody)
+        caller, body, names, grpc_request = await self._parsed(request, MessagesBody)
         answer = Answer(
             caller.request_id,
             body.model,
@@ -63,25 +63,27 @@ class Messages:
             shows_thoughts=body.thinking is None or body.thinking.display != OMITTED,
             names=names,
         )
-        fitting = Fitting(self._backend(), caller, asked, answer, body.timeout)
-        return WhileThere(fitting.events if body.stream else fitting.whole)
+        fitting = Fitting(self._backend(), caller, grpc_request, answer, body.timeout)
+        return CancelOnDisconnect(fitting.events if body.stream else fitting.whole)
 
-    async def count_tokens(self, request: Request) -> WhileThere:
+    async def count_tokens(self, request: Request) -> CancelOnDisconnect:
         """`POST /v1/messages/count_tokens`."""
-        caller, body, _, asked = await self._asked(request, CountBody)
-        return WhileThere(Counting(self._backend(), caller, asked, body.timeout).whole)
+        caller, body, _, grpc_request = await self._parsed(request, CountBody)
+        return CancelOnDisconnect(
+            Counting(self._backend(), caller, grpc_request, body.timeout).whole
+        )
 
-    async def _asked(
+    async def _parsed(
         self, request: Request, kind: type[B]
     ) -> tuple[Caller, B, MessageNames, generation_pb2.GenerateRequest]:
         """Return the caller, the body, the field names for errors, and the server's request."""
         caller = caller_of(request.scope)
         request.state.names = MessageNames()
-        body = parse(await read(request, partial(self._most_bytes, caller)), kind, UNSERVED)
+        body = parse(await read(request, partial(self._most_bytes, caller)), kind, UNSUPPORTED)
         turns = Turns(body)
         request.state.names = names = MessageNames(sources=turns.sources)
         server = await self._backend().info(caller)
         body.model = reported(body.model, server)
-        asked = asked_by(body, turns, server.base_model)
+        grpc_request = messages_request(body, turns, server.base_model)
         named = replace(caller, returned=caller.returned | request_header(caller))
-        return named, body, names, asked
+        return named, body, names, grpc_request

@@ -12,7 +12,7 @@ import msgspec
 
 from loramux.gateway.batch.answered import OK, Answered, OutputFile, Response
 from loramux.gateway.batch.lines import Line
-from loramux.gateway.door import Door, Reply
+from loramux.gateway.in_process import InProcessGateway, Reply
 
 _AGAIN = (429, 503)
 """Statuses of an overloaded or unavailable server, which are retried."""
@@ -39,7 +39,7 @@ class Progress:
 
 async def answer_all(
     lines: Iterable[Line],
-    door: Door,
+    gateway: InProcessGateway,
     output: OutputFile,
     *,
     concurrency: int,
@@ -51,7 +51,7 @@ async def answer_all(
 
     Args:
         lines: The requests; consumed one by one.
-        door: Answers them.
+        gateway: Answers them.
         output: Where responses are written.
         concurrency: Requests in progress at once.
         patience: Seconds for which a request is retried if the server is overloaded.
@@ -72,7 +72,7 @@ async def answer_all(
     async def work(left: Iterator[Line]) -> None:
         for line in left:
             body = line.body if priority is None else {"priority": priority} | line.body
-            reply = await _answer(line.url, body, door, patience, again)
+            reply = await _answer(line.url, body, gateway, patience, again)
             response = Response(
                 reply.status, reply.headers.get("x-request-id", ""), msgspec.Raw(reply.body)
             )
@@ -91,18 +91,22 @@ async def answer_all(
 
 
 async def _answer(
-    url: str, body: dict[str, Any], door: Door, patience: float, on_again: Callable[[], None]
+    url: str,
+    body: dict[str, Any],
+    gateway: InProcessGateway,
+    patience: float,
+    on_again: Callable[[], None],
 ) -> Reply:
     """Return the reply to one request: the last refusal if `patience` seconds are over."""
     raw, wait = msgspec.json.encode(body), _FIRST_SECONDS
     until = time.monotonic() + patience
     while True:
-        reply = await door.post(url, raw)
-        told = reply.headers.get("retry-after-ms")
+        reply = await gateway.post(url, raw)
+        retry_after = reply.headers.get("retry-after-ms")
         # With jitter, and never sooner than the server says.
         seconds = (
-            max(float(told) / 1000, _LEAST_SECONDS) * random.uniform(1.0, 1.25)
-            if told
+            max(float(retry_after) / 1000, _LEAST_SECONDS) * random.uniform(1.0, 1.25)
+            if retry_after
             else wait * random.uniform(0.5, 1.0)
         )
         if reply.status not in _AGAIN or time.monotonic() + seconds > until:

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from loramux.aio import AsyncClient
 from loramux.gateway.adapters.bodies import whole_number
-from loramux.gateway.answering import WhileThere
+from loramux.gateway.answering import CancelOnDisconnect
 from loramux.gateway.backend import Backend
 from loramux.gateway.caller import caller_of
 from loramux.gateway.console.live import Live
@@ -67,43 +67,43 @@ class Api:
         """`GET server`: the server's info, and the number of servers."""
         channels = await self._backend().servers(caller_of(request.scope))
         client = await self._client(request)
-        return _told(request, {"info": await client.info(), "servers": len(channels)})
+        return _json(request, {"info": await client.info(), "servers": len(channels)})
 
-    async def live(self, request: Request) -> WhileThere:
+    async def live(self, request: Request) -> CancelOnDisconnect:
         """`GET live`: a stream of changes of adapters and load."""
         client = await self._client(request)
         await client.info()  # so that a refusal is an HTTP error
-        return WhileThere(Live(client, self._ending, caller_of(request.scope)).events)
+        return CancelOnDisconnect(Live(client, self._ending, caller_of(request.scope)).events)
 
     async def aliases(self, request: Request) -> Response:
         """`GET aliases?name=`: the weights by version of each alias."""
         client = await self._client(request)
-        return _told(request, await client.adapters.aliases(_given(request, "name")))
+        return _json(request, await client.adapters.aliases(_given(request, "name")))
 
     async def moves(self, request: Request) -> Response:
         """`GET aliases/moves?name=&alias=`: the last moves of an alias, newest first."""
         client = await self._client(request)
         name, alias = _given(request, "name"), _given(request, "alias")
-        return _told(request, await client.adapters.alias_moves(name, alias, limit=_MAX_MOVES))
+        return _json(request, await client.adapters.alias_moves(name, alias, limit=_MAX_MOVES))
 
     async def set_alias(self, request: Request) -> Response:
         """`POST aliases/set`: move an alias to other versions."""
-        body, client = await self._asked(request, AliasSet)
+        body, client = await self._parsed(request, AliasSet)
         weights = await client.adapters.set_alias(
             body.name, body.alias, weights=body.weights, expected=body.expected, by=_BY
         )
-        return _told(request, weights)
+        return _json(request, weights)
 
     async def delete_alias(self, request: Request) -> Response:
         """`POST aliases/delete`: delete an alias."""
-        body, client = await self._asked(request, AliasNamed)
+        body, client = await self._parsed(request, AliasNamed)
         await client.adapters.delete_alias(body.name, body.alias, expected=body.expected, by=_BY)
-        return _told(request, {})
+        return _json(request, {})
 
     async def roll_back(self, request: Request) -> Response:
         """`POST aliases/roll-back`: undo the last move of an alias."""
-        body, client = await self._asked(request, AliasNamed)
-        return _told(request, await client.adapters.roll_back(body.name, body.alias, by=_BY))
+        body, client = await self._parsed(request, AliasNamed)
+        return _json(request, await client.adapters.roll_back(body.name, body.alias, by=_BY))
 
     async def pin(self, request: Request) -> Response:
         """`POST adapters/pin`: keep a version on the device."""
@@ -115,33 +115,33 @@ class Api:
 
     async def delete(self, request: Request) -> Response:
         """`POST adapters/delete`: delete an adapter, or one version."""
-        body, client = await self._asked(request, Named)
+        body, client = await self._parsed(request, Named)
         await client.adapters.delete(body.name)
-        return _told(request, {})
+        return _json(request, {})
 
     async def start_upload(self, request: Request) -> Response:
         """`POST uploads/start`: start or resume an upload; returns the bytes already received."""
         body = parse(await read(request), Start)
-        return _told(request, await (await self._uploading(request)).start(body))
+        return _json(request, await (await self._uploading(request)).start(body))
 
     async def send_chunks(self, request: Request) -> Response:
         """`PUT uploads/chunks?upload_id=&offset=`: send bytes."""
         uploading = await self._uploading(request)
         upload_id, offset = _given(request, "upload_id"), whole_number(request, "offset") or 0
-        return _told(request, await uploading.send(upload_id, offset, request.stream()))
+        return _json(request, await uploading.send(upload_id, offset, request.stream()))
 
     async def finish_upload(self, request: Request) -> Response:
         """`POST uploads/finish`: have the package checked and registered."""
         body = parse(await read(request), Finish)
-        return _told(request, await (await self._uploading(request)).finish(body.upload_id))
+        return _json(request, await (await self._uploading(request)).finish(body.upload_id))
 
     async def _changed(
         self, request: Request, change: Callable[[AsyncClient, str], Awaitable[Adapter]]
     ) -> Response:
-        body, client = await self._asked(request, Named)
-        return _told(request, await change(client, body.name))
+        body, client = await self._parsed(request, Named)
+        return _json(request, await change(client, body.name))
 
-    async def _asked(self, request: Request, kind: type[B]) -> tuple[B, AsyncClient]:
+    async def _parsed(self, request: Request, kind: type[B]) -> tuple[B, AsyncClient]:
         return parse(await read(request), kind), await self._client(request)
 
     async def _client(self, request: Request) -> AsyncClient:
@@ -159,7 +159,7 @@ class Api:
         return channels[number]
 
 
-def _told(request: Request, body: object) -> Response:
+def _json(request: Request, body: object) -> Response:
     return json_response(body, caller_of(request.scope).returned)
 
 

@@ -17,13 +17,13 @@ from loramux.aio import AsyncClient
 from loramux.errors import LoramuxError, PermissionDeniedError
 from loramux.gateway.caller import Caller
 from loramux.gateway.events import EVENTS, event
-from loramux.gateway.refusal import told
+from loramux.gateway.refusal import error_fields
 from loramux.types import Adapter, AdapterStatus, ServerLoad
 
 INTERVAL = 2.0
 """Seconds between polls."""
 
-Tell = Callable[[str, object], Awaitable[None]]
+SendEvent = Callable[[str, object], Awaitable[None]]
 """Sends an event: its name and its data."""
 
 
@@ -45,13 +45,13 @@ class Live:
             "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
         })  # fmt: skip
 
-        async def tell(name: str, what: object) -> None:
+        async def send_event(name: str, what: object) -> None:
             body = event(what, name)
             await send({"type": "http.response.body", "body": body, "more_body": True})
 
         sources: list[asyncio.Future[Any]] = [
             asyncio.ensure_future(source)
-            for source in (self._changes(tell), self._loads(tell), self._ending.wait())
+            for source in (self._changes(send_event), self._loads(send_event), self._ending.wait())
         ]
         try:
             done, _ = await asyncio.wait(sources, return_when=asyncio.FIRST_COMPLETED)
@@ -63,17 +63,17 @@ class Live:
             try:
                 source.result()
             except LoramuxError as error:
-                await tell("error", told(error))
+                await send_event("error", error_fields(error))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _changes(self, tell: Tell) -> None:
+    async def _changes(self, send_event: SendEvent) -> None:
         """Send the registered adapters, and then every change."""
         changes: Any = self._client.adapters.watch(include_existing=True)
         async with aclosing(changes):
             async for change in changes:
-                await tell("change", change)
+                await send_event("change", change)
 
-    async def _loads(self, tell: Tell) -> None:
+    async def _loads(self, send_event: SendEvent) -> None:
         before: ServerLoad | None = None
         refused: dict[str, object] | None = None
         known: dict[str, AdapterStatus] = {}
@@ -86,9 +86,9 @@ class Live:
                 try:
                     load = await self._client.load()
                 except PermissionDeniedError as error:  # the load of all tenants needs a role
-                    refused = told(error)
+                    refused = error_fields(error)
             rates = rates_of(before, load) if before and load else None
-            await tell(
+            await send_event(
                 "load", {"adapters": adapters, "load": load, "rates": rates, "refused": refused}
             )
             before = load

@@ -99,10 +99,10 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 async def _wrong_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    said = {"status": "", "reason": "", "field": ""}
-    said["message"] = _HTTP.get(error.status_code, error.detail)
+    fields = {"status": "", "reason": "", "field": ""}
+    fields["message"] = _HTTP.get(error.status_code, error.detail)
     headers = caller_of(request.scope).returned | {"connection": "close"}
-    return json_response({"error": said}, headers, error.status_code)
+    return json_response({"error": fields}, headers, error.status_code)
 
 
 async def _gone(request: Request, error: Exception) -> Response:

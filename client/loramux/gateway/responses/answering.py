@@ -23,7 +23,7 @@ _CODES = {"rate_limit_error": "rate_limit_exceeded", "server_error": "server_err
 
 @dataclass(frozen=True, slots=True)
 class ResponseEvents:
-    """The events of a response; see `loramux.gateway.answering.TellingEvents`."""
+    """The events of a response; see `loramux.gateway.answering.StreamFormatter`."""
 
     response: Response
     names: ResponsesNames
@@ -31,43 +31,43 @@ class ResponseEvents:
     _numbers: "itertools.count[int]" = field(default_factory=itertools.count)
 
     def is_long(self, place: int, response: generation_pb2.StreamGenerateResponse) -> bool:
-        """See `TellingEvents`."""
+        """See `StreamFormatter`."""
         return False
 
     def events(self, place: int, response: generation_pb2.StreamGenerateResponse) -> bytes:
-        """See `TellingEvents`."""
-        return self._told(*self.taken(response))
+        """See `StreamFormatter`."""
+        return self._encoded(*self.add(response))
 
-    def taken(self, piece: generation_pb2.StreamGenerateResponse) -> list[Event]:
-        """Add `piece`; return its events."""
+    def add(self, chunk: generation_pb2.StreamGenerateResponse) -> list[Event]:
+        """Add `chunk`; return its events."""
         found: list[Event] = []
-        if piece.HasField("sampling"):
-            self.response.begin(piece.sampling)
+        if chunk.HasField("sampling"):
+            self.response.begin(chunk.sampling)
             begun: Object = {"response": self.response.object("in_progress", [])}
             found += [("response.created", begun), ("response.in_progress", begun)]
-        if piece.HasField("usage"):
-            self.response.usage = piece.usage
-        return found + list(self.response.output.take(piece.delta))
+        if chunk.HasField("usage"):
+            self.response.usage = chunk.usage
+        return found + list(self.response.output.take(chunk.delta))
 
     def end(self, usages: Sequence[generation_pb2.Usage]) -> bytes:
-        """See `TellingEvents`."""
+        """See `StreamFormatter`."""
         ended = self.response.ended()
-        return self._told((f"response.{ended['status']}", {"response": ended}))
+        return self._encoded((f"response.{ended['status']}", {"response": ended}))
 
     def failure(self, error: LoramuxError) -> bytes:
-        """See `TellingEvents`."""
+        """See `StreamFormatter`."""
         found = error_object(error, self.names)
         why: Object = {
             "code": _CODES.get(found["type"] or "", "invalid_prompt"), "message": found["message"],
         }  # fmt: skip
         failed = self.response.object("failed", self.response.output.all(), why)
-        told: Object = {name: found[name] for name in ("code", "message", "param")}
-        return self._told(("error", told), ("response.failed", {"response": failed}))
+        fields: Object = {name: found[name] for name in ("code", "message", "param")}
+        return self._encoded(("error", fields), ("response.failed", {"response": failed}))
 
-    def _told(self, *events: Event) -> bytes:
+    def _encoded(self, *events: Event) -> bytes:
         return b"".join(
-            event({"type": kind, "sequence_number": next(self._numbers)} | told, kind)
-            for kind, told in events
+            event({"type": kind, "sequence_number": next(self._numbers)} | fields, kind)
+            for kind, fields in events
         )
 
 
@@ -84,9 +84,9 @@ class Responding(Streaming):
         calls, and which tokens are text.
         """
         adapters: Sequence[generation_pb2.AdapterIdentity] = ()
-        async with aclosing(self.pieces()) as pieces:
-            async for _, piece in pieces:
-                adapters = adapters or piece.adapters
-                self.answers.taken(piece)
+        async with aclosing(self.chunks()) as chunks:
+            async for _, chunk in chunks:
+                adapters = adapters or chunk.adapters
+                self.answers.add(chunk)
         headers = headers_by(self.caller, adapters)
         await json_response(self.answers.response.ended(), headers)(scope, receive, send)

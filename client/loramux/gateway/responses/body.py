@@ -53,7 +53,7 @@ class ResponsesBody(SamplingBody, kw_only=True):
     chat_template_kwargs: dict[str, object] = msgspec.field(default_factory=dict)
 
     @property
-    def tells_logprobs(self) -> bool:
+    def includes_logprobs(self) -> bool:
         """Whether to return log-probabilities of the text's tokens."""
         return bool(self.top_logprobs) or LOGPROBS in self.include
 

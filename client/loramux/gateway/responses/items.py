@@ -72,7 +72,7 @@ _KINDS: Mapping[str, type[Item]] = {
 
 
 @dataclass(slots=True)
-class Talk:
+class Conversation:
     """A conversation under construction.
 
     Consecutive items of an assistant are merged into one message, as chat templates expect:
@@ -117,7 +117,7 @@ class Talk:
         if isinstance(item, MessageItem):
             check_one_of(f"{name}.role", item.role, _ROLES)
         if isinstance(item, MessageItem) and item.role == "assistant":
-            self._say(name, parts_of(f"{name}.content", item.content))
+            self._add_text(name, parts_of(f"{name}.content", item.content))
         elif isinstance(item, MessageItem):
             content = parts_of(f"{name}.content", item.content)
             self.begin(name, item.role, content, f"{name}.content")
@@ -127,9 +127,9 @@ class Talk:
             self.messages[-1].tool_call_id = item.call_id
             self.messages[-1].name = item.name or None
         elif isinstance(item, CallItem):
-            self._call(name, item)
+            self._add_call(name, item)
         elif isinstance(item, ReasoningItem):
-            self._think(name, item)
+            self._add_reasoning(name, item)
 
     def end(self) -> None:
         """Complete the messages."""
@@ -137,25 +137,25 @@ class Talk:
             if thoughts:
                 message.reasoning = "\n\n".join(thoughts)
 
-    def _say(self, name: str, content: str | list[Part]) -> None:
-        message, source = self._turn(name)
+    def _add_text(self, name: str, content: str | list[Part]) -> None:
+        message, source = self._assistant_message(name)
         if message.content and not message.tool_calls:
-            message, source = self._turn(name, is_new=True)
+            message, source = self._assistant_message(name, is_new=True)
         if message.content:  # text after calls
             message.content = _parts(message.content)
             message.content += _parts(content)
         else:
             message.content, source.content = content, f"{name}.content"
 
-    def _call(self, name: str, item: CallItem) -> None:
-        message, source = self._turn(name)
+    def _add_call(self, name: str, item: CallItem) -> None:
+        message, source = self._assistant_message(name)
         call = ToolCall(CalledFunction(item.name, item.arguments), item.call_id)
         if message.tool_calls is None:
             message.tool_calls = []
         message.tool_calls.append(call)
         source.calls.append(name)
 
-    def _think(self, name: str, item: ReasoningItem) -> None:
+    def _add_reasoning(self, name: str, item: ReasoningItem) -> None:
         if item.encrypted_content and not (item.content or item.summary):
             raise unsupported(
                 f"{name}.encrypted_content",
@@ -165,37 +165,37 @@ class Talk:
         thought = "".join(part.text for part in item.content or item.summary)
         if not thought:
             return
-        message, source = self._turn(name)
+        message, source = self._assistant_message(name)
         if message.content or message.tool_calls:
-            message, source = self._turn(name, is_new=True)
+            message, source = self._assistant_message(name, is_new=True)
         self.thoughts[-1].append(thought)
         source.reasoning = source.reasoning or f"{name}.content"
 
-    def _turn(self, name: str, *, is_new: bool = False) -> tuple[ChatMessage, Source]:
+    def _assistant_message(self, name: str, *, is_new: bool = False) -> tuple[ChatMessage, Source]:
         """Return the assistant message that the item `name` is merged into."""
         if is_new or not self.messages or self.messages[-1].role != "assistant":
             self.begin(name, "assistant", "", f"{name}.content")
         return self.messages[-1], self.sources[-1]
 
 
-def talk_of(instructions: str | None, given: str | list[dict[str, object]]) -> Talk:
+def conversation_of(instructions: str | None, given: str | list[dict[str, object]]) -> Conversation:
     """Return the conversation of `instructions` and `given`, the input.
 
     Raises:
         InvalidArgumentError: The input is empty, or an item is not supported.
     """
-    talk = Talk()
+    conversation = Conversation()
     if instructions:
-        talk.begin("instructions", "system", instructions, "instructions")
+        conversation.begin("instructions", "system", instructions, "instructions")
     if isinstance(given, str):
-        talk.begin("input", "user", given, "input")
-        return talk
+        conversation.begin("input", "user", given, "input")
+        return conversation
     if not given:
         raise invalid("input", "input is an empty list; give a text, or at least one item")
     for place, item in enumerate(given):
-        talk.add(f"input[{place}]", item)
-    talk.end()
-    return talk
+        conversation.add(f"input[{place}]", item)
+    conversation.end()
+    return conversation
 
 
 def _parts(content: str | list[Part]) -> list[Part]:

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from loramux.gateway.responses.open_items import Message, OpenItem, Thought, call_item
 from loramux.gateway.responses.text_tokens import TextTokens
-from loramux.gateway.responses.written import Message, Thought, Written, call_item
 from loramux.gateway.styles import Object
 from loramux.v1 import generation_pb2
 
@@ -20,7 +20,7 @@ class Output:
     """Items that are done."""
     is_cut_off: bool = False
     """Whether it ended at a token limit."""
-    _written: Written | None = None
+    _open_item: OpenItem | None = None
     """The item in progress."""
     _tokens: TextTokens = field(default_factory=TextTokens)
 
@@ -36,48 +36,50 @@ class Output:
             yield from self._call(call_item(call))
         if delta.finish_reason:
             self.is_cut_off = delta.finish_reason == generation_pb2.FINISH_REASON_LENGTH
-            if not (self.is_cut_off or self._has_said()):
+            if not (self.is_cut_off or self._has_output()):
                 yield from self._open(Message())
             yield from self._close("incomplete" if self.is_cut_off else "completed")
 
     def all(self) -> list[Object]:
         """Return all items, the one in progress as incomplete."""
-        written = self._written
-        return self.items + ([written.item("incomplete", [written.part()])] if written else [])
+        open_item = self._open_item
+        return self.items + (
+            [open_item.item("incomplete", [open_item.part()])] if open_item else []
+        )
 
-    def _has_said(self) -> bool:
+    def _has_output(self) -> bool:
         """Return whether there is a message or a tool call."""
-        return isinstance(self._written, Message) or any(
+        return isinstance(self._open_item, Message) or any(
             item["type"] != "reasoning" for item in self.items
         )
 
     def _write(
         self, kind: type[Message | Thought], text: str, logprobs: list[Object]
     ) -> Iterator[Event]:
-        if not isinstance(self._written, kind):
+        if not isinstance(self._open_item, kind):
             yield from self._close("completed")
             yield from self._open(kind())
-        written = self._written
-        assert written is not None
-        told = written.add(text, logprobs)
-        yield f"response.{written.kind}.delta", self._at(written) | told
+        open_item = self._open_item
+        assert open_item is not None
+        fields = open_item.add(text, logprobs)
+        yield f"response.{open_item.kind}.delta", self._at(open_item) | fields
 
-    def _open(self, written: Message | Thought) -> Iterator[Event]:
-        self._written = written
-        item = written.item("in_progress", [])
+    def _open(self, open_item: Message | Thought) -> Iterator[Event]:
+        self._open_item = open_item
+        item = open_item.item("in_progress", [])
         yield "response.output_item.added", {"output_index": len(self.items), "item": item}
-        yield "response.content_part.added", self._at(written) | {"part": written.part()}
+        yield "response.content_part.added", self._at(open_item) | {"part": open_item.part()}
 
     def _close(self, status: str) -> Iterator[Event]:
         """Finish the item in progress, if there is one."""
-        written = self._written
-        if written is None:
+        open_item = self._open_item
+        if open_item is None:
             return
-        self._written = None
-        place, part = self._at(written), written.part()
-        yield f"response.{written.kind}.done", place | written.whole()
+        self._open_item = None
+        place, part = self._at(open_item), open_item.part()
+        yield f"response.{open_item.kind}.done", place | open_item.whole()
         yield "response.content_part.done", place | {"part": part}
-        yield from self._end(written.item(status, [part]))
+        yield from self._end(open_item.item(status, [part]))
 
     def _call(self, item: Object) -> Iterator[Event]:
         """Add a call, which the server sends once it is complete."""
@@ -94,5 +96,5 @@ class Output:
         self.items.append(item)
         yield "response.output_item.done", {"output_index": index, "item": item}
 
-    def _at(self, written: Written) -> Object:
-        return {"output_index": len(self.items), "item_id": written.id, "content_index": 0}
+    def _at(self, open_item: OpenItem) -> Object:
+        return {"output_index": len(self.items), "item_id": open_item.id, "content_index": 0}

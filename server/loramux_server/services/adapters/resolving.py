@@ -26,8 +26,8 @@ from loramux.errors import (
 from loramux_server.access.caller import Permission, caller
 from loramux_server.access.naming import named
 from loramux_server.access.rules import RULES, Rule
-from loramux_server.observe.acts import ADAPTER_RESOLVE
 from loramux_server.observe.audit import Audit
+from loramux_server.observe.audited_actions import ADAPTER_RESOLVE
 from loramux_server.services.adapter_fields import MAX_ADAPTERS
 from loramux_server.services.adapters.fetch_shares import Shares
 from loramux_server.services.adapters.imports import Imports
@@ -209,7 +209,7 @@ class Resolver:
 
     async def _tell(self, record: AdapterRecord) -> None:
         who = caller()
-        await self._audit.tell(
+        await self._audit.record(
             ADAPTER_RESOLVE, tenant=who.tenant, key=who.key_id, role=str(who.role),
             adapter=str(record), digest=record.digest, outcome="OK",
         )  # fmt: skip

@@ -12,7 +12,7 @@ from loramux_server.services.pooling.readings import told_of
 from loramux_server.text.tokenizer import TextTokenizer
 from loramux_server.wire.messages import PromptLogprobs, Token
 
-MAX_TOLD = 1 << 18
+MAX_PROMPT_LOGPROBS = 1 << 18
 """Maximum log-probabilities of one prompt: about 6 MB of a message."""
 
 
@@ -25,11 +25,11 @@ def check_told(params: generation_pb2.SamplingParams, num_prompt: int) -> None:
     if not params.HasField("prompt_logprobs"):
         return
     num_told = num_prompt * (1 + params.prompt_logprobs)
-    if num_told > MAX_TOLD:
+    if num_told > MAX_PROMPT_LOGPROBS:
         raise wrong(
             "sampling.prompt_logprobs",
             f"is {params.prompt_logprobs}; with the prompt's own tokens this makes {num_told} "
-            f"log-probabilities; expected at most {MAX_TOLD} in a response",
+            f"log-probabilities; expected at most {MAX_PROMPT_LOGPROBS} in a response",
         )
 
 

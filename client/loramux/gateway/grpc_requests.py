@@ -15,9 +15,9 @@ from loramux.types import Message
 from loramux.v1 import generation_pb2
 
 MAX_PROMPTS = 64
-MAX_TOLD = 1 << 20
+MAX_PROMPT_LOGPROBS = 1 << 20
 """Log-probabilities of prompts in one answer, at most; this many are some 64 MiB of JSON."""
-MAX_TOLD_OF_ONE = 1 << 18
+SERVER_MAX_PROMPT_LOGPROBS = 1 << 18
 """The server's own limit for one prompt, assumed where images make a prompt's length unknown."""
 MAX_SECONDS = 86_400
 """Limit of a request's timeout: gRPC ends calls with much longer ones at once."""
@@ -31,7 +31,7 @@ _AS_THEY_ARE = (
 """Fields of a body that have the same name in the server's request."""
 
 
-def asked_by_chat(body: ChatBody, base: str) -> list[generation_pb2.GenerateRequest]:
+def chat_requests(body: ChatBody, base: str) -> list[generation_pb2.GenerateRequest]:
     """Return `body` as requests to a server whose base model is called `base`.
 
     Raises:
@@ -40,25 +40,25 @@ def asked_by_chat(body: ChatBody, base: str) -> list[generation_pb2.GenerateRequ
     if not body.messages:
         raise invalid("messages", "messages is an empty list; give at least one message")
     messages = [message_of(index, message) for index, message in enumerate(body.messages)]
-    return asked_with(body, messages, base)
+    return chat_requests_with(body, messages, base)
 
 
-def asked_with(
+def chat_requests_with(
     body: ChatBody, messages: Sequence[Message], base: str
 ) -> list[generation_pb2.GenerateRequest]:
-    """Return `body` as requests, with `messages` instead of its own; see `asked_by_chat`."""
+    """Return `body` as requests, with `messages` instead of its own; see `chat_requests`."""
     shared = _shared(body, base) | _tools(body)
     shared["add_generation_prompt"] = body.add_generation_prompt
     shared |= _of_prompt(body, None)
     return _checked(body, [_request(None, messages, routing_key=body.user, **shared)])
 
 
-def asked_by_completion(
+def completion_requests(
     body: CompletionBody, base: str, request_id: str
 ) -> list[generation_pb2.GenerateRequest]:
     """Return `body`, of the request `request_id`, as requests to the server: one for each prompt.
 
-    See `asked_by_chat`.
+    See `chat_requests`.
     """
     num_completions = 1 if body.n is None else body.n
     if body.best_of not in (None, num_completions) and not body.use_beam_search:
@@ -88,25 +88,26 @@ def _of_prompt(body: Body, prompt: str | list[int] | None) -> dict[str, Any]:
 def _checked(
     body: Body, requests: list[generation_pb2.GenerateRequest]
 ) -> list[generation_pb2.GenerateRequest]:
-    """Return `requests` if their prompts' log-probabilities stay within MAX_TOLD.
+    """Return `requests` if their prompts' log-probabilities stay within MAX_PROMPT_LOGPROBS.
 
     Raises:
         LoramuxError: They may exceed it, counting a token for each byte of text.
     """
-    told = 0
+    num_logprobs = 0
     for request in requests:
         if request.sampling.HasField("prompt_logprobs"):
             most = len(request.prompt_token_ids) or sum(map(_size, _texts(request)))
-            told += most * (1 + request.sampling.prompt_logprobs)
+            num_logprobs += most * (1 + request.sampling.prompt_logprobs)
             if any(part.HasField("image") for each in request.messages for part in each.parts):
-                told += MAX_TOLD_OF_ONE
-    told *= 1 if body.n is None else body.n
-    if told > MAX_TOLD:
+                num_logprobs += SERVER_MAX_PROMPT_LOGPROBS
+    num_logprobs *= 1 if body.n is None else body.n
+    if num_logprobs > MAX_PROMPT_LOGPROBS:
         field = "logprobs" if body.of_prompts.num_prompt_logprobs is None else "prompt_logprobs"
         raise invalid(
             field,
-            f"{field} may return {told} log-probabilities of prompts over all choices; expected at "
-            f"most {MAX_TOLD}: send fewer prompts at once, or request fewer of each token",
+            f"{field} may return {num_logprobs} log-probabilities of prompts over all choices; "
+            f"expected at most {MAX_PROMPT_LOGPROBS}: send fewer prompts at once, or request fewer "
+            "of each token",
         )
     return requests
 

@@ -49,7 +49,7 @@ def _orthonormal(scale: float, weight_OI: Array, rank: int) -> Factors:
     return scale * q_OK[:, :rank].astype(np.float64), r_KI[:rank].astype(np.float64)
 
 
-def pack_start(
+def pack_pissa_olora(
     source: Path,
     output: Output,
     *,

@@ -5,8 +5,8 @@ from typing import Any
 from loramux.gateway.anthropic.body import CountBody, Format, MessagesBody
 from loramux.gateway.anthropic.tools import choice_of, tools_of
 from loramux.gateway.anthropic.turns import Turns
-from loramux.gateway.asked import asked_with
 from loramux.gateway.body import ChatBody, NamedSchema, SchemaFormat
+from loramux.gateway.grpc_requests import chat_requests_with
 from loramux.gateway.refusal import check_one_of, invalid
 from loramux.v1 import generation_pb2
 
@@ -17,7 +17,7 @@ _EFFORTS = {"low": "low", "medium": "medium", "high": "high", "xhigh": "high", "
 """Effort -> template variable `reasoning_effort`; most templates know these three values."""
 
 
-def asked_by(body: CountBody, turns: Turns, base: str) -> generation_pb2.GenerateRequest:
+def messages_request(body: CountBody, turns: Turns, base: str) -> generation_pb2.GenerateRequest:
     """Return the request for `body` to a server whose base model is called `base`.
 
     Args:
@@ -54,8 +54,8 @@ def asked_by(body: CountBody, turns: Turns, base: str) -> generation_pb2.Generat
         **choice_of(body.tool_choice, tools),
         **sampling,
     )
-    (asked,) = asked_with(chat, turns.messages, base)
-    return asked
+    (request,) = chat_requests_with(chat, turns.messages, base)
+    return request
 
 
 def _variables(body: CountBody) -> dict[str, object]:

@@ -69,16 +69,16 @@ NOTHING = Echo()
 
 
 def echo_of(
-    options: PromptOptions, asked: generation_pb2.GenerateRequest, positions: Positions
+    options: PromptOptions, request: generation_pb2.GenerateRequest, positions: Positions
 ) -> Echo:
-    """Return the echo of the prompt of `asked`; `positions` are its log-probabilities."""
+    """Return the echo of the prompt of `request`; `positions` are its log-probabilities."""
     if not options.echoes:
         return NOTHING
     tokens = [position.chosen for position in positions]
-    text = asked.prompt or joined(tokens)
+    text = request.prompt or joined(tokens)
     if options.num_logprobs is None:
         return Echo(text)
-    offsets = offsets_in(text, tokens) if asked.prompt else TextOffsets().of(tokens)
+    offsets = offsets_in(text, tokens) if request.prompt else TextOffsets().of(tokens)
     return Echo(text, positions, offsets)
 
 

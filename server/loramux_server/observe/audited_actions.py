@@ -13,30 +13,32 @@ _NAMING = re.compile(r"[a-z0-9][a-z0-9._:@/-]*")
 
 
 @dataclass(frozen=True, slots=True)
-class Act:
+class AuditedAction:
     """The action of a method, and the paths of the request fields that name its target."""
 
     name: str
     fields: tuple[str, ...]
 
 
-ACTS = {
-    "loramux.v1.AdapterService.UploadAdapter": Act(
+AUDITED_ACTIONS = {
+    "loramux.v1.AdapterService.UploadAdapter": AuditedAction(
         "adapter.upload", ("header.name", "header.sha256")
     ),
-    "loramux.v1.AdapterService.ImportAdapter": Act("adapter.import", ("name",)),
-    "loramux.v1.AdapterService.DeleteAdapter": Act("adapter.delete", ("name",)),
-    "loramux.v1.AdapterService.SetAdapterTtl": Act("adapter.set_ttl", ("name", "ttl")),
+    "loramux.v1.AdapterService.ImportAdapter": AuditedAction("adapter.import", ("name",)),
+    "loramux.v1.AdapterService.DeleteAdapter": AuditedAction("adapter.delete", ("name",)),
+    "loramux.v1.AdapterService.SetAdapterTtl": AuditedAction("adapter.set_ttl", ("name", "ttl")),
     # Changes nothing, but discloses the weights.
-    "loramux.v1.AdapterService.DownloadAdapter": Act("adapter.download", ("name",)),
-    "loramux.v1.UploadService.StartUpload": Act("upload.start", ("header.name", "header.sha256")),
-    "loramux.v1.UploadService.FinishUpload": Act("upload.finish", ("upload_id",)),
-    "loramux.v1.AliasService.SetAlias": Act("alias.set", ("name", "alias", "split")),
-    "loramux.v1.AliasService.DeleteAlias": Act("alias.delete", ("name", "alias")),
-    "loramux.v1.AliasService.RollBackAlias": Act("alias.roll_back", ("name", "alias")),
-    "loramux.v1.ResidencyService.PinAdapter": Act("adapter.pin", ("name",)),
-    "loramux.v1.ResidencyService.UnpinAdapter": Act("adapter.unpin", ("name",)),
-    "loramux.v1.QuarantineService.ClearQuarantined": Act("quarantine.clear", ("key",)),
+    "loramux.v1.AdapterService.DownloadAdapter": AuditedAction("adapter.download", ("name",)),
+    "loramux.v1.UploadService.StartUpload": AuditedAction(
+        "upload.start", ("header.name", "header.sha256")
+    ),
+    "loramux.v1.UploadService.FinishUpload": AuditedAction("upload.finish", ("upload_id",)),
+    "loramux.v1.AliasService.SetAlias": AuditedAction("alias.set", ("name", "alias", "split")),
+    "loramux.v1.AliasService.DeleteAlias": AuditedAction("alias.delete", ("name", "alias")),
+    "loramux.v1.AliasService.RollBackAlias": AuditedAction("alias.roll_back", ("name", "alias")),
+    "loramux.v1.ResidencyService.PinAdapter": AuditedAction("adapter.pin", ("name",)),
+    "loramux.v1.ResidencyService.UnpinAdapter": AuditedAction("adapter.unpin", ("name",)),
+    "loramux.v1.QuarantineService.ClearQuarantined": AuditedAction("quarantine.clear", ("key",)),
 }
 """Full name of the method -> its action."""
 
@@ -52,8 +54,8 @@ DIRECTORY_REMOVE = "directory.remove"
 
 def targets(method: str, request: Message) -> dict[str, str]:
     """Return the fields of `request` that name the target; empty if `method` is not audited."""
-    act = ACTS.get(method)
-    found = {field: _value(request, field) for field in act.fields} if act else {}
+    action = AUDITED_ACTIONS.get(method)
+    found = {field: _value(request, field) for field in action.fields} if action else {}
     return {field: value for field, value in found.items() if value}
 
 

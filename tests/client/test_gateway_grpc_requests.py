@@ -6,8 +6,8 @@ import msgspec
 import pytest
 
 from loramux.errors import InvalidArgumentError
-from loramux.gateway.asked import MAX_TOLD, asked_by_chat, asked_by_completion
 from loramux.gateway.body import Body, ChatBody, CompletionBody
+from loramux.gateway.grpc_requests import MAX_PROMPT_LOGPROBS, chat_requests, completion_requests
 from loramux.gateway.parsing import parse
 
 
@@ -18,22 +18,22 @@ def body(**fields: Any) -> CompletionBody:
 @pytest.mark.parametrize("field", ["logprobs", "prompt_logprobs"])
 def test_what_is_told_of_all_prompts_and_choices_is_bounded(field: str) -> None:
     options = {"echo": True, "logprobs": 1} if field == "logprobs" else {field: 1}
-    prompt = [5] * (MAX_TOLD // 16)
-    assert len(asked_by_completion(body(prompt=[prompt] * 8, **options), "base", "")) == 8
+    prompt = [5] * (MAX_PROMPT_LOGPROBS // 16)
+    assert len(completion_requests(body(prompt=[prompt] * 8, **options), "base", "")) == 8
     for more in ({"prompt": [prompt] * 9}, {"prompt": [prompt] * 8, "n": 2}):
         with pytest.raises(InvalidArgumentError) as caught:
-            asked_by_completion(body(**more, **options), "base", "")
+            completion_requests(body(**more, **options), "base", "")
         assert caught.value.field == field
-        assert f"expected at most {MAX_TOLD}" in str(caught.value)
+        assert f"expected at most {MAX_PROMPT_LOGPROBS}" in str(caught.value)
     # Who has nothing told may ask for as much as ever.
-    assert len(asked_by_completion(body(prompt=[prompt] * 9, n=8), "base", "")) == 9
+    assert len(completion_requests(body(prompt=[prompt] * 9, n=8), "base", "")) == 9
 
 
 def test_what_is_told_of_prompts_with_images_is_bounded() -> None:
     def asked(**options: int) -> int:
         image = {"type": "image_url", "image_url": {"url": "data:image/gif;base64,R0lGOA=="}}
         talk = {"model": "base", "messages": [{"role": "user", "content": [image]}], **options}
-        return len(asked_by_chat(parse(msgspec.json.encode(talk), ChatBody), "base"))
+        return len(chat_requests(parse(msgspec.json.encode(talk), ChatBody), "base"))
 
     # Only the server knows how many tokens stand for an image.
     assert asked(prompt_logprobs=1, n=4) == asked(n=8) == 1
@@ -52,11 +52,11 @@ def test_what_is_told_of_prompts_with_images_is_bounded() -> None:
 )
 def test_a_prediction_goes_along_with_each_prompt(content: object, text: str) -> None:
     prediction = {"type": "content", "content": content}
-    asked = asked_by_completion(body(prompt=["x", [5]], prediction=prediction), "base", "")
+    asked = completion_requests(body(prompt=["x", [5]], prediction=prediction), "base", "")
     talk = {
         "model": "base", "messages": [{"role": "user", "content": "x"}], "prediction": prediction,
     }  # fmt: skip
-    asked += asked_by_chat(parse(msgspec.json.encode(talk), ChatBody), "base")
+    asked += chat_requests(parse(msgspec.json.encode(talk), ChatBody), "base")
     assert [request.prediction for request in asked] == [text] * 3
 
 
@@ -79,7 +79,7 @@ def test_a_prediction_of_another_shape_is_refused_by_name(
     prediction: object, param: str, says: str
 ) -> None:
     with pytest.raises(InvalidArgumentError, match=says) as caught:
-        asked_by_completion(body(prompt="x", prediction=prediction), "base", "")
+        completion_requests(body(prompt="x", prediction=prediction), "base", "")
     assert caught.value.field == param
 
 
@@ -88,10 +88,10 @@ def test_beams_are_as_many_as_the_best_are_of() -> None:
         given = {"model": "base", "use_beam_search": True, **fields}
         read = parse(msgspec.json.encode(given), kind)
         if isinstance(read, ChatBody):
-            (request,) = asked_by_chat(read, "base")
+            (request,) = chat_requests(read, "base")
         else:
             assert isinstance(read, CompletionBody)
-            (request,) = asked_by_completion(read, "base", "")
+            (request,) = completion_requests(read, "base", "")
         sent = request.sampling
         penalty = sent.length_penalty if sent.HasField("length_penalty") else None
         return sent.num_beams, sent.n, penalty
@@ -119,7 +119,7 @@ def talk(**fields: Any) -> ChatBody:
 
 def test_an_effort_is_a_variable_of_the_chat_template() -> None:
     def variables(**fields: Any) -> dict[str, Any]:
-        (asked,) = asked_by_chat(talk(**fields), "base")
+        (asked,) = chat_requests(talk(**fields), "base")
         found: dict[str, Any] = msgspec.json.decode(asked.chat_template_kwargs or "{}")
         return found
 
@@ -137,8 +137,8 @@ def test_an_effort_is_a_variable_of_the_chat_template() -> None:
 
 
 def test_a_priority_goes_along() -> None:
-    asked = asked_by_chat(talk(priority=-7), "base")
-    asked += asked_by_completion(body(prompt=["x", "y"], priority=-7), "base", "")
+    asked = chat_requests(talk(priority=-7), "base")
+    asked += completion_requests(body(prompt=["x", "y"], priority=-7), "base", "")
     assert [request.priority for request in asked] == [-7] * 3
     for value, wanted in ((1 << 31, "int <= 2147483647"), (0.5, "int, got float")):
         with pytest.raises(InvalidArgumentError, match=f"priority: expected {wanted}") as caught:
@@ -150,13 +150,13 @@ def test_fields_of_vllm_go_along() -> None:
     fields: dict[str, Any] = {
         "cache_salt": "s", "bad_words": ["x", " y"], "truncate_prompt_tokens": -1,
     }  # fmt: skip
-    asked = asked_by_chat(talk(**fields), "base")
-    asked += asked_by_completion(body(prompt=["x", [5]], **fields), "base", "")
+    asked = chat_requests(talk(**fields), "base")
+    asked += completion_requests(body(prompt=["x", [5]], **fields), "base", "")
     assert len(asked) == 3
     for request in asked:
         assert (request.cache_salt, list(request.sampling.bad_words)) == ("s", ["x", " y"])
         assert request.truncate_prompt_tokens == -1
-    (plain,) = asked_by_chat(talk(), "base")
+    (plain,) = chat_requests(talk(), "base")
     assert not plain.HasField("truncate_prompt_tokens")
     with pytest.raises(InvalidArgumentError, match="cache_salt: expected str of length >= 1"):
         talk(cache_salt="")
@@ -169,8 +169,8 @@ def test_fields_of_vllm_may_have_their_defaults_alone() -> None:
         "continue_final_message": False, "stream": True,
         "stream_options": {"include_usage": True, "continuous_usage_stats": False},
     }  # fmt: skip
-    assert len(asked_by_chat(talk(**defaults, add_special_tokens=False), "base")) == 1
-    assert len(asked_by_completion(body(prompt="x", **defaults), "base", "")) == 1
+    assert len(chat_requests(talk(**defaults, add_special_tokens=False), "base")) == 1
+    assert len(completion_requests(body(prompt="x", **defaults), "base", "")) == 1
     field = "spaces_between_special_tokens"
     with pytest.raises(InvalidArgumentError, match=f"{field} is not supported") as caught:
         talk(**{field: False})

@@ -38,7 +38,7 @@ _INCLUDED = (
 plain text."""
 
 
-def check_served(body: ResponsesBody) -> None:
+def check_supported(body: ResponsesBody) -> None:
     """Check that all values of `body` are supported.
 
     Raises:

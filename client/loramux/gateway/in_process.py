@@ -22,7 +22,7 @@ class Reply:
     body: bytes
 
 
-class Door:
+class InProcessGateway:
     """Answers requests in this process. For one event loop."""
 
     def __init__(self, app: Starlette, key: str) -> None:
@@ -48,7 +48,7 @@ class Door:
             "raw_path": url.encode(), "query_string": b"", "root_path": "", "headers": headers,
             "client": None, "server": None,
         }  # fmt: skip
-        given, told = iter([{"type": "http.request", "body": body, "more_body": False}]), []
+        given, sent = iter([{"type": "http.request", "body": body, "more_body": False}]), []
 
         async def receive() -> Message:
             for message in given:
@@ -57,14 +57,14 @@ class Door:
             return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]
 
         async def send(message: Message) -> None:
-            told.append(message)
+            sent.append(message)
 
         try:
             await self._app(scope, receive, send)
         except Exception:  # a bug; if a response was sent, it reports it
-            if not told:
+            if not sent:
                 raise
-        start, *parts = told
+        start, *parts = sent
         return Reply(
             start["status"],
             {name.decode(): value.decode() for name, value in start["headers"]},

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loramux_server.metrics.adapter_labels import BASE, NONE, OTHER, AdapterLabels
+from loramux_server.metrics.top_labels import BASE, NONE, OTHER, TopLabels
 
 
 @pytest.fixture
@@ -15,23 +15,23 @@ def ended() -> list[str]:
 
 
 @pytest.fixture
-def labels(ended: list[str]) -> AdapterLabels:
-    return AdapterLabels(2, ended.append)
+def labels(ended: list[str]) -> TopLabels:
+    return TopLabels(2, ended.append)
 
 
-def test_the_base_model_has_a_label_that_takes_no_room(labels: AdapterLabels) -> None:
+def test_the_base_model_has_a_label_that_takes_no_room(labels: TopLabels) -> None:
     labels.count("")
     labels.count("a")
     labels.count("b")
     assert [labels.label(name) for name in ("", "a", "b")] == [BASE, "a", "b"]
 
 
-def test_what_was_never_counted_is_other(labels: AdapterLabels) -> None:
+def test_what_was_never_counted_is_other(labels: TopLabels) -> None:
     assert labels.label("a") == OTHER
 
 
 def test_an_idle_adapter_makes_room_for_one_twice_as_busy(
-    labels: AdapterLabels, ended: list[str]
+    labels: TopLabels, ended: list[str]
 ) -> None:
     for name in ("a", "a", "b", "b", "b"):
         labels.count(name)
@@ -44,7 +44,7 @@ def test_an_idle_adapter_makes_room_for_one_twice_as_busy(
 
 
 def test_adapters_of_equal_traffic_do_not_replace_each_other(ended: list[str]) -> None:
-    labels = AdapterLabels(64, ended.append)
+    labels = TopLabels(64, ended.append)
     for _ in range(50):
         for number in range(100):
             labels.count(f"a{number}")
@@ -52,7 +52,7 @@ def test_adapters_of_equal_traffic_do_not_replace_each_other(ended: list[str]) -
 
 
 def test_a_forgotten_adapter_ends_and_starts_again_from_nothing(
-    labels: AdapterLabels, ended: list[str]
+    labels: TopLabels, ended: list[str]
 ) -> None:
     for name in ("a", "a", "a", "b"):
         labels.count(name)
@@ -64,7 +64,7 @@ def test_a_forgotten_adapter_ends_and_starts_again_from_nothing(
     assert labels.label("a") == OTHER
 
 
-def test_yesterdays_traffic_weighs_less(labels: AdapterLabels) -> None:
+def test_yesterdays_traffic_weighs_less(labels: TopLabels) -> None:
     for _ in range(4000):
         labels.count("a")
         labels.count("b")
@@ -75,7 +75,7 @@ def test_yesterdays_traffic_weighs_less(labels: AdapterLabels) -> None:
 
 @pytest.mark.parametrize("name", [BASE, OTHER, NONE])
 def test_an_adapter_cannot_take_the_label_of_something_else(
-    labels: AdapterLabels, ended: list[str], name: str
+    labels: TopLabels, ended: list[str], name: str
 ) -> None:
     for _ in range(100):
         labels.count(name)
@@ -92,7 +92,7 @@ def test_never_more_labels_than_allowed_and_each_ends_as_often_as_it_begins(
     events: list[tuple[bool, str]], limit: int
 ) -> None:
     ended: Counter[str] = Counter()
-    labels = AdapterLabels(limit, lambda name: ended.update([name]))
+    labels = TopLabels(limit, lambda name: ended.update([name]))
     begun: Counter[str] = Counter()
     before: set[str] = set()
     for is_request, name in events:

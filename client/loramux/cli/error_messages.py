@@ -15,7 +15,7 @@ _OPTIONS = {"num_beams": "--beams"}
 
 
 @dataclass(slots=True)
-class Running:
+class CurrentCommand:
     """The running command, set once its options are parsed."""
 
     context: typer.Context | None = None
@@ -23,16 +23,16 @@ class Running:
 
 def note_command(context: typer.Context, server: str) -> str:
     """Remember the running command; a callback of its option --server."""
-    if isinstance(context.obj, Running):
+    if isinstance(context.obj, CurrentCommand):
         context.obj.context = context
     return server
 
 
-def complaint(error: Exception, running: Running) -> str:
+def error_message(error: Exception, command: CurrentCommand) -> str:
     """Return the message to print for `error`, which ended a command."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
-    text, context = str(error), running.context
+    text, context = str(error), command.context
     if context is None or not isinstance(error, LoramuxError):
         return text
     server = context.params.get("server")

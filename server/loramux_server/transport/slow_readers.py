@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 from loramux.errors import ResourceExhaustedError
 
 
-class Readers:
+class SlowReaderGuard:
     """The time limit for readers."""
 
     def __init__(self, patience: float, on_lost: Callable[[], None]) -> None:

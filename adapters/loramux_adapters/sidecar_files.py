@@ -13,17 +13,17 @@ from loramux_adapters.head import FEATURES
 from loramux_adapters.labels import CONFIG_FILE as MODEL_FILE
 from loramux_adapters.manifest import MAX_TEMPLATE_BYTES
 from loramux_adapters.sentence_transformers import FILES as SENTENCE_FILES
-from loramux_adapters.sentence_transformers import embedding_beside
+from loramux_adapters.sentence_transformers import embedding_from_folder
 from loramux_adapters.special_tokens import FILE as TOKENIZER_FILE
 from loramux_adapters.special_tokens import MAX_FILE_BYTES as MAX_TOKENIZER_BYTES
-from loramux_adapters.special_tokens import special_tokens_beside
+from loramux_adapters.special_tokens import special_tokens_from_folder
 
 TEMPLATE_FILE = "chat_template.jinja"
-COMPANIONS = (TEMPLATE_FILE, TOKENIZER_FILE, GENERATION_FILE, MODEL_FILE, *SENTENCE_FILES)
+SIDECAR_FILES = (TEMPLATE_FILE, TOKENIZER_FILE, GENERATION_FILE, MODEL_FILE, *SENTENCE_FILES)
 """All files that are read."""
 
 
-def companion_notes(
+def sidecar_notes(
     source: Path, but: Collection[str] = (), *, task: object = None
 ) -> dict[str, object]:
     """Return the notes that files in the folder `source` give, except those in `but`.
@@ -36,14 +36,14 @@ def companion_notes(
     notes: dict[str, object] = {}
     if "chat_template" not in but and (template := read_template(source)) is not None:
         notes["chat_template"] = template
-    if "special_tokens" not in but and (special := special_tokens_beside(source)):
+    if "special_tokens" not in but and (special := special_tokens_from_folder(source)):
         notes["special_tokens"] = special
     if "generation" not in but and (source / GENERATION_FILE).exists():
         defaults = defaults_of(read_object(source, GENERATION_FILE, MAX_GENERATION_BYTES))
         if defaults:
             notes["generation"] = defaults
     if "embedding" not in but:
-        embedding = embedding_beside(source)
+        embedding = embedding_from_folder(source)
         if embedding:
             notes["embedding"] = embedding
         if embedding or task == FEATURES:

@@ -20,7 +20,7 @@ _QUIET = ("/health", 200)
 _log = logging.getLogger(__name__)
 
 
-class Watched:
+class ObservabilityMiddleware:
     """ASGI middleware, outside all others, that records the requests of an application."""
 
     def __init__(
@@ -59,9 +59,9 @@ class Watched:
             status = 500
             raise
         finally:
-            self._tell(scope, seen, seen.status or status, time.monotonic() - seen.started)
+            self._record(scope, seen, seen.status or status, time.monotonic() - seen.started)
 
-    def _tell(self, scope: Scope, seen: "_Exchange", status: int, seconds: float) -> None:
+    def _record(self, scope: Scope, seen: "_Exchange", status: int, seconds: float) -> None:
         route = self._templates.of(scope["path"])
         method = scope["method"] if scope["method"] in _METHODS else _OTHER
         if self._metrics:

@@ -6,10 +6,10 @@ import pytest
 
 from loramux_adapters import PackageError
 from loramux_adapters.base_names import named_for
-from loramux_adapters.behind import check_head
 from loramux_adapters.contents import Contents
 from loramux_adapters.head import FEATURES, LABELS, HeadShape, Task
 from loramux_adapters.kinds import read_contents
+from loramux_adapters.post_layers import check_head
 from tests.adapters.files import CONFIG
 from tests.adapters.test_contents import IA3, LORA, infos
 
@@ -40,7 +40,7 @@ def contents_of(config: dict[str, Any], shapes: dict[str, list[int]]) -> Content
 
 
 @pytest.mark.parametrize(
-    ("config", "shapes", "behind"),
+    ("config", "shapes", "post_layers"),
     [
         (TEXTS, OWN, []),
         (TEXTS, OWN | CHANGED, ["bert.pooler.dense"]),
@@ -53,14 +53,14 @@ def contents_of(config: dict[str, Any], shapes: dict[str, list[int]]) -> Content
     ],
 )  # fmt: skip
 def test_what_is_behind_the_layers_is_no_change_of_them(
-    config: dict[str, Any], shapes: dict[str, list[int]], behind: list[str]
+    config: dict[str, Any], shapes: dict[str, list[int]], post_layers: list[str]
 ) -> None:
     contents = contents_of(config, shapes)
     check_head(contents, HEADS)
-    assert (contents.behind.changed_modules if contents.behind else []) == behind
+    assert (contents.post_layers.changed_modules if contents.post_layers else []) == post_layers
     assert [each.module for each in contents.modules] == ["model.layers.0.self_attn.q_proj"]
     assert not contents.edits
-    assert set(behind) <= set(contents.changed_modules)
+    assert set(post_layers) <= set(contents.changed_modules)
 
 
 @pytest.mark.parametrize(

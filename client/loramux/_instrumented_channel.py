@@ -24,7 +24,7 @@ Ended: TypeAlias = Callable[[str, grpc.StatusCode], None]
 _KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 
 
-class Calling:
+class InstrumentedChannel:
     """A channel that adds metadata to all calls, and a span to each if there is OpenTelemetry."""
 
     def __init__(
@@ -47,26 +47,26 @@ class Calling:
         made = getattr(self._channel, name)
         return self._methods(made) if name in _KINDS else made
 
-    def to(self, reference: str) -> "Calling":
-        """Return a channel that sends every call to the server of one adapter; see `to_home`."""
+    def to(self, reference: str) -> "InstrumentedChannel":
+        """Return a channel that sends every call to one server; see `sticky_channel`."""
         channel = self._channel
         if isinstance(channel, RoutedChannel | AioRoutedChannel):
             channel = channel.to(reference)
         return self._over(channel, self._metadata)
 
-    def showing(self, metadata: Metadata) -> "Calling":
+    def with_metadata(self, metadata: Metadata) -> "InstrumentedChannel":
         """Return a channel that also adds `metadata` to every call."""
         return self._over(self._channel, (*self._metadata, *metadata))
 
-    async def each(self) -> "list[Calling]":
+    async def each(self) -> "list[InstrumentedChannel]":
         """Return a channel for each single server; only for asynchronous channels."""
         if not isinstance(self._channel, AioRoutedChannel):
             return [self]
         found = await self._channel.each()
         return [self._over(channel, self._metadata) for channel in found] or [self]
 
-    def _over(self, channel: Any, metadata: Metadata) -> "Calling":  # noqa: ANN401
-        return Calling(channel, metadata, self._provider, self._ended)
+    def _over(self, channel: Any, metadata: Metadata) -> "InstrumentedChannel":  # noqa: ANN401
+        return InstrumentedChannel(channel, metadata, self._provider, self._ended)
 
     def _methods(self, make: Callable[..., Any]) -> Callable[..., Any]:
         def made(path: str, *arguments: object, **options: object) -> Callable[..., Any]:
@@ -81,7 +81,7 @@ class Calling:
                     answer = call(request, timeout=timeout, metadata=metadata)
                 else:
                     answer = self._traced(call, name, request, timeout, metadata)
-                return _told(answer, partial(self._ended, name)) if self._ended else answer
+                return _observed(answer, partial(self._ended, name)) if self._ended else answer
 
             return begin
 
@@ -114,26 +114,30 @@ class Calling:
         except BaseException:
             _end(span, grpc.StatusCode.UNKNOWN)
             raise
-        return _told(answer, partial(_end, span))
+        return _observed(answer, partial(_end, span))
 
 
 Channel = TypeVar("Channel", grpc.Channel, grpc.aio.Channel)
 
 
-def to_home(channel: Channel, reference: str) -> Channel:
+def sticky_channel(channel: Channel, reference: str) -> Channel:
     """Return a channel that sends every call to one server: the one with affinity to an adapter.
 
     Calls that depend on each other, such as the parts of an upload, have to reach the same server.
     """
-    return cast(Channel, channel.to(reference)) if isinstance(channel, Calling) else channel
+    return (
+        cast(Channel, channel.to(reference))
+        if isinstance(channel, InstrumentedChannel)
+        else channel
+    )
 
 
-def _told(answer: object, end: Callable[[grpc.StatusCode], None]) -> object:
+def _observed(answer: object, end: Callable[[grpc.StatusCode], None]) -> object:
     """Return the started call `answer`, or a wrapper of it, such that `end` gets its status."""
     if inspect.iscoroutine(answer):
         return _awaited(answer, end)
     if isinstance(answer, grpc.aio.Call | AioRoutedStream):
-        answer.add_done_callback(lambda ended: end(_known(ended.code())))
+        answer.add_done_callback(lambda ended: end(_final_code(ended.code())))
     elif not isinstance(answer, grpc.Call | RoutedStream):
         end(grpc.StatusCode.OK)
     elif not answer.add_callback(lambda: end(answer.code())):
@@ -176,12 +180,12 @@ def _code(error: grpc.RpcError) -> grpc.StatusCode:
     return error.code() if is_call else grpc.StatusCode.UNKNOWN
 
 
-def _known(code: Coroutine[Any, Any, grpc.StatusCode]) -> grpc.StatusCode:
+def _final_code(code: Coroutine[Any, Any, grpc.StatusCode]) -> grpc.StatusCode:
     """Return the status of a call that has ended, without awaiting the coroutine `code`."""
     try:
         code.send(None)
-    except StopIteration as told:
-        found: grpc.StatusCode = told.value
+    except StopIteration as ended:
+        found: grpc.StatusCode = ended.value
         return found
     code.close()
     return grpc.StatusCode.UNKNOWN

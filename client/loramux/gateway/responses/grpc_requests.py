@@ -5,7 +5,6 @@ from typing import Literal
 
 import msgspec
 
-from loramux.gateway.asked import asked_by_chat
 from loramux.gateway.body import (
     ChatBody,
     ChatMessage,
@@ -16,6 +15,7 @@ from loramux.gateway.body import (
     TextFormat,
 )
 from loramux.gateway.effort import effort_variables
+from loramux.gateway.grpc_requests import chat_requests
 from loramux.gateway.kinds import of_kind
 from loramux.gateway.refusal import invalid
 from loramux.gateway.responses.body import ResponsesBody
@@ -31,7 +31,7 @@ _FORMATS: Mapping[str, type[TextFormat | ObjectFormat | NamedSchema]] = {
 _SHARED = [field.name for field in msgspec.structs.fields(SamplingBody)]
 
 
-def asked_by_response(
+def response_request(
     body: ResponsesBody, messages: list[ChatMessage], base: str
 ) -> generation_pb2.GenerateRequest:
     """Return the request to the server.
@@ -50,15 +50,15 @@ def asked_by_response(
         messages=messages,
         max_tokens=body.max_output_tokens,
         response_format=_format(body.text.format),
-        logprobs=body.tells_logprobs,
-        top_logprobs=body.top_logprobs if body.tells_logprobs else None,
+        logprobs=body.includes_logprobs,
+        top_logprobs=body.top_logprobs if body.includes_logprobs else None,
         tools=[_tool(f"tools[{place}]", tool) for place, tool in enumerate(body.tools)],
         tool_choice=_choice(body.tool_choice),
         parallel_tool_calls=body.parallel_tool_calls,
         chat_template_kwargs=_variables(body) or None,
     )
-    (asked,) = asked_by_chat(chat, base)
-    return asked
+    (request,) = chat_requests(chat, base)
+    return request
 
 
 def _format(given: Object) -> TextFormat | ObjectFormat | SchemaFormat:

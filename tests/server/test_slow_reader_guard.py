@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 from loramux.errors import ResourceExhaustedError
 from loramux.v1.generation_pb2 import StreamGenerateResponse
 from loramux_server.engine_link.mailbox import MAX_BEHIND
-from loramux_server.transport.readers import Readers
+from loramux_server.transport.slow_readers import SlowReaderGuard
 from loramux_server.wire.messages import Cancel, Finish, Logprobs, Pause, Resume, Token
 from tests.server.test_streaming import TOKEN, Served, begun
 
@@ -24,9 +24,9 @@ class Stream:
         self.taken: list[Message] = []
         self.ended_with: BaseException | None = None
         self.told: list[str] = []
-        readers = Readers(PATIENCE, lambda: self.told.append("counted"))
+        reader_guard = SlowReaderGuard(PATIENCE, lambda: self.told.append("counted"))
         self.task = asyncio.ensure_future(
-            readers.send(self._messages(), self._write, lambda: self.told.append("lost"))
+            reader_guard.send(self._messages(), self._write, lambda: self.told.append("lost"))
         )
 
     async def _messages(self) -> AsyncGenerator[Message, None]:

@@ -41,7 +41,7 @@ def refusing() -> Iterator[tuple[str, list[tuple[str, str]]]]:
         server.stop(None)
 
 
-def complaint(
+def error_message(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
 ) -> str:
     monkeypatch.setattr(sys, "argv", ["loramux", *arguments])
@@ -66,9 +66,9 @@ def test_a_field_of_a_request_is_called_what_its_option_is_called(
         ("", "no field", "no field"),
     ):
         refusals.append((field, message))
-        assert complaint(monkeypatch, capsys, "generate", "x") == f"loramux: {said}\n"
+        assert error_message(monkeypatch, capsys, "generate", "x") == f"loramux: {said}\n"
     refusals.append(("adapter", "adapter 'x' is wrong"))
-    assert complaint(monkeypatch, capsys, "pull", "x") == "loramux: adapter 'x' is wrong\n"
+    assert error_message(monkeypatch, capsys, "pull", "x") == "loramux: adapter 'x' is wrong\n"
 
 
 def test_where_nothing_listens_the_address_and_what_to_do_are_named(
@@ -76,7 +76,7 @@ def test_where_nothing_listens_the_address_and_what_to_do_are_named(
 ) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
         target = f"localhost:{taken.getsockname()[1]}"
-    said = complaint(monkeypatch, capsys, "rm", "x", "--server", target)  # not retried
+    said = error_message(monkeypatch, capsys, "rm", "x", "--server", target)  # not retried
     assert said == (
         f"loramux: no server answers at {target}; start one with `loramux serve`, or set "
         "--server or LORAMUX_SERVER\n"
@@ -86,9 +86,9 @@ def test_where_nothing_listens_the_address_and_what_to_do_are_named(
 def test_what_cannot_be_pushed_is_named_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = complaint(monkeypatch, capsys, "push", str(tmp_path))
+    said = error_message(monkeypatch, capsys, "push", str(tmp_path))
     assert said.startswith(f"loramux: {tmp_path} has no readable adapter_config.json")
     assert said.count(str(tmp_path)) == 1
     gone = str(tmp_path / "gone")
-    said = complaint(monkeypatch, capsys, "push", gone)
+    said = error_message(monkeypatch, capsys, "push", gone)
     assert said == f"loramux: {gone}: No such file or directory\n"

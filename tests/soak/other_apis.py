@@ -18,7 +18,7 @@ import grpc
 from loramux import AsyncClient
 from loramux.gateway.backend import Backend
 from loramux.gateway.batch import OutputFile, RequestFile, answer_all
-from loramux.gateway.door import Door
+from loramux.gateway.in_process import InProcessGateway
 from tests.soak.loop import Loop
 from tests.support.open_inference import asking, call, texts_of
 
@@ -104,9 +104,9 @@ def _answer(
     async def run() -> Counter[int]:
         backend = partial(Backend, target, retries=False, routing="adapter", timeout=TIMEOUT)
         with OutputFile(folder / "answers", goes_on=True) as output:
-            async with Door.opened(backend, "") as door:
+            async with InProcessGateway.opened(backend, "") as gateway:
                 lines = RequestFile(source)
-                progress = await answer_all(lines, door, output, concurrency=4, patience=0)
+                progress = await answer_all(lines, gateway, output, concurrency=4, patience=0)
         return progress.statuses
 
     return loop.run(run())

@@ -9,15 +9,15 @@ import msgspec
 from loramux import _classification_wire
 from loramux.errors import FailedPreconditionError
 from loramux.gateway.answers import adapter_header
-from loramux.gateway.asked import adapter_of, check_timeout
 from loramux.gateway.backend import Backend
 from loramux.gateway.body import Priority
 from loramux.gateway.caller import Caller
-from loramux.gateway.in_calls import Named, Text, in_calls
+from loramux.gateway.grpc_requests import adapter_of, check_timeout
+from loramux.gateway.text_batches import Named, Text, call_in_batches
 from loramux.v1 import classification_pb2
 
 
-class LabellingBody(msgspec.Struct, kw_only=True):
+class ClassificationBody(msgspec.Struct, kw_only=True):
     """The fields that these requests share."""
 
     model: str
@@ -35,7 +35,7 @@ class LabellingBody(msgspec.Struct, kw_only=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Labelled:
+class ClassificationResult:
     """The results of all texts."""
 
     names: Sequence[str]
@@ -52,16 +52,18 @@ class Labelled:
 
 
 @dataclass(frozen=True, slots=True)
-class Labelling:
+class Classification:
     """A validated request that classifies texts."""
 
-    body: LabellingBody
+    body: ClassificationBody
     adapter: str
     backend: Backend
     caller: Caller
 
     @staticmethod
-    def of(body: LabellingBody, backend: Backend, caller: Caller, base: str) -> "Labelling":
+    def of(
+        body: ClassificationBody, backend: Backend, caller: Caller, base: str
+    ) -> "Classification":
         """Return `body` as a request to a server whose base model is called `base`.
 
         Raises:
@@ -76,9 +78,11 @@ class Labelling:
                 reason="ADAPTER_TASK_MISMATCH",
                 field="model",
             )
-        return Labelling(body, adapter, backend, caller)
+        return Classification(body, adapter, backend, caller)
 
-    async def of_texts(self, inputs: Sequence[Text], named: Named, *, one: str = "") -> Labelled:
+    async def of_texts(
+        self, inputs: Sequence[Text], named: Named, *, one: str = ""
+    ) -> ClassificationResult:
         """Return the classification of `inputs`.
 
         Args:
@@ -92,7 +96,7 @@ class Labelling:
         names: Sequence[str] = ()
         results: list[classification_pb2.Classification] = []
         num_tokens, headers = 0, dict(self.caller.returned)
-        calls = in_calls(inputs, self.adapter, self.body.timeout, self._ask, named)
+        calls = call_in_batches(inputs, self.adapter, self.body.timeout, self._ask, named)
         async for _, response in calls:
             names = response.labels
             if any(result.tokens for result in response.results):
@@ -105,7 +109,7 @@ class Labelling:
             results += response.results
             num_tokens += response.usage.prompt_tokens
             headers["x-loramux-adapter"] = adapter_header([response.adapter])
-        return Labelled(names, results, num_tokens, headers)
+        return ClassificationResult(names, results, num_tokens, headers)
 
     def head(self, kind: str) -> dict[str, object]:
         """Return the first fields of an answer of a `kind`."""

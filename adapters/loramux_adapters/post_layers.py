@@ -20,7 +20,7 @@ _WHOLE = (EditKind.PARAMETER, EditKind.SHARED_WEIGHT, EditKind.BIAS)
 _ALSO = (EditKind.MAGNITUDE, EditKind.ADDED_BIAS)
 
 
-def split_behind(
+def split_post_layers(
     contents: Contents, heads: Mapping[str, HeadShape]
 ) -> tuple[Contents, Contents | None]:
     """Split `contents` into changes of the base's layers and changes of the modules after them.
@@ -42,15 +42,15 @@ def split_behind(
     if head is None:  # a class for another task prefixes the names that `AutoModel` has
         changed = contents.changed_modules
         names = {name for name in changed if {name, name.partition(".")[2]} & shape.modules}
-    behind = Contents(
+    post_layers = Contents(
         modules=[each for each in contents.modules if each.module in names],
         edits=[each for each in contents.edits if each.module in names],
     )
-    if not behind.changed_modules:
+    if not post_layers.changed_modules:
         return contents, None
     modules = [each for each in contents.modules if each.module not in names]
     edits = [each for each in contents.edits if each.module not in names]
-    return replace(contents, modules=modules, edits=edits), behind
+    return replace(contents, modules=modules, edits=edits), post_layers
 
 
 def check_head(contents: Contents, heads: Mapping[str, HeadShape]) -> None:
@@ -64,7 +64,7 @@ def check_head(contents: Contents, heads: Mapping[str, HeadShape]) -> None:
     Raises:
         PackageError: The head has other parts, or one is missing that the base does not bring.
     """
-    head, behind = contents.head, contents.behind
+    head, post_layers = contents.head, contents.post_layers
     if head is None:
         return
     shape = heads.get(head.task)
@@ -97,9 +97,9 @@ def check_head(contents: Contents, heads: Mapping[str, HeadShape]) -> None:
             "ADAPTER_BASE_MISMATCH",
         )
     given = dict(head.parameters)
-    for module in behind.modules if behind else []:
+    for module in post_layers.modules if post_layers else []:
         _check_low_rank(module, shape)
-    for edit in behind.edits if behind else []:
+    for edit in post_layers.edits if post_layers else []:
         if edit.kind in _WHOLE:
             given[f"{edit.module}.{edit.parameter or 'bias'}"] = edit.tensor
         else:

@@ -12,9 +12,9 @@ from loramux.v1 import classification_pb2, embedding_pb2
 
 MAX_INPUTS = 2048
 """OpenAI's limit."""
-AT_ONCE = 64
+MAX_TEXTS_PER_CALL = 64
 """Most texts in one call."""
-BYTES_AT_ONCE = 256 << 10
+MAX_BYTES_PER_CALL = 256 << 10
 """Most bytes of text in one call, unless a single text has more."""
 MIN_SECONDS = 0.001
 """Timeout of a call when no time is left: it then ends with DEADLINE_EXCEEDED."""
@@ -28,7 +28,7 @@ Ask: TypeAlias = Callable[[Sequence[Text], str | None, float | None], Awaitable[
 """Texts, adapter and remaining seconds -> the server's response."""
 
 
-async def in_calls(
+async def call_in_batches(
     inputs: Sequence[Text], adapter: str | None, seconds: float | None, ask: Ask[R], named: Named
 ) -> AsyncGenerator[tuple[int, R], None]:
     """Yield the server's responses for batches of `inputs`, each with its first text's index.
@@ -63,7 +63,9 @@ def batches(inputs: Sequence[Text]) -> Iterator[tuple[int, Sequence[Text]]]:
     start = size = 0
     for place, text in enumerate(inputs):
         own = _num_bytes(text)
-        if place - start == AT_ONCE or (place > start and size + own > BYTES_AT_ONCE):
+        if place - start == MAX_TEXTS_PER_CALL or (
+            place > start and size + own > MAX_BYTES_PER_CALL
+        ):
             yield start, inputs[start:place]
             start, size = place, 0
         size += own

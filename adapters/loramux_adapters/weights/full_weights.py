@@ -31,7 +31,7 @@ Change = Callable[[Wide], Wide]
 
 
 @dataclass(frozen=True, slots=True)
-class WholeLayers:
+class FullWeights:
     """Layers of a base, and how an adapter changes their weights."""
 
     changes: Mapping[str, Change]
@@ -84,7 +84,7 @@ class WholeLayers:
         for module in self.changes:
             folder, layer = base_layer(self.base, module, "the adapter")
             yield f"{PREFIX}{module}.ln_tuning_layers.weight", (module, folder, layer)
-            bias = folder.bias_beside(layer) if self.changes_bias else None
+            bias = folder.bias_of(layer) if self.changes_bias else None
             if bias:
                 yield (
                     f"{PREFIX}{module}.ln_tuning_layers.bias",

@@ -8,7 +8,7 @@ from loramux.gateway.styles import Object
 from loramux.v1 import generation_pb2
 
 
-class Written(Protocol):
+class OpenItem(Protocol):
     """An item in progress that has one content part."""
 
     id: str
@@ -39,21 +39,21 @@ class Message:
         self._logprobs: list[Object] = []
 
     def add(self, text: str, logprobs: Sequence[Object]) -> Object:
-        """See `Written`."""
+        """See `OpenItem`."""
         self._texts.append(text)
         self._logprobs += logprobs
         return {"delta": text, "logprobs": logprobs}
 
     def part(self) -> Object:
-        """See `Written`."""
+        """See `OpenItem`."""
         return {"type": self.kind, "annotations": []} | self.whole()
 
     def whole(self) -> Object:
-        """See `Written`."""
+        """See `OpenItem`."""
         return {"text": "".join(self._texts), "logprobs": list(self._logprobs)}
 
     def item(self, status: str, parts: Sequence[Object]) -> Object:
-        """See `Written`."""
+        """See `OpenItem`."""
         return {
             "id": self.id, "type": "message", "role": "assistant", "status": status,
             "content": parts,
@@ -70,20 +70,20 @@ class Thought:
         self._texts: list[str] = []
 
     def add(self, text: str, logprobs: Sequence[Object]) -> Object:
-        """See `Written`."""
+        """See `OpenItem`."""
         self._texts.append(text)
         return {"delta": text}
 
     def part(self) -> Object:
-        """See `Written`."""
+        """See `OpenItem`."""
         return {"type": self.kind} | self.whole()
 
     def whole(self) -> Object:
-        """See `Written`."""
+        """See `OpenItem`."""
         return {"text": "".join(self._texts)}
 
     def item(self, status: str, parts: Sequence[Object]) -> Object:
-        """See `Written`."""
+        """See `OpenItem`."""
         return {
             "id": self.id, "type": "reasoning", "summary": [], "status": status, "content": parts,
         }  # fmt: skip

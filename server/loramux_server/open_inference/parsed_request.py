@@ -14,7 +14,7 @@ from loramux_server.field_errors import invalid, wrong
 from loramux_server.inference import open_inference_pb2
 from loramux_server.open_inference.sampling import (
     INT32,
-    Given,
+    ParameterValue,
     json_of,
     parameters_of,
     sampling_of,
@@ -71,7 +71,7 @@ _PARAMETERS: dict[str, tuple[Any, str, Any]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ParsedRequest:
     """A parsed request."""
 
     texts: list[str]
@@ -128,7 +128,9 @@ class Asked:
         )
 
 
-def asked_of(request: open_inference_pb2.ModelInferRequest, *, goes_on: bool = True) -> Asked:
+def parse_request(
+    request: open_inference_pb2.ModelInferRequest, *, goes_on: bool = True
+) -> ParsedRequest:
     """Parse `request`; `goes_on` is False for encoder-decoders, which do not continue the text.
 
     Raises:
@@ -161,7 +163,7 @@ def asked_of(request: open_inference_pb2.ModelInferRequest, *, goes_on: bool = T
     if has_input and (is_stream or not goes_on):
         where = "with stream" if is_stream else "because the base model is an encoder-decoder"
         raise invalid(EXCLUDE_INPUT, False, f"true or no value {where}")
-    return Asked(
+    return ParsedRequest(
         texts=texts,
         samplings=[sampling_of(each) for each in given] * num_each,
         paths=[{name: one.path for name, one in each.items()} for each in given] * num_each,
@@ -213,8 +215,8 @@ def _text(tensor: Tensor, index: int) -> str:
 
 
 def _given(
-    parameters: dict[str, Given], tensor: Tensor | None, num_texts: int
-) -> list[dict[str, Given]]:
+    parameters: dict[str, ParameterValue], tensor: Tensor | None, num_texts: int
+) -> list[dict[str, ParameterValue]]:
     """Return the sampling parameters: one entry for all texts, or one for each."""
     if tensor is None:
         return [parameters]

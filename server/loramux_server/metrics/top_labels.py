@@ -1,4 +1,4 @@
-"""Bounds the cardinality of adapter labels: only the busiest adapters get series of their own."""
+"""Bounds the cardinality of labels: only the busiest names get series of their own."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -11,8 +11,8 @@ _RESERVED = {"", OTHER, BASE, NONE}
 _HALVE_AFTER = 10_000
 
 
-class AdapterLabels:
-    """Adapter name -> label value. Must only be given registered names."""
+class TopLabels:
+    """Name of an adapter or tenant -> label value. Must only be given registered names."""
 
     def __init__(self, limit: int, on_end: Callable[[str], None]) -> None:
         """Allow `limit` names; `on_end` is called with a name whose series must be removed."""
