@@ -119,7 +119,8 @@ SERVER = ROOT / "server" / "loramux_server"
 ENGINE = {"engine", "kernels", "lora", "models"}
 """Folders of the engine process."""
 SHARED = {
-    "confinement", "forms", "hashes", "heap", "images", "observe", "ranking", "text", "wire",
+    "confinement", "forms", "hashes", "images", "memory_tuning", "observe", "ranking", "text",
+    "wire",
 }  # fmt: skip
 """What both processes have, without torch."""
 

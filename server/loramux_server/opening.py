@@ -73,7 +73,7 @@ def default_store(model: ModelInfo) -> Path:
     return stores_folder() / f"{model.name or 'base'}-{digest}"
 
 
-def claim(registry: Registry, model: ModelInfo) -> None:
+def bind_to_base(registry: Registry, model: ModelInfo) -> None:
     """Bind a store to one base model: its adapters are useless with any other.
 
     Raises:
@@ -102,7 +102,7 @@ def open_audit(config: ServerConfig) -> Audit:
         raise ConfigError(f"--audit-log {path}: {error.strerror}") from None
 
 
-def become(registry: Registry, *, is_replica: bool) -> None:
+def mark_replica(registry: Registry, *, is_replica: bool) -> None:
     """Mark a store as a replica's, or as that of a server with adapters of its own.
 
     Raises:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from loramux_adapters.base_identity import BaseIdentity
-from loramux_server.access.entrance import Entrance
+from loramux_server.access.access_control import AccessControl
 from loramux_server.access.exposure import check_exposure
 from loramux_server.access.tls import ServerTls
 from loramux_server.config import ServerConfig
@@ -25,9 +25,9 @@ from loramux_server.observe.audit import Audit
 from loramux_server.observe.call_log import CallLog
 from loramux_server.observe.tracing import Tracing, tracing_to
 from loramux_server.opening import (
-    become,
-    claim,
+    bind_to_base,
     default_store,
+    mark_replica,
     open_audit,
     open_registry,
     weights_of,
@@ -46,7 +46,7 @@ from loramux_server.statuses import Statuses
 from loramux_server.store.check import ServedBase
 from loramux_server.store.directory import Directory
 from loramux_server.store.registry import Registry
-from loramux_server.tasks import ended, in_background
+from loramux_server.tasks import cancel_and_wait, in_background
 from loramux_server.transport.connection_limits import ConnectionLimits, message_bytes
 from loramux_server.transport.listener import Listener, held_port
 from loramux_server.transport.lora_requests import LoraRequests
@@ -68,7 +68,7 @@ class _Store:
     """The adapter store, and access control for it."""
 
     registry: Registry
-    entrance: Entrance
+    access_control: AccessControl
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,10 +176,10 @@ class Server:
     def _open_store(self, folder: Path) -> _Store:
         registry = open_registry(folder, self._config)
         self._exit.callback(registry.close)
-        entrance = Entrance(registry.catalog, folder, self._config)
+        access_control = AccessControl(registry.catalog, folder, self._config)
         self._metrics.registered.set_function(lambda: len(registry))
         self._metrics.leases.set_function(lambda: len(registry.leases))
-        return _Store(registry, entrance)
+        return _Store(registry, access_control)
 
     async def _load(self, opened: _Opened) -> _Loaded:
         """Load the model, register the adapters of --adapters, and build the services."""
@@ -187,8 +187,8 @@ class Server:
         self._exit.push_async_callback(self._engine.process.stop)
         model = await self._engine.process.start()
         store = opened.store or self._open_store(default_store(model))
-        claim(store.registry, model)
-        become(store.registry, is_replica=origins.primary is not None)
+        bind_to_base(store.registry, model)
+        mark_replica(store.registry, is_replica=origins.primary is not None)
         base = replace(
             ServedBase.of(model, max_host_bytes=model.sizes.host_adapter_memory),
             identity=BaseIdentity(config.model),
@@ -211,7 +211,7 @@ class Server:
                 base=base,
                 origins=origins,
                 metrics=self._metrics,
-                quotas=store.entrance.quotas,
+                quotas=store.access_control.quotas,
                 audit=opened.audit,
                 is_ready=lambda: self._is_serving(),
                 config=config,
@@ -261,7 +261,7 @@ class Server:
             # Closed after the listener, whose calls may wait for a fetch.
             self._exit.push_async_callback(services.resolver.close)
             answering = [services.resolver.over(service) for service in answering]
-        self._go_on(loaded.store.entrance.watch(opened.tls))
+        self._go_on(loaded.store.access_control.watch(opened.tls))
         self._exit.push_async_callback(listener.close)
         # Closed before the listener, so that draining does not wait for calls that only watch.
         self._exit.callback(services.changes.close)
@@ -292,7 +292,7 @@ class Server:
             call_log=CallLog(
                 opened.audit, logs_calls=config.log_format == "json", tracing=opened.tracing
             ),
-            gate=loaded.store.entrance.gate,
+            gate=loaded.store.access_control.gate,
             reader_guard=SlowReaderGuard(config.reader_timeout, self._metrics.lost_readers.inc),
             limits=ConnectionLimits(
                 keepalive=config.keepalive,
@@ -321,7 +321,7 @@ class Server:
 
     def _go_on(self, work: Coroutine[Any, Any, None]) -> None:
         """Run `work` in the background until the server stops."""
-        self._exit.push_async_callback(ended, in_background(work))
+        self._exit.push_async_callback(cancel_and_wait, in_background(work))
 
     def _on_overtime(self, resolver: Resolver | None) -> None:
         if resolver:

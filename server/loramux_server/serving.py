@@ -6,7 +6,7 @@ import os
 import signal
 
 from loramux_server.config import ServerConfig
-from loramux_server.heap import keep_what_is_there, return_large_pieces
+from loramux_server.memory_tuning import freeze_gc, pin_mmap_threshold
 from loramux_server.server import Server
 
 _SAME_SECONDS = 0.2
@@ -23,7 +23,7 @@ async def serve_until_signal(config: ServerConfig) -> int:
     Returns:
         The exit code: 0, or 1 if the engine could not be kept alive.
     """
-    return_large_pieces()
+    pin_mmap_threshold()
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
 
@@ -55,6 +55,6 @@ async def serve_until_signal(config: ServerConfig) -> int:
 async def _run(config: ServerConfig) -> None:
     """Start, announce it, and serve until the engine fails for good or the task is cancelled."""
     async with Server(config) as server:
-        keep_what_is_there()
+        freeze_gc()
         print(f"loramux serves on {server.grpc_address}, metrics on {server.metrics_address}")
         await server.wait_failed()

@@ -23,7 +23,7 @@ def _log_failure(task: asyncio.Task[None]) -> None:
         _log.error("%s ended and is not started again", task.get_coro(), exc_info=error)
 
 
-async def ended(task: asyncio.Task[None]) -> None:
+async def cancel_and_wait(task: asyncio.Task[None]) -> None:
     """Cancel `task` and wait until it has ended."""
     task.cancel()
     await asyncio.wait([task])

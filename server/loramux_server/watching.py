@@ -10,7 +10,7 @@ from loramux_server.observe.audited_actions import DIRECTORY_ADD, DIRECTORY_REMO
 from loramux_server.services.adapters.storage import stoppable
 from loramux_server.store.directory import Directory
 from loramux_server.store.record import AdapterRecord
-from loramux_server.store.writing import ADDED
+from loramux_server.store.write_lock import ADDED
 
 _log = logging.getLogger(__name__)
 

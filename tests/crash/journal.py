@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.crash.disk import Disk, Image, torn
+from tests.crash.registry_model import RegistryModel
 from tests.crash.seen import Op
-from tests.crash.told import Told
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Step:
 
     op: Op
     catalog: bytes | None
-    allowed: tuple[Told, ...]
+    allowed: tuple[RegistryModel, ...]
     """What may be found by who opens the store when this was done: what was acknowledged, or that
     with the change that is under way."""
 
@@ -26,10 +26,12 @@ class Step:
 class Journal:
     """Watches a story and keeps it."""
 
-    def __init__(self, folder: Path, begin: Image | None = None, told: Told | None = None) -> None:
+    def __init__(
+        self, folder: Path, begin: Image | None = None, model: RegistryModel | None = None
+    ) -> None:
         self._folder = folder
         self._begin = begin
-        self._allowed: tuple[Told, ...] = (told or Told(),)
+        self._allowed: tuple[RegistryModel, ...] = (model or RegistryModel(),)
         self._lock = threading.Lock()
         self.steps: list[Step] = []
 
@@ -43,7 +45,7 @@ class Journal:
                 self.steps.append(Step(op, catalog, self._allowed))
 
     @contextmanager
-    def change(self, after: Told) -> Iterator[None]:
+    def change(self, after: RegistryModel) -> Iterator[None]:
         """A call that leads to `after`: under way in the block, acknowledged behind it."""
         self._allowed = (self._allowed[0], after)
         yield
@@ -52,7 +54,7 @@ class Journal:
         with self._lock:
             self.steps.append(Step(Op("told"), None, self._allowed))
 
-    def kills(self) -> Iterator[tuple[Image, tuple[Told, ...]]]:
+    def kills(self) -> Iterator[tuple[Image, tuple[RegistryModel, ...]]]:
         """Yield what a kill leaves after each operation and in the middle of each write."""
         yield Disk(self._begin).killed(), self._start
         for index, step in enumerate(self.steps):
@@ -62,14 +64,14 @@ class Journal:
                 disk.apply(part)
                 yield disk.killed(), step.allowed
 
-    def power_cuts(self, limit: int) -> Iterator[tuple[Image, tuple[Told, ...]]]:
+    def power_cuts(self, limit: int) -> Iterator[tuple[Image, tuple[RegistryModel, ...]]]:
         """Yield what a power cut may leave after each operation, `limit` possibilities each."""
         for index, step in enumerate(self.steps):
             for image in self._disk(index + 1).without_power(limit, seed=index):
                 yield image, step.allowed
 
     @property
-    def _start(self) -> tuple[Told, ...]:
+    def _start(self) -> tuple[RegistryModel, ...]:
         return self.steps[0].allowed[:1] if self.steps else self._allowed
 
     def _disk(self, num_steps: int) -> Disk:

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.crash.recovery import check_recovery
+from tests.crash.registry_model import RegistryModel
 from tests.crash.seen import Op
 from tests.crash.story import STORIES, Teller
-from tests.crash.told import Told
 from tests.support.memory import memory_folder
 
 KILLED = 9
@@ -50,7 +50,7 @@ class Killer:
         self._count()
 
     @contextlib.contextmanager
-    def change(self, after: Told) -> Iterator[None]:
+    def change(self, after: RegistryModel) -> Iterator[None]:
         os.write(self._acknowledged, b"b")
         yield
         os.write(self._acknowledged, b"a")
@@ -65,7 +65,7 @@ class Tellings:
     """Keeps what each call of a story leads to."""
 
     def __init__(self) -> None:
-        self.told = [Told()]
+        self.model = [RegistryModel()]
 
     def before(self, op: Op) -> None:
         pass
@@ -74,12 +74,14 @@ class Tellings:
         pass
 
     @contextlib.contextmanager
-    def change(self, after: Told) -> Iterator[None]:
-        self.told.append(after)
+    def change(self, after: RegistryModel) -> Iterator[None]:
+        self.model.append(after)
         yield
 
 
-def kill_at(folder: Path, story: Callable[[Teller], None], moment: int, told: list[Told]) -> bool:
+def kill_at(
+    folder: Path, story: Callable[[Teller], None], moment: int, model: list[RegistryModel]
+) -> bool:
     """Let a story happen in a process that ends at `moment`, and check what it leaves.
 
     Returns:
@@ -103,29 +105,29 @@ def kill_at(folder: Path, story: Callable[[Teller], None], moment: int, told: li
     assert code in (KILLED, DONE), f"the process failed at moment {moment}"
     calls = log.read_bytes().decode()
     num_told = calls.count("a")
-    allowed = told[num_told : num_told + calls.count("b") - num_told + 1]
+    allowed = model[num_told : num_told + calls.count("b") - num_told + 1]
     check_recovery(store, allowed, power_cut=False)
     shutil.rmtree(store)
     return code == KILLED
 
 
-def tellings(folder: Path, story: Callable[[Teller], None]) -> list[Told]:
+def tellings(folder: Path, story: Callable[[Teller], None]) -> list[RegistryModel]:
     """Return what callers know after each call of a story."""
     keeper = Tellings()
     teller = Teller(folder, keeper)
     story(teller)
     teller.close()
     shutil.rmtree(folder)
-    return keeper.told
+    return keeper.model
 
 
 def end_processes(folder: Path, *, first: int, step: int) -> int:
     """End a process at moments of each story, and return how many were ended."""
     num_ended = 0
     for story in STORIES.values():
-        told = tellings(folder / "store", story)
+        model = tellings(folder / "store", story)
         moment = first
-        while kill_at(folder, story, moment, told):
+        while kill_at(folder, story, moment, model):
             moment += step
             num_ended += 1
     return num_ended

@@ -211,7 +211,7 @@ class SeenCatalog(Catalog):
             change(*arguments)
             self.watch.after(op)
         except BaseException:
-            self.is_unsure = True  # as after an error of the database itself
+            self.needs_reload = True  # as after an error of the database itself
             raise
 
 

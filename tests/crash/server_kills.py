@@ -12,7 +12,7 @@ from pathlib import Path
 from loramux import Client
 from loramux.errors import LoramuxError
 from loramux_adapters import pack
-from tests.crash.told import Told
+from tests.crash.registry_model import RegistryModel
 from tests.support.adapters import save_adapter
 from tests.support.models import save_model, tiny_model
 from tests.support.server import RunningServer
@@ -33,37 +33,37 @@ class Publisher:
 
     def __init__(self, name: str, packages: list[Path], seed: int) -> None:
         self.name = name
-        self.told = Told()
-        self.under_way: Told | None = None
+        self.model = RegistryModel()
+        self.under_way: RegistryModel | None = None
         """What becomes of it if the call comes through that is not answered yet."""
         self._packages = packages
         self._chance = random.Random(seed)
 
     def call(self, client: Client) -> None:
         """Make one random call."""
-        versions = self.told.versions.get(self.name)
-        free = [v for v in versions or () if not self.told.is_aliased(self.name, v)]
+        versions = self.model.versions.get(self.name)
+        free = [v for v in versions or () if not self.model.is_aliased(self.name, v)]
         choice = self._chance.random()
         if versions and choice < 0.2:
             version = self._chance.choice(list(versions))
-            with self._change(lambda told: told.set_alias(self.name, "stable", {version: 1})):
+            with self._change(lambda model: model.set_alias(self.name, "stable", {version: 1})):
                 client.adapters.set_alias(self.name, "stable", version=version)
         elif free and choice < 0.4:
-            with self._change(lambda told: told.delete(self.name, free[0])):
+            with self._change(lambda model: model.delete(self.name, free[0])):
                 client.adapters.delete(f"{self.name}:{free[0]}")
         else:
             number = self._chance.randrange(len(self._packages))
-            with self._change(lambda told: told.upload(self.name, number)):
+            with self._change(lambda model: model.upload(self.name, number)):
                 made = client.adapters.upload(self.name, self._packages[number], timeout=30)
                 assert self.under_way is not None
                 assert made.version == self.under_way.newest(self.name)
 
     @contextlib.contextmanager
-    def _change(self, change: Callable[[Told], object]) -> Iterator[None]:
-        self.under_way = self.told.copy()
+    def _change(self, change: Callable[[RegistryModel], object]) -> Iterator[None]:
+        self.under_way = self.model.copy()
         change(self.under_way)
         yield
-        self.told, self.under_way = self.under_way, None
+        self.model, self.under_way = self.under_way, None
 
     def settle(self, client: Client, digests: list[str]) -> None:
         """Demand that the server has what was answered, or that with the call under way."""
@@ -71,12 +71,12 @@ class Publisher:
         for adapter in client.adapters.list(all_versions=True, name_prefix=self.name):
             found[adapter.version] = digests.index(adapter.digest)
         aliases = client.adapters.aliases(self.name) if found else {}
-        for told in filter(None, (self.under_way, self.told)):
-            expected = {a: w for (_, a), w in told.aliases.items()}
-            if (found, aliases) == (told.versions.get(self.name, {}), expected):
-                self.told, self.under_way = told, None
+        for model in filter(None, (self.under_way, self.model)):
+            expected = {a: w for (_, a), w in model.aliases.items()}
+            if (found, aliases) == (model.versions.get(self.name, {}), expected):
+                self.model, self.under_way = model, None
                 return
-        raise AssertionError(f"{self.name}: found {found} {aliases}, told {self.told.versions}")
+        raise AssertionError(f"{self.name}: found {found} {aliases}, told {self.model.versions}")
 
 
 class Kills:

@@ -14,8 +14,8 @@ from loramux_server.store.record import directory_record
 from loramux_server.store.reference import parse_reference
 from loramux_server.store.registry import Registry
 from loramux_server.store.uploads import Registered, Upload, Uploads
+from tests.crash.registry_model import DIGESTS, PACKAGES, SEALS, RegistryModel, Weights
 from tests.crash.seen import Watch, seen_registry
-from tests.crash.told import DIGESTS, PACKAGES, SEALS, Told, Weights
 
 EXPIRY = 1e6
 
@@ -23,7 +23,7 @@ EXPIRY = 1e6
 class Listener(Watch, Protocol):
     """Who is told of operations, and of the calls that they belong to."""
 
-    def change(self, after: Told) -> AbstractContextManager[None]:
+    def change(self, after: RegistryModel) -> AbstractContextManager[None]:
         """A call that leads to `after`."""
 
 
@@ -34,7 +34,7 @@ class Teller:
         self._folder = folder
         self._watch = watch
         self._catalog = catalog
-        self.told = Told()
+        self.model = RegistryModel()
         self.open()
 
     def open(self) -> None:
@@ -53,16 +53,16 @@ class Teller:
         self.open()
 
     @contextlib.contextmanager
-    def _change(self, change: Callable[[Told], object]) -> Iterator[None]:
-        after = self.told.copy()
+    def _change(self, change: Callable[[RegistryModel], object]) -> Iterator[None]:
+        after = self.model.copy()
         change(after)
         with self._watch.change(after):
             yield
-        self.told = after
+        self.model = after
 
     def upload(self, name: str, number: int) -> None:
         """Upload a package in one go, in two pieces."""
-        with self._change(lambda told: told.upload(name, number)):
+        with self._change(lambda model: model.upload(name, number)):
             staged = self.registry.stage()
             try:
                 _write(staged, number)
@@ -90,7 +90,7 @@ class Teller:
     def go_on(self, name: str, number: int) -> None:
         """Bring what is missing of a package and register it."""
         data = PACKAGES[number]
-        with self._change(lambda told: told.upload(name, number)):
+        with self._change(lambda model: model.upload(name, number)):
             if self.uploads.adopt(name, DIGESTS[number], must_not_exist=False):
                 return
             upload = self.begin(name, number)
@@ -100,12 +100,12 @@ class Teller:
     def take_from_directory(self, name: str, number: int) -> None:
         """Register a package as the look at a directory does."""
 
-        def change(told: Told) -> None:
-            old = dict(told.versions.get(name, {}))
-            version = told.upload(name, number)
+        def change(model: RegistryModel) -> None:
+            old = dict(model.versions.get(name, {}))
+            version = model.upload(name, number)
             for gone in old:
-                if gone != version and not told.is_aliased(name, gone):
-                    told.delete(name, gone)
+                if gone != version and not model.is_aliased(name, gone):
+                    model.delete(name, gone)
 
         with self._change(change):
             staged = self.registry.stage()
@@ -119,7 +119,7 @@ class Teller:
 
     def delete(self, name: str, version: int | None = None) -> None:
         """Delete an adapter or a version of it."""
-        with self._change(lambda told: told.delete(name, version)):
+        with self._change(lambda model: model.delete(name, version)):
             self.registry.delete(f"{name}:{version}" if version else name)
 
     def delete_in_use(self, name: str) -> None:
@@ -131,22 +131,22 @@ class Teller:
 
     def set_alias(self, name: str, alias: str, weights: Weights) -> None:
         """Move an alias."""
-        with self._change(lambda told: told.set_alias(name, alias, weights)):
+        with self._change(lambda model: model.set_alias(name, alias, weights)):
             self.registry.aliases.set(parse_reference(name, "name"), alias, weights, by="me")
 
     def roll_back(self, name: str, alias: str) -> None:
         """Move an alias back."""
-        with self._change(lambda told: told.roll_back(name, alias)):
+        with self._change(lambda model: model.roll_back(name, alias)):
             self.registry.aliases.roll_back(parse_reference(name, "name"), alias, by="me")
 
     def pin(self, name: str, *, pinned: bool) -> None:
         """Pin or unpin the newest version of an adapter."""
-        with self._change(lambda told: told.pin(name, told.newest(name), pinned=pinned)):
+        with self._change(lambda model: model.pin(name, model.newest(name), pinned=pinned)):
             self.registry.change(name, lambda record: replace(record, is_pinned=pinned))
 
     def seal(self, number: int, *, known: bool) -> None:
         """Keep the seal of a package that a load found, or be a store that knows none."""
-        with self._change(lambda told: told.seal(number, known=known)):
+        with self._change(lambda model: model.seal(number, known=known)):
             self.registry.keep_seals({DIGESTS[number]: SEALS[number] if known else ""})
 
 
@@ -265,7 +265,7 @@ def _any_call(teller: Teller, chance: random.Random) -> None:
         lambda: teller.go_on(name, number),
         teller.restart,
     ]
-    if versions := teller.told.versions.get(name):
+    if versions := teller.model.versions.get(name):
         version = chance.choice(list(versions))
         calls += [
             lambda: teller.pin(name, pinned=chance.random() < 0.5),
@@ -273,7 +273,7 @@ def _any_call(teller: Teller, chance: random.Random) -> None:
             lambda: teller.set_alias(name, "stable", {version: 1}),
             lambda: teller.set_alias(name, "canary", dict.fromkeys(versions, 1)),
         ]
-        if teller.told.is_aliased(name, version):
+        if teller.model.is_aliased(name, version):
             calls += [lambda: teller.delete(name), lambda: teller.delete_in_use(name)]
         else:
             calls += [lambda: teller.delete(name, version)]

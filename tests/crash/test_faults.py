@@ -19,8 +19,8 @@ from loramux.v1.adapters_pb2 import (
 from loramux.v1.aliases_pb2 import SetAliasRequest, Split
 from loramux_server.store.registry import Registry
 from tests.crash.recovery import check_files, check_quotas
+from tests.crash.registry_model import PACKAGES, RegistryModel, found_in
 from tests.crash.seen import Op, seen_registry
-from tests.crash.told import PACKAGES, Told, found_in
 from tests.support.services import CONTEXT, InstantEngine, Services
 from tests.support.wire import chunks, upload_header
 
@@ -122,12 +122,12 @@ async def move(services: Services) -> None:
     await services.aliases.SetAlias(request, CONTEXT)
 
 
-AFTER: dict[Call, Callable[[Told], object]] = {
-    upload: lambda told: told.upload("a", 1),
-    resume: lambda told: told.upload("a", 1),
-    adopt: lambda told: told.upload("a", 2),
-    delete: lambda told: told.delete("a", 1),
-    move: lambda told: told.set_alias("a", "stable", {1: 1}),
+AFTER: dict[Call, Callable[[RegistryModel], object]] = {
+    upload: lambda model: model.upload("a", 1),
+    resume: lambda model: model.upload("a", 1),
+    adopt: lambda model: model.upload("a", 2),
+    delete: lambda model: model.delete("a", 1),
+    move: lambda model: model.set_alias("a", "stable", {1: 1}),
 }
 """Call -> what it leads to."""
 
@@ -140,13 +140,13 @@ class Case:
         self.fault = Fault()
         self.registry = seen_registry(folder, self.fault)
         self.services = Services(self.registry, InstantEngine())
-        self.told = Told()
+        self.model = RegistryModel()
 
     async def prepare(self) -> None:
         for name, number in (("a", 0), ("b", 2)):
             upload_id = await self.services.send(name, PACKAGES[number])
             await self.services.finish(upload_id)
-            self.told.upload(name, number)
+            self.model.upload(name, number)
 
     def close(self) -> None:
         self.services.uploads.close()
@@ -191,7 +191,7 @@ async def test_a_fault_gives_the_right_status_and_leaves_nothing_partial(
 ) -> None:
     for index in range(len(await operations(make, call))):
         case = await make()
-        after = case.told.copy()
+        after = case.model.copy()
         AFTER[call](after)
         case.fault.arm(index, code)
         error = await error_of(call(case.services))
@@ -204,7 +204,7 @@ async def test_a_fault_gives_the_right_status_and_leaves_nothing_partial(
             assert type(error) is (ResourceExhaustedError if code in FULL else UnavailableError)
             assert error.reason == ("STORE_FULL" if code in FULL else "STORE_UNAVAILABLE")
             assert error.retry_delay
-            assert found_in(case.registry) == case.told
+            assert found_in(case.registry) == case.model
             # It goes on as if nothing had been.
             await call(case.services)
         assert found_in(case.registry) == after
@@ -213,12 +213,12 @@ async def test_a_fault_gives_the_right_status_and_leaves_nothing_partial(
         check_reopened(case.folder, after)
 
 
-def check_reopened(folder: Path, told: Told) -> None:
+def check_reopened(folder: Path, model: RegistryModel) -> None:
     """Demand that a next server finds this and nothing else."""
     registry = Registry(folder)
     try:
-        assert found_in(registry) == told
-        check_files(folder, told)
+        assert found_in(registry) == model
+        check_files(folder, model)
         # Uploads that can go on stay until they are too old.
         assert {path.suffix for path in (folder / "staging").iterdir()} <= {".upload"}
     finally:
@@ -235,9 +235,9 @@ async def test_short_writes_are_gone_on_with(
         case.fault.arm(index, 0)
         await call(case.services)
         assert case.fault.hit is not None
-        AFTER[call](case.told)
-        assert found_in(case.registry) == case.told
-        check_files(case.folder, case.told)
+        AFTER[call](case.model)
+        assert found_in(case.registry) == case.model
+        check_files(case.folder, case.model)
 
 
 @pytest.mark.parametrize("call", AFTER, ids=lambda call: call.__name__)
@@ -251,7 +251,7 @@ async def test_a_commit_whose_answer_is_lost_is_found_out(
         with pytest.raises(UnavailableError):
             await call(case.services)
         # Nobody knows yet. The next change finds out, and the bytes are there then.
-        after = case.told.copy()
+        after = case.model.copy()
         AFTER[call](after)
         upload_id = await case.services.send("c", PACKAGES[3])
         await case.services.finish(upload_id)
@@ -281,7 +281,7 @@ async def test_a_start_that_fails_is_as_good_as_none(
             with pytest.raises(OSError, match=os.strerror(code)):
                 seen_registry(case.folder, fault)
         fault.arm(-1, 0)
-    check_reopened(case.folder, case.told)
+    check_reopened(case.folder, case.model)
 
 
 async def test_bytes_that_are_gone_are_a_loss_of_data(

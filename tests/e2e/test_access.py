@@ -30,7 +30,7 @@ from loramux_server.access.caller import Role
 from loramux_server.access.key import Key, new_key
 from loramux_server.access.rules import RULES
 from loramux_server.inference import open_inference_pb2
-from loramux_server.store.moments import now_in_utc
+from loramux_server.store.times import now_in_utc
 from tests.support.access import Keys, Outcome, call, shown
 from tests.support.open_inference import asking, texts_of
 from tests.support.open_inference import call as call_inference

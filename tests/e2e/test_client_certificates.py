@@ -170,7 +170,7 @@ async def test_a_replica_presents_one(site: Site, tmp_path: Path) -> None:
     primary = primary_of(make_config(settings))
     assert primary is not None
     assert await primary.lineage()
-    await primary.demand_all()
+    await primary.check_admin_key()
     await primary.close()
     named: dict[str, object] = {
         "replica_cert": str(site.admin[0]),

@@ -141,7 +141,7 @@ def test_streams_of_a_revoked_key_end_and_others_go_on(store: Store) -> None:
             watched = AdapterServiceStub(channel).WatchAdapters(
                 WatchAdaptersRequest(), metadata=shown(gone.text)
             )
-            store.keys.making.revoke(gone.id)
+            store.keys.manager.revoke(gone.id)
             with pytest.raises(UnauthenticatedError) as caught:
                 for _ in streams[0]:
                     pass

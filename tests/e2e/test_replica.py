@@ -29,7 +29,7 @@ from loramux_adapters import read_package
 from loramux_server.access.caller import Role
 from loramux_server.access.key import parse_key
 from loramux_server.config import ConfigError, make_config
-from loramux_server.opening import become
+from loramux_server.opening import mark_replica
 from loramux_server.origins import primary_of
 from loramux_server.replica import mirror as mirror_module
 from loramux_server.replica.mirror import Mirror
@@ -79,7 +79,7 @@ def replica(
     for name, tenant, role in (("admin", "public", Role.ADMIN), ("acme", "acme", Role.PUBLISHER)):
         key = parse_key(key_of(primary, name))
         assert key is not None
-        keys.making.add(key, tenant=tenant, role=role)
+        keys.manager.add(key, tenant=tenant, role=role)
     keys.close()
     file = primary.log.parent / "admin.key"
     with RunningServer(
@@ -198,7 +198,7 @@ async def test_the_key_of_a_replica_is_of_an_administrator_of_any_tenant(
     for name in ("acme-admin", "admin"):
         asked = Primary(primary.target, key=key_of(primary, name), authorities=None)
         with closing(Registry(tmp_path / name)) as registry:
-            await asked.demand_all()
+            await asked.check_admin_key()
             (first,), (second,) = (await asked.versions()).values()
             assert (await asked.versions("owl")) == {"owl": [second]}
             assert (await asked.versions("acme/owl")) == {"acme/owl": [first]}
@@ -214,7 +214,7 @@ async def test_the_key_of_a_replica_is_of_an_administrator_of_any_tenant(
         await asked.close()
     asked = Primary(primary.target, key=key_of(primary, "acme"), authorities=None)
     with pytest.raises(PermissionDeniedError, match="--replica-key lacks the admin role"):
-        await asked.demand_all()
+        await asked.check_admin_key()
     await asked.close()
 
 
@@ -294,7 +294,7 @@ class Told:
         )  # fmt: skip
         self.packages[digest] = data
 
-    async def demand_all(self) -> None:
+    async def check_admin_key(self) -> None:
         pass
 
     async def lineage(self) -> str:
@@ -375,7 +375,7 @@ async def test_of_a_primary_that_lost_its_store_nothing_comes_and_goes(
     following = asyncio.create_task(mirror.run())
     assert not await states.get()
     following.cancel()
-    for act in (mirror.catch_up(), mirror.refresh("bot"), mirror.demand_same()):
+    for act in (mirror.catch_up(), mirror.refresh("bot"), mirror.check_lineage()):
         with pytest.raises(FailedPreconditionError, match="has lost its store") as caught:
             await act
         assert caught.value.reason == "OTHER_LINEAGE"
@@ -452,12 +452,12 @@ async def test_a_server_that_is_named_itself_is_the_primary(
 
 def test_a_store_with_adapters_of_its_own_is_not_emptied(tmp_path: Path) -> None:
     with closing(Registry(tmp_path)) as registry:
-        become(registry, is_replica=True)
+        mark_replica(registry, is_replica=True)
         publish(registry, "copied", small_package(0))
-        become(registry, is_replica=True)  # after a restart
-        become(registry, is_replica=False)  # in place of a primary that is lost
+        mark_replica(registry, is_replica=True)  # after a restart
+        mark_replica(registry, is_replica=False)  # in place of a primary that is lost
         publish(registry, "mine", small_package(1))
         with pytest.raises(
             ConfigError, match="has adapters that were added to this server directly"
         ):
-            become(registry, is_replica=True)
+            mark_replica(registry, is_replica=True)

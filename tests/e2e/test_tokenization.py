@@ -10,7 +10,7 @@ from loramux.errors import InvalidArgumentError, NotFoundError, ResourceExhauste
 from loramux_server.access.access_file import append_key
 from loramux_server.access.caller import Role
 from loramux_server.access.key import new_key
-from loramux_server.access.key_making import new_record
+from loramux_server.access.key_manager import new_record
 from tests.support.fake_server import FakeServer
 from tests.support.server import RunningServer
 from tests.support.templates import CHATML, HEADERS, chat_tokenizer

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 from hypothesis import strategies as st
 
-from loramux_server.forms.findings import Next
 from loramux_server.forms.form import Form, FormKind
 from loramux_server.forms.forms import Forms
 from loramux_server.forms.messages import Setup
+from loramux_server.forms.results import Next
 from tests.fuzz.target import Target
 from tests.support.models import byte_tokenizer
 

@@ -19,7 +19,7 @@ from loramux_adapters.labels import Labels, ProblemType
 from loramux_server.access.caller import LOCAL_ADMIN, acting
 from loramux_server.config import ServerConfig
 from loramux_server.services.server import ServerService
-from loramux_server.store.instructions import Instruction
+from loramux_server.store.package_settings import PackageSettings
 from loramux_server.wire.ask import Ask
 from loramux_server.wire.messages import Submit
 from loramux_server.wire.model_kind import ModelKind
@@ -185,13 +185,13 @@ async def _reads() -> dict[str, Reads]:
     )  # fmt: skip
     names = {"TOKEN_CLS": ("one", "other")}
     return {
-        task: Reads(info, scores, task=task, told=_labelled(names.get(task, ("one",))))
+        task: Reads(info, scores, task=task, settings=_labelled(names.get(task, ("one",))))
         for task, scores in made.items()
     }
 
 
-def _labelled(names: tuple[str, ...]) -> Instruction:
-    return Instruction(labels=Labels(names, ProblemType.SINGLE_LABEL))
+def _labelled(names: tuple[str, ...]) -> PackageSettings:
+    return PackageSettings(labels=Labels(names, ProblemType.SINGLE_LABEL))
 
 
 class _Behind:

@@ -6,7 +6,7 @@ from tests.mutation.trial import ROOT
 
 _STORE = (
     "registry", "references", "catalog", "aliases", "expiry", "quota", "partial_uploads",
-    "upload_service", "directory", "instructions", "adapter_service", "storage", "lifecycle",
+    "upload_service", "directory", "package_settings", "adapter_service", "storage", "lifecycle",
     "quotas", "keys", "key_commands", "gate", "check", "files",
 )  # fmt: skip
 _ACCESS = ("keys", "gate", "rules", "quotas", "exposure", "key_commands", "audit", "tls")

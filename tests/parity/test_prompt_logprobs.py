@@ -22,7 +22,7 @@ from tests.parity.test_saved import save as save_resized
 from tests.support.adapters import pack_source, quiet_peft, with_adapter
 from tests.support.engine import Harness
 from tests.support.models import VOCAB, tiny_model
-from tests.support.scored import check_told, expected_logprobs
+from tests.support.scored import check_prompt_logprobs, expected_logprobs
 
 TOLERANCE = 2e-4
 METHODS = ("lora", "ia3", "prompt", "prefix")
@@ -95,7 +95,7 @@ def test_prompts_in_one_batch_equal_peft_alone(
         request_id = len(writing) + number
         told = harness.prompt_logprobs(request_id)
         assert len(told) == (len(each.prompt) - 1) * (2 + 2 * counts[number])
-        check_told(told, each.prompt, each.logprobs, TOLERANCE)
+        check_prompt_logprobs(told, each.prompt, each.logprobs, TOLERANCE)
         assert len(harness.output(request_id)) == number % 2 * 3
         finish = harness.prompts[request_id].finish
         assert finish == (None if number % 2 else Finish.LENGTH)
@@ -115,4 +115,4 @@ def test_an_adapter_that_begins_in_the_prompt_counts_from_there(tmp_path: Path) 
     harness = Harness(copy.deepcopy(model), rows=64, num_blocks=40, max_batch_tokens=7)
     request_id = harness.submit(prompt, source, num_prompt_logprobs=2, max_tokens=0)
     harness.run()
-    check_told(harness.prompt_logprobs(request_id), prompt, wanted, TOLERANCE)
+    check_prompt_logprobs(harness.prompt_logprobs(request_id), prompt, wanted, TOLERANCE)

@@ -10,8 +10,8 @@ import pytest
 
 from loramux.errors import NotFoundError
 from loramux_server.hashes import Seal
-from loramux_server.services.choice import chosen
 from loramux_server.services.generation import service as generation
+from loramux_server.services.resolved_adapters import resolve_adapters
 from loramux_server.store.blobs import Blobs, Staged
 from loramux_server.store.catalog import Catalog
 from loramux_server.store.files import Files
@@ -149,7 +149,7 @@ def sync_again_after_an_error(patch: Patch) -> None:
 
 def trust_a_commit_that_failed(patch: Patch) -> None:
     """As if what was answered with an error had never come through."""
-    patch.setattr(Catalog, "is_unsure", property(lambda self: False, lambda self, value: None),
+    patch.setattr(Catalog, "needs_reload", property(lambda self: False, lambda self, value: None),
                   raising=False)  # fmt: skip
 
 
@@ -210,15 +210,15 @@ def resolve_a_name_twice(patch: Patch) -> None:
 
 def take_the_base_for_an_unknown_adapter(patch: Patch) -> None:
     @contextlib.contextmanager
-    def chosen_(request: Any, registry: Registry, *rest: Any) -> Iterator[Any]:
+    def resolve(request: Any, registry: Registry, *rest: Any) -> Iterator[Any]:
         try:
             registry.get(request.adapter)
         except NotFoundError:
             request.adapter = ""
-        with chosen(request, registry, *rest) as choice:
+        with resolve_adapters(request, registry, *rest) as choice:
             yield choice
 
-    patch.setattr(generation, "chosen", chosen_)
+    patch.setattr(generation, "resolve_adapters", resolve)
 
 
 def give_room_back_twice(patch: Patch) -> None:

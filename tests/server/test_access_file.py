@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from loramux_server.access.access_control import AccessControl
 from loramux_server.access.access_file import AccessFile, append_key, read_access
 from loramux_server.access.caller import Caller, Role
-from loramux_server.access.entrance import Entrance
 from loramux_server.access.key import Key, new_key
-from loramux_server.access.key_making import new_record
+from loramux_server.access.key_manager import new_record
 from loramux_server.access.key_ring import KeyRing
 from loramux_server.config import ConfigError, make_config
 from loramux_server.store.policy import Policy
@@ -102,7 +102,7 @@ def test_a_key_that_was_revoked_in_the_store_opens_nothing_though_the_file_lists
     ring = KeyRing(keys.catalog.keys, path.parent / "store", AccessFile(path))
     who = ring.find(both.text)
     assert who and ring.is_valid(who)
-    keys.making.revoke(both.id)
+    keys.manager.revoke(both.id)
     ring.refresh()
     assert not ring.is_valid(who)
     assert ring.find(both.text) is None
@@ -179,12 +179,12 @@ def test_a_file_without_keys_opens_the_server_to_nobody(path: Path, keys: Keys) 
 def test_a_server_does_not_start_with_a_file_that_is_wrong(path: Path, keys: Keys) -> None:
     config = make_config({"model": "", "access": str(path)})
     with pytest.raises(ConfigError, match=f"--access {path}: No such file"):
-        Entrance(keys.catalog, path.parent / "store", config)
+        AccessControl(keys.catalog, path.parent / "store", config)
     path.write_text("kyes = []")
     with pytest.raises(ConfigError, match="unknown field `kyes`"):
-        Entrance(keys.catalog, path.parent / "store", config)
+        AccessControl(keys.catalog, path.parent / "store", config)
     path.write_text("")
     outside = make_config({"model": "", "access": str(path), "listen": "0.0.0.0:1"})
     with pytest.raises(ConfigError, match=r"or set --access"):
-        Entrance(keys.catalog, path.parent / "store", outside)
+        AccessControl(keys.catalog, path.parent / "store", outside)
     keys.close()

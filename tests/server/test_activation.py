@@ -64,7 +64,7 @@ def test_one_that_begins_with_the_prompt_is_like_any_other() -> None:
 def test_what_was_made_for_a_completion_does_not_move_it() -> None:
     source, tokens = fake_source(1, 8, (7, 8)), [5, 7, 8, 6, 7, 8]
     found = [
-        Request.of(Submit(0, Ask(tokens, source, SAMPLING, num_made=count)), Base(4), 0.0)
+        Request.of(Submit(0, Ask(tokens, source, SAMPLING, num_generated=count)), Base(4), 0.0)
         for count in (0, 1, 3, 5)
     ]
     assert [each.active_from for each in found] == [4, 1, 1, 0]

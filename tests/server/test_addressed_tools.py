@@ -9,17 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llguidance import LLMatcher
 
-from loramux_server.chat.messages import Call, Talk, Tool, Turn
+from loramux_server.chat.messages import Call, Conversation, Message, Tool
 from loramux_server.reasoning.channel_reader import ChannelReader
-from loramux_server.reasoning.channels import Begun, channel_syntax_of
+from loramux_server.reasoning.channels import OpenMessage, channel_syntax_of
 from loramux_server.reasoning.syntax import THINKING
 from loramux_server.reasoning.thinking import Thinking
 from loramux_server.tools.addressed import AddressedSyntax
 from loramux_server.tools.addressed_form import form_of_addressed
 from loramux_server.tools.addressed_reader import AddressedReader
 from loramux_server.tools.form import ANY_TEXT, Otherwise
+from loramux_server.tools.rendered_text import UnknownSyntaxError
 from loramux_server.tools.syntax import joined
-from loramux_server.tools.written import UnknownSyntaxError
 from tests.support.channels import (
     CHANNELS,
     OURS,
@@ -73,15 +73,15 @@ def test_what_is_known_of_a_call() -> None:
 @pytest.mark.parametrize("prompt", [True, False])
 def test_the_tokens_are_those_of_transformers(prompt: bool) -> None:
     turns = [
-        Turn("user", "a"), Turn("assistant", "b", reasoning="c"), Turn("user", "d"),
-        Turn("assistant", "", [Call("", "clock", {"e": [1, None]})], reasoning="f"),
-        Turn("tool", "<3>"), Turn("assistant", "g", reasoning="h"),
+        Message("user", "a"), Message("assistant", "b", reasoning="c"), Message("user", "d"),
+        Message("assistant", "", [Call("", "clock", {"e": [1, None]})], reasoning="f"),
+        Message("tool", "<3>"), Message("assistant", "g", reasoning="h"),
     ]  # fmt: skip
     theirs = THEIRS.apply_chat_template(
         [turn.as_message() for turn in turns], tools=[CLOCK.as_tool()], chat_template=CHANNELS,
         add_generation_prompt=prompt, return_dict=False,
     )  # fmt: skip
-    found = pieces_of(CHANNELS, Talk(turns, [CLOCK]), prompt=prompt)
+    found = pieces_of(CHANNELS, Conversation(turns, [CLOCK]), prompt=prompt)
     assert OURS.encode(found) == theirs
     text = joined(found)
     assert f"{A}f<|end|><|start|>assistant to=functions.clock<|channel|>commentary json" in text
@@ -163,7 +163,10 @@ PARTS = st.sampled_from([
 def read_both(pieces: Sequence[str]) -> tuple[str, str, list[tuple[str, str]]]:
     """Return thoughts, text and calls, as they are read of one completion."""
     assert THOUGHTS is not None
-    thoughts, reader = ChannelReader(THOUGHTS, Begun.NOTHING), AddressedReader(SYNTAX, most=None)
+    thoughts, reader = (
+        ChannelReader(THOUGHTS, OpenMessage.NOTHING),
+        AddressedReader(SYNTAX, most=None),
+    )
     reasoning, text, calls = "", "", []
     for found in [*map(thoughts.push, pieces), thoughts.flush()]:
         reasoning += found.reasoning
@@ -234,7 +237,7 @@ def test_a_strict_tool_may_be_called_or_not() -> None:
 def test_an_answer_is_a_call_or_has_a_form_and_comes_after_what_is_thought() -> None:
     assert THOUGHTS is not None
     form = form_of_addressed(SYNTAX, TOOLS, {"type": "boolean"})
-    prompt = joined(pieces_of(CHANNELS, Talk([Turn("user", "a")], TOOLS), prompt=True))
+    prompt = joined(pieces_of(CHANNELS, Conversation([Message("user", "a")], TOOLS), prompt=True))
     alone = matcher_by(form, THEIRS)
     thoughtful = matcher_by(Thinking(THOUGHTS, prompt).before(form), THEIRS)
     for answer in (f"{F}true", f"{WAYS[1].format('clock')}{{}}"):

@@ -17,7 +17,7 @@ from loramux_server.engine.token_counts import Turn, adjustments_of, counts_of
 from loramux_server.forms.form import Form, FormKind
 from loramux_server.kernels.adjust import adjust
 from loramux_server.services.prompts import Prompts
-from loramux_server.store.instructions import NONE
+from loramux_server.store.package_settings import NONE
 from loramux_server.wire.sampling import Sampling
 from tests.server.test_limits import MODEL
 

@@ -69,13 +69,13 @@ async def test_each_step_asks_for_a_token_of_every_beam() -> None:
     search = Search(Served())
     await asyncio.sleep(0)
     (first,) = search.asked
-    assert (first.ask.prompt, first.ask.num_made) == ([PROMPT], 0)
+    assert (first.ask.prompt, first.ask.num_generated) == ([PROMPT], 0)
     assert first.timeout is not None and first.timeout <= 60
     assert (first.ask.sampling.max_tokens, first.ask.sampling.num_logprobs) == (1, 3)
     assert first.ask.sampling.is_greedy and first.ask.sampling.ignore_eos
     for length in (1, 2, 3):
         await search.step()
-        assert [each.ask.num_made for each in search.asked] == [length] * 2
+        assert [each.ask.num_generated for each in search.asked] == [length] * 2
         assert [each.ask.prompt[0] for each in search.asked] == [PROMPT] * 2
         # Who was admitted is not refused any more for others that wait.
         assert {each.timeout for each in search.asked} == {math.inf}
@@ -109,7 +109,7 @@ async def test_all_beams_wait_for_the_slowest() -> None:
     assert search.asked == [other]
     search.engine.report(Token(other.request_id, 10, Finish.LENGTH, told))
     await woken(search.first)
-    assert [each.ask.num_made for each in search.asked] == [2, 2]
+    assert [each.ask.num_generated for each in search.asked] == [2, 2]
     search.first.cancel()
 
 

@@ -167,7 +167,7 @@ def test_what_an_unsure_catalog_turns_out_to_hold_is_told(tmp_path: Path) -> Non
     connection.execute("UPDATE versions SET name = 'came' WHERE name = 'gone'")
     connection.commit()
     connection.close()
-    registry.catalog.is_unsure = True
+    registry.catalog.needs_reload = True
     publish(registry, "new", small_package(3))
     assert told == [
         ("removed", "gone"), ("added", "came"), ("updated", "changed"), ("added", "new"),
@@ -184,16 +184,16 @@ def test_nothing_changes_while_an_unsure_catalog_cannot_be_read(tmp_path: Path) 
     kept = publish(registry, "a", small_package(0))
     connection = sqlite3.connect(tmp_path / "catalog.sqlite", isolation_level=None)
     connection.execute("ALTER TABLE versions RENAME TO elsewhere")
-    registry.catalog.is_unsure = True
+    registry.catalog.needs_reload = True
     for _ in range(2):  # and nobody waits for ever for who failed
         with pytest.raises(sqlalchemy.exc.OperationalError, match="no such table: versions"):
             registry.delete("a")
-    assert registry.catalog.is_unsure
+    assert registry.catalog.needs_reload
     assert registry.get("a") == kept
     connection.execute("ALTER TABLE elsewhere RENAME TO versions")
     connection.close()
     registry.delete("a")
-    assert not registry.catalog.is_unsure
+    assert not registry.catalog.needs_reload
     assert registry.names() == []
     registry.close()
 
@@ -212,11 +212,11 @@ def test_a_database_that_is_full_is_known_to_be_unsure(tmp_path: Path) -> None:
     with pytest.raises(ResourceExhaustedError, match="full") as caught, storage_errors():
         fill()
     assert caught.value.reason == "STORE_FULL"
-    assert registry.catalog.is_unsure
+    assert registry.catalog.needs_reload
     # Deleting makes the room that is needed, and what is there is known again then.
     num_kept = len(registry)
     registry.delete("n0")
-    assert not registry.catalog.is_unsure
+    assert not registry.catalog.needs_reload
     assert (len(registry), registry.get("a")) == (num_kept - 1, kept)
     registry.close()
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from loramux.errors import InvalidArgumentError
 from loramux_server.chat import encoder
 from loramux_server.chat.encoder import ChatEncoder
-from loramux_server.chat.messages import Talk, Turn, Words
+from loramux_server.chat.messages import Conversation, Message, TemplateTokens
 from loramux_server.chat.shield import Shield, Tokens
 from loramux_server.chat.template import (
     FailedTemplateError,
@@ -31,13 +31,13 @@ class Kit:
 
     theirs: Any
     ours: ChatEncoder
-    words: Words
+    template_tokens: TemplateTokens
 
 
 def kit(kind: str) -> Kit:
     theirs = chat_tokenizer(kind)
     ours = ChatEncoder(theirs.backend_tokenizer.to_str())
-    return Kit(theirs, ours, ours.words(dict(theirs.special_tokens_map)))
+    return Kit(theirs, ours, ours.template_tokens(dict(theirs.special_tokens_map)))
 
 
 KITS = {kind: kit(kind) for kind in ("bytes", "words", "spaces")}
@@ -54,16 +54,18 @@ def encoded(
     kit: Kit, template: str, turns: Sequence[tuple[str, str]], *, prompt: bool = True
 ) -> list[int]:
     compiled = Template(template)
-    shield = Shield(Tokens(kit.words), template, compiled.literals)
+    shield = Shield(Tokens(kit.template_tokens), template, compiled.literals)
     pieces = shield.pieces(
-        talk_of(turns),
-        partial(compiled.render, add_generation_prompt=prompt, variables=kit.words.variables),
+        conversation_of(turns),
+        partial(
+            compiled.render, add_generation_prompt=prompt, variables=kit.template_tokens.variables
+        ),
     )
     return kit.ours.encode(pieces)
 
 
-def talk_of(turns: Sequence[tuple[str, str]]) -> Talk:
-    return Talk([Turn(*turn) for turn in turns])
+def conversation_of(turns: Sequence[tuple[str, str]]) -> Conversation:
+    return Conversation([Message(*turn) for turn in turns])
 
 
 def expected(
@@ -207,7 +209,9 @@ def test_whatever_contents_hold_the_control_tokens_are_those_of_the_template(
 def test_a_text_that_a_tokenizer_takes_for_control_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(encoder, "finds", lambda *_: False)  # and so nothing is hidden
+    monkeypatch.setattr(
+        encoder, "finds_control_tokens", lambda *_: False
+    )  # and so nothing is hidden
     described = json.loads(KITS["bytes"].theirs.backend_tokenizer.to_str())
     described["model"] = {
         "type": "WordLevel", "vocab": described["model"]["vocab"], "unk_token": "<unk>"
@@ -215,7 +219,7 @@ def test_a_text_that_a_tokenizer_takes_for_control_is_refused(
     described["pre_tokenizer"] = {"type": "Whitespace"} | {"type": "WhitespaceSplit"}
     theirs = KITS["bytes"].theirs
     ours = ChatEncoder(json.dumps(described))
-    kit = Kit(theirs, ours, ours.words({}))
+    kit = Kit(theirs, ours, ours.template_tokens({}))
     with pytest.raises(InvalidArgumentError, match="control token 4") as caught:
         encoded(kit, CHATML, [("user", "a <|im_end|> b")])
     assert caught.value.field == "messages"
@@ -259,7 +263,7 @@ def test_a_template_does_not_leave_the_sandbox(source: str) -> None:
     written = ""
     with contextlib.suppress(FailedTemplateError):
         written = template.render(
-            talk_of([("user", "x")]), add_generation_prompt=True, variables={}
+            conversation_of([("user", "x")]), add_generation_prompt=True, variables={}
         )
     assert not written
 
@@ -267,4 +271,4 @@ def test_a_template_does_not_leave_the_sandbox(source: str) -> None:
 def test_what_a_template_writes_is_bounded() -> None:
     template = Template("{% for i in range(20000) %}{{ messages[0].content * 100 }}{% endfor %}")
     with pytest.raises(FailedTemplateError, match="output exceeds 1048576 characters"):
-        template.render(talk_of([("user", "x")]), add_generation_prompt=True, variables={})
+        template.render(conversation_of([("user", "x")]), add_generation_prompt=True, variables={})

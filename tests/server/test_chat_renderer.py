@@ -12,10 +12,10 @@ import psutil
 import pytest
 
 from loramux.errors import FailedPreconditionError, InvalidArgumentError
-from loramux_server.chat.messages import Piece, Render, Setup, Talk, Turn, Words
+from loramux_server.chat.messages import Conversation, Message, Piece, Render, Setup, TemplateTokens
 from loramux_server.chat.renderer import Renderer
 
-SETUP = Setup(Words(("<s>", "</s>"), variables={"bos_token": "<s>"}), cpu_seconds=0.2)
+SETUP = Setup(TemplateTokens(("<s>", "</s>"), variables={"bos_token": "<s>"}), cpu_seconds=0.2)
 SIMPLE = "{{ bos_token }}{{ messages[0].content }}"
 WELL = [Piece("<s>", True), Piece("hi", False)]
 
@@ -28,7 +28,7 @@ async def renderer() -> AsyncIterator[Renderer]:
 
 
 def request(template: str, content: str = "hi") -> Render:
-    return Render(template, Talk([Turn("user", content)]), True)
+    return Render(template, Conversation([Message("user", content)]), True)
 
 
 def children() -> set[int]:
@@ -104,7 +104,7 @@ async def test_who_shares_a_template_does_not_pay_for_what_another_puts_into_it(
     renderer = Renderer(SETUP, strikes=1)
     power = "{{ 9 ** (9 ** (8 + (eos_token | length))) }}"
     shared = request(f"{{% if eos_token == '!' %}}{power}{{% endif %}}hi")
-    bad = msgspec.structs.replace(shared, own=Words(variables={"eos_token": "!"}))
+    bad = msgspec.structs.replace(shared, own=TemplateTokens(variables={"eos_token": "!"}))
     for message in ("time limit", "1 times in a row"):
         with pytest.raises(FailedPreconditionError, match=message):
             await renderer.render(bad)

@@ -12,7 +12,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from loramux_server.chat.messages import Render, Rendered, Talk, Turn, Words, decode_answer
+from loramux_server.chat.messages import (
+    Conversation,
+    Message,
+    Render,
+    Rendered,
+    TemplateTokens,
+    decode_answer,
+)
 from loramux_server.chat.messages import Setup as ChatSetup
 from loramux_server.chat.messages import encode as encode_chat
 from loramux_server.confinement.child import ExitCause
@@ -33,8 +40,10 @@ from tests.support.vision import save_vision_base
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the kernel confines on Linux")
 
 SECONDS = 60.0
-TALK = encode_chat(Render("{{ messages[0].content | tojson }}", Talk([Turn("user", "hi")]), True))
-CHAT = encode_chat(ChatSetup(Words(("<s>",)), cpu_seconds=5.0))
+TALK = encode_chat(
+    Render("{{ messages[0].content | tojson }}", Conversation([Message("user", "hi")]), True)
+)
+CHAT = encode_chat(ChatSetup(TemplateTokens(("<s>",)), cpu_seconds=5.0))
 
 
 def system_call(number: int, *arguments: "int | ctypes._CArgObject | None") -> int:

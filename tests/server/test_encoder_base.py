@@ -26,7 +26,7 @@ from loramux_server.services.open_inference import OpenInferenceService
 from loramux_server.services.server import ServerService
 from loramux_server.services.tasks import task_on
 from loramux_server.store.check import _check_invocation
-from loramux_server.store.instructions import Instruction
+from loramux_server.store.package_settings import PackageSettings
 from loramux_server.store.record import source_of
 from loramux_server.wire.ask import Ask
 from loramux_server.wire.messages import Ready, decode_from_engine, encode
@@ -117,7 +117,10 @@ async def test_vectors_are_made_as_request_package_and_base_say(
         if note and not adapter:
             continue
         reads = Reads(
-            of_encoder(embedding=embedding), states_of, task="", told=Instruction(embedding=note)
+            of_encoder(embedding=embedding),
+            states_of,
+            task="",
+            settings=PackageSettings(embedding=note),
         )
         response = await reads.embed({"text": "a premise"}, adapter=adapter, **asked)
         (sent,) = reads.engine.sent

@@ -220,7 +220,7 @@ PLACES = {FORM: [range(40, 60)] * 9}
 def shaped(folder: Path, forms: FakeForms, **config: Any) -> Harness:
     """Return an engine whose texts have forms that `forms` follow."""
     harness = writer(folder, prefix_cache=False, **config)
-    harness.engine._shaping._follower = forms
+    harness.engine._structured_output._masks = forms
     return harness
 
 

@@ -57,7 +57,7 @@ def test_the_longest_prompt_runs() -> None:
 def test_a_full_queue_refuses_no_completion_that_goes_on() -> None:
     engine, *_ = fake_engine(num_blocks=40, rows=8, max_running=1, max_waiting=1)
     engine.receive([Submit(number, Ask([5, 6], None, GREEDY)) for number in range(3)])
-    engine.receive([Submit(3, Ask([5, 6, 7], None, GREEDY, num_made=1))])
+    engine.receive([Submit(3, Ask([5, 6, 7], None, GREEDY, num_generated=1))])
     reports = [engine.step() for _ in range(4)]
     (failure,) = [failure for report in reports for failure in report.failures]
     assert (failure.request_id, failure.reason) == (2, "QUEUE_FULL")

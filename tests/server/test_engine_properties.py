@@ -210,7 +210,7 @@ class EngineMachine(RuleBasedStateMachine):
             prediction[wrong : wrong + 1] = [3]
         ask = Ask(
             prompt, source, sampling, tenant, pooling, prediction,
-            num_made=len(prompt) - 1 if goes_on and not invocation else 0,
+            num_generated=len(prompt) - 1 if goes_on and not invocation else 0,
         )  # fmt: skip
         self.engine.receive([Submit(len(self.asked), ask, timeout, weight, priority)])
         self.asked.append(asked)
@@ -255,8 +255,8 @@ class EngineMachine(RuleBasedStateMachine):
                 assert not asked.outcome, "a prompt after the end"
                 assert asked.told is None, "a prompt twice"
                 assert not asked.output, "a prompt after a token"
-                told_TL = np.frombuffer(prompt.numbers, np.float64).reshape(-1, 4)
-                asked.told = told_TL[:, 3].astype(int).tolist()
+                logprobs_TL = np.frombuffer(prompt.numbers, np.float64).reshape(-1, 4)
+                asked.told = logprobs_TL[:, 3].astype(int).tolist()
                 if prompt.finish:
                     asked.outcome = "finished"
             for token in report.tokens:

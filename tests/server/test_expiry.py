@@ -18,8 +18,8 @@ from loramux_server.store.catalog import Catalog
 from loramux_server.store.record import AdapterRecord
 from loramux_server.store.reference import parse_reference
 from loramux_server.store.registry import Registry
-from loramux_server.store.writing import REMOVED
-from loramux_server.tasks import ended
+from loramux_server.store.write_lock import REMOVED
+from loramux_server.tasks import cancel_and_wait
 from tests.support.packages import publish, small_package
 from tests.support.polling import eventually
 
@@ -174,4 +174,4 @@ async def test_what_expires_goes_once_the_database_answers_again(
     monkeypatch.setattr(Catalog, "remove", failing)
     task = asyncio.create_task(keep_expiring(registry, 0.01))
     assert await asyncio.to_thread(eventually, lambda: not registry.names())
-    await ended(task)
+    await cancel_and_wait(task)

@@ -41,7 +41,7 @@ class Asking:
 
     def __post_init__(self) -> None:
         self.engine, self.scheduler, _, _ = fake_engine(
-            num_blocks=self.num_blocks, rows=8, follower=self.forms, model=self.model,
+            num_blocks=self.num_blocks, rows=8, masks=self.forms, model=self.model,
             speculative_tokens=self.most, max_batch_tokens=64,
         )  # fmt: skip
 
@@ -182,13 +182,13 @@ def test_a_draft_of_which_nothing_is_known_in_time_ends_and_is_the_last(prompt: 
     subject.step()
     assert len(subject.found[number]) == 5
     assert len(subject.forms.seen) == before + 1
-    subject.forms.foresees, subject.forms.waits = False, 0
+    subject.forms.supports_drafts, subject.forms.waits = False, 0
     subject.run()
     # The second one was too late, and had no third.
     assert [token.token for token in subject.found[number]] == plain.ask()
     assert len(subject.forms.seen) == before + 2
     assert subject.forms.waits == 1 or not prompt
-    subject.forms.foresees = subject.forms.prompt = True
+    subject.forms.supports_drafts = subject.forms.prompt = True
     assert subject.ask() == plain.ask()
     assert len(subject.forms.seen) > before + 3
 
@@ -288,11 +288,11 @@ def test_each_token_is_chosen_among_those_of_its_own_place() -> None:
         subject.shape = Shape(allowed[0], allowed[1 : num_known + 1])
         (found,) = sample(logits_RV, [subject], drafts={subject: draft})
         assert found[: num_known + 1] == wanted[: num_known + 1]
-        assert [one.is_put_off for one in found[num_known + 1 :]] == [True] * (num_known < 3)
+        assert [one.is_deferred for one in found[num_known + 1 :]] == [True] * (num_known < 3)
 
 
 def test_a_row_that_is_put_off_has_no_token_that_could_be_the_drafted_one() -> None:
     sampling = Sampling(max_tokens=9, seed=5, form=LONG)
-    subject = Request(0, PROMPT, None, sampling, shape=Shape(ahead=[bits([0]), bits([0])]))
+    subject = Request(0, PROMPT, None, sampling, shape=Shape(draft_masks=[bits([0]), bits([0])]))
     (found,) = sample(torch.zeros(3, VOCAB), [subject], drafts={subject: [0, 0]})
-    assert [one.is_put_off for one in found] == [True]
+    assert [one.is_deferred for one in found] == [True]

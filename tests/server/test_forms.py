@@ -15,8 +15,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from loramux_server.forms.form import Form, FormKind
+from loramux_server.forms.form_blocklist import MAX_BLOCKED, FormBlocklist
 from loramux_server.forms.forms import Forms
-from loramux_server.forms.lost_forms import MAX_LOST, LostForms
 from loramux_server.forms.messages import Setup
 from tests.support.demo import DEMO
 from tests.support.models import byte_tokenizer
@@ -290,11 +290,11 @@ def test_a_form_for_which_the_process_was_lost_is_not_tried_again_at_once(texts:
 
 
 def test_of_many_lost_forms_the_last_are_remembered() -> None:
-    lost = LostForms()
-    forms = [Form(FormKind.REGEX, str(number)) for number in range(MAX_LOST + 1)]
+    lost = FormBlocklist()
+    forms = [Form(FormKind.REGEX, str(number)) for number in range(MAX_BLOCKED + 1)]
     for form in (*forms[:-1], forms[0], forms[-1]):
-        lost.note(form, "it took too long")
-    assert [each for each in forms if not lost.why_not(each)] == [forms[1]]
+        lost.add(form, "it took too long")
+    assert [each for each in forms if not lost.reason(each)] == [forms[1]]
 
 
 def test_a_form_that_makes_a_forbidden_system_call_is_given_up_alone() -> None:

@@ -98,7 +98,7 @@ async def test_what_frees_something_or_is_small_is_done(
 ) -> None:
     fill(disk)
     await call(registry)
-    assert not registry.catalog.is_unsure
+    assert not registry.catalog.needs_reload
     found = Catalog.in_folder(disk / "store")
     assert AFTER[call](found)
     found.close()

@@ -13,13 +13,13 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from loramux.v1 import generation_pb2
 from loramux.v1.generation_pb2_grpc import GenerationServiceStub
+from loramux_server.access.access_control import REFRESH_SECONDS, AccessControl
 from loramux_server.access.caller import Caller, Role, caller
-from loramux_server.access.entrance import REFRESH_SECONDS, Entrance
 from loramux_server.access.gate import Gate
 from loramux_server.access.key import Key
 from loramux_server.access.server_secret import SECRET_FILE
 from loramux_server.config import ConfigError, make_config
-from loramux_server.store.moments import now_in_utc
+from loramux_server.store.times import now_in_utc
 from loramux_server.transport.rpc import Calls, Context, generic_handler
 from loramux_server.transport.slow_readers import SlowReaderGuard
 from tests.support.access import Keys, shown
@@ -118,9 +118,9 @@ async def guarded(
     folder: Path, keys: Keys, tls: Certificates | None = None, **settings: object
 ) -> AsyncIterator[Guarded]:
     config = make_config({"model": "", **settings})
-    entrance = Entrance(keys.catalog, folder, config)
+    access_control = AccessControl(keys.catalog, folder, config)
     answers = Answers()
-    server = grpc.aio.server(interceptors=[entrance.gate])
+    server = grpc.aio.server(interceptors=[access_control.gate])
     service = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"]
     servicer = health.aio.HealthServicer()
     await servicer.set("", health_pb2.HealthCheckResponse.SERVING)
@@ -139,9 +139,9 @@ async def guarded(
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    watching = asyncio.create_task(entrance.watch(cast(Any, tls)))
+    watching = asyncio.create_task(access_control.watch(cast(Any, tls)))
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield Guarded(keys, entrance.gate, channel, answers)
+        yield Guarded(keys, access_control.gate, channel, answers)
     watching.cancel()
     await server.stop(None)
 
@@ -211,7 +211,7 @@ async def test_nothing_is_kept_of_calls_that_were_ended(tmp_path: Path, keys: Ke
     async with guarded(tmp_path, keys) as server:
         stream = server.stream(user)
         assert await stream.read() is not grpc.aio.EOF
-        keys.making.revoke(user.id)
+        keys.manager.revoke(user.id)
         assert await stream.code() is UNKNOWN_CALLER
         gate = server.gate
         async with asyncio.timeout(60):
@@ -225,7 +225,7 @@ async def test_a_call_that_was_ended_cleans_up_undisturbed(tmp_path: Path, keys:
         server.answers.leaving = 3 * REFRESH_SECONDS
         stream = server.stream(user)
         assert await stream.read() is not grpc.aio.EOF
-        keys.making.revoke(user.id)
+        keys.manager.revoke(user.id)
         assert await stream.code() is UNKNOWN_CALLER
         assert not server.answers.waiting
 
@@ -255,7 +255,7 @@ async def test_calls_of_a_revoked_key_end_and_others_go_on(tmp_path: Path, keys:
         ended, going_on = server.stream(leaving), server.stream(staying)
         assert await ended.read() is not grpc.aio.EOF
         assert await going_on.read() is not grpc.aio.EOF
-        keys.making.revoke(leaving.id)
+        keys.manager.revoke(leaving.id)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await asyncio.wait_for(ended.read(), 60)
         assert caught.value.code() is UNKNOWN_CALLER
@@ -310,7 +310,7 @@ async def test_keys_that_cannot_be_read_stay_as_they_were_and_that_is_said_once(
         secret.chmod(0o600)
         await server.becomes(later, OK)
         secret.chmod(0o644)
-        keys.making.revoke(later.id)
+        keys.manager.revoke(later.id)
         async with asyncio.timeout(60):
             while sum("keeping the" in r.message for r in caplog.records) < 2:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
@@ -338,7 +338,7 @@ async def test_keys_are_looked_at_again_after_a_look_that_failed_or_could_not_be
         with monkeypatch.context() as patched:
             patched.setattr(asyncio, "to_thread", no_thread)
             await asyncio.wait_for(tried.wait(), 60)
-        keys.making.revoke(user.id)
+        keys.manager.revoke(user.id)
         await asyncio.wait_for(server.becomes(user, UNKNOWN_CALLER), 20)
         assert tls.num_looks
 
@@ -358,10 +358,10 @@ async def test_a_server_with_keys_only_that_are_over_is_open_to_nobody(
     async with guarded(tmp_path, keys) as server:
         assert (await server.call(None))[0] is UNKNOWN_CALLER
     with pytest.raises(ConfigError, match=r"lacks TLS: .* and keys: make one"):
-        Entrance(keys.catalog, tmp_path, make_config({"model": "", "listen": "0.0.0.0:1"}))
+        AccessControl(keys.catalog, tmp_path, make_config({"model": "", "listen": "0.0.0.0:1"}))
     keys.make("acme", Role.USER)
     with pytest.raises(ConfigError, match=r"--tls-cert and --tls-key\. Or"):
-        Entrance(keys.catalog, tmp_path, make_config({"model": "", "listen": "0.0.0.0:1"}))
+        AccessControl(keys.catalog, tmp_path, make_config({"model": "", "listen": "0.0.0.0:1"}))
 
 
 def test_a_secret_that_cannot_be_trusted_keeps_the_server_from_starting(
@@ -370,7 +370,7 @@ def test_a_secret_that_cannot_be_trusted_keeps_the_server_from_starting(
     keys.make("acme", Role.USER)
     (tmp_path / SECRET_FILE).chmod(0o644)
     with pytest.raises(ConfigError, match="accessible to other users"):
-        Entrance(keys.catalog, tmp_path, make_config({"model": ""}))
+        AccessControl(keys.catalog, tmp_path, make_config({"model": ""}))
 
 
 @pytest.mark.parametrize(("insecure", "has_key", "domain", "is_told"), [
@@ -388,5 +388,5 @@ def test_that_anybody_may_do_anything_is_said(
         settings |= {"tls_client_domain": domain, "tls_client_ca": "a", "tls_cert": "b",
                      "tls_key": "c"}  # fmt: skip
     with caplog.at_level(logging.WARNING):
-        Entrance(keys.catalog, tmp_path, make_config(settings))
+        AccessControl(keys.catalog, tmp_path, make_config(settings))
     assert ("admin rights" in caplog.text) == is_told

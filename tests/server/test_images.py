@@ -174,7 +174,7 @@ async def test_every_completion_and_every_beam_has_the_images(vision: VisionServ
         await until(lambda: bool(vision.submits))
         step = vision.submits
         vision.engine.sent.clear()
-        assert {each.ask.num_made for each in step} == {length}
+        assert {each.ask.num_generated for each in step} == {length}
         assert [each.ask.images for each in step] == [asked[0].images] * len(step)
         likely = Logprobs(-0.5, [(10, -0.5), (11, -1.0), (12, -2.0)])
         vision.engine.report(*(Token(each.request_id, 10, Finish.LENGTH, likely) for each in step))

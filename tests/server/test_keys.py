@@ -17,7 +17,7 @@ from loramux_server.access.authenticator import Authenticator
 from loramux_server.access.caller import LOCAL_ADMIN, Caller, Role
 from loramux_server.access.certificates import Certificates
 from loramux_server.access.key import Key, key_digest, new_key, parse_key
-from loramux_server.access.key_making import KeyMaking
+from loramux_server.access.key_manager import KeyManager
 from loramux_server.access.key_ring import KeyRing
 from loramux_server.access.server_secret import (
     SECRET_FILE,
@@ -27,7 +27,7 @@ from loramux_server.access.server_secret import (
 )
 from loramux_server.access.tenants import Tenants
 from loramux_server.store.catalog import Catalog
-from loramux_server.store.moments import now_in_utc
+from loramux_server.store.times import now_in_utc
 
 HOUR = datetime.timedelta(hours=1)
 NEAR_MISSES = 10_000
@@ -55,14 +55,14 @@ class Setup:
     """The keys of a store, from both sides."""
 
     def __init__(self, catalog: Catalog, folder: Path) -> None:
-        self.making = KeyMaking(catalog.keys, folder)
+        self.manager = KeyManager(catalog.keys, folder)
         self.wall = Wall()
         self.ring = KeyRing(catalog.keys, folder, now=self.wall)
         self.tenants = Tenants(catalog.disabled_tenants)
         self.authenticator = Authenticator(self.ring, self.tenants)
 
     def make(self, tenant: str = "acme", role: Role = Role.USER) -> str:
-        text = self.making.make(tenant=tenant, role=role).text
+        text = self.manager.make(tenant=tenant, role=role).text
         self.ring.refresh()
         return text
 
@@ -88,7 +88,7 @@ def test_without_any_key_anybody_is_the_administrator(setup: Setup) -> None:
     assert setup.caller() == LOCAL_ADMIN
     key = setup.make()
     assert setup.caller() is None
-    setup.making.revoke(key.split("_")[1])
+    setup.manager.revoke(key.split("_")[1])
     setup.ring.refresh()
     assert setup.caller() is None  # what was closed does not open again
 
@@ -180,14 +180,14 @@ def test_the_digest_of_one_key_is_no_key(setup: Setup, catalog: Catalog) -> None
 
 def test_a_revoked_key_opens_nothing(setup: Setup) -> None:
     kept, gone = setup.make(), setup.make()
-    setup.making.revoke(gone.split("_")[1])
+    setup.manager.revoke(gone.split("_")[1])
     setup.ring.refresh()
     assert setup.caller(f"Bearer {gone}") is None
     assert setup.caller(f"Bearer {kept}") is not None
 
 
 def test_a_key_expires(setup: Setup) -> None:
-    text = setup.making.make(tenant="acme", role=Role.USER, lifetime=HOUR).text
+    text = setup.manager.make(tenant="acme", role=Role.USER, lifetime=HOUR).text
     setup.ring.refresh()
     assert setup.caller(f"Bearer {text}") is not None
     setup.wall.ahead = 2 * HOUR
@@ -196,7 +196,7 @@ def test_a_key_expires(setup: Setup) -> None:
 
 
 def test_a_key_is_good_until_its_end_and_not_at_it(setup: Setup, catalog: Catalog) -> None:
-    setup.making.make(tenant="acme", role=Role.USER, lifetime=HOUR)
+    setup.manager.make(tenant="acme", role=Role.USER, lifetime=HOUR)
     (record,) = catalog.keys.all()
     assert record.expires_at is not None
     assert record.is_valid(record.expires_at - datetime.timedelta(microseconds=1))
@@ -205,7 +205,7 @@ def test_a_key_is_good_until_its_end_and_not_at_it(setup: Setup, catalog: Catalo
 
 def test_both_keys_of_a_rotation_are_good_for_a_while(setup: Setup, catalog: Catalog) -> None:
     old = setup.make("acme", Role.PUBLISHER)
-    new = setup.making.rotate(old.split("_")[1], grace=HOUR).text
+    new = setup.manager.rotate(old.split("_")[1], grace=HOUR).text
     setup.ring.refresh()
     callers = [setup.caller(f"Bearer {text}") for text in (old, new)]
     assert {(who.tenant, who.role) for who in callers if who} == {("acme", Role.PUBLISHER)}
@@ -216,8 +216,8 @@ def test_both_keys_of_a_rotation_are_good_for_a_while(setup: Setup, catalog: Cat
 
 
 def test_a_rotation_never_makes_the_old_key_live_longer(setup: Setup, catalog: Catalog) -> None:
-    key = setup.making.make(tenant="acme", role=Role.USER, lifetime=HOUR)
-    setup.making.rotate(key.id, grace=100 * HOUR)
+    key = setup.manager.make(tenant="acme", role=Role.USER, lifetime=HOUR)
+    setup.manager.rotate(key.id, grace=100 * HOUR)
     records = {record.id: record for record in catalog.keys.all()}
     expires_at = records[key.id].expires_at
     assert expires_at is not None
@@ -227,10 +227,12 @@ def test_a_rotation_never_makes_the_old_key_live_longer(setup: Setup, catalog: C
 @pytest.mark.parametrize("act", ["revoke", "rotate"])
 def test_what_opens_nothing_is_not_rotated_and_not_revoked_again(setup: Setup, act: str) -> None:
     key_id = setup.make().split("_")[1]
-    setup.making.revoke(key_id)
+    setup.manager.revoke(key_id)
     for name in (key_id, "nobody"):
         with pytest.raises(LookupError, match=name):
-            setup.making.revoke(name) if act == "revoke" else setup.making.rotate(name, grace=HOUR)
+            setup.manager.revoke(name) if act == "revoke" else setup.manager.rotate(
+                name, grace=HOUR
+            )
 
 
 def test_the_catalog_holds_no_key(setup: Setup, tmp_path: Path) -> None:
@@ -301,10 +303,10 @@ def test_a_lost_secret_is_made_anew_only_when_no_key_needs_it(
 ) -> None:
     old = setup.make().split("_")[1]
     (tmp_path / SECRET_FILE).unlink()
-    for attempt in (setup.make, lambda: setup.making.rotate(old, grace=HOUR)):
+    for attempt in (setup.make, lambda: setup.manager.rotate(old, grace=HOUR)):
         with pytest.raises(ServerSecretError, match="revoke all keys"):
             attempt()
-    setup.making.revoke(old)
+    setup.manager.revoke(old)
     assert KeyRing(catalog.keys, tmp_path).find("lmx_") is None
     new = setup.make()
     assert setup.caller(f"Bearer {new}") is not None
@@ -313,8 +315,8 @@ def test_a_lost_secret_is_made_anew_only_when_no_key_needs_it(
 def shown_in_all_ways(setup: Setup) -> dict[str, str]:
     """Return keys of the right form, only the first of which is good."""
     good, revoked, expired = setup.make(), setup.make(), setup.make()
-    setup.making.revoke(revoked.split("_")[1])
-    setup.making.rotate(expired.split("_")[1], grace=-HOUR)
+    setup.manager.revoke(revoked.split("_")[1])
+    setup.manager.rotate(expired.split("_")[1], grace=-HOUR)
     setup.ring.refresh()
     return {
         "good": good,
@@ -379,7 +381,7 @@ def test_a_disabled_tenant_may_not_call_and_others_may(setup: Setup, catalog: Ca
     assert found["acme"].reason == "TENANT_DISABLED"
     # A key that is valid no more tells nothing of its tenant.
     assert callers["acme"] is not None
-    setup.making.revoke(callers["acme"].key_id)
+    setup.manager.revoke(callers["acme"].key_id)
     setup.ring.refresh()
     assert isinstance(setup.authenticator.refusal(callers["acme"]), UnauthenticatedError)
     assert catalog.disabled_tenants.remove("acme")
@@ -400,7 +402,7 @@ def test_a_certificate_of_a_disabled_tenant_opens_nothing(setup: Setup, catalog:
 
 def test_keys_stay_while_the_catalog_cannot_be_read(setup: Setup, tmp_path: Path) -> None:
     key = setup.make()
-    setup.making.make(tenant="acme", role=Role.USER)
+    setup.manager.make(tenant="acme", role=Role.USER)
     (tmp_path / SECRET_FILE).rename(tmp_path / "away")
     with pytest.raises(ServerSecretError):
         setup.ring.refresh()

@@ -32,8 +32,8 @@ from loramux_server.wire.adapter_source import AdapterSource
 from loramux_server.wire.ask import Ask
 from loramux_server.wire.messages import Cancel, Drop, Pin, Submit, Unpin
 from loramux_server.wire.sampling import Sampling
+from tests.crash.registry_model import DIGESTS, PACKAGES, SEALS, RegistryModel, found_in
 from tests.crash.story import publish
-from tests.crash.told import DIGESTS, PACKAGES, SEALS, Told, found_in
 from tests.support.fake import FakeModel, FakePacked, HeldExecutor, completion, fake_engine
 from tests.support.memory import memory_folder
 from tests.support.polling import eventually
@@ -84,7 +84,7 @@ class Lifecycle(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(dir=memory_folder())) / "store"
-        self.told = Told()
+        self.model = RegistryModel()
         self.next_id = 0
         self.open()
 
@@ -102,7 +102,7 @@ class Lifecycle(RuleBasedStateMachine):
 
     @rule(name=names, number=numbers, must_not_exist=st.booleans())
     def upload(self, name: str, number: int, must_not_exist: bool) -> None:
-        versions = self.told.versions.get(name, {})
+        versions = self.model.versions.get(name, {})
         is_newest = bool(versions) and versions[max(versions)] == number
         with contextlib.ExitStack() as stack:
             staged = self.registry.stage()
@@ -114,7 +114,7 @@ class Lifecycle(RuleBasedStateMachine):
                     self.registry.register(record, must_not_exist=True)
                 return
             made, is_new = self.registry.register(record, must_not_exist=must_not_exist)
-        assert (made.version, is_new) == (self.told.upload(name, number), not is_newest)
+        assert (made.version, is_new) == (self.model.upload(name, number), not is_newest)
 
     @rule(name=names, number=numbers)
     def begin_an_upload(self, name: str, number: int) -> None:
@@ -123,7 +123,7 @@ class Lifecycle(RuleBasedStateMachine):
 
     @rule(name=names, number=numbers)
     def go_on_with_an_upload(self, name: str, number: int) -> None:
-        self.told.upload(name, number)
+        self.model.upload(name, number)
         if self.uploads.adopt(name, DIGESTS[number], must_not_exist=False):
             return
         upload = self.uploads.start(name, DIGESTS[number], len(PACKAGES[number]))
@@ -132,54 +132,54 @@ class Lifecycle(RuleBasedStateMachine):
 
     @rule(name=names)
     def delete(self, name: str) -> None:
-        if name not in self.told.versions:
+        if name not in self.model.versions:
             with pytest.raises(NotFoundError):
                 self.registry.delete(name)
             return
         self.registry.delete(name)
-        self.told.delete(name)
+        self.model.delete(name)
 
-    @precondition(lambda self: self.told.versions)
+    @precondition(lambda self: self.model.versions)
     @rule(data=st.data())
     def delete_a_version(self, data: st.DataObject) -> None:
         name, version = self.draw_version(data)
-        if self.told.is_aliased(name, version):
+        if self.model.is_aliased(name, version):
             with pytest.raises(FailedPreconditionError, match="move it first"):
                 self.registry.delete(f"{name}:{version}")
             return
         self.registry.delete(f"{name}:{version}")
-        self.told.delete(name, version)
+        self.model.delete(name, version)
 
-    @precondition(lambda self: self.told.versions)
+    @precondition(lambda self: self.model.versions)
     @rule(data=st.data(), alias=aliases, expected=st.none() | st.integers(0, 3))
     def move_an_alias(self, data: st.DataObject, alias: str, expected: int | None) -> None:
         name, version = self.draw_version(data)
-        other = data.draw(st.sampled_from(sorted(self.told.versions[name])))
+        other = data.draw(st.sampled_from(sorted(self.model.versions[name])))
         weights = {version: 1} if version == other else {version: 90, other: 10}
         wanted = None if expected is None else {expected: 1} if expected else {}
-        before = self.told.aliases.get((name, alias), {})
+        before = self.model.aliases.get((name, alias), {})
         reference = parse_reference(name, "name")
         if wanted is not None and wanted != before:
             with pytest.raises(AbortedError):
                 self.registry.aliases.set(reference, alias, weights, by="me", expected=wanted)
             return
         self.registry.aliases.set(reference, alias, weights, by="me", expected=wanted)
-        self.told.set_alias(name, alias, weights)
+        self.model.set_alias(name, alias, weights)
 
-    @precondition(lambda self: self.told.aliases)
+    @precondition(lambda self: self.model.aliases)
     @rule(data=st.data())
     def roll_back(self, data: st.DataObject) -> None:
-        name, alias = data.draw(st.sampled_from(sorted(self.told.aliases)))
-        before = self.told.moves[name, alias][-1][0]
+        name, alias = data.draw(st.sampled_from(sorted(self.model.aliases)))
+        before = self.model.moves[name, alias][-1][0]
         reference = parse_reference(name, "name")
-        if not before or not set(before) <= set(self.told.versions[name]):
+        if not before or not set(before) <= set(self.model.versions[name]):
             with pytest.raises(FailedPreconditionError):
                 self.registry.aliases.roll_back(reference, alias, by="me")
             return
         self.registry.aliases.roll_back(reference, alias, by="me")
-        self.told.roll_back(name, alias)
+        self.model.roll_back(name, alias)
 
-    @precondition(lambda self: self.told.versions)
+    @precondition(lambda self: self.model.versions)
     @rule(data=st.data(), pinned=st.booleans())
     def pin(self, data: st.DataObject, pinned: bool) -> None:
         name, version = self.draw_version(data)
@@ -188,28 +188,28 @@ class Lifecycle(RuleBasedStateMachine):
         )
         source = self.registry.source_of(record)
         self.engine.receive([Pin(source) if pinned else Unpin(source.digest)])
-        self.told.pin(name, version, pinned=pinned)
+        self.model.pin(name, version, pinned=pinned)
 
     # What requests get
 
-    @precondition(lambda self: self.told.versions)
+    @precondition(lambda self: self.model.versions)
     @rule(data=st.data(), key=st.text(max_size=2))
     def ask(self, data: st.DataObject, key: str) -> None:
         name, version = self.draw_version(data)
-        aliases = [alias for owner, alias in self.told.aliases if owner == name]
+        aliases = [alias for owner, alias in self.model.aliases if owner == name]
         tag = data.draw(st.sampled_from(["", "latest", str(version), *aliases]))
         lease = contextlib.ExitStack()
         reference = f"{name}:{tag}" if tag else name
         record, source = lease.enter_context(self.registry.lease(reference, key=key))
         if tag in aliases:
-            assert record.version in self.told.aliases[name, tag]
+            assert record.version in self.model.aliases[name, tag]
         else:
-            newest = self.told.newest(name)
+            newest = self.model.newest(name)
             assert record.version == (version if tag.isdecimal() else newest)
         prompt = [3, 5, 7, 11, 13, 17][: data.draw(st.integers(1, 6))]
         sampling = Sampling(max_tokens=6, seed=0, temperature=0.0, ignore_eos=True)
         self.engine.receive([Submit(self.next_id, Ask(prompt, source, sampling))])
-        number = self.told.versions[name][record.version]
+        number = self.model.versions[name][record.version]
         self.asked[self.next_id] = Asked(number, prompt, lease)
         self.next_id += 1
 
@@ -249,7 +249,7 @@ class Lifecycle(RuleBasedStateMachine):
 
     @invariant()
     def the_registry_has_what_callers_were_told(self) -> None:
-        assert found_in(self.registry) == self.told
+        assert found_in(self.registry) == self.model
 
     @invariant()
     def bytes_are_there_for_versions_and_requests_and_for_nothing_else(self) -> None:
@@ -258,11 +258,11 @@ class Lifecycle(RuleBasedStateMachine):
     def has_swept(self) -> bool:
         found = {f"sha256:{path.name}" for path in (self.folder / "blobs").glob("*/*")}
         in_use = {DIGESTS[asked.number] for asked in self.asked.values()}
-        return found == self.told.digests | in_use
+        return found == self.model.digests | in_use
 
     def draw_version(self, data: st.DataObject) -> tuple[str, int]:
-        name = data.draw(st.sampled_from(sorted(self.told.versions)))
-        return name, data.draw(st.sampled_from(sorted(self.told.versions[name])))
+        name = data.draw(st.sampled_from(sorted(self.model.versions)))
+        return name, data.draw(st.sampled_from(sorted(self.model.versions[name])))
 
     def teardown(self) -> None:
         for asked in self.asked.values():

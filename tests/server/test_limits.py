@@ -24,9 +24,8 @@ from loramux_server.config import ServerConfig
 from loramux_server.field_errors import invalid
 from loramux_server.forms.form import Form, FormKind
 from loramux_server.images.messages import Array, Image, PlacedImage
-from loramux_server.services.choice import Choice as ChosenAdapters
 from loramux_server.services.generation.completion_limits import CompletionLimits
-from loramux_server.services.generation.conversation import talk_of
+from loramux_server.services.generation.conversation import parse_conversation
 from loramux_server.services.generation.defaults import with_defaults
 from loramux_server.services.generation.forms import form_of
 from loramux_server.services.generation.options import options_of
@@ -34,6 +33,7 @@ from loramux_server.services.generation.prediction import check_prediction
 from loramux_server.services.generation.prepared import Prepared
 from loramux_server.services.generation.sampling import samplings, text_options
 from loramux_server.services.limits import check_fields
+from loramux_server.services.resolved_adapters import ResolvedAdapters
 from loramux_server.wire.model_info import ModelInfo
 from loramux_server.wire.sampling import Sampling
 from tests.support.engine_sizes import sizes_of
@@ -165,7 +165,7 @@ def test_an_answer_in_a_conversation_has_what_the_context_leaves(
 ) -> None:
     request = GenerateRequest(**request_fields)
     options = options_of(
-        request, PREPARED, model=MODEL, adapters=ChosenAdapters(), defaults=defaults
+        request, PREPARED, model=MODEL, adapters=ResolvedAdapters(), defaults=defaults
     )
     assert options.samplings[0].max_tokens == most
     assert options.num_expected == kept
@@ -232,9 +232,9 @@ def test_a_conversation_may_be_as_long_as_well(context: int, most: int) -> None:
         turn.content = "x" * (size - turn.ByteSize() - 4)  # its tag, and a length of three bytes
         return GenerateRequest(messages=[turn])
 
-    assert len(talk_of(talk(most), model).turns) == 1
+    assert len(parse_conversation(talk(most), model).messages) == 1
     with pytest.raises(InvalidArgumentError, match=f"{most + 1} bytes; expected at most {most} of"):
-        talk_of(talk(most + 1), model)
+        parse_conversation(talk(most + 1), model)
 
 
 def test_token_ids_are_predicted_without_a_tokenizer_too() -> None:

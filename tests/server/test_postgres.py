@@ -18,9 +18,9 @@ from loramux_server.store.catalog import Catalog
 from loramux_server.store.registry import Registry
 from loramux_server.store.schema import FORMAT
 from tests.adapters.files import CONFIG, package
+from tests.crash.registry_model import PACKAGES, RegistryModel, found_in
 from tests.crash.seen import Op
 from tests.crash.story import STORIES, Teller
-from tests.crash.told import PACKAGES, Told, found_in
 from tests.support.packages import publish
 from tests.support.postgres import Postgres, binaries
 from tests.support.server import RunningServer
@@ -46,7 +46,7 @@ class Nobody:
     def after(self, op: Op) -> None:
         pass
 
-    def change(self, after: Told) -> contextlib.AbstractContextManager[None]:
+    def change(self, after: RegistryModel) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
 
@@ -57,10 +57,10 @@ def test_every_story_ends_as_callers_were_told(
     url = postgres.make_database()
     teller = Teller(tmp_path / "store", Nobody(), url)
     STORIES[name](teller)
-    assert found_in(teller.registry) == teller.told
+    assert found_in(teller.registry) == teller.model
     teller.close()
     registry = Registry(tmp_path / "store", catalog=lambda _: Catalog(url))
-    assert found_in(registry) == teller.told
+    assert found_in(registry) == teller.model
     registry.close()
     assert not (tmp_path / "store" / "catalog.sqlite").exists()
 

@@ -16,7 +16,10 @@ from loramux_server.engine.batch import Batch, PromptTokens
 from loramux_server.engine.model_runner import ModelRunner
 from loramux_server.kernels.prompt_logprobs import prompt_logprobs
 from loramux_server.kernels.step_input import StepInput
-from loramux_server.services.generation.prompt_logprobs import MAX_PROMPT_LOGPROBS, check_told
+from loramux_server.services.generation.prompt_logprobs import (
+    MAX_PROMPT_LOGPROBS,
+    check_prompt_logprobs,
+)
 from loramux_server.wire.ask import Ask
 from loramux_server.wire.messages import Finish, Submit
 from loramux_server.wire.sampling import Sampling
@@ -24,7 +27,7 @@ from tests.support.adapters import pack_source, save_adapter
 from tests.support.engine import Harness
 from tests.support.fake import completion, fake_engine
 from tests.support.models import VOCAB, tiny_model
-from tests.support.scored import check_told as check_numbers
+from tests.support.scored import check_prompt_logprobs as check_numbers
 from tests.support.scored import expected_logprobs
 
 PROMPT = [3 + i % 60 for i in range(30)]
@@ -99,7 +102,7 @@ def test_who_begins_anew_may_take_from_the_cache_what_was_told() -> None:
         harness.step()
     scheduler = harness.engine._scheduler
     (running,) = scheduler.running
-    assert running.num_told == 24
+    assert running.num_logprobs_done == 24
     shared = scheduler.num_shared_tokens
     scheduler.pause(running)
     scheduler.resume(running)
@@ -222,12 +225,12 @@ def test_rows_are_told_as_their_definition_says(count: int) -> None:
 
 def test_as_many_are_told_as_fit_an_answer() -> None:
     params = generation_pb2.SamplingParams(prompt_logprobs=3)
-    check_told(params, MAX_PROMPT_LOGPROBS // 4)
+    check_prompt_logprobs(params, MAX_PROMPT_LOGPROBS // 4)
     with pytest.raises(
         InvalidArgumentError, match=f"is 3; .* {MAX_PROMPT_LOGPROBS + 4} log-prob"
     ) as caught:
-        check_told(params, MAX_PROMPT_LOGPROBS // 4 + 1)
+        check_prompt_logprobs(params, MAX_PROMPT_LOGPROBS // 4 + 1)
     assert (caught.value.field, caught.value.reason) == (
         "sampling.prompt_logprobs", "INVALID_FIELD",
     )  # fmt: skip
-    check_told(generation_pb2.SamplingParams(), MAX_PROMPT_LOGPROBS + 1)
+    check_prompt_logprobs(generation_pb2.SamplingParams(), MAX_PROMPT_LOGPROBS + 1)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loramux_server.chat.encoder import ChatEncoder
-from loramux_server.chat.messages import Talk, Turn
+from loramux_server.chat.messages import Conversation, Message
 from loramux_server.chat.shield import Shield, Tokens
 from loramux_server.chat.template import Template
 from loramux_server.reasoning.reader import ReasoningReader
@@ -18,7 +18,7 @@ from tests.support.tool_templates import TAGS
 
 THEIRS = chat_tokenizer()
 OURS = ChatEncoder(THEIRS.backend_tokenizer.to_str())
-WORDS = OURS.words(dict(THEIRS.special_tokens_map))
+WORDS = OURS.template_tokens(dict(THEIRS.special_tokens_map))
 SYNTAX = ReasoningSyntax("<think>", "</think>", {})
 
 MARKED = """\
@@ -52,10 +52,14 @@ def test_marks_of_a_template_that_leaves_thoughts_out_are_those_that_it_looks_fo
 
 
 def test_the_tokens_of_a_turn_with_a_thought_are_those_of_transformers() -> None:
-    turns = [Turn("user", "a"), Turn("assistant", "b", reasoning="c < d"), Turn("user", "e")]
+    turns = [
+        Message("user", "a"),
+        Message("assistant", "b", reasoning="c < d"),
+        Message("user", "e"),
+    ]
     compiled = Template(TAGS)
     render = partial(compiled.render, add_generation_prompt=True, variables=WORDS.variables)
-    pieces = Shield(Tokens(WORDS), TAGS, compiled.literals).pieces(Talk(turns), render)
+    pieces = Shield(Tokens(WORDS), TAGS, compiled.literals).pieces(Conversation(turns), render)
     theirs = THEIRS.apply_chat_template(
         [
             {"role": "user", "content": "a"},

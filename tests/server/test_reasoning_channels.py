@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from llguidance import LLMatcher
 
 from loramux_server.chat.channels import channels_of
-from loramux_server.chat.messages import Call, Talk, Tool, Turn
+from loramux_server.chat.messages import Call, Conversation, Message, Tool
 from loramux_server.forms.form import Form, FormKind
 from loramux_server.reasoning.channel_reader import ChannelReader
-from loramux_server.reasoning.channels import Begun, ChannelSyntax, channel_syntax_of
+from loramux_server.reasoning.channels import ChannelSyntax, OpenMessage, channel_syntax_of
 from loramux_server.reasoning.syntax import ANSWER, THINKING
 from loramux_server.reasoning.thinking import Thinking
 from loramux_server.tools.syntax import joined
@@ -38,9 +38,9 @@ def syntax() -> ChannelSyntax:
 SYNTAX = syntax()
 
 
-def prompt_of(*turns: Turn, **variables: Any) -> str:
-    talk = Talk(list(turns), [Tool("clock")], variables)
-    return joined(pieces_of(CHANNELS, talk, prompt=True))
+def prompt_of(*turns: Message, **variables: Any) -> str:
+    conversation = Conversation(list(turns), [Tool("clock")], variables)
+    return joined(pieces_of(CHANNELS, conversation, prompt=True))
 
 
 # How a template says so
@@ -51,7 +51,7 @@ def test_on_which_channel_a_model_thinks() -> None:
     assert joined(SYNTAX.channels.between) == NEXT
     assert joined(SYNTAX.channels.header(SYNTAX.thought)) == A
     assert SYNTAX.ids.keys() == {"<|start|>", "<|channel|>", "<|message|>", "<|end|>"}
-    alone = Talk([THINKING.turns[0], Turn("assistant", ANSWER)])
+    alone = Conversation([THINKING.messages[0], Message("assistant", ANSWER)])
     assert channels_of(pieces_of(CHANNELS, alone), ANSWER) == SYNTAX.channels
 
 
@@ -73,30 +73,30 @@ def test_a_template_that_is_not_quite_so_has_none(old: str, new: str) -> None:
     assert syntax_by(CHANNELS.replace(old, new)) is None
 
 
-ASKED = Turn("user", "a")
-CALLING = Turn("assistant", "", [Call("", "clock", {})], reasoning="so")
+ASKED = Message("user", "a")
+CALLING = Message("assistant", "", [Call("", "clock", {})], reasoning="so")
 
 
-@pytest.mark.parametrize(("prompt", "begun"), [
-    (prompt_of(ASKED), Begun.NOTHING),
-    (prompt_of(ASKED, Turn("assistant", "b", reasoning="c"), ASKED), Begun.NOTHING),
-    (prompt_of(ASKED, CALLING, Turn("tool", "3")), Begun.NOTHING),
-    (prompt_of(ASKED, CALLING, Turn("tool", "3"))[-60:], Begun.NOTHING),
-    (prompt_of(ASKED, CALLING, Turn("tool", "3"), at_once=True), Begun.ANSWER),
-    (prompt_of(ASKED) + A, Begun.THOUGHT),
-    (prompt_of(ASKED) + A + "so <|en", Begun.THOUGHT),
-    (prompt_of(ASKED) + A + "so<|end|>", Begun.NOTHING),
-    ("", Begun.NOTHING),
+@pytest.mark.parametrize(("prompt", "open_message"), [
+    (prompt_of(ASKED), OpenMessage.NOTHING),
+    (prompt_of(ASKED, Message("assistant", "b", reasoning="c"), ASKED), OpenMessage.NOTHING),
+    (prompt_of(ASKED, CALLING, Message("tool", "3")), OpenMessage.NOTHING),
+    (prompt_of(ASKED, CALLING, Message("tool", "3"))[-60:], OpenMessage.NOTHING),
+    (prompt_of(ASKED, CALLING, Message("tool", "3"), at_once=True), OpenMessage.ANSWER),
+    (prompt_of(ASKED) + A, OpenMessage.THOUGHT),
+    (prompt_of(ASKED) + A + "so <|en", OpenMessage.THOUGHT),
+    (prompt_of(ASKED) + A + "so<|end|>", OpenMessage.NOTHING),
+    ("", OpenMessage.NOTHING),
 ])  # fmt: skip
-def test_what_a_prompt_begins(prompt: str, begun: Begun) -> None:
-    assert SYNTAX.begun(prompt) is begun
+def test_what_a_prompt_begins(prompt: str, open_message: OpenMessage) -> None:
+    assert SYNTAX.open_message(prompt) is open_message
 
 
 # Reading
 
 
-def read(text: list[str], begun: Begun = Begun.NOTHING) -> tuple[str, str]:
-    reader = ChannelReader(SYNTAX, begun)
+def read(text: list[str], open_message: OpenMessage = OpenMessage.NOTHING) -> tuple[str, str]:
+    reader = ChannelReader(SYNTAX, open_message)
     found = [reader.push(piece) for piece in text]
     found.append(reader.flush())
     return "".join(each.reasoning for each in found), "".join(each.text for each in found)
@@ -137,19 +137,19 @@ def test_messages_are_told_apart(text: str, wanted: tuple[str, str]) -> None:
     assert read(list(text)) == wanted
 
 
-@pytest.mark.parametrize(("text", "begun", "wanted"), [
-    (f"\nhm{NEXT}{F}yes", Begun.THOUGHT, ("hm", "yes")),
-    (f" yes{NEXT}{A}hm", Begun.ANSWER, ("hm", " yes")),
+@pytest.mark.parametrize(("text", "open_message", "wanted"), [
+    (f"\nhm{NEXT}{F}yes", OpenMessage.THOUGHT, ("hm", "yes")),
+    (f" yes{NEXT}{A}hm", OpenMessage.ANSWER, ("hm", " yes")),
 ])  # fmt: skip
 def test_what_the_prompt_has_begun_is_gone_on_with(
-    text: str, begun: Begun, wanted: tuple[str, str]
+    text: str, open_message: OpenMessage, wanted: tuple[str, str]
 ) -> None:
-    assert read([text], begun) == wanted
-    assert read(list(text), begun) == wanted
+    assert read([text], open_message) == wanted
+    assert read(list(text), open_message) == wanted
 
 
 def test_text_comes_as_soon_as_it_can_be_no_mark() -> None:
-    reader = ChannelReader(SYNTAX, Begun.NOTHING)
+    reader = ChannelReader(SYNTAX, OpenMessage.NOTHING)
     assert reader.push(f"{A}hm") == ("hm", "")
     assert reader.push(f" so{NEXT}{F}y") == (" so", "y")
     assert reader.push("es <|e") == ("", "es ")
@@ -163,14 +163,18 @@ PARTS = st.sampled_from([
 
 
 @settings(max_examples=300)
-@given(parts=st.lists(PARTS, max_size=12), begun=st.sampled_from(Begun), data=st.data())
+@given(
+    parts=st.lists(PARTS, max_size=12), open_message=st.sampled_from(OpenMessage), data=st.data()
+)
 def test_however_messages_are_cut_they_are_read_the_same(
-    parts: list[str], begun: Begun, data: st.DataObject
+    parts: list[str], open_message: OpenMessage, data: st.DataObject
 ) -> None:
     text = "".join(parts)
     cuts = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=5)))
     pieces = [text[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
-    assert read(pieces, begun) == read([text], begun) == read(list(text), begun)
+    assert (
+        read(pieces, open_message) == read([text], open_message) == read(list(text), open_message)
+    )
 
 
 # Forms

@@ -11,7 +11,7 @@ from loramux_adapters.added_tokens import AddedToken
 from loramux_server.chat import chat
 from loramux_server.chat.format import OF_BASE
 from loramux_server.services import vocabularies
-from loramux_server.store.instructions import Instruction
+from loramux_server.store.package_settings import PackageSettings
 from tests.support.models import byte_tokenizer
 from tests.support.slow import slow
 
@@ -27,7 +27,7 @@ def encoder() -> Callable[[], Awaitable[object]]:
 def own_tokenizer() -> Callable[[], Awaitable[object]]:
     model = SimpleNamespace(special_tokens={}, tokenizer_json=TOKENIZER.to_str())
     texts = vocabularies.Vocabularies(cast(Any, model))
-    return lambda: texts.tokenizer(Instruction(added_tokens=(NEW,)))
+    return lambda: texts.tokenizer(PackageSettings(added_tokens=(NEW,)))
 
 
 @pytest.mark.parametrize(("make", "module", "name"), [

@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import asdict
 
-from loramux_server.engine.size_choice import Means, choose
+from loramux_server.engine.size_choice import Resources, choose
 from loramux_server.wire.engine_config import EngineConfig
 from loramux_server.wire.engine_sizes import EngineSizes
 from tests.support.engine import Harness
 from tests.support.models import tiny_model
 
 MIB, GIB = 1 << 20, 1 << 30
-LLAMA_8B = Means(
+LLAMA_8B = Resources(
     is_gpu=True, device=62 * GIB, host=200 * GIB, row_bytes=4 * 2_621_440,
     token_bytes=2 * (4096 + 2 * 14336), logits_bytes=4 * 128_256,
 )  # fmt: skip
@@ -29,56 +29,58 @@ configs = st.builds(
     EngineConfig, model=st.just(""), max_running=numbers, max_batch_tokens=numbers,
     kv_memory=memory, adapter_memory=memory, host_adapter_memory=memory,
 )  # fmt: skip
-means = st.builds(
-    Means, is_gpu=st.booleans(), device=st.integers(0, 1 << 40), host=st.integers(0, 1 << 42),
+resources = st.builds(
+    Resources, is_gpu=st.booleans(), device=st.integers(0, 1 << 40), host=st.integers(0, 1 << 42),
     row_bytes=st.integers(0, 1 << 26), token_bytes=st.integers(0, 1 << 22),
     logits_bytes=st.integers(0, 1 << 22),
 )  # fmt: skip
 OPEN = EngineConfig(model="")
 
 
-@given(configs, means)
-def test_what_is_set_counts_and_nothing_is_negative(config: EngineConfig, means: Means) -> None:
-    for name, size in asdict(choose(config, means)).items():
+@given(configs, resources)
+def test_what_is_set_counts_and_nothing_is_negative(
+    config: EngineConfig, resources: Resources
+) -> None:
+    for name, size in asdict(choose(config, resources)).items():
         wanted = getattr(config, name)
         assert size == wanted if wanted else size >= 0, name
 
 
-@given(configs, means)
-def test_what_is_left_open_fits_what_is_free(config: EngineConfig, means: Means) -> None:
-    chosen = choose(config, means)
+@given(configs, resources)
+def test_what_is_left_open_fits_what_is_free(config: EngineConfig, resources: Resources) -> None:
+    chosen = choose(config, resources)
     if not config.host_adapter_memory:
-        assert 9 * chosen.host_adapter_memory <= 8 * means.host  # as rooms lie there
+        assert 9 * chosen.host_adapter_memory <= 8 * resources.host  # as rooms lie there
     if not (config.kv_memory or config.adapter_memory):
-        assert chosen.kv_memory + chosen.adapter_memory <= means.device
-    elif means.is_gpu and not (config.kv_memory and config.adapter_memory):
-        most = max(means.device, config.kv_memory, config.adapter_memory)
+        assert chosen.kv_memory + chosen.adapter_memory <= resources.device
+    elif resources.is_gpu and not (config.kv_memory and config.adapter_memory):
+        most = max(resources.device, config.kv_memory, config.adapter_memory)
         assert chosen.kv_memory + chosen.adapter_memory <= most
 
 
-@given(means)
-def test_on_a_cpu_all_together_leaves_a_third_to_others(means: Means) -> None:
-    chosen = choose(OPEN, replace(means, is_gpu=False, device=means.host))
+@given(resources)
+def test_on_a_cpu_all_together_leaves_a_third_to_others(resources: Resources) -> None:
+    chosen = choose(OPEN, replace(resources, is_gpu=False, device=resources.host))
     taken = chosen.kv_memory + chosen.adapter_memory + chosen.host_adapter_memory
-    assert 3 * taken <= 2 * means.host
+    assert 3 * taken <= 2 * resources.host
 
 
-@given(configs, means, st.integers(0, 1 << 40), st.integers(0, 1 << 40))
+@given(configs, resources, st.integers(0, 1 << 40), st.integers(0, 1 << 40))
 def test_more_memory_never_means_less_of_anything(
-    config: EngineConfig, means: Means, device: int, host: int
+    config: EngineConfig, resources: Resources, device: int, host: int
 ) -> None:
-    larger = replace(means, device=means.device + device, host=means.host + host)
-    before, after = asdict(choose(config, means)), asdict(choose(config, larger))
+    larger = replace(resources, device=resources.device + device, host=resources.host + host)
+    before, after = asdict(choose(config, resources)), asdict(choose(config, larger))
     assert all(after[name] >= size for name, size in before.items())
 
 
-@given(configs, means)
+@given(configs, resources)
 def test_an_engine_that_is_given_what_was_chosen_has_the_same(
-    config: EngineConfig, means: Means
+    config: EngineConfig, resources: Resources
 ) -> None:
-    chosen = choose(config, means)
+    chosen = choose(config, resources)
     if all(asdict(chosen).values()):
-        nothing = replace(means, device=0, host=0)
+        nothing = replace(resources, device=0, host=0)
         assert choose(chosen.in_config(config), nothing) == chosen
 
 

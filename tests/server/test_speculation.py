@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from loramux_server.engine import habits
+from loramux_server.engine import output_history
+from loramux_server.engine.acceptance_rates import AcceptanceRates
 from loramux_server.engine.ends import Ends
-from loramux_server.engine.odds import Odds
 from loramux_server.engine.plan import Chunk
 from loramux_server.engine.request import Request
 from loramux_server.engine.sampler import sample
@@ -278,24 +278,24 @@ def test_a_draft_ends_with_the_text(end: int, ignores_eos: bool, is_end: bool) -
 
 def test_little_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, most in (("KEPT", 60), ("OF_ADAPTER", 40), ("ADAPTERS", 3), ("ENDED", 4)):
-        monkeypatch.setattr(habits, f"_MOST_{name}", most)
+        monkeypatch.setattr(output_history, f"_MOST_{name}", most)
     subject = Asking()
     for number in range(6):
         subject.ask(adapter=fake_source(number + 1, 8))
         subject.ask(adapter=fake_source(number + 1, 8))
         subject.step()
-    kept = subject.engine._speculation._habits._habits
+    kept = subject.engine._speculation._histories._histories
     assert 0 < len(kept) <= 3
     assert all(len(each.texts) <= 40 for each in kept.values())
     assert 0 < sum(len(each.texts) for each in kept.values()) <= 60
     for _ in range(9):
         subject.submit(max_tokens=1)
     subject.run()
-    assert len(subject.engine._speculation._habits._ended) <= 4
+    assert len(subject.engine._speculation._histories._ended) <= 4
 
 
 def test_long_texts_are_taken_in_over_several_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(habits, "_MOST_AT_ONCE", 5)
+    monkeypatch.setattr(output_history, "_MOST_AT_ONCE", 5)
     subject = Asking()
     for _ in range(4):
         assert subject.ask() == LIKELIEST
@@ -344,15 +344,15 @@ def test_a_full_batch_has_fewer_drafts() -> None:
 
 
 def test_odds_follow_what_happens() -> None:
-    odds = Odds()
-    assert odds.of(0) == pytest.approx(0.5)
-    assert odds.of(3) > odds.of(0)
+    rates = AcceptanceRates()
+    assert rates.of(0) == pytest.approx(0.5)
+    assert rates.of(3) > rates.of(0)
     for _ in range(100):
-        odds.learn(0, is_right=False)
-    assert odds.of(0) < 0.05
+        rates.record(0, is_right=False)
+    assert rates.of(0) < 0.05
     for _ in range(100):
-        odds.learn(0, is_right=True)
-    assert odds.of(0) > 0.7
+        rates.record(0, is_right=True)
+    assert rates.of(0) > 0.7
 
 
 @pytest.mark.parametrize("num_right", [0, 1, 3])

@@ -37,7 +37,7 @@ from loramux_server.services.generation.service import WHOLE_INTERVAL, Generatio
 from loramux_server.services.prompts import Prompts
 from loramux_server.services.request_spans import RequestSpans
 from loramux_server.statuses import Statuses
-from loramux_server.store.instructions import Instructions
+from loramux_server.store.package_settings import PackageSettingsCache
 from loramux_server.store.policy import Policy
 from loramux_server.store.reference import DEFAULT_TENANT
 from loramux_server.store.registry import Registry
@@ -59,8 +59,8 @@ from loramux_server.wire.messages import (
     Token,
 )
 from loramux_server.wire.model_info import ModelInfo
+from tests.crash.registry_model import DIGESTS, PACKAGES
 from tests.crash.story import publish
-from tests.crash.told import DIGESTS, PACKAGES
 from tests.support.engine_sizes import sizes_of
 from tests.support.models import byte_tokenizer
 from tests.support.policies import KeptPolicies
@@ -122,8 +122,8 @@ class Served:
         self.service = GenerationService(
             engine=self.engine, registry=registry, model=model,  # type: ignore[arg-type]
             calls=Calls(self.metrics, quotas, room), statuses=Statuses(), quotas=quotas,
-            room=room, prompts=self.prompts, instructions=Instructions(), spans=self.spans,
-            images=ImageLimits(3, 1 << 20),
+            room=room, prompts=self.prompts, spans=self.spans,
+            package_settings=PackageSettingsCache(), images=ImageLimits(3, 1 << 20),
             completions=CompletionLimits(most=8, most_tokens=1 << 20, most_bytes=1 << 20),
             default_timeout=60, stream_interval=stream_interval,
         )  # fmt: skip

@@ -10,7 +10,7 @@ from loramux_adapters.labels import Labels, ProblemType
 from loramux_server.engine_link.quarantine import key_of
 from loramux_server.models.text_format import read_text_format
 from loramux_server.services.texts import Text
-from loramux_server.store.instructions import Instruction
+from loramux_server.store.package_settings import PackageSettings
 from loramux_server.text.tokenizer import TextTokenizer
 from loramux_server.wire.ask import Ask
 from loramux_server.wire.sampling import Sampling
@@ -20,7 +20,7 @@ from tests.support.reads import Reads, encoder_info
 
 TEXTS = ["Ann left the naïve city 🙂", "", " ", "Bob, too.", "a [SEP] b </s> c"]
 QUESTION, CONTEXT = "Who left the city?", "Ann left the city in May. Bob left it, too, the naïve."
-TOLD = Instruction(labels=Labels(("no", "yes"), ProblemType.SINGLE_LABEL))
+TOLD = PackageSettings(labels=Labels(("no", "yes"), ProblemType.SINGLE_LABEL))
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
@@ -61,7 +61,7 @@ def types_of(tokens: list[int], second_from: int) -> list[int]:
 async def test_the_engine_is_told_which_tokens_are_of_the_second_text(takes_types: bool) -> None:
     tokenizer = wordpiece()
     info = encoder_info(tokenizer.backend_tokenizer.to_str(), takes_token_types=takes_types)
-    reads = Reads(info, lambda _: [0, 1], told=TOLD)
+    reads = Reads(info, lambda _: [0, 1], settings=TOLD)
     pair = {"text": QUESTION, "text_pair": CONTEXT}
     response = await reads.classify(pair, {"text": CONTEXT}, {"token_ids": [2, 5, 3]}, {"text": ""})
     told, *others = reads.engine.sent
@@ -75,7 +75,7 @@ async def test_the_engine_is_told_which_tokens_are_of_the_second_text(takes_type
 
 async def test_a_decoder_whose_tokenizer_tells_types_is_told_none() -> None:
     info = encoder_info(byte_tokenizer().backend_tokenizer.to_str())
-    reads = Reads(info, lambda _: [0, 1], told=TOLD)
+    reads = Reads(info, lambda _: [0, 1], settings=TOLD)
     await reads.classify({"text": "a", "text_pair": "b"})
     (told,) = reads.engine.sent
     assert told.second_from == 0
@@ -119,7 +119,7 @@ async def test_the_tokens_of_the_tokenizer_count_for_the_context() -> None:
         length = len(tokenizer(*given.values()).input_ids)
         for context in (length, length - 1):
             info = encoder_info(tokenizer.backend_tokenizer.to_str(), context_length=context)
-            reads = Reads(info, lambda _: [0, 1], told=TOLD)
+            reads = Reads(info, lambda _: [0, 1], settings=TOLD)
             if context == length:
                 assert len((await reads.classify(given)).results) == 1
                 continue
@@ -140,7 +140,7 @@ def test_texts_that_are_parted_elsewhere_are_other_requests() -> None:
 
 async def test_texts_have_the_context_less_virtual_tokens() -> None:
     info = encoder_info(wordpiece().backend_tokenizer.to_str(), context_length=20)
-    reads = Reads(info, lambda _: [0, 1], told=TOLD, num_virtual=5)
+    reads = Reads(info, lambda _: [0, 1], settings=TOLD, num_virtual=5)
     await reads.classify({"token_ids": [5] * 15})
     with pytest.raises(InvalidArgumentError) as caught:
         await reads.classify({"token_ids": [5] * 16})

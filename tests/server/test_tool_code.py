@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loramux_server.chat.messages import Call, Piece, Talk, Tool, Turn
+from loramux_server.chat.messages import Call, Conversation, Message, Piece, Tool
 from loramux_server.tools.arguments import MAX_DEPTH
 from loramux_server.tools.call_reader import CallReader
 from loramux_server.tools.code_reader import CodeReader
+from loramux_server.tools.rendered_text import UnknownSyntaxError
 from loramux_server.tools.syntax import Code, joined
-from loramux_server.tools.written import UnknownSyntaxError
 from tests.support.code_templates import CODE_TEMPLATES, PYTHON, UNQUOTED
 from tests.support.tool_parameters import ORDER, TRIP
 from tests.support.tool_syntaxes import (
@@ -446,8 +446,12 @@ def test_arguments_that_are_free_are_any_code() -> None:
 
 def test_texts_in_lists_that_python_writes_are_those_of_the_caller() -> None:
     given = {"a": ["<b>", "it's", {"<k>": "é\U000f0000"}], "b": "\\U000f0001<"}
-    talk = Talk([Turn("user", "x"), Turn("assistant", "", [Call("c", "clock", given)])])
-    theirs = THEIRS.apply_chat_template(
-        [turn.as_message() for turn in talk.turns], chat_template=PYTHON, return_dict=False
+    conversation = Conversation(
+        [Message("user", "x"), Message("assistant", "", [Call("c", "clock", given)])]
     )
-    assert OURS.encode(pieces_of(PYTHON, talk)) == theirs
+    theirs = THEIRS.apply_chat_template(
+        [turn.as_message() for turn in conversation.messages],
+        chat_template=PYTHON,
+        return_dict=False,
+    )
+    assert OURS.encode(pieces_of(PYTHON, conversation)) == theirs

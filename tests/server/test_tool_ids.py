@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from loramux_server.chat.messages import Call, Talk, Turn
+from loramux_server.chat.messages import Call, Conversation, Message
 from loramux_server.tools.call_reader import CallReader
-from loramux_server.tools.histories import as_taken
+from loramux_server.tools.histories import adapt_history
+from loramux_server.tools.rendered_text import UnknownSyntaxError
 from loramux_server.tools.syntax import COUNT, ID, Keys, joined
-from loramux_server.tools.written import UnknownSyntaxError
 from tests.support.code_templates import COUNTED, LABELLED, NAMED
 from tests.support.tool_syntaxes import (
     SYNTAXES,
@@ -146,25 +146,27 @@ def test_ids_and_numbers_are_demanded_as_well(name: str, good: str, bad: str) ->
 
 def test_ids_of_others_get_the_names_of_their_tools() -> None:
     turns = [
-        Turn("user", "x"),
-        Turn("assistant", "", [Call("a", "clock", {}), Call("b", "get_weather", {"city": "O"})]),
-        Turn("tool", "2", call_id="b"),
-        Turn("tool", "1", call_id="a"),
-        Turn("assistant", "", [Call("functions.clock:7", "clock", {}), Call("a", "clock", {})]),
-        Turn("tool", "3", call_id="a"),
-        Turn("tool", "4", call_id="functions.clock:7"),
-        Turn("tool", "5", call_id="nobody"),
-        Turn("tool", "6"),
+        Message("user", "x"),
+        Message("assistant", "", [Call("a", "clock", {}), Call("b", "get_weather", {"city": "O"})]),
+        Message("tool", "2", call_id="b"),
+        Message("tool", "1", call_id="a"),
+        Message("assistant", "", [Call("functions.clock:7", "clock", {}), Call("a", "clock", {})]),
+        Message("tool", "3", call_id="a"),
+        Message("tool", "4", call_id="functions.clock:7"),
+        Message("tool", "5", call_id="nobody"),
+        Message("tool", "6"),
     ]
-    taken = as_taken(Talk(turns, TOOLS), SYNTAXES["named"])
-    assert [[call.id for call in turn.calls] for turn in taken.turns if turn.calls] == [
+    taken = adapt_history(Conversation(turns, TOOLS), SYNTAXES["named"])
+    assert [[call.id for call in turn.calls] for turn in taken.messages if turn.calls] == [
         ["functions.clock:0", "functions.get_weather:1"],
         ["functions.clock:7", "functions.clock:3"],
     ]  # fmt: skip
-    assert [turn.call_id for turn in taken.turns if turn.role == "tool"] == [
+    assert [turn.call_id for turn in taken.messages if turn.role == "tool"] == [
         "functions.get_weather:1", "functions.clock:0", "functions.clock:3", "functions.clock:7",
         "nobody", "",
     ]  # fmt: skip
     assert "<tool_call>functions.get_weather:1<with>" in joined(pieces_of(NAMED, taken))
     for name in ("ids", "labelled"):
-        assert as_taken(Talk(turns, TOOLS), SYNTAXES[name]) == Talk(turns, TOOLS)
+        assert adapt_history(Conversation(turns, TOOLS), SYNTAXES[name]) == Conversation(
+            turns, TOOLS
+        )

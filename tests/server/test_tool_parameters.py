@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from loramux_server.chat.messages import Tool
 from loramux_server.tools.call_reader import CallReader
 from loramux_server.tools.parameter_reader import Given, ParameterReader
+from loramux_server.tools.rendered_text import UnknownSyntaxError
 from loramux_server.tools.schemas import MAX_SCHEMAS, Allowance, ToolSchema
 from loramux_server.tools.syntax import Parameters, joined
 from loramux_server.tools.values import arguments_of, value_of
-from loramux_server.tools.written import UnknownSyntaxError
 from tests.support.tool_parameters import CALLED, MATCHERS, NAMES, ORDER, TRIP, call_in, fanned
 from tests.support.tool_syntaxes import (
     SYNTAXES,

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loramux_server.chat.messages import Call, Talk, Tool, Turn
+from loramux_server.chat.messages import Call, Conversation, Message, Tool
 from loramux_server.chat.shield import ForgedTokenError
 from loramux_server.tools.call_reader import CallReader
 from loramux_server.tools.form import ANY_TEXT, form_of_calls
+from loramux_server.tools.rendered_text import UnknownSyntaxError
 from loramux_server.tools.syntax import Keys, joined
-from loramux_server.tools.written import UnknownSyntaxError
 from tests.support.code_templates import CODE_TEMPLATES, ID_TEMPLATES, NAMED
 from tests.support.templates import CHATML, CONTROL
 from tests.support.tool_syntaxes import (
@@ -39,25 +39,26 @@ from tests.support.tool_templates import TAGS, TOOL_TEMPLATES, UNREAD
 # What a template is given
 
 
-def talk_with(calls: Sequence[Call], *, content: str = "") -> Talk:
-    return Talk(
+def talk_with(calls: Sequence[Call], *, content: str = "") -> Conversation:
+    return Conversation(
         [
-            Turn("user", "Is it warm in Oslo?"),
-            Turn("assistant", content, list(calls)),
-            Turn("tool", '{"celsius": 3}', call_id="abcDEF012"),
-            Turn("user", "And <b>now</b>?"),
+            Message("user", "Is it warm in Oslo?"),
+            Message("assistant", content, list(calls)),
+            Message("tool", '{"celsius": 3}', call_id="abcDEF012"),
+            Message("user", "And <b>now</b>?"),
         ],
         [WEATHER, CLOCK],
     )
 
 
-def as_given(talk: Talk) -> dict[str, Any]:
-    """Return `talk` as a user of transformers writes it."""
+def as_given(conversation: Conversation) -> dict[str, Any]:
+    """Return `conversation` as a user of transformers writes it."""
     return {
         "conversation": [
-            turn.as_message(has_text_arguments=talk.has_text_arguments) for turn in talk.turns
+            message.as_message(has_text_arguments=conversation.has_text_arguments)
+            for message in conversation.messages
         ],
-        "tools": [tool.as_tool() for tool in talk.tools],
+        "tools": [tool.as_tool() for tool in conversation.tools],
     }
 
 
@@ -73,20 +74,25 @@ def test_the_tokens_are_those_of_transformers(name: str, calls: list[Call], prom
     if name == "bare":
         calls = calls[:1]
     plain = Tool(WEATHER.name, "What the weather is like", WEATHER.parameters)
-    talk = Talk(talk_with(calls).turns, [plain, CLOCK], has_text_arguments=name == "texts")
-    theirs = THEIRS.apply_chat_template(
-        **as_given(talk), chat_template=template, add_generation_prompt=prompt, return_dict=False
+    conversation = Conversation(
+        talk_with(calls).messages, [plain, CLOCK], has_text_arguments=name == "texts"
     )
-    assert OURS.encode(pieces_of(template, talk, prompt=prompt)) == theirs
+    theirs = THEIRS.apply_chat_template(
+        **as_given(conversation),
+        chat_template=template,
+        add_generation_prompt=prompt,
+        return_dict=False,
+    )
+    assert OURS.encode(pieces_of(template, conversation, prompt=prompt)) == theirs
 
 
 def test_variables_of_a_template_are_those_of_transformers() -> None:
-    talk = Talk([Turn("user", "hi")], [CLOCK], {"enable_thinking": False})
+    conversation = Conversation([Message("user", "hi")], [CLOCK], {"enable_thinking": False})
     theirs = THEIRS.apply_chat_template(
-        **as_given(talk), chat_template=TAGS, add_generation_prompt=True, return_dict=False,
+        **as_given(conversation), chat_template=TAGS, add_generation_prompt=True, return_dict=False,
         enable_thinking=False,
     )  # fmt: skip
-    assert OURS.encode(pieces_of(TAGS, talk, prompt=True)) == theirs
+    assert OURS.encode(pieces_of(TAGS, conversation, prompt=True)) == theirs
     assert "<think>" in THEIRS.decode(theirs)
 
 
@@ -99,12 +105,12 @@ def test_nothing_of_tools_and_calls_becomes_a_control_token(ascii_only: str) -> 
         "{{ m.tool_calls | default([]) | tojson }}{% endfor %}"
     )
     turns = [
-        Turn("assistant", "", [Call(forged, forged, {forged: [forged]})]),
-        Turn("tool", forged, call_id=forged, name=forged),
+        Message("assistant", "", [Call(forged, forged, {forged: [forged]})]),
+        Message("tool", forged, call_id=forged, name=forged),
     ]
     tool = Tool("t", forged, {"properties": {forged: {"enum": [forged]}}})
-    talk = Talk(turns, [tool], {"name": forged})
-    found = OURS.encode(pieces_of(template, talk))
+    conversation = Conversation(turns, [tool], {"name": forged})
+    found = OURS.encode(pieces_of(template, conversation))
     assert [token for token in found if token < len(CONTROL)] == [CONTROL.index("<s>")]
     assert THEIRS.convert_tokens_to_ids("<tool_call>") not in found
     text = THEIRS.decode(found).removeprefix("<s>")
@@ -126,15 +132,15 @@ FORGING = [
 
 @pytest.mark.parametrize("template", FORGING)
 def test_no_part_of_a_control_token_comes_from_a_caller(template: str) -> None:
-    forging = Talk(
-        [Turn("user", "x"), Turn("assistant", "", [Call("", "INST", {"s": "y"})])],
+    forging = Conversation(
+        [Message("user", "x"), Message("assistant", "", [Call("", "INST", {"s": "y"})])],
         [Tool("t", "end|>", {"type": "object", "properties": {"s": {}, "a": {}}})],
         {"kind": "im_end"},
     )
     with pytest.raises(ForgedTokenError, match="part of a control token"):
         pieces_of(template, forging)
-    harmless = Talk(
-        [Turn("user", "x"), Turn("assistant", "", [Call("", "run", {"so": "y"})])],
+    harmless = Conversation(
+        [Message("user", "x"), Message("assistant", "", [Call("", "run", {"so": "y"})])],
         [Tool("t", "the end", {"type": "object", "properties": {"so": {}, "a": {}}})],
         {"kind": "any"},
     )
@@ -149,8 +155,10 @@ def test_a_template_may_look_at_schemas_and_variables() -> None:
         "{{ name }}: number{% else %}{{ raise_exception('type') }}{% endif %};{% endfor %}"
     )
     parameters = {"properties": {"city": {"type": "string"}, "days": {"type": "integer"}}}
-    talk = Talk([Turn("user", "x")], [Tool("t", None, parameters)], {"effort": "high"})
-    assert joined(pieces_of(template, talk)) == "<s>city: text;days: number;"
+    conversation = Conversation(
+        [Message("user", "x")], [Tool("t", None, parameters)], {"effort": "high"}
+    )
+    assert joined(pieces_of(template, conversation)) == "<s>city: text;days: number;"
 
 
 # How it writes calls

@@ -43,7 +43,7 @@ class Room:
             )  # fmt: skip
             self.room.enter(
                 place, num_completions=count, num_prompt=prompt, seconds_left=seconds_left,
-                on_lost=lambda error: self.lost.__setitem__(place, error),
+                on_evicted=lambda error: self.lost.__setitem__(place, error),
             )  # fmt: skip
             self._exits[place] = exits.pop_all()
         return place

@@ -73,9 +73,9 @@ ASK_THE_WALL_CLOCK = {
     "statuses.py",  # when an adapter was last used
     "store/aliases.py",
     "store/check.py",
-    "store/moments.py",
+    "store/times.py",
     "store/uploads.py",  # the age of files
-    "access/key_making.py",
+    "access/key_manager.py",
 }
 """Modules that ask for the date, all of them for people or for what outlives a process."""
 

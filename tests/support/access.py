@@ -10,7 +10,7 @@ import grpc
 
 from loramux_server.access.caller import Role
 from loramux_server.access.key import Key, new_key
-from loramux_server.access.key_making import KeyMaking
+from loramux_server.access.key_manager import KeyManager
 from loramux_server.observe.call_record import REQUEST_ID_KEY
 from loramux_server.store.catalog import Catalog
 from tests.support.wire import refusal
@@ -24,14 +24,14 @@ class Keys:
     def __init__(self, store: Path) -> None:
         store.mkdir(parents=True, exist_ok=True)
         self.catalog = Catalog.in_folder(store)
-        self.making = KeyMaking(self.catalog.keys, store)
+        self.manager = KeyManager(self.catalog.keys, store)
 
     def make(self, tenant: str, role: Role, lifetime: datetime.timedelta | None = None) -> Key:
-        return self.making.make(tenant=tenant, role=role, lifetime=lifetime)
+        return self.manager.make(tenant=tenant, role=role, lifetime=lifetime)
 
     def revoked(self, tenant: str, role: Role) -> Key:
         key = self.make(tenant, role)
-        self.making.revoke(key.id)
+        self.manager.revoke(key.id)
         return key
 
     def expired(self, tenant: str, role: Role) -> Key:

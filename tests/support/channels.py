@@ -8,7 +8,7 @@ from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
 from loramux_server.chat.encoder import ChatEncoder
-from loramux_server.chat.messages import Piece, Talk
+from loramux_server.chat.messages import Conversation, Piece
 from loramux_server.chat.shield import Shield, Tokens
 from loramux_server.chat.template import FailedTemplateError, RefusedMessagesError, Template
 from loramux_server.tools.addressed import AddressedSyntax
@@ -70,22 +70,22 @@ def channel_tokenizer() -> PreTrainedTokenizerFast:
 
 THEIRS = channel_tokenizer()
 OURS = ChatEncoder(THEIRS.backend_tokenizer.to_str())
-_WORDS = OURS.words(dict(THEIRS.special_tokens_map))
+_WORDS = OURS.template_tokens(dict(THEIRS.special_tokens_map))
 
 
-def pieces_of(template: str, talk: Talk, *, prompt: bool = False) -> list[Piece]:
+def pieces_of(template: str, conversation: Conversation, *, prompt: bool = False) -> list[Piece]:
     """Return what a template makes of a conversation."""
     compiled = Template(template)
     render = partial(compiled.render, add_generation_prompt=prompt, variables=_WORDS.variables)
-    return Shield(Tokens(_WORDS), template, compiled.literals).pieces(talk, render)
+    return Shield(Tokens(_WORDS), template, compiled.literals).pieces(conversation, render)
 
 
 def tool_syntax_by(template: str) -> ToolSyntax | AddressedSyntax:
     """Return how a template writes calls."""
 
-    async def write(talk: Talk, prompt: bool) -> list[Piece] | None:
+    async def write(conversation: Conversation, prompt: bool) -> list[Piece] | None:
         try:
-            return pieces_of(template, talk, prompt=prompt)
+            return pieces_of(template, conversation, prompt=prompt)
         except (RefusedMessagesError, FailedTemplateError):
             return None
 

@@ -27,9 +27,9 @@ from loramux_server.engine.request import Request
 from loramux_server.engine.residents import Clock, Residents
 from loramux_server.engine.sampler import are_finite, likeliest, sample
 from loramux_server.engine.scheduler import Scheduler
-from loramux_server.engine.shaping import FormFollower
 from loramux_server.engine.speculation import Speculation
 from loramux_server.engine.state_keeper import StateKeeper
+from loramux_server.engine.structured_output import MaskProvider
 from loramux_server.engine.token_counts import counts_of
 from loramux_server.kernels.adjust import adjust
 from loramux_server.kernels.draw import draw
@@ -303,7 +303,7 @@ def fake_engine(
     max_batch_tokens: int = 16, max_bypassed: int = 4, max_waiting: int = 1000,
     executor: Executor | None = None, model: FakeModel | None = None, max_stall: float = 0.0,
     clock: Clock = lambda: 0.0, runs_ahead: bool = False, eviction: str = "lru",
-    max_tenant_share: float = 1.0, follower: FormFollower | None = None,
+    max_tenant_share: float = 1.0, masks: MaskProvider | None = None,
     speculative_tokens: int = 0, num_states: int = 0,
 ) -> tuple[Engine, Scheduler, AdapterCache, FakeModel]:  # fmt: skip
     """Return an engine over a `FakeModel`, and its parts.
@@ -351,7 +351,7 @@ def fake_engine(
         starter=model if runs_ahead else None,
         base=Base(BLOCK_SIZE, [EOS]),
         shares_cores=True,
-        follower=follower,
+        masks=masks,
         speculation=Speculation(speculative_tokens, ends),
         clock=clock,
     )

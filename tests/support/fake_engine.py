@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from loramux_server.engine.exhaustion import last_words
+from loramux_server.engine.out_of_memory import exit_on_out_of_memory
 from loramux_server.wire.ask import Ask
 from loramux_server.wire.channel import read_message, write_message
 from loramux_server.wire.engine_config import EngineConfig, decode_config
@@ -70,7 +70,7 @@ class FakeEngine:
         if isinstance(message, Submit):
             self._running[message.request_id] = message.ask
             self._made[message.request_id] = 0
-            with last_words(self._connection):
+            with exit_on_out_of_memory(self._connection):
                 misbehave(message.ask.prompt[0])
         elif isinstance(message, Cancel):
             self._running.pop(message.request_id, None)

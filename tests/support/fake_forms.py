@@ -5,8 +5,8 @@ from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 
 from loramux_server.forms.bits import bits_of
-from loramux_server.forms.findings import Ahead, Next
 from loramux_server.forms.form import Form, FormKind
+from loramux_server.forms.results import DraftMasks, Next
 from tests.support.fake import EOS, VOCAB
 
 FORM = Form(FormKind.REGEX, "two of some tokens")
@@ -22,12 +22,12 @@ class FakeForms:
     """Follows texts whose form is a list of what may come at each place."""
 
     def __init__(
-        self, *, prompt: bool = True, foresees: bool = True,
+        self, *, prompt: bool = True, supports_drafts: bool = True,
         steps: Mapping[Form, Sequence[Collection[int]]] = MappingProxyType({FORM: STEPS}),
     ) -> None:  # fmt: skip
         self.prompt = prompt
         """Whether it answers at once."""
-        self.foresees = foresees
+        self.supports_drafts = supports_drafts
         """Whether it says at once what may come behind a draft."""
         self.steps = steps
         """What may come at each place of a text of each form."""
@@ -37,7 +37,7 @@ class FakeForms:
         self.answers_who_waits = False
         self.live: dict[int, list[int]] = {}
         self.due: list[int] = []
-        self.found: list[Next | Ahead] = []
+        self.found: list[Next | DraftMasks] = []
         self.seen: list[tuple[int, list[int]]] = []
         """The drafts that it was told of."""
         self.failing: dict[int, int] = {}
@@ -59,26 +59,26 @@ class FakeForms:
                 self.live[key].append(token)
             self._ask(key)
 
-    def foresee(self, drafts: Sequence[tuple[int, Sequence[int]]]) -> None:
+    def mask_drafts(self, drafts: Sequence[tuple[int, Sequence[int]]]) -> None:
         for key, draft in drafts:
             self.seen.append((key, list(draft)))
-            here, behind = len(self.live[key]), list[bytes]()
+            here, masks = len(self.live[key]), list[bytes]()
             for step, token in enumerate(draft, here):
                 is_end = token == EOS or step + 1 >= self.failing.get(key, math.inf)
                 if is_end or token not in self._steps(key)[step]:
                     break
-                behind.append(bits(self._steps(key)[step + 1]))
-            if self.foresees:
-                self.found.append(Ahead(key, behind))
+                masks.append(bits(self._steps(key)[step + 1]))
+            if self.supports_drafts:
+                self.found.append(DraftMasks(key, masks))
 
     def end(self, key: int) -> None:
         self.live.pop(key)
 
     def take(
-        self, wanted: Collection[int] = (), seconds: float = 0.0, ahead: Collection[int] = ()
-    ) -> list[Next | Ahead]:
-        told = {found.key for found in self.found if isinstance(found, Ahead)}
-        self.waits += bool(wanted) or not told.issuperset(ahead)
+        self, wanted: Collection[int] = (), seconds: float = 0.0, drafted: Collection[int] = ()
+    ) -> list[Next | DraftMasks]:
+        told = {found.key for found in self.found if isinstance(found, DraftMasks)}
+        self.waits += bool(wanted) or not told.issuperset(drafted)
         if wanted and self.answers_who_waits:
             self.answer()
         found, self.found = self.found, []
@@ -96,7 +96,7 @@ class FakeForms:
             else:
                 found = Next(
                     key, bits(self._steps(key)[length]), seconds=None if length else 0.5,
-                    forced=self.forced.get(length, ()), foresees=True,
+                    forced=self.forced.get(length, ()), supports_drafts=True,
                 )  # fmt: skip
                 self.found.append(found)
         self.due = []

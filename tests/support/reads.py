@@ -17,12 +17,12 @@ from loramux_server.services.calls import Calls
 from loramux_server.services.pooling.classification import ClassificationService
 from loramux_server.services.pooling.embedding import EmbeddingService
 from loramux_server.services.pooling.question_answering import QuestionAnsweringService
-from loramux_server.services.pooling.readings import Readings
+from loramux_server.services.pooling.runner import PoolingRunner
 from loramux_server.services.request_spans import RequestSpans
 from loramux_server.services.texts import Texts
 from loramux_server.services.vocabularies import Vocabularies
 from loramux_server.statuses import Statuses
-from loramux_server.store.instructions import Instruction
+from loramux_server.store.package_settings import PackageSettings
 from loramux_server.store.record import AdapterRecord, source_of
 from loramux_server.wire.adapter_source import AdapterSource
 from loramux_server.wire.ask import Ask
@@ -84,20 +84,20 @@ class Reads:
 
     def __init__(
         self, model: ModelInfo, scores: Callable[[Ask], Any], *, task: str = "SEQ_CLS",
-        told: Instruction | None = None, num_virtual: int = 0,
+        settings: PackageSettings | None = None, num_virtual: int = 0,
     ) -> None:  # fmt: skip
         self.engine, self.model = ReadingEngine(scores), model
-        self._record, self._told = record_of(task, num_virtual), told or Instruction()
+        self._record, self._settings = record_of(task, num_virtual), settings or PackageSettings()
         quotas, room = Quotas(KeptPolicies()), open_room()
-        readings = Readings(
+        runner = PoolingRunner(
             engine=self.engine, registry=cast(Any, self), model=model,
             calls=Calls(Metrics(), quotas, room), statuses=Statuses(),
             texts=Texts(Vocabularies(model)), quotas=quotas, room=room,
-            instructions=cast(Any, self), spans=RequestSpans(), default_timeout=60,
+            package_settings=cast(Any, self), spans=RequestSpans(), default_timeout=60,
         )  # fmt: skip
-        self.classification = ClassificationService(readings)
-        self.embedding = EmbeddingService(readings)
-        self.answering = QuestionAnsweringService(readings)
+        self.classification = ClassificationService(runner)
+        self.embedding = EmbeddingService(runner)
+        self.answering = QuestionAnsweringService(runner)
 
     async def classify(self, *inputs: Any, **fields: Any) -> classification_pb2.ClassifyResponse:
         request = classification_pb2.ClassifyRequest(adapter="adapter", inputs=inputs, **fields)
@@ -111,9 +111,9 @@ class Reads:
         request = question_answering_pb2.AnswerRequest(adapter="adapter", inputs=inputs, **fields)
         return await self.answering.Answer(request, _CONTEXT)
 
-    async def of(self, source: AdapterSource) -> Instruction:
-        """Stand for the instructions of packages."""
-        return self._told
+    async def of(self, source: AdapterSource) -> PackageSettings:
+        """Stand for the settings of packages."""
+        return self._settings
 
     @contextmanager
     def lease(self, reference: str, *, key: str) -> Iterator[tuple[AdapterRecord, AdapterSource]]:

@@ -23,7 +23,7 @@ def expected_logprobs(
     return torch.log_softmax(logits[:-1].float(), -1)
 
 
-def check_told(
+def check_prompt_logprobs(
     told: torch.Tensor, prompt: Sequence[int], wanted_TV: torch.Tensor, tolerance: float
 ) -> None:
     """Assert that `told`, a row for each token but the first, is what `wanted_TV` says.

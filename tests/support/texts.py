@@ -10,10 +10,10 @@ import psutil
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from loramux_server.forms.findings import Ahead, Next
 from loramux_server.forms.form import Form, FormKind
 from loramux_server.forms.forms import Forms
 from loramux_server.forms.messages import Setup
+from loramux_server.forms.results import DraftMasks, Next
 from tests.support.models import byte_tokenizer
 
 WAIT = 60.0
@@ -58,12 +58,12 @@ class Texts:
         self.forms.advance([(key, tokens)])
         return self.found(key)
 
-    def ahead(self, key: int, draft: Sequence[int]) -> Sequence[bytes]:
+    def draft_masks(self, key: int, draft: Sequence[int]) -> Sequence[bytes]:
         """Return what may come behind a draft."""
-        self.forms.foresee([(key, draft)])
-        (found,) = self.forms.take(seconds=WAIT, ahead=[key])
-        assert isinstance(found, Ahead) and found.key == key
-        return found.behind
+        self.forms.mask_drafts([(key, draft)])
+        (found,) = self.forms.take(seconds=WAIT, drafted=[key])
+        assert isinstance(found, DraftMasks) and found.key == key
+        return found.masks
 
     def write(self, form: Form, seed: int, most: int = 300) -> list[int] | None:
         """Return a random text of `form`, None if it became longer than `most` tokens."""

@@ -11,7 +11,7 @@ from llguidance import LLMatcher, LLTokenizer
 from transformers import PreTrainedTokenizerFast
 
 from loramux_server.chat.encoder import ChatEncoder
-from loramux_server.chat.messages import Call, Piece, Talk, Tool, Turn
+from loramux_server.chat.messages import Call, Conversation, Message, Piece, Tool
 from loramux_server.chat.shield import Shield, Tokens
 from loramux_server.chat.template import FailedTemplateError, RefusedMessagesError, Template
 from loramux_server.forms.form import Form
@@ -27,7 +27,7 @@ from tests.support.tool_templates import TOOL_TEMPLATES
 
 THEIRS = chat_tokenizer()
 OURS = ChatEncoder(THEIRS.backend_tokenizer.to_str())
-WORDS = OURS.words(dict(THEIRS.special_tokens_map))
+WORDS = OURS.template_tokens(dict(THEIRS.special_tokens_map))
 ENDS = {"</s>"}
 WEATHER = Tool(
     "get_weather",
@@ -46,11 +46,11 @@ CLOCK = Tool("clock")
 TOOLS = [WEATHER, CLOCK]
 
 
-def pieces_of(template: str, talk: Talk, *, prompt: bool = False) -> list[Piece]:
+def pieces_of(template: str, conversation: Conversation, *, prompt: bool = False) -> list[Piece]:
     """Return what a template makes of a conversation."""
     compiled, shield = _prepared(template)
     render = partial(compiled.render, add_generation_prompt=prompt, variables=WORDS.variables)
-    return shield.pieces(talk, render)
+    return shield.pieces(conversation, render)
 
 
 @lru_cache(32)
@@ -62,9 +62,9 @@ def _prepared(template: str) -> tuple[Template, Shield]:
 def syntax_by(template: str, ends: set[str] = ENDS) -> ToolSyntax:
     """Return how a template writes calls, in answers that one of `ends` ends."""
 
-    async def write(talk: Talk, prompt: bool) -> list[Piece] | None:
+    async def write(conversation: Conversation, prompt: bool) -> list[Piece] | None:
         try:
-            return pieces_of(template, talk, prompt=prompt)
+            return pieces_of(template, conversation, prompt=prompt)
         except (RefusedMessagesError, FailedTemplateError):
             return None
 
@@ -103,7 +103,7 @@ def read(
 def written(name: str, calls: Sequence[tuple[str, Any]], content: str = "") -> str:
     """Return what a model writes that was trained with a template, without control tokens at the
     end."""
-    turn = Turn(
+    message = Message(
         "assistant",
         content,
         [
@@ -112,10 +112,16 @@ def written(name: str, calls: Sequence[tuple[str, Any]], content: str = "") -> s
         ],
     )
     takes_text = SYNTAXES[name].takes_text
-    talk = Talk([Turn("user", "x"), turn], TOOLS, has_text_arguments=takes_text)
-    whole = joined(pieces_of(TOOL_TEMPLATES[name], talk))
+    conversation = Conversation(
+        [Message("user", "x"), message], TOOLS, has_text_arguments=takes_text
+    )
+    whole = joined(pieces_of(TOOL_TEMPLATES[name], conversation))
     before = joined(
-        pieces_of(TOOL_TEMPLATES[name], Talk([Turn("user", "x")], talk.tools), prompt=True)
+        pieces_of(
+            TOOL_TEMPLATES[name],
+            Conversation([Message("user", "x")], conversation.tools),
+            prompt=True,
+        )
     )
     answer = whole.removeprefix(before.removesuffix("<think>\n"))
     for end in ("<|im_end|>\n", "</s>", "<|eot_id|>", "<end_of_turn>\n"):

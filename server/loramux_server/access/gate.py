@@ -11,8 +11,8 @@ import grpc
 from loramux.errors import LoramuxError, PermissionDeniedError
 from loramux_server.access.authenticator import Authenticator
 from loramux_server.access.caller import Caller, Permission, enter
+from loramux_server.access.num_calls import read_num_calls
 from loramux_server.access.rules import RULES, method_name
-from loramux_server.access.together import enter_together
 from loramux_server.transport.interception import Handler, around
 from loramux_server.transport.rpc import Context, abort
 
@@ -88,7 +88,7 @@ class Gate(grpc.aio.ServerInterceptor):
             return None
         metadata = cast(Sequence[tuple[str, str | bytes]], context.invocation_metadata() or ())
         who = self._authenticator.identify(metadata, context.auth_context)
-        enter_together(metadata)
+        read_num_calls(metadata)
         enter(who)  # before a refusal, so that the log names the caller
         if why := self._authenticator.refusal(who):
             raise why

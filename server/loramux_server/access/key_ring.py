@@ -14,7 +14,7 @@ from loramux_server.access.caller import Caller, Role
 from loramux_server.access.key import key_digest, parse_key
 from loramux_server.access.server_secret import read_secret
 from loramux_server.store.key_records import KeyRecord, KeyRecords
-from loramux_server.store.moments import now_in_utc
+from loramux_server.store.times import now_in_utc
 
 _NOBODY = "0" * 64
 """Compared with in place of the digest of an unknown key, so that timing does not differ."""

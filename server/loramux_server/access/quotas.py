@@ -88,12 +88,12 @@ class Quotas:
         return self._policy(tenant) or Policy(tenant=tenant)
 
     @contextmanager
-    def request(self, tenant: str, together: int = 1) -> Iterator[None]:
+    def request(self, tenant: str, num_calls: int = 1) -> Iterator[None]:
         """Count a request of `tenant` as running during the block.
 
         Args:
             tenant: The tenant.
-            together: Number of requests made at once, including this one.
+            num_calls: Number of requests made at once, including this one.
 
         Raises:
             FailedPreconditionError: The policy can never admit so many at once.
@@ -105,11 +105,11 @@ class Quotas:
             return
         policy, now = use.policy, self._clock()
         limit = policy.concurrent_requests
-        if limit is not None and together > limit:
-            raise _unreachable(tenant, together, f"{limit} concurrent requests", limit)
-        if use.requests and together > use.requests.capacity:
+        if limit is not None and num_calls > limit:
+            raise _unreachable(tenant, num_calls, f"{limit} concurrent requests", limit)
+        if use.requests and num_calls > use.requests.capacity:
             per_second = f"{policy.requests_per_second:g} requests per second"
-            raise _unreachable(tenant, together, per_second, int(use.requests.capacity))
+            raise _unreachable(tenant, num_calls, per_second, int(use.requests.capacity))
         if limit is not None and use.running >= limit:
             raise _exceeded(tenant, f"{limit} concurrent requests", _BUSY_DELAY)
         if use.requests:
@@ -189,9 +189,9 @@ class Quotas:
         return old
 
 
-def _unreachable(tenant: str, together: int, what: str, most: int) -> FailedPreconditionError:
+def _unreachable(tenant: str, num_calls: int, what: str, most: int) -> FailedPreconditionError:
     return FailedPreconditionError(
-        f"{together} prompts count as {together} requests, and tenant {tenant!r} is limited to "
+        f"{num_calls} prompts count as {num_calls} requests, and tenant {tenant!r} is limited to "
         f"{what}; send at most {most} together",
         reason="QUOTA_EXCEEDED",
         field="prompt",

@@ -8,7 +8,7 @@ from loramux.errors import FailedPreconditionError
 from loramux_adapters.added_tokens import AddedToken
 from loramux_server.chat.encoder import ChatEncoder, Vocabulary
 from loramux_server.chat.format import OF_BASE, ChatFormat
-from loramux_server.chat.messages import Piece, Render, Setup, Talk, Words
+from loramux_server.chat.messages import Conversation, Piece, Render, Setup, TemplateTokens
 from loramux_server.chat.renderer import Renderer
 from loramux_server.images.messages import Placeholder
 from loramux_server.tasks import finished
@@ -45,7 +45,7 @@ class Chat:
 
     async def tokens(
         self,
-        talk: Talk,
+        conversation: Conversation,
         chat_format: ChatFormat,
         *,
         add_generation_prompt: bool,
@@ -54,7 +54,7 @@ class Chat:
         """Return the tokens of a conversation.
 
         Args:
-            talk: Messages, tools and variables.
+            conversation: Messages, tools and variables.
             chat_format: Which template, and its tokens.
             add_generation_prompt: Whether the template adds the start of an answer.
             placeholder: The placeholder of images, if there are any. No text becomes its token.
@@ -65,7 +65,7 @@ class Chat:
             UnavailableError: The renderer process cannot be started.
         """
         pieces = await self.pieces(
-            talk,
+            conversation,
             chat_format,
             add_generation_prompt=add_generation_prompt,
             placeholder=placeholder,
@@ -77,7 +77,7 @@ class Chat:
 
     async def pieces(
         self,
-        talk: Talk,
+        conversation: Conversation,
         chat_format: ChatFormat,
         *,
         add_generation_prompt: bool,
@@ -90,7 +90,7 @@ class Chat:
         # The image token counts as a control token, whatever the tokenizer says.
         token = placeholder and placeholder.token
         of_images = [text for text, id in encoder.vocabulary.ids.items() if id == token]
-        own = Words(
+        own = TemplateTokens(
             (
                 *(token.content for token in chat_format.added_tokens if token.special),
                 *of_images,
@@ -98,7 +98,7 @@ class Chat:
             tuple(token.content for token in chat_format.added_tokens if not token.special),
             dict(chat_format.special_tokens),
         )
-        return await renderer.render(Render(source, talk, add_generation_prompt, own))
+        return await renderer.render(Render(source, conversation, add_generation_prompt, own))
 
     def source(self, chat_format: ChatFormat) -> str:
         """Return the source of the template to use: the adapter's, or else the base model's.
@@ -137,7 +137,7 @@ class Chat:
             if self._encoder is None:
                 # This takes a second for a large vocabulary.
                 encoder = await asyncio.to_thread(ChatEncoder, self._tokenizer_json)
-                setup = Setup(encoder.words(self._special_tokens))
+                setup = Setup(encoder.template_tokens(self._special_tokens))
                 # No caller can make the base model's template fail for others.
                 self._renderers = [Renderer(setup, strikes=0), Renderer(setup)]
                 self._encoder = encoder

@@ -10,11 +10,11 @@ from tokenizers import AddedToken as LibraryToken
 from tokenizers import Tokenizer
 
 from loramux_adapters.added_tokens import AddedToken
-from loramux_server.chat.messages import Piece, Words
+from loramux_server.chat.messages import Piece, TemplateTokens
 from loramux_server.field_errors import wrong
 from loramux_server.images.messages import Placeholder
-from loramux_server.text.nameless import finds, nameless
-from loramux_server.text.pieces.beyond import Beyond
+from loramux_server.text.control_tokens import finds_control_tokens, hide_control_tokens
+from loramux_server.text.pieces.extra_tokens import ExtraTokens
 from loramux_server.text.tokenizer import check_unbroken, panics_refused, twin_of
 
 
@@ -48,12 +48,14 @@ class ChatEncoder:
             token["special"] = True
         self._tokenizer = Tokenizer.from_str(json.dumps(described))
         self._tokenizer.encode_special_tokens = True
-        if finds(self._tokenizer, {ids[content]: content for content in ids.keys() - {unknown}}):
-            described = nameless(described, set(ids.values()))
+        if finds_control_tokens(
+            self._tokenizer, {ids[content]: content for content in ids.keys() - {unknown}}
+        ):
+            described = hide_control_tokens(described, set(ids.values()))
             self._tokenizer = Tokenizer.from_str(json.dumps(described))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._beyond = Beyond(self._tokenizer)
+        self._extra_tokens = ExtraTokens(self._tokenizer)
         self._secret = secrets.token_hex(8)
         self._stand_ins: dict[str, str] = {}
         """Token -> its stand-in."""
@@ -83,10 +85,12 @@ class ChatEncoder:
         own._stand_in(added)
         return own
 
-    def words(self, variables: Mapping[str, str]) -> Words:
+    def template_tokens(self, variables: Mapping[str, str]) -> TemplateTokens:
         """Return the added tokens and `variables` of templates, for a renderer process."""
         ids, control = self.vocabulary
-        return Words(tuple(sorted(control)), tuple(sorted(ids.keys() - control)), dict(variables))
+        return TemplateTokens(
+            tuple(sorted(control)), tuple(sorted(ids.keys() - control)), dict(variables)
+        )
 
     def encode(self, pieces: Sequence[Piece], placeholder: Placeholder | None = None) -> list[int]:
         """Return the tokens of `pieces`.
@@ -106,9 +110,9 @@ class ChatEncoder:
             found = self._tokenizer.encode(text, add_special_tokens=False).ids
         forbidden = self._forged if placeholder is None else self._forged | {placeholder.token}
         if forged := forbidden.intersection(found):
-            said = f"contain text that the tokenizer encodes to control token {min(forged)}"
-            raise wrong("messages", said)
-        read = self._beyond.read(found)
+            message = f"contain text that the tokenizer encodes to control token {min(forged)}"
+            raise wrong("messages", message)
+        read = self._extra_tokens.to_base(found)
         return [self._meant.get(token, other) for token, other in zip(found, read, strict=True)]
 
     def _text_of(self, piece: Piece, placeholder: Placeholder | None) -> str:

@@ -24,7 +24,7 @@ class Call(Struct, frozen=True, array_like=True):
     """JSON values."""
 
 
-class Turn(Struct, frozen=True, array_like=True):
+class Message(Struct, frozen=True, array_like=True):
     """One message of a conversation."""
 
     role: str
@@ -100,10 +100,10 @@ class Tool(Struct, frozen=True, array_like=True):
         return {"type": "function", "function": function}
 
 
-class Talk(Struct, frozen=True):
+class Conversation(Struct, frozen=True):
     """A conversation: all that a request passes to a template."""
 
-    turns: list[Turn]
+    messages: list[Message]
     tools: list[Tool] = []
     variables: dict[str, Any] = {}
     """Further variables of the template; JSON values."""
@@ -115,13 +115,14 @@ class Talk(Struct, frozen=True):
     @property
     def num_images(self) -> int:
         """The number of images."""
-        return sum(turn.parts.count(None) for turn in self.turns)
+        return sum(message.parts.count(None) for message in self.messages)
 
     @property
     def has_more(self) -> bool:
         """Whether there is anything besides roles and contents."""
         return bool(self.tools or self.variables) or any(
-            turn.calls or turn.call_id or turn.name or turn.reasoning for turn in self.turns
+            message.calls or message.call_id or message.name or message.reasoning
+            for message in self.messages
         )
 
 
@@ -133,7 +134,7 @@ class Piece(Struct, frozen=True, array_like=True):
     """Whether it is an added token of the tokenizer that the template wrote."""
 
 
-class Words(Struct, frozen=True):
+class TemplateTokens(Struct, frozen=True):
     """The added tokens of a tokenizer, and the template variables for tokens."""
 
     control: tuple[str, ...] = ()
@@ -147,7 +148,7 @@ class Words(Struct, frozen=True):
 class Setup(Struct, frozen=True):
     """The first message to a renderer process."""
 
-    words: Words
+    template_tokens: TemplateTokens
     """The base model's."""
     cpu_seconds: float = 1.0
     """Limit on the CPU time of one rendering."""
@@ -157,9 +158,9 @@ class Render(Struct, frozen=True):
     """A request to render a conversation."""
 
     template: str
-    talk: Talk
+    conversation: Conversation
     add_generation_prompt: bool
-    own: Words = Words()
+    own: TemplateTokens = TemplateTokens()
     """The adapter's, added to the base model's; its variables take precedence."""
 
 

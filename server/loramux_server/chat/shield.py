@@ -22,7 +22,15 @@ from typing import Any
 
 import msgspec
 
-from loramux_server.chat.messages import MARKS, Call, Piece, Talk, Tool, Turn, Words
+from loramux_server.chat.messages import (
+    MARKS,
+    Call,
+    Conversation,
+    Message,
+    Piece,
+    TemplateTokens,
+    Tool,
+)
 
 ASSISTANT = "assistant"
 """The role of messages that the model wrote, which may contain its tokens such as `<tool_call>`."""
@@ -39,7 +47,7 @@ class ForgedTokenError(Exception):
     """Text of a caller would become part of a control token; the message is for callers."""
 
 
-Write = Callable[[Talk], str]
+Write = Callable[[Conversation], str]
 """Renders a template."""
 Change = Callable[[str], str]
 
@@ -47,22 +55,25 @@ Change = Callable[[str], str]
 class Tokens:
     """The added tokens of a tokenizer, compiled for search."""
 
-    def __init__(self, words: Words) -> None:
-        self.control = frozenset(words.control)
-        self.others = frozenset(words.added)
-        self.any = _any_of([*words.control, *words.added])
-        self.any_control = _any_of(words.control)
-        self.any_other = _any_of(words.added)
-        self.first = sorted({token[0] for token in (*words.control, *words.added)})
+    def __init__(self, template_tokens: TemplateTokens) -> None:
+        self.control = frozenset(template_tokens.control)
+        self.others = frozenset(template_tokens.added)
+        self.any = _any_of([*template_tokens.control, *template_tokens.added])
+        self.any_control = _any_of(template_tokens.control)
+        self.any_other = _any_of(template_tokens.added)
+        self.first = sorted(
+            {token[0] for token in (*template_tokens.control, *template_tokens.added)}
+        )
         """The first characters of all added tokens."""
         self.beginning = _any_of(self.first)
-        self.rest = sorted(set("".join(words.control)) - set(self.first))
+        self.rest = sorted(set("".join(template_tokens.control)) - set(self.first))
         """Other characters of control tokens."""
-        self.inner = _any_of(set("".join(words.control)))
+        self.inner = _any_of(set("".join(template_tokens.control)))
         self.beginning_in_json = _any_of(
             char
             for char in self.first
-            if not _ESCAPED.match(char) or any(token[0] == char for token in words.control)
+            if not _ESCAPED.match(char)
+            or any(token[0] == char for token in template_tokens.control)
         )
 
 
@@ -92,27 +103,35 @@ class Shield:
             and not tokens.any_control.search(text)
         )
 
-    def pieces(self, talk: Talk, write: Write) -> list[Piece]:
-        """Return `talk` as rendered by `write`, split into text and the template's own tokens.
+    def pieces(self, conversation: Conversation, write: Write) -> list[Piece]:
+        """Return `conversation` as rendered by `write`: text, and the template's own tokens.
 
         Raises:
             ForgedTokenError: A string outside the contents forms a control token together with what
                 the template writes around it.
         """
-        marks = self._marks(talk)
+        marks = self._marks(conversation)
         back = {ord(mark): char for char, mark in marks.items()}
-        marked = self._marked(talk, marks)
-        spared = self._marked(talk, marks, spares=True)
+        marked = self._marked(conversation, marks)
+        spared = self._marked(conversation, marks, spares=True)
         safe = self._split(write(marked), back)
-        if talk.has_more:
-            self._check_forged(talk, self._marked(talk, marks, throughout=True), safe, write)
+        if conversation.has_more:
+            self._check_forged(
+                conversation, self._marked(conversation, marks, throughout=True), safe, write
+            )
         if marked == spared:
             return safe
         likely = self._split(write(spared), back)
-        turns = talk.turns
-        return likely if self._control_of(likely, turns) == self._control_of(safe, turns) else safe
+        messages = conversation.messages
+        return (
+            likely
+            if self._control_of(likely, messages) == self._control_of(safe, messages)
+            else safe
+        )
 
-    def _check_forged(self, talk: Talk, marked: Talk, found: list[Piece], write: Write) -> None:
+    def _check_forged(
+        self, conversation: Conversation, marked: Conversation, found: list[Piece], write: Write
+    ) -> None:
         """Demand that no string outside the contents is part of a control token in `found`.
 
         A template may write `<` and then the name of a parameter. So the conversation is rendered
@@ -120,15 +139,19 @@ class Shield:
         character that occurs in a control token is marked. The control tokens have to be the same.
         """
         again = self._split(write(marked), {})
-        if self._control_of(again, talk.turns) != self._control_of(found, talk.turns):
+        if self._control_of(again, conversation.messages) != self._control_of(
+            found, conversation.messages
+        ):
             raise ForgedTokenError(
                 "text outside the contents, such as a name, becomes part of a control token"
             )
 
-    def _marks(self, talk: Talk) -> dict[str, str]:
+    def _marks(self, conversation: Conversation) -> dict[str, str]:
         """Return the mark of each character that may be replaced; first characters come first."""
-        used = {ord(char) for text in _texts(talk) for char in _MARKS.findall(text)}
-        used |= {_spelled(found) for text in _texts(talk) for found in _SPELLED.finditer(text)}
+        used = {ord(char) for text in _texts(conversation) for char in _MARKS.findall(text)}
+        used |= {
+            _spelled(found) for text in _texts(conversation) for found in _SPELLED.finditer(text)
+        }
         first, last = ord(MARKS[0]), ord(MARKS[-1])
         free = (code for code in range(first, last + 1) if code not in used)
         chars = [*self._tokens.first, *self._tokens.rest]
@@ -136,16 +159,16 @@ class Shield:
 
     def _marked(
         self,
-        talk: Talk,
+        conversation: Conversation,
         marks: dict[str, str],
         *,
         spares: bool = False,
         throughout: bool = False,
-    ) -> Talk:
-        """Return `talk` with characters replaced by marks.
+    ) -> Conversation:
+        """Return `conversation` with characters replaced by marks.
 
         Args:
-            talk: The conversation.
+            conversation: The conversation.
             marks: Character -> its mark.
             spares: Do not mark text in contents that the template may search for.
             throughout: Outside the contents, mark every character of control tokens, not only those
@@ -164,16 +187,16 @@ class Shield:
                 lambda found: found[0] if found.start() in spared else marks[found[0]], text
             )
 
-        return Talk(
-            [_changed_turn(turn, content, beside) for turn in talk.turns],
+        return Conversation(
+            [_changed_message(message, content, beside) for message in conversation.messages],
             [
                 Tool(*(_changed(value, beside) for value in msgspec.structs.astuple(tool)))
-                for tool in talk.tools
+                for tool in conversation.tools
             ],
             # Names of variables are not marked: the template refers to them.
-            {name: _changed(value, beside) for name, value in talk.variables.items()},
-            talk.has_text_arguments,
-            talk.lists_contents,
+            {name: _changed(value, beside) for name, value in conversation.variables.items()},
+            conversation.has_text_arguments,
+            conversation.lists_contents,
         )
 
     def _spared(self, text: str, role: str) -> frozenset[int]:
@@ -211,11 +234,11 @@ class Shield:
             pieces.append(Piece(_unmarked(text[end:], back), False))
         return pieces
 
-    def _control_of(self, pieces: Iterable[Piece], turns: Iterable[Turn]) -> list[str]:
+    def _control_of(self, pieces: Iterable[Piece], messages: Iterable[Message]) -> list[str]:
         """Return the control tokens in order, with those named in the template if comparable."""
         compared = self._tokens.control
         # Messages of the model may contain the latter as text.
-        own = [text for turn in turns if turn.role == ASSISTANT for text in turn.texts]
+        own = [text for message in messages if message.role == ASSISTANT for text in message.texts]
         if not any(token in text for text in own for token in self._named):
             compared |= self._named
         return [piece.text for piece in pieces if piece.is_token and piece.text in compared]
@@ -231,15 +254,15 @@ def _spelled(found: re.Match[str]) -> int:
     return int(found[1] + found[2], 16)
 
 
-def _texts(talk: Talk) -> Iterator[str]:
+def _texts(conversation: Conversation) -> Iterator[str]:
     """Yield all strings of a conversation but the roles."""
-    for turn in talk.turns:
-        yield from (*turn.texts, turn.call_id, turn.name, turn.reasoning)
-        for call in turn.calls:
+    for message in conversation.messages:
+        yield from (*message.texts, message.call_id, message.name, message.reasoning)
+        for call in message.calls:
             yield from (call.id, call.name, *_strings(call.arguments))
-    for tool in talk.tools:
+    for tool in conversation.tools:
         yield from _strings(list(msgspec.structs.astuple(tool)))
-    yield from _strings(talk.variables)
+    yield from _strings(conversation.variables)
 
 
 def _strings(value: object) -> Iterator[str]:
@@ -255,20 +278,22 @@ def _strings(value: object) -> Iterator[str]:
             yield from _strings(inner)
 
 
-def _changed_turn(turn: Turn, content: Callable[[str, str], str], change: Change) -> Turn:
-    """Return `turn` with its content mapped by `content`, and other strings by `change`."""
+def _changed_message(
+    message: Message, content: Callable[[str, str], str], change: Change
+) -> Message:
+    """Return `message` with its content mapped by `content`, and other strings by `change`."""
     calls = [
         Call(change(call.id), change(call.name), _changed(call.arguments, change))
-        for call in turn.calls
+        for call in message.calls
     ]
-    return Turn(
-        turn.role,
-        content(turn.content, turn.role),
+    return Message(
+        message.role,
+        content(message.content, message.role),
         calls,
-        change(turn.call_id),
-        change(turn.name),
-        change(turn.reasoning),
-        [None if text is None else content(text, turn.role) for text in turn.parts],
+        change(message.call_id),
+        change(message.name),
+        change(message.reasoning),
+        [None if text is None else content(text, message.role) for text in message.parts],
     )
 
 

@@ -16,7 +16,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from loramux_server.chat.messages import MARKS, Talk
+from loramux_server.chat.messages import MARKS, Conversation
 
 MAX_RENDERED = 1 << 20
 """Most characters that a template may write."""
@@ -79,17 +79,17 @@ class Template:
 
     def render(
         self,
-        talk: Talk,
+        conversation: Conversation,
         *,
         add_generation_prompt: bool,
         variables: Mapping[str, str],
     ) -> str:
-        """Return `talk` as rendered by the template.
+        """Return `conversation` as rendered by the template.
 
         Args:
-            talk: The conversation.
+            conversation: The conversation.
             add_generation_prompt: Whether the template adds the start of an answer.
-            variables: Variables of every template; those of `talk` take precedence.
+            variables: Variables of every template; those of `conversation` take precedence.
 
         Raises:
             RefusedMessagesError: It rejects the messages.
@@ -99,16 +99,16 @@ class Template:
         length = 0
         try:
             for piece in self._compiled.generate(
-                {"documents": None, **variables, **talk.variables}
+                {"documents": None, **variables, **conversation.variables}
                 | {
                     "messages": [
-                        turn.as_message(
-                            has_text_arguments=talk.has_text_arguments,
-                            lists_contents=talk.lists_contents,
+                        message.as_message(
+                            has_text_arguments=conversation.has_text_arguments,
+                            lists_contents=conversation.lists_contents,
                         )
-                        for turn in talk.turns
+                        for message in conversation.messages
                     ],
-                    "tools": [tool.as_tool() for tool in talk.tools] or None,
+                    "tools": [tool.as_tool() for tool in conversation.tools] or None,
                     "add_generation_prompt": add_generation_prompt,
                 }
             ):

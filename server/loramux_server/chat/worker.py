@@ -10,13 +10,13 @@ import functools
 
 from loramux_server.chat.messages import (
     Answer,
+    Conversation,
     Failed,
+    Message,
     Refused,
     Render,
     Rendered,
-    Talk,
-    Turn,
-    Words,
+    TemplateTokens,
     decode_render,
     decode_setup,
     encode,
@@ -34,8 +34,8 @@ KEPT = 64
 class Renderer:
     """Renders with the tokens and variables of one base model and of its adapters."""
 
-    def __init__(self, words: Words) -> None:
-        self._words = words
+    def __init__(self, template_tokens: TemplateTokens) -> None:
+        self._template_tokens = template_tokens
         self._tokens = functools.lru_cache(KEPT)(self._tokens_with)
         self._prepared = functools.lru_cache(KEPT)(self._prepare)
 
@@ -43,7 +43,7 @@ class Renderer:
         """Return the rendered conversation, or why there is none."""
         try:
             own = request.own
-            variables = {**self._words.variables, **own.variables}
+            variables = {**self._template_tokens.variables, **own.variables}
             named = frozenset(variables.values())
             template, shield = self._prepared(request.template, own.control, own.added, named)
             render = functools.partial(
@@ -51,7 +51,7 @@ class Renderer:
                 add_generation_prompt=request.add_generation_prompt,
                 variables=variables,
             )
-            return Rendered(shield.pieces(request.talk, render))
+            return Rendered(shield.pieces(request.conversation, render))
         except (RefusedMessagesError, ForgedTokenError) as error:
             return Refused(str(error))
         except FailedTemplateError as error:
@@ -73,10 +73,14 @@ class Renderer:
         self, control: tuple[str, ...], added: tuple[str, ...], named: frozenset[str]
     ) -> Tokens:
         """Return the tokens of base and adapter; those that variables name are control tokens."""
-        others = (*self._words.added, *added)
+        others = (*self._template_tokens.added, *added)
         return Tokens(
-            Words(
-                (*self._words.control, *control, *(text for text in others if text in named)),
+            TemplateTokens(
+                (
+                    *self._template_tokens.control,
+                    *control,
+                    *(text for text in others if text in named),
+                ),
                 tuple(text for text in others if text not in named),
             )
         )
@@ -85,7 +89,7 @@ class Renderer:
 def prepare(message: bytes) -> Work:
     """Return the work of this process, set up by `message`, an encoded Setup."""
     setup = decode_setup(message)
-    renderer = Renderer(setup.words)
+    renderer = Renderer(setup.template_tokens)
     _warm(renderer)
     return Work(
         encode(Rendered([])),
@@ -100,7 +104,7 @@ def _warm(renderer: Renderer) -> None:
     """Run Jinja's lazy imports now, while imports are still allowed."""
     used = "{{ messages | tojson }}{{ strftime_now('%Y') }}{{ messages[0].content | title }}"
     for source in (used, "{{ raise_exception('no') }}", "{{ none() }}", "{% if %}"):
-        renderer.answer(Render(source, Talk([Turn("user", "<s>")]), True))
+        renderer.answer(Render(source, Conversation([Message("user", "<s>")]), True))
 
 
 if __name__ == "__main__":

@@ -27,11 +27,11 @@ from loramux_server.commands.stores import (
     open_catalog,
     written_down,
 )
-from loramux_server.store.moments import now_in_utc
 from loramux_server.store.reference import DEFAULT_TENANT
+from loramux_server.store.times import now_in_utc
 
 if TYPE_CHECKING:
-    from loramux_server.access.key_making import KeyMaking
+    from loramux_server.access.key_manager import KeyManager
     from loramux_server.store.key_records import KeyRecord
 
 app = typer.Typer(
@@ -89,23 +89,23 @@ def create(
 ) -> None:
     """Create a key and print it; it is not shown again."""
     from loramux_server.access.access_file import append_key
-    from loramux_server.access.key_making import new_record
+    from loramux_server.access.key_manager import new_record
 
     lifetime = parse_duration(expires) if expires else None
     act = written_down(audit_log, "key.create", tenant=tenant, role=str(role))
     try:
         if access:
-            with act as told:
+            with act as details:
                 key = new_key()
                 record = new_record(
                     key.id, key.sha256, tenant=tenant, role=role, label=label, lifetime=lifetime
                 )
                 append_key(access, record)
-                told["key"] = key.id
+                details["key"] = key.id
         else:
-            with _making(store, url) as making, act as told:
-                key = making.make(tenant=tenant, role=role, label=label, lifetime=lifetime)
-                told["key"] = key.id
+            with _key_manager(store, url) as manager, act as details:
+                key = manager.make(tenant=tenant, role=role, label=label, lifetime=lifetime)
+                details["key"] = key.id
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     _show(key, f"{role} of tenant {tenant}")
@@ -138,14 +138,14 @@ def add(
         raise typer.BadParameter(f"{file} does not contain a key of the form lmx_ID_SECRET")
     lifetime = parse_duration(expires) if expires else None
     act = written_down(audit_log, "key.add", tenant=tenant, role=str(role), key=key.id)
-    with _making(store, url) as making, act:
+    with _key_manager(store, url) as manager, act:
         try:
-            is_new = making.add(key, tenant=tenant, role=role, label=label, lifetime=lifetime)
+            is_new = manager.add(key, tenant=tenant, role=role, label=label, lifetime=lifetime)
         except ValueError as error:
             raise typer.BadParameter(str(error)) from None
     what = f"{role} of tenant {tenant}"
-    said = "" if is_new else ", exists already and keeps its label and expiry"
-    print(f"key {key.id}, {what}{said}", file=sys.stderr)
+    note = "" if is_new else ", exists already and keeps its label and expiry"
+    print(f"key {key.id}, {what}{note}", file=sys.stderr)
     _say_if_shared(tenant)
 
 
@@ -161,9 +161,9 @@ def rotate(
 ) -> None:
     """Replace a key by a new one and print that."""
     act = written_down(audit_log, "key.rotate", key=key_id, grace=grace)
-    with _making(store, url) as making, act as told:
-        key = making.rotate(key_id, grace=parse_duration(grace))
-        told["replaced_by"] = key.id
+    with _key_manager(store, url) as manager, act as details:
+        key = manager.rotate(key_id, grace=parse_duration(grace))
+        details["replaced_by"] = key.id
     _show(key, f"replaces {key_id}, which stays valid for {grace}")
 
 
@@ -175,8 +175,8 @@ def revoke(
 
     A running server ends its calls within a second.
     """
-    with _making(store, url) as making, written_down(audit_log, "key.revoke", key=key_id):
-        making.revoke(key_id)
+    with _key_manager(store, url) as manager, written_down(audit_log, "key.revoke", key=key_id):
+        manager.revoke(key_id)
 
 
 @app.command("ls")
@@ -195,14 +195,14 @@ def ls(store: Store = None, url: CatalogUrl = None, as_json: Json = False) -> No
 
 
 @contextmanager
-def _making(store: Path | None, url: str | None) -> "Iterator[KeyMaking]":
+def _key_manager(store: Path | None, url: str | None) -> "Iterator[KeyManager]":
     """Work on the keys of a store; user errors end the command with a one-line message."""
-    from loramux_server.access.key_making import KeyMaking
+    from loramux_server.access.key_manager import KeyManager
 
     folder = found_store(store)
     with open_catalog(folder, url) as catalog:
         try:
-            yield KeyMaking(catalog.keys, folder)
+            yield KeyManager(catalog.keys, folder)
         except (LookupError, ServerSecretError) as error:
             print(f"loramux: {error.args[0]}", file=sys.stderr)
             raise typer.Exit(1) from None
@@ -234,7 +234,7 @@ def _state(record: "KeyRecord") -> str:
 
 
 def _plain(record: "KeyRecord") -> dict[str, object]:
-    moments = {
+    times = {
         name: moment.isoformat() if (moment := getattr(record, name)) else None
         for name in ("created_at", "expires_at", "revoked_at")
     }
@@ -244,5 +244,5 @@ def _plain(record: "KeyRecord") -> dict[str, object]:
         "role": record.role,
         "label": record.label,
         "is_valid": record.is_valid(now_in_utc()),
-        **moments,
+        **times,
     }

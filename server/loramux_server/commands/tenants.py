@@ -24,9 +24,9 @@ from loramux_server.commands.stores import (
     open_catalog,
     written_down,
 )
-from loramux_server.store.moments import now_in_utc
 from loramux_server.store.policy import Policy
 from loramux_server.store.reference import DEFAULT_TENANT
+from loramux_server.store.times import now_in_utc
 
 app = typer.Typer(
     help="Set limits of tenants, list them, disable and enable tenants.",

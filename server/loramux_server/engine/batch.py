@@ -222,9 +222,9 @@ def _prompt_tokens(chunks: Sequence[Chunk], query_start: Int32) -> tuple[PromptT
     """Return the prompt tokens whose log-probabilities are computed."""
     found: list[PromptTokens] = []
     for begin, chunk in zip(query_start.tolist(), chunks, strict=False):
-        if not chunk.request.tells_prompt:
+        if not chunk.request.returns_prompt_logprobs:
             continue
-        positions = chunk.told
+        positions = chunk.prompt_logprob_positions
         if positions or chunk.ends_prompt:
             tokens = [chunk.request.prompt[position + 1] for position in positions]
             row = begin + positions.start - chunk.start

@@ -24,7 +24,7 @@ from loramux_server.engine.operations import backend_of, check_runner
 from loramux_server.engine.pace import Pace
 from loramux_server.engine.residents import Residents, loader_threads
 from loramux_server.engine.scheduler import Scheduler
-from loramux_server.engine.size_choice import Means, choose
+from loramux_server.engine.size_choice import Resources, choose
 from loramux_server.engine.size_log import log_sizes
 from loramux_server.engine.speculation import Speculation
 from loramux_server.engine.state_keeper import StateKeeper
@@ -111,15 +111,15 @@ def build_engine(
     """
     asked, backend = config, backend_of(config, model)
     context_length = served_context(model, config)
-    means = Means.of(model)
-    most = choose(asked, means)
+    resources = Resources.of(model)
+    most = choose(asked, resources)
     room = KvRoom.of(model, asked, most, context_length)
     sizes = replace(most, kv_memory=room.memory)
     config = sizes.in_config(asked)
     num_slots = room.num_blocks * config.block_size
     context_length = min(context_length, num_slots)
     allocating = team.allocating(num_slots, sizes) if team else nullcontext()
-    with fitting(model, asked, sizes, means.device), allocating:
+    with fitting(model, asked, sizes, resources.device), allocating:
         runner = make_runner(model, config, backend, num_slots, room.num_states)
     storage_format = storage_format_of(runner, config)
     row_size = RowSize(
@@ -188,7 +188,7 @@ def build_engine(
             storage_format=storage_format,
         ),
         shares_cores=model.device.type == "cpu",
-        follower=_follower(model, wake),
+        masks=_mask_provider(model, wake),
         speculation=Speculation(_draft_tokens(model, config), ends),
     )
     if model.encoder_runner and config.prefix_cache:
@@ -249,7 +249,7 @@ def _draft_tokens(model: BaseModel, config: EngineConfig) -> int:
     return _DRAFT_TOKENS if model.device.type == "cpu" else 0
 
 
-def _follower(model: BaseModel, wake: Callable[[], None]) -> Forms | None:
+def _mask_provider(model: BaseModel, wake: Callable[[], None]) -> Forms | None:
     if not (model.text.tokenizer_json and model.eos_token_ids):
         return None
     return Forms(Setup(model.text.tokenizer_json, model.vocab_size, model.eos_token_ids), wake)

@@ -9,17 +9,17 @@ from loramux_server.engine.batch import Batch, grouped
 from loramux_server.engine.deadlines import Deadlines
 from loramux_server.engine.execution import Execution, Runner, Starter
 from loramux_server.engine.flight import Flight, Ran
+from loramux_server.engine.hidden_results import HiddenResults
 from loramux_server.engine.image_encoder import ImageEncoder, encoding_fault
 from loramux_server.engine.outbox import Made, Outbox
 from loramux_server.engine.pace import Pace
 from loramux_server.engine.plan import Plan
-from loramux_server.engine.readings import Readings
 from loramux_server.engine.request import Request
 from loramux_server.engine.residents import Clock, Landed, Residents
 from loramux_server.engine.sampler import FAULTS
 from loramux_server.engine.scheduler import Scheduler
-from loramux_server.engine.shaping import FormFollower, Shaping
 from loramux_server.engine.speculation import Speculation
+from loramux_server.engine.structured_output import MaskProvider, StructuredOutput
 from loramux_server.wire.messages import (
     BatchSize,
     Cancel,
@@ -51,7 +51,7 @@ class Engine:
         starter: Starter | None = None,
         base: Base,
         shares_cores: bool = False,
-        follower: FormFollower | None = None,
+        masks: MaskProvider | None = None,
         clock: Clock = time.perf_counter,
     ) -> None:
         """Put the parts together.
@@ -67,7 +67,7 @@ class Engine:
             starter: Runs it asynchronously; None where there is nothing to be gained.
             base: Properties of the base model that requests depend on.
             shares_cores: Whether steps compete with loads for cores.
-            follower: Knows the allowed tokens in structured output; None if that is not served.
+            masks: Knows the allowed tokens in structured output; None if that is not served.
             clock: Seconds, monotonic.
         """
         self._scheduler = scheduler
@@ -78,10 +78,12 @@ class Engine:
         self._clock = clock
         self._residents = residents
         self._image_encoder = image_encoder
-        self._shaping = Shaping(follower, self._fail)
-        self._execution = Execution(runner, starter, self._shaping, base.vocab_size, clock)
-        self._readings = Readings(self._fail, self._end)
-        self._outbox = Outbox(scheduler, residents, self._readings, self._shaping)
+        self._structured_output = StructuredOutput(masks, self._fail)
+        self._execution = Execution(
+            runner, starter, self._structured_output, base.vocab_size, clock
+        )
+        self._hidden_results = HiddenResults(self._fail, self._end)
+        self._outbox = Outbox(scheduler, residents, self._hidden_results, self._structured_output)
         self._requests: dict[int, Request] = {}
         self._deadlines = Deadlines()
         self._ended_at = 0.0
@@ -96,7 +98,7 @@ class Engine:
         """Whether a step may make progress now; if not, wait for a message or a load."""
         parts = (
             self._residents.has_landed,
-            self._shaping.has_found,
+            self._structured_output.has_found,
             self._image_encoder.has_encoded,
         )
         return not self._is_stuck or self._execution.flight is not None or any(parts)
@@ -120,7 +122,7 @@ class Engine:
         """Run the next batch, if there is work, and return everything that happened."""
         self._end_late()
         self._land_images()
-        self._shaping.land()
+        self._structured_output.land()
         self._residents.let_load(self._ran_seconds)
         self._ran_seconds = 0.0
         landed = self._land_loads()
@@ -163,7 +165,7 @@ class Engine:
         self._image_encoder.check(self._requests.values())
         self._speculation.check(self._requests.values())
         self._residents.check()
-        self._shaping.check()
+        self._structured_output.check()
 
     def _submit(self, message: Submit) -> None:
         request = Request.of(message, self._base, self._clock())
@@ -179,7 +181,7 @@ class Engine:
 
     def _queue(self, request: Request) -> None:
         self._scheduler.add(request)
-        self._shaping.begin(request)
+        self._structured_output.begin(request)
 
     def _land_images(self) -> None:
         """Queue the requests whose images have been encoded."""
@@ -211,7 +213,7 @@ class Engine:
         if request:
             self._image_encoder.end(request)
             self._scheduler.remove(request)
-            self._shaping.end(request)
+            self._structured_output.end(request)
             self._speculation.end(request)
 
     def _pause_or_resume(self, message: Pause | Resume) -> None:
@@ -250,15 +252,15 @@ class Engine:
         if ran is None:
             return Made()
         # Before tokens: a request whose prompt log-probabilities are not finite gets none.
-        self._readings.take_prompts(ran.batch, ran.read)
+        self._hidden_results.take_prompts(ran.batch, ran.read)
         tokens = self._commit_tokens(ran)
-        scores = self._readings.take_scores(ran.batch, ran.read)
+        scores = self._hidden_results.take_scores(ran.batch, ran.read)
         return Made(tokens, scores, self._learn(ran, tokens))
 
     def _commit_tokens(self, ran: Ran) -> list[Token]:
         by_request = dict(zip(ran.batch.requests, ran.sampled, strict=True))
         rows = (by_request[chunk.request] for chunk in ran.plan.chunks if chunk.samples)
-        chosen = [[row.token for row in rows_of_one if not row.is_put_off] for rows_of_one in rows]
+        chosen = [[row.token for row in rows_of_one if not row.is_deferred] for rows_of_one in rows]
         left = {request: iter(choices) for request, choices in by_request.items()}
         tokens: list[Token] = []
         shaped: dict[Request, list[int]] = {}
@@ -271,12 +273,12 @@ class Engine:
             tokens.append(Token(request.request_id, token, finish, choice.logprobs))
             if finish:
                 del self._requests[request.request_id]
-                self._shaping.end(request)
+                self._structured_output.end(request)
                 self._speculation.end(request)
                 shaped.pop(request, None)
             elif request.sampling.form:
                 shaped.setdefault(request, []).append(token)
-        self._shaping.advance(shaped)
+        self._structured_output.advance(shaped)
         return tokens
 
     def _learn(self, ran: Ran, tokens: Sequence[Token]) -> BatchSize:

@@ -9,7 +9,7 @@ from loramux_server.engine.flight import Flight, Outcome, Ran
 from loramux_server.engine.plan import Plan
 from loramux_server.engine.residents import Clock
 from loramux_server.engine.sampler import sample
-from loramux_server.engine.shaping import Shaping
+from loramux_server.engine.structured_output import StructuredOutput
 
 
 class Runner(Protocol):
@@ -36,7 +36,7 @@ class Execution:
         self,
         runner: Runner,
         starter: Starter | None,
-        shaping: Shaping,
+        structured_output: StructuredOutput,
         vocab_size: int | None,
         clock: Clock,
     ) -> None:
@@ -45,13 +45,13 @@ class Execution:
         Args:
             runner: Runs the model.
             starter: Runs it asynchronously; None where there is nothing to be gained.
-            shaping: Knows the allowed tokens in structured output.
+            structured_output: Knows the allowed tokens in structured output.
             vocab_size: Vocabulary size of the base; None if it does not matter.
             clock: Seconds, monotonic.
         """
         self._runner = runner
         self._starter = starter
-        self._shaping = shaping
+        self._structured_output = structured_output
         self._vocab_size = vocab_size
         self._clock = clock
         self.flight: Flight | None = None
@@ -86,7 +86,7 @@ class Execution:
 
     def run(self, plan: Plan, batch: Batch, begin: float) -> Ran:
         """Run a step to its end, and sample; the arguments are those of `start`."""
-        self._shaping.foresee(batch.drafts)
+        self._structured_output.mask_drafts(batch.drafts)
         read: list[torch.Tensor] = []
         if batch.read:
             logits_RV, read = self._runner.read(batch)
@@ -95,7 +95,7 @@ class Execution:
             if logits_RV.is_cuda and not batch.requests:  # nothing else would wait for the step
                 torch.cuda.current_stream(logits_RV.device).synchronize()
         ended = self._clock()
-        self._shaping.wait(batch.requests)
+        self._structured_output.wait(batch.requests)
         waited = self._clock() - ended
         sampled = sample(logits_RV, batch.requests, self._vocab_size, batch.drafts)
         return Ran(plan, batch, sampled, read, begin + waited)

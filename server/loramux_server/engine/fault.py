@@ -4,7 +4,7 @@ import logging
 import secrets
 
 from loramux_adapters import PackageError
-from loramux_server.engine.exhaustion import is_out_of_memory
+from loramux_server.engine.out_of_memory import is_out_of_memory
 from loramux_server.lora.packed import DamagedError
 
 _log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 
 from loramux_server.engine.allowance import all_memory
-from loramux_server.engine.exhaustion import is_out_of_memory
+from loramux_server.engine.out_of_memory import is_out_of_memory
 from loramux_server.models.base_model import BaseModel
 from loramux_server.models.servable import UnservableModelError
 from loramux_server.wire.engine_config import EngineConfig

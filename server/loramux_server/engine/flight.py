@@ -9,7 +9,7 @@ import torch
 from loramux_server.engine.batch import Batch
 from loramux_server.engine.plan import Plan
 from loramux_server.engine.request import Request
-from loramux_server.engine.sampler import Sampled, chosen_from, told
+from loramux_server.engine.sampler import Sampled, chosen_from, logprobs_of
 from loramux_server.wire.messages import Logprobs
 
 
@@ -93,7 +93,7 @@ class DeviceOutcome:
         found: list[Logprobs | None] = [None] * len(tokens)
         if self._host_RL is not None:
             rows = zip(self._host_RL.tolist(), self._wanted, strict=True)
-            found = [None if count is None else told(row, count) for row, count in rows]
+            found = [None if count is None else logprobs_of(row, count) for row, count in rows]
         return chosen_from(tokens, finite, found)
 
 

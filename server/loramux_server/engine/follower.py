@@ -35,9 +35,9 @@ from loramux_server.engine.model_runner import ModelRunner
 from loramux_server.engine.operations import backend_of
 from loramux_server.engine.process import inherited_socket, set_threads
 from loramux_server.engine.residents import loader_threads
-from loramux_server.heap import return_large_pieces, return_once
 from loramux_server.lora.segments import Residence
 from loramux_server.lora.shard import Shard
+from loramux_server.memory_tuning import pin_mmap_threshold, trim_and_retain
 from loramux_server.models.servable import UnservableModelError
 from loramux_server.wire.channel import read_message, write_message
 
@@ -123,7 +123,7 @@ def prepare(leader: Leader) -> Part:
     assert isinstance(load, Load)
     config, shard = load.config, Shard(load.index, load.config.tensor_parallel)
     set_threads(config)
-    return_large_pieces()
+    pin_mmap_threshold()
     model = load_whole(config, shard)
     leader.say(Done())
     command = leader.take()
@@ -135,7 +135,7 @@ def prepare(leader: Leader) -> Part:
     config = command.sizes.in_config(config)
     runner = make_runner(model, config, backend_of(config, model), command.num_slots)
     loader = AdapterLoader(model, runner.slab, storage_format_of(runner, config))
-    return_once()
+    trim_and_retain()
     leader.say(Done())
     return Part(runner, loader, model.device)
 

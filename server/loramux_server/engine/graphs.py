@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from loramux_server.engine.exhaustion import is_out_of_memory
+from loramux_server.engine.out_of_memory import is_out_of_memory
 
 Result = TypeVar("Result")
 PLAIN_RUNS = 1

@@ -160,15 +160,15 @@ class ModelRunner:
         # Logits of all tokens at once could take a thousand times the memory of the step.
         size = max(1, PIECE_BYTES // (4 * vocab_size))
         device = given.token_T.device
-        told = [torch.empty(0, 2 + 2 * count, dtype=torch.float64)]
+        results = [torch.empty(0, 2 + 2 * count, dtype=torch.float64)]
         with given_hidden(self._model.module, output):
             for first in range(0, len(part.tokens), size):
                 tokens = part.tokens[first : first + size]
                 place_R = torch.arange(len(tokens)) + part.rows.start + first
                 logits_RV = self._logits(given.at(place_R))[:, :vocab_size]
                 token_R = torch.tensor(tokens, device=device)
-                told.append(prompt_logprobs(logits_RV, token_R, count).cpu())
-        return torch.cat(told)
+                results.append(prompt_logprobs(logits_RV, token_R, count).cpu())
+        return torch.cat(results)
 
     def _logits(self, given: StepInput) -> torch.Tensor:
         with self._model.editor.editing(given):

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, field
 
-from loramux_server.engine.readings import Readings
+from loramux_server.engine.hidden_results import HiddenResults
 from loramux_server.engine.request import Request
 from loramux_server.engine.residents import Landed, Residents
 from loramux_server.engine.scheduler import Scheduler
-from loramux_server.engine.shaping import Shaping
+from loramux_server.engine.structured_output import StructuredOutput
 from loramux_server.lora.adapter_cache import Tier
 from loramux_server.wire.messages import BatchSize, Failure, Report, Scores, Started, Stats, Token
 
@@ -25,13 +25,17 @@ class Outbox:
     """Keeps failures until they are reported, and collects statistics from their owners."""
 
     def __init__(
-        self, scheduler: Scheduler, residents: Residents, readings: Readings, shaping: Shaping
+        self,
+        scheduler: Scheduler,
+        residents: Residents,
+        hidden_results: HiddenResults,
+        structured_output: StructuredOutput,
     ) -> None:
         """Begin with nothing to report; the arguments provide statistics and results."""
         self._scheduler = scheduler
         self._residents = residents
-        self._readings = readings
-        self._shaping = shaping
+        self._hidden_results = hidden_results
+        self._structured_output = structured_output
         self._failures: list[Failure] = []
 
     def fail(self, request: Request, reason: str, message: str, field: str) -> None:
@@ -51,7 +55,7 @@ class Outbox:
             tiers=self._residents.take_moved(),  # before the statistics: it drops adapters
             stats=self._stats(),
             tokens=made.tokens,
-            prompts=self._readings.pop_prompts(),
+            prompts=self._hidden_results.pop_prompts(),
             scores=made.scores,
             failures=failures,
             started=started,
@@ -60,7 +64,7 @@ class Outbox:
             failed_loads={load.source.digest: load.why for load in landed.failed},
             seals=self._residents.take_seals(),
             batch=made.size,
-            compiled=self._shaping.take_compiled(),
+            compiled=self._structured_output.take_compiled(),
         )
 
     def _stats(self) -> Stats:

@@ -79,10 +79,12 @@ class Chunk:
         return range(0)
 
     @property
-    def told(self) -> range:
+    def prompt_logprob_positions(self) -> range:
         """Positions of the prompt at which the next token's log-probability is returned."""
         request = self.request
-        return range(max(self.start, request.num_told), min(self.end, len(request.prompt) - 1))
+        return range(
+            max(self.start, request.num_logprobs_done), min(self.end, len(request.prompt) - 1)
+        )
 
     @property
     def ends_prompt(self) -> bool:
@@ -94,7 +96,7 @@ class Chunk:
         """Whether the device can choose its next token without the host."""
         request = self.request
         is_simple = request.continues and request.sampling.is_plain and not self.draft
-        return is_simple and not request.tells_prompt
+        return is_simple and not request.returns_prompt_logprobs
 
 
 @dataclass(frozen=True, slots=True)

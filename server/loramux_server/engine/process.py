@@ -18,13 +18,13 @@ import torch
 from loramux._json_lines import set_up_logging
 from loramux_server.engine.allowance import num_cores
 from loramux_server.engine.build import build_engine
-from loramux_server.engine.exhaustion import last_words
 from loramux_server.engine.fit import NoRoomError
 from loramux_server.engine.model_part import load_model
 from loramux_server.engine.one_gpu import see_one_gpu
+from loramux_server.engine.out_of_memory import exit_on_out_of_memory
 from loramux_server.engine.residents import loader_threads
 from loramux_server.engine.team import Team
-from loramux_server.heap import return_large_pieces, return_once
+from loramux_server.memory_tuning import pin_mmap_threshold, trim_and_retain
 from loramux_server.models.servable import UnservableModelError
 from loramux_server.wire.channel import read_message, write_message
 from loramux_server.wire.engine_config import EngineConfig, decode_config
@@ -90,7 +90,7 @@ def serve(connection: socket.socket, config: EngineConfig) -> None:
         UnservableModelError: The model cannot be served with this config.
     """
     set_threads(config)
-    return_large_pieces()
+    pin_mmap_threshold()
     with Team(config) if config.tensor_parallel > 1 else nullcontext() as team:
         _serve(connection, config, team)
 
@@ -100,10 +100,10 @@ def _serve(connection: socket.socket, config: EngineConfig, team: Team | None) -
     model = load_model(config, team)
     with loader_threads(device=model.device) as executor:
         engine, info = build_engine(model, config, executor, inbox.wake, team)
-        return_once()
+        trim_and_retain()
         inbox.is_awaited = True
         write_message(connection, encode(Ready(info)))
-        with last_words(connection), closing(engine):
+        with exit_on_out_of_memory(connection), closing(engine):
             while not inbox.is_closed:
                 engine.receive(inbox.take(wait=not engine.can_step))
                 write_message(connection, encode(engine.step()))

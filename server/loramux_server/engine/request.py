@@ -99,7 +99,7 @@ class Request:
     """Whether it cannot run before they are known."""
     gathered: Gathered = field(default_factory=Gathered)
     """The results of its chunks so far, if hidden states are its result."""
-    num_told: int = field(init=False)
+    num_logprobs_done: int = field(init=False)
     """Prompt tokens whose log-probabilities are done; all of them if none are wanted."""
     num_virtual: int = field(init=False)
     """Virtual tokens of its adapter before the prompt."""
@@ -111,7 +111,7 @@ class Request:
             self.second_from += self.num_virtual if self.second_from else 0
             self.num_source += self.num_virtual if self.num_source else 0
         is_wanted = self.sampling.num_prompt_logprobs is not None
-        self.num_told = self.num_virtual if is_wanted else len(self.prompt)
+        self.num_logprobs_done = self.num_virtual if is_wanted else len(self.prompt)
 
     @property
     def num_fillable(self) -> int:
@@ -135,8 +135,8 @@ class Request:
             sampling = msgspec.structs.replace(sampling, top_k=0)
         active_from: int | None = 0
         if source and source.invocation:
-            num_asked = len(ask.prompt) - ask.num_made
-            active_from = last_place(ask.prompt[:num_asked], source.invocation)
+            num_prompt = len(ask.prompt) - ask.num_generated
+            active_from = last_place(ask.prompt[:num_prompt], source.invocation)
         return Request(
             message.request_id,
             ask.prompt,
@@ -147,8 +147,8 @@ class Request:
             active_from=active_from or 0,
             pooling=ask.pooling,
             prediction=ask.prediction,
-            goes_on=ask.num_made > 0,
-            has_started=ask.num_made > 0,
+            goes_on=ask.num_generated > 0,
+            has_started=ask.num_generated > 0,
             weight=message.weight,
             priority=message.priority,
             second_from=ask.second_from,
@@ -202,12 +202,12 @@ class Request:
     @property
     def may_draft(self) -> bool:
         """Whether speculative decoding is possible."""
-        return self.continues and (self.sampling.form is None or self.shape.foresees)
+        return self.continues and (self.sampling.form is None or self.shape.supports_drafts)
 
     @property
-    def tells_prompt(self) -> bool:
+    def returns_prompt_logprobs(self) -> bool:
         """Whether log-probabilities of its prompt are still to be returned."""
-        return self.num_told < len(self.prompt)
+        return self.num_logprobs_done < len(self.prompt)
 
     @property
     def num_skippable(self) -> int:
@@ -216,7 +216,7 @@ class Request:
             return 0
         # At least one token has to be computed to choose the next one.
         most = self.num_tokens - 1
-        return min(self.num_told, most) if self.tells_prompt else most
+        return min(self.num_logprobs_done, most) if self.returns_prompt_logprobs else most
 
     @property
     def reads_all(self) -> bool:

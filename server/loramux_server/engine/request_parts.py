@@ -22,27 +22,27 @@ class StateSlots:
 
 @dataclass(slots=True)
 class Shape:
-    """What may come next in structured output; changed by `Shaping`."""
+    """What may come next in structured output; changed by `StructuredOutput`."""
 
     allowed: bytes | None = None
     """Bit mask of tokens that may come next; None while unknown."""
-    ahead: Sequence[bytes] = ()
+    draft_masks: Sequence[bytes] = ()
     """Bit masks of tokens that may come after each draft token, as far as known."""
     forced: Sequence[int] = ()
     """The only continuation that is allowed, unless its text is tokenized in another way."""
-    foresees: bool = False
+    supports_drafts: bool = False
     """Whether the masks after draft tokens are computed in time."""
 
-    def behind(self, num_drafted: int) -> bytes | None:
+    def mask_after(self, num_drafted: int) -> bytes | None:
         """Return the mask after `num_drafted` tokens of its draft; None while unknown."""
         if not num_drafted:
             return self.allowed
-        return self.ahead[num_drafted - 1] if num_drafted <= len(self.ahead) else None
+        return self.draft_masks[num_drafted - 1] if num_drafted <= len(self.draft_masks) else None
 
 
 @dataclass(slots=True)
 class Gathered:
-    """What was read of a request so far; changed by `Readings`."""
+    """What was read of a request so far; changed by `HiddenResults`."""
 
     numbers: list[bytes] = field(default_factory=list)
     """Results of its tokens that were read, float32; for a mean one sum, float64."""

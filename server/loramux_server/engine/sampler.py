@@ -50,7 +50,7 @@ class Sampled:
     fault: str | None = None
     """Why there is no token, as a name of `loramux.v1.ErrorReason`; `token` then means nothing."""
     logprobs: Logprobs | None = None
-    is_put_off: bool = False
+    is_deferred: bool = False
     """Whether it has to be sampled in a later step; `token` means nothing then, too."""
 
 
@@ -71,7 +71,7 @@ def sample(
 
     Returns:
         One token of each request, and more as long as they equal its draft: exactly those that
-        sampling one by one would give. None follows one with a fault, or one that is put off.
+        sampling one by one would give. None follows one with a fault, or one that is deferred.
     """
     tokens_R = likeliest(logits_RV)
     finite = are_finite(logits_RV, tokens_R).tolist()
@@ -96,7 +96,7 @@ def sample(
             found = _sampled(logits_V, request, before, chosen[number], is_finite=finite[number])
             results[-1].append(found)
             drafted = draft[len(before)] if len(before) < len(draft) else None
-            if found.fault or found.is_put_off or found.token != drafted:
+            if found.fault or found.is_deferred or found.token != drafted:
                 break
             before.append(found.token)
         row += len(draft) + 1
@@ -117,9 +117,9 @@ def _sampled(
     """
     if not is_finite:
         return Sampled(0, fault="ADAPTER_NOT_FINITE")
-    allowed = request.shape.behind(len(before))
+    allowed = request.shape.mask_after(len(before))
     if request.sampling.form and allowed is None:
-        return Sampled(0, is_put_off=True)
+        return Sampled(0, is_deferred=True)
     try:
         if _is_apart(request.sampling):
             changed = _choose_changed(logits_V, request, before, allowed)
@@ -232,10 +232,10 @@ def _logprobs(logits_V: torch.Tensor, token: int, request: Request) -> Logprobs 
     form = logprobs_cpu if logits_V.device.type == "cpu" else logprobs
     token_1 = torch.tensor([token], device=logits_V.device)
     (row,) = form(logits_V[None], token_1, count).tolist()
-    return told(row, count)
+    return logprobs_of(row, count)
 
 
-def told(row: Sequence[float], count: int) -> Logprobs:
+def logprobs_of(row: Sequence[float], count: int) -> Logprobs:
     """Return the chosen and the first `count` top log-probabilities of a `kernels.logprobs` row."""
     size = len(row) // 2
     tokens = map(int, row[1 + size :])

@@ -171,7 +171,7 @@ class Scheduler:
         Args:
             plan: The step that was run.
             tokens: The new tokens of each chunk that samples, in order: the accepted tokens of its
-                draft and one more. Empty if the choice was put off: then the last token of the
+                draft and one more. Empty if the choice was deferred: then the last token of the
                 chunk is computed again.
 
         Returns:

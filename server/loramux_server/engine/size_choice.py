@@ -35,7 +35,7 @@ _LOGITS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Means:
+class Resources:
     """Free memory once the base model is loaded, and the sizes of what needs it, in bytes."""
 
     is_gpu: bool
@@ -51,7 +51,7 @@ class Means:
     """Size of a row of logits in float32."""
 
     @staticmethod
-    def of(model: BaseModel) -> "Means":
+    def of(model: BaseModel) -> "Resources":
         """Measure the free memory of the device and host of `model`."""
         host = free_memory()
         is_gpu = model.device.type == "cuda"
@@ -61,7 +61,7 @@ class Means:
             device = int(torch.cuda.mem_get_info(model.device)[0])
         shapes = [group.shape for group in model.groups]
         widest = max((shape.in_features + sum(shape.out_features) for shape in shapes), default=0)
-        return Means(
+        return Resources(
             is_gpu=is_gpu,
             device=device,
             host=host,
@@ -71,44 +71,48 @@ class Means:
         )
 
 
-def choose(config: EngineConfig, means: Means) -> EngineSizes:
+def choose(config: EngineConfig, resources: Resources) -> EngineSizes:
     """Return the sizes of `config`, with those at auto chosen; then `kv_memory` is a maximum.
 
     If all are auto, together they fit into the free memory.
     """
-    return _on_gpu(config, means) if means.is_gpu else _on_cpu(config, means)
+    return _on_gpu(config, resources) if resources.is_gpu else _on_cpu(config, resources)
 
 
-def _on_cpu(config: EngineConfig, means: Means) -> EngineSizes:
+def _on_cpu(config: EngineConfig, resources: Resources) -> EngineSizes:
     return EngineSizes(
         max_running=config.max_running or _CPU_RUNNING,
         max_batch_tokens=config.max_batch_tokens or _CPU_BATCH_TOKENS,
-        kv_memory=config.kv_memory or means.device // 4,
-        adapter_memory=config.adapter_memory or min(_MOST_ON_CPU, means.device // 8),
-        host_adapter_memory=(config.host_adapter_memory or min(_MOST_BESIDE_CPU, means.host // 4)),
+        kv_memory=config.kv_memory or resources.device // 4,
+        adapter_memory=config.adapter_memory or min(_MOST_ON_CPU, resources.device // 8),
+        host_adapter_memory=(
+            config.host_adapter_memory or min(_MOST_BESIDE_CPU, resources.host // 4)
+        ),
     )
 
 
-def _on_gpu(config: EngineConfig, means: Means) -> EngineSizes:
+def _on_gpu(config: EngineConfig, resources: Resources) -> EngineSizes:
     max_running = config.max_running or _GPU_RUNNING
     max_batch_tokens = config.max_batch_tokens or _GPU_BATCH_TOKENS
     needed = (
         (0 if config.enforce_eager else _GRAPHS)
-        + _ACTIVATIONS * max_batch_tokens * means.token_bytes
-        + _LOGITS * max_running * means.logits_bytes
+        + _ACTIVATIONS * max_batch_tokens * resources.token_bytes
+        + _LOGITS * max_running * resources.logits_bytes
     )
     # On a nearly full device steps get half: it may suffice, and the rest is needed as well.
-    spare = max(means.device // _SPARE_PARTS, min(needed, means.device // 2))
-    room = means.device - spare
+    spare = max(resources.device // _SPARE_PARTS, min(needed, resources.device // 2))
+    room = resources.device - spare
     adapters = config.adapter_memory
     if not adapters:
-        wanted = max(room // 4, min(_LEAST_ROWS * means.row_bytes, room // 2))
+        wanted = max(room // 4, min(_LEAST_ROWS * resources.row_bytes, room // 2))
         left = max(0, room - config.kv_memory)
-        adapters = min(wanted, left, _MOST_ROWS * means.row_bytes)
+        adapters = min(wanted, left, _MOST_ROWS * resources.row_bytes)
     return EngineSizes(
         max_running=max_running,
         max_batch_tokens=max_batch_tokens,
         kv_memory=config.kv_memory or max(0, room - adapters),
         adapter_memory=adapters,
-        host_adapter_memory=(config.host_adapter_memory or min(_MOST_BESIDE_GPU, means.host // 4)),
+        host_adapter_memory=(
+            config.host_adapter_memory or min(_MOST_BESIDE_GPU, resources.host // 4)
+        ),
     )

@@ -17,16 +17,16 @@ Knows nothing of tensors or clocks.
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from loramux_server.engine.acceptance_rates import FORCED, AcceptanceRates, Kind, kind_of
 from loramux_server.engine.ends import Ends
-from loramux_server.engine.habits import AllHabits, Habits
 from loramux_server.engine.ngrams import BORDER, SIZES, Ngrams
-from loramux_server.engine.odds import FORCED, Kind, Odds, kind_of
+from loramux_server.engine.output_history import OutputHistories, OutputHistory
 from loramux_server.engine.plan import Chunk
 from loramux_server.engine.request import Request
 
 _MOST_BEGUN = 1 << 16
 """Tokens of new requests that are indexed in one step: some ten milliseconds. Others follow."""
-_LEAST_ODDS = 0.05
+_MIN_PROBABILITY = 0.05
 """Tokens less likely than this are never drafted."""
 _MANY = 0.3
 """Expected hits per request for which a step waits for the one before it."""
@@ -37,12 +37,12 @@ class _Followed:
     """A request, as far as it is indexed."""
 
     own: Ngrams
-    habits: Habits
+    history: OutputHistory
     num_seen: int = 0
     """Tokens of its output that `own` contains."""
     is_kept: bool = True
     """Whether its output is kept when it ends."""
-    guess: Sequence[int] = ()
+    candidate: Sequence[int] = ()
     """The current candidate for a draft."""
     kinds: list[Kind] = field(default_factory=list)
 
@@ -60,7 +60,7 @@ class Speculation:
         self._most_tokens = most_tokens
         self._ends = ends
         self._followed: dict[Request, _Followed] = {}
-        self._habits = AllHabits()
+        self._histories = OutputHistories()
 
     def drafts(
         self,
@@ -77,29 +77,34 @@ class Speculation:
         """
         if not self._most_tokens:
             return {}
-        self._habits.take_in()
+        self._histories.index_pending()
         num_chosen = sum(chunk.samples for chunk in chunks)
-        least = max(_LEAST_ODDS, token_cost * num_chosen)
+        least = max(_MIN_PROBABILITY, token_cost * num_chosen)
         found: list[tuple[float, int, Chunk]] = []
         for chunk in self._looked_at(chunks):
             # The last token of a text needs no draft.
             most = min(self._ends.num_before(chunk.request) - 1, self._most_tokens)
             found += [
-                (-odds, number, chunk)
-                for number, odds in enumerate(self._odds(chunk.request, most, least))
+                (-probability, number, chunk)
+                for number, probability in enumerate(
+                    self._probabilities(chunk.request, most, least)
+                )
             ]
         lengths = _worth(found, num_chosen, num_tokens, token_cost)
         return {
-            request: self._followed[request].guess[:length] for request, length in lengths.items()
+            request: self._followed[request].candidate[:length]
+            for request, length in lengths.items()
         }
 
     def expects(self, chunks: Sequence[Chunk]) -> bool:
         """Return whether the step after that of `chunks` is likely to profit from drafts."""
         if not self._most_tokens:
             return False
-        odds = [self._odds(chunk.request, 2, 0.0) for chunk in self._looked_at(chunks)]
+        probabilities = [
+            self._probabilities(chunk.request, 2, 0.0) for chunk in self._looked_at(chunks)
+        ]
         # The first is the token that the step in flight will yield.
-        return sum(both[1] for both in odds if len(both) == 2) >= _MANY * len(chunks)
+        return sum(both[1] for both in probabilities if len(both) == 2) >= _MANY * len(chunks)
 
     def end(self, request: Request) -> None:
         """Keep the output of `request`, and forget the request."""
@@ -108,11 +113,11 @@ class Speculation:
             return
         self._see(request, followed)
         if followed.is_kept and request.output:
-            self._habits.note(request)
+            self._histories.note(request)
 
     def forget(self, digest: str) -> None:
         """Forget the outputs of an adapter, those of running requests included."""
-        self._habits.forget(digest)
+        self._histories.forget(digest)
         for request, followed in self._followed.items():
             if request.digest == digest:
                 followed.is_kept = False
@@ -120,7 +125,7 @@ class Speculation:
     def check(self, requests: Collection[Request]) -> None:
         """Assert that only `requests` are followed, and that the limits on texts hold."""
         assert set(self._followed) <= set(requests), "an ended request is followed"
-        self._habits.check()
+        self._histories.check()
 
     def _looked_at(self, chunks: Sequence[Chunk]) -> Iterator[Chunk]:
         """Yield those of `chunks` that may have a draft, with an up-to-date candidate."""
@@ -141,67 +146,67 @@ class Speculation:
         followed = self._followed.get(request)
         if followed is None:
             size = request.num_tokens
-            habits = self._habits.of(request)
+            history = self._histories.of(request)
             own = Ngrams([*_predicted(request), *request.tokens(request.num_virtual, size)])
-            followed = self._followed[request] = _Followed(own, habits, len(request.output))
-        elif not self._see(request, followed) and followed.guess:
+            followed = self._followed[request] = _Followed(own, history, len(request.output))
+        elif not self._see(request, followed) and followed.candidate:
             return
-        guess = self._guess(followed)
+        candidate = self._find_candidate(followed)
         if forced := request.shape.forced:
-            guess = _with_forced(guess, forced[: self._most_tokens], followed.habits.odds)
-        followed.guess, followed.kinds = guess
+            candidate = _with_forced(candidate, forced[: self._most_tokens], followed.history.rates)
+        followed.candidate, followed.kinds = candidate
 
     def _see(self, request: Request, followed: _Followed) -> bool:
         """Index new output tokens and score the candidate; return whether there were any."""
         new = request.output[followed.num_seen :]
-        odds = followed.habits.odds
-        for token, guess, kind in zip(new, followed.guess, followed.kinds, strict=False):
-            odds.learn(kind, token == guess)
-            if token != guess:
+        rates = followed.history.rates
+        for token, candidate, kind in zip(new, followed.candidate, followed.kinds, strict=False):
+            rates.record(kind, token == candidate)
+            if token != candidate:
                 break
         for token in new:
             followed.own.append(token)
         followed.num_seen = len(request.output)
         return bool(new)
 
-    def _guess(self, followed: _Followed) -> tuple[Sequence[int], list[Kind]]:
+    def _find_candidate(self, followed: _Followed) -> tuple[Sequence[int], list[Kind]]:
         """Return the best candidate, and the kind of each of its tokens."""
         last = followed.own.last()
         best: tuple[Sequence[int], list[Kind]] = (), []
-        odds = followed.habits.odds
-        for source, texts in enumerate((followed.own, followed.habits.texts)):
+        rates = followed.history.rates
+        for source, texts in enumerate((followed.own, followed.history.texts)):
             if place := texts.find(last):
-                guess, runs = texts.following(place, self._most_tokens)
+                candidate, runs = texts.following(place, self._most_tokens)
                 kinds = [kind_of(source, place.rank, run) for run in runs]
-                if kinds and (not best[1] or odds.of(kinds[0]) > odds.of(best[1][0])):
-                    best = guess, kinds
+                if kinds and (not best[1] or rates.of(kinds[0]) > rates.of(best[1][0])):
+                    best = candidate, kinds
         return best
 
-    def _odds(self, request: Request, most: int, least: float) -> list[float]:
-        """Return how likely each of the first tokens of the guess is accepted, down to `least`."""
+    def _probabilities(self, request: Request, most: int, least: float) -> list[float]:
+        """Return how likely each of the candidate's first tokens is accepted, down to `least`."""
         followed = self._followed[request]
         found: list[float] = []
-        odds = 1.0
-        for token, kind in zip(followed.guess[:most], followed.kinds, strict=False):
-            odds *= followed.habits.odds.of(kind)
-            if odds < least:
+        probability = 1.0
+        for token, kind in zip(followed.candidate[:most], followed.kinds, strict=False):
+            probability *= followed.history.rates.of(kind)
+            if probability < least:
                 break
-            found.append(odds)
+            found.append(probability)
             if self._ends.is_end(request, token):
                 break
         return found
 
 
 def _with_forced(
-    guess: tuple[Sequence[int], list[Kind]], forced: Sequence[int], odds: Odds
+    candidate: tuple[Sequence[int], list[Kind]], forced: Sequence[int], rates: AcceptanceRates
 ) -> tuple[Sequence[int], list[Kind]]:
-    """Return the likelier one of a guess and forced tokens; both combined if they agree."""
-    tokens, kinds = guess
+    """Return the likelier one of a candidate and forced tokens; both combined if they agree."""
+    tokens, kinds = candidate
     forced_kinds = [FORCED] * len(forced)
     if list(tokens[: len(forced)]) == list(forced):
         return tokens, [*forced_kinds, *kinds[len(forced) :]]
-    if kinds and odds.of(kinds[0]) > odds.of(FORCED):
-        return guess
+    if kinds and rates.of(kinds[0]) > rates.of(FORCED):
+        return candidate
     return forced, forced_kinds
 
 

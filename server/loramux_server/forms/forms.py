@@ -9,9 +9,9 @@ import threading
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
-from loramux_server.forms.findings import Ahead, Findings, Next
 from loramux_server.forms.form import Form
 from loramux_server.forms.messages import Setup
+from loramux_server.forms.results import DraftMasks, Next, Results
 from loramux_server.forms.texts import Texts
 
 _log = logging.getLogger(__name__)
@@ -29,15 +29,15 @@ class Forms:
         """
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         """Commands for the thread; None stops it."""
-        self._findings = Findings(wake)
+        self._results = Results(wake)
         self._thread: threading.Thread | None = None
-        self._texts = Texts(setup, self._findings)
+        self._texts = Texts(setup, self._results)
         """Owned by the thread."""
 
     @property
     def has_found(self) -> bool:
         """Whether there are results to `take`."""
-        return bool(self._findings)
+        return bool(self._results)
 
     def begin(self, key: int, form: Form, tenant: str = "") -> None:
         """Track a new text of `tenant`."""
@@ -50,25 +50,25 @@ class Forms:
         """Append the chosen tokens to each text, and request what may come next."""
         self._inbox.put(partial(self._texts.advance, chosen))
 
-    def foresee(self, drafts: Sequence[tuple[int, Sequence[int]]]) -> None:
+    def mask_drafts(self, drafts: Sequence[tuple[int, Sequence[int]]]) -> None:
         """Request what may follow each token of the drafts, given as (key, tokens)."""
-        self._inbox.put(partial(self._texts.foresee, drafts))
+        self._inbox.put(partial(self._texts.mask_drafts, drafts))
 
     def end(self, key: int) -> None:
         """Stop tracking a text."""
         self._inbox.put(partial(self._texts.end, key))
 
     def take(
-        self, wanted: Collection[int] = (), seconds: float = 0.0, ahead: Collection[int] = ()
-    ) -> list[Next | Ahead]:
+        self, wanted: Collection[int] = (), seconds: float = 0.0, drafted: Collection[int] = ()
+    ) -> list[Next | DraftMasks]:
         """Return the results since the last call, once all that is awaited is there or time is up.
 
         Args:
             wanted: Texts whose next mask is awaited.
             seconds: How long to wait.
-            ahead: Texts whose masks behind the draft are awaited.
+            drafted: Texts whose masks for the draft are awaited.
         """
-        return self._findings.take(wanted, seconds, ahead)
+        return self._results.take(wanted, seconds, drafted)
 
     def close(self) -> None:
         """Stop the thread and the process."""
@@ -80,7 +80,7 @@ class Forms:
         is_open = True
         while is_open:
             try:
-                is_open = self._heed()
+                is_open = self._run_commands()
                 if is_open:
                     self._texts.work()
             except Exception:
@@ -88,11 +88,11 @@ class Forms:
                 self._texts.give_up_all()
         self._texts.drop()
 
-    def _heed(self) -> bool:
+    def _run_commands(self) -> bool:
         """Run the queued commands, waiting while idle; return False once told to stop."""
         while not self._texts.has_work or not self._inbox.empty():
-            told = self._inbox.get()
-            if told is None:
+            command = self._inbox.get()
+            if command is None:
                 return False
-            told()
+            command()
         return True

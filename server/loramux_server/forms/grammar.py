@@ -8,7 +8,7 @@ from typing import Any
 from llguidance import LLMatcher, LLParserLimits
 
 from loramux_server.forms.form import Form, FormKind
-from loramux_server.text.pieces.names import BEYOND, MARKS, SPACE
+from loramux_server.text.pieces.names import FIRST_EXTRA, MARKS, SPACE
 
 LIMITS = LLParserLimits(
     initial_lexer_fuel=200_000,
@@ -20,7 +20,7 @@ LIMITS = LLParserLimits(
 )
 """At most a fifth of the library's defaults: the worst token found took 0.09 s and 25 MiB with
 these, 0.65 s and 200 MiB with the defaults."""
-MAX_SAID = 200
+MAX_ERROR_LENGTH = 200
 """Maximum length of an error message, in characters."""
 
 _SLASH = re.compile(r"\\.|/|\n", re.DOTALL)
@@ -46,7 +46,7 @@ def grammar_of(form: Form) -> str:
     if form.kind is FormKind.REGEX:
         return LLMatcher.grammar_from_regex(form.text)
     if form.kind is FormKind.CHOICE:
-        return LLMatcher.grammar_from_regex("|".join(map(quoted, form.choices)))
+        return LLMatcher.grammar_from_regex("|".join(map(escape_regex, form.choices)))
     return LLMatcher.grammar_from_lark(form.text)
 
 
@@ -80,7 +80,7 @@ def added_tokens(tokenizer_json: str) -> list[int]:
     return [token["id"] for token in json.loads(tokenizer_json)["added_tokens"]]
 
 
-def said(error: str) -> str:
+def error_line(error: str) -> str:
     """Return the one line of llguidance's `error` that says what is wrong."""
     if "NoExtensionBias" in error:
         return "no text can match"
@@ -89,7 +89,7 @@ def said(error: str) -> str:
     # For a regular expression, the parser's own message comes last.
     text = text.rpartition("error: ")[2] or text
     line = next(iter(text.splitlines()), "it cannot be enforced")
-    return re.sub(r"^at \d+\(\d+\): ", "", line)[:MAX_SAID]
+    return re.sub(r"^at \d+\(\d+\): ", "", line)[:MAX_ERROR_LENGTH]
 
 
 def json_rule(schema: dict[str, object]) -> str:
@@ -97,12 +97,12 @@ def json_rule(schema: dict[str, object]) -> str:
     return "%json " + json.dumps(schema | {"x-guidance": {"whitespace_pattern": _SPACE}})
 
 
-def quoted(text: str) -> str:
+def escape_regex(text: str) -> str:
     """Return `text` escaped to match literally in a regular expression."""
     return "".join(char if char.isalnum() else f"\\x{{{ord(char):x}}}" for char in text)
 
 
-def slashed(expression: str) -> str:
+def lark_regex(expression: str) -> str:
     """Return the regular expression `expression` as a Lark literal between slashes."""
     return f"/{_SLASH.sub(_escaped_slash, expression)}/"
 
@@ -115,9 +115,9 @@ def _rules(form: Form) -> str:
     elif form.kind is FormKind.JSON_OBJECT:
         rules.append(f"answer: {json_rule({'type': 'object'})}")
     elif form.kind is FormKind.REGEX:
-        rules.append(f"answer: {slashed(form.text)}")
+        rules.append(f"answer: {lark_regex(form.text)}")
     elif form.kind is FormKind.CHOICE:
-        rules.append(f"answer: /{'|'.join(map(quoted, form.choices))}/")
+        rules.append(f"answer: /{'|'.join(map(escape_regex, form.choices))}/")
     else:
         rules.append(form.text)
     return "\n".join(rules)
@@ -161,7 +161,7 @@ def _leave_out(content: dict[str, Any]) -> None:
     }
     vocabulary = model["vocab"]
     if isinstance(vocabulary, dict):
-        end = vocabulary.get(BEYOND, len(vocabulary))
+        end = vocabulary.get(FIRST_EXTRA, len(vocabulary))
         kept = {text: token for text, token in vocabulary.items() if token < end}
         if len(kept) < len(vocabulary):
             model["merges"] = [
@@ -170,7 +170,7 @@ def _leave_out(content: dict[str, Any]) -> None:
         model["vocab"] = {text.translate(marks): token for text, token in kept.items()}
     else:
         texts = [text for text, _ in vocabulary]
-        del vocabulary[texts.index(BEYOND) if BEYOND in texts else len(texts) :]
+        del vocabulary[texts.index(FIRST_EXTRA) if FIRST_EXTRA in texts else len(texts) :]
         model["vocab"] = [[text.translate(marks), score] for text, score in vocabulary]
     if marks:
         spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}

@@ -41,7 +41,7 @@ class Advance(Struct, frozen=True, tag=True, array_like=True):
     tokens: list[int]
 
 
-class Foresee(Struct, frozen=True, tag=True, array_like=True):
+class MaskDraft(Struct, frozen=True, tag=True, array_like=True):
     """Compute what may follow each token of a draft; the text's state does not move."""
 
     key: int
@@ -74,7 +74,7 @@ class Allowed(Struct, frozen=True, tag=True, array_like=True):
     """Tokens of the only possible continuation; other tokens may spell the same text."""
 
 
-class Foreseen(Struct, frozen=True, tag=True, array_like=True):
+class MaskedDraft(Struct, frozen=True, tag=True, array_like=True):
     """Which tokens may follow those of a draft."""
 
     bits: list[bytes] | None
@@ -90,8 +90,8 @@ class Broken(Struct, frozen=True, tag=True, array_like=True):
     why: str
 
 
-ToWorker = Begin | Advance | Foresee | End
-FromWorker = Prepared | Allowed | Foreseen | Broken
+ToWorker = Begin | Advance | MaskDraft | End
+FromWorker = Prepared | Allowed | MaskedDraft | Broken
 
 encode = msgspec.msgpack.Encoder().encode
 decode_setup = msgspec.msgpack.Decoder(Setup).decode

@@ -16,9 +16,9 @@ from loramux_server.forms.messages import (
     Allowed,
     Broken,
     End,
-    Foresee,
-    Foreseen,
     FromWorker,
+    MaskDraft,
+    MaskedDraft,
     Prepared,
     Setup,
     ToWorker,
@@ -102,7 +102,7 @@ class Process:
             assert isinstance(answer, Allowed | Broken)
             take(answer)
 
-    def foresee(self, message: Foresee) -> Foreseen:
+    def mask_draft(self, message: MaskDraft) -> MaskedDraft:
         """Return what may follow each token of a draft.
 
         Raises:
@@ -110,10 +110,10 @@ class Process:
         """
         self._write(message)
         answer = self._read()
-        assert isinstance(answer, Foreseen)
+        assert isinstance(answer, MaskedDraft)
         return answer
 
-    def tell(self, message: End) -> None:
+    def notify(self, message: End) -> None:
         """Send a message that has no answer; if it is lost, the next request fails."""
         with contextlib.suppress(LostError):
             self._write(message)

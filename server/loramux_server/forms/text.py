@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 
 from loramux_server.forms.form import Form
-from loramux_server.forms.messages import Allowed, Foreseen
-from loramux_server.forms.turns import Pace
+from loramux_server.forms.messages import Allowed, MaskedDraft
+from loramux_server.forms.text_queues import Pace
 
 SLOW_SECONDS = 0.005
 """Processor time of an answer above which a text counts as slow."""
@@ -19,7 +19,7 @@ class Text:
     form: Form
     tenant: str
     tokens: list[int] = field(default_factory=list)
-    num_told: int = 0
+    num_sent: int = 0
     """How many of them the current process has been sent."""
     pace: Pace = Pace.NEW
     used: float = 0.0
@@ -28,7 +28,7 @@ class Text:
     """Whether looking at its drafts never took too long."""
 
     @property
-    def foresees(self) -> bool:
+    def supports_drafts(self) -> bool:
         """Whether drafts are worth trying: looking at them is fast."""
         return self.may_draft and self.pace is Pace.QUICK
 
@@ -37,8 +37,8 @@ class Text:
         if counts:
             self.used += answer.cpu_seconds
         self.pace = Pace.SLOW if answer.cpu_seconds > SLOW_SECONDS else Pace.QUICK
-        self.num_told = len(self.tokens)
+        self.num_sent = len(self.tokens)
 
-    def foreseen(self, answer: Foreseen) -> None:
+    def draft_answered(self, answer: MaskedDraft) -> None:
         """Record the cost of an answer about a draft."""
         self.may_draft = answer.bits is not None and answer.cpu_seconds <= LONG_SECONDS

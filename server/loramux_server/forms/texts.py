@@ -1,8 +1,8 @@
 """Constrained texts and the process that tracks them; owned by the thread of `forms.py`.
 
-The process (`process.py`) serves texts in fair turns (`turns.py`). If it ends, a new process takes
-over its texts, each when it is next asked about. The text being worked on is given up if it alone
-exceeded a limit. Drafts are looked at only while no text waits for its next mask.
+The process (`process.py`) serves texts in fair turns (`text_queues.py`). If it ends, a new process
+takes over its texts, each when it is next asked about. The text being worked on is given up if it
+alone exceeded a limit. Drafts are looked at only while no text waits for its next mask.
 """
 
 import itertools
@@ -12,22 +12,22 @@ from collections import deque
 from collections.abc import Sequence
 
 from loramux_server.confinement.child import ExitCause
-from loramux_server.forms.findings import Ahead, Findings, Next
 from loramux_server.forms.form import Form
-from loramux_server.forms.lost_forms import LostForms
+from loramux_server.forms.form_blocklist import FormBlocklist
 from loramux_server.forms.messages import (
     Advance,
     Allowed,
     Begin,
     Broken,
     End,
-    Foresee,
+    MaskDraft,
     Setup,
     ToWorker,
 )
 from loramux_server.forms.process import LostError, NotStartedError, Process, UnusableError
+from loramux_server.forms.results import DraftMasks, Next, Results
 from loramux_server.forms.text import Text
-from loramux_server.forms.turns import Line, LineTurns
+from loramux_server.forms.text_queues import QueueKey, TextQueues
 
 _log = logging.getLogger(__name__)
 
@@ -39,16 +39,16 @@ them."""
 class Texts:
     """Computes what may come next in each text."""
 
-    def __init__(self, setup: Setup, findings: Findings) -> None:
+    def __init__(self, setup: Setup, results: Results) -> None:
         """Start without texts or a process.
 
         Args:
             setup: What the process needs to know.
-            findings: Receives the results.
+            results: Receives the results.
         """
         self._setup = setup
-        self._findings = findings
-        self._turns = LineTurns()
+        self._results = results
+        self._queues = TextQueues()
         self._drafts: dict[int, Sequence[int]] = {}
         """Text key -> draft that waits to be looked at."""
         self._process: Process | None = None
@@ -58,12 +58,12 @@ class Texts:
         self._known: set[int] = set()
         """Keys of texts that the process tracks."""
         self._unusable: UnusableError | None = None
-        self._lost_forms = LostForms()
+        self._blocklist = FormBlocklist()
 
     @property
     def has_work(self) -> bool:
         """Whether a text waits for its turn, or a draft to be looked at."""
-        return bool(self._turns or self._drafts)
+        return bool(self._queues or self._drafts)
 
     def begin(self, key: int, form: Form, tenant: str) -> None:
         """Track a new text of `tenant`."""
@@ -78,7 +78,7 @@ class Texts:
                 self._texts[key].tokens += tokens
                 self._wait(key)
 
-    def foresee(self, drafts: Sequence[tuple[int, Sequence[int]]]) -> None:
+    def mask_drafts(self, drafts: Sequence[tuple[int, Sequence[int]]]) -> None:
         """Queue drafts, given as (key, tokens)."""
         self._drafts.update(drafts)
 
@@ -90,10 +90,10 @@ class Texts:
 
     def work(self) -> None:
         """Serve one turn, or one draft if no text waits."""
-        if self._turns:
+        if self._queues:
             self._take_turn()
         else:
-            self._look_ahead()
+            self._mask_oldest_draft()
 
     def give_up_all(self) -> None:
         """Fail all texts after an internal error, so that none waits for ever."""
@@ -110,52 +110,52 @@ class Texts:
         self._has_answered = False
 
     def _take_turn(self) -> None:
-        line, keys = self._turns.take()
+        queue, keys = self._queues.take()
         begin = time.perf_counter()
         # Texts may have been ended or given up since they were queued.
         self._follow([key for key in keys if key in self._texts])
-        self._turns.charge(line, time.perf_counter() - begin)
+        self._queues.charge(queue, time.perf_counter() - begin)
 
-    def _look_ahead(self) -> None:
+    def _mask_oldest_draft(self) -> None:
         """Compute what may follow each token of the draft that has waited longest."""
         key = next(iter(self._drafts))
         draft = self._drafts.pop(key)
         if key not in self._texts:  # it may have been given up
             return
         text = self._texts[key]
-        behind: Sequence[bytes] = ()
-        if self._process and key in self._known and text.foresees:
+        masks: Sequence[bytes] = ()
+        if self._process and key in self._known and text.supports_drafts:
             try:
-                answer = self._process.foresee(Foresee(key, list(draft)))
-                text.foreseen(answer)
-                behind = answer.bits or ()
+                answer = self._process.mask_draft(MaskDraft(key, list(draft)))
+                text.draft_answered(answer)
+                masks = answer.bits or ()
             except LostError:
                 _log.warning("disabled draft tokens for a text with %s", text.form)
                 text.may_draft = False
                 self.drop()
-        self._findings.tell(Ahead(key, behind))
+        self._results.add(DraftMasks(key, masks))
 
     def _wait(self, key: int) -> None:
         text = self._texts[key]
-        self._turns.add(Line(text.pace, text.tenant), key)
+        self._queues.add(QueueKey(text.pace, text.tenant), key)
 
     def _forget(self, key: int) -> None:
         """Make the process stop tracking a text, if it does."""
         if self._process and key in self._known:
             self._known.remove(key)
-            self._process.tell(End(key))
+            self._process.notify(End(key))
 
     def _is_refused(self, key: int) -> bool:
         """Give up a text that is likely to cost the process; return whether it was given up."""
         if key in self._known:
             return False
         text = self._texts[key]
-        if not text.tokens and (why := self._lost_forms.why_not(text.form)):
+        if not text.tokens and (why := self._blocklist.reason(text.form)):
             self._give_up(key, "INVALID_FIELD", why)
             return True
         if text.used > self._setup.cpu_seconds:
             # Replaying it would take longer than an answer may.
-            self._give_up(key, "STRUCTURED_OUTPUT_FAILED", _said(ExitCause.TIME))
+            self._give_up(key, "STRUCTURED_OUTPUT_FAILED", _describe(ExitCause.TIME))
             return True
         return False
 
@@ -199,7 +199,7 @@ class Texts:
     def _message(self, key: int) -> ToWorker:
         text = self._texts[key]
         if key in self._known:
-            return Advance(key, text.tokens[text.num_told :])
+            return Advance(key, text.tokens[text.num_sent :])
         return Begin(key, text.form, text.tokens)
 
     def _answered(self, key: int, answer: Allowed | Broken) -> None:
@@ -213,15 +213,15 @@ class Texts:
         self._known.add(key)
         if text.used > self._setup.text_seconds:
             self._forget(key)
-            self._give_up(key, self._blame(key), _said(ExitCause.TIME))
+            self._give_up(key, self._blame(key), _describe(ExitCause.TIME))
             return
         if not text.tokens and self._num_unbegun() > MAX_UNBEGUN:
             self._forget(key)
         found = Next(
             key, answer.bits, seconds=answer.seconds, forced=answer.forced,
-            foresees=key in self._known and text.foresees,
+            supports_drafts=key in self._known and text.supports_drafts,
         )  # fmt: skip
-        self._findings.tell(found)
+        self._results.add(found)
 
     def _num_unbegun(self) -> int:
         return sum(not self._texts[key].tokens for key in self._known)
@@ -234,11 +234,11 @@ class Texts:
         if why is ExitCause.MEMORY and not was_alone:
             return  # other texts may have used the memory: retry this one alone
         key = waiting.popleft()
-        text, said = self._texts[key], _said(why)
-        _log.warning("stopped a text with %s: %s", text.form, said)
+        text, message = self._texts[key], _describe(why)
+        _log.warning("stopped a text with %s: %s", text.form, message)
         if not text.tokens:
-            self._lost_forms.note(text.form, said)
-        self._give_up(key, self._blame(key), said)
+            self._blocklist.add(text.form, message)
+        self._give_up(key, self._blame(key), message)
 
     def _blame(self, key: int) -> str:
         """Return the error reason: the form itself, or what the text led to."""
@@ -246,8 +246,8 @@ class Texts:
 
     def _give_up(self, key: int, reason: str, why: str) -> None:
         del self._texts[key]
-        self._findings.tell(Next(key, None, reason, why))
+        self._results.add(Next(key, None, reason, why))
 
 
-def _said(cause: ExitCause) -> str:
+def _describe(cause: ExitCause) -> str:
     return f"it {cause.describe('a constraint')}"

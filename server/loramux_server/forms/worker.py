@@ -15,14 +15,14 @@ from llguidance import LLMatcher, LLTokenizer
 from loramux_server.confinement.serve import Work, address_space, serve, silence
 from loramux_server.forms.bits import bits_of, has_bit
 from loramux_server.forms.form import Form, FormKind
-from loramux_server.forms.grammar import LIMITS, added_tokens, grammar_of, said, tokenizer_of
+from loramux_server.forms.grammar import LIMITS, added_tokens, error_line, grammar_of, tokenizer_of
 from loramux_server.forms.messages import (
     Allowed,
     Begin,
     Broken,
     End,
-    Foresee,
-    Foreseen,
+    MaskDraft,
+    MaskedDraft,
     Prepared,
     Setup,
     ToWorker,
@@ -37,8 +37,8 @@ MOST_FORCED = 64
 """Most forced tokens in an answer."""
 _FORCED_SECONDS = 0.001
 """Processor time of an answer beyond which forced tokens are not computed."""
-_AHEAD_SECONDS = 0.01
-"""Processor time after which computing masks behind a draft stops."""
+_DRAFT_SECONDS = 0.01
+"""Processor time after which computing masks for a draft stops."""
 
 
 class UnusableFormError(Exception):
@@ -86,13 +86,13 @@ class TextFollower:
         self._compiled: OrderedDict[Form, _Compiled] = OrderedDict()
         """LRU cache, the most recently used last."""
 
-    def answer(self, message: ToWorker) -> Allowed | Foreseen | Broken | None:
+    def answer(self, message: ToWorker) -> Allowed | MaskedDraft | Broken | None:
         """Return which tokens may come next, or why none may; None if no answer is due."""
         if isinstance(message, End):
             self._live.pop(message.key, None)
             return None
-        if isinstance(message, Foresee):
-            return self._foresee(self._live[message.key], message.draft)
+        if isinstance(message, MaskDraft):
+            return self._mask_draft(self._live[message.key], message.draft)
         begin, seconds = time.process_time(), None
         try:
             if isinstance(message, Begin):
@@ -126,7 +126,7 @@ class TextFollower:
         if not text.matcher.is_error():
             return text.bits
         if text.compiled.num_texts == 1:
-            raise UnusableFormError(said(text.matcher.get_error()))
+            raise UnusableFormError(error_line(text.matcher.get_error()))
         # Other texts may have used up the shared limits, so this one continues with its own copy.
         if self._compiled.get(text.form) is text.compiled:
             del self._compiled[text.form]
@@ -134,15 +134,15 @@ class TextFollower:
         self._live[key].is_alone = True
         return self._advance(key, text.tokens)
 
-    def _foresee(self, text: _Text, draft: list[int]) -> Foreseen:
+    def _mask_draft(self, text: _Text, draft: list[int]) -> MaskedDraft:
         begin, found, bits = time.process_time(), list[bytes](), text.bits
         if text.is_alone:
-            return Foreseen(None, 0.0)
+            return MaskedDraft(None, 0.0)
         # Like another text of the form, a draft may use up the shared limits.
         text.compiled.num_texts += 1
         matcher = text.matcher.deep_copy()
         for token in draft:
-            is_late = time.process_time() - begin > _AHEAD_SECONDS
+            is_late = time.process_time() - begin > _DRAFT_SECONDS
             if is_late or not has_bit(bits, token) or self._ends >> token & 1:
                 break
             try:
@@ -153,7 +153,7 @@ class TextFollower:
             if matcher.is_error():
                 break
             found.append(bits)
-        return Foreseen(found, time.process_time() - begin)
+        return MaskedDraft(found, time.process_time() - begin)
 
     def _forced(self, text: _Text) -> list[int]:
         """Return the tokens of the only possible continuation, up to an end token.
@@ -184,10 +184,10 @@ class TextFollower:
         try:
             grammar = grammar_of(form)
         except ValueError as error:
-            raise UnusableFormError(said(str(error))) from None
+            raise UnusableFormError(error_line(str(error))) from None
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LIMITS)
         if matcher.is_error():
-            raise UnusableFormError(said(matcher.get_error()))
+            raise UnusableFormError(error_line(matcher.get_error()))
         return _Compiled(matcher)
 
 
@@ -203,7 +203,7 @@ def prepare(message: bytes) -> Work | bytes:
         follower = TextFollower(setup)
     # A panic in the library is a BaseException.
     except BaseException as error:
-        return encode(Prepared(said(str(error))))
+        return encode(Prepared(error_line(str(error))))
     # Triggers lazy imports, which are impossible once sandboxed.
     follower.answer(Begin(0, Form(FormKind.JSON_OBJECT), []))
     follower.answer(End(0))

@@ -2,7 +2,7 @@
 
 import enum
 
-from loramux_server.reasoning.channels import Begun, ChannelSyntax
+from loramux_server.reasoning.channels import ChannelSyntax, OpenMessage
 from loramux_server.reasoning.reader import Thought
 from loramux_server.text.stop_strings import overlap
 from loramux_server.tools.syntax import joined
@@ -13,7 +13,7 @@ _BREAK = "\n\n"
 """Separator between the contents of several messages."""
 
 
-class _Now(enum.Enum):
+class _State(enum.Enum):
     """The state of the reader: what is being read."""
 
     HEADER = enum.auto()
@@ -28,16 +28,18 @@ class ChannelReader:
     A message that is addressed to a tool, or names no channel, keeps its header as text.
     """
 
-    def __init__(self, syntax: ChannelSyntax, begun: Begun) -> None:
-        """Start a completion after a prompt that has `begun` a message."""
+    def __init__(self, syntax: ChannelSyntax, open_message: OpenMessage) -> None:
+        """Start a completion after a prompt that has begun `open_message`."""
         channels = syntax.channels
         self._thought_channel = syntax.thought
         self._begin, self._between = joined(channels.begin), joined(channels.between)
         self._start, self._end = channels.begin[0].text, channels.end.text
         self._before, self._after = channels.before.text, channels.after.text
-        self._now = {
-            Begun.NOTHING: _Now.HEADER, Begun.THOUGHT: _Now.THOUGHT, Begun.ANSWER: _Now.TEXT,
-        }[begun]  # fmt: skip
+        self._state = {
+            OpenMessage.NOTHING: _State.HEADER,
+            OpenMessage.THOUGHT: _State.THOUGHT,
+            OpenMessage.ANSWER: _State.TEXT,
+        }[open_message]
         self._held = ""
         """What may be part of a marker, and white space that may precede one."""
         self._is_begun = False
@@ -53,9 +55,9 @@ class ChannelReader:
         text: list[str] = []
         is_known = True
         while is_known:
-            if self._now is _Now.HEADER:
+            if self._state is _State.HEADER:
                 is_known = self._header()
-            elif self._now is _Now.THOUGHT:
+            elif self._state is _State.THOUGHT:
                 is_known = self._thought(reasoning)
             else:
                 is_known = self._text(text)
@@ -66,11 +68,11 @@ class ChannelReader:
         held, self._held = self._held, ""
         mark = held.lstrip()
         marks = [self._end, self._start]
-        if self._now is _Now.HEADER and "=" not in mark:
+        if self._state is _State.HEADER and "=" not in mark:
             marks.append(self._before)
         if mark.startswith(tuple(marks)):
             return Thought("", "")
-        return Thought(held.rstrip(), "") if self._now is _Now.THOUGHT else Thought("", held)
+        return Thought(held.rstrip(), "") if self._state is _State.THOUGHT else Thought("", held)
 
     def _header(self) -> bool:
         """Read the header; return False if more text is needed to classify the message."""
@@ -81,7 +83,7 @@ class ChannelReader:
         if any(mark.startswith(held) for mark in (self._begin, self._before)):
             return False
         self._is_begun = self._is_headed = False
-        self._now = _Now.TEXT
+        self._state = _State.TEXT
         if not held.startswith(self._before):
             return True
         head, after, content = held[len(self._before) :].partition(self._after)
@@ -89,13 +91,13 @@ class ChannelReader:
         if length > _MAX_HEADER or "\n" in head or self._begin in head:
             return True
         if not after:
-            self._now = _Now.HEADER
+            self._state = _State.HEADER
             return False
         if "=" not in head:  # "=" assigns a recipient
             self._is_headed = True
             self._held = content
             if head.split()[:1] == [self._thought_channel]:
-                self._now = _Now.THOUGHT
+                self._state = _State.THOUGHT
         return True
 
     def _thought(self, reasoning: list[str]) -> bool:
@@ -127,7 +129,7 @@ class ChannelReader:
         if at >= 0:
             content = self._held[:at].removesuffix(self._end)
             self._held = self._held[at + len(self._begin) :]
-            self._now = _Now.HEADER
+            self._state = _State.HEADER
             return content, True
         keep = max(overlap(mark, self._held) for mark in (self._begin, self._between))
         at = len(self._held) - keep

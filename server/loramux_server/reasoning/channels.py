@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from loramux_server.chat.channels import Channels, channels_of
-from loramux_server.chat.messages import Piece, Talk, Turn
+from loramux_server.chat.messages import Conversation, Message, Piece
 from loramux_server.reasoning.syntax import ANSWER, THOUGHT
 from loramux_server.tools.syntax import joined
 
-ANSWERING = Talk([Turn("user", "Where?"), Turn("assistant", ANSWER)])
+ANSWERING = Conversation([Message("user", "Where?"), Message("assistant", ANSWER)])
 
 
-class Begun(enum.Enum):
+class OpenMessage(enum.Enum):
     """Which message the prompt has already begun."""
 
     NOTHING = enum.auto()
@@ -29,14 +29,14 @@ class ChannelSyntax:
     ids: Mapping[str, int]
     """Ids of the added tokens in the markup of messages."""
 
-    def begun(self, prompt: str) -> Begun:
+    def open_message(self, prompt: str) -> OpenMessage:
         """Return which message `prompt`, or its end, has begun."""
         _, begin, last = prompt.rpartition(joined(self.channels.begin))
         if not begin or self.channels.end.text in last:
-            return Begun.NOTHING
+            return OpenMessage.NOTHING
         if last.startswith(joined(self.channels.header(self.thought))):
-            return Begun.THOUGHT
-        return Begun.ANSWER if self.channels.after.text in last else Begun.NOTHING
+            return OpenMessage.THOUGHT
+        return OpenMessage.ANSWER if self.channels.after.text in last else OpenMessage.NOTHING
 
 
 def channel_syntax_of(thinking: Sequence[Piece], ids: Mapping[str, int]) -> ChannelSyntax | None:

@@ -1,6 +1,6 @@
 """Grammar rules for the reasoning before an answer with structured output."""
 
-from loramux_server.forms.grammar import quoted
+from loramux_server.forms.grammar import escape_regex
 from loramux_server.reasoning.channels import ChannelSyntax
 from loramux_server.reasoning.syntax import ReasoningSyntax
 from loramux_server.tools.symbols import symbols
@@ -21,9 +21,10 @@ def thought(syntax: ReasoningSyntax, *, is_open: bool) -> str:
         rules = [f"before: THOUGHT? <[{syntax.ids[closing]}]> GAP?", "THOUGHT: /(?s:.+)/", _GAP]
         begin = f"<[{syntax.ids[opening]}]> "
     else:
+        begin = "" if is_open else escape_regex(opening)
         rules = [
             "before: thought GAP?",
-            f"thought[lazy]: /{'' if is_open else quoted(opening)}(?s:.*){quoted(closing)}/",
+            f"thought[lazy]: /{begin}(?s:.*){escape_regex(closing)}/",
             _GAP,
         ]
         begin = ""

@@ -14,7 +14,7 @@ class Thought(NamedTuple):
     text: str
 
 
-class _Now(enum.Enum):
+class _State(enum.Enum):
     """The state of the reader: what is being read."""
 
     BEGIN = enum.auto()
@@ -37,7 +37,7 @@ class ReasoningReader:
         """
         self._opening = syntax.opening
         self._closing = syntax.closing
-        self._now = _Now.THOUGHT if is_open else _Now.BEGIN
+        self._state = _State.THOUGHT if is_open else _State.BEGIN
         self._held = ""
         """What may be part of a marker, and white space that may precede one."""
         self._has_thought = False
@@ -46,33 +46,33 @@ class ReasoningReader:
         """Add the next piece of text, and return what can be classified by now."""
         piece, self._held = self._held + piece, ""
         reasoning = ""
-        if self._now is _Now.BEGIN:
+        if self._state is _State.BEGIN:
             begun = piece.lstrip()
             if begun.startswith(self._opening):
                 piece = begun[len(self._opening) :]
-                self._now = _Now.THOUGHT
+                self._state = _State.THOUGHT
             elif self._opening.startswith(begun):
                 self._held = piece
                 return Thought("", "")
             else:
-                self._now = _Now.TEXT
-        if self._now is _Now.THOUGHT:
+                self._state = _State.TEXT
+        if self._state is _State.THOUGHT:
             end = piece.find(self._closing)
             if end < 0:
                 return Thought(self._thought(piece), "")
             reasoning = piece[:end].rstrip() if self._has_thought else piece[:end].strip()
             piece = piece[end + len(self._closing) :]
-            self._now = _Now.AFTER
-        if self._now is _Now.AFTER:
+            self._state = _State.AFTER
+        if self._state is _State.AFTER:
             piece = piece.lstrip()
             if piece:
-                self._now = _Now.TEXT
+                self._state = _State.TEXT
         return Thought(reasoning, piece)
 
     def flush(self) -> Thought:
         """Return the text that was held back, at the end of the completion."""
         held, self._held = self._held, ""
-        return Thought(held.rstrip(), "") if self._now is _Now.THOUGHT else Thought("", held)
+        return Thought(held.rstrip(), "") if self._state is _State.THOUGHT else Thought("", held)
 
     def _thought(self, text: str) -> str:
         """Return the part of `text` that is certainly reasoning, and hold back the rest."""

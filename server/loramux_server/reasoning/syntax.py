@@ -3,10 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from loramux_server.chat.messages import Piece, Talk, Turn
+from loramux_server.chat.messages import Conversation, Message, Piece
 
 THOUGHT, ANSWER = "¤ thought", "§ here"
-THINKING = Talk([Turn("user", "Where?"), Turn("assistant", ANSWER, reasoning=THOUGHT)])
+THINKING = Conversation(
+    [Message("user", "Where?"), Message("assistant", ANSWER, reasoning=THOUGHT)]
+)
 _COMMON = (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<thinking>", "</thinking>"))
 """Markers to look for in templates that drop the reasoning of past messages."""
 _MAX_MARK = 64

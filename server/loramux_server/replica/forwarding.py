@@ -75,7 +75,7 @@ class Forwarding:
                 )
             shown = [*filter(self._goes_along, metadata), (_HOP, "1")]
             try:
-                await self._mirror.demand_same()
+                await self._mirror.check_lineage()
                 with _wire.raising():
                     response: Message = await call(
                         message, metadata=shown, timeout=context.time_remaining()

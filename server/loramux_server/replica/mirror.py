@@ -23,7 +23,7 @@ from loramux_server.replica.primary import Primary
 from loramux_server.services.adapters.intake import Intake
 from loramux_server.services.adapters.storage import storage_errors
 from loramux_server.store.reference import parse_name
-from loramux_server.tasks import ended, finished
+from loramux_server.tasks import cancel_and_wait, finished
 
 _log = logging.getLogger(__name__)
 
@@ -71,14 +71,14 @@ class Mirror:
         With an empty store, wait until it answers. Clients take a ready server's NOT_FOUND to mean
         that an adapter does not exist at all.
         """
-        said = ""
+        last_error = ""
         while True:
             try:
                 await self.catch_up()
             except TROUBLES as error:
                 kept, why = len(self._registry), str(error)
-                if why != said:
-                    said = why
+                if why != last_error:
+                    last_error = why
                     _log.warning(
                         "the primary %s: %s; %s", self._primary.target, why,
                         f"serving the {kept} adapters copied so far" if kept else "waiting for it",
@@ -88,7 +88,7 @@ class Mirror:
                     continue
             return
 
-    async def demand_same(self) -> None:
+    async def check_lineage(self) -> None:
         """Demand that the primary's store has the lineage of this one, which may adopt it now.
 
         Raises:
@@ -113,8 +113,8 @@ class Mirror:
             LoramuxError: The primary does not answer, the key has no admin role, or something
                 cannot be stored.
         """
-        await self._primary.demand_all()
-        await self.demand_same()
+        await self._primary.check_admin_key()
+        await self.check_lineage()
         theirs = await self._primary.versions()
         ours = set(self._registry.names())
         names = [name for name in theirs.keys() | ours if self._differs(name, theirs.get(name, []))]
@@ -127,7 +127,7 @@ class Mirror:
             LoramuxError: The primary does not answer, or something cannot be stored.
         """
         async with self._turns[hash(name) % len(self._turns)], self._at_once:
-            await self.demand_same()
+            await self.check_lineage()
             versions = (await self._primary.versions(name)).get(name, [])
             await self._set_ends(name, versions)
             for adapter in versions:
@@ -149,19 +149,19 @@ class Mirror:
 
     async def run(self) -> None:
         """Follow the primary forever, retrying with backoff after any error."""
-        pause, said = _FIRST_PAUSE, ""
+        pause, last_error = _FIRST_PAUSE, ""
         while True:
             try:
                 async for _ in self._rounds():
-                    if said:
+                    if last_error:
                         _log.info("the primary %s answers again", self._primary.target)
-                    pause, said = _FIRST_PAUSE, ""
+                    pause, last_error = _FIRST_PAUSE, ""
             except Exception as error:
                 self._on_state(False)
-                if str(error) != said:
-                    said = str(error)
+                if str(error) != last_error:
+                    last_error = str(error)
                     _log.warning(
-                        "retrying the primary %s: %s", self._primary.target, said,
+                        "retrying the primary %s: %s", self._primary.target, last_error,
                         exc_info=not isinstance(error, TROUBLES),
                     )  # fmt: skip
             await asyncio.sleep(pause * random.uniform(0.5, 1))
@@ -193,7 +193,7 @@ class Mirror:
                     if watching.done():
                         watching.result()
         finally:
-            await ended(watching)
+            await cancel_and_wait(watching)
             if not watching.cancelled():
                 watching.exception()  # retrieved, not raised: the first error tells why
 

@@ -70,7 +70,7 @@ class Primary:
         self._quarantine = QuarantineServiceStub(self._channel)
         self._server = ServerServiceStub(self._channel)
 
-    async def demand_all(self) -> None:
+    async def check_admin_key(self) -> None:
         """Demand that the key is an admin's: others see only their own and public adapters.
 
         Raises:

@@ -38,7 +38,7 @@ from loramux_server.services.open_inference import OpenInferenceService
 from loramux_server.services.pooling.classification import ClassificationService
 from loramux_server.services.pooling.embedding import EmbeddingService
 from loramux_server.services.pooling.question_answering import QuestionAnsweringService
-from loramux_server.services.pooling.readings import Readings
+from loramux_server.services.pooling.runner import PoolingRunner
 from loramux_server.services.prompts import Prompts
 from loramux_server.services.quarantine import QuarantineService
 from loramux_server.services.request_spans import RequestSpans
@@ -47,12 +47,12 @@ from loramux_server.services.tokenization import TokenizationService
 from loramux_server.statuses import Statuses
 from loramux_server.store.alias import Move
 from loramux_server.store.check import ServedBase
-from loramux_server.store.instructions import Instructions
+from loramux_server.store.package_settings import PackageSettingsCache
 from loramux_server.store.record import AdapterRecord
 from loramux_server.store.reference import full_name
 from loramux_server.store.registry import Registry
 from loramux_server.store.uploads import Uploads
-from loramux_server.store.writing import ADDED, REMOVED, UPDATED
+from loramux_server.store.write_lock import ADDED, REMOVED, UPDATED
 from loramux_server.transport.rpc import Service
 from loramux_server.waiting_room.limits import RoomLimits
 from loramux_server.waiting_room.room import WaitingRoom
@@ -155,7 +155,7 @@ class _Shared:
     prompts: Prompts
     room: WaitingRoom
     calls: Calls
-    instructions: Instructions
+    package_settings: PackageSettingsCache
     spans: RequestSpans
 
 
@@ -173,7 +173,7 @@ def build_services(parts: Parts) -> Services:
         ),
         room=room,
         calls=Calls(metrics, parts.quotas, room),
-        instructions=Instructions(),
+        package_settings=PackageSettingsCache(),
         spans=RequestSpans(),
     )
     descriptions = Descriptions(registry, shared.statuses, parts.model)
@@ -254,7 +254,7 @@ def _generating(parts: Parts, shared: _Shared) -> list[Service]:
         prompts=shared.prompts,
         quotas=parts.quotas,
         room=shared.room,
-        instructions=shared.instructions,
+        package_settings=shared.package_settings,
         spans=shared.spans,
         images=ImageLimits(parts.config.max_images, parts.config.max_image_bytes),
         completions=CompletionLimits.of(parts.config, parts.model),
@@ -273,7 +273,7 @@ def _generating(parts: Parts, shared: _Shared) -> list[Service]:
         generation=generation,
         calls=shared.calls,
         prompts=shared.prompts,
-        instructions=shared.instructions,
+        package_settings=shared.package_settings,
         registry=parts.registry,
         model=parts.model,
         default_timeout=parts.config.default_timeout,
@@ -283,7 +283,7 @@ def _generating(parts: Parts, shared: _Shared) -> list[Service]:
 
 def _reading(parts: Parts, shared: _Shared) -> list[Service]:
     """Return the services that only read texts."""
-    readings = Readings(
+    runner = PoolingRunner(
         engine=parts.engine,
         registry=parts.registry,
         model=parts.model,
@@ -292,14 +292,14 @@ def _reading(parts: Parts, shared: _Shared) -> list[Service]:
         texts=shared.prompts.texts,
         quotas=parts.quotas,
         room=shared.room,
-        instructions=shared.instructions,
+        package_settings=shared.package_settings,
         spans=shared.spans,
         default_timeout=parts.config.default_timeout,
     )
     return [
-        ClassificationService(readings),
-        EmbeddingService(readings),
-        QuestionAnsweringService(readings),
+        ClassificationService(runner),
+        EmbeddingService(runner),
+        QuestionAnsweringService(runner),
     ]
 
 

@@ -8,8 +8,8 @@ from google.protobuf.message import Message
 
 from loramux.errors import AlreadyExistsError
 from loramux_server.access.caller import caller
+from loramux_server.access.num_calls import num_calls
 from loramux_server.access.quotas import Quotas
-from loramux_server.access.together import together
 from loramux_server.metrics.series import Metrics
 from loramux_server.observe.call_record import note
 from loramux_server.services.deadline import Deadline
@@ -75,7 +75,7 @@ class Calls:
         self._live.add(key)
         note(generation_id=request_id)
         try:
-            with self._quotas.request(tenant, together()):
+            with self._quotas.request(tenant, num_calls()):
                 yield request_id
         finally:
             self._live.discard(key)

@@ -85,7 +85,7 @@ def answered(outputs: Sequence[Output], observer: Observer) -> Attributes:
     reasons = [_FINISH[output.finish_reason] for output in outputs if output.is_finished]
     timing = observer.timing()
     return {
-        "gen_ai.usage.output_tokens": observer.num_made,
+        "gen_ai.usage.output_tokens": observer.num_generated,
         "gen_ai.response.finish_reasons": reasons or None,
         "gen_ai.response.time_to_first_chunk": timing.time_to_first_token_seconds or None,
     }

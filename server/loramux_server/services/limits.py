@@ -104,8 +104,8 @@ def _check_prompt(request: generation_pb2.GenerateRequest, model: ModelInfo) -> 
 
 
 def _check_lengths(params: generation_pb2.SamplingParams, model: ModelInfo) -> None:
-    tells_prompt = params.HasField("prompt_logprobs")
-    _check_integer(params, "max_tokens", 0 if tells_prompt else 1, model.output_length)
+    returns_prompt_logprobs = params.HasField("prompt_logprobs")
+    _check_integer(params, "max_tokens", 0 if returns_prompt_logprobs else 1, model.output_length)
     _check_integer(params, "min_tokens", 0, model.output_length)
     if params.HasField("max_tokens") and params.min_tokens > params.max_tokens:
         raise invalid(

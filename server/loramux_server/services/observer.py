@@ -48,7 +48,7 @@ class Observer:
         self._first: float | None = None
         self._last: dict[int, float] = {}
         self._num_prompt = 0
-        self.num_made = 0
+        self.num_generated = 0
         """Tokens generated so far, over all completions."""
         self._cached: list[int] = []
         """Prompt tokens that were not computed, for each completion or text that has started."""
@@ -86,7 +86,7 @@ class Observer:
         totals.gaps += gaps
         totals.gap_seconds += gaps * gap
         self._last[index] = now
-        self.num_made += count
+        self.num_generated += count
         self._of_tenant.generated_tokens += count
         totals.generated_tokens += count
 
@@ -106,7 +106,7 @@ class Observer:
         note(
             adapter=self._adapter or None,
             prompt_tokens=self._num_prompt,
-            completion_tokens=self.num_made,
+            completion_tokens=self.num_generated,
             queue_seconds=None if self._queued is None else round(self._queued, 6),
             first_token_seconds=None if self._first is None else round(self._first, 6),
         )

@@ -14,7 +14,7 @@ from loramux import __version__
 from loramux.errors import InvalidArgumentError, LoramuxError, NotFoundError
 from loramux.v1 import generation_pb2
 from loramux_server.access.caller import caller
-from loramux_server.access.together import making
+from loramux_server.access.num_calls import set_num_calls
 from loramux_server.engine_link.quarantine import Quarantine
 from loramux_server.field_errors import invalid
 from loramux_server.inference import open_inference_pb2
@@ -152,7 +152,7 @@ class OpenInferenceService:
                 return TextOutput(response.completions[0], response.usage.prompt_tokens)
 
         count = len(parsed.texts)
-        with making(count):
+        with set_num_calls(count):
             return answer(request, parsed, record, await _all(map(made, range(count))))
 
     async def _pieces(

@@ -8,11 +8,11 @@ from loramux.errors import FailedPreconditionError
 from loramux.v1 import generation_pb2
 from loramux_server.access.caller import caller
 from loramux_server.chat.chat import Chat
-from loramux_server.chat.contents import ContentFinder
+from loramux_server.chat.contents import ContentFormatDetector
 from loramux_server.chat.format import EOS_TOKEN
-from loramux_server.chat.messages import Talk
+from loramux_server.chat.messages import Conversation
 from loramux_server.images.messages import PreparedImage
-from loramux_server.reasoning.finder import ReasoningFinder
+from loramux_server.reasoning.detector import ReasoningSyntaxDetector
 from loramux_server.reasoning.syntax import MAX_OPENING
 from loramux_server.reasoning.thinking import Thinking
 from loramux_server.services.generation.images import (
@@ -27,9 +27,9 @@ from loramux_server.services.generation.tool_use import ToolUse
 from loramux_server.services.generation.truncation import last_tokens
 from loramux_server.services.texts import Texts, no_tokens
 from loramux_server.services.vocabularies import Vocabularies
-from loramux_server.store.instructions import Instruction
+from loramux_server.store.package_settings import PackageSettings
 from loramux_server.text.tokenizer import TextTokenizer
-from loramux_server.tools.finder import ToolFinder
+from loramux_server.tools.detector import ToolSyntaxDetector
 from loramux_server.wire.model_info import ModelInfo
 
 
@@ -59,19 +59,19 @@ class Prompts:
         self._chat: Chat | None = None
         if model.tokenizer_json:
             self._chat = Chat(model.tokenizer_json, model.chat_template, model.special_tokens)
-            self._tool_syntaxes = ToolFinder(self._chat, model.eos_token_ids)
-            self._reasoning_syntaxes = ReasoningFinder(self._chat)
-            self._contents = ContentFinder(self._chat)
+            self._tool_syntaxes = ToolSyntaxDetector(self._chat, model.eos_token_ids)
+            self._reasoning_syntaxes = ReasoningSyntaxDetector(self._chat)
+            self._contents = ContentFormatDetector(self._chat)
 
-    async def tokenizer(self, told: Instruction) -> TextTokenizer | None:
-        """Return the tokenizer for the adapter `told`; None if the base has none."""
-        return await self._vocabularies.tokenizer(told)
+    async def tokenizer(self, settings: PackageSettings) -> TextTokenizer | None:
+        """Return the tokenizer for the adapter with `settings`; None if the base has none."""
+        return await self._vocabularies.tokenizer(settings)
 
     async def tokens(
         self,
         request: generation_pb2.GenerateRequest,
-        talk: Talk,
-        told: Instruction,
+        conversation: Conversation,
+        settings: PackageSettings,
         most: int | None = None,
     ) -> list[int]:
         """Return the tokens of the prompt of `request`, whose fields are checked.
@@ -80,8 +80,8 @@ class Prompts:
 
         Args:
             request: It has one of prompt, prompt_token_ids and messages.
-            talk: Its conversation.
-            told: Settings from its adapter's package.
+            conversation: Its conversation.
+            settings: Settings from its adapter's package.
             most: Number of tokens to keep, the last ones; None for all.
 
         Raises:
@@ -93,17 +93,17 @@ class Prompts:
         field = "messages" if request.messages else "prompt"
         add = False
         if request.messages:
-            tokens = await self._of_messages(request, talk, told)
+            tokens = await self._of_messages(request, conversation, settings)
         else:
             add = request.add_special_tokens if request.HasField("add_special_tokens") else True
-            tokens = await self._of_text(request, request.prompt, field, told, add_special=add)
+            tokens = await self._of_text(request, request.prompt, field, settings, add_special=add)
         if not tokens:
             raise no_tokens(field)
         if most is None or len(tokens) <= most:
             return tokens
         text = tokens
         if add:
-            text = await self._of_text(request, request.prompt, field, told)
+            text = await self._of_text(request, request.prompt, field, settings)
         return last_tokens(tokens, text, most)
 
     async def with_images(
@@ -133,7 +133,7 @@ class Prompts:
         return placed(tokens, (await preparer.placeholder(caller().tenant)).token, images)
 
     async def predicted(
-        self, request: generation_pb2.GenerateRequest, told: Instruction
+        self, request: generation_pb2.GenerateRequest, settings: PackageSettings
     ) -> list[int]:
         """Return the tokens of the predicted output of `request`, empty if it has none.
 
@@ -143,10 +143,10 @@ class Prompts:
         if not request.prediction:
             return list(request.prediction_token_ids)
         # It continues the prompt, so the tokenizer's prefix is not added.
-        return await self._of_text(request, request.prediction, "prediction", told)
+        return await self._of_text(request, request.prediction, "prediction", settings)
 
     async def decoder_prompt(
-        self, request: generation_pb2.GenerateRequest, told: Instruction
+        self, request: generation_pb2.GenerateRequest, settings: PackageSettings
     ) -> list[int]:
         """Return the tokens of the decoder prompt of `request`, empty if it has none.
 
@@ -155,10 +155,10 @@ class Prompts:
         """
         if not request.decoder_prompt:
             return list(request.decoder_prompt_token_ids)
-        return await self._of_text(request, request.decoder_prompt, "decoder_prompt", told)
+        return await self._of_text(request, request.decoder_prompt, "decoder_prompt", settings)
 
     async def bad_words(
-        self, request: generation_pb2.GenerateRequest, told: Instruction
+        self, request: generation_pb2.GenerateRequest, settings: PackageSettings
     ) -> tuple[tuple[int, ...], ...]:
         """Return the sequences of tokens that `request` excludes.
 
@@ -172,17 +172,20 @@ class Prompts:
         for index, word in enumerate(request.sampling.bad_words):
             # vLLM takes no words of white space only, such as a line break.
             field, text = f"sampling.bad_words[{index}]", word.lstrip() or word
-            alone = await self._of_text(request, text, field, told)
+            alone = await self._of_text(request, text, field, settings)
             if not alone:
                 raise no_tokens(field)
             found.append(alone)
-            spaced = await self._of_text(request, f" {text}", field, told)
+            spaced = await self._of_text(request, f" {text}", field, settings)
             if len(spaced) == len(alone) and spaced[0] != alone[0]:
                 found.append(spaced)
         return tuple(dict.fromkeys(map(tuple, found)))
 
     async def tool_use(
-        self, request: generation_pb2.GenerateRequest, talk: Talk, told: Instruction
+        self,
+        request: generation_pb2.GenerateRequest,
+        conversation: Conversation,
+        settings: PackageSettings,
     ) -> ToolUse | None:
         """Return how the answer to `request` calls tools; None if there are none.
 
@@ -191,25 +194,31 @@ class Prompts:
         Raises:
             LoramuxError: The template does not support tools, or writes calls in an unknown way.
         """
-        if not talk.tools:
+        if not conversation.tools:
             return None
-        syntax = await self._tool_syntaxes.find(self._vocabularies.chat_format(told))
+        syntax = await self._tool_syntaxes.find(self._vocabularies.chat_format(settings))
         is_parallel = (
             request.parallel_tool_calls if request.HasField("parallel_tool_calls") else True
         )
         return ToolUse(
-            syntax, tuple(talk.tools), is_parallel, self._vocabularies.has_own(told, syntax.ids)
+            syntax,
+            tuple(conversation.tools),
+            is_parallel,
+            self._vocabularies.has_own(settings, syntax.ids),
         )
 
     async def thinking(
-        self, request: generation_pb2.GenerateRequest, tokens: Sequence[int], told: Instruction
+        self,
+        request: generation_pb2.GenerateRequest,
+        tokens: Sequence[int],
+        settings: PackageSettings,
     ) -> Thinking | None:
         """Return how reasoning is separated from the answer; None if it is not.
 
         Args:
             request: The request.
             tokens: Tokens of its prompt.
-            told: Settings from its adapter's package.
+            settings: Settings from its adapter's package.
 
         Raises:
             LoramuxError: There is no chat template for the messages.
@@ -217,20 +226,20 @@ class Prompts:
         is_asked = request.separate_reasoning if request.HasField("separate_reasoning") else True
         if not request.messages or not is_asked:
             return None
-        syntax = await self._reasoning_syntaxes.find(self._vocabularies.chat_format(told))
+        syntax = await self._reasoning_syntaxes.find(self._vocabularies.chat_format(settings))
         if syntax is None:
             return None
-        tokenizer = await self.tokenizer(told)
+        tokenizer = await self.tokenizer(settings)
         assert tokenizer is not None
         end = tokenizer.text_of(tokens[-MAX_OPENING:])
-        return Thinking(syntax, end, self._vocabularies.has_own(told, syntax.ids))
+        return Thinking(syntax, end, self._vocabularies.has_own(settings, syntax.ids))
 
-    async def end_token(self, told: Instruction) -> int | None:
+    async def end_token(self, settings: PackageSettings) -> int | None:
         """Return an adapter's own end token; None if it is also one of the base model's."""
-        text = told.special_tokens.get(EOS_TOKEN)
+        text = settings.special_tokens.get(EOS_TOKEN)
         if text is None or text == self._model.special_tokens.get(EOS_TOKEN):
             return None
-        tokenizer = await self.tokenizer(told)
+        tokenizer = await self.tokenizer(settings)
         token = tokenizer.token_of(text) if tokenizer else None
         return None if token in self._model.eos_token_ids else token
 
@@ -242,35 +251,47 @@ class Prompts:
             await self._preparer.close()
 
     async def _of_text(
-        self, request: generation_pb2.GenerateRequest, text: str, field: str, told: Instruction, *,
+        self,
+        request: generation_pb2.GenerateRequest,
+        text: str,
+        field: str,
+        settings: PackageSettings,
+        *,
         add_special: bool = False,
-    ) -> list[int]:  # fmt: skip
+    ) -> list[int]:
         return await self.texts.tokens(
-            text, field, told, parse_special=request.parse_special_tokens, add_special=add_special
+            text,
+            field,
+            settings,
+            parse_special=request.parse_special_tokens,
+            add_special=add_special,
         )
 
     async def _of_messages(
-        self, request: generation_pb2.GenerateRequest, talk: Talk, told: Instruction
+        self,
+        request: generation_pb2.GenerateRequest,
+        conversation: Conversation,
+        settings: PackageSettings,
     ) -> list[int]:
         assert self._chat is not None
-        if told.chat_template is not None and not self._adapter_templates:
+        if settings.chat_template is not None and not self._adapter_templates:
             raise FailedPreconditionError(
                 "the adapter has its own chat template, but this server runs only that of the base "
                 "model (--no-adapter-templates); give a prompt",
                 reason="CHAT_TEMPLATE_MISSING",
                 field="messages",
             )
-        chat_format = self._vocabularies.chat_format(told)
-        if any(turn.calls for turn in talk.turns):
-            talk = await self._tool_syntaxes.as_taken(talk, chat_format)
+        chat_format = self._vocabularies.chat_format(settings)
+        if any(message.calls for message in conversation.messages):
+            conversation = await self._tool_syntaxes.adapt_history(conversation, chat_format)
         if await self._contents.lists(chat_format):
-            talk = msgspec.structs.replace(talk, lists_contents=True)
+            conversation = msgspec.structs.replace(conversation, lists_contents=True)
         placeholder = None
-        if talk.num_images:
+        if conversation.num_images:
             assert self._preparer is not None
             placeholder = await self._preparer.placeholder(caller().tenant)
         tokens = await self._chat.tokens(
-            talk,
+            conversation,
             chat_format,
             add_generation_prompt=(
                 request.add_generation_prompt if request.HasField("add_generation_prompt") else True
@@ -278,5 +299,5 @@ class Prompts:
             placeholder=placeholder,
         )
         if placeholder is not None:
-            check_written(tokens, placeholder.token, talk.num_images)
+            check_written(tokens, placeholder.token, conversation.num_images)
         return tokens

@@ -114,8 +114,8 @@ class _Completion:
         """Record a finished load, which may be of another request's adapter."""
         if load.digest == self._digest and self._num_loads < MAX_LOADS:
             self._num_loads += 1
-            told = {"loramux.adapter.tier": load.tier, "loramux.adapter.digest": load.digest}
-            self._phase.child("adapter load", end - load.seconds, told).end(end)
+            attributes = {"loramux.adapter.tier": load.tier, "loramux.adapter.digest": load.digest}
+            self._phase.child("adapter load", end - load.seconds, attributes).end(end)
 
     def started(self, moment: float, queue_seconds: float) -> None:
         """Record that it left the queue, after `queue_seconds` by the engine's clock."""
@@ -142,17 +142,19 @@ class _Completion:
     def ended(self, now: float, error: str) -> None:
         """Record the end of the request, which may be later than that of this completion."""
         if self._is_open:
-            told = {"loramux.completion.tokens": self._num_tokens}
-            self._phase.end(now if error else self._last, told, error=error)
+            attributes = {"loramux.completion.tokens": self._num_tokens}
+            self._phase.end(now if error else self._last, attributes, error=error)
 
-    def _step(self, batch: BatchSize | None, begin: float, end: float, told: Attributes) -> None:
+    def _step(
+        self, batch: BatchSize | None, begin: float, end: float, attributes: Attributes
+    ) -> None:
         if batch:
             sizes: Attributes = {
                 "loramux.batch.requests": batch.requests,
                 "loramux.batch.tokens": batch.tokens,
                 "loramux.batch.adapters": batch.adapters,
             }
-            self._phase.child("engine step", begin, {**sizes, **told}).end(end)
+            self._phase.child("engine step", begin, {**sizes, **attributes}).end(end)
 
     def _begun(self, name: str, begin: float) -> Span:
         self._is_open = True

@@ -59,7 +59,7 @@ class Submission(Generic[Item]):
         """End the request at `index` early, because its answer is complete."""
         self._engine.finish(self.ids[index])
 
-    def give_way(self, error: LoramuxError) -> None:
+    def evict(self, error: LoramuxError) -> None:
         """Fail with `error` and cancel at once, when displaced from the waiting room."""
         self.mailbox.fail(error)
         self._cancel()

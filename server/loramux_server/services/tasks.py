@@ -112,9 +112,9 @@ def check_embeds(record: AdapterRecord, model: ModelInfo, field: str) -> None:
 
 def _mismatch(record: AdapterRecord, task: str, field: str, lacks: str) -> FailedPreconditionError:
     does, method = _MEANT[task]
-    told = f" (task {record.task})" if record.task else ""
+    suffix = f" (task {record.task})" if record.task else ""
     return FailedPreconditionError(
-        f"{field} is {record}, which {does}{told} and {lacks}; call {method}",
+        f"{field} is {record}, which {does}{suffix} and {lacks}; call {method}",
         reason="ADAPTER_TASK_MISMATCH",
         field=field,
     )

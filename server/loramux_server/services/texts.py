@@ -9,7 +9,7 @@ from typing import TypeVar
 from loramux.errors import InvalidArgumentError
 from loramux_server.field_errors import wrong
 from loramux_server.services.vocabularies import Vocabularies
-from loramux_server.store.instructions import Instruction
+from loramux_server.store.package_settings import PackageSettings
 from loramux_server.text.tokenizer import OFF_LOOP, Span, TextPair, TextTokenizer
 
 T = TypeVar("T")
@@ -38,21 +38,33 @@ class Texts:
         self._vocabularies = vocabularies
 
     async def tokens(
-        self, text: str, field: str, told: Instruction, *, parse_special: bool, add_special: bool
+        self,
+        text: str,
+        field: str,
+        settings: PackageSettings,
+        *,
+        parse_special: bool,
+        add_special: bool,
     ) -> list[int]:
-        """Return the tokens of `text`, the request field `field`, for the adapter `told`.
+        """Return the tokens of `text`, the request field `field`, for the adapter with `settings`.
 
         Raises:
             InvalidArgumentError: It cannot be tokenized.
         """
         encode = partial(
-            (await self._tokenizer(told)).encode, text, field, parse_special=parse_special,
+            (await self._tokenizer(settings)).encode, text, field, parse_special=parse_special,
             add_special=add_special,
         )  # fmt: skip
         return await _made(encode, len(text))
 
     async def placed(
-        self, text: str, field: str, told: Instruction, *, parse_special: bool, add_special: bool
+        self,
+        text: str,
+        field: str,
+        settings: PackageSettings,
+        *,
+        parse_special: bool,
+        add_special: bool,
     ) -> Text:
         """Return the same with the span of each token in `text`.
 
@@ -60,8 +72,8 @@ class Texts:
             InvalidArgumentError: There are no tokens, or it cannot be tokenized.
         """
         encode = partial(
-            (await self._tokenizer(told)).encode_placed, text, field, parse_special=parse_special,
-            add_special=add_special,
+            (await self._tokenizer(settings)).encode_placed, text, field,
+            parse_special=parse_special, add_special=add_special,
         )  # fmt: skip
         found = await _made(encode, len(text))
         if not found[0]:
@@ -72,7 +84,7 @@ class Texts:
         self,
         texts: tuple[str, str],
         fields: tuple[str, str],
-        told: Instruction,
+        settings: PackageSettings,
         *,
         parse_special: bool,
         add_special: bool,
@@ -83,13 +95,13 @@ class Texts:
             InvalidArgumentError: They cannot be tokenized.
         """
         encode = partial(
-            (await self._tokenizer(told)).encode_pair, texts, fields, parse_special=parse_special,
-            add_special=add_special,
+            (await self._tokenizer(settings)).encode_pair, texts, fields,
+            parse_special=parse_special, add_special=add_special,
         )  # fmt: skip
         return await _made(encode, sum(map(len, texts)))
 
-    async def _tokenizer(self, told: Instruction) -> TextTokenizer:
-        tokenizer = await self._vocabularies.tokenizer(told)
+    async def _tokenizer(self, settings: PackageSettings) -> TextTokenizer:
+        tokenizer = await self._vocabularies.tokenizer(settings)
         assert tokenizer is not None
         return tokenizer
 

@@ -11,7 +11,7 @@ from loramux_server.services.deadline import Deadline
 from loramux_server.services.generation.service import GenerationService
 from loramux_server.services.limits import check_tokens
 from loramux_server.services.prompts import Prompts
-from loramux_server.store.instructions import NONE, Instructions
+from loramux_server.store.package_settings import NONE, PackageSettingsCache
 from loramux_server.store.registry import Registry
 from loramux_server.text.tokenizer import OFF_LOOP
 from loramux_server.transport.rpc import Context
@@ -33,7 +33,7 @@ class TokenizationService:
         generation: GenerationService,
         calls: Calls,
         prompts: Prompts,
-        instructions: Instructions,
+        package_settings: PackageSettingsCache,
         registry: Registry,
         model: ModelInfo,
         default_timeout: float,
@@ -41,7 +41,7 @@ class TokenizationService:
         self._generation = generation
         self._calls = calls
         self._prompts = prompts
-        self._instructions = instructions
+        self._package_settings = package_settings
         self._registry = registry
         self._model = model
         self._default_timeout = default_timeout
@@ -51,9 +51,9 @@ class TokenizationService:
     ) -> tokenization_pb2.TokenizeResponse:
         """Return the tokens of a prompt."""
         deadline = Deadline.of(context, self._default_timeout)
-        async with self._generation.entered(request.request, 0, deadline) as entered:
-            prepared = entered.prepared
-            tokens = prepared.prompt[: prepared.num_asked]
+        async with self._generation.admitted(request.request, 0, deadline) as admitted:
+            prepared = admitted.prepared
+            tokens = prepared.prompt[: prepared.num_prompt]
             pieces: list[bytes] = []
             if request.return_pieces and prepared.tokenizer:
                 bytes_of = prepared.tokenizer.bytes_of
@@ -62,7 +62,7 @@ class TokenizationService:
                 token_ids=tokens,
                 pieces=pieces,
                 context_length=self._model.context_length,
-                adapter=entered.adapters.identity,
+                adapter=admitted.adapters.identity,
             )
 
     async def Detokenize(
@@ -78,13 +78,13 @@ class TokenizationService:
         with ExitStack() as held:
             held.enter_context(self._calls.placed(request, 0, deadline))
             held.enter_context(self._calls.live(""))
-            told, vocab_size = NONE, self._model.vocab_size
+            settings, vocab_size = NONE, self._model.vocab_size
             if request.adapter:
                 record, source = held.enter_context(self._registry.lease(request.adapter))
-                told = await self._instructions.of(source)
+                settings = await self._package_settings.of(source)
                 vocab_size = record.vocab_size or vocab_size
             check_tokens("token_ids", tokens, vocab_size)
-            tokenizer = await self._prompts.tokenizer(told)
+            tokenizer = await self._prompts.tokenizer(settings)
             if tokenizer is None:
                 raise wrong("token_ids", "cannot be detokenized: the base model has no tokenizer")
             make = partial(tokenizer.text_of, tokens, skip_special=request.skip_special_tokens)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from loramux_adapters.added_tokens import AddedToken
 from loramux_server.chat.format import ChatFormat
-from loramux_server.store.instructions import Instruction
+from loramux_server.store.package_settings import PackageSettings
 from loramux_server.tasks import finished
 from loramux_server.text.tokenizer import TextTokenizer
 from loramux_server.wire.model_info import ModelInfo
@@ -26,14 +26,14 @@ class Vocabularies:
         self._tokenizer = TextTokenizer(model.tokenizer_json) if model.tokenizer_json else None
         self._own: OrderedDict[tuple[AddedToken, ...], TextTokenizer] = OrderedDict()
         """LRU cache of adapter tokenizers, the most recently used last."""
-        self._formats: dict[int, tuple[Instruction, ChatFormat]] = {}
-        """`id` of an instruction -> the instruction, which keeps the `id` valid, and its chat
+        self._formats: dict[int, tuple[PackageSettings, ChatFormat]] = {}
+        """`id` of settings -> the settings, which keep the `id` valid, and its chat
         format."""
         self._preparing = asyncio.Lock()
 
-    async def tokenizer(self, told: Instruction) -> TextTokenizer | None:
-        """Return the tokenizer for the adapter `told`; None if the base has none."""
-        added = self._added(told)
+    async def tokenizer(self, settings: PackageSettings) -> TextTokenizer | None:
+        """Return the tokenizer for the adapter with `settings`; None if the base has none."""
+        added = self._added(settings)
         if not added:
             return self._tokenizer
         # A cancelled caller must not waste the work: with short deadlines it would never be done.
@@ -51,29 +51,29 @@ class Vocabularies:
             self._own.move_to_end(added)
             return own
 
-    def _added(self, told: Instruction) -> tuple[AddedToken, ...]:
+    def _added(self, settings: PackageSettings) -> tuple[AddedToken, ...]:
         """Return the tokens of an adapter that the base's tokenizer lacks."""
-        return self.chat_format(told).added_tokens
+        return self.chat_format(settings).added_tokens
 
-    def has_own(self, told: Instruction, ids: Mapping[str, int]) -> bool:
+    def has_own(self, settings: PackageSettings, ids: Mapping[str, int]) -> bool:
         """Return whether the base lacks one of an adapter's tokens, given as name -> id."""
-        return not {token.id for token in self._added(told)}.isdisjoint(ids.values())
+        return not {token.id for token in self._added(settings)}.isdisjoint(ids.values())
 
-    def chat_format(self, told: Instruction) -> ChatFormat:
-        """Return the chat format of the adapter `told`."""
-        kept = self._formats.get(id(told))
-        if kept is not None and kept[0] is told:
+    def chat_format(self, settings: PackageSettings) -> ChatFormat:
+        """Return the chat format of the adapter with `settings`."""
+        kept = self._formats.get(id(settings))
+        if kept is not None and kept[0] is settings:
             return kept[1]
         known = self._special_tokens
         found = ChatFormat(
-            told.chat_template,
-            self._tokenizer.lacking(told.added_tokens) if self._tokenizer else (),
+            settings.chat_template,
+            self._tokenizer.lacking(settings.added_tokens) if self._tokenizer else (),
             tuple(
-                (name, text) for name, text in sorted(told.special_tokens.items())
+                (name, text) for name, text in sorted(settings.special_tokens.items())
                 if known.get(name) != text
             ),
         )  # fmt: skip
         if len(self._formats) >= KEPT_FORMATS:
             self._formats.clear()
-        self._formats[id(told)] = told, found
+        self._formats[id(settings)] = settings, found
         return found

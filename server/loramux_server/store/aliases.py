@@ -15,7 +15,7 @@ from loramux_server.store.alias import Move, Split
 from loramux_server.store.names import Names
 from loramux_server.store.record import AdapterRecord
 from loramux_server.store.reference import Reference, check_alias
-from loramux_server.store.writing import Writing
+from loramux_server.store.write_lock import WriteLock
 
 if TYPE_CHECKING:
     from loramux_server.store.catalog import Catalog
@@ -28,19 +28,19 @@ class Aliases:
     """The aliases of all adapters. Thread-safe; methods that change something may block."""
 
     def __init__(
-        self, catalog: "Catalog", names: Names, writing: Writing, lock: threading.Lock
+        self, catalog: "Catalog", names: Names, write_lock: WriteLock, lock: threading.Lock
     ) -> None:
         """Work on what the registry owns.
 
         Args:
             catalog: Where moves are written first.
             names: The same in memory.
-            writing: Held while a move is written.
+            write_lock: Held while a move is written.
             lock: Held to read or change `names`.
         """
         self._catalog = catalog
         self._names = names
-        self._writing = writing
+        self._write_lock = write_lock
         self._lock = lock
         self.on_move: Callable[[Move], object] = lambda move: None
         """Called with each move once it is durable, from any thread."""
@@ -81,7 +81,7 @@ class Aliases:
         check_alias(alias, "alias")
         after = _split(weights, "weights")
         wanted = None if expected is None else _split(expected, "expected")
-        with self._writing:
+        with self._write_lock:
             before = self._before(reference, alias)
             if wanted is not None and before != wanted:
                 raise AbortedError(
@@ -108,7 +108,7 @@ class Aliases:
         """
         check_alias(alias, "alias")
         adapter = (reference.tenant, reference.name)
-        with self._writing:
+        with self._write_lock:
             now = self._before(reference, alias)
             last = self._catalog.moves(adapter, alias, before=None, limit=1)
             if not now.weights or not last:
@@ -131,7 +131,7 @@ class Aliases:
         An alias that includes a version that is not here yet stays as it is.
         """
         adapter = (reference.tenant, reference.name)
-        with self._writing:
+        with self._write_lock:
             ours = self.of(adapter)
             for alias in sorted(ours.keys() | theirs.keys()):
                 after = theirs.get(alias, Split())

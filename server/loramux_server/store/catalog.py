@@ -16,12 +16,12 @@ from loramux_adapters.extras import install_command
 from loramux_server.store.alias import Move, Split
 from loramux_server.store.disabled_tenants import DisabledTenants
 from loramux_server.store.key_records import KeyRecords
-from loramux_server.store.moments import in_utc
 from loramux_server.store.policies import Policies
 from loramux_server.store.record import AdapterRecord
 from loramux_server.store.reference import DEFAULT_TENANT
 from loramux_server.store.reserve import Reserve
 from loramux_server.store.schema import aliases, moves, names, prepare, store, versions
+from loramux_server.store.times import in_utc
 from loramux_server.store.transactions import Transactions
 
 Contents = tuple[
@@ -58,7 +58,7 @@ class Catalog:
         self._engine = sa.create_engine(url, pool_pre_ping=True)
         self.reserve = reserve
         self._transactions = Transactions(self._engine, reserve)
-        self.is_unsure = False
+        self.needs_reload = False
         """Whether a failed write may still have been committed; whoever finds out clears it."""
         if self._engine.dialect.name == "sqlite":
             sa.event.listen(self._engine, "connect", _configure_sqlite)
@@ -250,7 +250,7 @@ class Catalog:
         try:
             run(change)
         except BaseException:
-            self.is_unsure = True
+            self.needs_reload = True
             raise
 
 

@@ -19,7 +19,7 @@ from loramux_server.store.other_base import other_base
 from loramux_server.store.record import AdapterRecord, directory_record
 from loramux_server.store.registry import Registry
 from loramux_server.store.signers import ANYBODY, TrustedSigners
-from loramux_server.store.writing import ADDED, REMOVED
+from loramux_server.store.write_lock import ADDED, REMOVED
 
 _log = logging.getLogger(__name__)
 

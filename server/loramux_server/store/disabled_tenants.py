@@ -4,9 +4,9 @@ import datetime
 
 import sqlalchemy as sa
 
-from loramux_server.store.moments import in_utc
 from loramux_server.store.revision import mark_change, read_revision
 from loramux_server.store.schema import disabled_tenants
+from loramux_server.store.times import in_utc
 from loramux_server.store.transactions import Transactions
 
 

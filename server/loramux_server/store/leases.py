@@ -14,7 +14,7 @@ from loramux_server.store.blobs import Blobs
 from loramux_server.store.names import Key, Names
 from loramux_server.store.record import AdapterRecord
 from loramux_server.store.reference import Reference
-from loramux_server.store.writing import Writing
+from loramux_server.store.write_lock import WriteLock
 
 K = TypeVar("K", str, Key)
 
@@ -22,18 +22,20 @@ K = TypeVar("K", str, Key)
 class Leases:
     """Counts the users of each package file, and the requests of each version. Thread-safe."""
 
-    def __init__(self, names: Names, blobs: Blobs, writing: Writing, lock: threading.Lock) -> None:
+    def __init__(
+        self, names: Names, blobs: Blobs, write_lock: WriteLock, lock: threading.Lock
+    ) -> None:
         """Work on what the registry owns.
 
         Args:
             names: Names keep package files as well.
             blobs: The package files.
-            writing: Held while names change on disk, and while unused files are deleted.
+            write_lock: Held while names change on disk, and while unused files are deleted.
             lock: Held to read or change `names` or leases.
         """
         self._names = names
         self._blobs = blobs
-        self._writing = writing
+        self._write_lock = write_lock
         self._lock = lock
         self._bytes: Counter[str] = Counter()
         """Digest -> number of requests and uploads that use it."""
@@ -42,7 +44,7 @@ class Leases:
         self._when_idle: dict[Key, list[Callable[[], object]]] = {}
         self._doubtful: set[str] = set()
         """Unused digests that may have a name in the catalog that is missing in memory."""
-        writing.on_sure = self._clear_doubtful
+        write_lock.on_reloaded = self._clear_doubtful
         self._sweeper = ThreadPoolExecutor(1, thread_name_prefix="sweep")
         """Deletes the files whose last user was a request."""
         self.on_gone: Callable[[str], None] = lambda digest: None
@@ -77,19 +79,19 @@ class Leases:
 
     def keep(self, digest: str) -> None:
         """Take a lease on content that is about to be published, until `let_go`."""
-        with self._writing.mutex, self._lock:
+        with self._write_lock.mutex, self._lock:
             self._bytes[digest] += 1
 
     def let_go(self, digest: str) -> None:
         """Undo one `keep`; the file is deleted if nothing else uses it."""
-        with self._writing.mutex:
+        with self._write_lock.mutex:
             with self._lock:
                 _take(self._bytes, digest)
             self.clear(digest)
 
     def clear(self, digest: str) -> None:
         """Delete a package file unless it is named or in use. The caller holds the write mutex."""
-        if self._writing.is_unsure:
+        if self._write_lock.needs_reload:
             self._doubtful.add(digest)
             return
         with self._lock:
@@ -123,7 +125,7 @@ class Leases:
         self._sweeper.shutdown()
 
     def _sweep(self, digest: str, waiting: list[Callable[[], object]]) -> None:
-        with self._writing.mutex:
+        with self._write_lock.mutex:
             self.clear(digest)
         _call(waiting)
 

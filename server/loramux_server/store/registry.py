@@ -28,7 +28,7 @@ from loramux_server.store.record import AdapterRecord, source_of
 from loramux_server.store.reference import Reference, parse_name, parse_reference
 from loramux_server.store.refusals import in_use, read_only, taken
 from loramux_server.store.reserve import RESERVE_BYTES
-from loramux_server.store.writing import ADDED, REMOVED, UPDATED, Writing
+from loramux_server.store.write_lock import ADDED, REMOVED, UPDATED, WriteLock
 from loramux_server.wire.adapter_source import AdapterSource
 
 if TYPE_CHECKING:
@@ -82,9 +82,9 @@ class Registry:
         self.quotas = quotas or Quotas()
         for record in self.records(all_versions=True):
             self.quotas.add(record)
-        self._writing = Writing(self.catalog, self._names, self.quotas, self._lock)
-        self.aliases = Aliases(self.catalog, self._names, self._writing, self._lock)
-        self.leases = Leases(self._names, self.blobs, self._writing, self._lock)
+        self._write_lock = WriteLock(self.catalog, self._names, self.quotas, self._lock)
+        self.aliases = Aliases(self.catalog, self._names, self._write_lock, self._lock)
+        self.leases = Leases(self._names, self.blobs, self._write_lock, self._lock)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -114,7 +114,7 @@ class Registry:
 
     def follow(self, on_change: Callable[[str, AdapterRecord], object]) -> None:
         """Call `on_change`, in any thread, with each change: ADDED, UPDATED or REMOVED."""
-        self._writing.on_change = on_change
+        self._write_lock.on_change = on_change
 
     def names(self) -> list[str]:
         """Return the full names of all adapters, sorted by tenant and name."""
@@ -217,7 +217,7 @@ class Registry:
             AlreadyExistsError: The name has other content and `must_not_exist` is set.
             FailedPreconditionError: The name belongs to the directory, and this is not from there.
         """
-        with self._writing:
+        with self._write_lock:
             old = self._names.newest(record.adapter)
             if old and if_absent:
                 return old, False
@@ -238,7 +238,7 @@ class Registry:
                 self.quotas.add(record)
                 for version in replaced:
                     self._names.remove(version)
-            self._writing.on_change(ADDED, record)
+            self._write_lock.on_change(ADDED, record)
             self._went(replaced)
             return record, True
 
@@ -250,14 +250,14 @@ class Registry:
         Raises:
             NotFoundError: The reference resolves to nothing.
         """
-        with self._writing:
+        with self._write_lock:
             record = self.get(reference)
             changed = change(record)
             return record if changed == record else self._update(changed)
 
     def keep_seals(self, seals: Mapping[str, str]) -> None:
         """Store seals computed from files: digest -> seal. `on_change` is not called."""
-        with self._writing:
+        with self._write_lock:
             with self._lock:
                 found = [
                     replace(record, seal=seal)
@@ -282,7 +282,7 @@ class Registry:
             FailedPreconditionError: The name belongs to the directory, or an alias includes the
                 version.
         """
-        with self._writing:
+        with self._write_lock:
             record = self.get(reference)
             self.check_writable(record.full_name, "name")
             if parse_reference(reference, "name").is_bare:
@@ -296,7 +296,7 @@ class Registry:
 
         A version that an alias includes stays until the alias moves.
         """
-        with self._writing:
+        with self._write_lock:
             with self._lock:
                 due = list(self._names.expired(now))
             gone = [record for record in due if not self.aliases.of_version(record)]
@@ -307,25 +307,25 @@ class Registry:
 
         Other content with that number is deleted.
         """
-        with self._writing:
+        with self._write_lock:
             if other := self._names.version(record.adapter, record.version):
                 self._forget([other])
             self.catalog.add(record)
             with self._lock:
                 self._names.add(record)
                 self.quotas.add(record)
-            self._writing.on_change(ADDED, record)
+            self._write_lock.on_change(ADDED, record)
 
     def forget(self, records: list[AdapterRecord]) -> None:
         """Delete those of `records` that are still registered, as the primary did."""
-        with self._writing:
+        with self._write_lock:
             self._forget(
                 [r for r in records if self._names.version(r.adapter, r.version) is not None]
             )
 
     def forget_directory(self, name: str) -> list[AdapterRecord]:
         """Delete an adapter whose files are gone from the directory, and return the records."""
-        with self._writing:
+        with self._write_lock:
             return self._forget(self._names.versions(self.get(name).adapter))
 
     def close(self) -> None:
@@ -344,15 +344,15 @@ class Registry:
         return [version for version in old if not self.aliases.of_version(version)]
 
     def _update(self, record: AdapterRecord) -> AdapterRecord:
-        """Store a changed record. The caller holds `_writing`."""
+        """Store a changed record. The caller holds `_write_lock`."""
         self.catalog.update(record)
         with self._lock:
             self._names.add(record)
-        self._writing.on_change(UPDATED, record)
+        self._write_lock.on_change(UPDATED, record)
         return record
 
     def _forget(self, records: list[AdapterRecord]) -> list[AdapterRecord]:
-        """Delete versions. The caller holds `_writing`."""
+        """Delete versions. The caller holds `_write_lock`."""
         self.catalog.remove(records)
         with self._lock:
             for record in records:
@@ -363,5 +363,5 @@ class Registry:
     def _went(self, records: list[AdapterRecord]) -> None:
         for record in records:
             self.quotas.remove(record)
-            self._writing.on_change(REMOVED, record)
+            self._write_lock.on_change(REMOVED, record)
             self.leases.clear(record.digest)

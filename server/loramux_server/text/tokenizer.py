@@ -11,8 +11,8 @@ from tokenizers import Encoding, Tokenizer
 from loramux.errors import InvalidArgumentError
 from loramux_adapters.added_tokens import AddedToken
 from loramux_server.field_errors import wrong
-from loramux_server.text.nameless import finds, nameless
-from loramux_server.text.pieces.beyond import Beyond
+from loramux_server.text.control_tokens import finds_control_tokens, hide_control_tokens
+from loramux_server.text.pieces.extra_tokens import ExtraTokens
 from loramux_server.text.token_bytes import TokenBytes
 
 MAX_UNBROKEN = 64 << 10
@@ -62,7 +62,7 @@ class TextTokenizer:
             self._control, self._plain = twin_of(base._control), twin_of(base._plain)
         self._plain.encode_special_tokens = True
         _add(self._plain, _add(self._control, added))
-        self._beyond = Beyond(self._control)
+        self._extra_tokens = ExtraTokens(self._control)
         known = self._control.get_added_tokens_decoder()
         self._special = frozenset(token for token, about in known.items() if about.special)
         self._bytes = TokenBytes(self._control)
@@ -81,7 +81,9 @@ class TextTokenizer:
         Raises:
             InvalidArgumentError: The text cannot be tokenized.
         """
-        return self._beyond.read(self._encoding(text, field, parse_special, add_special).ids)
+        return self._extra_tokens.to_base(
+            self._encoding(text, field, parse_special, add_special).ids
+        )
 
     def encode_placed(
         self, text: str, field: str, *, parse_special: bool, add_special: bool
@@ -94,7 +96,7 @@ class TextTokenizer:
         found = self._encoding(text, field, parse_special, add_special)
         is_added = found.special_tokens_mask if add_special else [0] * len(found.ids)
         places = [None if own else span for own, span in zip(is_added, found.offsets, strict=True)]
-        return self._beyond.read(found.ids), places
+        return self._extra_tokens.to_base(found.ids), places
 
     def encode_pair(
         self, texts: tuple[str, str], fields: tuple[str, str], *, parse_special: bool,
@@ -115,7 +117,7 @@ class TextTokenizer:
             # Encoded alone, the first text shows whether it is at fault.
             self._encoding(texts[0], fields[0], parse_special, add_special)
             raise
-        return TextPair(self._beyond.read(found.ids), found)
+        return TextPair(self._extra_tokens.to_base(found.ids), found)
 
     def _encoding(self, text: str, field: str, parse_special: bool, add_special: bool) -> Encoding:
         check_unbroken(text, field)
@@ -130,15 +132,15 @@ class TextTokenizer:
     def token_of(self, text: str) -> int | None:
         """Return the id of the token named `text`; None if there is none."""
         found: int | None = self._control.token_to_id(text)
-        return None if found is None or found in self._beyond.tokens else found
+        return None if found is None or found in self._extra_tokens.tokens else found
 
     def bytes_of(self, token: int) -> bytes:
         """Return the UTF-8 bytes of `token`, which may be part of a character."""
-        return b"" if token in self._beyond.tokens else self._bytes.of(token)
+        return b"" if token in self._extra_tokens.tokens else self._bytes.of(token)
 
     def text_of(self, tokens: Sequence[int], *, skip_special: bool = False) -> str:
         """Return the text of `tokens`, with control tokens by name, or skipped."""
-        known = [token for token in tokens if token not in self._beyond.tokens]
+        known = [token for token in tokens if token not in self._extra_tokens.tokens]
         return str(self._control.decode(known, skip_special_tokens=skip_special))
 
     def decoder(
@@ -158,8 +160,8 @@ class TextTokenizer:
             shown: Control tokens that appear in the text in any case.
         """
         silent = (self._special | ends) - shown if skip_special else frozenset[int]()
-        if self._beyond.tokens:  # the base may have an id for which there is no text
-            silent |= set(self._beyond.tokens)
+        if self._extra_tokens.tokens:  # the base may have an id for which there is no text
+            silent |= set(self._extra_tokens.tokens)
         return TextDecoder(self._control, prompt, silent)
 
 
@@ -226,8 +228,8 @@ def check_unbroken(text: str, field: str) -> None:
     """
     longest = max(map(len, text.split()), default=0)
     if longest > MAX_UNBROKEN:
-        said = f"has {longest} characters without white space; expected at most {MAX_UNBROKEN}"
-        raise wrong(field, said)
+        message = f"has {longest} characters without white space; expected at most {MAX_UNBROKEN}"
+        raise wrong(field, message)
 
 
 @contextmanager
@@ -262,9 +264,9 @@ def _plain(tokenizer: Tokenizer, tokenizer_json: str) -> Tokenizer:
         for token, about in tokenizer.get_added_tokens_decoder().items()
         if about.special and about.content != getattr(tokenizer.model, "unk_token", None)
     }
-    if not finds(plain, special):
+    if not finds_control_tokens(plain, special):
         return plain
-    return _load(json.dumps(nameless(json.loads(tokenizer_json), special.keys())))
+    return _load(json.dumps(hide_control_tokens(json.loads(tokenizer_json), special.keys())))
 
 
 def twin_of(tokenizer: Tokenizer) -> Tokenizer:

@@ -9,7 +9,7 @@ from loramux_server.chat.channels import Channels, channels_of
 from loramux_server.chat.encoder import Vocabulary
 from loramux_server.chat.messages import Piece
 from loramux_server.tools.conversations import FIRST, SIGN
-from loramux_server.tools.written import unreadable
+from loramux_server.tools.rendered_text import unreadable
 
 _KIND = "<|constrain|>"
 """A token that models write before the type of the content, and templates omit."""

@@ -31,9 +31,9 @@ def form_of_addressed(syntax: AddressedSyntax, tools: Sequence[Tool], otherwise:
     if otherwise is None:
         rules.add("answer: call")
     elif otherwise == ANY_TEXT:
-        said = symbols(ids, channels.header(syntax.channel))
+        header = symbols(ids, channels.header(syntax.channel))
         rules.add(
-            f"answer: {final} TEXT? | ({said} TEXT? {symbols(ids, channels.between)})? call",
+            f"answer: {final} TEXT? | ({header} TEXT? {symbols(ids, channels.between)})? call",
             "TEXT: /(?s:.+)/",
         )
     else:

@@ -19,7 +19,7 @@ _MAX_HEADER = 256
 """Most characters from a trigger to the end of the header."""
 
 
-class _Now(enum.Enum):
+class _State(enum.Enum):
     """The state of the reader: what is being read."""
 
     TEXT = enum.auto()
@@ -43,7 +43,7 @@ class AddressedReader(Reader):
         self._after = channels.after.text
         self._ends = (syntax.end.text, channels.end.text)
         self._header = _header(syntax, recipient)
-        self._now = _Now.TEXT
+        self._state = _State.TEXT
         self._trigger = ""
         """The one that was found."""
         self._name = ""
@@ -53,18 +53,18 @@ class AddressedReader(Reader):
         self._end: JsonEnd | None = None
 
     def _step(self) -> ToolCall | str:
-        if self._now is _Now.TEXT:
+        if self._state is _State.TEXT:
             return self._before_call()
-        if self._now is _Now.HEADER:
+        if self._state is _State.HEADER:
             return self._called()
-        if self._now is _Now.ARGUMENTS:
+        if self._state is _State.ARGUMENTS:
             return self._arguments()
         self._after_call()
         return ""
 
     @property
     def _is_after_call(self) -> bool:
-        return self._now is _Now.AFTER
+        return self._state is _State.AFTER
 
     def _before_call(self) -> str:
         """Return the text before a trigger, or before a part of one at the end.
@@ -76,7 +76,7 @@ class AddressedReader(Reader):
         found = [(at, trigger) for trigger in self._triggers if (at := text.find(trigger)) >= 0]
         if found:
             end, self._trigger = min(found)
-            self._now = _Now.HEADER
+            self._state = _State.HEADER
         else:
             end = len(text) - max(overlap(trigger, text) for trigger in self._triggers)
         end = max(len(text[:end].rstrip()), end - _MAX_HELD)
@@ -105,7 +105,7 @@ class AddressedReader(Reader):
         if header is None:
             return self._no_call()
         self._name, self._begin = header["name"], end + len(self._after)
-        self._now = _Now.ARGUMENTS
+        self._state = _State.ARGUMENTS
         return ""
 
     def _arguments(self) -> ToolCall | str:
@@ -129,13 +129,13 @@ class AddressedReader(Reader):
             return self._no_call()
         self._held.taken(end)
         self._end = None
-        self._now = _Now.AFTER
+        self._state = _State.AFTER
         return ToolCall(new_id(), self._name, json.dumps(arguments, ensure_ascii=False))
 
     def _no_call(self) -> str:
         """Return the text that turned out to be no call, and continue after it."""
         self._end = None
-        self._now = _Now.TEXT
+        self._state = _State.TEXT
         return self._held.taken(self._begin)
 
     def _after_call(self) -> None:
@@ -147,7 +147,7 @@ class AddressedReader(Reader):
         at = self._held.spaced(0)
         end = self._held.word(at, self._ends)
         self._held.taken(at + len(end or ""))
-        self._now = _Now.TEXT if end is None else _Now.AFTER
+        self._state = _State.TEXT if end is None else _State.AFTER
 
 
 def _header(syntax: AddressedSyntax, recipient: str) -> re.Pattern[str]:

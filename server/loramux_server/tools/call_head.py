@@ -17,7 +17,7 @@ CALL_ID = re.compile(r"[\w-]{1,64}")
 _COUNT = re.compile(r"[0-9]{1,9}")
 
 
-class Begun(NamedTuple):
+class CallStart(NamedTuple):
     """A call whose arguments follow."""
 
     at: int
@@ -49,7 +49,7 @@ class CallHead:
         if syntax.arguments is not None:
             self._begin = self._code.begin.strip() if self._code else ""
 
-    def find(self, held: Held, *, is_separated: bool) -> Begun | None:
+    def find(self, held: Held, *, is_separated: bool) -> CallStart | None:
         """Return the call at the start of the held text; None if there is none.
 
         Args:
@@ -68,16 +68,16 @@ class CallHead:
                 break
             at = held.spaced(at + len(word))
         if self._keys is not None:
-            return Begun(at) if held.text[at] == "{" else None
+            return CallStart(at) if held.text[at] == "{" else None
         if self._code and not self._trigger and not is_separated and at == begin:
             return None  # ordinary text could begin with a name
         if self._after_id is None:
-            begun = self._named(held, at)
+            start = self._named(held, at)
         else:
-            begun = self._named_by_id(held, at, self._after_id)
-        if begun is None or not self._is_known(begun.name):
+            start = self._named_by_id(held, at, self._after_id)
+        if start is None or not self._is_known(start.name):
             return None
-        return begun if held.text.startswith(self._begin, begun.at) else None
+        return start if held.text.startswith(self._begin, start.at) else None
 
     def may_be(self, held: Held, at: int) -> bool:
         """Return whether a call may begin at `at`, after a separator.
@@ -97,7 +97,7 @@ class CallHead:
         """Return whether a call may have this name: any with a trigger, else that of a tool."""
         return name != "" and bool(self._trigger or name in self._names)
 
-    def _named(self, held: Held, at: int) -> Begun | None:
+    def _named(self, held: Held, at: int) -> CallStart | None:
         """Return the call whose head, name and middle begin at `at`; None if there is none.
 
         Raises:
@@ -114,9 +114,9 @@ class CallHead:
             if after is None:
                 return None
             at = after
-        return Begun(at, found[NAME], found.get(CALL_ID))
+        return CallStart(at, found[NAME], found.get(CALL_ID))
 
-    def _named_by_id(self, held: Held, at: int, after: str) -> Begun | None:
+    def _named_by_id(self, held: Held, at: int, after: str) -> CallStart | None:
         """Return the call that begins with an id that contains its name, followed by `after`.
 
         Raises:
@@ -129,7 +129,9 @@ class CallHead:
                 raise UnfinishedError
             return None
         found = name_in(held.text[at:end].strip(), self._names)
-        return Begun(held.spaced(end + len(after)), found[0], named_id(*found)) if found else None
+        return (
+            CallStart(held.spaced(end + len(after)), found[0], named_id(*found)) if found else None
+        )
 
 
 def _parts(pieces: Sequence[Piece]) -> Iterator[str | re.Pattern[str]]:

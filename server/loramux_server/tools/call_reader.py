@@ -11,7 +11,7 @@ import msgspec
 from loramux_server.chat.messages import Tool
 from loramux_server.text.stop_strings import overlap
 from loramux_server.tools.arguments import NAME, parse_object
-from loramux_server.tools.call_head import Begun, CallHead
+from loramux_server.tools.call_head import CallHead, CallStart
 from loramux_server.tools.code_reader import CodeReader
 from loramux_server.tools.held import UnfinishedError
 from loramux_server.tools.ids import new_id
@@ -28,7 +28,7 @@ _ID = re.compile(r"[\w.:-]{1,128}")
 """Ids of the model that are passed on; others are replaced."""
 
 
-class _Now(enum.Enum):
+class _State(enum.Enum):
     """The state of the reader: what is being read."""
 
     TEXT = enum.auto()
@@ -56,14 +56,14 @@ class CallReader(Reader):
         self._syntax = syntax
         self._tools = {tool.name: tool for tool in tools}
         self._trigger = syntax.trigger
-        self._now = _Now.TEXT if self._trigger else _Now.CALL
+        self._state = _State.TEXT if self._trigger else _State.CALL
         self._head = CallHead(syntax, self._tools.keys())
         self._counts = any(COUNT in part for part in (syntax.head, syntax.middle, syntax.tail))
         self._separators, self._closings = beside(syntax)
         self._ends = ends_of(syntax)
         self._is_separated = False
         """Whether the held text follows a separator, not the trigger."""
-        self._begun = Begun(0)
+        self._start = CallStart(0)
         """The head of the call that is being read."""
         self._end: JsonEnd | ParameterReader | CodeReader | None = None
         """The reader of its arguments; None before its head was recognised."""
@@ -72,7 +72,7 @@ class CallReader(Reader):
     def _given_up(self) -> str | None:
         if self._end is not None or len(self._held.text) <= _MAX_HELD:
             return None
-        self._now = self._no_call_now
+        self._state = self._no_call_state
         return self._held.taken(len(self._held.text))
 
     def _last_call(self) -> ToolCall | None:
@@ -85,20 +85,20 @@ class CallReader(Reader):
             return None
 
     @property
-    def _no_call_now(self) -> _Now:
+    def _no_call_state(self) -> _State:
         """The state after something turned out to be no call."""
-        return _Now.TEXT if self._trigger else _Now.REST
+        return _State.TEXT if self._trigger else _State.REST
 
     @property
     def _is_after_call(self) -> bool:
-        return self._now is _Now.AFTER
+        return self._state is _State.AFTER
 
     def _step(self) -> ToolCall | str:
-        if self._now is _Now.TEXT:
+        if self._state is _State.TEXT:
             return self._before_call()
-        if self._now is _Now.CALL:
+        if self._state is _State.CALL:
             return self._call() or self._no_call()
-        if self._now is _Now.AFTER:
+        if self._state is _State.AFTER:
             self._after_call()
             return ""
         return self._held.taken(len(self._held.text))
@@ -107,12 +107,12 @@ class CallReader(Reader):
         """Return the text before the trigger, or before a part of it at the end."""
         end = self._held.text.find(self._trigger)
         if end >= 0:
-            self._now = _Now.CALL
+            self._state = _State.CALL
             self._is_separated = False
         else:
             end = len(self._held.text) - overlap(self._trigger, self._held.text)
         end = max(len(self._held.text[:end].rstrip()), end - _MAX_HELD)
-        if not end and self._now is _Now.TEXT:
+        if not end and self._state is _State.TEXT:
             raise UnfinishedError
         return self._held.taken(end)
 
@@ -123,10 +123,10 @@ class CallReader(Reader):
             UnfinishedError: More text is needed to tell.
         """
         if self._end is None:
-            begun = self._head.find(self._held, is_separated=self._is_separated)
-            if begun is None:
+            start = self._head.find(self._held, is_separated=self._is_separated)
+            if start is None:
                 return None
-            self._begun, self._end = begun, self._end_from(begun.at)
+            self._start, self._end = start, self._end_from(start.at)
         try:
             end = self._end.find(self._held.text)
             if end is None:
@@ -136,7 +136,7 @@ class CallReader(Reader):
             return None
         keys = self._syntax.keys
         if keys is None:
-            return self._taken(self._begun.name, value, self._begun.id, end)
+            return self._taken(self._start.name, value, self._start.id, end)
         inner = value if keys.outer is None else value.get(keys.outer)
         if not isinstance(inner, dict):
             return None
@@ -153,13 +153,13 @@ class CallReader(Reader):
 
     def _value(self, end: int) -> Any:  # noqa: ANN401 - JSON
         """Return the value that ends at `end`: the arguments of a call, or the object with them."""
-        tool = self._tools.get(self._begun.name)
+        tool = self._tools.get(self._start.name)
         if isinstance(self._end, ParameterReader):
             assert self._syntax.parameters is not None
             is_python = self._syntax.parameters.is_python
             return arguments_of(self._end.found, tool, is_python=is_python)
         if not isinstance(self._end, CodeReader):
-            return msgspec.json.decode(self._held.text[self._begun.at : end])
+            return msgspec.json.decode(self._held.text[self._start.at : end])
         code = self._syntax.code
         return unquoted(self._end.found, tool) if code and code.quotes_all else self._end.found
 
@@ -176,7 +176,7 @@ class CallReader(Reader):
             return None
         self._held.taken(end)
         self._end = None
-        self._now = _Now.AFTER
+        self._state = _State.AFTER
         call_id = made_id if isinstance(made_id, str) and _ID.fullmatch(made_id) else new_id()
         if call_id in self._ids:
             call_id = new_id()
@@ -188,7 +188,7 @@ class CallReader(Reader):
         # Arguments that were read are not searched for calls.
         end = 0 if self._end is None or isinstance(self._end, JsonEnd) else self._end.at
         self._end = None
-        self._now = self._no_call_now
+        self._state = self._no_call_state
         if self._trigger and not self._is_separated:
             end = max(end, self._held.text.find(self._trigger) + len(self._trigger))
         return self._held.taken(end)
@@ -209,9 +209,9 @@ class CallReader(Reader):
             if is_separated or (self._trigger and self._held.word(end, [self._trigger])):
                 self._held.taken(end)
                 self._is_separated = is_separated
-                self._now = _Now.CALL
+                self._state = _State.CALL
                 return
             if words in self._closings and closed is None:
                 closed = end
         self._held.taken(closed or 0)
-        self._now = self._no_call_now
+        self._state = self._no_call_state

@@ -31,7 +31,7 @@ def is_word(name: str) -> bool:
     return len(name) <= _MAX_WORD and _WORD.fullmatch(name) is not None
 
 
-class _Now(enum.Enum):
+class _State(enum.Enum):
     """The state of the reader: what is being read."""
 
     KEY = enum.auto()
@@ -82,7 +82,7 @@ class CodeReader:
         self._ends: Collection[str] = ends
         self._open = [_Open(code.end.strip(), None)]
         self._end = self._open[0].end
-        self._now = _Now.KEY
+        self._state = _State.KEY
         self._quote = ""
         """The quote of the current string; empty if it has none."""
         self._is_key = False
@@ -104,7 +104,7 @@ class CodeReader:
         """
         try:
             while self._open:
-                if self._now is _Now.STRING:
+                if self._state is _State.STRING:
                     self._string(text)
                 else:
                     self._step(text)
@@ -125,20 +125,20 @@ class CodeReader:
         self.at = at = Held(text).spaced(self.at)
         inner, char = self._open[-1], text[at]
         is_list = inner.values is not None
-        if char == inner.end and (self._now in (_Now.KEY, _Now.NEXT) or is_list):
+        if char == inner.end and (self._state in (_State.KEY, _State.NEXT) or is_list):
             self._close()
-        elif self._now is _Now.NEXT:
+        elif self._state is _State.NEXT:
             self._demand(char == ",")
-            self._pass(1, _Now.VALUE if is_list else _Now.KEY)
-        elif self._now is _Now.ASSIGN:
+            self._pass(1, _State.VALUE if is_list else _State.KEY)
+        elif self._state is _State.ASSIGN:
             self._demand(char in "=:")
-            self._pass(1, _Now.VALUE)
+            self._pass(1, _State.VALUE)
         elif quote := Held(text[at : at + MAX_QUOTE]).word(0, self._quotes):
             self._begin(quote)
-        elif self._now is _Now.VALUE and char in _CLOSING:
+        elif self._state is _State.VALUE and char in _CLOSING:
             self._demand(len(self._open) < MAX_DEPTH)
             self._open.append(_Open(_CLOSING[char], None if char == "{" else []))
-            self._pass(1, _Now.KEY if char == "{" else _Now.VALUE)
+            self._pass(1, _State.KEY if char == "{" else _State.VALUE)
         else:
             self._word(text)
 
@@ -153,10 +153,10 @@ class CodeReader:
         is_long = len(word) > _MAX_WORD
         if self.at + len(word) == len(text) and not is_long:
             raise UnfinishedError
-        if self._now is _Now.KEY:
+        if self._state is _State.KEY:
             self._demand(word != "" and not is_long)
             self._open[-1].key = word
-            self._pass(len(word), _Now.ASSIGN)
+            self._pass(len(word), _State.ASSIGN)
             return
         is_value = not is_long and bool(word in _NAMED or _NUMBER.fullmatch(word))
         is_bare = self._is_bare and len(self._open) == 1
@@ -172,9 +172,9 @@ class CodeReader:
 
     def _begin(self, quote: str) -> None:
         """Begin a string after `quote`."""
-        self._is_key = self._now is _Now.KEY
+        self._is_key = self._state is _State.KEY
         self._quote = quote
-        self._pass(len(quote), _Now.STRING)
+        self._pass(len(quote), _State.STRING)
         self._seen = self.at
 
     def _string(self, text: str) -> None:
@@ -208,7 +208,7 @@ class CodeReader:
             value = unescaped(value)
         if self._is_key:
             self._open[-1].key = value
-            self._now = _Now.ASSIGN
+            self._state = _State.ASSIGN
         else:
             self._put(value if quote else value.rstrip())
 
@@ -264,7 +264,7 @@ class CodeReader:
             inner.named[inner.key] = value
         else:
             inner.values.append(value)
-        self._now = _Now.NEXT
+        self._state = _State.NEXT
 
     def _close(self) -> None:
         """Close the innermost brackets."""
@@ -273,10 +273,10 @@ class CodeReader:
         if self._open:
             self._put(closed.named if closed.values is None else closed.values)
 
-    def _pass(self, length: int, now: _Now) -> None:
-        """Advance by `length` characters to the state `now`."""
+    def _pass(self, length: int, state: _State) -> None:
+        """Advance by `length` characters and change to `state`."""
         self.at += length
-        self._now = now
+        self._state = state
 
     def _demand(self, is_so: bool) -> None:
         if not is_so:

@@ -4,7 +4,7 @@ from typing import Any
 
 from msgspec import structs
 
-from loramux_server.chat.messages import Call, Talk, Tool, Turn
+from loramux_server.chat.messages import Call, Conversation, Message, Tool
 from loramux_server.tools.ids import named_id
 
 SIGN = "§"
@@ -34,23 +34,27 @@ _SCHEMA = {
     "required": ["where"],
 }
 TOOLS = [Tool(call.name, "Looks it up.", _SCHEMA) for call in (FIRST, SECOND)]
-_ASKED = Turn("user", "Where?")
+_ASKED = Message("user", "Where?")
 
-ASKING = Talk([_ASKED], TOOLS)
-ANSWERING = Talk([_ASKED, Turn("assistant", f"{SIGN} here")], TOOLS)
-CALLING = Talk([_ASKED, Turn("assistant", "", [FIRST])], TOOLS)
-CALLING_TWICE = Talk([_ASKED, Turn("assistant", "", [FIRST, SECOND])], TOOLS)
-NAMED_CALLING = Talk([_ASKED, Turn("assistant", "", [NAMED_FIRST])], TOOLS)
-NAMED_CALLING_TWICE = Talk([_ASKED, Turn("assistant", "", [NAMED_FIRST, NAMED_SECOND])], TOOLS)
+ASKING = Conversation([_ASKED], TOOLS)
+ANSWERING = Conversation([_ASKED, Message("assistant", f"{SIGN} here")], TOOLS)
+CALLING = Conversation([_ASKED, Message("assistant", "", [FIRST])], TOOLS)
+CALLING_TWICE = Conversation([_ASKED, Message("assistant", "", [FIRST, SECOND])], TOOLS)
+NAMED_CALLING = Conversation([_ASKED, Message("assistant", "", [NAMED_FIRST])], TOOLS)
+NAMED_CALLING_TWICE = Conversation(
+    [_ASKED, Message("assistant", "", [NAMED_FIRST, NAMED_SECOND])], TOOLS
+)
 
 
-def calling_with(arguments: dict[str, Any]) -> Talk:
+def calling_with(arguments: dict[str, Any]) -> Conversation:
     """Return a conversation with one call with `arguments`."""
     call = Call(FIRST.id, FIRST.name, arguments)
-    return Talk([_ASKED, Turn("assistant", "", [call])], TOOLS)
+    return Conversation([_ASKED, Message("assistant", "", [call])], TOOLS)
 
 
-def thoughtful(talk: Talk) -> Talk:
-    """Return `talk` with `THOUGHT` as the reasoning of its last message."""
-    *turns, last = talk.turns
-    return structs.replace(talk, turns=[*turns, structs.replace(last, reasoning=THOUGHT)])
+def thoughtful(conversation: Conversation) -> Conversation:
+    """Return `conversation` with `THOUGHT` as the reasoning of its last message."""
+    *messages, last = conversation.messages
+    return structs.replace(
+        conversation, messages=[*messages, structs.replace(last, reasoning=THOUGHT)]
+    )

@@ -10,16 +10,16 @@ from loramux_server.tools.arguments import NAME
 from loramux_server.tools.conversations import FIRST, SECOND, THOUGHT
 from loramux_server.tools.counts import counted
 from loramux_server.tools.ids import AFTER_NAME, BEFORE_NAME
-from loramux_server.tools.syntax import COUNT, ID, Code, Parameters, ToolSyntax, joined
-from loramux_server.tools.written import (
+from loramux_server.tools.rendered_text import (
     MAX_PART,
     Parts,
+    RenderedCall,
+    RenderedText,
     UnknownSyntaxError,
-    Written,
-    WrittenCall,
     unreadable,
     with_ids,
 )
+from loramux_server.tools.syntax import COUNT, ID, Code, Parameters, ToolSyntax, joined
 
 
 class Asked(NamedTuple):
@@ -60,16 +60,20 @@ def syntax_of(
     if calls[0].name not in asking:
         raise UnknownSyntaxError("does not support tools")
     plain = joined(asked.answering)
-    first = WrittenCall(Written(asked.calling).unlike(plain), calls[0], arguments)
+    first = RenderedCall(
+        RenderedText(asked.calling).after_common_prefix(plain), calls[0], arguments
+    )
     closing = first.closing(vocabulary, ends)
     beginning = first.opening
     if asked.thinking is not None:
-        beginning = _without_thought(beginning, Written(asked.thinking).unlike(plain))
+        beginning = _without_thought(
+            beginning, RenderedText(asked.thinking).after_common_prefix(plain)
+        )
     beginning = _after_prompt(beginning, asked.asking)
     separator, parts = None, first.parts
     if asked.calling_twice is not None:
         known = _tokens(beginning) | _tokens(closing)
-        answer = Written(asked.calling_twice).unlike(plain)
+        answer = RenderedText(asked.calling_twice).after_common_prefix(plain)
         found = _separated(answer, first, (vocabulary.control - known) | ends, arguments, calls)
         if found is not None:
             separator, parts = found
@@ -111,7 +115,7 @@ def _follows_name(middle: Sequence[Piece]) -> bool:
     return joined(middle[:1]) == AFTER_NAME and tuple(middle[1:2]) == (COUNT,) and len(middle) > 2
 
 
-def _without_thought(opening: tuple[Piece, ...], thinking: Written) -> tuple[Piece, ...]:
+def _without_thought(opening: tuple[Piece, ...], thinking: RenderedText) -> tuple[Piece, ...]:
     """Return `opening` without the reasoning markers that are written even without reasoning.
 
     Args:
@@ -143,8 +147,8 @@ def _after_prompt(opening: tuple[Piece, ...], asking: Sequence[Piece]) -> tuple[
 
 
 def _separated(
-    answer: Written,
-    one: WrittenCall,
+    answer: RenderedText,
+    one: RenderedCall,
     turns: Set[str],
     arguments: Parameters | Code | None,
     calls: Sequence[Call],
@@ -157,7 +161,7 @@ def _separated(
         UnknownSyntaxError: The calls are not written like `one`, which is alone.
     """
     try:
-        first, second = (WrittenCall(answer, call, arguments) for call in calls)
+        first, second = (RenderedCall(answer, call, arguments) for call in calls)
     except UnknownSyntaxError:
         return None
     between = with_ids(answer.part(first.place.end, second.place.begin), calls[1].id)

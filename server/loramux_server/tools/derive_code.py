@@ -9,9 +9,9 @@ from loramux_server.chat.messages import Piece
 from loramux_server.tools.code_reader import MAX_QUOTE, CodeReader
 from loramux_server.tools.conversations import AWKWARD, FIRST, KEYS, STRINGS, VALUES
 from loramux_server.tools.parameter_reader import Given
+from loramux_server.tools.rendered_text import RenderedText, unreadable
 from loramux_server.tools.syntax import Code, joined
 from loramux_server.tools.values import value_of
-from loramux_server.tools.written import Written, unreadable
 
 _BEGIN = re.compile(rf"([({{]\s*){KEYS[0]}(\s*[=:]\s*)(\S{{0,{MAX_QUOTE}}}?){STRINGS[0]}")
 _BETWEEN = re.compile(rf"(\s*,\s*){KEYS[1]}")
@@ -40,23 +40,26 @@ def code_of(
         UnknownSyntaxError: It does not, or in an unsupported syntax.
     """
     plain = joined(answering)
-    answers = [Written(each).unlike(plain) for each in with_each]
-    code = _between_two(Written(with_two).unlike(plain))
+    answers = [RenderedText(each).after_common_prefix(plain) for each in with_each]
+    code = _between_two(RenderedText(with_two).after_common_prefix(plain))
     code = _with_values(code, answers)
     expected = dict(zip(KEYS, STRINGS, strict=True))
-    if _read(code, Written(with_two).unlike(plain)) != expected:
+    if _read(code, RenderedText(with_two).after_common_prefix(plain)) != expected:
         raise unreadable()
-    if with_none is not None and _read(code, Written(with_none).unlike(plain)) != {}:
+    if (
+        with_none is not None
+        and _read(code, RenderedText(with_none).after_common_prefix(plain)) != {}
+    ):
         raise unreadable()
     for value, answer in zip(VALUES, answers, strict=True):
         if not _is_same(code, answer, value):
             raise unreadable()
-    if not _is_same(code, Written(with_awkward).unlike(plain), AWKWARD):
+    if not _is_same(code, RenderedText(with_awkward).after_common_prefix(plain), AWKWARD):
         raise unreadable()
     return code
 
 
-def _between_two(answer: Written) -> Code:
+def _between_two(answer: RenderedText) -> Code:
     """Return the syntax around two strings; what else `Code` says is not known yet."""
     text, begin = answer.text, answer.end_of(FIRST.name)
     found = _BEGIN.match(text, begin)
@@ -85,7 +88,7 @@ def _quoted_end(text: str, begin: int, quote: str) -> int:
     return begin + len(quote)
 
 
-def _with_values(code: Code, answers: Sequence[Written]) -> Code:
+def _with_values(code: Code, answers: Sequence[RenderedText]) -> Code:
     """Return `code` with what values of each type show."""
     quote = code.quote.text if code.quote else ""
     begin = f"{code.begin}{KEYS[1]}{code.assign}"
@@ -101,7 +104,7 @@ def _with_values(code: Code, answers: Sequence[Written]) -> Code:
     )
 
 
-def _is_same(code: Code, answer: Written, value: object) -> bool:
+def _is_same(code: Code, answer: RenderedText, value: object) -> bool:
     """Return whether the only argument reads as `value`, or is that string written verbatim."""
     quote = code.quote.text if code.quote else ""
     if isinstance(value, str):
@@ -117,7 +120,7 @@ def _is_same(code: Code, answer: Written, value: object) -> bool:
     return json.dumps(read) == json.dumps(value)  # in Python, True == 1
 
 
-def _read(code: Code, answer: Written) -> dict[str, object]:
+def _read(code: Code, answer: RenderedText) -> dict[str, object]:
     """Return the arguments of the call."""
     begin = answer.end_of(FIRST.name)
     reader = CodeReader(code, (), begin)

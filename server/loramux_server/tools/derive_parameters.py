@@ -6,8 +6,8 @@ from itertools import takewhile
 
 from loramux_server.chat.messages import Piece
 from loramux_server.tools.conversations import FIRST, KEYS, STRINGS, VALUES
+from loramux_server.tools.rendered_text import MAX_PART, RenderedText, unreadable
 from loramux_server.tools.syntax import Parameters, joined, marks_of
-from loramux_server.tools.written import MAX_PART, Written, unreadable
 
 _ENDS = ">])}"
 """Characters with which a delimiter may end."""
@@ -35,8 +35,8 @@ def parameters_of(
         UnknownSyntaxError: It does not, or in an unsupported syntax.
     """
     plain = joined(answering)
-    found = _between_two(Written(with_two).unlike(plain))
-    one = Written(calling).unlike(plain)
+    found = _between_two(RenderedText(with_two).after_common_prefix(plain))
+    one = RenderedText(calling).after_common_prefix(plain)
     value = _value_at(one)
     around = joined(found.between)
     if not one.text.startswith(around + STRINGS[1], value):
@@ -44,7 +44,7 @@ def parameters_of(
     end = one.text[value + len(around) + len(STRINGS[1]) :]
     others, is_python, wrapping = set(), False, None
     for expected, pieces in zip(VALUES, with_each, strict=True):
-        answer = Written(pieces).unlike(plain)
+        answer = RenderedText(pieces).after_common_prefix(plain)
         begin = _value_at(answer)
         text = answer.text[begin:].removesuffix(end)
         if len(text) != len(answer.text) - begin - len(end):
@@ -61,7 +61,7 @@ def parameters_of(
     if marks_of(other)[:1] != marks_of(found.between)[:1]:
         raise unreadable()
     if with_none is not None:
-        _check_none(Written(with_none).unlike(plain), one, found, end)
+        _check_none(RenderedText(with_none).after_common_prefix(plain), one, found, end)
     return Parameters(found.opening, found.between, other, found.closing, is_python, wrapping)
 
 
@@ -75,7 +75,7 @@ def _wrapping(text: str, value: str) -> tuple[str, str] | None:
     return opening, closing
 
 
-def _between_two(answer: Written) -> Parameters:
+def _between_two(answer: RenderedText) -> Parameters:
     """Return the syntax around two strings."""
     text = answer.text
     places = [answer.end_of(FIRST.name)]
@@ -102,7 +102,7 @@ def _between_two(answer: Written) -> Parameters:
     return Parameters(opening, between, between, closing, is_python=False)
 
 
-def _alike(answer: Written, begin: int, end: int, other: int) -> int:
+def _alike(answer: RenderedText, begin: int, end: int, other: int) -> int:
     """Return where the common text after `begin` and `other` ends, at a white space or bracket."""
     text = answer.text
     both = zip(text[begin:end], text[other:], strict=False)
@@ -113,7 +113,7 @@ def _alike(answer: Written, begin: int, end: int, other: int) -> int:
     return max(ends, default=begin)
 
 
-def _value_at(answer: Written) -> int:
+def _value_at(answer: RenderedText) -> int:
     """Return the offset after KEYS[1]."""
     begin = answer.text.find(KEYS[1], answer.end_of(FIRST.name))
     if begin < 0:
@@ -129,7 +129,7 @@ def _spelled(text: str, value: object) -> str:
     raise unreadable()
 
 
-def _check_none(answer: Written, one: Written, found: Parameters, end: str) -> None:
+def _check_none(answer: RenderedText, one: RenderedText, found: Parameters, end: str) -> None:
     """Demand that a call without arguments is `one` without its parameter."""
     key = one.text.find(KEYS[1], one.end_of(FIRST.name))
     before = one.text[one.end_of(FIRST.name) : key].removesuffix(joined(found.opening))

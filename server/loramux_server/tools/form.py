@@ -5,7 +5,7 @@ from typing import Literal, TypeAlias
 
 from loramux_server.chat.messages import Tool
 from loramux_server.forms.form import Form, FormKind
-from loramux_server.forms.grammar import json_rule, quoted
+from loramux_server.forms.grammar import escape_regex, json_rule
 from loramux_server.tools.code_form import CodeForm
 from loramux_server.tools.parameter_form import ParameterForm
 from loramux_server.tools.rules import Rules
@@ -126,7 +126,7 @@ def _after_text(syntax: ToolSyntax, begin: str, calls: str) -> list[str]:
         after = joined(syntax.opening).partition(trigger)[2]
         return [
             f"answer: TEXT? | lead {literal(after) if after else ''} {calls}",
-            f"TEXT: /(?s:.+)/ & ~/(?s:.*){quoted(trigger)}(?s:.*)/",
-            f"lead[lazy]: /(?s:.*){quoted(trigger)}/",
+            f"TEXT: /(?s:.+)/ & ~/(?s:.*){escape_regex(trigger)}(?s:.*)/",
+            f"lead[lazy]: /(?s:.*){escape_regex(trigger)}/",
         ]
     return [f"answer: TEXT? | {begin} {calls}", r"TEXT: /\s*[^\s{\[(](?s:.*)/"]

@@ -3,7 +3,7 @@
 from typing import Any
 
 from loramux_server.chat.messages import Piece
-from loramux_server.forms.grammar import json_rule, quoted
+from loramux_server.forms.grammar import escape_regex, json_rule
 from loramux_server.tools.choices import NAMED, arguments_in, named_values, split
 from loramux_server.tools.parameter_reader import MAX_NAME, Given
 from loramux_server.tools.rules import Rules
@@ -119,7 +119,7 @@ class ParameterForm:
             not_first: Characters with which it cannot begin unless it is wrapped.
         """
         closing, wrapping = self._way.closing, self._way.wrapping
-        not_in = quoted(wrapping[0]) if wrapping else None
+        not_in = escape_regex(wrapping[0]) if wrapping else None
         self._rules.add(
             *text_rules(self._syntax, closing, name, schema, not_first=not_first, not_in=not_in)
         )

@@ -8,7 +8,7 @@ from typing import TypeAlias
 import msgspec
 
 from loramux_server.chat.encoder import Vocabulary
-from loramux_server.chat.messages import Piece, Talk
+from loramux_server.chat.messages import Conversation, Piece
 from loramux_server.tools.addressed import AddressedSyntax, addressed_of
 from loramux_server.tools.conversations import (
     ANSWERING,
@@ -28,13 +28,13 @@ from loramux_server.tools.conversations import (
 from loramux_server.tools.derive import Asked, syntax_of
 from loramux_server.tools.derive_code import code_of
 from loramux_server.tools.derive_parameters import parameters_of
+from loramux_server.tools.rendered_text import RenderedText, UnknownSyntaxError, unreadable
 from loramux_server.tools.syntax import Code, Parameters, ToolSyntax, joined
-from loramux_server.tools.written import UnknownSyntaxError, Written, unreadable
 
 MAX_PIECES = 2_500
 """Most pieces of one rendered conversation."""
 
-Write: TypeAlias = Callable[[Talk, bool], Awaitable[list[Piece] | None]]
+Write: TypeAlias = Callable[[Conversation, bool], Awaitable[list[Piece] | None]]
 """Renders a conversation with a template, with or without the generation prompt; returns None if
 the template rejects it or fails."""
 
@@ -64,14 +64,14 @@ class Probe:
 
         async def found(
             arguments: Parameters | Code | None = None,
-            calling: Talk = CALLING,
-            twice: Talk = CALLING_TWICE,
+            calling: Conversation = CALLING,
+            twice: Conversation = CALLING_TWICE,
         ) -> ToolSyntax:
             asked = Asked(
                 asking, answering, await self._taken(calling), await self._pieces(twice),
                 await self._pieces(thoughtful(calling)),
             )  # fmt: skip
-            calls = calling.turns[-1].calls + twice.turns[-1].calls[1:]
+            calls = calling.messages[-1].calls + twice.messages[-1].calls[1:]
             return await asyncio.to_thread(
                 syntax_of, asked, self._vocabulary, self._ends, arguments, calls
             )
@@ -88,12 +88,15 @@ class Probe:
         async def with_text() -> ToolSyntax:
             if not await self._wants_text():
                 raise unreadable()
-            talks = [_with_text(talk) for talk in (CALLING, CALLING_TWICE)]
-            return replace(await found(None, *talks), takes_text=True)
+            conversations = [_with_text(conversation) for conversation in (CALLING, CALLING_TWICE)]
+            return replace(await found(None, *conversations), takes_text=True)
 
         async def with_name_in_id() -> ToolSyntax:
             plain = joined(answering)
-            if FIRST.name in Written(await self._taken(CALLING)).unlike(plain).text:
+            if (
+                FIRST.name
+                in RenderedText(await self._taken(CALLING)).after_common_prefix(plain).text
+            ):
                 raise unreadable()
             return await found(None, NAMED_CALLING, NAMED_CALLING_TWICE)
 
@@ -157,24 +160,26 @@ class Probe:
         found = await self._pieces(CALLING)
         return found is None or str(FIRST.arguments) in joined(found)
 
-    async def _taken(self, talk: Talk, *, prompt: bool = False) -> list[Piece]:
-        """Return `talk` as rendered by the template.
+    async def _taken(self, conversation: Conversation, *, prompt: bool = False) -> list[Piece]:
+        """Return `conversation` as rendered by the template.
 
         Raises:
             UnknownSyntaxError: It rejects the conversation or fails.
         """
-        found = await self._pieces(talk, prompt=prompt)
+        found = await self._pieces(conversation, prompt=prompt)
         if found is None:
             raise UnknownSyntaxError("rejects tools or tool calls")
         return found
 
-    async def _pieces(self, talk: Talk, *, prompt: bool = False) -> list[Piece] | None:
-        found = await self._write(talk, prompt)
+    async def _pieces(
+        self, conversation: Conversation, *, prompt: bool = False
+    ) -> list[Piece] | None:
+        found = await self._write(conversation, prompt)
         if found is not None and len(found) > MAX_PIECES:
             raise UnknownSyntaxError("writes too much text around tool calls")
         return found
 
 
-def _with_text(talk: Talk) -> Talk:
-    """Return `talk` with arguments as strings."""
-    return msgspec.structs.replace(talk, has_text_arguments=True)
+def _with_text(conversation: Conversation) -> Conversation:
+    """Return `conversation` with arguments as strings."""
+    return msgspec.structs.replace(conversation, has_text_arguments=True)

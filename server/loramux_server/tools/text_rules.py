@@ -5,7 +5,7 @@ from typing import Any
 
 from loramux_adapters.errors import shown
 from loramux_server.chat.messages import Piece
-from loramux_server.forms.grammar import quoted, slashed
+from loramux_server.forms.grammar import escape_regex, lark_regex
 from loramux_server.tools.schemas import ANNOTATIONS, UnknownSchemaError
 from loramux_server.tools.symbols import symbols
 from loramux_server.tools.syntax import ToolSyntax, marks_of
@@ -59,13 +59,13 @@ def text_rules(
     else:
         end = first.text
     # A lazy terminal includes the delimiter at its end; only an earlier one is forbidden.
-    forbidden = [f"(?s:.*){quoted(word)}{'(?s:.)' if is_lazy else ''}(?s:.*)"]
+    forbidden = [f"(?s:.*){escape_regex(word)}{'(?s:.)' if is_lazy else ''}(?s:.*)"]
     if not_first:
-        forbidden.append(rf"\s*[{quoted(not_first)}](?s:.*)")
+        forbidden.append(rf"\s*[{escape_regex(not_first)}](?s:.*)")
     if not_in is not None:
         forbidden.append(f"(?s:.*)({not_in})(?s:.*)")
-    parts = [slashed(body + quoted(end)) for body in _bodies(schema)]
-    parts += [f"~{slashed(expression)}" for expression in forbidden]
+    parts = [lark_regex(body + escape_regex(end)) for body in _bodies(schema)]
+    parts += [f"~{lark_regex(expression)}" for expression in forbidden]
     terminal = name.upper()
     return [
         f"{name}: {name}_text {symbols(syntax.ids, (piece for piece in rest if piece.text))}",

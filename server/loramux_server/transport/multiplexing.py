@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import TypeVar
 
-from loramux_server.tasks import ended
+from loramux_server.tasks import cancel_and_wait
 
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
@@ -29,7 +29,7 @@ async def multiplexed(
             yield answer
         await running
     finally:
-        await ended(running)
+        await cancel_and_wait(running)
 
 
 async def _run(

@@ -50,8 +50,8 @@ class RoomLimits:
         if taken.completions + more.completions > self.max_running + self.max_waiting:
             return "requests", f"the queue is full: {self.max_waiting} requests may wait"
         if more.tokens > 0 and taken.tokens and taken.tokens + more.tokens > self.max_tokens:
-            said = f"{taken.tokens} of at most {self.max_tokens} prompt tokens are waiting"
-            return "tokens", said
+            message = f"{taken.tokens} of at most {self.max_tokens} prompt tokens are waiting"
+            return "tokens", message
         if more.bytes > 0 and taken.bytes and taken.bytes + more.bytes > self.max_bytes:
             return "bytes", f"{taken.bytes} of at most {self.max_bytes} bytes are waiting"
         return None

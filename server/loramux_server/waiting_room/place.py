@@ -49,7 +49,7 @@ class Place:
         """Whether any completion has started; the call cannot be evicted after that."""
         self.started_at = 0.0
         """When the last one started, on the room's clock."""
-        self.on_lost: Callable[[LoramuxError], None] | None = None
+        self.on_evicted: Callable[[LoramuxError], None] | None = None
 
     @property
     def num_tokens(self) -> int:

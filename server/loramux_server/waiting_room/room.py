@@ -11,8 +11,8 @@ from contextlib import contextmanager
 
 from loramux.errors import DeadlineExceededError, LoramuxError, ResourceExhaustedError
 from loramux_server.metrics.series import AdmissionMetrics
+from loramux_server.waiting_room.eviction import calls_to_evict, reason
 from loramux_server.waiting_room.forecast import CAUTION, Forecast
-from loramux_server.waiting_room.giving_way import giving_way, reason
 from loramux_server.waiting_room.limits import RoomLimits, Taken
 from loramux_server.waiting_room.place import Place
 from loramux_server.waiting_room.places import Places
@@ -86,7 +86,7 @@ class WaitingRoom:
         )  # fmt: skip
         self._check_time(place, seconds_left)
         # Only checked: nothing is evicted for a request that is not validated yet.
-        self._who_gives_way(place, Taken(1, 0, num_bytes))
+        self._calls_to_evict(place, Taken(1, 0, num_bytes))
         self._places.add(place)
         self._taken.bytes += num_bytes
         self._show()
@@ -117,7 +117,7 @@ class WaitingRoom:
         num_completions: int,
         num_prompt: int,
         seconds_left: float,
-        on_lost: Callable[[LoramuxError], None],
+        on_evicted: Callable[[LoramuxError], None],
     ) -> None:
         """Add waiting completions of the call at `place`.
 
@@ -126,7 +126,7 @@ class WaitingRoom:
             num_completions: How many.
             num_prompt: Tokens of their prompt.
             seconds_left: Seconds until the deadline.
-            on_lost: Called with the error if they are evicted before any of them started.
+            on_evicted: Called with the error if they are evicted before any of them started.
 
         Raises:
             ResourceExhaustedError: There is no room for them.
@@ -135,7 +135,7 @@ class WaitingRoom:
         self._check_memory(place, num_prompt, seconds_left)
         more = Taken(num_completions, num_completions * num_prompt, 0)
         self._make_room(place, more)
-        place.num_prompt, place.on_lost = num_prompt, on_lost
+        place.num_prompt, place.on_evicted = num_prompt, on_evicted
         place.num_open = place.num_unstarted = num_completions
         self._taken.completions += num_completions
         self._places.wait(place, num_completions)
@@ -151,7 +151,7 @@ class WaitingRoom:
             return
         self._pass_time()
         if not place.has_started and (error := self._lateness(place)):
-            self._give_way(place, error)
+            self._evict(place, error)
             return
         if self._is_full:
             self._forecast.started()
@@ -259,29 +259,29 @@ class WaitingRoom:
             reason="DEADLINE_EXCEEDED",
         )
 
-    def _who_gives_way(self, place: Place, more: Taken) -> list[Place]:
+    def _calls_to_evict(self, place: Place, more: Taken) -> list[Place]:
         """Return the places to evict so that `more` fits; refuse it if that is not enough."""
         over = self._limits.over(self._taken, more)
         if over is None:
             return []
-        going = giving_way(self._places, self._limits, self._taken, place, more)
-        if going is None:
+        evicted = calls_to_evict(self._places, self._limits, self._taken, place, more)
+        if evicted is None:
             cause, message = over
             raise self._shed(cause, "QUEUE_FULL", message, self._drain_seconds)
-        return going
+        return evicted
 
     def _make_room(self, place: Place, more: Taken) -> None:
         """Evict others so that `more` fits; refuse it if that is not enough."""
-        for other in self._who_gives_way(place, more):
+        for other in self._calls_to_evict(place, more):
             cause, message = reason(place, other)
             error = self._shed(cause, "QUEUE_FULL", message, self._drain_seconds)
-            self._give_way(other, error)
+            self._evict(other, error)
 
-    def _give_way(self, place: Place, error: LoramuxError) -> None:
-        on_lost = place.on_lost
-        assert on_lost is not None
+    def _evict(self, place: Place, error: LoramuxError) -> None:
+        on_evicted = place.on_evicted
+        assert on_evicted is not None
         self._leave(place)
-        on_lost(error)
+        on_evicted(error)
 
     @property
     def _drain_seconds(self) -> float:

@@ -25,7 +25,7 @@ class Ask(Struct, frozen=True):
     base has an encoder, its first; None if it is not embedded."""
     prediction: list[int] = []
     """The expected completion, for speculative decoding: what is right in it comes sooner."""
-    num_made: int = 0
+    num_generated: int = 0
     """Tokens at the end of the prompt that an earlier request generated, which this one continues.
     That one was admitted, so this one is queued before its tenant's other requests."""
     images: list[PlacedImage] = []

@@ -36,7 +36,7 @@ from tests.support.embedders import vector_of
 from tests.support.encoder_models import save_encoder_base
 from tests.support.engine import Harness
 from tests.support.models import VOCAB, tiny_model
-from tests.support.scored import check_told, expected_logprobs
+from tests.support.scored import check_prompt_logprobs, expected_logprobs
 from tests.support.shown import show, told, vision_case
 
 TOKENS = 2
@@ -174,7 +174,9 @@ def test_prompts_are_told_beside_others(device: torch.device, tmp_path: Path) ->
     harness.run()
     for request_id, wrapped in told:
         wanted = expected_logprobs(wrapped, prompt)
-        check_told(harness.prompt_logprobs(request_id), prompt, wanted, LOGPROB_TOLERANCE)
+        check_prompt_logprobs(
+            harness.prompt_logprobs(request_id), prompt, wanted, LOGPROB_TOLERANCE
+        )
     assert len(harness.output(writing)) == 6
     assert [len(harness.output(request_id)) for request_id, _ in told] == [0, 2, 0, 2]
 

@@ -107,7 +107,7 @@ def beams_of(
     sampling: Sampling,
     model: ModelInfo,
     own_vocab_size: int,
-    num_begun: int = 0,
+    num_decoder_prompt: int = 0,
 ) -> BeamOptions | None:
     """Return the options of the beam search; None if there is none.
 
@@ -116,7 +116,7 @@ def beams_of(
         sampling: The sampling settings derived from them.
         model: The base model.
         own_vocab_size: Vocabulary size with the adapter; 0 if it is the base's.
-        num_begun: Tokens of an encoder-decoder's decoder prompt.
+        num_decoder_prompt: Tokens of an encoder-decoder's decoder prompt.
 
     Raises:
         InvalidArgumentError: There are fewer tokens that do not end a completion than beams.
@@ -137,7 +137,7 @@ def beams_of(
         min_tokens=sampling.min_tokens,
         # transformers takes a single token after the decoder's start token for a forced one, which
         # counts as generated.
-        num_forced=1 if num_begun == 2 else 0,
+        num_forced=1 if num_decoder_prompt == 2 else 0,
         length_penalty=params.length_penalty,
         early_stopping=params.early_stopping,
     )

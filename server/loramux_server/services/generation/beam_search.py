@@ -38,7 +38,7 @@ class BeamSearch:
         self._sampling = Sampling(
             max_tokens=1, seed=0, temperature=0.0, ignore_eos=True, num_logprobs=options.num_likely
         )
-        self._num_made = 0
+        self._num_generated = 0
         self.outputs = call.outputs()
         self.first = Submission[Token](engine, self._started)
         """The first step. All others run within `responses`."""
@@ -53,7 +53,7 @@ class BeamSearch:
                 self._call.adapters.source,
                 self._sampling,
                 self._call.tenant,
-                num_made=len(beam.tokens),
+                num_generated=len(beam.tokens),
                 images=prepared.images,
                 num_source=prepared.num_source,
                 cache_salt=self._call.cache_salt,
@@ -67,8 +67,8 @@ class BeamSearch:
         try:
             yield
         finally:
-            num_used = self._call.prepared.num_asked + self._num_made
-            self._call.reserved.use(num_used if self._num_made else 0)
+            num_used = self._call.prepared.num_prompt + self._num_generated
+            self._call.reserved.use(num_used if self._num_generated else 0)
 
     async def responses(self) -> list[generation_pb2.StreamGenerateResponse]:
         """Run the search to its end, and return each of the best completions as one chunk.
@@ -92,7 +92,7 @@ class BeamSearch:
             self._response(index, found)
             for index, found in enumerate(beams.found[: len(self.outputs)])
         ]
-        self._call.sum_up(responses[-1], self.outputs, self._num_made)
+        self._call.sum_up(responses[-1], self.outputs, self._num_generated)
         return responses
 
     async def _likely(self, step: Submission[Token]) -> list[Likely]:
@@ -102,7 +102,7 @@ class BeamSearch:
             while len(found) < len(step.ids):
                 for index, (token,) in (await step.mailbox.take()).items():
                     found[index] = cast(Logprobs, token.logprobs).top
-                    self._num_made += 1
+                    self._num_generated += 1
                     self._call.observer.tokens(index, 1)
         return [found[index] for index in range(len(found))]
 

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 from loramux.v1 import generation_pb2
 from loramux_server.access.quotas import Reserved
-from loramux_server.services.choice import Choice
 from loramux_server.services.generation.options import Options
 from loramux_server.services.generation.output import Output
 from loramux_server.services.generation.prepared import Prepared
 from loramux_server.services.observer import Observer
+from loramux_server.services.resolved_adapters import ResolvedAdapters
 from loramux_server.waiting_room.place import Place
 from loramux_server.wire.messages import Started
 
@@ -24,7 +24,7 @@ class GenerationCall:
     cache_salt: str
     operation: str
     """Its operation name in traces."""
-    adapters: Choice
+    adapters: ResolvedAdapters
     prepared: Prepared
     options: Options
     observer: Observer
@@ -34,7 +34,7 @@ class GenerationCall:
     """Tokens reserved from the tenant's quota."""
 
     @property
-    def tells_prompt(self) -> bool:
+    def returns_prompt_logprobs(self) -> bool:
         """Whether log-probabilities of the prompt are reported."""
         return self.options.used.HasField("prompt_logprobs")
 
@@ -59,24 +59,24 @@ class GenerationCall:
             adapter=self.adapters.identity,
             adapters=self.adapters.identities,
             sampling=self.options.used,
-            prompt_tokens=self.prepared.num_asked,
+            prompt_tokens=self.prepared.num_prompt,
         )
 
     def sum_up(
         self,
         response: generation_pb2.StreamGenerateResponse,
         outputs: Iterable[Output],
-        num_made: int,
+        num_generated: int,
     ) -> None:
         """Fill in usage and timing of the last response.
 
         Args:
             response: The last response.
             outputs: All completions.
-            num_made: Tokens generated for them.
+            num_generated: Tokens generated for them.
         """
-        response.usage.prompt_tokens = self.prepared.num_asked
-        response.usage.completion_tokens = num_made
+        response.usage.prompt_tokens = self.prepared.num_prompt
+        response.usage.completion_tokens = num_generated
         response.usage.reasoning_tokens = sum(output.num_reasoning for output in outputs)
         response.usage.cached_tokens = self.observer.cached_tokens(is_shared=True)
         response.timing.CopyFrom(self.observer.timing())

@@ -19,7 +19,7 @@ class Completions:
         """Start without tokens; those of `call` arrive through `submission`."""
         self._call = call
         self._submission = submission
-        self._arriving = PromptFirst(submission.mailbox, is_asked=call.tells_prompt)
+        self._arriving = PromptFirst(submission.mailbox, is_asked=call.returns_prompt_logprobs)
         self.outputs = call.outputs()
         self.num_open = len(self.outputs)
         self._response = call.first_response()
@@ -37,12 +37,14 @@ class Completions:
         try:
             yield
         finally:
-            num_made = sum(
+            num_generated = sum(
                 output.num_tokens + (0 if output.is_finished else self._arriving.num_waiting(index))
                 for index, output in enumerate(self.outputs)
             )
-            is_done = num_made or any(output.is_finished for output in self.outputs)
-            self._call.reserved.use(self._call.prepared.num_asked + num_made if is_done else 0)
+            is_done = num_generated or any(output.is_finished for output in self.outputs)
+            self._call.reserved.use(
+                self._call.prepared.num_prompt + num_generated if is_done else 0
+            )
 
     async def take(self) -> dict[int, list[Token]]:
         """Wait, and return the tokens that have arrived, in order, by completion index.
@@ -56,8 +58,8 @@ class Completions:
         prompt, arrived = await self._arriving.take()
         if prompt:
             prepared = self._call.prepared
-            told = await positions(prepared.prompt, prompt, prepared.tokenizer)
-            self._response.prompt_logprobs.extend(told)
+            logprobs = await positions(prepared.prompt, prompt, prepared.tokenizer)
+            self._response.prompt_logprobs.extend(logprobs)
             self._ends_with_prompt = prompt.finish is not None
         return arrived
 
@@ -71,13 +73,13 @@ class Completions:
             output.end(response.delta)
         elif count := output.push(tokens, response.delta):
             self._call.observer.tokens(index, count)
-            num_made = self._call.observer.num_made
-            self._call.reserved.use(self._call.prepared.num_asked + num_made)
+            num_generated = self._call.observer.num_generated
+            self._call.reserved.use(self._call.prepared.num_prompt + num_generated)
         if output.is_finished:
             self.num_open -= 1
             self._submission.finish(index)
             self._call.place.finished(output.num_tokens)
             if not self.num_open:
-                num_made = sum(output.num_tokens for output in self.outputs)
-                self._call.sum_up(response, self.outputs, num_made)
+                num_generated = sum(output.num_tokens for output in self.outputs)
+                self._call.sum_up(response, self.outputs, num_generated)
         return response

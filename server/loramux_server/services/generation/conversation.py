@@ -5,7 +5,7 @@ from typing import Any
 
 from loramux.v1 import generation_pb2
 from loramux_adapters.errors import shown
-from loramux_server.chat.messages import Call, Talk, Tool, Turn
+from loramux_server.chat.messages import Call, Conversation, Message, Tool
 from loramux_server.field_errors import invalid, wrong
 from loramux_server.services.generation.images import images_of
 from loramux_server.services.text_fields import most_bytes
@@ -35,32 +35,34 @@ _OURS = frozenset({"messages", "tools", "add_generation_prompt"})
 """Variables that come from other fields of the request."""
 
 
-async def conversation(request: generation_pb2.GenerateRequest, model: ModelInfo) -> Talk:
-    """Return `talk_of(request, model)`, computed in a thread if that may take long."""
+async def conversation_of(
+    request: generation_pb2.GenerateRequest, model: ModelInfo
+) -> Conversation:
+    """Return `parse_conversation(request, model)`, computed in a thread if that may take long."""
     has_json = bool(request.tools or request.chat_template_kwargs)
     has_json |= any(message.tool_calls for message in request.messages)
     if has_json and request.ByteSize() >= OFF_LOOP:
-        return await asyncio.to_thread(talk_of, request, model)
-    return talk_of(request, model)
+        return await asyncio.to_thread(parse_conversation, request, model)
+    return parse_conversation(request, model)
 
 
-def talk_of(request: generation_pb2.GenerateRequest, model: ModelInfo) -> Talk:
-    """Return the validated conversation of `request`; it has no turns if there are no messages.
+def parse_conversation(request: generation_pb2.GenerateRequest, model: ModelInfo) -> Conversation:
+    """Return the validated conversation of `request`; it is empty if there are no messages.
 
     Raises:
         InvalidArgumentError: A field is invalid; the message names it, its value and what would be
             right.
     """
     _check_size(request, most_bytes(model, MAX_BYTES))
-    turns = [_turn(f"messages[{i}]", message) for i, message in enumerate(request.messages)]
+    messages = [_message(f"messages[{i}]", message) for i, message in enumerate(request.messages)]
     tools = _tools(request)
     variables = _variables(request)
     for field, value in (("tools", tools), ("chat_template_kwargs", variables)):
-        if value and not turns:
+        if value and not messages:
             raise wrong(field, "is set; expected none without messages")
     if not asks_for_tools(request):
         tools = []
-    return Talk(turns, tools, variables)
+    return Conversation(messages, tools, variables)
 
 
 def asks_for_tools(request: generation_pb2.GenerateRequest) -> bool:
@@ -92,7 +94,7 @@ def _check_size(request: generation_pb2.GenerateRequest, at_most: int) -> None:
         )
 
 
-def _turn(field: str, message: generation_pb2.ChatMessage) -> Turn:
+def _message(field: str, message: generation_pb2.ChatMessage) -> Message:
     if message.role not in ROLES:
         raise wrong(
             f"{field}.role", f"is {shown(message.role)}; expected one of {', '.join(ROLES)}"
@@ -113,7 +115,7 @@ def _turn(field: str, message: generation_pb2.ChatMessage) -> Turn:
         _check_name(f"{field}.name", message.name)
     parts = _parts(field, message)
     has_image = None in parts
-    return Turn(
+    return Message(
         message.role,
         # Not every template supports parts.
         message.content if has_image else "".join([message.content, *filter(None, parts)]),

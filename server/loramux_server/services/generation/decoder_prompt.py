@@ -38,9 +38,9 @@ def check_decoder_prompt(request: generation_pb2.GenerateRequest, model: ModelIn
     _check_room(request, len(tokens), model)
 
 
-def begun(
+def decoder_prompt_tokens(
     request: generation_pb2.GenerateRequest,
-    asked: Sequence[int],
+    given: Sequence[int],
     defaults: Mapping[str, object],
     model: ModelInfo,
     vocab_size: int,
@@ -49,7 +49,7 @@ def begun(
 
     Args:
         request: A checked request.
-        asked: The tokens of its decoder prompt.
+        given: The tokens of its decoder prompt.
         defaults: The generation defaults of its adapter.
         model: The base model.
         vocab_size: Vocabulary size with the adapter.
@@ -60,20 +60,22 @@ def begun(
     writing = model.writing
     if writing is None:
         return []
-    check_tokens(_field(request) or TEXT, asked, vocab_size)
+    check_tokens(_field(request) or TEXT, given, vocab_size)
     start = cast(int, defaults.get(DECODER_START, writing.decoder_start))
     forced = cast(int | None, defaults.get(FORCED_BOS, writing.forced_bos))
-    first = list(asked) or ([] if forced is None else [forced])
+    first = list(given) or ([] if forced is None else [forced])
     tokens = first if first[:1] == [start] else [start, *first]
     _check_room(request, len(tokens), model)
     return tokens
 
 
-def _check_room(request: generation_pb2.GenerateRequest, num_begun: int, model: ModelInfo) -> None:
-    if num_begun >= model.output_length:
+def _check_room(
+    request: generation_pb2.GenerateRequest, num_decoder_prompt: int, model: ModelInfo
+) -> None:
+    if num_decoder_prompt >= model.output_length:
         field = _field(request) or TEXT
         raise InvalidArgumentError(
-            f"{field} has {num_begun} tokens with the decoder's own; the output length of "
+            f"{field} has {num_decoder_prompt} tokens with the decoder's own; the output length of "
             f"{model.output_length} leaves no room for a completion",
             reason="CONTEXT_LENGTH_EXCEEDED",
             field=field,

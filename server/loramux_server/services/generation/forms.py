@@ -90,8 +90,8 @@ def _check_schema(form: Form) -> None:
     except RecursionError:
         raise _too_deep(form) from None
     except ValueError as error:
-        said = f"is {shown(form.text)}, which is not valid JSON: {error}; expected a JSON schema"
-        raise wrong(form.field, said) from None
+        message = f"is {shown(form.text)}, which is not valid JSON: {error}; expected a JSON schema"
+        raise wrong(form.field, message) from None
     if not isinstance(schema, dict):
         raise invalid(form.field, form.text, "a JSON object")
     if "x-guidance" in schema:

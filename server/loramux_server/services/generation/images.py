@@ -118,10 +118,10 @@ def check_room(num_tokens: int, images: Sequence[PreparedImage], model: ModelInf
     Raises:
         InvalidArgumentError: It does not.
     """
-    num_seen = sum(len(image.tokens) for image in images)
-    num_all = num_tokens - len(images) + num_seen
+    num_image_tokens = sum(len(image.tokens) for image in images)
+    num_all = num_tokens - len(images) + num_image_tokens
     if num_all > model.context_length:
-        stand = f" ({num_seen} of them for {len(images)} images)" if images else ""
+        stand = f" ({num_image_tokens} of them for {len(images)} images)" if images else ""
         raise InvalidArgumentError(
             f"messages have {num_all} tokens{stand}; the context of {model.context_length} is "
             "smaller",
@@ -145,5 +145,5 @@ def placed(tokens: Sequence[int], placeholder: int, images: Sequence[PreparedIma
     return Prompt(found, places)
 
 
-def _not_served(field: str, said: str) -> FailedPreconditionError:
-    return FailedPreconditionError(f"{field} {said}", reason="IMAGES_NOT_SERVED", field=field)
+def _not_served(field: str, message: str) -> FailedPreconditionError:
+    return FailedPreconditionError(f"{field} {message}", reason="IMAGES_NOT_SERVED", field=field)

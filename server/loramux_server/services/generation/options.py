@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from loramux.v1 import generation_pb2
 from loramux_server.forms.form import Form, FormKind
 from loramux_server.reasoning.thinking import Thinking
-from loramux_server.services.choice import Choice
 from loramux_server.services.generation.beam_fields import (
     beams_of,
     is_search,
@@ -17,13 +16,14 @@ from loramux_server.services.generation.beams import BeamOptions
 from loramux_server.services.generation.defaults import used, with_defaults
 from loramux_server.services.generation.forms import form_of
 from loramux_server.services.generation.prepared import Prepared
-from loramux_server.services.generation.prompt_logprobs import check_told
+from loramux_server.services.generation.prompt_logprobs import check_prompt_logprobs
 from loramux_server.services.generation.sampling import (
     DEFAULT_MAX_TOKENS,
     TextOptions,
     samplings,
     text_options,
 )
+from loramux_server.services.resolved_adapters import ResolvedAdapters
 from loramux_server.wire.model_info import ModelInfo
 from loramux_server.wire.sampling import Sampling
 
@@ -64,7 +64,7 @@ def options_of(
     prepared: Prepared,
     *,
     model: ModelInfo,
-    adapters: Choice,
+    adapters: ResolvedAdapters,
     defaults: Mapping[str, object],
 ) -> Options:
     """Return the effective options of `request`, whose fields are checked.
@@ -83,7 +83,7 @@ def options_of(
     defaults = searching_defaults(request.sampling, defaults, model.generation)
     params = searched(with_defaults(request.sampling, defaults, model, form, prepared.end_token))
     num_virtual = adapters.source.virtual_tokens if adapters.source else 0
-    num_before = prepared.num_begun
+    num_before = prepared.num_decoder_prompt
     if num_before and adapters.source and adapters.source.has_cache:
         # Prefix tuning puts keys and values before the decoder's tokens, prompt tuning puts
         # embeddings before the source.
@@ -91,24 +91,24 @@ def options_of(
     is_chat = bool(request.messages) and not is_search(params)
     chosen = samplings(
         params,
-        prepared.num_asked,
+        prepared.num_prompt,
         model,
         defaults,
         num_virtual=num_virtual,
-        num_seen=prepared.num_image_tokens,
-        num_begun=num_before,
+        num_image_tokens=prepared.num_image_tokens,
+        num_decoder_prompt=num_before,
         fills_context=is_chat,
         form=form,
         bad_words=prepared.bad_words,
     )
-    check_told(params, prepared.num_asked)
+    check_prompt_logprobs(params, prepared.num_prompt)
     return Options(
         samplings=chosen,
         used=used(params, chosen),
         text=text_options(params),
         form=form,
         thinking=thinking,
-        beams=beams_of(params, chosen[0], model, adapters.vocab_size, prepared.num_begun),
+        beams=beams_of(params, chosen[0], model, adapters.vocab_size, prepared.num_decoder_prompt),
         is_open=is_chat and not (params.HasField("max_tokens") or "max_tokens" in defaults),
     )
 

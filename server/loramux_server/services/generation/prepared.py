@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from loramux_server.images.messages import PlacedImage
 from loramux_server.reasoning.thinking import Thinking
-from loramux_server.services.choice import Choice
 from loramux_server.services.generation.tool_use import ToolUse
+from loramux_server.services.resolved_adapters import ResolvedAdapters
 from loramux_server.text.tokenizer import TextTokenizer
 from loramux_server.waiting_room.place import Place
 
@@ -35,14 +35,14 @@ class Prepared:
     """An end token of the adapter that its base does not have as such; None if there is none."""
 
     @property
-    def num_asked(self) -> int:
+    def num_prompt(self) -> int:
         """Tokens of the prompt, without the decoder prompt."""
         return self.num_source or len(self.prompt)
 
     @property
-    def num_begun(self) -> int:
+    def num_decoder_prompt(self) -> int:
         """Tokens of an encoder-decoder's decoder prompt; else 0."""
-        return len(self.prompt) - self.num_asked
+        return len(self.prompt) - self.num_prompt
 
     @property
     def num_image_tokens(self) -> int:
@@ -51,11 +51,11 @@ class Prepared:
 
 
 @dataclass(frozen=True, slots=True)
-class Entered:
+class AdmittedRequest:
     """An admitted request, with its adapters resolved and its prompt built."""
 
     request_id: str
-    adapters: Choice
+    adapters: ResolvedAdapters
     prepared: Prepared
     defaults: Mapping[str, object]
     """Generation defaults of its adapter's package."""

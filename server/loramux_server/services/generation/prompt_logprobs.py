@@ -8,7 +8,7 @@ import numpy as np
 from loramux.v1 import generation_pb2
 from loramux_server.engine_link.mailbox import Mailbox
 from loramux_server.field_errors import wrong
-from loramux_server.services.pooling.readings import told_of
+from loramux_server.services.pooling.runner import postprocess
 from loramux_server.text.tokenizer import TextTokenizer
 from loramux_server.wire.messages import PromptLogprobs, Token
 
@@ -16,7 +16,7 @@ MAX_PROMPT_LOGPROBS = 1 << 18
 """Maximum log-probabilities of one prompt: about 6 MB of a message."""
 
 
-def check_told(params: generation_pb2.SamplingParams, num_prompt: int) -> None:
+def check_prompt_logprobs(params: generation_pb2.SamplingParams, num_prompt: int) -> None:
     """Check that the log-probabilities of a prompt of `num_prompt` tokens fit an answer.
 
     Raises:
@@ -24,11 +24,11 @@ def check_told(params: generation_pb2.SamplingParams, num_prompt: int) -> None:
     """
     if not params.HasField("prompt_logprobs"):
         return
-    num_told = num_prompt * (1 + params.prompt_logprobs)
-    if num_told > MAX_PROMPT_LOGPROBS:
+    num_logprobs = num_prompt * (1 + params.prompt_logprobs)
+    if num_logprobs > MAX_PROMPT_LOGPROBS:
         raise wrong(
             "sampling.prompt_logprobs",
-            f"is {params.prompt_logprobs}; with the prompt's own tokens this makes {num_told} "
+            f"is {params.prompt_logprobs}; with the prompt's own tokens this makes {num_logprobs} "
             f"log-probabilities; expected at most {MAX_PROMPT_LOGPROBS} in a response",
         )
 
@@ -69,18 +69,20 @@ class PromptFirst:
 
 
 async def positions(
-    prompt: Sequence[int], told: PromptLogprobs, tokenizer: TextTokenizer | None
+    prompt: Sequence[int], logprobs: PromptLogprobs, tokenizer: TextTokenizer | None
 ) -> list[generation_pb2.PositionLogprobs]:
     """Return the message for each token of `prompt`.
 
     Args:
         prompt: Its tokens.
-        told: The engine's log-probabilities of them.
+        logprobs: The engine's log-probabilities of them.
         tokenizer: Provides the bytes of tokens; None if the base has none.
     """
     bytes_of = tokenizer.bytes_of if tokenizer else lambda _: b""
     first = generation_pb2.TokenLogprob(token_id=prompt[0], utf8=bytes_of(prompt[0]))
-    others = await told_of([told.numbers], lambda: list(_others(prompt, told.numbers, bytes_of)))
+    others = await postprocess(
+        [logprobs.numbers], lambda: list(_others(prompt, logprobs.numbers, bytes_of))
+    )
     return [generation_pb2.PositionLogprobs(chosen=first), *others]
 
 
@@ -91,8 +93,8 @@ def _others(
         return
     rows = np.frombuffer(numbers, np.float64).reshape(len(prompt) - 1, -1)
     size = rows.shape[1] // 2
-    for token, (rank, *told) in zip(prompt[1:], rows.tolist(), strict=True):
-        each = zip((token, *map(int, told[size:])), told[:size], strict=True)
+    for token, (rank, *logprobs) in zip(prompt[1:], rows.tolist(), strict=True):
+        each = zip((token, *map(int, logprobs[size:])), logprobs[:size], strict=True)
         chosen, *top = (
             generation_pb2.TokenLogprob(token_id=one, logprob=logprob, utf8=bytes_of(one))
             for one, logprob in each

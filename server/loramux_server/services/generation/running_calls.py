@@ -102,7 +102,7 @@ class RunningCalls:
             num_completions=num_completions,
             num_prompt=len(call.prepared.prompt),
             seconds_left=deadline.remaining,
-            on_lost=submission.give_way,
+            on_evicted=submission.evict,
         )
 
     def _followed(
@@ -117,7 +117,7 @@ class RunningCalls:
                 model=self._model_name,
                 request_id=call.request_id,
                 sampling=call.options.used,
-                num_prompt=call.prepared.num_asked,
+                num_prompt=call.prepared.num_prompt,
                 adapter=call.adapters.label,
                 digest=digest,
             ),

@@ -34,8 +34,8 @@ def samplings(
     defaults: Mapping[str, object] = MappingProxyType({}),
     *,
     num_virtual: int = 0,
-    num_seen: int = 0,
-    num_begun: int = 0,
+    num_image_tokens: int = 0,
+    num_decoder_prompt: int = 0,
     fills_context: bool = False,
     form: Form | None = None,
     bad_words: tuple[tuple[int, ...], ...] = (),
@@ -48,8 +48,8 @@ def samplings(
         model: The base model.
         defaults: Provides `max_tokens` if `params` have none.
         num_virtual: Tokens that the adapter puts before the prompt.
-        num_seen: Tokens of the prompt that stand for images.
-        num_begun: Tokens of an encoder-decoder's decoder prompt.
+        num_image_tokens: Tokens of the prompt that stand for images.
+        num_decoder_prompt: Tokens of an encoder-decoder's decoder prompt.
         fills_context: Whether the context is the default limit of each completion.
         form: The form of each completion; None for free text.
         bad_words: Sequences of tokens that are not generated.
@@ -57,7 +57,9 @@ def samplings(
     Raises:
         InvalidArgumentError: Prompt and completion do not fit the context.
     """
-    room = completion_room(num_prompt, params, model, num_virtual, num_seen, num_begun)
+    room = completion_room(
+        num_prompt, params, model, num_virtual, num_image_tokens, num_decoder_prompt
+    )
     default = room if fills_context else DEFAULT_MAX_TOKENS
     max_tokens = cast(int, defaults.get("max_tokens", default))
     if params.HasField("max_tokens"):

@@ -10,27 +10,30 @@ from loramux_server.engine_link.client import EngineClient
 from loramux_server.observe.call_record import note
 from loramux_server.services.adapter_fields import check_adapters
 from loramux_server.services.calls import Calls
-from loramux_server.services.choice import Choice, chosen
 from loramux_server.services.deadline import Deadline
 from loramux_server.services.gen_ai import operation_of
 from loramux_server.services.generation.beam_fields import check_beams
 from loramux_server.services.generation.call import GenerationCall
 from loramux_server.services.generation.completion_limits import CompletionLimits
-from loramux_server.services.generation.conversation import conversation
-from loramux_server.services.generation.decoder_prompt import begun, check_decoder_prompt
+from loramux_server.services.generation.conversation import conversation_of
+from loramux_server.services.generation.decoder_prompt import (
+    check_decoder_prompt,
+    decoder_prompt_tokens,
+)
 from loramux_server.services.generation.images import ImageLimits, Prompt, check_images
 from loramux_server.services.generation.options import options_of
 from loramux_server.services.generation.output import join
 from loramux_server.services.generation.prediction import check_predicted, check_prediction
-from loramux_server.services.generation.prepared import Entered, Prepared
+from loramux_server.services.generation.prepared import AdmittedRequest, Prepared
 from loramux_server.services.generation.running_calls import RunningCalls
 from loramux_server.services.generation.truncation import check_truncation, max_prompt_tokens
 from loramux_server.services.limits import check_fields, check_own_tokens, check_tokens
 from loramux_server.services.prompts import Prompts
 from loramux_server.services.request_spans import RequestSpans
+from loramux_server.services.resolved_adapters import ResolvedAdapters, resolve_adapters
 from loramux_server.services.tasks import check_writes
 from loramux_server.statuses import Statuses
-from loramux_server.store.instructions import NONE, Instruction, Instructions
+from loramux_server.store.package_settings import NONE, PackageSettings, PackageSettingsCache
 from loramux_server.store.registry import Registry
 from loramux_server.transport.rpc import Context
 from loramux_server.waiting_room.place import Place
@@ -57,7 +60,7 @@ class GenerationService:
         prompts: Prompts,
         quotas: Quotas,
         room: WaitingRoom,
-        instructions: Instructions,
+        package_settings: PackageSettingsCache,
         spans: RequestSpans,
         images: ImageLimits,
         completions: CompletionLimits,
@@ -75,7 +78,7 @@ class GenerationService:
         self._default_timeout = default_timeout
         self._stream_interval = stream_interval
         self._prompts = prompts
-        self._instructions = instructions
+        self._package_settings = package_settings
         self._running = RunningCalls(
             engine=engine,
             room=room,
@@ -137,18 +140,18 @@ class GenerationService:
             most = request.sampling.max_tokens
         tenant = caller().tenant
         with self._calls.observed() as observer:
-            async with self.entered(request, most, deadline) as entered:
-                adapters, prepared = entered.adapters, entered.prepared
+            async with self.admitted(request, most, deadline) as admitted:
+                adapters, prepared = admitted.adapters, admitted.prepared
                 options = options_of(
                     request, prepared, model=self._model, adapters=adapters,
-                    defaults=entered.defaults,
+                    defaults=admitted.defaults,
                 )  # fmt: skip
                 self._completions.check_copies(len(options.samplings), prepared)
-                num_asked, form = prepared.num_asked, options.form
-                with self._quotas.tokens(tenant, num_asked + options.num_expected) as reserved:
-                    observer.resolved(adapters.label, num_asked, form.kind if form else None)
+                num_prompt, form = prepared.num_prompt, options.form
+                with self._quotas.tokens(tenant, num_prompt + options.num_expected) as reserved:
+                    observer.resolved(adapters.label, num_prompt, form.kind if form else None)
                     yield GenerationCall(
-                        request_id=entered.request_id,
+                        request_id=admitted.request_id,
                         tenant=tenant,
                         cache_salt=request.cache_salt,
                         operation=operation_of(request),
@@ -156,14 +159,14 @@ class GenerationService:
                         prepared=prepared,
                         options=options,
                         observer=observer,
-                        place=entered.place,
+                        place=admitted.place,
                         reserved=reserved,
                     )
 
     @asynccontextmanager
-    async def entered(
+    async def admitted(
         self, request: generation_pb2.GenerateRequest, most: int, deadline: Deadline
-    ) -> AsyncIterator[Entered]:
+    ) -> AsyncIterator[AdmittedRequest]:
         """Check `request`, resolve its adapters and build its prompt; hold them during the block.
 
         Args:
@@ -176,52 +179,56 @@ class GenerationService:
         """
         with (
             self._calls.placed(request, most, deadline, request.priority) as place,
-            self._admitted(request) as request_id,
-            chosen(request, self._registry, self._statuses) as adapters,
+            self._registered(request) as request_id,
+            resolve_adapters(request, self._registry, self._statuses) as adapters,
         ):
             if adapters.source:
                 note(digest=adapters.source.digest)
-            told = await self._instructions.of(adapters.leading) if adapters.leading else NONE
-            prepared = await self._prepared(request, adapters, told, place, deadline)
-            yield Entered(request_id, adapters, prepared, told.generation, place)
+            settings = (
+                await self._package_settings.of(adapters.leading) if adapters.leading else NONE
+            )
+            prepared = await self._prepared(request, adapters, settings, place, deadline)
+            yield AdmittedRequest(request_id, adapters, prepared, settings.generation, place)
 
     async def _prepared(
         self,
         request: generation_pb2.GenerateRequest,
-        adapters: Choice,
-        told: Instruction,
+        adapters: ResolvedAdapters,
+        settings: PackageSettings,
         place: Place,
         deadline: Deadline,
     ) -> Prepared:
-        """Return what template and tokenizer make of `request`; `told` are its adapter's settings.
+        """Return what template and tokenizer make of `request`; `settings` are its adapter's.
 
         Its images' bytes are charged to `place`.
         """
-        talk = await conversation(request, self._model)
+        conversation = await conversation_of(request, self._model)
         num_virtual = adapters.source.virtual_tokens if adapters.source else 0
         most = max_prompt_tokens(request, self._model, num_virtual)
         async with deadline.ending():
-            tokens = await self._prompts.tokens(request, talk, told, most)
-        tool_use = await self._prompts.tool_use(request, talk, told)
-        thinking = await self._prompts.thinking(request, tokens, told)
-        predicted = await self._prompts.predicted(request, told)
+            tokens = await self._prompts.tokens(request, conversation, settings, most)
+        tool_use = await self._prompts.tool_use(request, conversation, settings)
+        thinking = await self._prompts.thinking(request, tokens, settings)
+        predicted = await self._prompts.predicted(request, settings)
         vocab_size = adapters.vocab_size or self._model.vocab_size
         check_own_tokens(request, tokens, vocab_size)
         check_predicted(request, predicted, self._model, vocab_size)
-        tokenizer = await self._prompts.tokenizer(told)
-        end_token = await self._prompts.end_token(told)
-        asked = await self._prompts.decoder_prompt(request, told)
-        begins = begun(request, asked, told.generation, self._model, vocab_size)
+        tokenizer = await self._prompts.tokenizer(settings)
+        end_token = await self._prompts.end_token(settings)
+        given = await self._prompts.decoder_prompt(request, settings)
+        decoder_prompt = decoder_prompt_tokens(
+            request, given, settings.generation, self._model, vocab_size
+        )
         prompt = Prompt(tokens, [])
-        if talk.num_images:
+        if conversation.num_images:
             prompt = await self._with_images(request, tokens, place, deadline)
             check_tokens("messages", prompt.tokens, vocab_size)
         return Prepared(
-            prompt=[*prompt.tokens, *begins],
-            num_source=len(prompt.tokens) if begins else 0,
+            prompt=[*prompt.tokens, *decoder_prompt],
+            num_source=len(prompt.tokens) if decoder_prompt else 0,
             images=prompt.images,
             predicted=predicted,
-            bad_words=await self._prompts.bad_words(request, told),
+            bad_words=await self._prompts.bad_words(request, settings),
             tokenizer=tokenizer,
             tool_use=tool_use,
             thinking=thinking,
@@ -247,7 +254,7 @@ class GenerationService:
                 )
 
     @contextmanager
-    def _admitted(self, request: generation_pb2.GenerateRequest) -> Iterator[str]:
+    def _registered(self, request: generation_pb2.GenerateRequest) -> Iterator[str]:
         """Check all fields, and register the request's id during the block."""
         check_writes(self._model)
         check_fields(request, self._model)

@@ -6,7 +6,7 @@ from loramux.v1 import generation_pb2
 from loramux_server.services.adapters.descriptions import identity_of
 from loramux_server.services.deadline import Deadline
 from loramux_server.services.observer import Observer
-from loramux_server.store.instructions import Instruction
+from loramux_server.store.package_settings import PackageSettings
 from loramux_server.store.record import AdapterRecord
 from loramux_server.waiting_room.place import Place
 from loramux_server.wire.adapter_source import AdapterSource
@@ -14,14 +14,14 @@ from loramux_server.wire.messages import Started
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class PoolingCall:
     """Such a request, with a lease on its resolved adapter."""
 
     request_id: str
     record: AdapterRecord | None
     """The adapter; None for the base model alone, as with `source`."""
     source: AdapterSource | None
-    told: Instruction
+    settings: PackageSettings
     """Settings from the adapter's package."""
     observer: Observer
     place: Place

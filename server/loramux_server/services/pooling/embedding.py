@@ -11,9 +11,9 @@ from loramux_adapters.embedding import Pooling, embedding_of
 from loramux_server.field_errors import invalid
 from loramux_server.services.gen_ai import EMBED
 from loramux_server.services.limits import check_names
-from loramux_server.services.pooling.call import Reading
+from loramux_server.services.pooling.call import PoolingCall
 from loramux_server.services.pooling.input_limits import check_inputs, check_lengths
-from loramux_server.services.pooling.readings import Readings, told_of
+from loramux_server.services.pooling.runner import PoolingRunner, postprocess
 from loramux_server.services.tasks import check_embeds
 from loramux_server.services.texts import Text
 from loramux_server.store.reference import parse_reference
@@ -34,47 +34,47 @@ class EmbeddingService:
 
     descriptor = embedding_pb2.DESCRIPTOR.services_by_name["EmbeddingService"]
 
-    def __init__(self, readings: Readings) -> None:
-        self._readings = readings
+    def __init__(self, runner: PoolingRunner) -> None:
+        self._runner = runner
 
     async def Embed(
         self, request: embedding_pb2.EmbedRequest, context: Context
     ) -> embedding_pb2.EmbedResponse:
         """Answer once every text has its vector."""
-        async with self._readings.opened(request, context, check_request, check_embeds) as reading:
-            asked = Vectors.of(request, reading.told.embedding, self._readings.model)
-            texts = await self._readings.inputs(request, reading)
+        async with self._runner.opened(request, context, check_request, check_embeds) as call:
+            asked = Vectors.of(request, call.settings.embedding, self._runner.model)
+            texts = await self._runner.inputs(request, call)
             lengths = [len(text.tokens) for text in texts]
-            check_lengths(lengths, self._readings.model, reading.num_virtual)
+            check_lengths(lengths, self._runner.model, call.num_virtual)
             pooling = asked.pooling
-            if pooling is Pooling.FIRST and self._readings.model.kind is ModelKind.DECODER:
-                _check_first(reading)
+            if pooling is Pooling.FIRST and self._runner.model.kind is ModelKind.DECODER:
+                _check_first(call)
                 # In a decoder, later tokens do not change the first state, so they are not read.
                 texts = [Text(text.tokens[:1], text.places[:1]) for text in texts]
                 pooling = Pooling.LAST
-            found = await self._readings.run(reading, EMBED, texts, pooling)
+            found = await self._runner.run(call, EMBED, texts, pooling)
             response = embedding_pb2.EmbedResponse(
-                request_id=reading.request_id,
-                adapter=reading.identity,
-                embeddings=await told_of(found, lambda: asked.made_of(found)),
+                request_id=call.request_id,
+                adapter=call.identity,
+                embeddings=await postprocess(found, lambda: asked.made_of(found)),
                 pooling=_TOLD[asked.pooling],
                 is_normalized=asked.normalize,
-                timing=reading.observer.timing(),
+                timing=call.observer.timing(),
             )
             response.usage.prompt_tokens = sum(len(text.tokens) for text in texts)
-            response.usage.cached_tokens = reading.observer.cached_tokens(is_shared=False)
+            response.usage.cached_tokens = call.observer.cached_tokens(is_shared=False)
             return response
 
 
-def _check_first(reading: Reading) -> None:
+def _check_first(call: PoolingCall) -> None:
     """Check that a decoder's state at the first position depends on the text.
 
     Raises:
         FailedPreconditionError: It does not: the adapter's virtual tokens come first.
     """
-    if reading.num_virtual and not (reading.source and reading.source.has_cache):
+    if call.num_virtual and not (call.source and call.source.has_cache):
         raise FailedPreconditionError(
-            f"pooling is 'first', but {reading.adapter} puts virtual tokens before a text, of "
+            f"pooling is 'first', but {call.adapter} puts virtual tokens before a text, of "
             "which the first is the same for all texts; use 'last' or 'mean'",
             reason="INVALID_FIELD",
             field="pooling",

@@ -3,14 +3,14 @@
 from loramux.v1 import question_answering_pb2
 from loramux_server.services.gen_ai import ANSWER
 from loramux_server.services.pooling.answers import Best, Pair
-from loramux_server.services.pooling.call import Reading
+from loramux_server.services.pooling.call import PoolingCall
 from loramux_server.services.pooling.question_limits import (
     DEFAULT_ANSWER_TOKENS,
     check_request,
     size_of,
     windows_of,
 )
-from loramux_server.services.pooling.readings import Readings, told_of
+from loramux_server.services.pooling.runner import PoolingRunner, postprocess
 from loramux_server.services.tasks import check_answers
 from loramux_server.services.texts import no_tokens
 from loramux_server.transport.rpc import Context
@@ -21,22 +21,22 @@ class QuestionAnsweringService:
 
     descriptor = question_answering_pb2.DESCRIPTOR.services_by_name["QuestionAnsweringService"]
 
-    def __init__(self, readings: Readings) -> None:
-        self._readings = readings
+    def __init__(self, runner: PoolingRunner) -> None:
+        self._runner = runner
 
     async def Answer(
         self, request: question_answering_pb2.AnswerRequest, context: Context
     ) -> question_answering_pb2.AnswerResponse:
         """Answer once every question is answered."""
-        opened = self._readings.opened(request, context, check_request, check_answers)
-        async with opened as reading:
-            pairs = await self._pairs(request, reading)
-            size = size_of(request, self._readings.model, reading.num_virtual)
+        opened = self._runner.opened(request, context, check_request, check_answers)
+        async with opened as call:
+            pairs = await self._pairs(request, call)
+            size = size_of(request, self._runner.model, call.num_virtual)
             windows = windows_of(pairs, size)
             texts = [window for each in windows for window in each]
-            found = await self._readings.run(reading, ANSWER, texts)
+            found = await self._runner.run(call, ANSWER, texts)
             best, rest = _best(request), iter(found)
-            results = await told_of(
+            results = await postprocess(
                 found,
                 lambda: [
                     best.of(pair, each, [next(rest) for _ in each])
@@ -45,17 +45,17 @@ class QuestionAnsweringService:
                 times=max(best.top_k, best.max_tokens),
             )
             response = question_answering_pb2.AnswerResponse(
-                request_id=reading.request_id,
-                adapter=reading.identity,
+                request_id=call.request_id,
+                adapter=call.identity,
                 results=results,
-                timing=reading.observer.timing(),
+                timing=call.observer.timing(),
             )
             response.usage.prompt_tokens = sum(len(text.tokens) for text in texts)
-            response.usage.cached_tokens = reading.observer.cached_tokens(is_shared=False)
+            response.usage.cached_tokens = call.observer.cached_tokens(is_shared=False)
             return response
 
     async def _pairs(
-        self, request: question_answering_pb2.AnswerRequest, reading: Reading
+        self, request: question_answering_pb2.AnswerRequest, call: PoolingCall
     ) -> list[Pair]:
         """Return the tokenized inputs of `request`."""
         adds = request.add_special_tokens if request.HasField("add_special_tokens") else True
@@ -66,8 +66,8 @@ class QuestionAnsweringService:
                 0 if request.context_first else 1, (each.context, f"inputs[{index}].context")
             )
             (first, one), (second, other) = texts
-            read = await self._readings.texts.pair(
-                (first, second), (one, other), reading.told,
+            read = await self._runner.texts.pair(
+                (first, second), (one, other), call.settings,
                 parse_special=request.parse_special_tokens, add_special=adds,
             )  # fmt: skip
             pair = Pair.of(

@@ -2,7 +2,7 @@
 
 There, `@@` marks a piece of the vocabulary after which the word continues. The tokenizers library
 marks the end of a word instead. Pieces that merges produce and the vocabulary lacks have ids beyond
-the base's (`beyond.py`).
+the base's (`extra_tokens.py`).
 
 Token ids are those of transformers, unless the merges are not in the order in which they were
 learned.
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from loramux_server.text.pieces.names import BEYOND
+from loramux_server.text.pieces.names import FIRST_EXTRA
 
 _GOES_ON = "@@"
 _END = "</w>"
@@ -67,7 +67,7 @@ def make_tokenizer(
     needed = dict.fromkeys(piece for pair in merges for piece in (*pair, "".join(pair)))
     if lacking := [piece for piece in needed if piece not in ids]:
         first = max(ids.values()) + 1
-        ids |= {piece: first + place for place, piece in enumerate((BEYOND, *lacking))}
+        ids |= {piece: first + place for place, piece in enumerate((FIRST_EXTRA, *lacking))}
     model = models.BPE(vocab=ids, merges=list(merges), unk_token=unknown, end_of_word_suffix=_END)
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_WORD), "removed", invert=True)

@@ -4,7 +4,7 @@ Marian and M2M100 segment a text by a SentencePiece model, and look each piece u
 another file. A run of characters that are in no piece counts as one piece, and is looked up, too.
 So in the tokenizer that is built here
 
-- a piece that the other file lacks has an id beyond those of the base (`beyond.py`);
+- a piece that the other file lacks has an id beyond those of the base (`extra_tokens.py`);
 - entries that only the other file has, such as words of the other language, have marks around their
   names. Only unknown runs of a text get such marks; decoding removes them;
 - control tokens match no text.
@@ -24,7 +24,7 @@ from collections.abc import Collection, Mapping, Sequence
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from loramux_server.text.pieces.characters import class_of, replacing
-from loramux_server.text.pieces.names import BEYOND, MARKS, SPACE, UNKNOWN
+from loramux_server.text.pieces.names import FIRST_EXTRA, MARKS, SPACE, UNKNOWN
 from loramux_server.text.pieces.wire import SentencePieces
 
 _BEGIN, _END, _HEAD = MARKS
@@ -84,7 +84,7 @@ def make_tokenizer(
 
     names = [name_of(by_id[token]) for token in range(len(by_id))]
     if lacking := [piece for piece in needed if piece not in vocabulary]:
-        names += [BEYOND, *lacking]
+        names += [FIRST_EXTRA, *lacking]
     if pieces.merges:
         tokenizer = Tokenizer(_merging(pieces, names, unknown))
     else:
