@@ -156,7 +156,7 @@ def test_an_adapter_of_another_base_is_told_of(
     config["base_model_name_or_path"] = "org/Other-1B"
     (folder / "adapter_config.json").write_text(json.dumps(config))
     _, errors = loramux("push", str(folder), "--server", server.target)
-    why = "its config names the base model 'org/Other-1B', and this one is 'Tiny-1B'"
+    why = "its config names the base model 'org/Other-1B', but this one is 'Tiny-1B'"
     told = f"stray:1 seems to be made for another base model: {why}"
     assert errors == f"loramux: warning: {told}\n"
     assert client.adapters.get("stray").other_base == why

@@ -248,7 +248,7 @@ def test_imports_count_as_what_a_tenant_stores(client: Client, hub: Hub) -> None
     for revision in ("main", "v2"):
         client.adapters.import_from("team/one", f"hf://acme/Bot@{revision}")
     hub.asked.clear()
-    with pytest.raises(ResourceExhaustedError, match="tenant 'team' has") as caught:
+    with pytest.raises(ResourceExhaustedError, match="tenant 'team' uses") as caught:
         client.adapters.import_from("team/one", "hf://acme/Bot@v3")
     assert (caught.value.reason, caught.value.quota) == ("STORAGE_QUOTA_EXCEEDED", "tenant:team")
     assert not any("/resolve/" in path for path in hub.asked)  # not a byte came

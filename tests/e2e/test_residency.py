@@ -108,7 +108,7 @@ def test_lists_are_of_what_is_asked_for(client: Client, folders: dict[str, Path]
     on_device = client.adapters.list(tier="device")
     assert "wide" in [adapter.name for adapter in on_device]
     assert {adapter.tier for adapter in on_device} == {"device"}
-    with pytest.raises(InvalidArgumentError, match="there is stored, host, device"):
+    with pytest.raises(InvalidArgumentError, match="expected one of stored, host, device"):
         client.adapters.list(tier="moon")
     client.adapters.delete("team/other")
 

@@ -40,7 +40,7 @@ def test_all_of_a_base_is_of_its_revision(tmp_path: Path, home: str) -> None:
 
 
 @pytest.mark.parametrize(("revision", "says"), [
-    ("v1", "revision is 'v1', but it is a folder"),
+    ("v1", "revision is 'v1', but the model is a folder"),
     ("", "revision is ''; expected a branch, tag or commit"),
 ])  # fmt: skip
 def test_a_folder_has_none(tiny_base: Path, revision: str, says: str) -> None:

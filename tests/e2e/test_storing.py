@@ -179,7 +179,7 @@ def test_no_tenant_stores_more_than_it_may(
 ) -> None:
     for number in range(2):
         client.adapters.upload("acme/one", packages[number])
-    with pytest.raises(ResourceExhaustedError, match=r"tenant 'acme' has .* bytes") as caught:
+    with pytest.raises(ResourceExhaustedError, match=r"tenant 'acme' uses .* bytes") as caught:
         client.adapters.upload("acme/one", packages[2])
     assert (caught.value.reason, caught.value.quota) == ("STORAGE_QUOTA_EXCEEDED", "tenant:acme")
     client.adapters.upload("other/one", packages[2])  # no neighbour notices

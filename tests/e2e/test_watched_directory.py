@@ -62,5 +62,5 @@ def test_adapters_come_change_and_go_while_the_server_runs(
     said = server.log.read_text()
     assert "Traceback" not in said
     # What was there at the start is one line of the log.
-    assert "--adapters has 1 adapters: 1 new or changed, 0 gone" in said
+    assert "--adapters has 1 adapters: 1 new or changed, 0 removed since the last start" in said
     assert "adapter=small:1" not in said and "adapter=small:2" in said

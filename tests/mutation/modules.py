@@ -42,8 +42,8 @@ GROUPS: dict[str, tuple[list[str], list[str]]] = {
     "states": (
         [f"server/loramux_server/engine/{name}.py" for name in ("named_pool", "state_keeper")]
         + [f"server/loramux_server/models/{name}.py"
-           for name in ("recurrent/states", "recurrent/parts", "turns", "recurrent/recurrent",
-                        "recurrent/in_slots")],
+           for name in ("recurrent/states", "recurrent/parts", "recurrent/recurrent",
+                        "recurrent/in_place", "part_scheduler")],
         [f"tests/server/test_{name}.py" for name in _STATES],
     ),
 }  # fmt: skip
