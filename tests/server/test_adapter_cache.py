@@ -229,6 +229,11 @@ def test_a_tenants_adapters_are_loaded_in_order_of_priority() -> None:
     asked.append(("b", "x", -9))
     assert loaded() == ["b", "e", "d", "a", "c"]
     assert loaded(without=5) == ["d", "e", "a", "c", "b"]
+    # Not even an adapter that it waits for as well, the less.
+    asked = [("a", "x", 5), ("a", "y", 0), ("b", "x", 0)]
+    assert loaded() == ["a", "b"]
+    asked = [("a", "x", 5), ("a", "z", 5), ("b", "y", 0), ("c", "x", 0), ("d", "z", 0)]
+    assert loaded() == ["c", "b", "a", "d"]
 
 
 @given(data=st.data())

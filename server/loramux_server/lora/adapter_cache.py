@@ -162,6 +162,8 @@ class AdapterCache:
             urgent: An adapter whose request was overtaken too often: it goes first, and may evict
                 adapters that others wait for.
         """
+        if len(self._loading) == self._max_loads:
+            return []
         orders: list[LoadOrder] = []
         full: list[Tier] = []
         for digest in self._line.turns(urgent):

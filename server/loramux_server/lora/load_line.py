@@ -1,27 +1,18 @@
 """The order in which adapters are loaded that requests wait for."""
 
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from operator import itemgetter
 
 from loramux_server.lora.use import Use, Waiter
-from loramux_server.ranking import ranked
-
-
-class _Wait(NamedTuple):
-    """The requests of one tenant that wait for one adapter."""
-
-    tenant: str
-    priority: int
-    """The best one among them."""
-    digest: str
 
 
 class LoadLine:
     """Digests of adapters that requests wait for and the device lacks, first come, first served.
 
     If a tenant waits for several of them with different priorities, these take the positions that
-    the tenant has in the line in order of priority; those of other tenants stay where they are.
+    the tenant has in the line in order of priority. They move no adapter to a later position that a
+    tenant without such differences waits for, even if both tenants wait for it.
     """
 
     def __init__(self, uses: Mapping[str, Use]) -> None:
@@ -66,13 +57,7 @@ class LoadLine:
             self.put_first(urgent)
         if len(self._priorities) < 2:
             return list(self._line)
-        waits = ranked(
-            _Wait(tenant, priority, digest)
-            for digest in self._line
-            for tenant, priority in self._uses[digest].best_of_tenants().items()
-        )
-        order = dict.fromkeys(wait.digest for wait in waits)
-        return sorted(order, key=lambda digest: digest != urgent)
+        return sorted(self._by_priority(), key=lambda digest: digest != urgent)
 
     def check(self) -> None:
         """Assert that the line has the adapters of `uses` only, and that priorities are counted."""
@@ -82,3 +67,31 @@ class LoadLine:
             for waiter, count in use.waiting.items():
                 priorities[waiter.priority] += count
         assert priorities == self._priorities, "priorities are miscounted"
+
+    def _by_priority(self) -> Iterator[str]:
+        """Yield the adapters in line in the order of `turns`."""
+        tenants = {digest: self._uses[digest].best_of_tenants() for digest in self._line}
+        waits: dict[str, list[tuple[int, str]]] = {}
+        for digest, priorities in tenants.items():
+            for tenant, priority in priorities.items():
+                waits.setdefault(tenant, []).append((priority, digest))
+        lines = {
+            tenant: deque(digest for _, digest in sorted(wait, key=itemgetter(0)))
+            for tenant, wait in waits.items()
+        }
+        left = dict.fromkeys(self._line)
+        for digest, priorities in tenants.items():
+            firsts = [first for tenant in priorities if (first := _first(lines[tenant], left))]
+            # Only one takes the position; if a tenant's next one is already there, it stays.
+            chosen = digest if digest in firsts else next(iter(firsts), None)
+            if chosen is not None:
+                del left[chosen]
+                yield chosen
+        yield from left
+
+
+def _first(line: deque[str], left: Mapping[str, None]) -> str | None:
+    """Return the first of `line` that is `left`, and remove those before it."""
+    while line and line[0] not in left:
+        line.popleft()
+    return line[0] if line else None
