@@ -5,6 +5,7 @@ What is refused, and how, is in tests/e2e/test_bad_requests.py.
 
 import dataclasses
 import itertools
+from contextlib import nullcontext
 from typing import Any
 
 import msgspec
@@ -235,6 +236,16 @@ def test_a_conversation_may_be_as_long_as_well(context: int, most: int) -> None:
     assert len(parse_conversation(talk(most), model).messages) == 1
     with pytest.raises(InvalidArgumentError, match=f"{most + 1} bytes; expected at most {most} of"):
         parse_conversation(talk(most + 1), model)
+
+
+@pytest.mark.parametrize(("most", "is_refused"), [(-1, False), (999, False), (1 << 30, True)])
+def test_what_remains_of_token_ids_has_to_fit_the_context(most: int, is_refused: bool) -> None:
+    request = GenerateRequest(prompt_token_ids=[1] * 9999, truncate_prompt_tokens=most)
+    with pytest.raises(InvalidArgumentError) if is_refused else nullcontext() as caught:
+        check_fields(request, MODEL)
+    if caught:
+        assert caught.value.reason == "CONTEXT_LENGTH_EXCEEDED"
+        assert str(caught.value).startswith("prompt_token_ids has 9999 tokens; the context of 1000")
 
 
 def test_token_ids_are_predicted_without_a_tokenizer_too() -> None:

@@ -98,9 +98,11 @@ def _check_prompt(request: generation_pb2.GenerateRequest, model: ModelInfo) -> 
     if field != "prompt_token_ids":
         check_readable(field, "set prompt_token_ids", model)
     check_size("prompt", request.prompt, most_bytes(model, MAX_LONG_PROMPT_BYTES))
-    if not request.HasField("truncate_prompt_tokens"):
-        # Before the tokens are looked at one by one: a message may hold millions.
-        context_room("prompt_token_ids", len(request.prompt_token_ids), request.sampling, model)
+    num_tokens = len(request.prompt_token_ids)
+    if request.HasField("truncate_prompt_tokens"):
+        num_tokens = min(num_tokens, max(0, request.truncate_prompt_tokens))
+    # Before the tokens are looked at one by one: a message may hold millions.
+    context_room("prompt_token_ids", num_tokens, request.sampling, model)
 
 
 def _check_lengths(params: generation_pb2.SamplingParams, model: ModelInfo) -> None:
