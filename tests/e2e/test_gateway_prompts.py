@@ -113,6 +113,23 @@ def test_an_echo_without_log_probabilities_is_text_alone(
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("logprobs", [None, 0])
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_echo_of_a_truncated_prompt_is_what_remains(
+    client: openai.OpenAI, logprobs: int | None, stream: bool
+) -> None:
+    found: Any = client.completions.create(
+        model="base", prompt=TEXT, echo=True, logprobs=logprobs, stream=stream, **GREEDY,
+        extra_body={"truncate_prompt_tokens": 5},
+    )  # fmt: skip
+    choices = [piece.choices[0] for piece in (found if stream else [found])]
+    text = "".join(choice.text for choice in choices)
+    assert text.startswith(" Once")
+    if logprobs is not None:
+        offsets = [each for choice in choices for each in choice.logprobs.text_offset]
+        assert offsets[:5] == [0, 1, 2, 3, 4]
+
+
 def test_every_choice_of_every_prompt_begins_with_its_prompt(client: openai.OpenAI) -> None:
     prompts = ["Once", "Twice upon"]
     options: dict[str, Any] = {"n": 2, "max_tokens": 3, "seed": 7, "echo": True, "logprobs": 0}

@@ -261,4 +261,9 @@ class CompletionBody(Body, kw_only=True):
     @property
     def of_prompts(self) -> PromptOptions:
         """See `Body`."""
-        return replace(super().of_prompts, echoes=self.echo, num_logprobs=self.logprobs)
+        return replace(
+            super().of_prompts,
+            echoes=self.echo,
+            num_logprobs=self.logprobs,
+            are_truncated=self.truncate_prompt_tokens is not None,
+        )

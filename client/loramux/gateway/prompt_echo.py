@@ -24,6 +24,8 @@ class PromptOptions:
     """Likeliest tokens per position of an echoed prompt; None for no log-probabilities."""
     num_prompt_logprobs: int | None = None
     """The same for `prompt_logprobs`."""
+    are_truncated: bool = False
+    """Whether prompts may be truncated, so that only the server knows what remains."""
 
     def check(self, server: ServerInfo) -> None:
         """Check that `server` supports these options.
@@ -48,9 +50,9 @@ class PromptOptions:
         """
         wanted = [self.num_prompt_logprobs]
         if self.echoes:
-            # Only the server knows the text of token ids, and it accepts a request for no tokens
-            # only if it asks for log-probabilities of the prompt.
-            needs_tokens = not makes_tokens or not isinstance(prompt, str)
+            # Only the server knows the text of token ids and of truncated prompts, and it accepts a
+            # request for no tokens only if it asks for log-probabilities of the prompt.
+            needs_tokens = not makes_tokens or not isinstance(prompt, str) or self.are_truncated
             wanted.append(0 if self.num_logprobs is None and needs_tokens else self.num_logprobs)
         return max((each for each in wanted if each is not None), default=None)
 
@@ -75,10 +77,11 @@ def echo_of(
     if not options.echoes:
         return NOTHING
     tokens = [position.chosen for position in positions]
-    text = request.prompt or joined(tokens)
+    given = "" if options.are_truncated else request.prompt
+    text = given or joined(tokens)
     if options.num_logprobs is None:
         return Echo(text)
-    offsets = offsets_in(text, tokens) if request.prompt else TextOffsets().of(tokens)
+    offsets = offsets_in(text, tokens) if given else TextOffsets().of(tokens)
     return Echo(text, positions, offsets)
 
 
