@@ -266,15 +266,18 @@ class FullGateway(InProcessGateway):
 
 
 async def test_a_priority_is_that_of_requests_that_set_none(tmp_path: Path) -> None:
-    lines = [Line("own", TEXT, {"priority": 3}), Line("none", TEXT, {"n": 1})]
-    for priority, wanted in ((10, {"priority": 10, "n": 1}), (None, {"n": 1})):
+    lines = [
+        Line("own", TEXT, {"priority": 3}), Line("none", TEXT, {"n": 1}),
+        Line("null", TEXT, {"priority": None}),
+    ]  # fmt: skip
+    for priority, none, null in ((10, {"priority": 10, "n": 1}, 10), (None, {"n": 1}, None)):
         path = tmp_path / f"{priority}.jsonl"
         with OutputFile(path, goes_on=False) as output:
             await answer_all(
                 lines, FullGateway(0), output, concurrency=1, patience=60, priority=priority
             )
         found = {name: each["body"]["asked"] for name, each in answers(path).items()}
-        assert found == {"own": {"priority": 3}, "none": wanted}
+        assert found == {"own": {"priority": 3}, "none": none, "null": {"priority": null}}
 
 
 async def test_who_finds_no_room_comes_again_until_patience_is_over(tmp_path: Path) -> None:

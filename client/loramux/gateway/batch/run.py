@@ -71,7 +71,9 @@ async def answer_all(
 
     async def work(left: Iterator[Line]) -> None:
         for line in left:
-            body = line.body if priority is None else {"priority": priority} | line.body
+            body = line.body
+            if priority is not None and body.get("priority") is None:
+                body = body | {"priority": priority}
             reply = await _answer(line.url, body, gateway, patience, again)
             response = Response(
                 reply.status, reply.headers.get("x-request-id", ""), msgspec.Raw(reply.body)
