@@ -77,9 +77,9 @@ def parse_object(raw: bytes, what: str) -> dict[str, object]:
         raise ValueError(f"{what} is nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"{what} is not valid JSON: {error}") from None
-    if number := _out_of_range(value):
-        path = ascii(number.path[1:])[:160]
-        literal = number.literal[:80]
+    if isinstance(value, _OutOfRange) and value.path:
+        path = ascii(value.path[1:])[:160]
+        literal = value.literal[:80]
         raise ValueError(f"{what} is not valid JSON: {path} is {literal}, which is out of range")
     if not isinstance(value, dict):
         raise ValueError(f"{what} is not a JSON object")

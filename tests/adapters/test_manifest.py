@@ -112,7 +112,7 @@ def test_a_header_that_ends_early_is_noticed() -> None:
 
 @pytest.mark.parametrize(("text", "says"), [
     ("\ufeff{}", "is not valid JSON"), ("[1]", "is not a JSON object"),
-    ("7", "is not a JSON object"),
+    ("7", "is not a JSON object"), ("[1e999]", "is not a JSON object"),
     ('{"a": -0}', "-0 is not an integer"), ('{"a": Infinity}', "Infinity is not JSON"),
     ('{"a": 1e999}', "'a' is 1e999, which is out of range"),
     ('{"b": {"a": [[], [-1' + "0" * 309 + "]]}}", r"'b\.a' is -1000.*, which is out of range"),
