@@ -129,6 +129,9 @@ class Chat:
         added = chat_format.added_tokens
         if self._encoder and not added:
             return self._encoder
+        if own := self._own.get(added):  # without waiting for one that is being prepared
+            self._own.move_to_end(added)
+            return own
         # A cancelled caller must not waste the work: with short deadlines it would never be done.
         return await finished(self._prepare(added))
 
@@ -147,7 +150,6 @@ class Chat:
                 self._own[added] = await asyncio.to_thread(self._encoder.with_own, added)
                 if len(self._own) > KEPT:
                     self._own.popitem(last=False)
-            self._own.move_to_end(added)
             return self._own[added]
 
 

@@ -36,6 +36,9 @@ class Vocabularies:
         added = self._added(settings)
         if not added:
             return self._tokenizer
+        if own := self._own.get(added):  # without waiting for one that is being prepared
+            self._own.move_to_end(added)
+            return own
         # A cancelled caller must not waste the work: with short deadlines it would never be done.
         return await finished(self._prepare(added))
 
@@ -48,7 +51,6 @@ class Vocabularies:
                 self._own[added] = own
                 if len(self._own) > KEPT:
                     self._own.popitem(last=False)
-            self._own.move_to_end(added)
             return own
 
     def _added(self, settings: PackageSettings) -> tuple[AddedToken, ...]:
