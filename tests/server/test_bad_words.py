@@ -16,7 +16,9 @@ from loramux_server.engine.sampler import sample
 from loramux_server.engine.token_counts import Turn, adjustments_of, counts_of
 from loramux_server.forms.form import Form, FormKind
 from loramux_server.kernels.adjust import adjust
-from loramux_server.services.prompts import Prompts
+from loramux_server.services.generation.bad_words import bad_words_of
+from loramux_server.services.texts import Texts
+from loramux_server.services.vocabularies import Vocabularies
 from loramux_server.store.package_settings import NONE
 from loramux_server.wire.sampling import Sampling
 from tests.server.test_limits import MODEL
@@ -90,7 +92,8 @@ async def test_a_word_is_excluded_at_the_beginning_and_after_a_space() -> None:
         )
     )
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
-    prompts = Prompts(msgspec.structs.replace(MODEL, tokenizer_json=tokenizer.to_str()))
+    model = msgspec.structs.replace(MODEL, tokenizer_json=tokenizer.to_str())
+    texts = Texts(Vocabularies(model))
     for words, wanted in (
         (["cat"], [(5,), (6,)]),
         ([" cat", "cat"], [(5,), (6,)]),
@@ -98,7 +101,7 @@ async def test_a_word_is_excluded_at_the_beginning_and_after_a_space() -> None:
         (["cat cat", "\n"], [(5, 6), (6, 6), (7,)]),
     ):
         request = GenerateRequest(sampling=SamplingParams(bad_words=words))
-        assert list(await prompts.bad_words(request, NONE)) == wanted
+        assert list(await bad_words_of(request, texts, NONE)) == wanted
 
 
 def test_a_form_that_leaves_bad_words_only_is_told() -> None:

@@ -74,8 +74,8 @@ class TokenCounts:
         self._counts = bool(sampling.presence_penalty or sampling.frequency_penalty)
         self._ends: list[int] | None = None
         """Places of stop and EOS tokens that `min_tokens` forbids; None before the first `at`."""
-        self._bad_ends: list[tuple[list[int], int]] = []
-        """For each bad word, the tokens before its last one, and the place of that one."""
+        self._bad_ends: dict[int, list[tuple[list[int], int]]] = {}
+        """Of bad words: next to last token -> all tokens before the last one, and its place."""
 
     def _begin(self) -> list[int]:
         """Add tokens of the parameters and the prompt; deferred until used: prompts may be long."""
@@ -87,7 +87,7 @@ class TokenCounts:
         for *before, last in sampling.bad_words:
             place = self._add(last, bias=0.0 if before else -np.inf)
             if before and place is not None:
-                self._bad_ends.append((before, place))
+                self._bad_ends.setdefault(before[-1], []).append((before, place))
         ends = set(sampling.stop_token_ids if sampling.min_tokens else ())
         if sampling.min_tokens and not sampling.ignore_eos:
             ends.update(self._eos_token_ids)
@@ -115,9 +115,8 @@ class TokenCounts:
             self._num_counted = len(output)
         size, rows = len(self._place), self._rows
         bias_M = rows.bias_M[:size]
-        excluded = [
-            place for before, place in self._bad_ends if list(output[-len(before) :]) == before
-        ]
+        ends = self._bad_ends.get(output[-1], ()) if self._bad_ends and output else ()
+        excluded = [place for before, place in ends if list(output[-len(before) :]) == before]
         if position < self._sampling.min_tokens:
             excluded += self._ends
         if excluded:

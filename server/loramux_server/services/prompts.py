@@ -157,30 +157,6 @@ class Prompts:
             return list(request.decoder_prompt_token_ids)
         return await self._of_text(request, request.decoder_prompt, "decoder_prompt", settings)
 
-    async def bad_words(
-        self, request: generation_pb2.GenerateRequest, settings: PackageSettings
-    ) -> tuple[tuple[int, ...], ...]:
-        """Return the sequences of tokens that `request` excludes.
-
-        As in vLLM, these are the tokens of each bad word without leading white space, and those of
-        the word after a space if they are as many and begin with another one.
-
-        Raises:
-            InvalidArgumentError: A bad word cannot be tokenized, or has no tokens.
-        """
-        found: list[list[int]] = []
-        for index, word in enumerate(request.sampling.bad_words):
-            # vLLM takes no words of white space only, such as a line break.
-            field, text = f"sampling.bad_words[{index}]", word.lstrip() or word
-            alone = await self._of_text(request, text, field, settings)
-            if not alone:
-                raise no_tokens(field)
-            found.append(alone)
-            spaced = await self._of_text(request, f" {text}", field, settings)
-            if len(spaced) == len(alone) and spaced[0] != alone[0]:
-                found.append(spaced)
-        return tuple(dict.fromkeys(map(tuple, found)))
-
     async def tool_use(
         self,
         request: generation_pb2.GenerateRequest,

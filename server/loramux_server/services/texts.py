@@ -1,7 +1,7 @@
 """Tokenization of a request's texts, with the tokenizer of the base model or of an adapter."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -56,6 +56,33 @@ class Texts:
             add_special=add_special,
         )  # fmt: skip
         return await _made(encode, len(text))
+
+    async def tokens_of_each(
+        self,
+        texts: Sequence[tuple[str, str]],
+        settings: PackageSettings,
+        *,
+        parse_special: bool,
+    ) -> list[list[int]]:
+        """Return the tokens of each of `texts`, without added special tokens.
+
+        Args:
+            texts: Pairs of a request field and its text.
+            settings: Those of the adapter.
+            parse_special: Whether text such as `</s>` is a control token.
+
+        Raises:
+            InvalidArgumentError: One cannot be tokenized.
+        """
+        encode = (await self._tokenizer(settings)).encode
+
+        def encode_all() -> list[list[int]]:
+            return [
+                encode(text, field, parse_special=parse_special, add_special=False)
+                for field, text in texts
+            ]
+
+        return await _made(encode_all, sum(len(text) for _, text in texts))
 
     async def placed(
         self,

@@ -12,6 +12,7 @@ from loramux_server.services.adapter_fields import check_adapters
 from loramux_server.services.calls import Calls
 from loramux_server.services.deadline import Deadline
 from loramux_server.services.gen_ai import operation_of
+from loramux_server.services.generation.bad_words import bad_words_of
 from loramux_server.services.generation.beam_fields import check_beams
 from loramux_server.services.generation.call import GenerationCall
 from loramux_server.services.generation.completion_limits import CompletionLimits
@@ -228,7 +229,7 @@ class GenerationService:
             num_source=len(prompt.tokens) if decoder_prompt else 0,
             images=prompt.images,
             predicted=predicted,
-            bad_words=await self._prompts.bad_words(request, settings),
+            bad_words=await bad_words_of(request, self._prompts.texts, settings),
             tokenizer=tokenizer,
             tool_use=tool_use,
             thinking=thinking,
