@@ -155,7 +155,8 @@ class UploadService:
             # A concurrent call may have finished it meanwhile.
             if done := self._uploads.finished(upload_id):
                 return done
-            self._uploads.get(upload_id)
+            if self._uploads.get(upload_id) is not upload:  # put aside, and continued
+                raise no_upload(upload_id)
             upload.is_finishing, upload.touched = True, time.monotonic()
             try:
                 self._check_inherited(upload, declared.header)
