@@ -79,7 +79,7 @@ def test_bad_words_count_within_structured_output_and_stop_nothing(client: Clien
         ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens", "is 0; expected an integer from"),
         ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens", "is -2; expected an integer"),
         ({"truncate_prompt_tokens": 1 << 31}, "truncate_prompt_tokens", "2147483648"),
-        ({"cache_salt": "s" * 257}, "cache_salt", "at most 256 characters"),
+        ({"cache_salt": "s" * 257}, "cache_salt", "cache_salt has 257 characters"),
     ],
 )
 def test_what_cannot_be_is_named(

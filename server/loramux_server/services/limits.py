@@ -41,8 +41,10 @@ def check_fields(request: generation_pb2.GenerateRequest, model: ModelInfo) -> N
     _check_shaping(request.sampling, model)
     _check_stops(request.sampling, model)
     _check_bad_words(request.sampling, model)
-    if len(request.cache_salt) > MAX_CACHE_SALT:
-        raise invalid("cache_salt", request.cache_salt, f"at most {MAX_CACHE_SALT} characters")
+    if (count := len(request.cache_salt)) > MAX_CACHE_SALT:
+        # Its value is a secret where it keeps others from probing the cache.
+        message = f"has {count} characters; expected at most {MAX_CACHE_SALT} characters"
+        raise wrong("cache_salt", message)
     check_form(request.sampling, model)
 
 
