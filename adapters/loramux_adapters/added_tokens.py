@@ -35,7 +35,7 @@ class AddedToken:
     rstrip: bool = False
     """Whether it absorbs white space after it."""
     normalized: bool = False
-    """Whether it is matched in normalised text."""
+    """Whether it is matched in normalized text."""
     single_word: bool = False
     """Whether it is matched only as a whole word."""
 

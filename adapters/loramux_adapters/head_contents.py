@@ -3,7 +3,7 @@
 PEFT saves it as one of `modules_to_save`, to which it adds the head of the task by itself. Sources:
 `PeftModelForSequenceClassification`, `PeftModelForTokenClassification` and
 `PeftModelForQuestionAnswering`, PEFT 0.21, and transformers' models for these tasks. Layers of the
-head with names of their own, such as DistilBERT's `pre_classifier`, can only be recognised with the
+head with names of their own, such as DistilBERT's `pre_classifier`, can only be recognized with the
 base at hand; see `loramux_adapters.post_layers`.
 """
 

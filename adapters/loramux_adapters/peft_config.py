@@ -39,7 +39,7 @@ FIELDS = Fields(
         "bias", "lora_bias", "modules_to_save", "trainable_token_indices", "ensure_weight_tying",
         "alora_invocation_tokens", "task_type", "target_parameters",
     }),
-    # `fan_in_fan_out` matters to PEFT only for merging, and the configs of initialisations only
+    # `fan_in_fan_out` matters to PEFT only for merging, and the configs of initializations only
     # before training. `merge_weights` of PEFT 0.1 and 0.2 says whether the update is merged into
     # the base outside of training, which changes neither the result nor what is saved.
     # `auto_mapping` and `megatron_core` name Python modules: nothing here ever imports one.
@@ -65,7 +65,7 @@ FIELDS = Fields(
         "arrow_config": "it chooses among adapters by the hidden state of each token",
         "kasa_config": "it needs the singular values of the base at each load",
     },
-    # Other initialisations take the initial factors from the base, whose weights PEFT changes
+    # Other initializations take the initial factors from the base, whose weights PEFT changes
     # again at each load.
     harmless={"init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal", "mica")},
 )  # fmt: skip

@@ -1,7 +1,7 @@
 """Checks of an adapter against the modules after the base's layers, which only heads read.
 
 Encoders have poolers there, and heads of several layers; transformers' class for a task says which
-parameters. An adapter may change those that were saved with the base. All others were initialised
+parameters. An adapter may change those that were saved with the base. All others were initialized
 at random when it was trained, so it has to bring them.
 """
 

@@ -32,7 +32,7 @@ _COMMON = frozenset({
     "peft_version", "base_model_name_or_path", "revision", "auto_mapping",
     "inference_mode",
 })  # fmt: skip
-_INITIALISATION = frozenset({
+_INITIALIZATION = frozenset({
     "prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs",
 })  # fmt: skip
 _SHAPE = frozenset({
@@ -41,7 +41,7 @@ _SHAPE = frozenset({
 })  # fmt: skip
 _CACHE_SHAPE = frozenset({"num_layers", "num_attention_heads"})
 
-PROMPT_FIELDS = Fields(_SHAPE, _COMMON | _CACHE_SHAPE | _INITIALISATION, {})
+PROMPT_FIELDS = Fields(_SHAPE, _COMMON | _CACHE_SHAPE | _INITIALIZATION, {})
 P_FIELDS = Fields(
     _SHAPE,
     _COMMON | _CACHE_SHAPE | {
@@ -52,7 +52,7 @@ P_FIELDS = Fields(
 )  # fmt: skip
 MULTITASK_FIELDS = Fields(
     _SHAPE | {"num_tasks", "num_ranks"},
-    _COMMON | _CACHE_SHAPE | _INITIALISATION | {
+    _COMMON | _CACHE_SHAPE | _INITIALIZATION | {
         "prompt_tuning_init_state_dict_path", "prompt_tuning_init_task",
     },
     {},

@@ -271,7 +271,7 @@ def test_a_base_that_does_not_fit_is_refused(
     assert not Path("whole").exists()
 
 
-def test_a_quantised_base_is_refused(loramux: Loramux, tmp_path: Path) -> None:
+def test_a_quantized_base_is_refused(loramux: Loramux, tmp_path: Path) -> None:
     small_base(tmp_path / "base", {Q_PROJ: tensor([3, 4], "F8_E4M3", end=12)})
     write_folder(tmp_path / "adapter")
     done = loramux("merge", "adapter", "--into-base", "base", "-o", "whole")

@@ -70,7 +70,7 @@ def leaks(text: str, *secrets: str) -> list[str]:
     "peer ipv4:127.0.0.1:4444", "connect to 10.0.0.1:80 failed", "<Model at 0x7f1234567890>",
     'File "a.py", line 3', "localhost:1",
 ])  # fmt: skip
-def test_what_should_not_be_told_is_recognised(text: str) -> None:
+def test_what_should_not_be_told_is_recognized(text: str) -> None:
     assert leaks(text)
 
 

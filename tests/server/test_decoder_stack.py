@@ -10,11 +10,11 @@ from tests.support.engine import Harness
 from tests.support.models import tiny_model
 from tests.support.sinks import granite_swa
 
-RECOGNISED = ("llama", "llama-bias", "qwen2", "qwen3", "mistral")
+RECOGNIZED = ("llama", "llama-bias", "qwen2", "qwen3", "mistral")
 OTHERS = ("gemma", "gemma2", "gemma3", "gpt2", "gpt-neox", "phi", "qwen3-moe")
 
 
-@pytest.mark.parametrize("name", RECOGNISED)
+@pytest.mark.parametrize("name", RECOGNIZED)
 def test_layers_of_the_usual_parts_become_one(name: str) -> None:
     base = prepare(tiny_model(name))
     assert isinstance(base.module.model.layers[0], DecoderStack)
@@ -79,7 +79,7 @@ def test_the_models_own_layers_are_kept_whole() -> None:
 
 
 @pytest.mark.parametrize("kernels", ["torch", "cpu"])
-@pytest.mark.parametrize("name", [*RECOGNISED, "granite-swa"])
+@pytest.mark.parametrize("name", [*RECOGNIZED, "granite-swa"])
 def test_tokens_are_those_of_the_model_alone(name: str, kernels: str) -> None:
     model = granite_swa() if name == "granite-swa" else tiny_model(name)
     prompts = [[5, 6, 7], list(range(3, 40)), [9], list(range(20, 31))]

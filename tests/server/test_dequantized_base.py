@@ -1,4 +1,4 @@
-"""Bases saved in FP8, GPTQ, AWQ or by compressed-tensors: dequantised when they are loaded."""
+"""Bases saved in FP8, GPTQ, AWQ or by compressed-tensors: dequantized when they are loaded."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ from loramux_server.models.dequantize.method import SavedMethod, saved_method
 from loramux_server.models.loading import load_base_model
 from loramux_server.models.servable import UnservableModelError
 from tests.parity.test_peft import cases, check
-from tests.support.dequantized import METHODS, save_quantised
+from tests.support.dequantized import METHODS, save_quantized
 from tests.support.engine import Harness
 from tests.support.models import VOCAB, tiny_model
 
@@ -29,7 +29,7 @@ def test_it_is_the_model_with_the_numbers_that_were_saved(
 ) -> None:
     monkeypatch.setattr(layout, "_NUMBERS", 32 * 32)  # so that they come in several parts
     model = tiny_model("llama-bias")
-    folder = save_quantised(model, tmp_path, METHODS[name])
+    folder = save_quantized(model, tmp_path, METHODS[name])
     with caplog.at_level(logging.INFO, "loramux_server"):
         base = load_base_model(str(folder), device="cpu")
     assert base.dtype == torch.float32
@@ -41,9 +41,9 @@ def test_it_is_the_model_with_the_numbers_that_were_saved(
     assert f"GB); its weights are dequantized to {dtype} (" in line
 
 
-def test_adapters_on_it_equal_peft_on_the_dequantised_model(tmp_path: Path) -> None:
+def test_adapters_on_it_equal_peft_on_the_dequantized_model(tmp_path: Path) -> None:
     model = tiny_model("llama")
-    folder = save_quantised(model, tmp_path / "base", METHODS["gptq-4"])
+    folder = save_quantized(model, tmp_path / "base", METHODS["gptq-4"])
     requests = cases(model, tmp_path, num_requests=13)
     harness = Harness(load_base_model(str(folder), device="cpu"), kernels="cpu", rows=128)
     for case in requests:
@@ -55,9 +55,9 @@ def test_adapters_on_it_equal_peft_on_the_dequantised_model(tmp_path: Path) -> N
         check(harness, request_id, case)
 
 
-def test_experts_are_dequantised_before_they_are_put_together(tmp_path: Path) -> None:
+def test_experts_are_dequantized_before_they_are_put_together(tmp_path: Path) -> None:
     model = tiny_model("qwen3-moe")
-    folder = save_quantised(model, tmp_path / "base", METHODS["fp8-blocks"])
+    folder = save_quantized(model, tmp_path / "base", METHODS["fp8-blocks"])
     names = {name for file in folder.glob("*.safetensors") for name in load_file(file)}
     assert "model.layers.0.mlp.experts.3.up_proj.weight_scale_inv" in names
     model.save_pretrained(str(tmp_path / "plain"))
@@ -69,7 +69,7 @@ def test_experts_are_dequantised_before_they_are_put_together(tmp_path: Path) ->
 
 def test_it_may_be_rounded_again(tmp_path: Path) -> None:
     model = tiny_model("llama")
-    folder = save_quantised(model, tmp_path / "base", METHODS["gptq-8"])
+    folder = save_quantized(model, tmp_path / "base", METHODS["gptq-8"])
     model.save_pretrained(str(tmp_path / "plain"))
     logprobs = []
     for path in (folder, tmp_path / "plain"):
@@ -83,7 +83,7 @@ def test_it_may_be_rounded_again(tmp_path: Path) -> None:
 
 def test_it_may_be_served_in_16_bits(tmp_path: Path) -> None:
     model = tiny_model("llama")
-    folder = save_quantised(model, tmp_path, METHODS["awq"])
+    folder = save_quantized(model, tmp_path, METHODS["awq"])
     (folder / "generation_config.json").write_text('{"eos_token_id": [5, 7]}')
     base = load_base_model(str(folder), device="cpu", dtype="float16")
     assert {group.dtype for group in base.groups} == {base.dtype} == {torch.float16}
@@ -117,7 +117,7 @@ def test_a_config_that_says_nonsense_is_refused(groups: object) -> None:
 
 def test_torchao_may_round_it_again(tmp_path: Path) -> None:
     pytest.importorskip("torchao")
-    folder = save_quantised(tiny_model("llama"), tmp_path, METHODS["fp8-blocks"])
+    folder = save_quantized(tiny_model("llama"), tmp_path, METHODS["fp8-blocks"])
     base = load_base_model(
         str(folder), device="cpu", kernels="torch", quantization=Quantization.INT8
     )
@@ -170,7 +170,7 @@ def test_what_is_not_served_is_refused_with_what_would_be(
 @pytest.fixture(scope="module")
 def fp8_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base in FP8, whose config a test may write anew."""
-    return save_quantised(
+    return save_quantized(
         tiny_model("llama"), tmp_path_factory.mktemp("fp8"), METHODS["fp8-blocks"]
     )
 
@@ -197,7 +197,7 @@ def fp8_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_files_that_do_not_fit_are_refused_by_name(
     name: str, damage: dict[str, torch.Tensor | None], message: str, tmp_path: Path
 ) -> None:
-    folder = save_quantised(tiny_model("llama"), tmp_path, METHODS[name])
+    folder = save_quantized(tiny_model("llama"), tmp_path, METHODS[name])
     layer = "model.layers.0.self_attn.q_proj"
     for file in folder.glob("*.safetensors"):
         tensors = load_file(file)
@@ -227,7 +227,7 @@ def test_gguf_is_refused_with_the_way_out(name: str, tmp_path: Path) -> None:
 
 
 def test_a_file_that_was_cut_off_is_refused(tmp_path: Path) -> None:
-    folder = save_quantised(tiny_model("llama"), tmp_path, METHODS["awq"])
+    folder = save_quantized(tiny_model("llama"), tmp_path, METHODS["awq"])
     file = folder / "model-00002-of-00002.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(UnservableModelError, match="file not fully covered"):

@@ -1,4 +1,4 @@
-"""What is recognised in a model, and that nothing else is touched."""
+"""What is recognized in a model, and that nothing else is touched."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from tests.support.models import tiny_model
     ("name", "num_norms", "num_mlps"),
     [("llama", 5, 2), ("qwen2", 5, 2), ("mistral", 5, 2), ("gemma2", 9, 0), ("gpt2", 0, 0)],
 )
-def test_parts_are_recognised_by_what_they_compute(
+def test_parts_are_recognized_by_what_they_compute(
     name: str, num_norms: int, num_mlps: int
 ) -> None:
     base = prepare(tiny_model(name))

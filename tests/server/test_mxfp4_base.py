@@ -1,4 +1,4 @@
-"""A base whose experts were saved in MXFP4: they are dequantised when it is loaded."""
+"""A base whose experts were saved in MXFP4: they are dequantized when it is loaded."""
 
 import logging
 from pathlib import Path
@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from loramux_server.kernels.weight_storage import Quantization
 from loramux_server.models.decoder_model import prepare
 from loramux_server.models.loading import load_base_model
-from loramux_server.models.quantized import hold_dequantised
+from loramux_server.models.quantized import hold_dequantized
 from loramux_server.models.servable import UnservableModelError
 from tests.parity.test_gpt_oss import configs
 from tests.parity.test_methods import TOLERANCE, cases
@@ -60,14 +60,14 @@ def test_what_came_in_16_bits_is_held_as_the_rest() -> None:
     experts = model.model.layers[0].mlp.experts
     whole = experts.down_proj.detach().clone().bfloat16()
     experts.down_proj.data = whole
-    hold_dequantised(model, "auto")
+    hold_dequantized(model, "auto")
     assert experts.down_proj.dtype == torch.bfloat16
-    hold_dequantised(model, torch.float32)
+    hold_dequantized(model, torch.float32)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert torch.equal(experts.down_proj, whole.float())
 
 
-def test_it_is_not_quantised_twice(tmp_path: Path) -> None:
+def test_it_is_not_quantized_twice(tmp_path: Path) -> None:
     folder = save_mxfp4(gpt_oss(**WIDTHS), tmp_path)
     with pytest.raises(UnservableModelError, match="must be 'none', got 'int8'"):
         load_base_model(str(folder), device="cpu", quantization=Quantization.INT8)

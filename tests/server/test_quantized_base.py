@@ -1,4 +1,4 @@
-"""Bases whose linear layers are quantised, with adapters on top that are not."""
+"""Bases whose linear layers are quantized, with adapters on top that are not."""
 
 import copy
 import sys
@@ -81,7 +81,7 @@ def test_layers_of_another_class_compute_on_their_own(
         pytest.param("gpt2", {"n_embd": 64}, by_bitsandbytes(4), 2e-2, id="bitsandbytes-4"),
     ],
 )
-def test_a_base_that_was_saved_quantised_equals_peft_on_it(
+def test_a_base_that_was_saved_quantized_equals_peft_on_it(
     architecture: str,
     shape: dict[str, int],
     make: Make,
@@ -149,7 +149,7 @@ def test_quantization_is_left_to_kernels_that_round(tmp_path: Path) -> None:
     assert base.fingerprint == plain.fingerprint
 
 
-def test_all_that_can_be_quantised_may_be(tmp_path: Path) -> None:
+def test_all_that_can_be_quantized_may_be(tmp_path: Path) -> None:
     """The embedding and the layer that makes logits as well."""
     config = INT8()
     config.include_input_output_embeddings = True
@@ -161,7 +161,7 @@ def test_all_that_can_be_quantised_may_be(tmp_path: Path) -> None:
     assert_equals_peft(Harness(base, kernels="cpu", rows=128), own, tmp_path)
 
 
-def test_the_fingerprint_tells_quantised_weights_apart(tmp_path: Path) -> None:
+def test_the_fingerprint_tells_quantized_weights_apart(tmp_path: Path) -> None:
     prints = [
         prepare(tiny_model("llama")).fingerprint,
         prepare(with_stand_ins(tiny_model("llama"))).fingerprint,
@@ -191,7 +191,7 @@ def save_plain(architecture: str, folder: Path) -> str:
     return str(folder)
 
 
-def test_a_base_is_not_quantised_twice(tmp_path: Path) -> None:
+def test_a_base_is_not_quantized_twice(tmp_path: Path) -> None:
     folder = save_quantized(tiny_model("llama"), tmp_path, INT8())
     for kernels in ("cpu", "torch"):
         with pytest.raises(UnservableModelError, match="must be 'none', got 'int8'"):
@@ -200,14 +200,14 @@ def test_a_base_is_not_quantised_twice(tmp_path: Path) -> None:
             )
 
 
-def test_a_base_that_nothing_is_quantised_of_is_refused(tmp_path: Path) -> None:
+def test_a_base_that_nothing_is_quantized_of_is_refused(tmp_path: Path) -> None:
     INT8()
     path = save_plain("gpt2", tmp_path)
     with pytest.raises(UnservableModelError, match="'int8' changes nothing"):
         load_base_model(path, device="cpu", kernels="torch", quantization=Quantization.INT8)
 
 
-def test_quantised_layers_are_not_divided(tmp_path: Path) -> None:
+def test_quantized_layers_are_not_divided(tmp_path: Path) -> None:
     INT8()
     path = save_plain("llama", tmp_path)
     with pytest.raises(UnservableModelError, match="tensor_parallel must be 1"):
@@ -216,7 +216,7 @@ def test_quantised_layers_are_not_divided(tmp_path: Path) -> None:
         )
 
 
-def test_another_way_to_quantise_is_refused_by_name(tmp_path: Path) -> None:
+def test_another_way_to_quantize_is_refused_by_name(tmp_path: Path) -> None:
     path = save_plain("llama", tmp_path)
     INT8()
     with pytest.raises(UnservableModelError, match="'bfloat16' needs kernels 'cpu'"):

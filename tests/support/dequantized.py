@@ -1,4 +1,4 @@
-"""Bases saved with quantised weights, by the layouts that the tools publish, and their numbers.
+"""Bases saved with quantized weights, by the layouts that the tools publish, and their numbers.
 
 Legend: N output width, K input width, G groups of inputs.
 """
@@ -19,7 +19,7 @@ BLOCK = (32, 20)
 """Neither of which divides all widths of a tiny model."""
 Tensors = dict[str, torch.Tensor]
 """What stands behind the name of a layer -> what is saved."""
-Quantise = Callable[[torch.Tensor], tuple[Tensors, torch.Tensor]]
+Quantize = Callable[[torch.Tensor], tuple[Tensors, torch.Tensor]]
 """A weight [N, K] -> the tensors it is saved as, and the numbers that they mean, float32."""
 
 
@@ -27,7 +27,7 @@ Quantise = Callable[[torch.Tensor], tuple[Tensors, torch.Tensor]]
 class Method:
     """A way to save a base."""
 
-    quantise: Quantise
+    quantize: Quantize
     config: dict[str, Any] = field(hash=False)
     """Its quantization_config."""
     dtype: torch.dtype = torch.float16
@@ -35,7 +35,7 @@ class Method:
 
 
 _KEPT = ("embed_tokens.weight", "lm_head.weight", ".mlp.gate.weight")
-"""How names of matrices end that nobody quantises."""
+"""How names of matrices end that nobody quantizes."""
 
 
 def packed(values: torch.Tensor, bits: int, dim: int) -> torch.Tensor:
@@ -60,10 +60,10 @@ def _factors(*shape: int) -> torch.Tensor:
 
 def gptq(
     bits: int, *, version: int = 1, symmetric: bool = False, shuffled: bool = False
-) -> Quantise:
+) -> Quantize:
     """Return what saves a weight as GPTQ does."""
 
-    def quantise(weight_NK: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+    def quantize(weight_NK: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
         (outputs, width), top = weight_NK.shape, 2**bits
         groups = width // GROUP
         q_KN = _random(width, outputs, low=0, high=top)
@@ -82,7 +82,7 @@ def gptq(
         known_KN = scales_GN.float()[index_K] * (q_KN - zeros_GN[index_K])
         return tensors, known_KN.T
 
-    return quantise
+    return quantize
 
 
 def awq(weight_NK: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
@@ -102,10 +102,10 @@ def awq(weight_NK: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
 
 def pack_quantized(
     bits: int, *, symmetric: bool = True, by_channel: bool = False, shuffled: bool = False
-) -> Quantise:
+) -> Quantize:
     """Return what saves a weight as compressed-tensors does, packed."""
 
-    def quantise(weight_NK: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+    def quantize(weight_NK: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
         (outputs, width), half = weight_NK.shape, 2 ** (bits - 1)
         groups = 1 if by_channel else width // GROUP
         q_NK = _random(outputs, width, low=-half, high=half)
@@ -125,13 +125,13 @@ def pack_quantized(
             tensors["weight_g_idx"] = index_K.int()
         return tensors, scale_NG.float()[:, index_K] * (q_NK - zero_NG[:, index_K])
 
-    return quantise
+    return quantize
 
 
-def scaled(how: str, dtype: torch.dtype = torch.float8_e4m3fn) -> Quantise:
+def scaled(how: str, dtype: torch.dtype = torch.float8_e4m3fn) -> Quantize:
     """Return what saves a weight with a factor for each `how`: block, channel or tensor."""
 
-    def quantise(weight_NK: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+    def quantize(weight_NK: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
         outputs, width = weight_NK.shape
         size = {"block": BLOCK, "channel": (1, width), "tensor": (outputs, width)}[how]
         scale = _factors(-(-outputs // size[0]), -(-width // size[1])) / 4
@@ -142,7 +142,7 @@ def scaled(how: str, dtype: torch.dtype = torch.float8_e4m3fn) -> Quantise:
         saved_scale = scale.reshape(()) if how == "tensor" else scale
         return {"weight": q_NK, name: saved_scale, "input_scale": torch.ones(1)}, known_NK
 
-    return quantise
+    return quantize
 
 
 def _compressed(layout: str, **weights: Any) -> dict[str, Any]:
@@ -197,8 +197,8 @@ METHODS = {
 }  # fmt: skip
 
 
-def save_quantised(model: PreTrainedModel, folder: Path, method: Method) -> Path:
-    """Save `model` quantised to `folder` as on a hub, and give it the numbers that are there."""
+def save_quantized(model: PreTrainedModel, folder: Path, method: Method) -> Path:
+    """Save `model` quantized to `folder` as on a hub, and give it the numbers that are there."""
     torch.manual_seed(7)
     model.save_pretrained(str(folder))
     file = folder / "model.safetensors"
@@ -206,7 +206,7 @@ def save_quantised(model: PreTrainedModel, folder: Path, method: Method) -> Path
     plain: Tensors = {}
     for name, weight in load_file(file).items():
         if weight.dim() == 2 and not name.endswith(_KEPT):
-            tensors, known = method.quantise(weight)
+            tensors, known = method.quantize(weight)
             layer = name.removesuffix(".weight")
             saved |= {f"{layer}.{key}": value for key, value in tensors.items()}
             plain[name] = known.to(method.dtype)

@@ -1,4 +1,4 @@
-"""Bases whose linear layers are quantised: by torchao, by bitsandbytes, or by a stand-in for it."""
+"""Bases whose linear layers are quantized: by torchao, by bitsandbytes, or by a stand-in for it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +39,7 @@ Linear8bitLt.__module__ = "bitsandbytes.nn.modules"
 
 
 def with_stand_ins(model: PreTrainedModel) -> PreTrainedModel:
-    """Return `model` with all layers but the output quantised, as bitsandbytes does it."""
+    """Return `model` with all layers but the output quantized, as bitsandbytes does it."""
     for name, layer in list(model.named_modules()):
         if isinstance(layer, nn.Linear | Conv1D) and layer is not model.get_output_embeddings():
             model.set_submodule(name, Linear8bitLt(layer))
@@ -72,7 +72,7 @@ def save_quantized(
     config: TorchAoConfig | BitsAndBytesConfig,
     dtype: torch.dtype = torch.float32,
 ) -> Path:
-    """Quantise `model` as `config` says, and save it to a folder within `folder`."""
+    """Quantize `model` as `config` says, and save it to a folder within `folder`."""
     model.save_pretrained(str(folder / "plain"))
     quantized = AutoModelForCausalLM.from_pretrained(
         str(folder / "plain"), dtype=dtype, quantization_config=config

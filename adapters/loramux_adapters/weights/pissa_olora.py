@@ -1,11 +1,11 @@
-"""LoRA initialised from the base's weights (PiSSA, OLoRA), as plain LoRA for the unchanged base.
+"""LoRA initialized from the base's weights (PiSSA, OLoRA), as plain LoRA for the unchanged base.
 
 Methods: Meng et al., "PiSSA: Principal Singular Values and Singular Vectors Adaptation of Large
 Language Models" (arXiv 2404.02948), and Büyükakyüz, "OLoRA: Orthonormal Low-Rank Adaptation of
 Large Language Models" (arXiv 2406.01775). Computation: `pissa_init` and `olora_init` of
 `peft.tuners.lora.layer`, PEFT 0.21.
 
-PEFT initialises A and B to a part of rank R of the weight and subtracts that part from the base,
+PEFT initializes A and B to a part of rank R of the weight and subtracts that part from the base,
 again at each load. So the update of the unchanged base is that of A and B minus the part, of rank
 2 R.
 
@@ -56,7 +56,7 @@ def pack_pissa_olora(
     notes: Mapping[str, object | None] | None = None,
     base: KnownLayers | None = None,
 ) -> None:
-    """Write the LoRA folder `source`, initialised from the weights of `base`, to `output`.
+    """Write the LoRA folder `source`, initialized from the weights of `base`, to `output`.
 
     Raises:
         PackageError: The folder is not such an adapter, has an unsupported field, or the weights

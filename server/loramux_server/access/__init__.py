@@ -1,1 +1,1 @@
-"""Authentication, authorisation and quotas: keys, certificates, roles, tenants."""
+"""Authentication, authorization and quotas: keys, certificates, roles, tenants."""

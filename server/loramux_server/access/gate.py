@@ -1,4 +1,4 @@
-"""The gate that every call passes before its handler: authentication and authorisation."""
+"""The gate that every call passes before its handler: authentication and authorization."""
 
 import asyncio
 from collections import defaultdict

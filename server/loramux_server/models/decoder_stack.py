@@ -1,6 +1,6 @@
 """The layers of a model fused into one, if they consist of the usual parts of a decoder.
 
-A layer is recognised by its submodules: a norm, attention with rotary embeddings, a norm, a gated
+A layer is recognized by its submodules: a norm, attention with rotary embeddings, a norm, a gated
 MLP. Its code is not read; the self-check, which runs the model both ways, verifies that it computes
 what it seems to.
 """
@@ -29,7 +29,7 @@ _Part = TypeVar("_Part", bound=nn.Module)
 
 
 @dataclass(frozen=True, slots=True)
-class _Recognised:
+class _Recognized:
     """The parts of one layer of the model."""
 
     number: int
@@ -51,7 +51,7 @@ class DecoderStack(nn.Module):
             ValueError: They consist of other parts.
         """
         super().__init__()
-        self._found = [_recognised(layer) for layer in layers]
+        self._found = [_recognized(layer) for layer in layers]
         for found in self._found:
             sinks = bridge.forms[found.number].sinks_H
             if not (sinks is None or isinstance(sinks, nn.Parameter)):
@@ -103,7 +103,7 @@ class DecoderStack(nn.Module):
             found.mlp.down_proj.packed.keep_shard(Split.INPUTS, shard)
             self._bridge.keep_shard(found.number, shard)
 
-    def _sizes(self, found: _Recognised) -> list[tuple[int, str]]:
+    def _sizes(self, found: _Recognized) -> list[tuple[int, str]]:
         """Return the sizes of a layer that must be divisible."""
         queries, keys, _ = found.qkv.shape.out_features
         heads = self._bridge.shapes[found.number].num_heads
@@ -161,7 +161,7 @@ class DecoderStack(nn.Module):
         given = position_embeddings or ()
         return len(given) == len(self._rope) and all(map(operator.is_, given, self._rope))
 
-    def _layer(self, found: _Recognised) -> DecoderLayer:
+    def _layer(self, found: _Recognized) -> DecoderLayer:
         keys, values = self._bridge.cache(found.number)
         query_norm, key_norm = found.head_norms or (None, None)
         return DecoderLayer(
@@ -217,7 +217,7 @@ def find_layers(module: PreTrainedModel, bridge: AttentionBridge) -> nn.ModuleLi
     return found[0] if len(found) == 1 else None
 
 
-def _recognised(layer: nn.Module) -> _Recognised:
+def _recognized(layer: nn.Module) -> _Recognized:
     """Return the parts of `layer`.
 
     Raises:
@@ -237,7 +237,7 @@ def _recognised(layer: nn.Module) -> _Recognised:
         head_norms = (_the(RmsNorm, inside["q_norm"]), _the(RmsNorm, inside["k_norm"]))
         if any(len(norm.weight) != attention.head_dim for norm in head_norms):
             raise ValueError("queries and keys are normalized across heads")
-    return _Recognised(
+    return _Recognized(
         number=int(attention.layer_idx),  # type: ignore[arg-type]
         attention_norm=_the(RmsNorm, parts["input_layernorm"]),
         qkv=q.packed,

@@ -2,7 +2,7 @@
 
 Norms, gated MLPs and rotary embeddings are the same in most models; their modelling code differs in
 spelling only. Each candidate is compared with our operation on random numbers, and replaced if the
-results agree. What is not recognised is left alone.
+results agree. What is not recognized is left alone.
 """
 
 import inspect
@@ -32,7 +32,7 @@ class RmsNorm(nn.Module):
         self._step = step
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return `x` normalised over its last dimension."""
+        """Return `x` normalized over its last dimension."""
         return self._step.backend.rms_norm(x, self.weight, self.epsilon)
 
 
@@ -52,7 +52,7 @@ class GatedMlp(nn.Module):
 
 
 def fuse(module: nn.Module, step: Step, called: Collection[nn.Module]) -> None:
-    """Replace what is recognised in `module`, whose linear layers are packed already.
+    """Replace what is recognized in `module`, whose linear layers are packed already.
 
     Args:
         module: The model.

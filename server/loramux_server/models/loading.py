@@ -30,15 +30,15 @@ from loramux_server.kernels.backend import resolve
 from loramux_server.kernels.weight_storage import Quantization
 from loramux_server.models.base_model import BaseModel
 from loramux_server.models.decoder_model import prepare
-from loramux_server.models.dequantize.loading import held_dtype, load_dequantised
-from loramux_server.models.dequantize.method import check_unquantised, saved_method
+from loramux_server.models.dequantize.loading import held_dtype, load_dequantized
+from loramux_server.models.dequantize.method import check_unquantized, saved_method
 from loramux_server.models.encoders.encoder_model import prepare_encoder
 from loramux_server.models.generation import AUTO, generation_of
 from loramux_server.models.heads import Heads
 from loramux_server.models.quantized import (
     MXFP4,
     check_quantized,
-    hold_dequantised,
+    hold_dequantized,
     mxfp4_config,
     torchao_config,
 )
@@ -97,9 +97,9 @@ def load_base_model(
         path = revision_of(model, revision)
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         method = saved_method(config)
-        is_dequantised = method is not None and method.is_dequantised_here
+        is_dequantized = method is not None and method.is_dequantized_here
         is_mxfp4 = method is not None and method.name == MXFP4
-        is_quantized = method is not None and not is_mxfp4 and not is_dequantised
+        is_quantized = method is not None and not is_mxfp4 and not is_dequantized
         if (is_quantized or is_mxfp4) and quantization is not Quantization.NONE:
             raise ValueError(
                 f"its saved weights are quantized already, so quantization must be 'none', "
@@ -124,11 +124,11 @@ def load_base_model(
             loads, example, no_vision_reason = _decoder(
                 path, type(config), serves_images=serves_images, images_off_reason=images_off_reason
             )
-        if method is not None and is_dequantised:
+        if method is not None and is_dequantized:
             if options["dtype"] == "auto":
                 options["dtype"] = held_dtype(config, method)
             stays = torch.device("cpu") if stays_on_host else target
-            module, loading = load_dequantised(
+            module, loading = load_dequantized(
                 loads, path, config, method, device=stays, options=options
             )
         else:
@@ -140,10 +140,10 @@ def load_base_model(
                 **options,
             )
         if method is None:
-            check_unquantised(loading["unexpected_keys"])
+            check_unquantized(loading["unexpected_keys"])
         _check_whole(module, loading["missing_keys"], kind)
         if is_mxfp4:
-            hold_dequantised(module, options["dtype"])
+            hold_dequantized(module, options["dtype"])
         check_quantized(module, quantization)
     except torch.OutOfMemoryError:
         raise

@@ -168,7 +168,7 @@ class PartScheduler:
         last: list[Rows | PaddedLayout],
     ) -> list[torch.Tensor]:
         """Return the outputs of `layer` for `xs`; `rows` are of its side, `last` of the last."""
-        # Layers that share an input recognise it by identity.
+        # Layers that share an input recognize it by identity.
         if not (len(xs) == len(self._gathered_inputs) and all(map(_is, xs, self._gathered_inputs))):
             self._gathered = self._gather(xs, rows, last)
             self._gathered_inputs = xs

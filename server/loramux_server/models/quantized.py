@@ -60,7 +60,7 @@ def mxfp4_config(path: str) -> Mxfp4Config:
     return Mxfp4Config(dequantize=True)
 
 
-def hold_dequantised(module: nn.Module, dtype: torch.dtype | str) -> None:
+def hold_dequantized(module: nn.Module, dtype: torch.dtype | str) -> None:
     """Convert what was dequantized to `dtype`, unless that is "auto": it may still be bfloat16.
 
     transformers 5.17 leaves it so, whatever dtype was requested.

@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 CATCH_UP_SECONDS = 60.0
 """Seconds between full comparisons, which find what no change event announced."""
 MAX_AT_ONCE = 4
-"""Adapters that are synchronised concurrently."""
+"""Adapters that are synchronized concurrently."""
 TROUBLES = (LoramuxError, OSError, sqlalchemy.exc.DatabaseError)
 """Errors of the primary or the store that may be temporary."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0
@@ -51,7 +51,7 @@ class Mirror:
         Args:
             primary: The server to mirror.
             intake: Checks and stores packages.
-            on_state: Called with whether the last synchronisation succeeded.
+            on_state: Called with whether the last synchronization succeeded.
         """
         self._primary = primary
         self._intake = intake
@@ -107,7 +107,7 @@ class Mirror:
             )
 
     async def catch_up(self) -> None:
-        """Synchronise all adapters with the primary.
+        """Synchronize all adapters with the primary.
 
         Raises:
             LoramuxError: The primary does not answer, the key has no admin role, or something
@@ -121,7 +121,7 @@ class Mirror:
         await self._refresh_all(names)
 
     async def refresh(self, name: str) -> None:
-        """Synchronise one adapter with the primary.
+        """Synchronize one adapter with the primary.
 
         Raises:
             LoramuxError: The primary does not answer, or something cannot be stored.
@@ -168,7 +168,7 @@ class Mirror:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     async def _rounds(self) -> AsyncIterator[None]:
-        """Yield after each full synchronisation; follow change events between them.
+        """Yield after each full synchronization; follow change events between them.
 
         Raises:
             LoramuxError: The primary no longer answers.
@@ -205,7 +205,7 @@ class Mirror:
         raise UnavailableError("the stream of changes ended")
 
     async def _refresh_all(self, names: Iterable[str]) -> None:
-        """Synchronise adapters, at most MAX_AT_ONCE concurrently.
+        """Synchronize adapters, at most MAX_AT_ONCE concurrently.
 
         Raises:
             LoramuxError: One failed; all the others were tried.

@@ -34,7 +34,7 @@ class CallHead:
     def __init__(self, syntax: ToolSyntax, names: Collection[str]) -> None:
         """Prepare for calls in `syntax`, of tools with these names."""
         self._names = names
-        # Without one, calls are recognised by their names, and only at the start of the text.
+        # Without one, calls are recognized by their names, and only at the start of the text.
         self._trigger = syntax.trigger
         self._keys = syntax.keys
         self._code = syntax.code

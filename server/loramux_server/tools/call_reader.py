@@ -66,7 +66,7 @@ class CallReader(Reader):
         self._start = CallStart(0)
         """The head of the call that is being read."""
         self._end: JsonEnd | ParameterReader | CodeReader | None = None
-        """The reader of its arguments; None before its head was recognised."""
+        """The reader of its arguments; None before its head was recognized."""
         self._ids: set[str] = set()
 
     def _given_up(self) -> str | None:

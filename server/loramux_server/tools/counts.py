@@ -1,4 +1,4 @@
-"""Recognising numbers with which a template counts calls."""
+"""Recognizing numbers with which a template counts calls."""
 
 import re
 from collections.abc import Iterable, Sequence

@@ -181,7 +181,7 @@ def _separated(
 def _tells_name(
     middle: Sequence[Piece], closing: Sequence[Piece], arguments: Parameters | Code | None
 ) -> bool:
-    """Return whether the end of a name can be recognised."""
+    """Return whether the end of a name can be recognized."""
     if isinstance(arguments, Code):
         return not middle
     if middle[:1] in ((ID,), (COUNT,)):

@@ -15,10 +15,10 @@ def beside(syntax: ToolSyntax) -> tuple[list[list[str]], list[list[str]]]:
     if syntax.arguments is not None:  # then models may omit some of the closing
         closings += [words[at:] for words in closings for at in range(1, len(words))]
     if syntax.keys and not syntax.trigger:
-        # Models write several calls in various ways; calls are recognised by their names.
+        # Models write several calls in various ways; calls are recognized by their names.
         separators += [[], [";"], [","]]
         closings.append(["]"])
-    if syntax.code:  # what follows is recognised as a call by itself
+    if syntax.code:  # what follows is recognized as a call by itself
         separators += [[], [","]]
     return separators, [words for words in closings if words]
 

@@ -1,4 +1,4 @@
-"""Quantised bases with the kernels of a GPU: adapters go on top of what their layers compute."""
+"""Quantized bases with the kernels of a GPU: adapters go on top of what their layers compute."""
 
 import copy
 from collections.abc import Callable
@@ -67,7 +67,7 @@ def test_layers_of_another_class_equal_peft_on_them(
     assert_equals_peft(with_stand_ins(tiny_model(architecture)), device, tmp_path)
 
 
-def test_plain_layers_beside_quantised_ones_still_go_on_through_a(
+def test_plain_layers_beside_quantized_ones_still_go_on_through_a(
     device: torch.device, tmp_path: Path, spare_rows: int
 ) -> None:
     """As in a base of which some layers were not to be converted."""

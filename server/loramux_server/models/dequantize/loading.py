@@ -12,7 +12,7 @@ from transformers.utils import is_accelerate_available
 from loramux_adapters.base import CONV1D_MODELS
 from loramux_server.models.dequantize.layout import Slice
 from loramux_server.models.dequantize.method import SavedMethod
-from loramux_server.models.dequantize.state import dequantised_state
+from loramux_server.models.dequantize.state import dequantized_state
 from loramux_server.models.saved_weights import SavedWeights
 
 _log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def held_dtype(config: PreTrainedConfig, method: SavedMethod) -> torch.dtype:
     return method.dtype
 
 
-def load_dequantised(
+def load_dequantized(
     loads: Any,  # noqa: ANN401
     path: str,
     config: PreTrainedConfig,
@@ -77,7 +77,7 @@ def load_dequantised(
     module, loading = type(empty).from_pretrained(
         None,
         config=empty.config,
-        state_dict=dequantised_state(saved, method, dtype, device),
+        state_dict=dequantized_state(saved, method, dtype, device),
         generation_config=_generation_config(path),
         output_loading_info=True,
         **options,

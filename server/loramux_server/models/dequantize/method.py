@@ -34,7 +34,7 @@ class SavedMethod:
     """The quantization_config."""
 
     @property
-    def is_dequantised_here(self) -> bool:
+    def is_dequantized_here(self) -> bool:
         """Whether weights are dequantized by this package, and not by transformers."""
         return self.name not in BY_TRANSFORMERS
 
@@ -123,21 +123,21 @@ def saved_method(config: PreTrainedConfig) -> SavedMethod | None:
     return method
 
 
-def check_unquantised(unexpected: Mapping[str, object] | set[str]) -> None:
+def check_unquantized(unexpected: Mapping[str, object] | set[str]) -> None:
     """Check that no tensor that the model did not use belongs to a quantized weight.
 
     Raises:
         ValueError: One does.
     """
     for name in sorted(unexpected):
-        if name.endswith(QUANTISED):
+        if name.endswith(QUANTIZED):
             raise ValueError(
                 f"it has {name}, so its weights are quantized, but its config.json has no "
                 "quantization_config: add the one that it was published with"
             )
 
 
-QUANTISED = (
+QUANTIZED = (
     ".qweight", ".qzeros", ".scales", ".weight_scale", ".weight_scale_inv", ".weight_packed",
     ".weight_zero_point", ".weight_global_scale",
 )  # fmt: skip

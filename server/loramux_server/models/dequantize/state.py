@@ -10,7 +10,7 @@ from loramux_server.models.dequantize import scaled
 from loramux_server.models.dequantize.awq import AwqWeight
 from loramux_server.models.dequantize.gptq import FORMATS, GptqWeight
 from loramux_server.models.dequantize.layout import Dequantized, Layout, Slice, Slices
-from loramux_server.models.dequantize.method import QUANTISED, SavedMethod, gptq_format
+from loramux_server.models.dequantize.method import QUANTIZED, SavedMethod, gptq_format
 from loramux_server.models.dequantize.packed import PackedWeight
 
 _OF_ACTIVATIONS = (
@@ -32,7 +32,7 @@ class _Found:
     make: Callable[[str, Slices], Layout]
 
 
-def dequantised_state(
+def dequantized_state(
     saved: Slices, method: SavedMethod, dtype: torch.dtype, device: torch.device
 ) -> State:
     """Return the state dict of `saved` as if it had never been quantized.
@@ -54,7 +54,7 @@ def dequantised_state(
         state[found.name] = Dequantized(layout, parts, dtype, device)
         used.update(found.parts.values())
     for name in sorted(saved.keys() - used):
-        if name.endswith(QUANTISED):
+        if name.endswith(QUANTIZED):
             raise ValueError(
                 f"it has {name}, which is not part of {method.title}, the method in its "
                 "quantization_config"
