@@ -20,7 +20,7 @@ from loramux_adapters.fields import (
     alpha,
     integer,
     invalid,
-    refuse_unserved,
+    refuse_unsupported,
     unsupported,
 )
 from loramux_adapters.files import open_regular, pickle_hint
@@ -83,7 +83,7 @@ def pack_adapters_library(
 def _pack_lora(
     source: Path, config: Mapping[str, object], output: Output, notes: Mapping[str, object]
 ) -> None:
-    refuse_unserved(config, LORA)
+    refuse_unsupported(config, LORA)
     if has_head(source):
         raise PackageError(
             f"{source} has a prediction head, which is supported with bottlenecks only; save the "

@@ -23,7 +23,7 @@ from loramux_adapters.fields import (
     boolean,
     invalid,
     path_of,
-    refuse_unserved,
+    refuse_unsupported,
     text,
 )
 from loramux_adapters.tensorfile import TensorInfo
@@ -86,7 +86,7 @@ def check_bottleneck(config: Mapping[str, object]) -> BottleneckConfig:
         PackageError: A field is malformed (reason INVALID_ADAPTER_CONFIG) or asks for something
             that is not supported (UNSUPPORTED_ADAPTER_FEATURE). The message names the field.
     """
-    refuse_unserved(config, FIELDS)
+    refuse_unsupported(config, FIELDS)
     scale = config.get("scaling", 1.0)
     if scale not in ("learned", "channel") and type(scale) not in (int, float):
         raise invalid("scaling", f"is {shown(scale)}; expected a number, 'learned' or 'channel'")

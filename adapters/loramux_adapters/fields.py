@@ -33,7 +33,7 @@ class Fields:
         return value in self.harmless.get(name, (None, False, "", []))
 
 
-def refuse_unserved(config: Mapping[str, object], fields: Fields) -> None:
+def refuse_unsupported(config: Mapping[str, object], fields: Fields) -> None:
     """Check that `config` asks for nothing that is unsupported.
 
     Raises:

@@ -14,7 +14,7 @@ from loramux_adapters.fields import (
     boolean,
     invalid,
     path_of,
-    refuse_unserved,
+    refuse_unsupported,
     text,
 )
 from loramux_adapters.pattern import Pattern
@@ -71,7 +71,7 @@ def check_ia3(config: Mapping[str, object]) -> Ia3Config:
         PackageError: A field is malformed (reason INVALID_ADAPTER_CONFIG) or asks for something
             unsupported (UNSUPPORTED_ADAPTER_FEATURE). The message names the field.
     """
-    refuse_unserved(config, FIELDS)
+    refuse_unsupported(config, FIELDS)
     boolean(config, "fan_in_fan_out")
     targets = config.get("target_modules")
     steps = Steps()

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from loramux_adapters.contents import Contents, Edit, EditKind
-from loramux_adapters.fields import Fields, path_of, refuse_unserved, text
+from loramux_adapters.fields import Fields, path_of, refuse_unsupported, text
 from loramux_adapters.pattern_code import Steps
 from loramux_adapters.saved import saved_edit, saved_names, without_repeats
 from loramux_adapters.targets import Named, is_named, named, not_targeted
@@ -51,7 +51,7 @@ def check_ln_tuning(config: Mapping[str, object]) -> LnTuningConfig:
     Raises:
         PackageError: A field is malformed or asks for something unsupported.
     """
-    refuse_unserved(config, FIELDS)
+    refuse_unsupported(config, FIELDS)
     steps = Steps()
     return LnTuningConfig(
         target_modules=named(config, "target_modules", steps),

@@ -74,8 +74,8 @@ def notes_from_folder(
     if "added_tokens" not in given and (added := added_tokens_of(source, contents)):
         noted = {**noted, "added_tokens": added}
     if "classification" not in given and contents.head and contents.head.task.classifies:
-        told = labels_from_folder(source)
-        noted = {**noted, "classification": told} if told else noted
+        labels = labels_from_folder(source)
+        noted = {**noted, "classification": labels} if labels else noted
     return noted
 
 

@@ -16,7 +16,7 @@ from loramux_adapters.fields import (
     layers,
     mapping,
     names,
-    refuse_unserved,
+    refuse_unsupported,
     text,
     unsupported,
 )
@@ -78,7 +78,7 @@ def check_config(config: Mapping[str, object]) -> LoraConfig:
         PackageError: A field is malformed (reason INVALID_ADAPTER_CONFIG) or asks for something
             unsupported (UNSUPPORTED_ADAPTER_FEATURE). The message names the field.
     """
-    refuse_unserved(config, FIELDS)
+    refuse_unsupported(config, FIELDS)
     rank = integer(config, "r", 8, 1, MAX_RANK)
     ranks = mapping(config, "rank_pattern")
     alphas = mapping(config, "alpha_pattern")

@@ -56,8 +56,8 @@ class LibraryHead:
     @property
     def fields(self) -> dict[str, object]:
         """What the package's config says about the head."""
-        told = {"task_type": str(self.task), "head_activation": self.activation}
-        return {name: value for name, value in told.items() if value}
+        notes = {"task_type": str(self.task), "head_activation": self.activation}
+        return {name: value for name, value in notes.items() if value}
 
 
 def has_head(source: Path) -> bool:
@@ -105,25 +105,25 @@ def _of_library(
     config: Mapping[str, object], tensors: Mapping[str, TensorInfo], read: ReadTensor
 ) -> LibraryHead:
     """Return a head of one of the library's classes."""
-    told = mapping(config, "config")
-    kind = text(told, "head_type")
+    settings = mapping(config, "config")
+    kind = text(settings, "head_type")
     if kind not in _TASKS:
         raise unsupported("head_type", kind, f"expected one of {', '.join(_TASKS)}")
-    for name, value in told.items():
+    for name, value in settings.items():
         if name not in _KNOWN and value:
             raise unsupported(name, value, "the field is not known to this version")
-    if told.get("use_pooler"):
+    if settings.get("use_pooler"):
         raise unsupported(
             "use_pooler", True, "a head must read the last hidden state of the first token"
         )
-    num_layers = integer(told, "layers", 1, 1, MAX_LAYERS)
+    num_layers = integer(settings, "layers", 1, 1, MAX_LAYERS)
     task = _TASKS[kind]
-    labels = _labels(told, task)
+    labels = _labels(settings, task)
     if kind == "multilabel_classification":
         labels["problem_type"] = str(ProblemType.MULTI_LABEL)
-    elif kind in _SINGLE and integer(told, "num_labels", 2, 1, MAX_LABELS) > 1:
+    elif kind in _SINGLE and integer(settings, "num_labels", 2, 1, MAX_LABELS) > 1:
         labels["problem_type"] = str(ProblemType.SINGLE_LABEL)
-    activation = text(told, "activation_function") or "linear"
+    activation = text(settings, "activation_function") or "linear"
     return LibraryHead(task, activation, _in_order(tensors, num_layers), read, labels)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from loramux_adapters.contents import Contents, Edit, EditKind
 from loramux_adapters.errors import PackageError, shown
-from loramux_adapters.fields import Fields, invalid, path_of, refuse_unserved, text
+from loramux_adapters.fields import Fields, invalid, path_of, refuse_unsupported, text
 from loramux_adapters.pattern import Pattern
 from loramux_adapters.pattern_code import Steps
 from loramux_adapters.saved import saved_edit
@@ -46,7 +46,7 @@ def check_trainable_tokens(config: Mapping[str, object]) -> TrainableTokensConfi
     Raises:
         PackageError: A field is malformed or asks for something unsupported.
     """
-    refuse_unserved(config, FIELDS)
+    refuse_unsupported(config, FIELDS)
     return TrainableTokensConfig(
         tokens=token_list(config.get("token_indices"), "token_indices"),
         target_modules=_targets(config),

@@ -19,7 +19,7 @@ from loramux_adapters.fields import (
     Fields,
     integer,
     invalid,
-    refuse_unserved,
+    refuse_unsupported,
     text,
     unsupported,
 )
@@ -197,7 +197,7 @@ def _check(
     num_layers: int = 0,
     num_heads: int = 0,
 ) -> VirtualTokensConfig:
-    refuse_unserved(config, fields)
+    refuse_unsupported(config, fields)
     count = integer(config, "num_virtual_tokens", 0, 1, MAX_VIRTUAL_TOKENS)
     submodules = config.get("num_transformer_submodules")
     if submodules is not None and (type(submodules) is not int or submodules not in (1, 2)):

@@ -32,7 +32,7 @@ class BaseVocabulary:
         for edit in sorted(contents.edits, key=lambda edit: edit.kind is EditKind.TOKENS):
             if edit.module in sizes and edit.parameter == "weight":
                 size = _size(edit, sizes[edit.module])
-                for module in self._meant_by(edit, contents):
+                for module in self._sized_by(edit, contents):
                     sizes[module] = size
         if sizes == before:
             return 0
@@ -45,7 +45,7 @@ class BaseVocabulary:
             )
         return sizes[self.output or self.embedding]
 
-    def _meant_by(self, edit: Edit, contents: Contents) -> set[str]:
+    def _sized_by(self, edit: Edit, contents: Contents) -> set[str]:
         """Return the modules whose number of rows `edit` determines."""
         is_shared = edit.kind is EditKind.SHARED_WEIGHT
         is_shared |= edit.kind is EditKind.TOKENS and edit.module == self.embedding

@@ -14,6 +14,7 @@ from loramux_server.access.access_control import AccessControl
 from loramux_server.access.exposure import check_exposure
 from loramux_server.access.tls import ServerTls
 from loramux_server.config import ServerConfig
+from loramux_server.directory_scans import Changes, scan, watch
 from loramux_server.engine_link.client import EngineClient
 from loramux_server.engine_link.probe import Probe
 from loramux_server.engine_link.quarantine import Quarantine
@@ -51,7 +52,6 @@ from loramux_server.transport.connection_limits import ConnectionLimits, message
 from loramux_server.transport.listener import Listener, held_port
 from loramux_server.transport.lora_requests import LoraRequests
 from loramux_server.transport.slow_readers import SlowReaderGuard
-from loramux_server.watching import Changes, look, watch
 from loramux_server.wire.messages import Report
 from loramux_server.wire.model_info import ModelInfo
 
@@ -198,11 +198,11 @@ class Server:
         model = named(model, config)
         self._metrics.describe(model)
         changes = Changes(opened.audit)
-        directory = Directory(origins.folder, store.registry, base, changes.tell, origins.signers)
+        directory = Directory(origins.folder, store.registry, base, changes.record, origins.signers)
         if origins.primary is None:
-            total = await look(directory, settles=False)
+            total = await scan(directory, settles=False)
             if origins.folder:
-                changes.sum_up(total)
+                changes.log_summary(total)
         services = build_services(
             Parts(
                 registry=store.registry,
@@ -281,8 +281,8 @@ class Server:
         self._ready_takers.append(listener.show_health)
         listener.show_health(self._engine.process.is_ready)
         if generation := loaded.model.generation:
-            told = ", ".join(f"{name} {value:g}" for name, value in generation.items())
-            _log.info("sampling defaults from the generation config of the base: %s", told)
+            listed = ", ".join(f"{name} {value:g}" for name, value in generation.items())
+            _log.info("sampling defaults from the generation config of the base: %s", listed)
         _log.info("serving %s on %s", loaded.model.name, self.grpc_address)
 
     def _listener(self, opened: _Opened, loaded: _Loaded) -> Listener:

@@ -15,9 +15,9 @@ from loramux.gateway.anthropic.body import UNSUPPORTED, MessagesBody
 from loramux.gateway.anthropic.counting import Counting
 from loramux.gateway.anthropic.fitting import Fitting
 from loramux.gateway.anthropic.grpc_requests import messages_request
+from loramux.gateway.anthropic.merged_messages import MergedMessages
 from loramux.gateway.anthropic.names import MessageNames
 from loramux.gateway.anthropic.refusal import refusal
-from loramux.gateway.anthropic.turns import Turns
 from loramux.gateway.backend import Backend
 from loramux.gateway.caller import Caller
 from loramux.gateway.parsing import parse
@@ -49,10 +49,10 @@ def result(content: Any = "3", number: str = "1", **more: Any) -> dict[str, Any]
     return {"type": "tool_result", "tool_use_id": number, "content": content, **more}
 
 
-def asked(**given: Any) -> tuple[generation_pb2.GenerateRequest, Turns]:
+def asked(**given: Any) -> tuple[generation_pb2.GenerateRequest, MergedMessages]:
     body = {"model": "bot", "max_tokens": 5, "messages": [{"role": "user", "content": "Hi"}]}
     found = parse(json.dumps(body | given).encode(), MessagesBody, UNSUPPORTED)
-    turns = Turns(found)
+    turns = MergedMessages(found)
     return messages_request(found, turns, "base"), turns
 
 

@@ -17,8 +17,8 @@ from loramux.errors import FailedPreconditionError, InvalidArgumentError
 from loramux_server.images.loading import load_processor
 from tests.support.adapters import save_adapter, with_adapter
 from tests.support.gateway import RunningGateway
+from tests.support.image_prompts import photo
 from tests.support.server import RunningServer
-from tests.support.shown import photo
 from tests.support.vision import save_vision_base
 
 NUM_TOKENS = 6

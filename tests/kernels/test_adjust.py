@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from loramux_server.engine.token_counts import Turn, adjustments_of, counts_of
+from loramux_server.engine.token_counts import SampledRow, adjustments_of, counts_of
 from loramux_server.kernels.adjust import adjust
 from loramux_server.wire.sampling import Sampling
 
@@ -69,7 +69,7 @@ def test_logits_are_changed_as_by_hand(rows: list[Row], seed: int) -> None:
         if counts:  # what is counted already is not counted again
             counts.at(len(output) // 2, output[: len(output) // 2])
         known = output[:-1] if is_ahead else output
-        turns.append(Turn(counts, len(output), known))
+        turns.append(SampledRow(counts, len(output), known))
         inputs.append(output[-1] if output else EOS)
         wanted.append(by_hand(row, sampling, prompt, output))
     adjustments = adjustments_of(turns)
@@ -93,7 +93,7 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
 
     def found(numbers: list[int]) -> torch.Tensor:
         turns = [
-            Turn(counts_of(sampling_of(parameters), [9, 8], [EOS]), len(output), output[:-1])
+            SampledRow(counts_of(sampling_of(parameters), [9, 8], [EOS]), len(output), output[:-1])
             for parameters, output in (rows[number] for number in numbers)
         ]
         adjustments = adjustments_of(turns)
@@ -109,7 +109,7 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
 def test_nothing_is_asked_of_the_host() -> None:
     """On tensors without values whatever reads one fails."""
     counts = counts_of(sampling_of({"repetition_penalty": 2.0}), [5, 6], [EOS])
-    adjustments = adjustments_of([Turn(counts, 1, [])])
+    adjustments = adjustments_of([SampledRow(counts, 1, [])])
     assert adjustments is not None
     nowhere = torch.device("meta")
     logits = torch.zeros(1, VOCAB, device=nowhere)

@@ -11,9 +11,9 @@ from tests.adapters.test_patterns import UNSLOTH
 from tests.parity.test_peft import Case, check
 from tests.support.adapters import expected, pack_source, save_adapter, with_adapter
 from tests.support.engine import Harness
+from tests.support.image_prompts import Case as VisionCase
+from tests.support.image_prompts import Prompt, photo, prompt_logprobs_of, show, vision_case
 from tests.support.models import VOCAB, tiny_model
-from tests.support.shown import Case as VisionCase
-from tests.support.shown import Prompt, photo, show, told, vision_case
 
 LLAMA_FACTORY = r"^(?!.*(?:visual|vision_tower)).*(?:q_proj|v_proj).*"
 CONFIGS: list[dict[str, Any]] = [
@@ -59,5 +59,5 @@ def test_vision_adapters_equal_peft(
     request_id = show(harness, prompt, source)
     harness.run()
     wanted = qwen.expected(changed, prompt)
-    torch.testing.assert_close(told(harness, request_id), wanted, rtol=0, atol=1e-4)
+    torch.testing.assert_close(prompt_logprobs_of(harness, request_id), wanted, rtol=0, atol=1e-4)
     assert (wanted - qwen.expected(qwen.model, prompt)).abs().max() > 0.01

@@ -26,7 +26,7 @@ from loramux_server.services.observer import Observer
 from loramux_server.services.submission import Submission
 from loramux_server.transport.listener import Listener
 from loramux_server.transport.rpc import Context, abort
-from loramux_server.waiting_room.limits import RoomLimits, Taken
+from loramux_server.waiting_room.limits import RoomLimits, RoomUsage
 from loramux_server.wire.messages import Cancel, ToEngine
 from tests.support.models import byte_tokenizer
 
@@ -119,7 +119,7 @@ def stop_reading_the_engine_in_a_drain(patch: Patch) -> None:
 def count_no_bytes(patch: Patch) -> None:
     over = RoomLimits.over
 
-    def over_(self: RoomLimits, taken: Taken, more: Taken) -> tuple[str, str] | None:
+    def over_(self: RoomLimits, taken: RoomUsage, more: RoomUsage) -> tuple[str, str] | None:
         return over(self, taken, replace(more, bytes=0))
 
     patch.setattr(RoomLimits, "over", over_)

@@ -13,7 +13,7 @@ from transformers.generation.logits_process import NoBadWordsLogitsProcessor
 from loramux.v1.generation_pb2 import GenerateRequest, SamplingParams
 from loramux_server.engine.request import Request
 from loramux_server.engine.sampler import sample
-from loramux_server.engine.token_counts import Turn, adjustments_of, counts_of
+from loramux_server.engine.token_counts import SampledRow, adjustments_of, counts_of
 from loramux_server.forms.form import Form, FormKind
 from loramux_server.kernels.adjust import adjust
 from loramux_server.services.generation.bad_words import bad_words_of
@@ -40,7 +40,7 @@ def test_tokens_are_excluded_as_by_transformers(
 ) -> None:
     logits = torch.randn(1, VOCAB, generator=torch.Generator().manual_seed(len(output)))
     counts = counts_of(sampling_of(*words, presence_penalty=penalty), [3], [0], VOCAB)
-    adjustments = adjustments_of([Turn(counts, len(output), output)])
+    adjustments = adjustments_of([SampledRow(counts, len(output), output)])
     assert adjustments is not None
     found = adjust(logits, torch.zeros(1, dtype=torch.int64), adjustments)
     processor = NoBadWordsLogitsProcessor(words, eos_token_id=None)

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from tests.support.shown import Case, Prompt, photo, show, told, vision_case
+from tests.support.image_prompts import Case, Prompt, photo, prompt_logprobs_of, show, vision_case
 
 WIDE: dict[str, Any] = {
     "hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "head_dim": 32,
@@ -32,7 +32,7 @@ def of_all(case: Case, prompts: list[Prompt], **config: Any) -> list[torch.Tenso
     harness = case.harness(kernels="cpu", deterministic=True, prefix_cache=False, **config)
     ids = [show(harness, prompt) for prompt in prompts]
     harness.run()
-    return [told(harness, request_id) for request_id in ids]
+    return [prompt_logprobs_of(harness, request_id) for request_id in ids]
 
 
 def test_images_that_let_neighbours_go_another_way_are_not_taken(tmp_path: Path) -> None:

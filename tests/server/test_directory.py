@@ -42,7 +42,7 @@ def import_directory(
 ) -> int:
     """What a server does when it starts."""
     directory = Directory(path, registry, base)
-    return directory.look(settles=False, is_cancelled=is_cancelled or (lambda: False))
+    return directory.scan(settles=False, is_cancelled=is_cancelled or (lambda: False))
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_what_may_not_be_read_leaves_the_others_as_they_are(
         for path in closed:
             path.chmod(0)
         try:
-            assert [watched.look() for _ in range(3)] == [2, 2, 2]
+            assert [watched.scan() for _ in range(3)] == [2, 2, 2]
             assert registry.names() == ["folder", "package"]
             assert [message.partition(" is ")[0] for message in caplog.messages] == [
                 "folder", "lost+found",
@@ -129,7 +129,7 @@ def test_what_may_not_be_read_leaves_the_others_as_they_are(
         finally:
             for path in closed:
                 path.chmod(0o700)
-        assert watched.look() == 2
+        assert watched.scan() == 2
     assert registry.get("folder").version == 1
 
 
@@ -236,7 +236,7 @@ def test_an_import_that_is_cancelled_forgets_nothing(directory: Path, registry: 
 def watched(directory: Path, registry: Registry) -> Directory:
     """The directory, as it is after the start of a server."""
     watched = Directory(directory, registry, BASE)
-    watched.look(settles=False)
+    watched.scan(settles=False)
     return watched
 
 
@@ -248,9 +248,9 @@ def test_what_is_new_is_served_once_it_keeps_still(
     directory: Path, registry: Registry, watched: Directory
 ) -> None:
     add(directory, "new", 5)
-    watched.look()
+    watched.scan()
     assert "new" not in registry.names()
-    assert watched.look() == 3
+    assert watched.scan() == 3
     assert registry.names() == ["folder", "new", "package"]
 
 
@@ -262,12 +262,12 @@ def test_what_is_half_written_is_not_served_until_it_is_whole(
     for part in (100, len(whole) // 2, len(whole) - 1):
         growing.write_bytes(whole[:part])
         for _ in range(3):  # it pauses for longer than two looks
-            watched.look()
+            watched.scan()
         assert "growing" not in registry.names()
     assert len(caplog.messages) == 3  # once for each state
     growing.write_bytes(whole)
-    watched.look()
-    watched.look()
+    watched.scan()
+    watched.scan()
     assert registry.get("growing").digest == registry.get("package").digest
 
 
@@ -275,7 +275,7 @@ def test_what_changes_while_it_is_read_waits_for_the_next_look(
     directory: Path, registry: Registry, watched: Directory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     new = add(directory, "new", 5)
-    watched.look()
+    watched.scan()
 
     def change_while_it_is_read(*arguments: Any) -> Package:
         (new / "adapter_config.json").touch()
@@ -283,10 +283,10 @@ def test_what_changes_while_it_is_read_waits_for_the_next_look(
 
     with monkeypatch.context() as patch:
         patch.setattr("loramux_server.store.directory.check_package", change_while_it_is_read)
-        watched.look()
+        watched.scan()
     assert "new" not in registry.names()
-    watched.look()
-    watched.look()
+    watched.scan()
+    watched.scan()
     assert "new" in registry.names()
 
 
@@ -297,7 +297,7 @@ def test_what_changed_is_the_next_version(
     shutil.rmtree(directory / "folder")
     add(directory, "folder", 7)
     for _ in range(2):
-        watched.look()
+        watched.scan()
     assert registry.get("folder").version == old.version + 1
     assert registry.get("folder").digest != old.digest
 
@@ -306,7 +306,7 @@ def test_so_are_notes_that_changed(directory: Path, registry: Registry, watched:
     old = registry.get("folder")
     (directory / "folder" / "loramux.json").write_text('{"licence": "MIT"}')
     for _ in range(2):
-        watched.look()
+        watched.scan()
     assert registry.get("folder").version == old.version + 1
 
 
@@ -316,7 +316,7 @@ def test_what_changed_for_the_worse_leaves_what_was_there(
     old = registry.get("package")
     (directory / "package.safetensors").write_bytes(b"nothing")
     for _ in range(3):
-        watched.look()
+        watched.scan()
     assert registry.get("package") == old
 
 
@@ -326,14 +326,14 @@ def test_what_is_away_for_a_moment_stays_and_what_is_gone_goes(
     path = directory / "package.safetensors"
     content = path.read_bytes()
     path.unlink()
-    watched.look()
+    watched.scan()
     path.write_bytes(content)
     for _ in range(2):
-        watched.look()
+        watched.scan()
     assert registry.get("package").version == 1
     path.unlink()
     for _ in range(2):
-        watched.look()
+        watched.scan()
     assert registry.names() == ["folder"]
 
 
@@ -343,9 +343,9 @@ def test_an_upload_keeps_its_name_until_it_is_deleted(
     uploaded = publish(registry, "mine", small_package(0))
     add(directory, "mine", 8)
     for _ in range(4):
-        watched.look()
+        watched.scan()
     assert registry.get("mine") == uploaded
     assert len(caplog.messages) == 1
     registry.delete("mine")
-    watched.look()
+    watched.scan()
     assert registry.get("mine").source == "directory"

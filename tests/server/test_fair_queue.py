@@ -110,7 +110,7 @@ def test_to_come_and_go_is_no_way_to_the_front() -> None:
         queue.ended(greedy)
     again = request(9, "greedy")
     queue.append(again)
-    assert list(queue.turns()) == [waiting, again]
+    assert list(queue.in_order()) == [waiting, again]
 
 
 def test_who_goes_on_goes_before_others_of_its_tenant() -> None:

@@ -22,7 +22,7 @@ from loramux_server.wire.messages import Pause, Resume
 from loramux_server.wire.sampling import Sampling
 from tests.support.adapters import pack_source, quiet_peft
 from tests.support.engine import Harness
-from tests.support.shown import Case, Prompt, photo, show, told, vision_case
+from tests.support.image_prompts import Case, Prompt, photo, prompt_logprobs_of, show, vision_case
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_an_image_is_encoded_once(case: Case) -> None:
     ids = [show(harness, prompt_of(case, seed)) for seed in (1, 1, 2)]
     harness.run()
     assert counting.num_encoded == 2
-    first, again, other = (told(harness, request_id) for request_id in ids)
+    first, again, other = (prompt_logprobs_of(harness, request_id) for request_id in ids)
     torch.testing.assert_close(first, again, rtol=0, atol=1e-5)
     assert (first - other).abs().max() > 0.01
 

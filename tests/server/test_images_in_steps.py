@@ -10,7 +10,7 @@ from loramux_server.models.loading import load_base_model
 from loramux_server.wire.adapter_source import AdapterSource
 from tests.support.adapters import pack_source, save_adapter, with_adapter
 from tests.support.engine import Harness
-from tests.support.shown import Case, show, told, vision_case
+from tests.support.image_prompts import Case, prompt_logprobs_of, show, vision_case
 from tests.support.vision import KINDS, save_vision_base
 
 NO_PROCESSOR = "lfm2-vl"
@@ -45,7 +45,7 @@ def test_rows_with_images_equal_peft(kind: str, tmp_path: Path) -> None:
     for prompt, model, ids in asked:
         wanted = case.expected(model, prompt)
         for harness, request_id in zip(harnesses, ids, strict=True):
-            found = told(harness, request_id)[: len(wanted)]
+            found = prompt_logprobs_of(harness, request_id)[: len(wanted)]
             torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
 
 

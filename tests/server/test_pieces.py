@@ -18,7 +18,7 @@ from loramux_server.chat.encoder import ChatEncoder
 from loramux_server.chat.messages import Piece
 from loramux_server.forms.grammar import added_tokens, tokenizer_of
 from loramux_server.models.text_format import read_text_format
-from loramux_server.text.pieces.making import make_tokenizer_of
+from loramux_server.text.pieces.build import make_tokenizer_of
 from loramux_server.text.tokenizer import TextTokenizer
 from tests.support.pieces import (
     ENGLISH,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from loramux_server.images.messages import PreparedImage
 from tests.support.engine import Harness
-from tests.support.shown import Case, Prompt, photo, show, told, vision_case
+from tests.support.image_prompts import Case, Prompt, photo, prompt_logprobs_of, show, vision_case
 
 SIZES = ((28, 28), (90, 60), (200, 40), (30, 150), (128, 128))
 """Width and height; what becomes of them is of several lengths, where a kind has any but one."""
@@ -79,5 +79,5 @@ def test_random_prompts_equal_transformers(
     harness.run()
     for prompt, request_id in zip(prompts, ids, strict=True):
         wanted = served.expected(prompt, harness.output(request_id))
-        found = told(harness, request_id)[: len(wanted)]
+        found = prompt_logprobs_of(harness, request_id)[: len(wanted)]
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from msgspec.structs import asdict
 
-from loramux_server.kernels.states import Kept, StateBatch
+from loramux_server.kernels.states import KeptState, StateBatch
 from loramux_server.models.decoder_model import prepare
 from loramux_server.models.recurrent import delta_rule
 from loramux_server.models.recurrent.delta_rule import DeltaRule
@@ -240,7 +240,7 @@ def test_what_recurrent_layers_do_not_do_is_refused(config: dict[str, Any], reas
 def test_parts_of_a_batch() -> None:
     states = StateBatch(
         read_B=np.array([0, 5, 6, 0]), write_B=np.array([4, 5, 6, 7]),
-        kept=(Kept(0, 2, 8), Kept(1, 1, 9), Kept(3, 3, 10), Kept(3, 5, 11)),
+        kept=(KeptState(0, 2, 8), KeptState(1, 1, 9), KeptState(3, 3, 10), KeptState(3, 5, 11)),
     )  # fmt: skip
     singles, *runs = parts_of(np.array([0, 4, 5, 6, 11], np.int32), states, CPU)
     assert isinstance(singles, SingleTokens)

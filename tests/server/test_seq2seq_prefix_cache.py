@@ -141,6 +141,6 @@ def test_a_request_without_both_sides_is_refused(tmp_path: Path, num_source: int
     failure = harness.failures[request_id]
     assert failure.reason == "CONTEXT_LENGTH_EXCEEDED"
     assert failure.message == (
-        f"{num_source} tokens are to be read, and what is written begins with {num_begun}; "
+        f"the source has {num_source} tokens, the decoder prompt {num_begun}; "
         "expected 1 to 20 and 1 to 19"
     )

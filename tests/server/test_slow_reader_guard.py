@@ -8,7 +8,7 @@ from google.protobuf.message import Message
 
 from loramux.errors import ResourceExhaustedError
 from loramux.v1.generation_pb2 import StreamGenerateResponse
-from loramux_server.engine_link.mailbox import MAX_BEHIND
+from loramux_server.engine_link.mailbox import MAX_UNREAD
 from loramux_server.transport.slow_readers import SlowReaderGuard
 from loramux_server.wire.messages import Cancel, Finish, Logprobs, Pause, Resume, Token
 from tests.server.test_streaming import TOKEN, Served, begun
@@ -92,7 +92,7 @@ async def test_who_is_too_far_behind_is_paused_until_it_takes_what_came(num_top:
     await begun(served, stream)
     one, other = served.engine.ids
     logprobs = Logprobs(0.0, [(number, 0.0) for number in range(num_top)]) if num_top else None
-    for _ in range(MAX_BEHIND // (1 + num_top)):
+    for _ in range(MAX_UNREAD // (1 + num_top)):
         served.engine.report(Token(one, TOKEN, None, logprobs))
     assert not paused(served)
     served.engine.report(Token(other, TOKEN, None, logprobs))
@@ -101,7 +101,7 @@ async def test_who_is_too_far_behind_is_paused_until_it_takes_what_came(num_top:
     num_tokens = len((await anext(stream)).delta.token_ids)
     assert paused(served)[2:] == [Resume(one), Resume(other)]
     num_tokens += len((await anext(stream)).delta.token_ids)
-    assert num_tokens == MAX_BEHIND // (1 + num_top) + 2
+    assert num_tokens == MAX_UNREAD // (1 + num_top) + 2
 
 
 async def test_who_has_ended_is_not_paused() -> None:
@@ -110,7 +110,7 @@ async def test_who_has_ended_is_not_paused() -> None:
     await begun(served, stream)
     one, other = served.engine.ids
     served.engine.report(Token(one, TOKEN, Finish.LENGTH))
-    for _ in range(MAX_BEHIND):
+    for _ in range(MAX_UNREAD):
         served.engine.report(Token(other, TOKEN))
     assert paused(served) == [Pause(other)]
     await stream.aclose()

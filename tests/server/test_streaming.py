@@ -33,7 +33,7 @@ from loramux_server.metrics.top_labels import BASE, NONE, OTHER
 from loramux_server.services.calls import Calls
 from loramux_server.services.generation.completion_limits import CompletionLimits
 from loramux_server.services.generation.images import ImageLimits, Preparer
-from loramux_server.services.generation.service import WHOLE_INTERVAL, GenerationService
+from loramux_server.services.generation.service import UNARY_INTERVAL, GenerationService
 from loramux_server.services.prompts import Prompts
 from loramux_server.services.request_spans import RequestSpans
 from loramux_server.statuses import Statuses
@@ -352,13 +352,13 @@ async def test_many_log_probabilities_wake_who_gets_all_at_the_end_before_they_a
 async def test_who_gets_all_at_the_end_is_looked_after_less_often(served: Served) -> None:
     whole = asyncio.ensure_future(served.whole())
     await asyncio.sleep(0)
-    for counted in [1] * WHOLE_INTERVAL + [1 + WHOLE_INTERVAL]:
+    for counted in [1] * UNARY_INTERVAL + [1 + UNARY_INTERVAL]:
         served.engine.report(Token(served.engine.ids[0], TOKEN))
         assert not await woken(whole)
         assert served.count("generated_tokens_total") == counted
     served.engine.report(Token(served.engine.ids[0], TOKEN, Finish.LENGTH))
     (completion,) = (await whole).completions
-    assert list(completion.token_ids) == [TOKEN] * (2 + WHOLE_INTERVAL)
+    assert list(completion.token_ids) == [TOKEN] * (2 + UNARY_INTERVAL)
 
 
 async def test_a_stop_string_ends_at_once_what_is_sent_at_the_end(served: Served) -> None:

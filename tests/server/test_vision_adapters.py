@@ -18,7 +18,7 @@ from loramux_server.store.check import ServedBase, check_package
 from loramux_server.wire.adapter_source import AdapterSource, Combination
 from tests.support.adapters import pack_source, quiet_peft, save_adapter, with_adapter
 from tests.support.engine import Harness
-from tests.support.shown import Case, Prompt, photo, show, told, vision_case
+from tests.support.image_prompts import Case, Prompt, photo, prompt_logprobs_of, show, vision_case
 
 OLD_NAMES = {
     "qwen2.5-vl": [{"model.visual.": "visual.", "model.language_model.": "model."}],
@@ -64,7 +64,7 @@ def check(case: Case, source: AdapterSource | None, alone: torch.nn.Module) -> N
     request_id = show(harness, prompt, source)
     harness.run()
     wanted = case.expected(alone, prompt)
-    ours = told(harness, request_id)[: len(wanted)]
+    ours = prompt_logprobs_of(harness, request_id)[: len(wanted)]
     torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-4)
 
 

@@ -7,7 +7,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from loramux.errors import LoramuxError, ResourceExhaustedError
-from loramux_server.metrics.loop_lag import NUM_LOOKS, LoopLag
+from loramux_server.metrics.loop_lag import NUM_SAMPLES, LoopLag
 from loramux_server.waiting_room.busy_rate import HALF_LIFE, BusyRate
 from loramux_server.waiting_room.forecast import CAUTION
 from loramux_server.waiting_room.place import Place
@@ -140,7 +140,7 @@ def test_a_single_pause_is_no_lag() -> None:
     for seconds in (3.0, 0.0, 3.0):
         lag.note(seconds)
     assert lag.seconds == 0.0
-    for _ in range(NUM_LOOKS):
+    for _ in range(NUM_SAMPLES):
         lag.note(3.0)
     assert lag.seconds == 3.0
 

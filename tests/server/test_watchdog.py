@@ -19,7 +19,7 @@ class Watched:
         begin = self.now
         while self.now - begin < limit:
             self.now += self.dog.interval
-            if self.dog.look(self.now):
+            if self.dog.poll(self.now):
                 return self.now - begin
         return None
 
@@ -35,7 +35,7 @@ def test_a_sign_of_life_begins_the_silence_anew() -> None:
     watched = Watched(8.0)
     for _ in range(5):
         assert watched.barks_after(7) is None
-        watched.dog.heard(None)
+        watched.dog.record_report(None)
 
 
 @pytest.mark.parametrize(
@@ -52,13 +52,13 @@ def test_a_sign_of_life_begins_the_silence_anew() -> None:
 def test_it_is_as_patient_as_steps_are_slow(steps: list[BatchSize], patience: float) -> None:
     watched = Watched(8.0, max_batch_tokens=512)
     for step in steps:
-        watched.dog.heard(step)
+        watched.dog.record_report(step)
     assert watched.dog.patience == pytest.approx(patience)
 
 
 def test_a_watcher_that_was_held_up_itself_blames_nobody() -> None:
     watched = Watched(8.0)
     watched.now += 3600
-    assert not watched.dog.look(watched.now)
-    watched.dog.heard(None)
+    assert not watched.dog.poll(watched.now)
+    watched.dog.record_report(None)
     assert watched.barks_after(7) is None

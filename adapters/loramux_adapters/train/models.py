@@ -111,22 +111,22 @@ def load_model(
         return _loaded(kind.from_pretrained(base, **options), task)
     kind, known = _CLASSES[task]
     if type(config) not in known:
-        raise _unserved(f"transformers has no class of {config.model_type} with a head for {task}")
+        raise _mismatch(f"transformers has no class of {config.model_type} with a head for {task}")
     outputs = {
         "num_labels": 2 if task is Task.SPANS else num_labels,
         "problem_type": str(problem),
     }
-    model, told = kind.from_pretrained(
+    model, info = kind.from_pretrained(
         base, **options, **outputs, ignore_mismatched_sizes=True, output_loading_info=True
     )
-    lost = {*told["missing_keys"], *(name for name, *_ in told["mismatched_keys"])}
+    lost = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
     inner = f"{_inner(model)}."
     if all(f"{inner}{name}" in lost for name, _ in model.base_model.named_parameters()):
         # The class names its layers differently, as Llama's for question answering does.
-        bare, told = AutoModel.from_pretrained(base, **options, output_loading_info=True)
+        bare, info = AutoModel.from_pretrained(base, **options, output_loading_info=True)
         model.base_model.load_state_dict(bare.state_dict())
         lost = {name for name in lost if not name.startswith(inner)}
-        lost |= {f"{inner}{name}" for name in told["missing_keys"]}
+        lost |= {f"{inner}{name}" for name in info["missing_keys"]}
     for name in sorted(lost):
         if name.startswith(inner) and not name.startswith(f"{inner}{_POOLER}."):
             raise PackageError(
@@ -141,7 +141,7 @@ def _check_trainable(config: PreTrainedConfig) -> None:
     saved = getattr(config, "quantization_config", None) or {}
     method = str(saved.get("quant_method", _TRAINABLE[0]))
     if method not in _TRAINABLE:
-        raise _unserved(
+        raise _mismatch(
             f"the base was saved with quant_method {method!r}, which does not support training: "
             "train on the unquantized model; the adapter fits both"
         )
@@ -175,7 +175,7 @@ def _saved(model: PreTrainedModel, task: Task, lost: Collection[str]) -> tuple[s
     saved = [name for name in outer if name.endswith(names)]
     if not saved:
         has = ", ".join(name for name, child in outer.items() if list(child.parameters()))
-        raise _unserved(
+        raise _mismatch(
             f"the head of {type(model).__name__} is {has or 'none'}, which is not supported; "
             f"expected {' or '.join(names)}"
         )
@@ -185,7 +185,7 @@ def _saved(model: PreTrainedModel, task: Task, lost: Collection[str]) -> tuple[s
     if not is_encoder(model.config):
         for name in saved:
             if name not in names or not isinstance(model.get_submodule(name), nn.Linear):
-                raise _unserved(
+                raise _mismatch(
                     f"{name} of {type(model).__name__} is not a linear layer, as the head of a "
                     "decoder must be"
                 )
@@ -200,7 +200,7 @@ def _largest(model: PreTrainedModel, parameter: str, lost: Collection[str]) -> s
         own = [each for each, _ in model.get_submodule(name).named_parameters()]
         if all(f"{name}.{each}" in lost for each in own):
             return name
-    raise _unserved(f"the base lacks {shown(parameter)} of {type(model).__name__}")
+    raise _mismatch(f"the base lacks {shown(parameter)} of {type(model).__name__}")
 
 
 def _post_layers(model: PreTrainedModel) -> Iterator[str]:
@@ -230,5 +230,5 @@ def _sizes(config: PreTrainedConfig, width: int) -> dict[str, int]:
     return {"token_dim": width or whole, "num_layers": layers, "num_attention_heads": heads}
 
 
-def _unserved(message: str) -> PackageError:
+def _mismatch(message: str) -> PackageError:
     return PackageError(message, "ADAPTER_BASE_MISMATCH")

@@ -112,10 +112,10 @@ class Collator:
 
     def __call__(self, rows: list[Row]) -> dict[str, torch.Tensor]:
         """Return the inputs, each [rows] or [rows, longest], with an `attention_mask`."""
-        told = [{**row, "attention_mask": [1] * _length(row["input_ids"])} for row in rows]
-        return {name: self._together(name, [row[name] for row in told]) for name in told[0]}
+        masked = [{**row, "attention_mask": [1] * _length(row["input_ids"])} for row in rows]
+        return {name: self._padded(name, [row[name] for row in masked]) for name in masked[0]}
 
-    def _together(self, name: str, values: Sequence[Value]) -> torch.Tensor:
+    def _padded(self, name: str, values: Sequence[Value]) -> torch.Tensor:
         fill = {"input_ids": self.pad_id, "labels": IGNORED}.get(name, 0)
         longest = max(map(_length, values))
         return torch.tensor([

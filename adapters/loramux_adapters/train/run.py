@@ -160,10 +160,10 @@ def _adapted(
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
-        told = str(error).partition("\n")[0]
+        first_line = str(error).partition("\n")[0]
         raise PackageError(
             f"method {method} cannot be trained: PEFT fails with {type(model).__name__}: "
-            f"{type(error).__name__}: {told}",
+            f"{type(error).__name__}: {first_line}",
             "UNSUPPORTED_ADAPTER_FEATURE",
         ) from None
     if getattr(config, "modules_to_save", None):  # PEFT appends names of its own

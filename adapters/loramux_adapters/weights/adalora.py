@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from loramux_adapters.errors import PackageError, shown
-from loramux_adapters.fields import PREFIX, Fields, refuse_unserved
+from loramux_adapters.fields import PREFIX, Fields, refuse_unsupported
 from loramux_adapters.packing import Output
 from loramux_adapters.peft_config import FIELDS as LORA_FIELDS
 from loramux_adapters.peft_config import MAX_RANK, check_config
@@ -72,7 +72,7 @@ def pack_adalora(
     """
     config = as_lora_config(read_config(source))
     checked = check_config(config)
-    refuse_unserved(config, FIELDS)
+    refuse_unsupported(config, FIELDS)
     scale = checked.alpha / (checked.rank + 1e-5)
     with open_tensors(source) as file:
         header = read_header(file, os.fstat(file.fileno()).st_size, is_foreign=True)

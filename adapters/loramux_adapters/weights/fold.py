@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loramux_adapters.errors import PackageError, shown
-from loramux_adapters.fields import Fields, refuse_unserved, split_name
+from loramux_adapters.fields import Fields, refuse_unsupported, split_name
 from loramux_adapters.known_layers import KnownLayers
 from loramux_adapters.lora_config import Bias, LoraConfig
 from loramux_adapters.packing import Output
@@ -126,7 +126,7 @@ def fold(
             would lose more than `max_error`.
     """
     config = read_config(source)
-    refuse_unserved(config, method.fields)
+    refuse_unsupported(config, method.fields)
     as_lora, checked = _as_lora(config, method)
     done: list[Folded] = []
     updates: list[Update] = []

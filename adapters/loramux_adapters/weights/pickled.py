@@ -67,6 +67,6 @@ def _rewrite(source: Path, target: Path) -> None:
             stdin=file, stdout=output, stderr=subprocess.PIPE, env=environment, check=False,
         )  # fmt: skip
     if done.returncode:
-        told = done.stderr.decode(errors="replace").strip().splitlines()
-        why = told[-1] if told else f"its reader ended with exit code {done.returncode}"
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        why = lines[-1] if lines else f"its reader ended with exit code {done.returncode}"
         raise PackageError(f"{source.name} is rejected: {why}", "INVALID_ADAPTER_CONFIG")

@@ -164,7 +164,7 @@ def chat(
             if as_json:
                 print(json.dumps({"messages": _shown(conversation.messages, paths)}))
             return
-        _talk(conversation, message, images)
+        _interact(conversation, message, images)
 
 
 def _shown(messages: Sequence[Message], paths: Sequence[Path]) -> list[dict[str, object]]:
@@ -184,7 +184,7 @@ def _shown(messages: Sequence[Message], paths: Sequence[Path]) -> list[dict[str,
     return [{**message, "content": shown(message["content"])} for message in messages]
 
 
-def _talk(conversation: Conversation, first: str | None, images: Sequence[Image]) -> None:
+def _interact(conversation: Conversation, first: str | None, images: Sequence[Image]) -> None:
     console = Console()
     console.print(_HELP, style="dim", highlight=False)
     text = first

@@ -17,7 +17,7 @@ def whole_file(target: Path) -> Iterator[BinaryIO]:
     """
     if target.exists() and not target.is_file():
         raise FileExistsError(f"{target} exists and is not a regular file, so it is not replaced")
-    partial = _beside(target)
+    partial = _temporary(target)
     try:
         with partial.open("x+b") as file:
             yield file
@@ -35,7 +35,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
     """
     if target.exists():
         raise FileExistsError(f"{target} already exists; choose a new folder")
-    partial = _beside(target)
+    partial = _temporary(target)
     try:
         yield partial
         partial.rename(target)
@@ -43,5 +43,5 @@ def whole_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _beside(target: Path) -> Path:
+def _temporary(target: Path) -> Path:
     return target.with_name(f".{target.name}.{os.getpid()}")

@@ -50,14 +50,14 @@ def _characters(raw: bytes, begins: Iterable[int]) -> list[int]:
     """Return the number of complete characters of `raw` before each byte offset in `begins`."""
     found, last, count = [], 0, 0
     for begin in begins:
-        count += _num_begun(raw[last:begin])
+        count += _num_characters(raw[last:begin])
         last = begin
         is_inside = begin < len(raw) and raw[begin] & 0xC0 == 0x80
         found.append(count - is_inside)
     return found
 
 
-def _num_begun(part: bytes) -> int:
+def _num_characters(part: bytes) -> int:
     return sum(byte & 0xC0 != 0x80 for byte in part)
 
 

@@ -18,8 +18,8 @@ from loramux_server.confinement.process import ConfinedProcess, LostAnswerError
 from loramux_server.tasks import finished
 
 STRIKES = 3
-REST_SECONDS = 60.0
-"""A template that had to be killed STRIKES times in a row is suspended for REST_SECONDS: while it
+SUSPEND_SECONDS = 60.0
+"""Seconds for which a template is suspended that had to be killed STRIKES times in a row: while it
 runs, no other template is rendered."""
 MAX_ENDED = 256
 """Templates whose strikes are remembered."""
@@ -118,7 +118,7 @@ class Renderer:
 
     def _strike(self, run: _Run) -> None:
         count, _ = self._ended.pop(run, (0, 0.0))
-        self._ended[run] = (count + 1, asyncio.get_running_loop().time() + REST_SECONDS)
+        self._ended[run] = (count + 1, asyncio.get_running_loop().time() + SUSPEND_SECONDS)
         if len(self._ended) > MAX_ENDED:
             self._ended.popitem(last=False)
 

@@ -75,7 +75,7 @@ class Template:
         try:
             self._compiled = environment.from_string(tree)
         except (jinja2.TemplateError, RecursionError, SyntaxError, MemoryError) as error:
-            raise FailedTemplateError(_said(error)) from None
+            raise FailedTemplateError(_error_text(error)) from None
 
     def render(
         self,
@@ -120,7 +120,7 @@ class Template:
             raise
         # A template is a program: it can raise whatever Python's operators and methods raise.
         except Exception as error:
-            raise FailedTemplateError(_said(error)) from None
+            raise FailedTemplateError(_error_text(error)) from None
         return "".join(pieces)
 
 
@@ -143,7 +143,7 @@ def _parsed(environment: jinja2.Environment, source: str) -> nodes.Template:
         raise FailedTemplateError("it is nested too deeply") from None
 
 
-def _said(error: BaseException) -> str:
+def _error_text(error: BaseException) -> str:
     """Return `error` as text, truncated: a template may put a whole conversation into it."""
     text = f"{type(error).__name__}: {error}"
     return text if len(text) <= 300 else f"{text[:300]}…"

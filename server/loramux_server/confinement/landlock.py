@@ -9,7 +9,7 @@ from loramux_server.confinement import kernel
 
 _CREATE_RULESET, _RESTRICT_SELF = 444, 446
 """System call numbers, the same on all architectures."""
-_TELL_VERSION = 1
+_GET_VERSION = 1
 _FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 5: 16}
 """Landlock ABI version -> number of file system access rights that it knows."""
 _NETWORK_VERSION, _SCOPE_VERSION, _ALL_THREADS_VERSION = 4, 6, 8
@@ -38,7 +38,7 @@ def confine() -> None:
             Or the process has other threads and this kernel confines only the calling one; that has
             been done then.
     """
-    version = kernel.call(_CREATE_RULESET, 0, 0, _TELL_VERSION)
+    version = kernel.call(_CREATE_RULESET, 0, 0, _GET_VERSION)
     rights = max(count for first, count in _FILE_RIGHTS.items() if first <= version)
     rules = _Rules(
         files=(1 << rights) - 1,

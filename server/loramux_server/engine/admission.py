@@ -87,14 +87,14 @@ class Admission:
     def _excess(self, request: Request) -> str | None:
         """Return why the context is too small for `request`, or None if it is not."""
         if self._source_length:
-            num_begun = request.num_written
-            num_source = len(request.prompt) - num_begun
-            most_begun = self._context_length - self._source_length - 1
-            if 1 <= num_source <= self._source_length and 1 <= num_begun <= most_begun:
+            num_decoder = request.num_written
+            num_source = len(request.prompt) - num_decoder
+            max_decoder = self._context_length - self._source_length - 1
+            if 1 <= num_source <= self._source_length and 1 <= num_decoder <= max_decoder:
                 return None
             return (
-                f"{num_source} tokens are to be read, and what is written begins with {num_begun}; "
-                f"expected 1 to {self._source_length} and 1 to {most_begun}"
+                f"the source has {num_source} tokens, the decoder prompt {num_decoder}; "
+                f"expected 1 to {self._source_length} and 1 to {max_decoder}"
             )
         if len(request.prompt) <= self._context_length - request.continues:
             return None

@@ -13,13 +13,18 @@ import torch
 from loramux_server.engine.plan import Chunk
 from loramux_server.engine.request import Request
 from loramux_server.engine.sampler import draws_of
-from loramux_server.engine.shown import added, positions_of, shown, together
-from loramux_server.engine.token_counts import Turn, adjustments_of
+from loramux_server.engine.step_images import (
+    image_embeddings,
+    image_ranges,
+    layer_additions,
+    positions_of,
+)
+from loramux_server.engine.token_counts import SampledRow, adjustments_of
 from loramux_server.kernels.adjust import Adjustments
 from loramux_server.kernels.attention import AttentionBatch
 from loramux_server.kernels.draw import Draws
 from loramux_server.kernels.encoder_text import EncoderText
-from loramux_server.kernels.states import Kept, StateBatch
+from loramux_server.kernels.states import KeptState, StateBatch
 from loramux_server.kernels.step_input import StepInput
 from loramux_server.lora.head import states
 from loramux_server.lora.segments import Int32, Residence, Segments
@@ -122,14 +127,14 @@ class Batch:
                     table_BM=table,
                     block_size=block_size,
                     slot_T=torch.from_numpy(slot),
-                    bidirectional_T2=together(chunks),
+                    bidirectional_T2=image_ranges(chunks),
                 ),
                 segments=_segments(chunks, query_start, residence),
                 states=_states(chunks),
                 texts=_whole_texts(chunks, residence),
                 position_3T=position_3T,
-                embedded=(*embedded, *shown(chunks, query_start)),
-                added=added(chunks, query_start),
+                embedded=(*embedded, *image_embeddings(chunks, query_start)),
+                added=layer_additions(chunks, query_start),
                 cached=cached,
                 carried_T=_carried(chunks, before) if before else None,
                 draws=_draws(ending) if draws else None,
@@ -166,8 +171,8 @@ def _draws(chunks: Sequence[Chunk]) -> Draws | None:
 
 def _adjustments(chunks: Sequence[Chunk]) -> Adjustments | None:
     """Return how their logits are adjusted before."""
-    turns = [Turn(c.request.counts, c.position, c.request.output) for c in chunks]
-    return adjustments_of(turns)
+    rows = [SampledRow(c.request.counts, c.position, c.request.output) for c in chunks]
+    return adjustments_of(rows)
 
 
 def _virtual_runs(
@@ -241,7 +246,7 @@ def _states(chunks: Sequence[Chunk]) -> StateBatch | None:
         read_B=np.array([use.read for use in uses], np.int64),
         write_B=np.array([use.write for use in uses], np.int64),
         kept=tuple(
-            Kept(number, position - chunk.start, slot)
+            KeptState(number, position - chunk.start, slot)
             for number, chunk in enumerate(chunks)
             for position, slot in (chunk.state.kept if chunk.state else ())
         ),

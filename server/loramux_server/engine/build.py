@@ -37,7 +37,7 @@ from loramux_server.kernels.states import BEGINNING
 from loramux_server.lora.adapter_cache import AdapterCache
 from loramux_server.lora.buffer_pool import BufferPool, PinnedMemory
 from loramux_server.lora.row_allocator import RowSize
-from loramux_server.lora.shard import WHOLE
+from loramux_server.lora.shard import UNSHARDED
 from loramux_server.lora.slab import row_bytes
 from loramux_server.lora.vision_adapter import VisionAdapterCache
 from loramux_server.models.base_layers import BaseLayers
@@ -72,7 +72,7 @@ def make_runner(
     """
     runner = ModelRunner(
         model,
-        backend if model.shard == WHOLE else sharded(backend),
+        backend if model.shard == UNSHARDED else sharded(backend),
         num_slots=num_slots,
         num_state_slots=BEGINNING + 1 + num_states,
         adapter_memory=config.adapter_memory,
@@ -220,7 +220,7 @@ def _buffer_pool(model: BaseModel, config: EngineConfig) -> BufferPool | None:
     if model.device.type != "cuda":
         return None
     memory = PinnedMemory(model.device)
-    if model.shard != WHOLE:  # shards of adapters do not stay on the host
+    if model.shard != UNSHARDED:  # shards of adapters do not stay on the host
         return BufferPool(memory, min(config.host_adapter_memory, _BUFFERS_FOR_PARTS))
     # Buffers may be an eighth larger than their contents.
     most = min(config.host_adapter_memory * 9 // 8, all_memory())

@@ -35,7 +35,7 @@ class Bypass:
         """Return whether `request` has reached the limit."""
         return request.adapter is not None and request.num_bypassed >= self._most
 
-    def whose_turn(self) -> str | None:
+    def first_over_limit(self) -> str | None:
         """Return the adapter of the first waiting request that reached the limit, if any."""
         if not self._may_be_over:
             return None
@@ -44,6 +44,6 @@ class Bypass:
         return over.digest if over else None
 
     def check(self) -> None:
-        """Assert that `whose_turn` overlooks no request."""
+        """Assert that `first_over_limit` overlooks no request."""
         over = (request.digest for request in self._waiting if self.is_over(request))
-        assert next(over, None) == self.whose_turn(), "a request at its limit is overlooked"
+        assert next(over, None) == self.first_over_limit(), "a request at its limit is overlooked"

@@ -2,7 +2,7 @@
 
 from loramux_server.engine.kv_room import KvRoom
 from loramux_server.lora.row_allocator import RowSize
-from loramux_server.lora.shard import WHOLE
+from loramux_server.lora.shard import UNSHARDED
 from loramux_server.models.base_model import BaseModel
 from loramux_server.wire.engine_sizes import EngineSizes
 from loramux_server.wire.model_info import Layer, ModelInfo
@@ -74,7 +74,7 @@ def model_info(
         adapter_rows=adapter_rows,
         row_bytes=row_size.num_bytes,
         storage_format=storage_format,
-        takes_edits=model.shard == WHOLE,
+        takes_edits=model.shard == UNSHARDED,
         embedding_width=model.embedding_width,
         embedding=model.text.embedding.on(model.kind),
         embedding_fault=model.text.embedding.fault,

@@ -11,7 +11,7 @@ from loramux_server.engine.execution import Execution, Runner, Starter
 from loramux_server.engine.flight import Flight, Ran
 from loramux_server.engine.hidden_results import HiddenResults
 from loramux_server.engine.image_encoder import ImageEncoder, encoding_fault
-from loramux_server.engine.outbox import Made, Outbox
+from loramux_server.engine.outbox import Outbox, StepResults
 from loramux_server.engine.pace import Pace
 from loramux_server.engine.plan import Plan
 from loramux_server.engine.request import Request
@@ -140,7 +140,7 @@ class Engine:
         self._residents.start_loads(plan.urgent)
         self._is_stuck = not (plan.chunks or landed.loads or landed.failed)
         if not plan.chunks:
-            return self._outbox.publish(landed, started, Made())
+            return self._outbox.publish(landed, started, StepResults())
         runs_ahead = self._execution.can_run_ahead(plan)
         batch = Batch.build(
             grouped(plan.chunks),
@@ -247,15 +247,15 @@ class Engine:
             return None
         return self._scheduler.follow(before.plan)
 
-    def _commit(self, ran: Ran | None) -> Made:
+    def _commit(self, ran: Ran | None) -> StepResults:
         """Process the results of a step, if one has ended, and return what to report."""
         if ran is None:
-            return Made()
+            return StepResults()
         # Before tokens: a request whose prompt log-probabilities are not finite gets none.
         self._hidden_results.take_prompts(ran.batch, ran.read)
         tokens = self._commit_tokens(ran)
         scores = self._hidden_results.take_scores(ran.batch, ran.read)
-        return Made(tokens, scores, self._learn(ran, tokens))
+        return StepResults(tokens, scores, self._learn(ran, tokens))
 
     def _commit_tokens(self, ran: Ran) -> list[Token]:
         by_request = dict(zip(ran.batch.requests, ran.sampled, strict=True))

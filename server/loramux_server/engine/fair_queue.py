@@ -53,7 +53,7 @@ class FairQueue:
             return list(self._lines.values())
         return [self._lines[tenant] for tenant in sorted(self._lines, key=self._served.__getitem__)]
 
-    def turns(self) -> Iterator[Request]:
+    def in_order(self) -> Iterator[Request]:
         """Yield the waiting requests in the order in which they may start.
 
         The caller charges and removes a request that starts before it asks for the next one. A
@@ -104,7 +104,7 @@ class FairQueue:
         line = self._lines.setdefault(request.tenant, [])
         end = bisect_right(line, request.priority, key=_priority)
         equals = range(bisect_left(line, request.priority, key=_priority), end)
-        later = (i for i in equals if _came_before(request, line[i]))
+        later = (i for i in equals if _precedes(request, line[i]))
         line.insert(next(later, end), request)
         self._num_waiting += 1
 
@@ -178,7 +178,7 @@ def _priority(request: Request) -> int:
     return request.priority
 
 
-def _came_before(request: Request, other: Request) -> bool:
+def _precedes(request: Request, other: Request) -> bool:
     if other.has_started:
         return False
     return (request.arrival, request.request_id) < (other.arrival, other.request_id)

@@ -5,7 +5,7 @@ from loramux_server.engine.team import Team
 from loramux_server.lora.edits import Edits
 from loramux_server.lora.mix import load_source
 from loramux_server.lora.packed import PackedAdapter, take_seals
-from loramux_server.lora.shard import WHOLE, cut_adapter
+from loramux_server.lora.shard import UNSHARDED, shard_adapter
 from loramux_server.lora.slab import Slab
 from loramux_server.models.base_layers import BaseLayers
 from loramux_server.models.base_model import BaseModel
@@ -48,9 +48,9 @@ class AdapterLoader:
             DamagedError: A file of it is missing, or is not what was registered.
             PackageError: It does not fit the base model, cannot be mixed, or is not served here.
         """
-        is_whole = self._shard == WHOLE
+        is_whole = self._shard == UNSHARDED
         place = self._slab.pack if is_whole and self._slab.packs else None
-        with self._slab.beside():
+        with self._slab.on_load_stream():
             packed = load_source(source, self._base, self._storage_format, place)
         if self._is_deterministic and packed.edits and packed.edits.changes_layers:
             raise PackageError(
@@ -75,8 +75,8 @@ class AdapterLoader:
             Its edits, which are not in rank rows, on the device.
         """
         del source
-        if self._shard != WHOLE:
-            adapter = self._slab.pack(cut_adapter(adapter, self._splits, self._shard))
+        if self._shard != UNSHARDED:
+            adapter = self._slab.pack(shard_adapter(adapter, self._splits, self._shard))
         self._slab.write(row, adapter)
         return adapter.edits and adapter.edits.to(self._device)
 

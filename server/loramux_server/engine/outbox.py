@@ -12,7 +12,7 @@ from loramux_server.wire.messages import BatchSize, Failure, Report, Scores, Sta
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class StepResults:
     """The results of a step."""
 
     tokens: list[Token] = field(default_factory=list)
@@ -42,7 +42,7 @@ class Outbox:
         """Record why a request has ended without a result; see `Failure`."""
         self._failures.append(Failure(request.request_id, reason, message, field))
 
-    def publish(self, landed: Landed, started: list[Started], made: Made) -> Report:
+    def publish(self, landed: Landed, started: list[Started], made: StepResults) -> Report:
         """Return a report of everything since the last one.
 
         Args:
@@ -60,7 +60,7 @@ class Outbox:
             failures=failures,
             started=started,
             loads=landed.loads,
-            loading=self._residents.take_begun(),
+            loading=self._residents.take_started(),
             failed_loads={load.source.digest: load.why for load in landed.failed},
             seals=self._residents.take_seals(),
             batch=made.size,

@@ -81,7 +81,7 @@ def loader_threads(
     return ThreadPoolExecutor(
         count,
         thread_name_prefix=name,
-        initializer=_give_way if steps_take_cores else _come_second,
+        initializer=_give_way if steps_take_cores else _lower_priority,
     )
 
 
@@ -96,7 +96,7 @@ def _give_way() -> None:
         os.sched_setscheduler(threading.get_native_id(), os.SCHED_IDLE, os.sched_param(0))
 
 
-def _come_second() -> None:
+def _lower_priority() -> None:
     """Keep the calling thread from using others, and lower its priority.
 
     With SCHED_IDLE it could be preempted for long while it holds a lock of the device's driver, for
@@ -156,7 +156,7 @@ class Residents:
         self._mixes: dict[str, AdapterSource] = {}
         """Mixes in memory."""
         self._moved: set[str] = set()
-        self._begun: list[str] = []
+        self._load_starts: list[str] = []
         self._reloads = {tier: Reloads() for tier in (Tier.HOST, Tier.DEVICE)}
         self._leaving: set[str] = set()
         """Digests to drop as soon as they are unused."""
@@ -187,7 +187,7 @@ class Residents:
             reloads.loads(order.source.digest, begin)
             future = self._submit(order)
             self._flights[order.source.digest] = _Flight(order, future, begin)
-            self._begun.append(order.source.digest)
+            self._load_starts.append(order.source.digest)
             future.add_done_callback(lambda _: self._wake())
 
     def let_load(self, seconds: float) -> None:
@@ -200,8 +200,8 @@ class Residents:
         """
         if not (seconds and self._flights):
             return
-        begun_after = self._clock() - _LONG_SECONDS
-        futures = [each.future for each in self._flights.values() if each.begin > begun_after]
+        started_after = self._clock() - _LONG_SECONDS
+        futures = [each.future for each in self._flights.values() if each.begin > started_after]
         if futures:
             wait(futures, min(_SHARE * seconds, _MAX_WAIT_SECONDS), FIRST_COMPLETED)
 
@@ -246,10 +246,10 @@ class Residents:
         moved, self._moved = self._moved, set()
         return {digest: str(self._tier_of(digest)) for digest in moved}
 
-    def take_begun(self) -> list[str]:
+    def take_started(self) -> list[str]:
         """Return, once, the digests whose loads started."""
-        begun, self._begun = self._begun, []
-        return begun
+        started, self._load_starts = self._load_starts, []
+        return started
 
     def take_seals(self) -> dict[str, str]:
         """Return, once, the seals that loads computed: digest -> seal."""

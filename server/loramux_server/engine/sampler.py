@@ -16,7 +16,7 @@ import torch
 
 from loramux_server.engine.allowed import only_allowed
 from loramux_server.engine.request import Request
-from loramux_server.engine.token_counts import Turn, adjustments_of
+from loramux_server.engine.token_counts import SampledRow, adjustments_of
 from loramux_server.forms.bits import has_bit
 from loramux_server.kernels.adjust import adjust
 from loramux_server.kernels.cpu.draw import draw_cpu
@@ -212,7 +212,7 @@ def _choose_changed(
     """Return the next token; None if its bad words exclude all tokens that are `allowed`."""
     output = [*request.output, *before] if before else request.output
     position, logits_1V = len(output), logits_V[None]
-    adjustments = adjustments_of([Turn(request.counts, position, output)])
+    adjustments = adjustments_of([SampledRow(request.counts, position, output)])
     if adjustments is not None:
         device = logits_V.device
         nothing_1 = torch.zeros(1, dtype=torch.int64, device=device)  # all of the output is known

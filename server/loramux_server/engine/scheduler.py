@@ -128,7 +128,7 @@ class Scheduler:
         # A preempted request must not take its blocks back in the same step.
         may_start = preemptions == self.num_preemptions and len(self.running) < self._max_running
         started = self._admit(chunks, budget) if may_start and budget else []
-        return Plan(chunks, started, self._bypass.whose_turn())
+        return Plan(chunks, started, self._bypass.first_over_limit())
 
     def num_left(self, plan: Plan) -> int:
         """Return how many more tokens the step of `plan` may have."""
@@ -163,7 +163,7 @@ class Scheduler:
             return None
         coming = [Chunk(chunk.request, chunk.end, 1, is_ahead=True) for chunk in going_on]
         chunks = [self._contexts.with_state(chunk) for chunk in coming]
-        return Plan(chunks, [], self._bypass.whose_turn()) if chunks else None
+        return Plan(chunks, [], self._bypass.first_over_limit()) if chunks else None
 
     def commit(self, plan: Plan, tokens: Sequence[Sequence[int]]) -> list[Gain]:
         """Apply the result of `plan` and free what finished; requests that ended are skipped.
@@ -256,7 +256,7 @@ class Scheduler:
         passed: list[Request] = []
         # Whether one of `passed` reached the limit of `Bypass`: then only base requests start.
         is_draining = False
-        for request in self.waiting.turns():
+        for request in self.waiting.in_order():
             if not budget or len(self.running) >= self._max_running:
                 break
             if request.is_held:

@@ -24,7 +24,7 @@ from loramux_server.engine.output_history import OutputHistories, OutputHistory
 from loramux_server.engine.plan import Chunk
 from loramux_server.engine.request import Request
 
-_MOST_BEGUN = 1 << 16
+_MAX_INDEXED = 1 << 16
 """Tokens of new requests that are indexed in one step: some ten milliseconds. Others follow."""
 _MIN_PROBABILITY = 0.05
 """Tokens less likely than this are never drafted."""
@@ -81,7 +81,7 @@ class Speculation:
         num_chosen = sum(chunk.samples for chunk in chunks)
         least = max(_MIN_PROBABILITY, token_cost * num_chosen)
         found: list[tuple[float, int, Chunk]] = []
-        for chunk in self._looked_at(chunks):
+        for chunk in self._candidates(chunks):
             # The last token of a text needs no draft.
             most = min(self._ends.num_before(chunk.request) - 1, self._most_tokens)
             found += [
@@ -101,7 +101,7 @@ class Speculation:
         if not self._most_tokens:
             return False
         probabilities = [
-            self._probabilities(chunk.request, 2, 0.0) for chunk in self._looked_at(chunks)
+            self._probabilities(chunk.request, 2, 0.0) for chunk in self._candidates(chunks)
         ]
         # The first is the token that the step in flight will yield.
         return sum(both[1] for both in probabilities if len(both) == 2) >= _MANY * len(chunks)
@@ -127,16 +127,16 @@ class Speculation:
         assert set(self._followed) <= set(requests), "an ended request is followed"
         self._histories.check()
 
-    def _looked_at(self, chunks: Sequence[Chunk]) -> Iterator[Chunk]:
+    def _candidates(self, chunks: Sequence[Chunk]) -> Iterator[Chunk]:
         """Yield those of `chunks` that may have a draft, with an up-to-date candidate."""
-        num_begun = 0
+        num_indexed = 0
         for chunk in chunks:
             request = chunk.request
             if not (chunk.samples and request.may_draft):
                 continue
             if request not in self._followed:
-                num_begun += request.num_tokens
-                if num_begun > max(_MOST_BEGUN, request.num_tokens):
+                num_indexed += request.num_tokens
+                if num_indexed > max(_MAX_INDEXED, request.num_tokens):
                     continue
             self._look(request)
             yield chunk

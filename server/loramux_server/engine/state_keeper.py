@@ -100,7 +100,7 @@ class StateKeeper:
             is_ahead: Whether they follow those of a step in flight.
         """
         kept: list[tuple[int, int]] = []
-        for position in self._wanted(request, start, end):
+        for position in self._kept_positions(request, start, end):
             # Recurrent layers yield no intermediate state after a single token.
             is_apart = position - (kept[-1][0] if kept else start) > 1
             if position != end and not is_apart:
@@ -146,7 +146,7 @@ class StateKeeper:
         if request.slots.read not in (BEGINNING, request.slots.own):
             self._slots.release(request.slots.read)
 
-    def _wanted(self, request: Request, start: int, end: int) -> list[int]:
+    def _kept_positions(self, request: Request, start: int, end: int) -> list[int]:
         """Return the positions after which to keep a state, in order."""
         if not self._keeps:
             return []

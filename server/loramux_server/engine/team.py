@@ -80,7 +80,7 @@ class Team:
         for index in range(1, self.shard.count):
             follower = _Follower()
             self._followers.append(follower)
-            follower.tell(Load(self._config, index, str(self.meeting)))
+            follower.send(Load(self._config, index, str(self.meeting)))
             threading.Thread(
                 target=self._listen, args=(follower,), name="follower", daemon=True
             ).start()
@@ -121,7 +121,7 @@ class Team:
         Raises:
             UnservableModelError: One of them cannot.
         """
-        self._tell(Divide())
+        self._send_all(Divide())
         yield
         self._wait()
 
@@ -132,7 +132,7 @@ class Team:
         Raises:
             UnservableModelError: One of them cannot.
         """
-        self._tell(Allocate(num_slots, sizes))
+        self._send_all(Allocate(num_slots, sizes))
         yield
         self._wait()
 
@@ -145,7 +145,7 @@ class Team:
         """
         number = next(self._numbers)
         answers = self._answers[number] = queue.SimpleQueue()
-        self._tell(Write(number, row, source))
+        self._send_all(Write(number, row, source))
         try:
             yield
         finally:
@@ -162,13 +162,13 @@ class Team:
 
     def start_step(self, batch: Batch) -> None:
         """Let the followers run their part of a step."""
-        self._tell(Run.of(batch.input))
+        self._send_all(Run.of(batch.input))
 
-    def _tell(self, command: Command) -> None:
+    def _send_all(self, command: Command) -> None:
         with self._lock:
             for follower in self._followers:
                 try:
-                    follower.tell(command)
+                    follower.send(command)
                 except ConnectionError:
                     self._die(f"follower {follower.pid} ended")
 
@@ -187,7 +187,7 @@ class Team:
             self._die("a follower hangs while loading an adapter")
 
     def _listen(self, follower: "_Follower") -> None:
-        while (done := follower.hear()) is not None:
+        while (done := follower.receive()) is not None:
             self._answers[done.number].put(done)
         if not self._is_ending:
             self._die(f"follower {follower.pid} ended")
@@ -219,11 +219,11 @@ class _Follower:
     def pid(self) -> int:
         return self._process.pid
 
-    def tell(self, command: Command) -> None:
+    def send(self, command: Command) -> None:
         """Send a command."""
         write_message(self._ours, encode(command))
 
-    def hear(self) -> Done | None:
+    def receive(self) -> Done | None:
         """Return the next acknowledgement, or None once the follower is gone."""
         try:
             message = read_message(self._ours)

@@ -155,7 +155,7 @@ def counts_of(
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class SampledRow:
     """A row of a step for which a token is sampled."""
 
     counts: TokenCounts | None
@@ -166,12 +166,12 @@ class Turn:
     """The tokens before it, as far as known: all, or all but one."""
 
 
-def adjustments_of(turns: Sequence[Turn]) -> Adjustments | None:
+def adjustments_of(rows: Sequence[SampledRow]) -> Adjustments | None:
     """Return the logit adjustments of a step's rows, on the host; None if there are none."""
     rows = [
-        (number, turn.counts.at(turn.position, turn.output))
-        for number, turn in enumerate(turns)
-        if turn.counts
+        (number, row.counts.at(row.position, row.output))
+        for number, row in enumerate(rows)
+        if row.counts
     ]
     if not rows:
         return None
@@ -183,8 +183,8 @@ def adjustments_of(turns: Sequence[Turn]) -> Adjustments | None:
         torch.from_numpy(np.concatenate(pieces))
         for pieces in zip(*(counted.columns for counted in said), strict=True)
     )
-    factors = [turn.counts.factors if turn.counts else _NEUTRAL for turn in turns]
-    lacks_one = [turn.position > len(turn.output) for turn in turns]
+    factors = [row.counts.factors if row.counts else _NEUTRAL for row in rows]
+    lacks_one = [row.position > len(row.output) for row in rows]
     return Adjustments(
         torch.from_numpy(np.repeat(np.array(numbers, np.int32), lengths)),
         token_E,

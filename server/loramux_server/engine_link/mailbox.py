@@ -7,9 +7,9 @@ from typing import Generic, TypeVar
 from loramux.errors import LoramuxError
 from loramux_server.wire.messages import Started, Token
 
-MAX_BEHIND = 1024
+MAX_UNREAD = 1024
 """Tokens and log-probabilities that may wait for a call's reader: some 100 KB."""
-_MANY = MAX_BEHIND // 2
+_MANY = MAX_UNREAD // 2
 """This many wake the reader whatever its interval, before the engine pauses its request."""
 
 Item = TypeVar("Item")
@@ -73,7 +73,7 @@ class Mailbox(Generic[Item]):
         items = self._items.setdefault(index, [])
         items.append(item)
         self._size += _size(item)
-        if self._size > MAX_BEHIND:
+        if self._size > MAX_UNREAD:
             self._fill(True)
         is_enough = len(items) >= self._interval or self._size >= _MANY
         if is_enough or index not in self._begun or _is_last(item):

@@ -66,7 +66,7 @@ class Probe:
         """Process the report of one engine step: a batch that ran is proof enough."""
         if report.batch is not None:
             self._has_worked = True
-            self._tell(True)
+            self._notify(True)
 
     async def run(self) -> None:
         """Probe periodically, until cancelled."""
@@ -74,7 +74,7 @@ class Probe:
             self._has_worked = False
             await asyncio.sleep(self._interval)
             if not self._has_worked and self._engine.process.is_ready:
-                self._tell(await self._makes_a_token())
+                self._notify(await self._makes_a_token())
 
     async def _makes_a_token(self) -> bool:
         mailbox = Mailbox[Token | Scores](on_started=lambda _: None)
@@ -96,7 +96,7 @@ class Probe:
             self._engine.cancel(request_id)
         return True
 
-    def _tell(self, is_well: bool) -> None:
+    def _notify(self, is_well: bool) -> None:
         if is_well != self._is_well:
             self._is_well = is_well
             self._on_result(is_well)

@@ -212,7 +212,7 @@ class EngineProcess:
     async def _pass_on(self, engine: RunningEngine) -> None:
         while isinstance(message := await engine.read(), Report):
             if self._watchdog:
-                self._watchdog.heard(message.batch)
+                self._watchdog.record_report(message.batch)
             self._on_report(message)
         self.ran_out_of_memory = isinstance(message, OutOfMemory)
 
@@ -225,7 +225,7 @@ class EngineProcess:
         watchdog.begin(time.monotonic())
         while True:
             await asyncio.sleep(watchdog.interval)
-            if watchdog.look(time.monotonic()):
+            if watchdog.poll(time.monotonic()):
                 _log.error("watchdog: no heartbeat from the engine for %.3g s", watchdog.patience)
                 return
             self.send(Ping())

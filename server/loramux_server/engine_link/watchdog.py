@@ -33,7 +33,7 @@ class Watchdog:
         self._step_seconds: deque[float] = deque(maxlen=_MEMORY)
         self._token_seconds: deque[float] = deque(maxlen=_MEMORY)
         self._silence = 0.0
-        self._looked = 0.0
+        self._polled_at = 0.0
         self.interval = seconds / 8
         """Seconds between two polls."""
 
@@ -50,9 +50,9 @@ class Watchdog:
 
     def begin(self, now: float) -> None:
         """Begin to watch an engine that has just become ready."""
-        self._silence, self._looked = 0.0, now
+        self._silence, self._polled_at = 0.0, now
 
-    def heard(self, batch: BatchSize | None) -> None:
+    def record_report(self, batch: BatchSize | None) -> None:
         """Record a sign of life, and the cost of the step that it reports."""
         self._silence = 0.0
         if batch is None:
@@ -61,10 +61,10 @@ class Watchdog:
         if batch.tokens >= _MANY_TOKENS:
             self._token_seconds.append(batch.seconds / batch.tokens)
 
-    def look(self, now: float) -> bool:
-        """Return whether the engine has been silent for too long."""
+    def poll(self, now: float) -> bool:
+        """Count the silence up to `now`, and return whether it has been too long."""
         # A late poll means that this process was held up itself, perhaps stopped together with the
         # engine, and an answer may be unread. So a poll adds at most two intervals.
-        self._silence += min(now - self._looked, 2 * self.interval)
-        self._looked = now
+        self._silence += min(now - self._polled_at, 2 * self.interval)
+        self._polled_at = now
         return self._silence > self.patience

@@ -96,7 +96,7 @@ class Preparer:
         key = tenant, hashlib.blake2b(data, digest_size=32).digest()
         if (kept := self._find(key)) is not None:
             return kept
-        return await self._in_turn(tenant, lambda: self._work(key, data, field))
+        return await self._exclusively(tenant, lambda: self._work(key, data, field))
 
     async def placeholder(self, tenant: str) -> Placeholder:
         """Return what stands for an image of `tenant` before it is preprocessed.
@@ -106,7 +106,7 @@ class Preparer:
             UnavailableError: The process does not start.
         """
         if self._placeholder is None:
-            await self._in_turn(tenant, self._started)
+            await self._exclusively(tenant, self._started)
         assert self._placeholder is not None
         return self._placeholder
 
@@ -119,7 +119,7 @@ class Preparer:
         if self._process:
             await self._process.end()
 
-    async def _in_turn(self, tenant: str, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    async def _exclusively(self, tenant: str, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Return the result of `make`, which has the process to itself.
 
         It runs to the end even if the caller is cancelled: otherwise callers with short deadlines

@@ -24,11 +24,11 @@ def prompt_logprobs(logits_RV: torch.Tensor, token_R: torch.Tensor, count: int) 
     is_finite_R1 = logits_RV.amax(-1, keepdim=True).isfinite()
     logits_RV = logits_RV.masked_fill(~is_finite_R1, 0.0)
     form = logprobs_cpu if logits_RV.device.type == "cpu" else logprobs
-    told_RL = form(logits_RV, token_R, count)
+    results_RL = form(logits_RV, token_R, count)
     token_R1 = token_R[:, None]
     value_R1 = logits_RV.gather(1, token_R1)
     token_V = torch.arange(logits_RV.shape[1], device=logits_RV.device)
     is_before_RV = (logits_RV > value_R1) | ((logits_RV == value_R1) & (token_V < token_R1))
     rank_R1 = is_before_RV.sum(-1, keepdim=True) + 1
-    told_RL = torch.cat((rank_R1.double(), told_RL), 1)
-    return told_RL.masked_fill(~is_finite_R1, float("nan"))
+    results_RL = torch.cat((rank_R1.double(), results_RL), 1)
+    return results_RL.masked_fill(~is_finite_R1, float("nan"))

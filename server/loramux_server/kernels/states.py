@@ -15,7 +15,7 @@ BEGINNING = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class KeptState:
     """An intermediate state (checkpoint) to store in addition to the final one."""
 
     request: int
@@ -33,5 +33,5 @@ class StateBatch:
     """Slot of each request's state before the batch."""
     write_B: Slots
     """Slot for its state after the batch; distinct."""
-    kept: tuple[Kept, ...] = ()
+    kept: tuple[KeptState, ...] = ()
     """Ordered by request, then by length."""

@@ -166,7 +166,7 @@ class AdapterCache:
             return []
         orders: list[LoadOrder] = []
         full: list[Tier] = []
-        for digest in self._line.turns(urgent):
+        for digest in self._line.in_order(urgent):
             if len(self._loading) == self._max_loads or len(full) == 2:
                 break
             tier = Tier.DEVICE if digest in self._host else Tier.HOST

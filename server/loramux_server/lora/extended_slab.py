@@ -100,7 +100,7 @@ class ExtendedSlab(Slab):
         self.extended[group], self.a[group] = extended, extended[base:]
         return extended[:base].copy_(weight_NK)
 
-    def beside(self) -> AbstractContextManager[object]:
+    def on_load_stream(self) -> AbstractContextManager[object]:
         """Run the block's device work on the load stream, concurrently with steps."""
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
@@ -153,7 +153,7 @@ class ExtendedSlab(Slab):
             self._write(row, adapter)
             return
         try:
-            with self.beside():
+            with self.on_load_stream():
                 if self._fence is not None:
                     self._stream.wait_event(self._fence)
                 self._write(row, adapter)

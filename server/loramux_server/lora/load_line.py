@@ -47,7 +47,7 @@ class LoadLine:
         """Remove an adapter, if it is in line."""
         self._line.pop(digest, None)
 
-    def turns(self, urgent: str | None) -> list[str]:
+    def in_order(self, urgent: str | None) -> list[str]:
         """Return the adapters in the order in which they are to be loaded.
 
         Args:

@@ -142,7 +142,7 @@ def _embedding_edit(module: str, found: Found, base: BaseLayers, read: Read) -> 
         )
     edit = EmbeddingEdit(rows=_rows(module, found, base, read))
     if "weight" in found.parameters:
-        edit = replace(edit, weight_VK=_at_rest(module, "weight", found, base, read))
+        edit = replace(edit, weight_VK=_as_stored(module, "weight", found, base, read))
     if low_rank is None:
         return edit
     a_VR, b_KR = read(low_rank.a).T.contiguous(), low_rank.scale * read(low_rank.b)
@@ -191,7 +191,7 @@ def _router_edit(module: str, found: Found, base: BaseLayers, read: Read) -> Rou
             "updates and a replaced weight",
             "UNSUPPORTED_ADAPTER_FEATURE",
         )
-    weight = _at_rest(module, "weight", found, base, read) if found.parameters else None
+    weight = _as_stored(module, "weight", found, base, read) if found.parameters else None
     return RouterEdit(weight, _low_rank(found.low_rank, read) if found.low_rank else None)
 
 
@@ -202,11 +202,11 @@ def _parameter_edit(module: str, found: Found, base: BaseLayers, read: Read) -> 
             "ADAPTER_BASE_MISMATCH",
         )
     return ParameterEdit({
-        name: _at_rest(module, name, found, base, read) for name in found.parameters
+        name: _as_stored(module, name, found, base, read) for name in found.parameters
     })  # fmt: skip
 
 
-def _at_rest(
+def _as_stored(
     module: str, parameter: str, found: Found, base: BaseLayers, read: Read
 ) -> torch.Tensor:
     """Return a parameter of `module` in storage format, and in the module's layout."""

@@ -41,7 +41,7 @@ class Shard:
         return slice(self.index * share, (self.index + 1) * share)
 
 
-WHOLE = Shard()
+UNSHARDED = Shard()
 """The whole model in one process."""
 
 
@@ -55,13 +55,13 @@ def shard_shape(shape: GroupShape, split: Split, shard: Shard) -> GroupShape:
     return shape
 
 
-def cut_adapter(adapter: PackedAdapter, splits: Sequence[Split], shard: Shard) -> PackedAdapter:
+def shard_adapter(adapter: PackedAdapter, splits: Sequence[Split], shard: Shard) -> PackedAdapter:
     """Return the part of `adapter` that belongs to `shard`; `splits` has one entry per group."""
-    layers = [_cut(layer, splits[layer.place.group], shard) for layer in adapter.layers]
+    layers = [_shard_layer(layer, splits[layer.place.group], shard) for layer in adapter.layers]
     return replace(adapter, layers=layers)
 
 
-def _cut(layer: PackedLayer, split: Split, shard: Shard) -> PackedLayer:
+def _shard_layer(layer: PackedLayer, split: Split, shard: Shard) -> PackedLayer:
     if split is Split.OUTPUTS:
         return replace(layer, b_RN=layer.b_RN[:, shard.of(layer.b_RN.shape[1])])
     if split is Split.INPUTS:

@@ -88,7 +88,7 @@ class Slab:
         """Return the base weights of `group`, moved to where the slab wants them."""
         return weight_NK
 
-    def beside(self) -> AbstractContextManager[object]:
+    def on_load_stream(self) -> AbstractContextManager[object]:
         """Run the block's device work concurrently with steps, where the device can."""
         return nullcontext()
 

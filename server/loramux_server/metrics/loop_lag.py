@@ -5,7 +5,7 @@ from collections import deque
 
 INTERVAL = 0.25
 """Seconds between measurements."""
-NUM_LOOKS = 3
+NUM_SAMPLES = 3
 """Consecutive late measurements that make a lag; a single pause does not."""
 
 
@@ -13,7 +13,7 @@ class LoopLag:
     """Measures the lag periodically."""
 
     def __init__(self) -> None:
-        self._late: deque[float] = deque([0.0], maxlen=NUM_LOOKS)
+        self._late: deque[float] = deque([0.0], maxlen=NUM_SAMPLES)
 
     @property
     def seconds(self) -> float:

@@ -7,7 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from loramux_server.lora.packed import LayerPlace
-from loramux_server.lora.shard import WHOLE, Shard
+from loramux_server.lora.shard import UNSHARDED, Shard
 from loramux_server.models.attention import AttentionBridge, CacheShape
 from loramux_server.models.decoder_stack import DecoderStack
 from loramux_server.models.editor import Editor
@@ -84,7 +84,7 @@ class BaseModel:
     `cache_shapes`."""
     heads: Heads | None = None
     """The heads for tasks; None if a head is a linear layer."""
-    shard: Shard = WHOLE
+    shard: Shard = UNSHARDED
     """The part of its layers that this process holds."""
 
     @property

@@ -161,7 +161,7 @@ def _cache_fault(head: TaskHead, given: Mapping[str, torch.Tensor], hidden_TK: t
     """Return why PEFT's prefix tuning does not use `head` as a whole; empty if it does."""
     wanted = head.logits(given, hidden_TK)
     try:
-        found = head.behind_cache(given, hidden_TK)
+        found = head.logits_after_prefix(given, hidden_TK)
     except torch.OutOfMemoryError:
         raise
     except (StopIteration, *UNKNOWN_WAYS) as error:

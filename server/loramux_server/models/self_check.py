@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from loramux_server.kernels.attention import AttentionBatch
-from loramux_server.kernels.states import BEGINNING, Kept, StateBatch
+from loramux_server.kernels.states import BEGINNING, KeptState, StateBatch
 from loramux_server.kernels.step_input import StepInput
 from loramux_server.lora.segments import Int32
 from loramux_server.models.attention import AttentionBridge
@@ -27,9 +27,9 @@ from loramux_server.models.step import Step
 from loramux_server.models.vision.prompt_images import PromptImages, positions
 
 _LENGTHS = (7, 12)
-_CUTS = ((3,), (5,))
+_SPLITS = ((3,), (5,))
 """Where each sequence is cut: the first pieces run in one batch, the others in the next."""
-_CUTS_OF_STATES = ((3, 4, 6), (5, 10, 11))
+_RECURRENT_SPLITS = ((3, 4, 6), (5, 10, 11))
 """The same for models with recurrent layers, which treat single tokens differently."""
 _BLOCK_SIZE = 4
 _TABLE_BM = np.array([[4, 1, 0], [2, 0, 3]], np.int32)
@@ -77,7 +77,9 @@ class SelfCheck:
         self._step = step
         self._bridge = bridge
         self._recurrent = recurrent
-        self._samples = samples or _texts(module, _CUTS_OF_STATES if recurrent.states else _CUTS)
+        self._samples = samples or _texts(
+            module, _RECURRENT_SPLITS if recurrent.states else _SPLITS
+        )
         self._rounds_inputs = rounds_inputs(module)
         module.set_attn_implementation("eager")
         with torch.inference_mode():
@@ -212,11 +214,11 @@ class SelfCheck:
         if not self._recurrent.states:
             return None
         own = np.array(numbers) + BEGINNING + 1
-        kept: list[Kept] = []
+        kept: list[KeptState] = []
         if self._recurrent.supports_continuation:
             # Keeping an intermediate state makes a request run through a layer in two parts.
             spare = (own + len(self._samples)).tolist()
-            kept += [Kept(b, 2, spare[b]) for b in np.flatnonzero(ends - starts > 3).tolist()]
+            kept += [KeptState(b, 2, spare[b]) for b in np.flatnonzero(ends - starts > 3).tolist()]
         return StateBatch(np.where(starts, own, BEGINNING), own, tuple(kept))
 
 

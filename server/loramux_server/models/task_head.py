@@ -133,7 +133,7 @@ class TaskHead:
             self._given.hidden_1TK = None
         return self._logits(output)
 
-    def behind_cache(
+    def logits_after_prefix(
         self, parameters: Mapping[str, torch.Tensor], hidden_TK: torch.Tensor
     ) -> torch.Tensor:
         """Return the logits that PEFT computes when prefix keys and values precede a text.

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from transformers import AutoTokenizer
 
 from loramux_server.models.base_embedding import BaseEmbedding, read_embedding
-from loramux_server.text.pieces.making import make_tokenizer_of
+from loramux_server.text.pieces.build import make_tokenizer_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,5 +139,5 @@ def audited(path: str | None, act: str, **fields: object) -> Iterator[dict[str, 
 
 
 def _log_entry(entry: Mapping[str, object], level: int) -> None:
-    told = " ".join(f"{name}={value}" for name, value in entry.items() if name != "time")
-    _log.log(level, "audit: %s", ascii(told)[1:-1], extra={"fields": {"audit": entry}})
+    line = " ".join(f"{name}={value}" for name, value in entry.items() if name != "time")
+    _log.log(level, "audit: %s", ascii(line)[1:-1], extra={"fields": {"audit": entry}})

@@ -73,7 +73,7 @@ class Forwarding:
                     "this server is itself a replica; send changes to its primary",
                     reason="IS_REPLICA",
                 )
-            shown = [*filter(self._goes_along, metadata), (_HOP, "1")]
+            shown = [*filter(self._is_forwarded, metadata), (_HOP, "1")]
             try:
                 await self._mirror.check_lineage()
                 with _wire.raising():
@@ -92,7 +92,7 @@ class Forwarding:
 
         return forward
 
-    def _goes_along(self, pair: tuple[str, str | bytes]) -> bool:
+    def _is_forwarded(self, pair: tuple[str, str | bytes]) -> bool:
         return pair[0] in _SHOWN and (pair[0] != "authorization" or self._primary.shows_keys)
 
     async def _take_in(self, request: Message, response: Message) -> None:

@@ -111,16 +111,16 @@ class Services:
                 self.pins.forget(record)
                 if not registry.versions(record.full_name):
                     self.metrics.labels.forget(record.full_name)
-            self.changes.tell(_KINDS[what], [record])
+            self.changes.notify(_KINDS[what], [record])
 
         def moved(move: Move) -> None:
             versions = {*move.before.versions, *move.after.versions}
             found = registry.versions(full_name(move.tenant, move.name))
-            self.changes.tell(_KINDS[UPDATED], [r for r in found if r.version in versions])
+            self.changes.notify(_KINDS[UPDATED], [r for r in found if r.version in versions])
 
         def elsewhere(digest: str) -> None:
             moved_kind = adapters_pb2.ADAPTER_CHANGE_MOVED
-            self.changes.tell(moved_kind, registry.with_digest(digest))
+            self.changes.notify(moved_kind, registry.with_digest(digest))
 
         registry.follow(lambda what, record: loop.call_soon_threadsafe(happened, what, record))
         registry.aliases.on_move = lambda move: loop.call_soon_threadsafe(moved, move)

@@ -24,7 +24,7 @@ def context_room(
     if model.source_length:
         if num_prompt + num_virtual > model.source_length:
             raise InvalidArgumentError(
-                f"{field} has {num_prompt} tokens{beside(num_virtual, num_image_tokens)}; expected "
+                f"{field} has {num_prompt} tokens{extras(num_virtual, num_image_tokens)}; expected "
                 f"at most {model.source_length}, the input length of the base model",
                 reason="CONTEXT_LENGTH_EXCEEDED",
                 field=field,
@@ -34,7 +34,7 @@ def context_room(
     if room < (0 if is_empty(params) else 1):
         rest = "is smaller" if is_empty(params) else "leaves no room for a completion"
         raise InvalidArgumentError(
-            f"{field} has {num_prompt} tokens{beside(num_virtual, num_image_tokens)}; the context "
+            f"{field} has {num_prompt} tokens{extras(num_virtual, num_image_tokens)}; the context "
             f"of {model.context_length} {rest}",
             reason="CONTEXT_LENGTH_EXCEEDED",
             field=field,
@@ -59,7 +59,7 @@ def completion_room(
     """
     room = context_room("prompt", num_prompt, params, model, num_virtual, num_image_tokens)
     after = (
-        f"after a prompt of {num_prompt} tokens{beside(num_virtual, num_image_tokens)} the context "
+        f"after a prompt of {num_prompt} tokens{extras(num_virtual, num_image_tokens)} the context "
         f"of {model.context_length}"
     )
     if model.source_length:
@@ -89,7 +89,7 @@ def is_empty(params: generation_pb2.SamplingParams) -> bool:
     return params.HasField("max_tokens") and params.max_tokens == 0
 
 
-def beside(num_virtual: int, num_image_tokens: int = 0) -> str:
+def extras(num_virtual: int, num_image_tokens: int = 0) -> str:
     """Return how an error mentions a prompt's image tokens and an adapter's virtual tokens."""
     seen = f" ({num_image_tokens} of them for images)" if num_image_tokens else ""
     return seen + (f" and {num_virtual} virtual tokens of the adapter" if num_virtual else "")

@@ -38,7 +38,7 @@ def check_fields(request: generation_pb2.GenerateRequest, model: ModelInfo) -> N
     _check_prompt(request, model)
     check_names(request.request_id, request.routing_key)
     _check_lengths(request.sampling, model)
-    _check_shaping(request.sampling, model)
+    _check_distribution(request.sampling, model)
     _check_stops(request.sampling, model)
     _check_bad_words(request.sampling, model)
     if (count := len(request.cache_salt)) > MAX_CACHE_SALT:
@@ -119,7 +119,7 @@ def _check_lengths(params: generation_pb2.SamplingParams, model: ModelInfo) -> N
         _check_integer(params, name, 0, min(MAX_LOGPROBS, model.vocab_size))
 
 
-def _check_shaping(params: generation_pb2.SamplingParams, model: ModelInfo) -> None:
+def _check_distribution(params: generation_pb2.SamplingParams, model: ModelInfo) -> None:
     _check_integer(params, "top_k", -1, model.vocab_size)
     for name, (low, high) in NUMBERS.items():
         _check_number(params, name, low, high, above=name == "top_p")

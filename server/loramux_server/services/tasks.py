@@ -10,7 +10,7 @@ _GENERATE = "loramux.v1.GenerationService.Generate"
 _CLASSIFY = "loramux.v1.ClassificationService.Classify"
 _ANSWER = "loramux.v1.QuestionAnsweringService.Answer"
 _EMBED = "loramux.v1.EmbeddingService.Embed"
-_MEANT = {
+_TASKS = {
     "": ("generates text", _GENERATE),
     Task.SEQUENCE: ("classifies texts", _CLASSIFY),
     Task.TOKENS: ("classifies tokens", _CLASSIFY),
@@ -111,7 +111,7 @@ def check_embeds(record: AdapterRecord, model: ModelInfo, field: str) -> None:
 
 
 def _mismatch(record: AdapterRecord, task: str, field: str, lacks: str) -> FailedPreconditionError:
-    does, method = _MEANT[task]
+    does, method = _TASKS[task]
     suffix = f" (task {record.task})" if record.task else ""
     return FailedPreconditionError(
         f"{field} is {record}, which {does}{suffix} and {lacks}; call {method}",

@@ -55,7 +55,7 @@ class Texts:
             (await self._tokenizer(settings)).encode, text, field, parse_special=parse_special,
             add_special=add_special,
         )  # fmt: skip
-        return await _made(encode, len(text))
+        return await _encode(encode, len(text))
 
     async def tokens_of_each(
         self,
@@ -102,7 +102,7 @@ class Texts:
             (await self._tokenizer(settings)).encode_placed, text, field,
             parse_special=parse_special, add_special=add_special,
         )  # fmt: skip
-        found = await _made(encode, len(text))
+        found = await _encode(encode, len(text))
         if not found[0]:
             raise no_tokens(field)
         return Text(*found)
@@ -125,7 +125,7 @@ class Texts:
             (await self._tokenizer(settings)).encode_pair, texts, fields,
             parse_special=parse_special, add_special=add_special,
         )  # fmt: skip
-        return await _made(encode, sum(map(len, texts)))
+        return await _encode(encode, sum(map(len, texts)))
 
     async def _tokenizer(self, settings: PackageSettings) -> TextTokenizer:
         tokenizer = await self._vocabularies.tokenizer(settings)
@@ -133,7 +133,7 @@ class Texts:
         return tokenizer
 
 
-async def _made(encode: Callable[[], T], num_characters: int) -> T:
+async def _encode(encode: Callable[[], T], num_characters: int) -> T:
     """Run `encode` on a text of so many characters: here, or in a thread if it is long."""
     return encode() if num_characters < OFF_LOOP else await asyncio.to_thread(encode)
 

@@ -63,11 +63,11 @@ def credentials_for(host: str, repository: str) -> Credentials | None:
         raise CredentialsError(f"{path} is not a valid Docker configuration: {error}") from error
     for name in _names(host, repository):
         if helper := helpers.get(name):
-            return _asked(str(helper), host)
+            return _from_helper(str(helper), host)
         entry = known.get(name)
         if isinstance(entry, dict) and (found := _written(entry, path)):
             return found
-    return _asked(str(store), host) if store else None
+    return _from_helper(str(store), host) if store else None
 
 
 def _path() -> Path:
@@ -107,7 +107,7 @@ def _written(entry: dict[str, Any], path: Path) -> Credentials | None:
     return None
 
 
-def _asked(helper: str, host: str) -> Credentials | None:
+def _from_helper(helper: str, host: str) -> Credentials | None:
     """Return a credential helper's answer for a registry; None if it has no credentials for it."""
     servers = _HUB_NAMES if host == "docker.io" else (host,)
     return next(filter(None, (_answer(helper, server) for server in servers)), None)

@@ -62,7 +62,7 @@ class Directory:
         self._said: dict[str, str] = {}
         """Entry -> the last message logged about it."""
 
-    def look(
+    def scan(
         self, *, settles: bool = True, is_cancelled: Callable[[], bool] = lambda: False
     ) -> int:
         """Scan: register what is new or changed, delete what is gone. Return how many it provides.

@@ -239,7 +239,7 @@ class Registry:
                 for version in replaced:
                     self._names.remove(version)
             self._write_lock.on_change(ADDED, record)
-            self._went(replaced)
+            self._removed(replaced)
             return record, True
 
     def change(
@@ -357,10 +357,10 @@ class Registry:
         with self._lock:
             for record in records:
                 self._names.remove(record)
-        self._went(records)
+        self._removed(records)
         return records
 
-    def _went(self, records: list[AdapterRecord]) -> None:
+    def _removed(self, records: list[AdapterRecord]) -> None:
         for record in records:
             self.quotas.remove(record)
             self._write_lock.on_change(REMOVED, record)

@@ -10,7 +10,7 @@ from loramux_server.store.reserve import Reserve
 
 T = TypeVar("T")
 
-_NO_ROOM = frozenset({"SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE"})
+_DISK_FULL = frozenset({"SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE"})
 """SQLite's errors if its files cannot grow: the disk is full, or a quota is exhausted."""
 
 
@@ -39,7 +39,7 @@ class Transactions:
         try:
             return self.large(change)
         except sa.exc.OperationalError as error:
-            if getattr(error.orig, "sqlite_errorname", "") not in _NO_ROOM or not self._reserve:
+            if getattr(error.orig, "sqlite_errorname", "") not in _DISK_FULL or not self._reserve:
                 raise
             with self._reserve.given_up() as has_room:
                 if not has_room:

@@ -18,7 +18,7 @@ from loramux_server.tools.ids import new_id
 from loramux_server.tools.json_end import JsonEnd
 from loramux_server.tools.parameter_reader import ParameterReader
 from loramux_server.tools.reader import Reader, ToolCall
-from loramux_server.tools.separators import beside, ends_of
+from loramux_server.tools.separators import ends_of, separators_and_closings
 from loramux_server.tools.syntax import COUNT, ToolSyntax
 from loramux_server.tools.values import arguments_of, unquoted
 
@@ -59,7 +59,7 @@ class CallReader(Reader):
         self._state = _State.TEXT if self._trigger else _State.CALL
         self._head = CallHead(syntax, self._tools.keys())
         self._counts = any(COUNT in part for part in (syntax.head, syntax.middle, syntax.tail))
-        self._separators, self._closings = beside(syntax)
+        self._separators, self._closings = separators_and_closings(syntax)
         self._ends = ends_of(syntax)
         self._is_separated = False
         """Whether the held text follows a separator, not the trigger."""

@@ -22,7 +22,7 @@ from loramux_server.tools.rendered_text import (
 from loramux_server.tools.syntax import COUNT, ID, Code, Parameters, ToolSyntax, joined
 
 
-class Asked(NamedTuple):
+class Renderings(NamedTuple):
     """Conversations as rendered by a template, with the calls in one form."""
 
     asking: Sequence[Piece]
@@ -38,7 +38,7 @@ class Asked(NamedTuple):
 
 
 def syntax_of(
-    asked: Asked,
+    asked: Renderings,
     vocabulary: Vocabulary,
     ends: Set[str],
     arguments: Parameters | Code | None = None,
@@ -66,7 +66,7 @@ def syntax_of(
     closing = first.closing(vocabulary, ends)
     beginning = first.opening
     if asked.thinking is not None:
-        beginning = _without_thought(
+        beginning = _without_reasoning(
             beginning, RenderedText(asked.thinking).after_common_prefix(plain)
         )
     beginning = _after_prompt(beginning, asked.asking)
@@ -94,7 +94,7 @@ def syntax_of(
     opening = joined(beginning)
     if opening[: overlap(opening, asking)].strip():
         raise unreadable()  # the prompt already begins it, so it does not tell a call from text
-    if not first.keys and not (opening.strip() and _tells_name(middle, closing, arguments)):
+    if not first.keys and not (opening.strip() and _delimits_name(middle, closing, arguments)):
         raise unreadable()  # any word could be a name
     return ToolSyntax(
         opening=beginning,
@@ -115,7 +115,7 @@ def _follows_name(middle: Sequence[Piece]) -> bool:
     return joined(middle[:1]) == AFTER_NAME and tuple(middle[1:2]) == (COUNT,) and len(middle) > 2
 
 
-def _without_thought(opening: tuple[Piece, ...], thinking: RenderedText) -> tuple[Piece, ...]:
+def _without_reasoning(opening: tuple[Piece, ...], thinking: RenderedText) -> tuple[Piece, ...]:
     """Return `opening` without the reasoning markers that are written even without reasoning.
 
     Args:
@@ -178,7 +178,7 @@ def _separated(
     return between, Parts(*parts)
 
 
-def _tells_name(
+def _delimits_name(
     middle: Sequence[Piece], closing: Sequence[Piece], arguments: Parameters | Code | None
 ) -> bool:
     """Return whether the end of a name can be recognized."""

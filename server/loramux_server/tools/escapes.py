@@ -13,10 +13,10 @@ ESCAPE = r"\\[xuUnrtbf\\'\"/\n]"
 
 def unescaped(text: str) -> str:
     """Return the string that `text` denotes between quotes; unknown escapes stay as they are."""
-    return _ESCAPE.sub(_meant, text)
+    return _ESCAPE.sub(_decoded, text)
 
 
-def _meant(found: re.Match[str]) -> str:
+def _decoded(found: re.Match[str]) -> str:
     code = found[1] or found[2] or found[3]
     if code is None:
         return _ESCAPED.get(found[4], found[0])

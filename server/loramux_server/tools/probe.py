@@ -25,7 +25,7 @@ from loramux_server.tools.conversations import (
     calling_with,
     thoughtful,
 )
-from loramux_server.tools.derive import Asked, syntax_of
+from loramux_server.tools.derive import Renderings, syntax_of
 from loramux_server.tools.derive_code import code_of
 from loramux_server.tools.derive_parameters import parameters_of
 from loramux_server.tools.rendered_text import RenderedText, UnknownSyntaxError, unreadable
@@ -67,7 +67,7 @@ class Probe:
             calling: Conversation = CALLING,
             twice: Conversation = CALLING_TWICE,
         ) -> ToolSyntax:
-            asked = Asked(
+            asked = Renderings(
                 asking, answering, await self._taken(calling), await self._pieces(twice),
                 await self._pieces(thoughtful(calling)),
             )  # fmt: skip

@@ -3,7 +3,7 @@
 from loramux_server.tools.syntax import ToolSyntax, marks_of, words_of
 
 
-def beside(syntax: ToolSyntax) -> tuple[list[list[str]], list[list[str]]]:
+def separators_and_closings(syntax: ToolSyntax) -> tuple[list[list[str]], list[list[str]]]:
     """Return the sequences of words that separate calls, and those that close one."""
     separators, closings = [], [words_of(syntax.closing)]
     if syntax.separator is not None:

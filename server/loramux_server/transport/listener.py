@@ -20,7 +20,7 @@ from loramux_server.transport.connection_limits import ConnectionLimits
 from loramux_server.transport.rpc import Calls, Service, generic_handler
 from loramux_server.transport.slow_readers import SlowReaderGuard
 
-LAST_WORDS = 1.0
+FLUSH_SECONDS = 1.0
 """Seconds at shutdown for responses that are complete but not sent yet."""
 
 
@@ -120,7 +120,7 @@ class Listener:
         # gRPC's own drain would cancel calls that arrive meanwhile, and wait for health watchers.
         if not await self._calls.close(self._drain_timeout):
             self._on_overtime()
-        await self._grpc.stop(LAST_WORDS)
+        await self._grpc.stop(FLUSH_SECONDS)
 
 
 def held_port(address: str) -> contextlib.ExitStack:

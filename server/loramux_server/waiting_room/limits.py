@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(slots=True)
-class Taken:
+class RoomUsage:
     """How much of the room is taken, or requested."""
 
     completions: int = 0
@@ -14,9 +14,9 @@ class Taken:
     bytes: int = 0
     """Message bytes of calls that have not started."""
 
-    def less(self, other: "Taken") -> "Taken":
+    def less(self, other: "RoomUsage") -> "RoomUsage":
         """Return the difference to `other`."""
-        return Taken(
+        return RoomUsage(
             self.completions - other.completions,
             self.tokens - other.tokens,
             self.bytes - other.bytes,
@@ -42,7 +42,7 @@ class RoomLimits:
     num_blocks: int
     """KV blocks."""
 
-    def over(self, taken: Taken, more: Taken) -> tuple[str, str] | None:
+    def over(self, taken: RoomUsage, more: RoomUsage) -> tuple[str, str] | None:
         """Return the limit that `more` would exceed and an error message; None if it fits.
 
         A request whose tokens or bytes exceed the limit by themselves fits if none are taken.

@@ -13,7 +13,7 @@ from loramux.errors import DeadlineExceededError, LoramuxError, ResourceExhauste
 from loramux_server.metrics.series import AdmissionMetrics
 from loramux_server.waiting_room.eviction import calls_to_evict, reason
 from loramux_server.waiting_room.forecast import CAUTION, Forecast
-from loramux_server.waiting_room.limits import RoomLimits, Taken
+from loramux_server.waiting_room.limits import RoomLimits, RoomUsage
 from loramux_server.waiting_room.place import Place
 from loramux_server.waiting_room.places import Places
 from loramux_server.wire.messages import Stats
@@ -48,7 +48,7 @@ class WaitingRoom:
         self._clock = clock
         self._lag = lag
         self._places = Places()
-        self._taken = Taken()
+        self._taken = RoomUsage()
         self._forecast = Forecast()
         self._looked_at = clock()
         self._num_free_blocks = limits.num_blocks
@@ -86,7 +86,7 @@ class WaitingRoom:
         )  # fmt: skip
         self._check_time(place, seconds_left)
         # Only checked: nothing is evicted for a request that is not validated yet.
-        self._calls_to_evict(place, Taken(1, 0, num_bytes))
+        self._calls_to_evict(place, RoomUsage(1, 0, num_bytes))
         self._places.add(place)
         self._taken.bytes += num_bytes
         self._show()
@@ -105,7 +105,7 @@ class WaitingRoom:
         self._taken.bytes -= place.num_bytes
         place.num_bytes = 0
         # Its own bytes do not count: a call that exceeds the limit by itself may wait alone.
-        self._make_room(place, Taken(0, 0, num_bytes))
+        self._make_room(place, RoomUsage(0, 0, num_bytes))
         place.num_bytes = num_bytes
         self._taken.bytes += num_bytes
         self._show()
@@ -133,7 +133,7 @@ class WaitingRoom:
         """
         self._pass_time()
         self._check_memory(place, num_prompt, seconds_left)
-        more = Taken(num_completions, num_completions * num_prompt, 0)
+        more = RoomUsage(num_completions, num_completions * num_prompt, 0)
         self._make_room(place, more)
         place.num_prompt, place.on_evicted = num_prompt, on_evicted
         place.num_open = place.num_unstarted = num_completions
@@ -259,7 +259,7 @@ class WaitingRoom:
             reason="DEADLINE_EXCEEDED",
         )
 
-    def _calls_to_evict(self, place: Place, more: Taken) -> list[Place]:
+    def _calls_to_evict(self, place: Place, more: RoomUsage) -> list[Place]:
         """Return the places to evict so that `more` fits; refuse it if that is not enough."""
         over = self._limits.over(self._taken, more)
         if over is None:
@@ -270,7 +270,7 @@ class WaitingRoom:
             raise self._shed(cause, "QUEUE_FULL", message, self._drain_seconds)
         return evicted
 
-    def _make_room(self, place: Place, more: Taken) -> None:
+    def _make_room(self, place: Place, more: RoomUsage) -> None:
         """Evict others so that `more` fits; refuse it if that is not enough."""
         for other in self._calls_to_evict(place, more):
             cause, message = reason(place, other)

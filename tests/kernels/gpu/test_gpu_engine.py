@@ -35,9 +35,9 @@ from tests.support.adapters import Expected, pack_source, save_adapter, with_ada
 from tests.support.embedders import vector_of
 from tests.support.encoder_models import save_encoder_base
 from tests.support.engine import Harness
+from tests.support.image_prompts import prompt_logprobs_of, show, vision_case
 from tests.support.models import VOCAB, tiny_model
 from tests.support.scored import check_prompt_logprobs, expected_logprobs
-from tests.support.shown import show, told, vision_case
 
 TOKENS = 2
 pytestmark = pytest.mark.filterwarnings(
@@ -349,5 +349,5 @@ def test_images_in_prompts_are_the_same_as_by_definition(
         harness = Harness(case.base, kernels=name, max_batch_tokens=11)
         ids = [show(harness, prompt) for prompt in case.prompts()]
         harness.run()
-        found.append(torch.cat([told(harness, request_id) for request_id in ids]))
+        found.append(torch.cat([prompt_logprobs_of(harness, request_id) for request_id in ids]))
     torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-4)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from loramux_server.engine.token_counts import Turn, adjustments_of, counts_of
+from loramux_server.engine.token_counts import SampledRow, adjustments_of, counts_of
 from loramux_server.kernels.adjust import Adjustments, adjust
 from loramux_server.kernels.attention import AttentionBatch
 from loramux_server.kernels.draw import Draws
@@ -146,7 +146,7 @@ def said(rows: list[tuple[dict[str, Any], list[int], bool]]) -> Adjustments | No
     for parameters, output, lacks_one in rows:
         sampling = Sampling(max_tokens=99, seed=0, **parameters)
         counts = counts_of(sampling, [0, 3], [1], VOCAB)
-        turns.append(Turn(counts, len(output) + lacks_one, output))
+        turns.append(SampledRow(counts, len(output) + lacks_one, output))
     return adjustments_of(turns)
 
 

@@ -33,8 +33,8 @@ def adapter_object(adapter: Adapter) -> Object:
         "base_model": adapter.base_model,
         "source": adapter.source,
         "origin": adapter.origin,
-        "created_at": _moment(adapter.created_at),
-        "expires_at": _moment(adapter.expires_at),
+        "created_at": _timestamp(adapter.created_at),
+        "expires_at": _timestamp(adapter.expires_at),
         "aliases": list(adapter.aliases),
         "pinned": adapter.is_pinned,
         "tier": adapter.tier,
@@ -67,7 +67,7 @@ def move_object(move: AliasMove) -> Object:
         "object": "adapter.alias.move",
         "before": weights_object(move.before),
         "after": weights_object(move.after),
-        "moved_at": _moment(move.moved_at),
+        "moved_at": _timestamp(move.moved_at),
         "moved_by": move.moved_by,
     }
 
@@ -87,5 +87,5 @@ def refusal(error: LoramuxError, caller: Caller, names: Names) -> Response:
     return json_response(body, headers_of(error, status, caller), status)
 
 
-def _moment(moment: datetime.datetime | None) -> str | None:
+def _timestamp(moment: datetime.datetime | None) -> str | None:
     return None if moment is None else moment.isoformat().replace("+00:00", "Z")

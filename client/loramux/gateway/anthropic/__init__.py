@@ -1,7 +1,8 @@
 """Anthropic's Messages API.
 
 Requests are converted to chats of OpenAI's API where both have the same fields. The differences are
-here: content blocks (`blocks.py`, `turns.py`), answers (`answer.py`) and errors (`refusal.py`).
+here: content blocks (`blocks.py`, `merged_messages.py`), answers (`answer.py`) and errors
+(`refusal.py`).
 """
 
 from loramux.gateway.anthropic.models import as_model, listed

@@ -3,8 +3,8 @@
 from typing import Any
 
 from loramux.gateway.anthropic.body import CountBody, Format, MessagesBody
+from loramux.gateway.anthropic.merged_messages import MergedMessages
 from loramux.gateway.anthropic.tools import choice_of, tools_of
-from loramux.gateway.anthropic.turns import Turns
 from loramux.gateway.body import ChatBody, NamedSchema, SchemaFormat
 from loramux.gateway.grpc_requests import chat_requests_with
 from loramux.gateway.refusal import check_one_of, invalid
@@ -17,12 +17,14 @@ _EFFORTS = {"low": "low", "medium": "medium", "high": "high", "xhigh": "high", "
 """Effort -> template variable `reasoning_effort`; most templates know these three values."""
 
 
-def messages_request(body: CountBody, turns: Turns, base: str) -> generation_pb2.GenerateRequest:
+def messages_request(
+    body: CountBody, merged: MergedMessages, base: str
+) -> generation_pb2.GenerateRequest:
     """Return the request for `body` to a server whose base model is called `base`.
 
     Args:
         body: The body.
-        turns: Its messages, converted.
+        merged: Its messages, converted.
         base: The base model's name.
 
     Raises:
@@ -54,7 +56,7 @@ def messages_request(body: CountBody, turns: Turns, base: str) -> generation_pb2
         **choice_of(body.tool_choice, tools),
         **sampling,
     )
-    (request,) = chat_requests_with(chat, turns.messages, base)
+    (request,) = chat_requests_with(chat, merged.messages, base)
     return request
 
 

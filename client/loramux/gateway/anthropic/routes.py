@@ -14,9 +14,9 @@ from loramux.gateway.anthropic.body import UNSUPPORTED, CountBody, MessagesBody
 from loramux.gateway.anthropic.counting import Counting
 from loramux.gateway.anthropic.fitting import Fitting
 from loramux.gateway.anthropic.grpc_requests import OMITTED, messages_request
+from loramux.gateway.anthropic.merged_messages import MergedMessages
 from loramux.gateway.anthropic.names import MessageNames
 from loramux.gateway.anthropic.refusal import request_header
-from loramux.gateway.anthropic.turns import Turns
 from loramux.gateway.backend import Backend
 from loramux.gateway.caller import Caller, caller_of
 from loramux.gateway.models import reported
@@ -80,10 +80,10 @@ class Messages:
         caller = caller_of(request.scope)
         request.state.names = MessageNames()
         body = parse(await read(request, partial(self._most_bytes, caller)), kind, UNSUPPORTED)
-        turns = Turns(body)
-        request.state.names = names = MessageNames(sources=turns.sources)
+        messages = MergedMessages(body)
+        request.state.names = names = MessageNames(sources=messages.sources)
         server = await self._backend().info(caller)
         body.model = reported(body.model, server)
-        grpc_request = messages_request(body, turns, server.base_model)
+        grpc_request = messages_request(body, messages, server.base_model)
         named = replace(caller, returned=caller.returned | request_header(caller))
         return named, body, names, grpc_request

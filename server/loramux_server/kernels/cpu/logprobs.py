@@ -14,13 +14,13 @@ def logprobs_cpu(logits_RV: torch.Tensor, token_R: torch.Tensor, count: int) -> 
 
 
 def _row(logits_V: torch.Tensor, token: int, count: int) -> torch.Tensor:
-    told = np.empty(1 + 2 * count)
+    results = np.empty(1 + 2 * count)
     values_V, total = logits_V.numpy(), np.float32(logits_V.logsumexp(-1))
-    told[0] = values_V[token] - total
+    results[0] = values_V[token] - total
     if count:
         # All ties with the last of the likeliest: which of them topk returns is unspecified.
         least = float(logits_V.topk(count, sorted=False).values.min())
         (tokens,) = (values_V >= least).nonzero()
         tokens = tokens[(-values_V[tokens]).argsort(kind="stable")[:count]]
-        told[1 : 1 + count], told[1 + count :] = values_V[tokens] - total, tokens
-    return torch.from_numpy(told)
+        results[1 : 1 + count], results[1 + count :] = values_V[tokens] - total, tokens
+    return torch.from_numpy(results)

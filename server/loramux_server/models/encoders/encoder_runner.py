@@ -2,7 +2,8 @@
 
 An encoder's output for a token depends on the whole text, and each model has its own way of marking
 where a text begins and ends. So transformers' own forward runs on one text after another, or on
-several side by side (`padding.py`), and only linear layers see the whole batch (`turns.py`).
+several side by side (`padding.py`), and only linear layers see the whole batch
+(`part_scheduler.py`).
 
 Legend: T tokens of the batch, L tokens of a text, K width of a hidden state, R rows whose logits
 are needed, V tokens of the vocabulary.

@@ -10,7 +10,7 @@ from loramux_server.access.caller import Caller, acting, caller
 from loramux_server.services.adapters.descriptions import Descriptions
 from loramux_server.store.record import AdapterRecord
 
-MAX_BEHIND = 4096
+MAX_QUEUED = 4096
 """Maximum changes queued for a watcher."""
 
 Change = adapters_pb2.WatchAdaptersResponse
@@ -29,7 +29,7 @@ class Watcher:
 
     def put(self, change: Change) -> None:
         """Queue a change."""
-        if len(self._left) < MAX_BEHIND:
+        if len(self._left) < MAX_QUEUED:
             self._left.append(change)
         else:
             self._is_behind = True
@@ -52,7 +52,7 @@ class Watcher:
                 yield self._left.popleft()
             if self._is_behind:
                 raise ResourceExhaustedError(
-                    f"the watcher is more than {MAX_BEHIND} changes behind; watch again",
+                    f"the watcher is more than {MAX_QUEUED} changes behind; watch again",
                     reason="WATCH_TOO_SLOW",
                 )
             if self._is_closed:
@@ -72,7 +72,7 @@ class Changes:
         self._watchers: set[Watcher] = set()
         self._is_closed = False
 
-    def tell(
+    def notify(
         self, kind: adapters_pb2.AdapterChange.ValueType, records: Iterable[AdapterRecord]
     ) -> None:
         """Queue a change of `records` for those who watch them."""

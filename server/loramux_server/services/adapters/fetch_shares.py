@@ -21,7 +21,7 @@ CALL_BYTES = 16 << 10
 class _Share:
     """What the callers of one tenant use."""
 
-    turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_AT_ONCE - 1))
+    slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_AT_ONCE - 1))
     """Limits concurrent fetches to fewer than all imports at once."""
     num_fetching: int = 0
     num_bytes: int = 0
@@ -69,7 +69,7 @@ class Shares:
             raise _busy(name, f"{MAX_FETCHING} adapters are being fetched")
         for each in (share, self._all):
             each.num_fetching += 1
-        return share.turns
+        return share.slots
 
     def end(self, tenant: str) -> None:
         """Count one fetch less."""

@@ -25,7 +25,7 @@ class Pins:
     def resume(self) -> None:
         """Pin all versions again in an engine that has just started."""
         for record in self._pinned.values():
-            self._tell(record)
+            self._send_pin(record)
 
     async def pin(self, reference: str) -> AdapterRecord:
         """Pin a version and return it; its load has started then.
@@ -68,7 +68,7 @@ class Pins:
             await self._set(record, pinned=True)
             record = self._registry.get(str(record))  # it may have been deleted meanwhile
             self._pinned[record.key] = record
-            self._tell(record)
+            self._send_pin(record)
             return record
 
     async def _unpin(self, reference: str) -> AdapterRecord:
@@ -77,7 +77,7 @@ class Pins:
             self.forget(record)
             return record
 
-    def _tell(self, record: AdapterRecord) -> None:
+    def _send_pin(self, record: AdapterRecord) -> None:
         self._engine.pin(self._registry.source_of(record).as_stored(self._base.storage_format))
 
     async def _set(self, record: AdapterRecord, *, pinned: bool) -> AdapterRecord:

@@ -146,8 +146,8 @@ class Resolver:
         task = self._fetching.get(name)
         if task is None:
             tenant = caller().tenant
-            turns = self._shares.begin(tenant, field)
-            task = asyncio.create_task(self._fetch(name, reference, field, turns))
+            slots = self._shares.begin(tenant, field)
+            task = asyncio.create_task(self._fetch(name, reference, field, slots))
             self._fetching[name] = task
             task.add_done_callback(partial(self._ended, name, tenant))
         # The fetch goes on without its caller: others may wait for it, and a retry finds it done.
@@ -167,9 +167,9 @@ class Resolver:
             task.exception()  # marks it as retrieved: no caller may be left
 
     async def _fetch(
-        self, name: str, reference: Reference, field: str, turns: asyncio.Semaphore
+        self, name: str, reference: Reference, field: str, slots: asyncio.Semaphore
     ) -> None:
-        async with turns:
+        async with slots:
             await self._look(name, reference, field)
 
     async def _look(self, name: str, reference: Reference, field: str) -> None:
@@ -186,7 +186,7 @@ class Resolver:
             except (InvalidArgumentError, FailedPreconditionError) as error:
                 _log.warning("adapter %s cannot be served: %s", name, error)
                 self._on_result("refused")
-                refusal = _Refusal(name, _told(error), error.reason)
+                refusal = _Refusal(name, _public_reason(error), error.reason)
                 self._miss(name, refusal)
                 raise refusal.error(field) from None
             except LoramuxError as error:
@@ -202,12 +202,12 @@ class Resolver:
             self._missing.pop(name, None)
             if is_new:
                 _log.info("fetched adapter %s from %s", record, record.origin)
-                await self._tell(record)
+                await self._audit_fetch(record)
             return
         self._on_result("not_found")
         self._miss(name, None)
 
-    async def _tell(self, record: AdapterRecord) -> None:
+    async def _audit_fetch(self, record: AdapterRecord) -> None:
         who = caller()
         await self._audit.record(
             ADAPTER_RESOLVE, tenant=who.tenant, key=who.key_id, role=str(who.role),
@@ -282,7 +282,7 @@ def _after(
     return call
 
 
-def _told(error: LoramuxError) -> str:
+def _public_reason(error: LoramuxError) -> str:
     """Return why something cannot be served, for callers: without its location."""
     if error.reason == "SOURCE_NOT_READABLE":
         return "its source denies the server access"

@@ -23,9 +23,11 @@ class Selection:
         Raises:
             InvalidArgumentError: The page token is invalid.
         """
-        return filter(self._filter(request), self._behind(request))
+        return filter(self._filter(request), self._after_page_token(request))
 
-    def _behind(self, request: adapters_pb2.ListAdaptersRequest) -> Iterator[AdapterRecord]:
+    def _after_page_token(
+        self, request: adapters_pb2.ListAdaptersRequest
+    ) -> Iterator[AdapterRecord]:
         if not request.page_token:
             begin = (request.tenant, request.name_prefix) if request.tenant else None
             yield from self._registry.records(begin=begin, all_versions=request.all_versions)

@@ -69,7 +69,7 @@ class Output:
             self._num_unknown += 1
             piece.token_ids.append(token.token)
             if token.logprobs:
-                piece.logprobs.append(self._told(token.token, token.logprobs))
+                piece.logprobs.append(self._position_logprobs(token.token, token.logprobs))
             if self._decode(token, text, piece):
                 self.finish_reason = piece.finish_reason
                 break
@@ -82,7 +82,7 @@ class Output:
         piece.finish_reason = generation_pb2.FINISH_REASON_LENGTH
         self.finish_reason = piece.finish_reason
 
-    def _told(self, token: int, logprobs: Logprobs) -> generation_pb2.PositionLogprobs:
+    def _position_logprobs(self, token: int, logprobs: Logprobs) -> generation_pb2.PositionLogprobs:
         """Return the log-probabilities at the position of `token`."""
         chosen, *top = (
             generation_pb2.TokenLogprob(token_id=each, logprob=logprob, utf8=self._bytes_of(each))

@@ -41,7 +41,7 @@ from loramux_server.waiting_room.place import Place
 from loramux_server.waiting_room.room import WaitingRoom
 from loramux_server.wire.model_info import ModelInfo
 
-WHOLE_INTERVAL = 16
+UNARY_INTERVAL = 16
 """Tokens per delivery from the engine when the answer is sent as a whole."""
 
 
@@ -92,7 +92,7 @@ class GenerationService:
         self, request: generation_pb2.GenerateRequest, context: Context
     ) -> generation_pb2.GenerateResponse:
         """Answer once every completion has finished."""
-        responses = [piece async for piece in self._pieces(request, context, WHOLE_INTERVAL)]
+        responses = [piece async for piece in self._pieces(request, context, UNARY_INTERVAL)]
         pieces: dict[int, list[generation_pb2.Completion]] = {}
         for response in responses:
             pieces.setdefault(response.delta.index, []).append(response.delta)

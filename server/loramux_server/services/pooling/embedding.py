@@ -26,7 +26,7 @@ _POOLINGS = {
     embedding_pb2.POOLING_MEAN: Pooling.MEAN,
     embedding_pb2.POOLING_FIRST: Pooling.FIRST,
 }
-_TOLD = {pooling: value for value, pooling in _POOLINGS.items()}
+_POOLING_VALUES = {pooling: value for value, pooling in _POOLINGS.items()}
 
 
 class EmbeddingService:
@@ -57,7 +57,7 @@ class EmbeddingService:
                 request_id=call.request_id,
                 adapter=call.identity,
                 embeddings=await postprocess(found, lambda: asked.made_of(found)),
-                pooling=_TOLD[asked.pooling],
+                pooling=_POOLING_VALUES[asked.pooling],
                 is_normalized=asked.normalize,
                 timing=call.observer.timing(),
             )

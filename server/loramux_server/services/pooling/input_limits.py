@@ -6,7 +6,7 @@ from typing import TypeGuard
 from loramux.errors import InvalidArgumentError
 from loramux.v1 import classification_pb2, embedding_pb2
 from loramux_server.field_errors import wrong
-from loramux_server.services.context_room import beside
+from loramux_server.services.context_room import extras
 from loramux_server.services.text_fields import MAX_PROMPT_BYTES, check_readable, num_bytes, one_of
 from loramux_server.wire.model_info import ModelInfo
 
@@ -68,7 +68,7 @@ def _too_long(
     field: str, length: int, model: ModelInfo, num_virtual: int = 0
 ) -> InvalidArgumentError:
     return InvalidArgumentError(
-        f"{field} has {length} tokens{beside(num_virtual)}; the context has {model.context_length}",
+        f"{field} has {length} tokens{extras(num_virtual)}; the context has {model.context_length}",
         reason="CONTEXT_LENGTH_EXCEEDED",
         field=field,
     )

@@ -22,7 +22,7 @@ class Changes:
         self._audit = audit
         self._at_start: list[str] | None = []
 
-    def tell(self, what: str, record: AdapterRecord) -> None:
+    def record(self, what: str, record: AdapterRecord) -> None:
         """Record a change: ADDED or REMOVED."""
         if self._at_start is not None:
             self._at_start.append(what)
@@ -32,20 +32,20 @@ class Changes:
             tenant=record.tenant, adapter=str(record), digest=record.digest, outcome="OK",
         )  # fmt: skip
 
-    def sum_up(self, total: int) -> None:
+    def log_summary(self, total: int) -> None:
         """Log how many changes there were so far; each later one is logged by itself."""
-        told, self._at_start = self._at_start or [], None
-        added = told.count(ADDED)
+        found, self._at_start = self._at_start or [], None
+        added = found.count(ADDED)
         _log.info(
             "--adapters has %d adapters: %d new or changed, %d removed since the last start",
-            total, added, len(told) - added,
+            total, added, len(found) - added,
         )  # fmt: skip
 
 
-async def look(directory: Directory, *, settles: bool) -> int:
+async def scan(directory: Directory, *, settles: bool) -> int:
     """Scan `directory` and return its number of adapters; a cancelled scan ends between entries."""
     return await stoppable(
-        lambda is_cancelled: directory.look(settles=settles, is_cancelled=is_cancelled)
+        lambda is_cancelled: directory.scan(settles=settles, is_cancelled=is_cancelled)
     )
 
 
@@ -54,6 +54,6 @@ async def watch(directory: Directory, interval: float) -> None:
     while True:
         await asyncio.sleep(interval)
         try:
-            await look(directory, settles=True)
+            await scan(directory, settles=True)
         except (OSError, sqlalchemy.exc.DatabaseError) as error:
             _log.warning("cannot scan --adapters, will retry: %s", error)

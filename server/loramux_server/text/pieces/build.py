@@ -42,7 +42,7 @@ _OF_MODELS = {"marian": "MarianTokenizer", "m2m_100": "M2M100Tokenizer"}
 """Model types whose folders need not name their tokenizer class."""
 
 
-class Made(NamedTuple):
+class BuiltTokenizer(NamedTuple):
     """A tokenizer that was built."""
 
     tokenizer_json: str
@@ -58,7 +58,7 @@ class _Kind(NamedTuple):
     """Default special tokens, by role, where the config says nothing."""
 
 
-def make_tokenizer_of(path: str) -> Made | None:
+def make_tokenizer_of(path: str) -> BuiltTokenizer | None:
     """Return the tokenizer of the folder or hub id `path`; None if it is left to transformers.
 
     Raises:
@@ -77,7 +77,7 @@ def make_tokenizer_of(path: str) -> Made | None:
     if lacking := kind.names.keys() - named.keys():
         raise ValueError(f"{CONFIG}: {min(lacking)} is null; expected a token")
     tokenizer = kind.make(folder, named)
-    return Made(
+    return BuiltTokenizer(
         tokenizer.to_str(),
         folder.chat_template(),
         {name: token.content for name, token in named.items()},

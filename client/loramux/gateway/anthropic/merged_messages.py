@@ -35,7 +35,7 @@ _FAILED = "Error: "
 
 
 @dataclass(slots=True)
-class Turn:
+class MergedMessage:
     """A message for the server, under construction."""
 
     role: str
@@ -74,7 +74,7 @@ class Turn:
         return found
 
 
-class Turns:
+class MergedMessages:
     """The messages of a request. Consecutive messages of one role are merged."""
 
     def __init__(self, body: CountBody) -> None:
@@ -85,7 +85,7 @@ class Turns:
         """
         if not body.messages:
             raise invalid("messages", "messages is an empty list; give at least one message")
-        self._turns: list[Turn] = []
+        self._merged: list[MergedMessage] = []
         self._waiting: list[tuple[str, str]] = []
         """System messages held back after an assistant's turn: field and text."""
         for name, text in _texts("system", body.system):
@@ -93,7 +93,7 @@ class Turns:
         for place, given in enumerate(body.messages):
             self._take(f"messages[{place}]", given)
         self._flush()
-        if self._turns[-1].role == "assistant":
+        if self._merged[-1].role == "assistant":
             name = f"messages[{len(body.messages) - 1}].role"
             raise invalid(
                 name,
@@ -104,14 +104,14 @@ class Turns:
     @property
     def messages(self) -> list[Message]:
         """The messages for the server."""
-        return [turn.message for turn in self._turns]
+        return [merged.message for merged in self._merged]
 
     @property
     def sources(self) -> list[Source]:
         """The fields that each of `messages` was made from, for errors."""
         return [
-            Source(turn.name, turn.role == "tool", turn.part_names, turn.call_names)
-            for turn in self._turns
+            Source(merged.name, merged.role == "tool", merged.part_names, merged.call_names)
+            for merged in self._merged
         ]
 
     def _take(self, name: str, given: Given) -> None:
@@ -132,34 +132,34 @@ class Turns:
             )
         for part, block in blocks_of(f"{name}.content", content, OF_USER):
             if isinstance(block, ToolResultBlock):
-                self._turns.append(_result(part, block))
+                self._merged.append(_result(part, block))
                 continue
             self._flush()
             self._put("user", part, _part(part, block))
         self._flush()
 
     def _take_assistant(self, name: str, content: str | Sequence[dict[str, object]]) -> None:
-        turn = self._turn("assistant", name)
+        merged = self._merged_message("assistant", name)
         for part, block in blocks_of(f"{name}.content", content, OF_ASSISTANT):
             if isinstance(block, TextBlock):
-                turn.add(part, block.text)
+                merged.add(part, block.text)
             elif isinstance(block, ThinkingBlock):
-                turn.thoughts.append(block.thinking)
+                merged.thoughts.append(block.thinking)
             elif isinstance(block, ToolUseBlock):
                 arguments = msgspec.json.encode(block.input).decode()
-                turn.calls.append(ToolCall(block.id, block.name, arguments))
-                turn.call_names.append(part)
+                merged.calls.append(ToolCall(block.id, block.name, arguments))
+                merged.call_names.append(part)
 
     def _instruct(self, name: str, text: str) -> None:
         """Add a system message from the conversation, where few templates accept one.
 
-        It becomes part of the turn before it. After an assistant's turn it is held back, so that
+        It becomes part of the message before it. After an assistant's turn it is held back, so that
         tool results directly follow their calls.
         """
-        if self._turns and self._turns[-1].role == "assistant":
+        if self._merged and self._merged[-1].role == "assistant":
             self._waiting.append((name, text))
-        elif self._turns:
-            self._turns[-1].add(name, text)
+        elif self._merged:
+            self._merged[-1].add(name, text)
         else:
             self._put("system", name, text)
 
@@ -167,17 +167,17 @@ class Turns:
         """Add the system messages that were held back."""
         waiting, self._waiting = self._waiting, []
         for name, text in waiting:
-            role = self._turns[-1].role
+            role = self._merged[-1].role
             self._put("user" if role == "assistant" else role, name, text)
 
     def _put(self, role: str, name: str, part: str | Image) -> None:
-        self._turn(role, name).add(name, part)
+        self._merged_message(role, name).add(name, part)
 
-    def _turn(self, role: str, name: str) -> Turn:
+    def _merged_message(self, role: str, name: str) -> MergedMessage:
         """Return the last turn if it has that `role`, or else a new one that comes from `name`."""
-        if not self._turns or self._turns[-1].role != role:
-            self._turns.append(Turn(role, name))
-        return self._turns[-1]
+        if not self._merged or self._merged[-1].role != role:
+            self._merged.append(MergedMessage(role, name))
+        return self._merged[-1]
 
 
 def _joined(texts: Sequence[str]) -> str:
@@ -203,12 +203,12 @@ def _part(name: str, block: Block) -> str | Image:
     return block.text
 
 
-def _result(name: str, block: ToolResultBlock) -> Turn:
+def _result(name: str, block: ToolResultBlock) -> MergedMessage:
     """Return the tool message for the block in the field `name`."""
-    turn = Turn("tool", name, call_id=block.tool_use_id)
+    merged = MergedMessage("tool", name, call_id=block.tool_use_id)
     for part, each in blocks_of(f"{name}.content", block.content or "", OF_RESULT):
-        turn.add(part, _part(part, each))
+        merged.add(part, _part(part, each))
     if block.is_error:
-        turn.parts.insert(0, [_FAILED])
-        turn.part_names.insert(0, name)
-    return turn
+        merged.parts.insert(0, [_FAILED])
+        merged.part_names.insert(0, name)
+    return merged

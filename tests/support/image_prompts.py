@@ -127,7 +127,7 @@ def show(
     )  # fmt: skip
 
 
-def told(harness: Harness, request_id: int) -> torch.Tensor:
+def prompt_logprobs_of(harness: Harness, request_id: int) -> torch.Tensor:
     """Return the log-probabilities of what may come at each token of a request."""
     assert request_id not in harness.failures, harness.failures
     rows = []
