@@ -73,7 +73,7 @@ class DeviceOutcome:
         """Begin to copy the tokens of `requests` to the host; further rows are padding."""
         self.token_R = chosen.token_R
         """The token of each row, int64."""
-        self._wanted = [request.sampling.num_logprobs for request in requests]
+        self._num_logprobs = [request.sampling.num_logprobs for request in requests]
         num_rows = len(requests)
         both_2R = torch.stack([chosen.token_R, chosen.is_finite_R.long()])[:, :num_rows]
         self._host_2R = _begin_copy(both_2R)
@@ -92,7 +92,7 @@ class DeviceOutcome:
         tokens, finite = self._host_2R.tolist()
         found: list[Logprobs | None] = [None] * len(tokens)
         if self._host_RL is not None:
-            rows = zip(self._host_RL.tolist(), self._wanted, strict=True)
+            rows = zip(self._host_RL.tolist(), self._num_logprobs, strict=True)
             found = [None if count is None else logprobs_of(row, count) for row, count in rows]
         return chosen_from(tokens, finite, found)
 

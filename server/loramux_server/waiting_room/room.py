@@ -50,7 +50,7 @@ class WaitingRoom:
         self._places = Places()
         self._taken = RoomUsage()
         self._forecast = Forecast()
-        self._looked_at = clock()
+        self._updated_at = clock()
         self._num_free_blocks = limits.num_blocks
 
     @contextmanager
@@ -155,7 +155,7 @@ class WaitingRoom:
             return
         if self._is_full:
             self._forecast.started()
-        place.has_started, place.started_at = True, self._looked_at
+        place.has_started, place.started_at = True, self._updated_at
         place.num_unstarted -= 1
         self._places.wait(place, -1)
         self._taken.tokens -= place.num_prompt
@@ -167,7 +167,7 @@ class WaitingRoom:
     def finished(self, place: Place, num_output: int) -> None:
         """Record that a completion of `place` ended with `num_output` tokens."""
         self._pass_time()
-        self._forecast.ran(num_output, self._looked_at - place.started_at)
+        self._forecast.ran(num_output, self._updated_at - place.started_at)
         if self._is_full:
             self._forecast.freed(place.num_prompt + num_output)
         place.num_open -= 1
@@ -189,8 +189,8 @@ class WaitingRoom:
     def _pass_time(self) -> None:
         now = self._clock()
         if self._is_full:
-            self._forecast.pass_time(now - self._looked_at)
-        self._looked_at = now
+            self._forecast.pass_time(now - self._updated_at)
+        self._updated_at = now
 
     @property
     def _is_full(self) -> bool:
@@ -249,7 +249,7 @@ class WaitingRoom:
         if not is_crowded or self._places.num_waiting <= place.num_unstarted:
             return None
         seconds = self._forecast.run_seconds(place.max_tokens)
-        seconds_left = place.deadline - self._looked_at
+        seconds_left = place.deadline - self._updated_at
         if seconds <= seconds_left:
             return None
         self._metrics.shed.labels("late").inc()

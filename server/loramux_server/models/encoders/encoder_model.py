@@ -107,7 +107,7 @@ def prepare_encoder(
         assert isinstance(part, PackedPart)
         waiting = SyncedLinear(part, scheduler, probed.sides.get(name_of_part, SOURCE))
         module.set_submodule(name_of_part, waiting)
-    scheduler.has_other_rows = not probed.beside.isdisjoint(names)
+    scheduler.has_other_rows = not probed.other_rows.isdisjoint(names)
     output = _replace_output(module, scheduler) if writes else None
     materialize_weights(module)
     modules = dict(module.named_modules())

@@ -19,7 +19,7 @@ class EncoderProbe:
     """(name, input) of the first call of each linear layer that sees rows of one text only."""
     sides: dict[str, int] = field(default_factory=dict)
     """Name of such a layer -> the side whose tokens it sees; SOURCE (0) if it sees none."""
-    beside: set[str] = field(default_factory=set)
+    other_rows: set[str] = field(default_factory=set)
     """Names of those that also or only see rows that are not tokens, such as relative distances."""
     plain: set[str] = field(default_factory=set)
     """Names of other modules with parameters that map a text token by token."""
@@ -63,7 +63,7 @@ def probe_encoder(
         called.add(name)
         ever_called.add(name)
         if x.shape[1] not in lengths:
-            found.beside.add(name)
+            found.other_rows.add(name)
             return
         side = lengths.index(x.shape[1])
         if found.sides.setdefault(name, side) != side:
@@ -112,7 +112,7 @@ def probe_encoder(
             hook.remove()
     # A new object, so that such a layer is not grouped with others that have the same input.
     found.calls = [
-        (name, x.view_as(x) if name in found.beside else x)
+        (name, x.view_as(x) if name in found.other_rows else x)
         for name, x in found.calls
         if name not in others
     ]

@@ -78,7 +78,7 @@ class Intake:
         self._engine = engine
         self._probe_prompt = _probe_prompt(model)
         self._max_prompt = model.source_length or model.context_length - 1
-        self._begun = [model.writing.decoder_start] if model.writing else []
+        self._decoder_start = [model.writing.decoder_start] if model.writing else []
         self._is_encoder = model.is_encoder
         self.base = base
         self._signers = signers
@@ -189,12 +189,12 @@ class Intake:
         known = [t for t in self._probe_prompt if not 0 < record.vocab_size <= t] or [0]
         prompt = [*known, *source.invocation][source.virtual_tokens - self._max_prompt :]
         ask = Ask(
-            prompt + self._begun,
+            prompt + self._decoder_start,
             source,
             sampling,
             record.tenant,
             pooling=Pooling.MEAN if self._is_encoder and not source.task else None,
-            num_source=len(prompt) if self._begun else 0,
+            num_source=len(prompt) if self._decoder_start else 0,
         )
         request_id = self._engine.submit(mailbox, 0, ask)
         try:
