@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from loramux_server.lora.row_allocator import GRANULE
 from loramux_server.metrics.endpoint import serve_metrics
 from loramux_server.metrics.process_memory import show_memory
 from loramux_server.metrics.series import Metrics
-from loramux_server.observe.audit import Audit
 from loramux_server.observe.call_log import CallLog
 from loramux_server.observe.tracing import Tracing, tracing_to
 from loramux_server.opening import (
@@ -33,20 +32,20 @@ from loramux_server.opening import (
     open_registry,
     weights_of,
 )
-from loramux_server.origins import Origins, origins_of
+from loramux_server.origins import origins_of
 from loramux_server.ready_file import write_ready_file
 from loramux_server.replica.forwarding import Forwarding
 from loramux_server.replica.mirror import Mirror
 from loramux_server.served_names import named
+from loramux_server.server_parts import Loaded, Opened, OpenedStore
 from loramux_server.services.adapters.expiry import expire, keep_expiring
 from loramux_server.services.adapters.resolving import Resolver
-from loramux_server.services.build import Parts, Services, build_services
+from loramux_server.services.build import Parts, build_services
 from loramux_server.services.deadline import MAX_TIMEOUT
 from loramux_server.services.generation.images import max_images
 from loramux_server.statuses import Statuses
-from loramux_server.store.check import ServedBase
 from loramux_server.store.directory import Directory
-from loramux_server.store.registry import Registry
+from loramux_server.store.served_base import ServedBase
 from loramux_server.tasks import cancel_and_wait, in_background
 from loramux_server.transport.connection_limits import ConnectionLimits, message_bytes
 from loramux_server.transport.listener import Listener, held_port
@@ -61,40 +60,6 @@ EXPIRE_SECONDS = 60.0
 """Interval of the search for abandoned uploads."""
 SWEEP_SECONDS = 1.0
 """Interval of the search for versions whose time to live is over."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Store:
-    """The adapter store, and access control for it."""
-
-    registry: Registry
-    access_control: AccessControl
-
-
-@dataclass(frozen=True, slots=True)
-class _Opened:
-    """What is opened from the config before the model is loaded."""
-
-    tls: ServerTls | None
-    origins: Origins
-    store: _Store | None
-    """None if its folder depends on the model."""
-    tracing: Tracing | None
-    audit: Audit
-    port: contextlib.ExitStack
-    """Keeps the port of --listen from others until it is closed."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Loaded:
-    """What is built once the model is loaded."""
-
-    model: ModelInfo
-    store: _Store
-    directory: Directory
-    services: Services
-    mirror: Mirror | None
-    """Mirrors the adapters of a primary; None unless this is a replica."""
 
 
 class Server:
@@ -151,7 +116,7 @@ class Server:
         """Wait until the engine cannot be kept alive."""
         await self._engine.process.wait_failed()
 
-    def _open(self) -> _Opened:
+    def _open(self) -> Opened:
         """Do everything that can fail early, before the model is loaded."""
         config = self._config
         check_exposure(config, knows_callers=True)
@@ -171,17 +136,17 @@ class Server:
         audit = open_audit(config)
         self._exit.callback(audit.close)
         port = self._exit.enter_context(held_port(config.listen))
-        return _Opened(tls, origins, store, tracing, audit, port)
+        return Opened(tls, origins, store, tracing, audit, port)
 
-    def _open_store(self, folder: Path) -> _Store:
+    def _open_store(self, folder: Path) -> OpenedStore:
         registry = open_registry(folder, self._config)
         self._exit.callback(registry.close)
         access_control = AccessControl(registry.catalog, folder, self._config)
         self._metrics.registered.set_function(lambda: len(registry))
         self._metrics.leases.set_function(lambda: len(registry.leases))
-        return _Store(registry, access_control)
+        return OpenedStore(registry, access_control)
 
-    async def _load(self, opened: _Opened) -> _Loaded:
+    async def _load(self, opened: Opened) -> Loaded:
         """Load the model, register the adapters of --adapters, and build the services."""
         config, origins = self._config, opened.origins
         self._exit.push_async_callback(self._engine.process.stop)
@@ -222,9 +187,9 @@ class Server:
             is_up = self._metrics.primary_up.labels(origins.primary.target)
             mirror = Mirror(origins.primary, services.intake, is_up.set)
             self._exit.push_async_callback(origins.primary.close)
-        return _Loaded(model, store, directory, services, mirror)
+        return Loaded(model, store, directory, services, mirror)
 
-    async def _begin(self, opened: _Opened, loaded: _Loaded) -> None:
+    async def _begin(self, opened: Opened, loaded: Loaded) -> None:
         """Connect the services to events, and start the tasks that run until the server stops."""
         services, registry, model = loaded.services, loaded.store.registry, loaded.model
         await asyncio.to_thread(expire, registry)
@@ -252,7 +217,7 @@ class Server:
         if opened.origins.folder and self._config.adapters_interval:
             self._go_on(watch(loaded.directory, self._config.adapters_interval))
 
-    async def _listen(self, opened: _Opened, loaded: _Loaded) -> None:
+    async def _listen(self, opened: Opened, loaded: Loaded) -> None:
         """Start to answer calls, and announce it."""
         config, services = self._config, loaded.services
         listener = self._listener(opened, loaded)
@@ -285,7 +250,7 @@ class Server:
             _log.info("sampling defaults from the generation config of the base: %s", listed)
         _log.info("serving %s on %s", loaded.model.name, self.grpc_address)
 
-    def _listener(self, opened: _Opened, loaded: _Loaded) -> Listener:
+    def _listener(self, opened: Opened, loaded: Loaded) -> Listener:
         config = self._config
         return Listener(
             config.listen,

@@ -19,7 +19,8 @@ from loramux_adapters import PackageError
 from loramux_adapters.manifest import MANIFEST_KEY, parse_manifest
 from loramux_adapters.stacks import stacked
 from loramux_adapters.tensorfile import ITEM_BYTES, read_header
-from loramux_server.store.check import ServedBase, check_package
+from loramux_server.store.check import check_package
+from loramux_server.store.served_base import ServedBase
 from tests.adapters.files import Tensors, package
 from tests.fuzz.inputs import mangled
 from tests.fuzz.target import FindingError, Target

@@ -13,7 +13,7 @@ from transformers import GPT2LMHeadModel, PreTrainedModel
 
 from loramux_adapters.base import read_base
 from loramux_adapters.head import Task
-from loramux_server.store.check import ServedBase
+from loramux_server.store.served_base import ServedBase
 from loramux_server.wire.adapter_source import AdapterSource
 from tests.parity.table import folded
 from tests.parity.test_peft import Case, check, target_modules

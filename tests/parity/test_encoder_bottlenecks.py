@@ -14,7 +14,8 @@ from transformers import AutoModel
 from loramux_adapters import PackageError
 from loramux_adapters.embedding import Pooling
 from loramux_server.models.loading import load_base_model
-from loramux_server.store.check import ServedBase, check_package
+from loramux_server.store.check import check_package
+from loramux_server.store.served_base import ServedBase
 from tests.parity.test_bottleneck import LIBRARY, PROMPT, VOCAB, packed
 from tests.support.adapters import source_of
 from tests.support.embedders import vector_of

@@ -10,7 +10,8 @@ from peft import VeraConfig
 from loramux_adapters.base import read_base
 from loramux_adapters.head import Task
 from loramux_server.models.loading import load_base_model
-from loramux_server.store.check import ServedBase, check_package
+from loramux_server.store.check import check_package
+from loramux_server.store.served_base import ServedBase
 from tests.parity.table import folded
 from tests.support.adapters import pack_source
 from tests.support.encoder_heads import TEXT, config_for, logits_of, save_encoder, save_headed

@@ -17,7 +17,8 @@ from loramux_adapters.head import Task
 from loramux_adapters.labels import ProblemType
 from loramux_adapters.package import Package, read_package
 from loramux_server.models.loading import load_base_model
-from loramux_server.store.check import ServedBase, check_package
+from loramux_server.store.check import check_package
+from loramux_server.store.served_base import ServedBase
 from tests.parity.test_bottleneck import LIBRARY, PROMPT, packed
 from tests.support.adapters import source_of
 from tests.support.engine import Harness

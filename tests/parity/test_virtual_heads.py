@@ -25,7 +25,8 @@ from loramux_adapters import PackageError
 from loramux_adapters.head import Task
 from loramux_server.models.base_model import BaseModel
 from loramux_server.models.loading import load_base_model
-from loramux_server.store.check import ServedBase, check_package
+from loramux_server.store.check import check_package
+from loramux_server.store.served_base import ServedBase
 from loramux_server.wire.adapter_source import AdapterSource
 from loramux_server.wire.model_info import ModelInfo
 from tests.support.adapters import pack_source, save_tuned

@@ -15,13 +15,14 @@ from loramux.errors import InvalidArgumentError
 from loramux_server.chat import encoder
 from loramux_server.chat.encoder import ChatEncoder
 from loramux_server.chat.messages import Conversation, Message, TemplateTokens
-from loramux_server.chat.shield import Shield, Tokens
+from loramux_server.chat.shield import Shield
 from loramux_server.chat.template import (
     FailedTemplateError,
     RefusedMessagesError,
     Template,
     check_syntax,
 )
+from loramux_server.chat.token_patterns import Tokens
 from tests.support.templates import CHATML, CONTROL, OTHER_ADDED, TEMPLATES, chat_tokenizer
 
 

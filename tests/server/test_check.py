@@ -9,8 +9,9 @@ import pytest
 
 from loramux_adapters import Package, PackageError
 from loramux_adapters.token_shape import TokenShape
-from loramux_server.store.check import ServedBase, check_package
+from loramux_server.store.check import check_package
 from loramux_server.store.finite import MAX_WEIGHT
+from loramux_server.store.served_base import ServedBase
 from loramux_server.wire.model_kind import ModelKind
 from tests.adapters.files import (
     CONFIG,

@@ -16,9 +16,10 @@ from loramux_adapters import Package
 from loramux_adapters.base_identity import BaseIdentity
 from loramux_adapters.vocabulary import BaseVocabulary
 from loramux_server.opening import weights_of
-from loramux_server.store.check import ServedBase, check_package
+from loramux_server.store.check import check_package
 from loramux_server.store.directory import Directory
 from loramux_server.store.registry import Registry
+from loramux_server.store.served_base import ServedBase
 from tests.support.adapters import pack_source, save_adapter, save_tuned
 from tests.support.bases import ROOMY
 from tests.support.models import VOCAB, tiny_model

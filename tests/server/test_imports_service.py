@@ -22,8 +22,8 @@ from loramux_server.services.adapters.imports import Imports
 from loramux_server.services.adapters.intake import Intake
 from loramux_server.sources.policy import Opening, Sources
 from loramux_server.sources.snapshot import OPTIONAL, REQUIRED, Snapshot
-from loramux_server.store.check import ServedBase
 from loramux_server.store.registry import Registry
+from loramux_server.store.served_base import ServedBase
 from loramux_server.wire.messages import Token
 from tests.adapters.files import CONFIG, Tensors, pair, write_folder
 from tests.support.adapters import save_tuned

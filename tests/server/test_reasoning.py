@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from loramux_server.chat.encoder import ChatEncoder
 from loramux_server.chat.messages import Conversation, Message
-from loramux_server.chat.shield import Shield, Tokens
+from loramux_server.chat.shield import Shield
 from loramux_server.chat.template import Template
+from loramux_server.chat.token_patterns import Tokens
 from loramux_server.reasoning.reader import ReasoningReader
 from loramux_server.reasoning.syntax import THINKING as PROBE
 from loramux_server.reasoning.syntax import ReasoningSyntax, reasoning_syntax_of

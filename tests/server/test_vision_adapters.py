@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 from loramux_adapters import PackageError
 from loramux_server.lora.mix import mixed
 from loramux_server.models.loading import load_base_model
-from loramux_server.store.check import ServedBase, check_package
+from loramux_server.store.check import check_package
+from loramux_server.store.served_base import ServedBase
 from loramux_server.wire.adapter_source import AdapterSource, Combination
 from tests.support.adapters import pack_source, quiet_peft, save_adapter, with_adapter
 from tests.support.engine import Harness

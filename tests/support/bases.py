@@ -2,7 +2,7 @@
 
 from loramux_adapters.token_shape import TokenShape
 from loramux_adapters.vocabulary import BaseVocabulary
-from loramux_server.store.check import ServedBase
+from loramux_server.store.served_base import ServedBase
 from loramux_server.wire.weight_format import AS_SAVED
 
 ROOMY = ServedBase(

@@ -9,8 +9,9 @@ from transformers import PreTrainedTokenizerFast
 
 from loramux_server.chat.encoder import ChatEncoder
 from loramux_server.chat.messages import Conversation, Piece
-from loramux_server.chat.shield import Shield, Tokens
+from loramux_server.chat.shield import Shield
 from loramux_server.chat.template import FailedTemplateError, RefusedMessagesError, Template
+from loramux_server.chat.token_patterns import Tokens
 from loramux_server.tools.addressed import AddressedSyntax
 from loramux_server.tools.probe import Probe
 from loramux_server.tools.syntax import ToolSyntax

@@ -12,8 +12,9 @@ from transformers import PreTrainedTokenizerFast
 
 from loramux_server.chat.encoder import ChatEncoder
 from loramux_server.chat.messages import Call, Conversation, Message, Piece, Tool
-from loramux_server.chat.shield import Shield, Tokens
+from loramux_server.chat.shield import Shield
 from loramux_server.chat.template import FailedTemplateError, RefusedMessagesError, Template
+from loramux_server.chat.token_patterns import Tokens
 from loramux_server.forms.form import Form
 from loramux_server.forms.grammar import LIMITS, grammar_of, tokenizer_of
 from loramux_server.tools.call_reader import CallReader

@@ -28,9 +28,9 @@ from loramux_server.chat.messages import (
     Conversation,
     Message,
     Piece,
-    TemplateTokens,
     Tool,
 )
+from loramux_server.chat.token_patterns import Tokens, any_of
 
 ASSISTANT = "assistant"
 """The role of messages that the model wrote, which may contain its tokens such as `<tool_call>`."""
@@ -38,9 +38,6 @@ ASSISTANT = "assistant"
 _MARKS = re.compile(f"[{MARKS}]")
 _SPELLED = re.compile(r"\\U(000f|0010)([0-9a-f]{4})")
 """A mark as Python's repr of a list escapes it; some templates convert a list to text."""
-
-_ESCAPED = re.compile(r'["\\\x00-\x1f]')
-"""Characters that JSON escapes."""
 
 
 class ForgedTokenError(Exception):
@@ -50,31 +47,6 @@ class ForgedTokenError(Exception):
 Write = Callable[[Conversation], str]
 """Renders a template."""
 Change = Callable[[str], str]
-
-
-class Tokens:
-    """The added tokens of a tokenizer, compiled for search."""
-
-    def __init__(self, template_tokens: TemplateTokens) -> None:
-        self.control = frozenset(template_tokens.control)
-        self.others = frozenset(template_tokens.added)
-        self.any = _any_of([*template_tokens.control, *template_tokens.added])
-        self.any_control = _any_of(template_tokens.control)
-        self.any_other = _any_of(template_tokens.added)
-        self.first = sorted(
-            {token[0] for token in (*template_tokens.control, *template_tokens.added)}
-        )
-        """The first characters of all added tokens."""
-        self.beginning = _any_of(self.first)
-        self.rest = sorted(set("".join(template_tokens.control)) - set(self.first))
-        """Other characters of control tokens."""
-        self.inner = _any_of(set("".join(template_tokens.control)))
-        self.beginning_in_json = _any_of(
-            char
-            for char in self.first
-            if not _ESCAPED.match(char)
-            or any(token[0] == char for token in template_tokens.control)
-        )
 
 
 class Shield:
@@ -94,8 +66,8 @@ class Shield:
         }
         """Literals of the template that are part of no control token."""
         self._named = frozenset(token for token in tokens.others if token in source)
-        self._any_named = _any_of(self._named)
-        self._sought = _any_of(
+        self._any_named = any_of(self._named)
+        self._sought = any_of(
             text
             for text in literals
             if len(text) > 1
@@ -306,9 +278,3 @@ def _changed(value: Any, change: Change) -> Any:  # noqa: ANN401 - JSON
     if isinstance(value, list):
         return [_changed(inner, change) for inner in value]
     return value
-
-
-def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
-    """Return a pattern for any of `texts`; of several that match, the longest."""
-    longest_first = sorted({text for text in texts if text}, key=lambda text: (-len(text), text))
-    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")

@@ -21,8 +21,9 @@ from loramux_server.chat.messages import (
     decode_setup,
     encode,
 )
-from loramux_server.chat.shield import ForgedTokenError, Shield, Tokens
+from loramux_server.chat.shield import ForgedTokenError, Shield
 from loramux_server.chat.template import FailedTemplateError, RefusedMessagesError, Template
+from loramux_server.chat.token_patterns import Tokens
 from loramux_server.confinement.serve import Work, serve
 
 MEMORY = 1 << 30

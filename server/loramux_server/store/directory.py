@@ -14,10 +14,11 @@ from loramux.errors import FailedPreconditionError
 from loramux_adapters import PackageError, check_adapter_name, pack_source
 from loramux_adapters.peft_folder import CONFIG_FILE, TENSOR_FILE, folder_hint, is_peft_folder
 from loramux_adapters.sources import FILES
-from loramux_server.store.check import ServedBase, check_package
+from loramux_server.store.check import check_package
 from loramux_server.store.other_base import other_base
 from loramux_server.store.record import AdapterRecord, directory_record
 from loramux_server.store.registry import Registry
+from loramux_server.store.served_base import ServedBase
 from loramux_server.store.signers import ANYBODY, TrustedSigners
 from loramux_server.store.write_lock import ADDED, REMOVED
 

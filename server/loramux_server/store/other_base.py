@@ -2,7 +2,7 @@
 
 from loramux.errors import FailedPreconditionError
 from loramux_adapters import Package
-from loramux_server.store.check import ServedBase
+from loramux_server.store.served_base import ServedBase
 
 
 def other_base(package: Package, base: ServedBase, field: str = "") -> str:

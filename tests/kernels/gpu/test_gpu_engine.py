@@ -22,7 +22,7 @@ from loramux_server.lora.slab import GroupShape, vectors
 from loramux_server.models import decoder_model
 from loramux_server.models.encoders.encoder_model import enable_padding
 from loramux_server.models.loading import load_base_model
-from loramux_server.store.check import ServedBase
+from loramux_server.store.served_base import ServedBase
 from loramux_server.wire.weight_format import WeightFormat
 from tests.parity.test_activated import cases as activated_cases
 from tests.parity.test_classifiers import check_logits, texts

@@ -13,7 +13,8 @@ from loramux_adapters import PackageError
 from loramux_adapters.base import BaseFolder
 from loramux_adapters.sources import pack_source
 from loramux_server.models.base_model import BaseModel
-from loramux_server.store.check import ServedBase, check_package
+from loramux_server.store.check import check_package
+from loramux_server.store.served_base import ServedBase
 from loramux_server.wire.adapter_source import AdapterSource
 from tests.support.adapters import Expected, source_of
 from tests.support.engine import Harness

@@ -26,7 +26,7 @@ from loramux_server.models.fingerprint import fingerprint
 from loramux_server.models.input_embedding import InputEmbedding
 from loramux_server.models.packed_linear import OutputLayer, PackedPart
 from loramux_server.models.packing import pack
-from loramux_server.models.part_scheduler import PartScheduler, SyncedLinear, SyncedOutput
+from loramux_server.models.part_scheduler import PartScheduler
 from loramux_server.models.quantized import is_linear
 from loramux_server.models.recurrent.recurrent import Recurrent
 from loramux_server.models.replaceable import Replaceable, layer_shapes
@@ -38,6 +38,7 @@ from loramux_server.models.servable import (
     refused,
 )
 from loramux_server.models.step import Step
+from loramux_server.models.synced_layers import SyncedLinear, SyncedOutput
 from loramux_server.models.text_format import WITHOUT_TEXT, TextFormat
 from loramux_server.wire.model_kind import ModelKind
 

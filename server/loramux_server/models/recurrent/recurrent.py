@@ -16,12 +16,13 @@ from torch import nn
 
 from loramux_server.kernels.states import StateBatch
 from loramux_server.models.packed_linear import PackedPart
-from loramux_server.models.part_scheduler import PartScheduler, SyncedLinear
+from loramux_server.models.part_scheduler import PartScheduler
 from loramux_server.models.recurrent.candidates import candidates
 from loramux_server.models.recurrent.layer_call import LayerCall, joined
 from loramux_server.models.recurrent.parts import Part, in_steps, parts_of
 from loramux_server.models.recurrent.states import LayerStates
 from loramux_server.models.step import Step
+from loramux_server.models.synced_layers import SyncedLinear
 
 
 @dataclass(slots=True)

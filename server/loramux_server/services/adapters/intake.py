@@ -22,11 +22,12 @@ from loramux_server.field_errors import invalid
 from loramux_server.observe.call_record import note
 from loramux_server.services.adapters.expiry import end_of, ttl_of
 from loramux_server.store.blobs import Staged
-from loramux_server.store.check import ServedBase, check_package
+from loramux_server.store.check import check_package
 from loramux_server.store.other_base import other_base
 from loramux_server.store.record import IMPORT, UPLOAD, AdapterRecord
 from loramux_server.store.reference import full_name, parse_name
 from loramux_server.store.registry import Registry
+from loramux_server.store.served_base import ServedBase
 from loramux_server.store.signers import ANYBODY, TrustedSigners
 from loramux_server.tasks import finished
 from loramux_server.wire.ask import Ask

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 from loramux.errors import ResourceExhaustedError
 from loramux_server.engine_link.client import EngineClient
-from loramux_server.store.check import ServedBase
 from loramux_server.store.record import AdapterRecord
 from loramux_server.store.registry import Registry
+from loramux_server.store.served_base import ServedBase
 from loramux_server.tasks import finished
 
 

@@ -6,8 +6,8 @@ from loramux.v1 import generation_pb2
 from loramux_server.reasoning.channel_reader import ChannelReader
 from loramux_server.reasoning.reader import ReasoningReader, Thought
 from loramux_server.services.generation.sampling import TextOptions
+from loramux_server.text.decoder import TextDecoder
 from loramux_server.text.stop_strings import StopStrings
-from loramux_server.text.tokenizer import TextDecoder
 from loramux_server.tools.reader import Read, Reader
 from loramux_server.wire.messages import Finish, Logprobs, Token
 
