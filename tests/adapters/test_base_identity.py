@@ -24,7 +24,7 @@ LLAMA = "meta-llama/Llama-3.1-8B"
     ("./base", ""), ("base", ""), ("llama", ""), ("gpt2", ""), ("/models/v2", ""), ("", ""),
     ("models/llama", ""), ("out/checkpoint-500", ""), ("../org/base", ""), ("a/b/c", ""),
 ])  # fmt: skip
-def test_a_name_tells_a_model_or_not(name: str, told: str) -> None:
+def test_a_name_identifies_a_model_or_not(name: str, told: str) -> None:
     assert identifying_name(name) == told
 
 
@@ -40,7 +40,7 @@ def test_a_name_tells_a_model_or_not(name: str, told: str) -> None:
     ("", LLAMA, False),
     ("./base", "org/llama", False),
 ])  # fmt: skip
-def test_names_count_where_both_tell_a_model(
+def test_names_count_where_both_identify_a_model(
     poet: Path, named: str, served: str, differs: bool
 ) -> None:
     config = json.loads((poet / "adapter_config.json").read_text())

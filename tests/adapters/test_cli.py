@@ -32,7 +32,7 @@ def test_pack_names_the_package_of_this_folder_after_it(
     assert (poet / "poet.safetensors").exists()
 
 
-def test_pack_writes_where_it_is_told(loramux: Loramux, poet: Path, tmp_path: Path) -> None:
+def test_pack_writes_to_the_given_path(loramux: Loramux, poet: Path, tmp_path: Path) -> None:
     Path("packages").mkdir()
     done = loramux("pack", str(poet), "--output", "packages/one", "--json")
     content = Path("packages/one").read_bytes()

@@ -101,7 +101,7 @@ def test_what_has_not_is_refused_with_both_shapes(contents: Contents, says: str)
     assert caught.value.reason == "ADAPTER_BASE_MISMATCH"
 
 
-def test_what_the_base_does_not_tell_fits_nothing() -> None:
+def test_what_the_base_does_not_state_fits_nothing() -> None:
     for contents in (virtual(6), virtual(24, 2, 2)):
         with pytest.raises(PackageError, match="is not known") as caught:
             check_fit(contents, BASE, PARAMETERS)

@@ -174,7 +174,7 @@ def test_the_command_line_knows_stacks(loramux: Loramux, large: Path) -> None:
     assert len(wide.file.tensors) == 38 and len(wide.notes["tensors"]) == 38  # type: ignore[arg-type]
 
 
-def test_a_bad_number_is_told_with_its_expert(loramux: Loramux) -> None:
+def test_a_bad_number_is_reported_with_its_expert(loramux: Loramux) -> None:
     tensors = {
         STACK_A: ("F32", [3, 1, 4], struct.pack("<12f", *range(11), float("nan"))),
         STACK_B: ("F32", [3, 3, 1], bytes(36)),

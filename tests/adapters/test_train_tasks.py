@@ -257,7 +257,7 @@ def test_an_answer_is_from_its_first_token_to_its_last(tmp_path: Path) -> None:
     assert (none["start_positions"], none["end_positions"]) == (3, 3)
 
 
-def test_the_second_of_two_texts_is_told_apart_where_the_base_is_told(
+def test_the_second_of_two_texts_is_marked_where_the_base_takes_types(
     bert: Path, tmp_path: Path
 ) -> None:
     tokenizer = wordpiece()

@@ -200,7 +200,7 @@ def test_a_config_of_the_base_says_whether_layers_are_recurrent(architecture: st
     assert token.has_recurrent_layers == (architecture in RECURRENT)
 
 
-def test_kinds_of_layers_are_what_tells() -> None:
+def test_kinds_of_layers_decide() -> None:
     sizes = {"hidden_size": 8, "n_layer": 2, "n_head": 2, "mamba_d_state": 8}
     for kinds, is_recurrent in (
         (["attention", "attention"], False), (["mamba", "attention"], True),

@@ -246,7 +246,7 @@ def test_what_is_tuned_is_written_as_a_plan(
         assert blocks[f"decode_attention {most}"] == asdict(plan.decode_attention[most])
 
 
-def test_attention_is_tuned_from_a_plan_that_tells_other_numbers_of_requests_apart() -> None:
+def test_attention_is_tuned_from_a_plan_that_distinguishes_other_numbers_of_requests() -> None:
     small, large = DecodeBlocks(context=32), DecodeBlocks(context=128)
     plan = replace(Plan.of(torch.device("cpu")), decode_attention={8: small, 256: large})
     begun = tune.rekeyed(plan)

@@ -51,7 +51,7 @@ with record.part("second"):
     assert list(tmp_path.iterdir()) == [output]
 
 
-def test_a_part_that_fails_is_told_and_the_next_one_runs(
+def test_a_part_that_fails_is_reported_and_the_next_one_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "o.json"
@@ -70,7 +70,7 @@ def test_a_part_that_fails_is_told_and_the_next_one_runs(
     assert "bad: 0.0 s, MemoryError: none is left" in capsys.readouterr().out
 
 
-def test_commands_run_until_the_time_is_over_and_each_ending_is_told(tmp_path: Path) -> None:
+def test_commands_run_until_the_time_is_over_and_each_ending_is_reported(tmp_path: Path) -> None:
     writes = "import sys, pathlib; pathlib.Path(sys.argv[2]).write_text('{}')"
     folder, child = tmp_path / "results", tmp_path / "child"
     starts = f"""
@@ -95,7 +95,7 @@ with subprocess.Popen(["sleep", "{LONG}"]) as process:
         assert eventually(lambda: not is_alive(int(pid)))
 
 
-def test_a_command_for_which_no_time_is_left_is_not_begun(tmp_path: Path) -> None:
+def test_a_command_for_which_no_time_is_left_is_not_started(tmp_path: Path) -> None:
     (ending,) = everything.run([python("late", "")], tmp_path, time.monotonic() + 1)
     assert ending.result == "not started: no time left"
     assert not ending.is_good

@@ -16,7 +16,7 @@ def body(**fields: Any) -> CompletionBody:
 
 
 @pytest.mark.parametrize("field", ["logprobs", "prompt_logprobs"])
-def test_what_is_told_of_all_prompts_and_choices_is_bounded(field: str) -> None:
+def test_what_is_returned_for_all_prompts_and_choices_is_bounded(field: str) -> None:
     options = {"echo": True, "logprobs": 1} if field == "logprobs" else {field: 1}
     prompt = [5] * (MAX_PROMPT_LOGPROBS // 16)
     assert len(completion_requests(body(prompt=[prompt] * 8, **options), "base", "")) == 8
@@ -29,7 +29,7 @@ def test_what_is_told_of_all_prompts_and_choices_is_bounded(field: str) -> None:
     assert len(completion_requests(body(prompt=[prompt] * 9, n=8), "base", "")) == 9
 
 
-def test_what_is_told_of_prompts_with_images_is_bounded() -> None:
+def test_what_is_returned_for_prompts_with_images_is_bounded() -> None:
     def asked(**options: int) -> int:
         image = {"type": "image_url", "image_url": {"url": "data:image/gif;base64,R0lGOA=="}}
         talk = {"model": "base", "messages": [{"role": "user", "content": [image]}], **options}

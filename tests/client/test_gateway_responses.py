@@ -155,7 +155,7 @@ def test_an_answer_without_text_has_a_message() -> None:
         pytest.param([("n", [b"<think>", b"n"])], "n", id="twice"),
     ],
 )
-def test_tokens_of_a_text_are_told_with_it(
+def test_tokens_of_a_text_are_reported_with_it(
     pieces: list[tuple[str, list[bytes]]], wanted: str
 ) -> None:
     events = told(
@@ -180,7 +180,7 @@ def test_tokens_of_a_text_are_told_with_it(
          "invalid_prompt", "x"),
     ],
 )  # fmt: skip
-def test_a_stream_that_fails_tells_so_and_what_there_is(
+def test_a_stream_that_fails_says_so_and_what_there_is(
     error: LoramuxError, code: str, theirs: str
 ) -> None:
     *_, failure, failed = told(answer(), piece(text="s"), end=lambda events: events.failure(error))

@@ -244,7 +244,7 @@ def test_a_call_goes_on_to_the_next_server_where_the_first_fails(
     assert third.asked["a"] == 0
 
 
-def test_a_stream_that_has_begun_is_not_made_again(
+def test_a_stream_that_has_started_is_not_made_again(
     servers: list[SmallServer], connect: Open
 ) -> None:
     client = connect()

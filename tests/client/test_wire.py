@@ -143,7 +143,7 @@ def test_a_mix_arrives_in_order() -> None:
         (["a:3=2", "b:stable:0.5"], None, [("a:3", 2.0), ("b:stable", 0.5)]),
     ],
 )
-def test_the_command_line_tells_weights_from_tags(
+def test_the_command_line_distinguishes_weights_from_tags(
     given: list[str], adapter: str | None, mix: list[tuple[str, float]]
 ) -> None:
     options = adapter_options(given, 0.5, "linear")

@@ -38,7 +38,7 @@ def test_what_was_acknowledged_survives_a_power_cut_at_any_moment(disk: Path, na
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_so_does_what_random_calls_were_told(disk: Path, seed: int) -> None:
+def test_so_does_what_random_calls_were_answered(disk: Path, seed: int) -> None:
     replay = Replay(disk)
     replay.kills(record(disk / "recorded", ramble(seed, 24)))
     assert replay.tally.states > 40

@@ -277,7 +277,7 @@ def test_the_autoscaler_asks_for_what_there_is() -> None:
         assert metric["pods"]["metric"]["name"] in exposed()
 
 
-def test_routers_are_told_names_of_metrics_that_there_are() -> None:
+def test_routers_get_names_of_existing_metrics() -> None:
     path = KUBERNETES / "components" / "inference-pool" / "endpoint-picker.yaml"
     plugins = yaml.safe_load(path.read_text())["plugins"]
     (extractor,) = [each for each in plugins if each["type"] == "core-metrics-extractor"]

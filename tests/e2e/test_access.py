@@ -557,7 +557,7 @@ def test_the_same_id_of_a_request_is_free_for_each_tenant(tenants: Tenants) -> N
         stream.cancel()
 
 
-def test_a_move_tells_whose_key_it_was(tenants: Tenants) -> None:
+def test_a_move_says_whose_key_it_was(tenants: Tenants) -> None:
     key = tenants.good["acme", PUBLISHER]
     move = alias_move("poet")
     move.alias, move.moved_by = "signed", "somebody else"

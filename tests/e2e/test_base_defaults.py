@@ -69,7 +69,7 @@ def test_the_request_counts_before_the_adapter_and_that_before_the_base(client: 
     assert told(client.generate("hello", adapter="own", **given).sampling) == given
 
 
-def test_what_is_told_is_what_is_done(client: Client) -> None:
+def test_the_reported_parameters_are_those_applied(client: Client) -> None:
     open_, given = (
         client.generate("hello", seed=5, ignore_eos=True, **more) for more in ({}, SAMPLING)
     )
@@ -137,7 +137,7 @@ def test_a_request_may_have_many_completions(client: Client, openai_client: open
     assert len(answer.choices) == 40
 
 
-def test_an_adapter_of_another_base_is_told_of(
+def test_an_adapter_of_another_base_is_reported(
     server: RunningServer,
     client: Client,
     chat_folders: dict[str, Path],

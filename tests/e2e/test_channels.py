@@ -40,7 +40,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     shutil.rmtree(folder)
 
 
-def test_a_thought_and_an_answer_are_told_apart(client: Client) -> None:
+def test_a_thought_and_an_answer_are_distinguished(client: Client) -> None:
     answer = client.chat(ASKED, adapter="writer", **GREEDY)
     assert (answer.reasoning, answer.text) == (THOUGHT, ANSWER)
     assert answer.finish_reason is FinishReason.STOP

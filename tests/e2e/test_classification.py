@@ -247,7 +247,7 @@ BAD: list[tuple[dict[str, Any], str, str, str]] = [
 
 
 @pytest.mark.parametrize(("fields", "reason", "field", "message"), BAD)
-def test_a_bad_request_is_told_what_is_wrong(
+def test_a_bad_request_gets_a_precise_error(
     client: Client, fields: dict[str, Any], reason: str, field: str, message: str
 ) -> None:
     sound: dict[str, Any] = {"adapter": "mood", "inputs": [{"text": "cat"}]}

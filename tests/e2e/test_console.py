@@ -196,7 +196,7 @@ def test_an_alias_moves_only_from_where_it_was_seen(site: Site, packages: list[b
     assert site.get("aliases?name=singer").json == {}
 
 
-def test_a_page_is_told_of_changes_and_of_load_if_its_caller_may(
+def test_a_page_is_notified_of_changes_and_of_load_if_its_caller_may(
     site: Site, packages: list[bytes]
 ) -> None:
     events = told(site, Role.ADMIN)
@@ -238,7 +238,7 @@ def test_pages_that_go_end_what_they_watch(site: Site) -> None:
     assert eventually(lambda: num_tasks() < before + 4)
 
 
-def test_a_gateway_that_is_told_to_end_does_not_wait_for_pages(site: Site, tmp_path: Path) -> None:
+def test_a_gateway_that_is_stopped_does_not_wait_for_pages(site: Site, tmp_path: Path) -> None:
     with RunningGateway(
         tmp_path, site.server.target, "--console", "--drain-timeout", "3600"
     ) as gateway:

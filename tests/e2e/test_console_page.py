@@ -244,7 +244,7 @@ def test_a_package_is_dropped_and_its_alias_moved(
         assert "shout" not in {adapter.name for adapter in client.adapters.list()}
 
 
-def test_what_the_server_refuses_is_told(page: Page, packages: list[Path]) -> None:
+def test_what_the_server_refuses_is_reported(page: Page, packages: list[Path]) -> None:
     page.drop("#title-adapters", packages[0])
     page.write("#upload-name", "reverse")
     page.click("dialog button.primary")

@@ -147,7 +147,7 @@ BAD: list[tuple[dict[str, Any], str, str, str]] = [
 
 
 @pytest.mark.parametrize(("fields", "reason", "field", "message"), BAD)
-def test_a_bad_request_is_told_what_is_wrong(
+def test_a_bad_request_gets_a_precise_error(
     client: Client, fields: dict[str, Any], reason: str, field: str, message: str
 ) -> None:
     sound: dict[str, Any] = {"adapter": "vectors", "inputs": [{"text": "cat"}]}
@@ -176,7 +176,7 @@ def test_an_upload_keeps_how_it_makes_vectors(
         client.adapters.delete("uploaded-vectors")
 
 
-def test_a_trace_tells_of_them_without_their_text(served_heads: Served, client: Client) -> None:
+def test_a_trace_shows_them_without_their_text(served_heads: Served, client: Client) -> None:
     answer = client.embed(TEXTS, adapter="vectors", request_id="traced-vectors")
     spans = served_heads.collector.wait(
         lambda found: any(s.told.get("gen_ai.response.id") == "traced-vectors" for s in found)

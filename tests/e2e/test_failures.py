@@ -213,7 +213,7 @@ def test_calls_are_refused_until_the_engine_is_back(death: Death) -> None:
     assert death.adapters == ["rs", "single", "small", "wide"]  # what needs no engine goes on
 
 
-def test_health_tells_of_the_death_and_of_the_recovery(death: Death) -> None:
+def test_health_shows_the_death_and_the_recovery(death: Death) -> None:
     assert death.health == [SERVING, NOT_SERVING, SERVING]
 
 
@@ -456,7 +456,7 @@ def test_a_killed_server_takes_its_engine_along(server: RunningServer, client: C
     assert eventually(lambda: not is_alive(engine))
 
 
-def test_a_server_that_is_told_to_end_finishes_what_it_began(
+def test_a_server_that_is_stopped_finishes_what_it_began(
     server: RunningServer, client: Client
 ) -> None:
     engine = server.engine_pid

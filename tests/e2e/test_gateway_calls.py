@@ -208,9 +208,7 @@ def test_what_the_server_cannot_do_now_says_when_it_may(site: Site) -> None:
     assert eventually(lambda: site.post().status == 200)
 
 
-def test_a_gateway_that_is_told_to_end_finishes_what_is_under_way(
-    site: Site, tmp_path: Path
-) -> None:
+def test_a_gateway_that_is_stopped_finishes_what_is_under_way(site: Site, tmp_path: Path) -> None:
     target = site.server.target
     with RunningGateway(tmp_path, target, authority=site.authority) as gateway:
         raw = json.dumps({"model": "fake", "prompt": [5], "stream": True, "max_tokens": 200})

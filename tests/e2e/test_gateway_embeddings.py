@@ -125,7 +125,7 @@ BAD: list[tuple[dict[str, Any], int, str, str]] = [
 
 
 @pytest.mark.parametrize(("fields", "status", "param", "message"), BAD)
-def test_a_bad_request_is_told_what_is_wrong(
+def test_a_bad_request_gets_a_precise_error(
     gateway: RunningGateway, fields: dict[str, Any], status: int, param: str, message: str
 ) -> None:
     answer = gateway.post("/v1/embeddings", {"model": "vectors", "input": "a"} | fields)
@@ -133,7 +133,7 @@ def test_a_bad_request_is_told_what_is_wrong(
     assert message in answer.error["message"]
 
 
-def test_what_can_be_named_is_listed_and_what_answered_is_told(
+def test_what_can_be_named_is_listed_and_what_answered_is_reported(
     gateway: RunningGateway, client: openai.OpenAI, direct: Client
 ) -> None:
     found = {model.id for model in client.models.list()}

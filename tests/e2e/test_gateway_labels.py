@@ -187,7 +187,7 @@ SOUND: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize(("path", "fields", "status", "param", "message"), BAD)
-def test_a_bad_request_is_told_what_is_wrong(
+def test_a_bad_request_gets_a_precise_error(
     gateway: RunningGateway, path: str, fields: dict[str, Any], status: int, param: str,
     message: str,
 ) -> None:  # fmt: skip

@@ -178,7 +178,7 @@ def check_as_vllm(found: Any, wanted: tuple[PositionLogprobs, ...]) -> None:
             }  # fmt: skip
 
 
-def test_usage_tells_what_was_in_the_prefix_cache(client: openai.OpenAI) -> None:
+def test_usage_reports_what_was_in_the_prefix_cache(client: openai.OpenAI) -> None:
     prompt = "Said once, and then said again in the very same words: " * 2
     cached = []
     for _ in range(2):

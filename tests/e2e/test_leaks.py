@@ -70,11 +70,11 @@ def leaks(text: str, *secrets: str) -> list[str]:
     "peer ipv4:127.0.0.1:4444", "connect to 10.0.0.1:80 failed", "<Model at 0x7f1234567890>",
     'File "a.py", line 3', "localhost:1",
 ])  # fmt: skip
-def test_what_should_not_be_told_is_recognized(text: str) -> None:
+def test_secrets_are_recognized(text: str) -> None:
     assert leaks(text)
 
 
-def test_what_may_be_told_is_passed_over() -> None:
+def test_what_is_no_secret_is_passed_over() -> None:
     fine = "adapter 'acme/poet:1' (sha256:0123abcd) is not registered; expected at most 8 / 9"
     assert leaks(fine, "secret") == []
     assert leaks("a secret", "secret")
@@ -287,7 +287,7 @@ def test_the_calls_were_of_every_kind(said: Said) -> None:
     assert len(said.outcomes) > 80
 
 
-def test_no_status_tells_what_it_should_not(said: Said) -> None:
+def test_no_status_reveals_secrets(said: Said) -> None:
     # What the caller wrote itself is not news to it.
     own = re.compile(r"(?:file|http)://\S*|/tmp/" + WORD + r"|\.\./\.\./" + WORD)
     found = {
@@ -297,7 +297,7 @@ def test_no_status_tells_what_it_should_not(said: Said) -> None:
 
 
 @pytest.mark.parametrize("where", ["log", "audit", "metrics", "spans"])
-def test_nothing_that_is_kept_tells_what_it_should_not(said: Said, where: str) -> None:
+def test_nothing_stored_reveals_secrets(said: Said, where: str) -> None:
     text = getattr(said, where)
     assert len(text) > 1000
     # Where it serves is said once, to who started it.
@@ -306,6 +306,6 @@ def test_nothing_that_is_kept_tells_what_it_should_not(said: Said, where: str) -
 
 
 @pytest.mark.parametrize("where", ["metrics", "spans"])
-def test_words_of_a_bad_request_are_told_to_its_caller_alone(said: Said, where: str) -> None:
+def test_words_of_a_bad_request_go_to_its_caller_alone(said: Said, where: str) -> None:
     assert WORD in "".join(map(said.status, said.outcomes))
     assert WORD not in getattr(said, where)

@@ -134,7 +134,7 @@ def test_a_generation_is_one_line(told: Told) -> None:
     ("stranger", "UNAUTHENTICATED", "UNAUTHENTICATED"),
     ("denied", "PERMISSION_DENIED", "PERMISSION_DENIED"),
 ])  # fmt: skip
-def test_a_line_tells_why_a_call_failed(told: Told, name: str, status: str, reason: str) -> None:
+def test_a_line_says_why_a_call_failed(told: Told, name: str, status: str, reason: str) -> None:
     line = told.of(name)
     assert (line["status"], line["reason"]) == (status, reason)
 
@@ -146,7 +146,7 @@ def test_every_line_of_every_process_is_json(told: Told) -> None:
     assert len(told.lines()) > 10
 
 
-def test_neither_log_tells_prompts_keys_or_paths(told: Told) -> None:
+def test_neither_log_contains_prompts_keys_or_paths(told: Told) -> None:
     for text in (told.log, told.audit_file.read_text()):
         assert not any(word in text for word in (PROMPT, PROMPT[:12], *told.secrets))
         assert not re.search(r"(?<![\w.:/])/(?:home|tmp|etc|usr|work|var|root)\b", text)
@@ -154,7 +154,7 @@ def test_neither_log_tells_prompts_keys_or_paths(told: Told) -> None:
         assert "Traceback" not in text
 
 
-def test_the_audit_log_tells_each_act_and_how_it_ended(told: Told) -> None:
+def test_the_audit_log_reports_each_act_and_how_it_ended(told: Told) -> None:
     acts = told.acts()
     assert [(act["act"], act["outcome"]) for act in acts] == [
         ("adapter.upload", "OK"),

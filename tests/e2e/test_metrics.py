@@ -209,7 +209,7 @@ def test_used_and_all_kv_blocks_make_the_ratio_that_routers_read(
     assert eventually(lambda: server.metrics()["loramux_kv_cache_usage_ratio"] == 0)
 
 
-def test_memory_is_told_by_process_and_tier(server: RunningServer) -> None:
+def test_memory_is_reported_by_process_and_tier(server: RunningServer) -> None:
     metrics = server.metrics()
     for process in ("frontend", "engine"):
         assert metrics[f'loramux_resident_memory_bytes{{process="{process}"}}'] > 1 << 20

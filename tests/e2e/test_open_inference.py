@@ -360,7 +360,7 @@ def test_an_error_ends_the_stream_where_that_is_wanted(channel: grpc.Channel) ->
     assert refusal(caught.value).code is NOT_FOUND
 
 
-def test_the_log_of_a_stream_that_went_on_tells_what_was_refused(observed: Observed) -> None:
+def test_the_log_of_a_stream_that_went_on_reports_what_was_refused(observed: Observed) -> None:
     metadata = (*shown(observed.keys[Role.USER].text), (REQUEST_ID_KEY, "one-refused"))
     requests = [asking("public/nobody", "hello"), asking("public/small", "", id="second")]
     with grpc.insecure_channel(observed.server.target) as channel:
@@ -417,7 +417,7 @@ def test_who_cancels_takes_all_texts_along(
     assert eventually(lambda: cancelled() > before)
 
 
-def test_log_and_traces_tell_of_a_call_and_each_of_its_texts(observed: Observed) -> None:
+def test_log_and_traces_show_a_call_and_each_of_its_texts(observed: Observed) -> None:
     trace = "5" * 32
     metadata = (
         *shown(observed.keys[Role.USER].text),

@@ -21,7 +21,7 @@ CONTEXT = 4096
 ADAPTERS = ["wide", "rs", "small", None]
 
 
-def test_callers_are_told_that_memory_ran_out(tmp_path: Path) -> None:
+def test_callers_learn_that_memory_ran_out(tmp_path: Path) -> None:
     with FakeServer(tmp_path) as server, server.client() as client:
         engine = server.engine_pid
         with ThreadPoolExecutor(2) as pool:

@@ -84,7 +84,7 @@ def test_a_mix_is_scored_as_what_it_is(client: Client, tiny_adapters: Path) -> N
     check(answer.prompt_logprobs, TOKENS, expected_logprobs(wrapped.eval(), TOKENS), 2)
 
 
-def test_messages_are_told_as_the_tokens_that_they_make(chat_server: RunningServer) -> None:
+def test_messages_are_reported_as_the_tokens_that_they_make(chat_server: RunningServer) -> None:
     with chat_server.client() as client:
         talk: Any = [{"role": "user", "content": "Who are you?"}]
         spoken = client.chat(talk, adapter="own", prompt_logprobs=1, max_tokens=2, temperature=0)
@@ -96,7 +96,7 @@ def test_messages_are_told_as_the_tokens_that_they_make(chat_server: RunningServ
     )
 
 
-def test_a_stream_tells_them_in_its_first_message_and_never_again(client: Client) -> None:
+def test_a_stream_reports_them_in_its_first_message_and_never_again(client: Client) -> None:
     # In the cache, so that the other completions begin before the first one has read it all.
     client.generate(TEXT * 5, adapter="rs", max_tokens=1)
     options: dict[str, Any] = {"n": 4, "max_tokens": 5, "seed": 1, "ignore_eos": True}
@@ -116,7 +116,7 @@ def test_a_stream_tells_them_in_its_first_message_and_never_again(client: Client
     assert plain.prompt_logprobs == ()
 
 
-def test_what_is_cached_is_told_and_such_a_prompt_takes_none_of_it(client: Client) -> None:
+def test_what_is_cached_is_reported_and_such_a_prompt_takes_none_of_it(client: Client) -> None:
     prompt = "Said again and again, in the very same words. " * 3
 
     def cached(**options: Any) -> Generation:
@@ -134,13 +134,13 @@ def test_what_is_cached_is_told_and_such_a_prompt_takes_none_of_it(client: Clien
     assert client.generate(prompt, max_tokens=1).usage.cached_tokens == 0  # of the base
 
 
-def test_texts_that_are_read_tell_what_was_cached(client: Client) -> None:
+def test_texts_that_are_read_report_what_was_cached(client: Client) -> None:
     prompt = "Embedded again and again, in the very same words. " * 3
     found = [client.embed([prompt, "x"], pooling="last").usage for _ in range(2)]
     assert found[0].cached_tokens == 0 < found[1].cached_tokens < found[1].prompt_tokens
 
 
-async def test_the_asynchronous_client_tells_them_too(tiny_server: RunningServer) -> None:
+async def test_the_asynchronous_client_reports_them_too(tiny_server: RunningServer) -> None:
     async with AsyncClient(tiny_server.target) as client:
         answer = await client.generate(TOKENS, prompt_logprobs=0, max_tokens=0)
         chunks = [chunk async for chunk in client.stream(TOKENS, prompt_logprobs=0, max_tokens=0)]
@@ -168,7 +168,7 @@ def test_a_prompt_may_fill_the_context_where_nothing_follows(client: Client) -> 
         )  # fmt: skip
 
 
-def test_a_form_does_not_change_what_is_told(client: Client) -> None:
+def test_a_form_does_not_change_what_is_reported(client: Client) -> None:
     plain = client.generate(TEXT, prompt_logprobs=0, max_tokens=0)
     formed = client.generate(TEXT, prompt_logprobs=0, max_tokens=4, regex="[a-c]{3}")
     assert len(formed.text) == 3

@@ -206,7 +206,7 @@ def test_a_delete_can_wait_for_the_last_request(server: RunningServer, client: C
     assert len(stream.tokens[0]) == 200
 
 
-def test_a_watcher_is_told_of_everything(client: Client, folders: dict[str, Path]) -> None:
+def test_a_watcher_is_notified_of_everything(client: Client, folders: dict[str, Path]) -> None:
     told: list[tuple[str, str]] = []
     is_over = threading.Event()
 

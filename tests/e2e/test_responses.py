@@ -131,7 +131,7 @@ def test_tools_are_called_and_their_results_are_items(openai_client: openai.Open
         assert (final.status, final.output_text) == ("completed", AFTER)
 
 
-def test_a_stream_tells_each_item_as_it_is_written(
+def test_a_stream_reports_each_item_as_it_is_written(
     gateway: RunningGateway, openai_client: openai.OpenAI
 ) -> None:
     body: dict[str, Any] = {"model": "caller", "input": ASKED, "tools": [TOOL], **GREEDY}

@@ -132,7 +132,7 @@ def test_one_call_ends_the_answer_where_there_may_be_no_second(client: Client) -
     assert answer.usage.completion_tokens < asked(client).usage.completion_tokens
 
 
-def test_no_tools_are_told_where_none_may_be_called(client: Client) -> None:
+def test_no_tools_are_listed_where_none_may_be_called(client: Client) -> None:
     without = client.chat(ASKED, adapter="caller", **GREEDY)
     none = asked(client, tool_choice="none")
     assert none.usage.prompt_tokens == without.usage.prompt_tokens
@@ -154,7 +154,7 @@ def test_a_call_that_is_cut_off_is_text(client: Client) -> None:
     assert stopped.text.endswith('"city": "')
 
 
-def test_what_is_thought_is_told_apart_or_not(client: Client) -> None:
+def test_what_is_thought_is_distinguished_or_not(client: Client) -> None:
     assert asked(client).usage.reasoning_tokens == 2 + len(THOUGHT)  # a mark and a new line before
     answer = asked(client, separate_reasoning=False)
     assert (answer.reasoning, answer.usage.reasoning_tokens) == ("", 0)
@@ -332,7 +332,7 @@ def test_the_client_of_openai_calls_tools(openai_client: openai.OpenAI) -> None:
     assert choice.message.tool_calls is None
 
 
-def test_a_stream_of_openai_tells_calls_by_their_place(openai_client: openai.OpenAI) -> None:
+def test_a_stream_of_openai_numbers_calls_by_their_place(openai_client: openai.OpenAI) -> None:
     stream: Any = openai_client.chat.completions.create(
         model="caller", messages=ASKED, tools=OPENAI_TOOLS, stream=True, **GREEDY
     )
@@ -458,7 +458,7 @@ def test_the_client_of_anthropic_chooses_what_is_called_and_thought(
 # What is refused
 
 
-def test_a_template_that_knows_of_no_tools_is_told_of(client: Client) -> None:
+def test_a_template_that_knows_of_no_tools_is_reported(client: Client) -> None:
     for adapter, message in (
         (None, "does not support tools"),
         ("unread", "unsupported syntax"),

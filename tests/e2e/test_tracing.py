@@ -101,7 +101,7 @@ def test_a_trace_goes_from_the_client_to_the_steps_of_the_engine(
     assert len(spans) == 5 + len(loads) + len(steps)
 
 
-def test_a_beam_search_is_one_request_whose_first_step_is_told(
+def test_a_beam_search_is_one_request_whose_first_step_is_reported(
     observed: Observed, client: Client, tracer: Tracer
 ) -> None:
     answer = client.generate("abandon", num_beams=4, n=2, max_tokens=5, ignore_eos=True)
@@ -116,7 +116,7 @@ def test_a_beam_search_is_one_request_whose_first_step_is_told(
     assert len(spans) == 5
 
 
-def test_spans_tell_what_the_conventions_name(
+def test_spans_report_what_the_conventions_name(
     observed: Observed, client: Client, tracer: Tracer
 ) -> None:
     prompt = "abandon ship"

@@ -96,7 +96,7 @@ def test_pairs_are_labelled(trained_on: str, request: pytest.FixtureRequest) -> 
         ("several", [{"labels": ["x", "y"]}, {"labels": []}]),
     ],
 )
-def test_numbers_and_several_labels_are_told_as_they_were_learned(
+def test_numbers_and_several_labels_are_reported_as_they_were_learned(
     trained_on: str, name: str, learned: list[dict[str, Any]], request: pytest.FixtureRequest
 ) -> None:
     trainer: Trainer = request.getfixturevalue(trained_on)

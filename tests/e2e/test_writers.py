@@ -304,7 +304,7 @@ def test_what_a_text_begins_with_is_the_request_s_the_adapter_s_or_the_base_s(
         assert drawn.sampling["logit_bias"] == dict.fromkeys(forbidden, 100.0)
 
 
-def test_a_gateway_takes_what_a_text_begins_with_and_tells_nothing_of_prompts(
+def test_a_gateway_takes_what_a_text_begins_with_and_reports_nothing_of_prompts(
     nllb: Writers,
 ) -> None:
     with nllb.server.client() as client:

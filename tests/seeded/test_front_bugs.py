@@ -138,13 +138,13 @@ async def test_a_test_of_defects_finds_their_text_in_an_answer(
 
 
 @pytest.mark.parametrize("says", [True, False])
-def test_a_test_of_keys_finds_a_comparison_that_tells_how_much_is_right(
+def test_a_test_of_keys_finds_a_comparison_that_reveals_how_much_is_right(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, says: bool
 ) -> None:
     catalog = Catalog.in_folder(tmp_path)
     bugs.compare_keys_letter_by_letter(monkeypatch)
     with pytest.raises(FAILS):
-        test_keys.test_nothing_but_the_comparison_in_constant_time_tells_right_from_wrong(
+        test_keys.test_nothing_but_the_comparison_in_constant_time_decides(
             test_keys.Setup(catalog, tmp_path), monkeypatch, says
         )
     catalog.close()

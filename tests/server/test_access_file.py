@@ -74,7 +74,7 @@ def test_what_is_appended_is_read_and_all_else_stays(path: Path) -> None:
     ("[tenants.public]\ndisabled = true", "public is shared"),
     ("[tenants", "end of a table"),
 ])  # fmt: skip
-def test_what_is_wrong_is_told_with_its_place(path: Path, content: str, said: str) -> None:
+def test_what_is_wrong_is_reported_with_its_place(path: Path, content: str, said: str) -> None:
     path.write_text(content)
     with pytest.raises(ValueError, match=f"--access {path}: .*{said}"):
         AccessFile(path)

@@ -189,7 +189,7 @@ def test_however_messages_are_cut_they_are_read_the_same(
 
 
 @pytest.mark.parametrize("way", [*WAYS, *MORE_WAYS])
-def test_thoughts_and_text_and_calls_are_told_apart(way: str) -> None:
+def test_thoughts_and_text_and_calls_are_distinguished(way: str) -> None:
     call = f"{way.format(OSLO[0])}{ARGUMENTS}<|call|>"
     calls = [(OSLO[0], json.dumps(OSLO[1], ensure_ascii=False))]
     for text, wanted in (

@@ -36,13 +36,13 @@ def test_every_call_that_changes_something_is_an_act() -> None:
 @pytest.mark.parametrize("name", [
     "n" * (MAX_SHOWN + 1), "a\nb", "/etc/passwd", "../x", "lmx_7a_Q2", "two words", "ä",
 ])  # fmt: skip
-def test_of_what_is_no_name_only_the_length_is_told(name: str) -> None:
+def test_of_what_is_no_name_only_the_length_is_reported(name: str) -> None:
     request = aliases_pb2.DeleteAliasRequest(name=name, alias="stable-2")
     told = targets("loramux.v1.AliasService.DeleteAlias", request)
     assert told == {"name": f"{len(name)} characters", "alias": "stable-2"}
 
 
-async def test_an_act_is_synced_before_it_counts_as_told(
+async def test_an_act_is_synced_before_it_counts_as_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "audit"
@@ -100,7 +100,7 @@ async def test_a_full_disk_is_logged_and_fails_no_call(
     assert "No space left" in caplog.text
 
 
-def test_a_command_that_failed_is_told_as_failed(tmp_path: Path) -> None:
+def test_a_command_that_failed_is_reported_as_failed(tmp_path: Path) -> None:
     path = tmp_path / "audit"
     with pytest.raises(LookupError), audited(str(path), "key.revoke", key="abc"):
         raise LookupError
@@ -133,7 +133,7 @@ def test_a_process_writes_as_the_one_that_started_it() -> None:
     assert (told["process"], told["level"], told["message"]) == ("engine", "error", "no")
 
 
-def test_an_exception_is_told_without_what_it_says() -> None:
+def test_an_exception_is_reported_without_what_it_says() -> None:
     try:
         raise ValueError("the prompt")
     except ValueError:

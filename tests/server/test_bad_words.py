@@ -104,7 +104,7 @@ async def test_a_word_is_excluded_at_the_beginning_and_after_a_space() -> None:
         assert list(await bad_words_of(request, texts, NONE)) == wanted
 
 
-def test_a_form_that_leaves_bad_words_only_is_told() -> None:
+def test_a_form_that_leaves_bad_words_only_is_reported() -> None:
     sampling = sampling_of([0], [2], form=Form(FormKind.REGEX, "a"))
     for tokens, fault in (([0, 2], "STRUCTURED_OUTPUT_FAILED"), ([0, 2, 4], None)):
         bits = np.packbits([token in tokens for token in range(8)], bitorder="little").tobytes()

@@ -341,7 +341,7 @@ def test_kernels_that_do_not_run_on_the_device_are_refused() -> None:
 
 
 @pytest.mark.parametrize(("architecture", "served"), [("llama", 256), ("gpt2", 0), ("opt", 0)])
-def test_more_context_than_the_model_has_is_told_of_or_refused(
+def test_more_context_than_the_model_has_is_reported_or_refused(
     architecture: str, served: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = prepare(tiny_model(architecture))
@@ -386,7 +386,7 @@ def test_more_memory_than_there_is_is_refused_with_what_is_free(
         build_engine(model, config, InlineExecutor(), lambda: None)
 
 
-def test_the_fingerprint_tells_weights_and_tokenizers_apart(tmp_path: Path) -> None:
+def test_the_fingerprint_distinguishes_weights_and_tokenizers(tmp_path: Path) -> None:
     with_tokenizer = load_base_model(str(save_model(tmp_path / "a")))
     again = load_base_model(str(save_model(tmp_path / "b")))
     without = load_base_model(str(save_model(tmp_path / "c", tokenizer=False)))

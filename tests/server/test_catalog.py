@@ -156,7 +156,7 @@ def test_the_database_loses_nothing_that_it_confirmed(tmp_path: Path) -> None:
     assert found == ["wal", 2]
 
 
-def test_what_an_unsure_catalog_turns_out_to_hold_is_told(tmp_path: Path) -> None:
+def test_what_an_unsure_catalog_turns_out_to_hold_is_reported(tmp_path: Path) -> None:
     registry = Registry(tmp_path)
     for number, name in enumerate(("same", "changed", "gone")):
         publish(registry, name, small_package(number))
@@ -226,6 +226,6 @@ def test_a_database_that_is_full_is_known_to_be_unsure(tmp_path: Path) -> None:
     ("nobody://host/name", "expected an SQLAlchemy URL"),
     ("sqlite:////nowhere/at/all.sqlite", "--catalog cannot be opened: unable to open"),
 ])  # fmt: skip
-def test_a_catalog_that_is_nowhere_is_told_of(tmp_path: Path, url: str, says: str) -> None:
+def test_a_catalog_that_is_nowhere_is_reported(tmp_path: Path, url: str, says: str) -> None:
     with pytest.raises(CatalogUrlError, match=says):
         Catalog.at(url, tmp_path)

@@ -74,7 +74,9 @@ async def test_a_template_that_breaks_a_limit_ends_alone(
     assert await renderer.render(request(SIMPLE)) == WELL
 
 
-async def test_a_template_that_makes_a_forbidden_system_call_is_told_so(renderer: Renderer) -> None:
+async def test_a_template_that_makes_a_forbidden_system_call_is_reported(
+    renderer: Renderer,
+) -> None:
     before = children()
     await renderer.render(request(SIMPLE))
     (process,) = map(psutil.Process, children() - before)
@@ -141,7 +143,7 @@ async def test_a_caller_that_gives_up_does_not_keep_the_process_from_starting(
     assert children() - before == started
 
 
-async def test_helpers_work_behind_closed_doors(renderer: Renderer) -> None:
+async def test_helpers_work_in_the_sandbox(renderer: Renderer) -> None:
     template = (
         "{{ strftime_now('%Y-%m-%d') | length }} {{ {'a': [1, 'é']} | tojson }} "
         "{{ messages | map(attribute='role') | join(',') }} {{ ['b', 'a'] | sort | first }} "
@@ -162,7 +164,7 @@ TRIES = {
 
 
 @pytest.mark.parametrize("what", TRIES)
-def test_whoever_leaves_the_sandbox_finds_closed_doors(what: str) -> None:
+def test_code_that_leaves_the_interpreter_s_sandbox_is_still_confined(what: str) -> None:
     program = (
         "import os, socket, subprocess\n"
         "from loramux_server.chat.worker import MEMORY\n"

@@ -119,7 +119,7 @@ async def test_native_code_finds_nothing_to_use_and_work_goes_on(name: str, tmp_
 
 
 @needs_seccomp
-async def test_what_only_an_attack_does_is_told(caplog: pytest.LogCaptureFixture) -> None:
+async def test_what_only_an_attack_does_is_reported(caplog: pytest.LogCaptureFixture) -> None:
     process = probed(KINDS["chat"], CHAT)
     with pytest.raises(LostAnswerError):
         await process.ask(b"ptrace", SECONDS)

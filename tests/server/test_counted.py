@@ -25,7 +25,7 @@ from loramux_server.services.observer import counting_failed_uploads
         (ResourceExhaustedError("too many", reason="TOO_MANY_UPLOADS"), "resource_exhausted"),
     ],
 )
-def test_a_full_store_is_told_from_a_full_quota(error: Exception, outcome: str) -> None:
+def test_a_full_store_is_distinguished_from_a_full_quota(error: Exception, outcome: str) -> None:
     metrics = Metrics()
     with pytest.raises(LoramuxError), counting_failed_uploads(metrics), storage_errors():
         raise error

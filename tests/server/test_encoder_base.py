@@ -201,7 +201,7 @@ async def test_what_is_tried_out_is_read_and_not_continued() -> None:
 
 
 @pytest.mark.parametrize("kind", ModelKind)
-async def test_callers_are_told_of_what_kind_it_is(kind: ModelKind) -> None:
+async def test_callers_learn_of_what_kind_it_is(kind: ModelKind) -> None:
     info = of_encoder(kind=kind, embedding=Embedding(Pooling.FIRST, normalize=False))
     ready = decode_from_engine(encode(Ready(info)))
     assert isinstance(ready, Ready)

@@ -246,7 +246,7 @@ def test_room_is_counted_for_a_head(
     assert edits.head(torch.ones(4, 16)).shape == (1, 3)
 
 
-def test_the_frontend_is_told(bases: dict[str, tuple[Path, Heads]]) -> None:
+def test_the_frontend_learns_the_shapes(bases: dict[str, tuple[Path, Heads]]) -> None:
     shapes = bases["albert"][1].shapes
     raw = msgspec.msgpack.encode(shapes)
     assert msgspec.msgpack.decode(raw, type=dict[str, HeadShape]) == shapes

@@ -27,7 +27,7 @@ def test_errors_of_python_and_of_torch_count() -> None:
         assert not is_out_of_memory(other), other
 
 
-def test_the_other_side_is_told_before_the_process_ends() -> None:
+def test_the_other_side_learns_it_before_the_process_ends() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         with pytest.raises(SystemExit) as ended, exit_on_out_of_memory(theirs):

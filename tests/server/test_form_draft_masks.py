@@ -114,7 +114,7 @@ def begin_compiled(texts: Texts, form: Form) -> tuple[int, Next]:
     return texts.begin(form)
 
 
-def test_what_has_to_come_is_told_and_no_end(texts: Texts) -> None:
+def test_what_has_to_come_is_reported_and_no_end(texts: Texts) -> None:
     _, found = begin_compiled(texts, choice("the same", "the other"))
     assert list(found.forced) == ids("the ")
     key, found = begin_compiled(texts, Form(FormKind.REGEX, "ab?"))
@@ -142,7 +142,7 @@ def test_what_comes_next_goes_before_what_comes_behind_drafts(texts: Texts) -> N
     assert all(len(one.masks) == 6 for one in found if isinstance(one, DraftMasks))
 
 
-def test_nothing_is_told_of_texts_that_are_slow_or_have_gone(texts: Texts) -> None:
+def test_nothing_is_reported_about_texts_that_are_slow_or_have_gone(texts: Texts) -> None:
     slow, found = texts.begin(schema({"type": "integer", "multipleOf": 30011}))
     assert found.seconds is not None and found.seconds > 0.01
     assert not found.supports_drafts and texts.draft_masks(slow, ids("1")) == ()

@@ -88,7 +88,7 @@ CHOICES: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("options", CHOICES)
-def test_all_that_is_told_is_the_same_in_fewer_steps(options: dict[str, Any]) -> None:
+def test_all_that_is_reported_is_the_same_in_fewer_steps(options: dict[str, Any]) -> None:
     plain, drafting = Asking(most=0), Asking()
     for subject in (plain, drafting):
         for number in range(4):

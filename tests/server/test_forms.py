@@ -217,7 +217,7 @@ def test_no_form_has_control_tokens_but_the_end(texts: Texts, text: str) -> None
     texts.forms.end(key)
 
 
-def test_nobody_is_told_what_control_tokens_are_called(texts: Texts) -> None:
+def test_names_of_control_tokens_are_not_revealed(texts: Texts) -> None:
     _, found = texts.begin(grammar("start: <s>"))
     assert (found.reason, found.why) == ("INVALID_FIELD", 'unknown special token: "<s>"')
 

@@ -61,7 +61,7 @@ async def test_a_process_gets_ready_though_nobody_waits_so_long(preparer: Prepar
     assert children() == [process]
 
 
-async def test_images_are_prepared_behind_closed_doors(preparer: Preparer, base: str) -> None:
+async def test_images_are_prepared_in_a_sandboxed_process(preparer: Preparer, base: str) -> None:
     here = ImageProcessor.load(base, MAX_PIXELS)
     assert await preparer.placeholder(TENANT) == here.placeholder
     (process,) = children()

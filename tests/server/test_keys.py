@@ -357,7 +357,7 @@ def test_the_same_work_is_done_for_every_key_of_the_right_form(
 
 
 @pytest.mark.parametrize("says", [True, False])
-def test_nothing_but_the_comparison_in_constant_time_tells_right_from_wrong(
+def test_nothing_but_the_comparison_in_constant_time_decides(
     setup: Setup, monkeypatch: pytest.MonkeyPatch, says: bool
 ) -> None:
     shown = shown_in_all_ways(setup)

@@ -277,7 +277,7 @@ def test_no_more_logprobs_than_tokens_can_be_asked_for() -> None:
     ],
     ids=["stop", "stop_token_ids", "logit_bias"],
 )
-def test_a_message_tells_a_count_as_a_count(params: dict[str, Any], said: str) -> None:
+def test_a_message_gives_a_count_as_a_count(params: dict[str, Any], said: str) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
         check_fields(request_of(**params), MODEL)
     assert str(caught.value) == f"sampling.{said}"

@@ -52,7 +52,7 @@ def told() -> Told:
     return Told({"a": ["first"], "b": ["acme/second", "third"], "c": ["fourth"]})
 
 
-def test_an_idle_server_tells_how_many_it_can_have_and_when_that_was(told: Told) -> None:
+def test_an_idle_server_reports_its_capacity_and_when(told: Told) -> None:
     before = time.time()
     sample = told.sample()
     assert before <= sample.value <= time.time()

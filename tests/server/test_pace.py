@@ -47,7 +47,7 @@ def test_it_begins_with_little_and_learns_from_one_step() -> None:
     assert step(subject)[1] == pytest.approx(MAX_STALL, abs=0.002)
 
 
-def test_a_prompt_alone_tells_the_cost_of_a_token() -> None:
+def test_a_prompt_alone_gives_the_cost_of_a_token() -> None:
     subject = Pace(MAX_STALL)
     subject.learn(512, 0, 0.512)
     subject.learn(0, 1, 0.1)
@@ -94,7 +94,7 @@ def test_a_step_that_is_interrupted_changes_nothing() -> None:
     assert subject.max_prompt_tokens == before
 
 
-def test_few_tokens_tell_nothing() -> None:
+def test_few_tokens_show_nothing() -> None:
     subject = learnt()
     before = subject.max_prompt_tokens
     for _ in range(20):

@@ -280,7 +280,7 @@ def retrained(folder: Path, size: int = 90, **options: Any) -> None:
         ),
     ],
 )  # fmt: skip
-def test_what_cannot_be_made_is_told_and_token_ids_are_taken(
+def test_what_cannot_be_made_is_reported_and_token_ids_are_taken(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     change: Callable[[Path], None],

@@ -51,7 +51,7 @@ class Nobody:
 
 
 @pytest.mark.parametrize("name", STORIES)
-def test_every_story_ends_as_callers_were_told(
+def test_every_story_ends_as_callers_were_answered(
     postgres: Postgres, tmp_path: Path, name: str
 ) -> None:
     url = postgres.make_database()

@@ -95,7 +95,7 @@ def test_who_loses_its_blocks_goes_on_where_it_was(told_rows: list[int]) -> None
     assert len(told_rows) > 2
 
 
-def test_who_begins_anew_may_take_from_the_cache_what_was_told() -> None:
+def test_a_restarted_request_may_take_from_the_cache_what_was_reported() -> None:
     harness = Harness(tiny_model("llama"), num_blocks=60, max_batch_tokens=8)
     request = harness.submit(PROMPT, max_tokens=2, num_prompt_logprobs=0)
     for _ in range(3):
@@ -133,7 +133,7 @@ def test_logits_of_a_long_prompt_are_never_in_memory_together(
     assert num_rows == [0, 7, 7, 7, 7, 1]
 
 
-def test_of_a_single_token_nothing_is_told() -> None:
+def test_of_a_single_token_nothing_is_reported() -> None:
     harness = Harness(tiny_model("llama"), num_blocks=20)
     found = [harness.submit([7], max_tokens=size, num_prompt_logprobs=3) for size in (0, 2)]
     harness.run()
@@ -156,7 +156,7 @@ def test_a_prompt_may_be_as_long_as_the_context_where_nothing_follows_it() -> No
         assert harness.failures[other].reason == "CONTEXT_LENGTH_EXCEEDED"
 
 
-def test_a_prompt_that_overflows_ends_alone_and_tells_nothing(tmp_path: Path) -> None:
+def test_a_prompt_that_overflows_ends_alone_and_reports_nothing(tmp_path: Path) -> None:
     model = tiny_model("llama")
     saved = save_adapter(model, tmp_path / "a", seed=9, r=8, target_modules="all-linear")
     path = saved / "adapter_model.safetensors"
@@ -177,7 +177,7 @@ def test_a_prompt_that_overflows_ends_alone_and_tells_nothing(tmp_path: Path) ->
     check_numbers(harness.prompt_logprobs(good), PROMPT, wanted, TOLERANCE)
 
 
-def test_others_run_ahead_again_once_all_is_told() -> None:
+def test_others_run_ahead_again_once_all_is_reported() -> None:
     engine, _, _, model = fake_engine(num_blocks=40, rows=64, runs_ahead=True, max_batch_tokens=4)
     prompt = [5, 6, 7, 8, 9, 10, 11, 12]
     for number, count in enumerate((None, 0)):
@@ -200,7 +200,7 @@ def test_others_run_ahead_again_once_all_is_told() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 3, 9])
-def test_rows_are_told_as_their_definition_says(count: int) -> None:
+def test_rows_are_reported_as_their_definition_says(count: int) -> None:
     rng = random.Random(count)
     # Halves, so that many tokens are as likely as others.
     logits_RV = torch.tensor([[rng.randrange(8) / 2 for _ in range(9)] for _ in range(12)])
@@ -223,7 +223,7 @@ def test_rows_are_told_as_their_definition_says(count: int) -> None:
         assert not is_nan[6:].any()
 
 
-def test_as_many_are_told_as_fit_an_answer() -> None:
+def test_as_many_are_reported_as_fit_an_answer() -> None:
     params = generation_pb2.SamplingParams(prompt_logprobs=3)
     check_prompt_logprobs(params, MAX_PROMPT_LOGPROBS // 4)
     with pytest.raises(

@@ -161,7 +161,7 @@ def test_all_that_can_be_quantized_may_be(tmp_path: Path) -> None:
     assert_equals_peft(Harness(base, kernels="cpu", rows=128), own, tmp_path)
 
 
-def test_the_fingerprint_tells_quantized_weights_apart(tmp_path: Path) -> None:
+def test_the_fingerprint_distinguishes_quantized_weights(tmp_path: Path) -> None:
     prints = [
         prepare(tiny_model("llama")).fingerprint,
         prepare(with_stand_ins(tiny_model("llama"))).fingerprint,

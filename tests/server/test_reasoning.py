@@ -101,7 +101,9 @@ def read(text: list[str], *, is_open: bool) -> tuple[str, str]:
     ("<thi", False, ("", "<thi")),
     ("", True, ("", "")),
 ])  # fmt: skip
-def test_what_is_thought_is_told_apart(text: str, is_open: bool, wanted: tuple[str, str]) -> None:
+def test_what_is_thought_is_distinguished(
+    text: str, is_open: bool, wanted: tuple[str, str]
+) -> None:
     assert read([text], is_open=is_open) == wanted
     assert read(list(text), is_open=is_open) == wanted
 

@@ -132,7 +132,7 @@ def read(text: list[str], open_message: OpenMessage = OpenMessage.NOTHING) -> tu
     (f"<|channel|>{'x' * 300}<|message|>c", ("", f"<|channel|>{'x' * 300}<|message|>c")),
     ("", ("", "")), (" ", ("", " ")),
 ])  # fmt: skip
-def test_messages_are_told_apart(text: str, wanted: tuple[str, str]) -> None:
+def test_messages_are_distinguished(text: str, wanted: tuple[str, str]) -> None:
     assert read([text]) == wanted
     assert read(list(text)) == wanted
 
@@ -141,7 +141,7 @@ def test_messages_are_told_apart(text: str, wanted: tuple[str, str]) -> None:
     (f"\nhm{NEXT}{F}yes", OpenMessage.THOUGHT, ("hm", "yes")),
     (f" yes{NEXT}{A}hm", OpenMessage.ANSWER, ("hm", " yes")),
 ])  # fmt: skip
-def test_what_the_prompt_has_begun_is_gone_on_with(
+def test_what_the_prompt_has_begun_is_continued(
     text: str, open_message: OpenMessage, wanted: tuple[str, str]
 ) -> None:
     assert read([text], open_message) == wanted

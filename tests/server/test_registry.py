@@ -280,7 +280,7 @@ def test_requests_and_uploads_that_keep_bytes_are_counted(registry: Registry) ->
     assert len(registry.leases) == 0
 
 
-def test_who_waits_for_a_version_is_told_when_its_last_request_ends(registry: Registry) -> None:
+def test_who_waits_for_a_version_learns_when_its_last_request_ends(registry: Registry) -> None:
     told: list[str] = []
     record = put(registry, "a", 0)
     put(registry, "b", 0)  # other requests for the same bytes do not count
@@ -298,7 +298,7 @@ def test_who_waits_for_a_version_is_told_when_its_last_request_ends(registry: Re
     assert told == ["at once", "first", "second"]
 
 
-def test_who_waits_for_a_deleted_version_is_told_when_its_bytes_are_gone(
+def test_who_waits_for_a_deleted_version_learns_when_its_bytes_are_gone(
     registry: Registry, folder: Path
 ) -> None:
     found: list[set[str]] = []

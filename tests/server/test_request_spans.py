@@ -186,7 +186,7 @@ def test_nothing_is_kept_of_what_nobody_records(followed: Followed) -> None:
     assert followed.call.parts == []
 
 
-async def test_the_service_tells_what_was_asked_and_what_came_of_it() -> None:
+async def test_the_service_reports_what_was_asked_and_what_came_of_it() -> None:
     served = Served()
     call = Drawn("call", 0.0, {})
     begin(CallRecord("method", "1", span=call))

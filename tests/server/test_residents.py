@@ -47,7 +47,7 @@ def tiers(reports: list[Report]) -> list[dict[str, str]]:
     return [report.tiers for report in reports if report.tiers]
 
 
-def test_moves_are_told_once() -> None:
+def test_moves_are_reported_once() -> None:
     subject = engine()
     assert tiers(serve(subject, 0, 1)) == [{A.digest: "host"}, {A.digest: "device"}]
     assert tiers(serve(subject, 1, 2)) == [
@@ -57,7 +57,7 @@ def test_moves_are_told_once() -> None:
     assert tiers([subject.step()]) == []
 
 
-def test_what_comes_back_at_once_is_told() -> None:
+def test_what_comes_back_at_once_is_reported() -> None:
     clock = ManualClock()
     subject = fake_engine(num_blocks=8, rows=8, executor=InlineExecutor(), clock=clock)[0]
     for request_id, number in enumerate((1, 2, 1)):

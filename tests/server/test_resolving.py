@@ -147,7 +147,7 @@ async def test_a_call_waits_no_longer_than_it_may(registry: Registry, held: Held
     assert len(registry.versions("acme/a")) == 1
 
 
-async def test_who_waits_when_the_server_ends_is_told(registry: Registry, held: Held) -> None:
+async def test_who_waits_when_the_server_ends_gets_an_error(registry: Registry, held: Held) -> None:
     fetching = resolver(registry, Sources(lambda: held))
     asked = asking(fetching, "acme/a")
     await until(held.has_begun.is_set)

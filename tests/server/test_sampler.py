@@ -152,7 +152,7 @@ def test_logprobs_are_of_the_models_own_distribution() -> None:
     assert [value for _, value in sampled.logprobs.top] == pytest.approx([raw[4], raw[0]], abs=1e-5)
 
 
-def test_a_row_that_is_not_finite_is_told_and_harms_no_other() -> None:
+def test_a_row_that_is_not_finite_is_reported_and_harms_no_other() -> None:
     nan, inf = float("nan"), float("inf")
     rows = torch.tensor([LOGITS, [0.0, nan, 1.0, 2.0, 3.0], [inf, 0, 0, 0, 0], LOGITS])
     found = first(rows, [request(temperature=0.0)] * 4)

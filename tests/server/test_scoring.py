@@ -50,7 +50,7 @@ def test_of_equal_scores_the_first_label_comes_first() -> None:
     assert not all_labels.tokens
 
 
-def test_what_is_told_of_tokens_is_bounded() -> None:
+def test_what_is_returned_about_tokens_is_bounded() -> None:
     fitting = MAX_NUMBERS // 1024
     check_sizes([fitting - 5, 5], scoring(Task.TOKENS, num_labels=1024), MODEL)
     check_sizes([fitting + 1], scoring(Task.SEQUENCE, num_labels=1024), MODEL)

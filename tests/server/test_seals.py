@@ -51,7 +51,7 @@ def kept(registry: Registry) -> dict[str, str]:
     return {record.full_name: record.seal for record in registry.catalog.versions()}
 
 
-def test_what_is_stored_is_sealed_and_the_engine_is_told(registry: Registry) -> None:
+def test_what_is_stored_is_sealed_and_the_engine_gets_the_seal(registry: Registry) -> None:
     record = publish(registry, "a", PACKAGE)
     assert (record.digest, record.seal) == (DIGEST, SEAL)
     with registry.lease("a") as (_, source):
@@ -125,7 +125,7 @@ def test_an_upload_that_goes_on_is_sealed_as_a_whole(registry: Registry) -> None
     again.close()
 
 
-def test_an_engine_tells_once_what_loads_found() -> None:
+def test_an_engine_reports_once_what_loads_found() -> None:
     engine, _, _, model = fake_engine(num_blocks=8, rows=8)
     model.seals = {DIGEST: SEAL}
     assert [engine.step().seals for _ in range(2)] == [{DIGEST: SEAL}, {}]

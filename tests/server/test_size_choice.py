@@ -148,6 +148,8 @@ def test_the_log_says_what_was_chosen_and_how_much_that_holds(
     assert line.message.endswith("chosen here: max_batch_tokens, host_adapter_memory")
 
 
-def test_more_memory_of_the_host_than_there_is_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_more_memory_of_the_host_than_there_is_is_reported(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     Harness(tiny_model("llama"), host_adapter_memory=1 << 50)
     assert f"host_adapter_memory ({1 << 50} bytes) exceeds all memory" in caplog.text

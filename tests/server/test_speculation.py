@@ -142,7 +142,7 @@ def test_a_draft_goes_on_behind_a_stop_and_no_further_than_max_tokens() -> None:
 
 @pytest.mark.parametrize("runs_ahead", [False, True])
 @pytest.mark.parametrize("choices", CHOICES.values(), ids=list(CHOICES))
-def test_all_that_is_told_is_the_same(choices: list[dict[str, Any]], runs_ahead: bool) -> None:
+def test_all_that_is_reported_is_the_same(choices: list[dict[str, Any]], runs_ahead: bool) -> None:
     plain, drafting = Asking(most=0), Asking(runs_ahead=runs_ahead)
     for subject in (plain, drafting):
         for _ in range(3):
@@ -343,7 +343,7 @@ def test_a_full_batch_has_fewer_drafts() -> None:
     assert drafted_beside(0) > drafted_beside(12) > drafted_beside(30)
 
 
-def test_odds_follow_what_happens() -> None:
+def test_acceptance_rates_follow_what_happens() -> None:
     rates = AcceptanceRates()
     assert rates.of(0) == pytest.approx(0.5)
     assert rates.of(3) > rates.of(0)

@@ -99,7 +99,7 @@ def test_a_chunk_keeps_what_is_in_it_and_at_its_end() -> None:
     assert third.kept == ()
 
 
-def test_a_single_token_on_the_way_is_not_told_apart() -> None:
+def test_a_single_token_on_the_way_is_not_distinguished() -> None:
     subject, _ = keeper(8)
     first, second, _ = run(subject, request(range(11)), 7, 10, 11)
     assert first.kept == ()

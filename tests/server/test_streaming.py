@@ -234,7 +234,7 @@ async def test_each_completion_of_a_stream_has_an_interval_of_its_own() -> None:
     await stream.aclose()
 
 
-async def test_what_is_told_of_the_prompt_comes_before_the_tokens_of_all_completions(
+async def test_prompt_logprobs_come_before_the_tokens_of_all_completions(
     served: Served,
 ) -> None:
     stream = served.stream(n=2, prompt_logprobs=0)
@@ -585,14 +585,14 @@ async def test_who_gives_way_has_left_the_engine_before_its_place_is_taken() -> 
         task.cancel()
 
 
-async def test_the_engine_is_told_how_long_a_request_may_take(served: Served) -> None:
+async def test_the_engine_learns_how_long_a_request_may_take(served: Served) -> None:
     await begun(served, served.stream(timeout=7.0))
     (submit,) = (message for message in served.engine.sent if isinstance(message, Submit))
     assert submit.timeout is not None
     assert 0 < submit.timeout <= 7.0
 
 
-async def test_who_would_be_late_because_of_others_is_told_to_try_again(served: Served) -> None:
+async def test_who_would_be_late_because_of_others_is_asked_to_try_again(served: Served) -> None:
     first = asyncio.ensure_future(anext(served.stream(timeout=7.0)))
     await asyncio.sleep(0)
     failure = Failure(served.engine.ids[0], "DEADLINE_UNREACHABLE", "not within 7 s")

@@ -159,7 +159,7 @@ def test_a_file_that_follows_does_not_wait_for_a_seal(
 
 @pytest.mark.parametrize("place", [0, 3 << 20, len(CONTENT) - 1])
 @pytest.mark.parametrize("times_before", [0, 1, 2])
-def test_other_bytes_are_told_the_first_time_and_each_time_after(
+def test_other_bytes_are_reported_the_first_time_and_each_time_after(
     times_before: int, place: int, tmp_path: Path, seals: Seals
 ) -> None:
     path, reader, digest = tmp_path / "file", Reader(), digest_of(CONTENT)
@@ -185,7 +185,7 @@ def test_other_bytes_are_told_the_first_time_and_each_time_after(
 @pytest.mark.parametrize(
     "seal", [seal_of(CONTENT), seal_of(b""), "another:0"], ids=["right", "wrong", "unheard-of"]
 )
-def test_other_bytes_are_told_whatever_seal_came_with_them(
+def test_other_bytes_are_reported_whatever_seal_came_with_them(
     seal: str, place: int, tmp_path: Path, seals: Seals
 ) -> None:
     path, reader, digest = tmp_path / "file", Reader(), digest_of(CONTENT)

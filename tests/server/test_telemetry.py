@@ -231,7 +231,7 @@ def test_a_queue_has_a_positive_size(monkeypatch: pytest.MonkeyPatch, value: str
         Made(Kept())
 
 
-async def test_a_collector_that_is_back_is_told_of_once(
+async def test_a_collector_that_is_back_is_reported_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "1")

@@ -145,7 +145,7 @@ def test_mixes_and_adapters_that_begin_later_give_the_same(setup: Setup) -> None
     assert len({tuple(setup.alone.output(alone)) for alone, _ in pairs}) > len(PROMPTS)
 
 
-def test_each_process_takes_less_and_the_frontend_is_told_of_whole_layers(setup: Setup) -> None:
+def test_each_process_takes_less_and_the_frontend_learns_of_whole_layers(setup: Setup) -> None:
     alone, together = setup.alone.info, setup.together.info
     assert together.layers == alone.layers
     assert together.fingerprint == alone.fingerprint

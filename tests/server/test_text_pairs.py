@@ -58,7 +58,7 @@ def types_of(tokens: list[int], second_from: int) -> list[int]:
 
 
 @pytest.mark.parametrize("takes_types", [True, False])
-async def test_the_engine_is_told_which_tokens_are_of_the_second_text(takes_types: bool) -> None:
+async def test_the_engine_learns_which_tokens_are_of_the_second_text(takes_types: bool) -> None:
     tokenizer = wordpiece()
     info = encoder_info(tokenizer.backend_tokenizer.to_str(), takes_token_types=takes_types)
     reads = Reads(info, lambda _: [0, 1], settings=TOLD)
@@ -73,7 +73,7 @@ async def test_the_engine_is_told_which_tokens_are_of_the_second_text(takes_type
     assert response.results[0].labels[0].label == "yes"
 
 
-async def test_a_decoder_whose_tokenizer_tells_types_is_told_none() -> None:
+async def test_a_decoder_whose_tokenizer_has_types_gets_none() -> None:
     info = encoder_info(byte_tokenizer().backend_tokenizer.to_str())
     reads = Reads(info, lambda _: [0, 1], settings=TOLD)
     await reads.classify({"text": "a", "text_pair": "b"})
@@ -106,7 +106,7 @@ async def test_each_window_of_a_context_has_its_token_types(context_first: bool)
     assert {each.second_from for each in reads.engine.sent} == {0}
 
 
-async def test_a_model_that_is_told_of_no_types_cannot_be_asked_to_be() -> None:
+async def test_a_model_without_types_cannot_be_asked_for_them() -> None:
     reads = Reads(encoder_info(wordpiece().backend_tokenizer.to_str()), lambda _: [])
     with pytest.raises(InvalidArgumentError, match="BertModel, has no token types") as caught:
         await reads.answer({"question": "a", "context": "b"}, token_types=True)

@@ -117,7 +117,7 @@ async def test_every_handshake_takes_what_was_read_last(tmp_path: Path) -> None:
     await server.stop(None)
 
 
-def test_a_handshake_is_told_once_of_what_changed(tmp_path: Path) -> None:
+def test_a_handshake_loads_changed_files_once(tmp_path: Path) -> None:
     tls = ServerTls(*Authority(tmp_path).issue("server"), None)
     assert tls._newest() is None
     tls.key.touch()

@@ -198,7 +198,7 @@ def test_tokenizers_that_share_a_vocabulary_keep_their_tokens_apart(
 
 
 @pytest.mark.parametrize(("texts", "field"), [(("z", "a"), "one"), (("a", "z"), "two")])
-def test_it_is_told_which_of_two_texts_cannot_be_tokenized(
+def test_the_error_names_which_of_two_texts_cannot_be_tokenized(
     texts: tuple[str, str], field: str
 ) -> None:
     words = TextTokenizer(Tokenizer(models.WordLevel({"a": 0}, unk_token="none")).to_str())

@@ -292,7 +292,7 @@ def test_values_carry_the_definitions_that_they_refer_to_and_no_others(group: st
         assert accepts(matcher, "elements", told("elements", {"a": value})) == is_taken
 
 
-def test_a_request_is_told_what_of_its_tools_cannot_be_kept() -> None:
+def test_a_request_learns_what_of_its_tools_cannot_be_kept() -> None:
     request = generation_pb2.GenerateRequest(
         tool_choice=generation_pb2.ToolChoice(mode=generation_pb2.TOOL_MODE_REQUIRED)
     )

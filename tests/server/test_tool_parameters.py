@@ -299,7 +299,7 @@ def test_a_text_has_the_type_that_the_schema_says(
 @pytest.mark.parametrize(("text", "is_string", "value"), [
     ("12", True, "12"), ("12", False, 12), ("x", False, "x"), ("null", True, "null"),
 ])  # fmt: skip
-def test_a_mark_that_tells_strings_goes_before_the_schema(
+def test_a_mark_of_strings_takes_precedence_over_the_schema(
     text: str, is_string: bool, value: Any
 ) -> None:
     assert value_of(Given("a", text, is_string), STRING, is_python=False) == value
@@ -321,7 +321,7 @@ def test_a_mark_that_tells_strings_goes_before_the_schema(
     ({"anyOf": 3}, None), ({"anyOf": [{"type": "string"}, {}]}, None), ({"anyOf": [3]}, None),
     ({"allOf": [{"type": "string"}, {"maxLength": 3}]}, None), ({"type": 3}, None),
 ])  # fmt: skip
-def test_the_types_that_a_schema_tells(schema: Any, kinds: set[str] | None) -> None:
+def test_the_types_in_a_schema(schema: Any, kinds: set[str] | None) -> None:
     parts = {
         "word": {"type": "string", "title": "Word"},
         "a/b": {"type": "integer"},

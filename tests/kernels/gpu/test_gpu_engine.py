@@ -158,7 +158,7 @@ def test_texts_are_classified_beside_prompts(device: torch.device, tmp_path: Pat
     assert len(harness.output(0)) == 4
 
 
-def test_prompts_are_told_beside_others(device: torch.device, tmp_path: Path) -> None:
+def test_prompts_are_reported_beside_others(device: torch.device, tmp_path: Path) -> None:
     model = tiny_model("llama")
     saved = save_adapter(model, tmp_path / "a", seed=1, r=4, target_modules="all-linear")
     source = pack_source(saved, tmp_path / "a.package")
