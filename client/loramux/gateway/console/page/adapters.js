@@ -147,9 +147,9 @@ class Row {
       // The list of adapters has the versions of an alias, but not the weights.
       return [alias, versions.length === 1 ? alone : registry.weights(key, name)[alias] ?? alone];
     });
-    const told = JSON.stringify(splits);
-    if (told === this.#aliases) return;
-    this.#aliases = told;
+    const signature = JSON.stringify(splits);
+    if (signature === this.#aliases) return;
+    this.#aliases = signature;
     this.#cells.aliases.replaceChildren(...splits.map(([alias, weights]) =>
       h("span", { class: "chip" }, alias, h("span", { class: "chip-to" }, splitText(weights)))));
   }

@@ -78,11 +78,11 @@ export class AliasList {
     const said = h("div");
     const lines = h("div", { class: "split-lines" });
     const shown = h("p", { class: "field-hint" });
-    const tell = () => (shown.textContent = Object.keys(expected).length
+    const explain = () => (shown.textContent = Object.keys(expected).length
       ? `Points to ${splitText(expected)}; it is moved only if this has not changed.`
       : "It is created only if no alias of this name exists.");
     const add = (version, weight) => lines.append(this.#line(version, weight));
-    tell();
+    explain();
     if (Object.keys(before).length) for (const [version, weight] of Object.entries(before)) add(Number(version), weight);
     else add(this.#versions[0], 1);
     const save = async (event) => {
@@ -107,7 +107,7 @@ export class AliasList {
       onclick: async () => {
         try {
           expected = (await get("aliases", { name: this.name }))[alias()] ?? {};
-          tell();
+          explain();
           said.replaceChildren();
         } catch (error) {
           said.replaceChildren(notice(error));

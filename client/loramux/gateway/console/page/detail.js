@@ -46,9 +46,9 @@ class Detail {
       return;
     }
     this.aliases.update(group);
-    const told = JSON.stringify([group.versions, ago(group.lastUsed)]);
-    if (told === this.#shown) return;
-    this.#shown = told;
+    const signature = JSON.stringify([group.versions, ago(group.lastUsed)]);
+    if (signature === this.#shown) return;
+    this.#shown = signature;
     this.#showFacts(group);
     this.#showVersions(group.versions);
   }

@@ -27,7 +27,7 @@ const busiest = h("div", { class: "panel" });
 const facts = h("dl", { class: "facts" });
 
 export function startServer() {
-  tiles = TILES.map((told) => new Tile(told));
+  tiles = TILES.map((spec) => new Tile(spec));
   live.append(
     h("div", { class: "tiles" }, tiles.map((tile) => tile.element)),
     h("h2", {}, "Adapter memory"), memory);
@@ -41,24 +41,24 @@ export function startServer() {
 }
 
 class Tile {
-  constructor(told) {
-    this.told = told;
-    this.chart = new Chart(`${told.label}, the last two minutes`, told.least ?? 1);
+  constructor(spec) {
+    this.spec = spec;
+    this.chart = new Chart(`${spec.label}, the last two minutes`, spec.least ?? 1);
     this.value = h("strong");
     this.more = h("span", { class: "tile-more" });
     this.peak = h("span", { class: "tile-peak" });
     this.element = h("div", { class: "panel tile" },
-      h("div", { class: "tile-head" }, h("span", { class: "label" }, told.label), this.peak),
+      h("div", { class: "tile-head" }, h("span", { class: "label" }, spec.label), this.peak),
       h("p", { class: "tile-value" }, this.value, this.more), this.chart.element);
   }
 
   show(state) {
-    const value = this.told.of(state);
+    const value = this.spec.of(state);
     this.chart.add(value);
-    setText(this.value, this.told.text(this.chart.last));
+    setText(this.value, this.spec.text(this.chart.last));
     this.value.dataset.stale = value === null ? "yes" : "no";
-    setText(this.more, this.told.more?.(state) ?? "");
-    setText(this.peak, this.chart.peak ? `peak ${this.told.text(this.chart.peak)}` : "");
+    setText(this.more, this.spec.more?.(state) ?? "");
+    setText(this.peak, this.chart.peak ? `peak ${this.spec.text(this.chart.peak)}` : "");
   }
 }
 
@@ -106,7 +106,7 @@ function showBusiest() {
 
 function showModel() {
   const { info } = registry;
-  const told = [
+  const rows = [
     ["Base model", info.base_model],
     ["Architecture", info.architecture],
     ["Parameters", count(info.num_parameters)],
@@ -118,5 +118,5 @@ function showModel() {
     ["Largest upload", bytes(info.max_upload_bytes)],
     ["Version", `loramux ${info.version}`],
   ];
-  facts.replaceChildren(...told.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
+  facts.replaceChildren(...rows.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
 }

@@ -46,7 +46,7 @@ function openUpload(file = null) {
   const name = h("input", { id: "upload-name", required: true, autocomplete: "off", spellcheck: "false", placeholder: "support-fr" });
   const picker = h("input", { type: "file", id: "upload-file", accept: ".safetensors", onchange: () => picker.files.length && take(picker.files[0]) });
   const isNew = h("input", { type: "checkbox", id: "upload-new" });
-  const told = h("p", { class: "field-hint", role: "status" });
+  const status = h("p", { class: "field-hint", role: "status" });
   const bar = h("progress", { max: "1", value: "0", hidden: true, "aria-label": "Progress of the upload" });
   const said = h("div");
   const button = h("button", { class: "primary", disabled: true }, "Upload");
@@ -62,7 +62,7 @@ function openUpload(file = null) {
   }
 
   function progress(text, part) {
-    told.textContent = text;
+    status.textContent = text;
     bar.hidden = false;
     if (part === null) bar.removeAttribute("value");
     else bar.value = part;
@@ -80,7 +80,7 @@ function openUpload(file = null) {
     } catch (error) {
       if (error.name !== "AbortError") said.replaceChildren(notice(error));
       bar.hidden = true;
-      told.textContent = "";
+      status.textContent = "";
     }
     abort = null;
     button.disabled = false;
@@ -93,7 +93,7 @@ function openUpload(file = null) {
       h("label", { class: "file" }, picker, fileText),
       field("Name", name, "Different content under an existing name becomes its next version."),
       h("label", { class: "check" }, isNew, "Fail if the name has different content"),
-      bar, told, said,
+      bar, status, said,
       h("div", { class: "actions" },
         h("button", { type: "button", class: "quiet", onclick: () => dialog.close() }, "Cancel"), button)));
   dialog.take = take;
