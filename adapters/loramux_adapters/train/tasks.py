@@ -30,36 +30,36 @@ _FITTING: Mapping[Form, tuple[str, ...]] = {
 """Form of lines -> tasks that they fit; the first one that the base supports is the default."""
 
 
-def task_of(asked: str | None, examples: Examples, config: PreTrainedConfig) -> Task | None:
+def task_of(requested: str | None, examples: Examples, config: PreTrainedConfig) -> Task | None:
     """Return the task of the head to train; None for text generation.
 
     Args:
-        asked: A name of `TASKS`; None for the default of the examples' form.
+        requested: A name of `TASKS`; None for the default of the examples' form.
         examples: The examples.
         config: The config of the base.
 
     Raises:
         PackageError: The base or the examples do not fit the task.
     """
-    if asked is not None and asked not in TASKS:
-        raise _fault(f"task is {shown(asked)}; expected one of {', '.join(TASKS)}")
+    if requested is not None and requested not in TASKS:
+        raise _fault(f"task is {shown(requested)}; expected one of {', '.join(TASKS)}")
     fitting = _FITTING[examples.form]
-    if asked is not None and asked not in fitting:
+    if requested is not None and requested not in fitting:
         wanted = " or ".join(
-            str(form) for form, tasks in _FITTING.items() if asked in tasks
+            str(form) for form, tasks in _FITTING.items() if requested in tasks
         )  # fmt: skip
         raise _fault(
-            f"task is {asked!r}, but {examples.path} has lines with {examples.form}, for task "
-            f"{' or '.join(fitting)}; {asked} needs lines with {wanted}"
+            f"task is {requested!r}, but {examples.path} has lines with {examples.form}, for task "
+            f"{' or '.join(fitting)}; {requested} needs lines with {wanted}"
         )
     does, what = _doing(config)
-    for task in fitting if asked is None else (asked,):
+    for task in fitting if requested is None else (requested,):
         if task in does:
             return TASKS[task]
     wanted = ", or ".join(str(form) for form in _FITTING if set(_FITTING[form]) & set(does))
     raise PackageError(
         f"{examples.path} has lines with {examples.form}, for task "
-        f"{asked or ' or '.join(fitting)}, but the base ({config.model_type}) {what}: it needs "
+        f"{requested or ' or '.join(fitting)}, but the base ({config.model_type}) {what}: it needs "
         f"lines with {wanted}",
         "ADAPTER_BASE_MISMATCH",
     )

@@ -109,17 +109,17 @@ def build_engine(
         UnservableModelError: A memory limit of `config` leaves no room to serve, or its kernels do
             not run on the model's device.
     """
-    asked, backend = config, backend_of(config, model)
+    given, backend = config, backend_of(config, model)
     context_length = served_context(model, config)
     resources = Resources.of(model)
-    most = choose(asked, resources)
-    room = KvRoom.of(model, asked, most, context_length)
+    most = choose(given, resources)
+    room = KvRoom.of(model, given, most, context_length)
     sizes = replace(most, kv_memory=room.memory)
-    config = sizes.in_config(asked)
+    config = sizes.in_config(given)
     num_slots = room.num_blocks * config.block_size
     context_length = min(context_length, num_slots)
     allocating = team.allocating(num_slots, sizes) if team else nullcontext()
-    with fitting(model, asked, sizes, resources.device), allocating:
+    with fitting(model, given, sizes, resources.device), allocating:
         runner = make_runner(model, config, backend, num_slots, room.num_states)
     storage_format = storage_format_of(runner, config)
     row_size = RowSize(
@@ -138,7 +138,7 @@ def build_engine(
             f"adapter_memory of {config.adapter_memory} bytes is too small for any rank row; "
             f"8 rows take {8 * row_size.num_bytes} bytes"
         )
-    log_sizes(model, asked, sizes, room, row_size, cache.rows.capacity, storage_format)
+    log_sizes(model, given, sizes, room, row_size, cache.rows.capacity, storage_format)
     source_length = model.source_length * context_length // model.context_length
     ends = Ends(context_length, frozenset(model.eos_token_ids), source_length)
     scheduler = Scheduler(

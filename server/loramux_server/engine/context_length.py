@@ -21,14 +21,16 @@ def served_context(model: BaseModel, config: EngineConfig) -> int:
         UnservableModelError: `config` asks for more, and the model has a position table, beyond
             which there is nothing.
     """
-    asked, own = config.max_context, model.context_length
-    if asked > own:
+    requested, own = config.max_context, model.context_length
+    if requested > own:
         if _has_position_table(model):
             raise UnservableModelError(
-                f"--max-context is {asked}, but {model.name} has embeddings for {own} positions"
+                f"--max-context is {requested}, but {model.name} has embeddings for {own} positions"
             )
-        _log.warning("--max-context %d exceeds the context of %s; using %d", asked, model.name, own)
-    return min(asked or own, own)
+        _log.warning(
+            "--max-context %d exceeds the context of %s; using %d", requested, model.name, own
+        )
+    return min(requested or own, own)
 
 
 def _has_position_table(model: BaseModel) -> bool:

@@ -263,22 +263,22 @@ class Engine:
         chosen = [[row.token for row in rows_of_one if not row.is_deferred] for rows_of_one in rows]
         left = {request: iter(choices) for request, choices in by_request.items()}
         tokens: list[Token] = []
-        shaped: dict[Request, list[int]] = {}
+        constrained: dict[Request, list[int]] = {}
         for request, token, finish in self._scheduler.commit(ran.plan, chosen):
             choice = next(left[request])
             if choice.fault:
                 self._fail(request, choice.fault, FAULTS[choice.fault])
-                shaped.pop(request, None)
+                constrained.pop(request, None)
                 continue
             tokens.append(Token(request.request_id, token, finish, choice.logprobs))
             if finish:
                 del self._requests[request.request_id]
                 self._structured_output.end(request)
                 self._speculation.end(request)
-                shaped.pop(request, None)
+                constrained.pop(request, None)
             elif request.sampling.form:
-                shaped.setdefault(request, []).append(token)
-        self._structured_output.advance(shaped)
+                constrained.setdefault(request, []).append(token)
+        self._structured_output.advance(constrained)
         return tokens
 
     def _learn(self, ran: Ran, tokens: Sequence[Token]) -> BatchSize:

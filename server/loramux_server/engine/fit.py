@@ -20,12 +20,14 @@ class NoRoomError(UnservableModelError):
 
 
 @contextmanager
-def fitting(model: BaseModel, asked: EngineConfig, sizes: EngineSizes, free: int) -> Iterator[None]:
+def fitting(
+    model: BaseModel, config: EngineConfig, sizes: EngineSizes, free: int
+) -> Iterator[None]:
     """Refuse sizes that the device has no memory for, before the block allocates or when it fails.
 
     Args:
         model: The base model, on its device.
-        asked: The config before sizes were chosen.
+        config: The config before sizes were chosen.
         sizes: The sizes in effect.
         free: Free bytes of the device, for this process.
 
@@ -40,19 +42,19 @@ def fitting(model: BaseModel, asked: EngineConfig, sizes: EngineSizes, free: int
     taken = {name: getattr(sizes, name) for name in _OF_DEVICE}
     # The system may overcommit more than all memory, and kill the process later.
     if sum(taken.values()) > whole:
-        raise _refusal(taken, asked, free, device)
+        raise _refusal(taken, config, free, device)
     try:
         yield
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        raise _refusal(taken, asked, free, device) from None
+        raise _refusal(taken, config, free, device) from None
 
 
 def _refusal(
-    taken: dict[str, int], asked: EngineConfig, free: int, device: torch.device
+    taken: dict[str, int], config: EngineConfig, free: int, device: torch.device
 ) -> NoRoomError:
-    said = [name for name in taken if getattr(asked, name)]
+    said = [name for name in taken if getattr(config, name)]
     what = " and ".join(
         f"--{name.replace('_', '-')} of {_shown(taken[name])}" for name in said or taken
     )

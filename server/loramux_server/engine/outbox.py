@@ -42,28 +42,28 @@ class Outbox:
         """Record why a request has ended without a result; see `Failure`."""
         self._failures.append(Failure(request.request_id, reason, message, field))
 
-    def publish(self, landed: Landed, started: list[Started], made: StepResults) -> Report:
+    def publish(self, landed: Landed, started: list[Started], results: StepResults) -> Report:
         """Return a report of everything since the last one.
 
         Args:
             landed: Loads that ended.
             started: Requests that left the queue.
-            made: Results of a step that has ended.
+            results: Results of a step that has ended.
         """
         failures, self._failures = self._failures, []
         return Report(
             tiers=self._residents.take_moved(),  # before the statistics: it drops adapters
             stats=self._stats(),
-            tokens=made.tokens,
+            tokens=results.tokens,
             prompts=self._hidden_results.pop_prompts(),
-            scores=made.scores,
+            scores=results.scores,
             failures=failures,
             started=started,
             loads=landed.loads,
             loading=self._residents.take_started(),
             failed_loads={load.source.digest: load.why for load in landed.failed},
             seals=self._residents.take_seals(),
-            batch=made.size,
+            batch=results.size,
             compiled=self._structured_output.take_compiled(),
         )
 

@@ -21,7 +21,7 @@ _SAVED_BYTES = 2
 
 def log_sizes(
     model: BaseModel,
-    asked: EngineConfig,
+    config: EngineConfig,
     sizes: EngineSizes,
     room: KvRoom,
     row_size: RowSize,
@@ -32,7 +32,7 @@ def log_sizes(
 
     Args:
         model: The base model.
-        asked: The config before sizes were chosen.
+        config: The config before sizes were chosen.
         sizes: The sizes in effect.
         room: Room for KV blocks and recurrent states.
         row_size: The size of a rank row.
@@ -43,8 +43,8 @@ def log_sizes(
     on_device = num_rows // row_size.rows_of(_RANK, item_bytes)
     adapter_bytes = _RANK * row_bytes([group.whole for group in model.groups], item_bytes)
     on_host = sizes.host_adapter_memory // adapter_bytes
-    kv_tokens = room.num_blocks * asked.block_size
-    chosen = [name for name in EngineSizes.__struct_fields__ if not getattr(asked, name)]
+    kv_tokens = room.num_blocks * config.block_size
+    chosen = [name for name in EngineSizes.__struct_fields__ if not getattr(config, name)]
     fields = {
         **msgspec.structs.asdict(sizes),
         "max_running": room.max_running,

@@ -54,8 +54,8 @@ class Calls:
         )
 
     @contextmanager
-    def live(self, asked: str) -> Iterator[str]:
-        """Register a request id during the block; if `asked` is empty, generate one.
+    def live(self, requested_id: str) -> Iterator[str]:
+        """Register a request id during the block; if `requested_id` is empty, generate one.
 
         Raises:
             AlreadyExistsError: The tenant has a request with that id in flight.
@@ -63,7 +63,7 @@ class Calls:
                 have.
             ResourceExhaustedError: The tenant has too many requests.
         """
-        request_id = asked or secrets.token_hex(8)
+        request_id = requested_id or secrets.token_hex(8)
         tenant = caller().tenant
         key = (tenant, request_id)
         if key in self._live:

@@ -23,7 +23,7 @@ def operation_of(request: generation_pb2.GenerateRequest) -> str:
     return "chat" if request.messages else "text_completion"
 
 
-def asked(
+def request_attributes(
     *,
     operation: str,
     model: str,

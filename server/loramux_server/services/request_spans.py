@@ -31,7 +31,7 @@ class RequestSpans:
     def following(
         self,
         name: str,
-        asked: Callable[[], Attributes],
+        request_attributes: Callable[[], Attributes],
         answered: Callable[[], Attributes],
         *,
         ids: Sequence[int],
@@ -41,7 +41,7 @@ class RequestSpans:
 
         Args:
             name: Name of its span.
-            asked: Returns the attributes of the request.
+            request_attributes: Returns the attributes of the request.
             answered: Returns the attributes of its answer, which may be incomplete.
             ids: The engine's ids of its completions, in order.
             digest: Digest of its adapter, None for the base.
@@ -51,7 +51,7 @@ class RequestSpans:
             yield
             return
         now = self._clock()
-        whole = record.span.child(name, now, asked())
+        whole = record.span.child(name, now, request_attributes())
         mine = {each: _Completion(whole, index, digest, now) for index, each in enumerate(ids)}
         self._live |= mine
         error = ""

@@ -31,16 +31,16 @@ class Submission(Generic[Item]):
         self.mailbox = Mailbox[Item](on_started, self._pause, interval)
 
     @contextmanager
-    def running(self, asked: Iterable[Ask], *, seconds_left: float, place: Place) -> Iterator[None]:
-        """Submit the requests `asked`; at the end of the block cancel those still open.
+    def running(self, asks: Iterable[Ask], *, seconds_left: float, place: Place) -> Iterator[None]:
+        """Submit the requests `asks`; at the end of the block cancel those still open.
 
         Args:
-            asked: The requests.
+            asks: The requests.
             seconds_left: Until the deadline.
             place: The call's place in the waiting room.
         """
         try:
-            for index, ask in enumerate(asked):
+            for index, ask in enumerate(asks):
                 self.ids.append(
                     self._engine.submit(
                         self.mailbox,

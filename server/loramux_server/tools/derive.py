@@ -38,7 +38,7 @@ class Renderings(NamedTuple):
 
 
 def syntax_of(
-    asked: Renderings,
+    renderings: Renderings,
     vocabulary: Vocabulary,
     ends: Set[str],
     arguments: Parameters | Code | None = None,
@@ -47,7 +47,7 @@ def syntax_of(
     """Return how a template writes calls.
 
     Args:
-        asked: The rendered conversations.
+        renderings: The rendered conversations.
         vocabulary: The tokenizer's added tokens.
         ends: Those that end an answer.
         arguments: How arguments are written; None for a JSON object.
@@ -56,24 +56,24 @@ def syntax_of(
     Raises:
         UnknownSyntaxError: It writes none, or in an unsupported syntax.
     """
-    asking = joined(asked.asking)
+    asking = joined(renderings.asking)
     if calls[0].name not in asking:
         raise UnknownSyntaxError("does not support tools")
-    plain = joined(asked.answering)
+    plain = joined(renderings.answering)
     first = RenderedCall(
-        RenderedText(asked.calling).after_common_prefix(plain), calls[0], arguments
+        RenderedText(renderings.calling).after_common_prefix(plain), calls[0], arguments
     )
     closing = first.closing(vocabulary, ends)
     beginning = first.opening
-    if asked.thinking is not None:
+    if renderings.thinking is not None:
         beginning = _without_reasoning(
-            beginning, RenderedText(asked.thinking).after_common_prefix(plain)
+            beginning, RenderedText(renderings.thinking).after_common_prefix(plain)
         )
-    beginning = _after_prompt(beginning, asked.asking)
+    beginning = _after_prompt(beginning, renderings.asking)
     separator, parts = None, first.parts
-    if asked.calling_twice is not None:
+    if renderings.calling_twice is not None:
         known = _tokens(beginning) | _tokens(closing)
-        answer = RenderedText(asked.calling_twice).after_common_prefix(plain)
+        answer = RenderedText(renderings.calling_twice).after_common_prefix(plain)
         found = _separated(answer, first, (vocabulary.control - known) | ends, arguments, calls)
         if found is not None:
             separator, parts = found

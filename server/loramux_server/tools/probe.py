@@ -67,13 +67,13 @@ class Probe:
             calling: Conversation = CALLING,
             twice: Conversation = CALLING_TWICE,
         ) -> ToolSyntax:
-            asked = Renderings(
+            renderings = Renderings(
                 asking, answering, await self._taken(calling), await self._pieces(twice),
                 await self._pieces(thoughtful(calling)),
             )  # fmt: skip
             calls = calling.messages[-1].calls + twice.messages[-1].calls[1:]
             return await asyncio.to_thread(
-                syntax_of, asked, self._vocabulary, self._ends, arguments, calls
+                syntax_of, renderings, self._vocabulary, self._ends, arguments, calls
             )
 
         async def with_object() -> ToolSyntax:

@@ -115,10 +115,10 @@ class Resolver:
             ResourceExhaustedError: Too many are being fetched, or the tenant's storage is full.
             UnavailableError: A source does not answer, or the server is shutting down.
         """
-        asked = list(islice(_references(request, rule), MAX_ADAPTERS + 1))
-        if len(asked) > MAX_ADAPTERS:
+        references = list(islice(_references(request, rule), MAX_ADAPTERS + 1))
+        if len(references) > MAX_ADAPTERS:
             return  # the service refuses so many
-        for reference, field in asked:
+        for reference, field in references:
             if reference.tag in ("", LATEST) and not self._registry.has(reference):
                 name = full_name(reference.tenant, reference.name)
                 with self._shares.waiting(caller().tenant, request.ByteSize(), field):

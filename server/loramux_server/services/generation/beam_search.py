@@ -44,7 +44,7 @@ class BeamSearch:
         """The first step. All others run within `responses`."""
 
     @property
-    def asked(self) -> list[Ask]:
+    def asks(self) -> list[Ask]:
         """Requests of the next step: one token after each beam."""
         prepared = self._call.prepared
         return [
@@ -82,7 +82,7 @@ class BeamSearch:
             step = Submission[Token](self._engine, self._started)
             # The call is admitted already: the deadline is enforced here, and the engine must not
             # refuse a step for it.
-            running = step.running(self.asked, seconds_left=math.inf, place=self._call.place)
+            running = step.running(self.asks, seconds_left=math.inf, place=self._call.place)
             with running:
                 likely = await self._likely(step)
             beams.advance(likely)
@@ -116,7 +116,7 @@ class BeamSearch:
         response = generation_pb2.StreamGenerateResponse() if index else self._call.first_response()
         *tokens, last = found.tokens
         finish = Finish.STOP if found.is_stopped else Finish.LENGTH
-        made = [*(Token(0, token) for token in tokens), Token(0, last, finish)]
-        self.outputs[index].push(made, response.delta)
+        tokens_of_beam = [*(Token(0, token) for token in tokens), Token(0, last, finish)]
+        self.outputs[index].push(tokens_of_beam, response.delta)
         response.delta.beam_score = found.score
         return response

@@ -6,7 +6,7 @@ from typing import Any
 
 from loramux_server.engine_link.client import EngineClient
 from loramux_server.services.deadline import Deadline
-from loramux_server.services.gen_ai import answered, asked
+from loramux_server.services.gen_ai import answered, request_attributes
 from loramux_server.services.generation.beam_search import BeamSearch
 from loramux_server.services.generation.beams import BeamOptions
 from loramux_server.services.generation.call import GenerationCall
@@ -85,7 +85,7 @@ class RunningCalls:
         search = BeamSearch(self._engine, call, beams, deadline)
         self._enter(call, beams.num_beams, search.first, deadline)
         running = search.first.running(
-            search.asked, seconds_left=deadline.remaining, place=call.place
+            search.asks, seconds_left=deadline.remaining, place=call.place
         )
         followed = self._followed(call, search.outputs, search.first.ids)
         with search.accounted(), running, followed:
@@ -112,7 +112,7 @@ class RunningCalls:
         digest = call.adapters.source.digest if call.adapters.source else None
         return self._spans.following(
             f"{call.operation} {self._model_name}",
-            lambda: asked(
+            lambda: request_attributes(
                 operation=call.operation,
                 model=self._model_name,
                 request_id=call.request_id,

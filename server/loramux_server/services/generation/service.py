@@ -127,8 +127,8 @@ class GenerationService:
                 return
             with self._running.completions(call, deadline, interval) as running:
                 while running.num_open:
-                    for index, made in (await running.take()).items():
-                        if response := running.push(index, made):
+                    for index, tokens in (await running.take()).items():
+                        if response := running.push(index, tokens):
                             yield response
 
     @asynccontextmanager

@@ -42,11 +42,11 @@ class EmbeddingService:
     ) -> embedding_pb2.EmbedResponse:
         """Answer once every text has its vector."""
         async with self._runner.opened(request, context, check_request, check_embeds) as call:
-            asked = Vectors.of(request, call.settings.embedding, self._runner.model)
+            vectors = Vectors.of(request, call.settings.embedding, self._runner.model)
             texts = await self._runner.inputs(request, call)
             lengths = [len(text.tokens) for text in texts]
             check_lengths(lengths, self._runner.model, call.num_virtual)
-            pooling = asked.pooling
+            pooling = vectors.pooling
             if pooling is Pooling.FIRST and self._runner.model.kind is ModelKind.DECODER:
                 _check_first(call)
                 # In a decoder, later tokens do not change the first state, so they are not read.
@@ -56,9 +56,9 @@ class EmbeddingService:
             response = embedding_pb2.EmbedResponse(
                 request_id=call.request_id,
                 adapter=call.identity,
-                embeddings=await postprocess(found, lambda: asked.made_of(found)),
-                pooling=_POOLING_VALUES[asked.pooling],
-                is_normalized=asked.normalize,
+                embeddings=await postprocess(found, lambda: vectors.made_of(found)),
+                pooling=_POOLING_VALUES[vectors.pooling],
+                is_normalized=vectors.normalize,
                 timing=call.observer.timing(),
             )
             response.usage.prompt_tokens = sum(len(text.tokens) for text in texts)
