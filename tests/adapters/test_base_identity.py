@@ -14,7 +14,7 @@ from tests.support.command_line import Loramux
 LLAMA = "meta-llama/Llama-3.1-8B"
 
 
-@pytest.mark.parametrize(("name", "told"), [
+@pytest.mark.parametrize(("name", "reported"), [
     (LLAMA, "Llama-3.1-8B"),
     ("org/base", "base"),
     ("/srv/hub/models--meta-llama--Llama-3.1-8B/snapshots/0e9e39f", "Llama-3.1-8B"),
@@ -24,8 +24,8 @@ LLAMA = "meta-llama/Llama-3.1-8B"
     ("./base", ""), ("base", ""), ("llama", ""), ("gpt2", ""), ("/models/v2", ""), ("", ""),
     ("models/llama", ""), ("out/checkpoint-500", ""), ("../org/base", ""), ("a/b/c", ""),
 ])  # fmt: skip
-def test_a_name_identifies_a_model_or_not(name: str, told: str) -> None:
-    assert identifying_name(name) == told
+def test_a_name_identifies_a_model_or_not(name: str, reported: str) -> None:
+    assert identifying_name(name) == reported
 
 
 @pytest.mark.parametrize(("named", "served", "differs"), [
@@ -50,8 +50,8 @@ def test_names_count_where_both_identify_a_model(
     with open_package(poet) as (_, package):
         said = BaseIdentity(served).other(package)
     last = served.rpartition("/")[2]
-    told = f"its config names the base model {named!r}, but this one is {last!r}"
-    assert said == (told if differs else "")
+    reported = f"its config names the base model {named!r}, but this one is {last!r}"
+    assert said == (reported if differs else "")
 
 
 def test_a_fingerprint_counts_before_names(loramux: Loramux, poet: Path, tmp_path: Path) -> None:

@@ -301,14 +301,17 @@ def test_pack_takes_names_from_the_command_line(tmp_path: Path, loramux: Loramux
     output = str(tmp_path / "a.safetensors")
     done = loramux("pack", folder, "-o", output, "--labels", "bad,so-so,good")
     assert done.code == 0
-    told = json.loads(loramux("inspect", output, "--json").output)["head"]
-    assert told == {
+    reported = json.loads(loramux("inspect", output, "--json").output)["head"]
+    assert reported == {
         "task": "SEQ_CLS", "labels": ["bad", "so-so", "good"],
         "problem_type": "single_label_classification",
     }  # fmt: skip
     done = loramux("pack", folder, "-o", output, "--problem-type", "multi_label_classification")
-    told = json.loads(loramux("inspect", output, "--json").output)["head"]
-    assert (told["labels"], told["problem_type"]) == (["x", "y", "z"], "multi_label_classification")
+    reported = json.loads(loramux("inspect", output, "--json").output)["head"]
+    assert (reported["labels"], reported["problem_type"]) == (
+        ["x", "y", "z"],
+        "multi_label_classification",
+    )
     assert "labels  3, SEQ_CLS, multi_label_classification" in loramux("inspect", output).output
     wrong = loramux("pack", folder, "-o", "b.safetensors", "--labels", "bad,good")
     assert (wrong.code, "labels has 2 names" in wrong.errors) == (1, True)

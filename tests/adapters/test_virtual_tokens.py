@@ -75,8 +75,8 @@ def test_a_head_and_modules_trained_whole_stand_beside_virtual_tokens() -> None:
     saved = ["classifier", "score", "norm"]
     head = {"base_model.score.weight": [3, 8], "base_model.model.norm.weight": [8]}
     for config, width in ((PROMPT, 8), (PREFIX, 48)):
-        told = config | {"task_type": "SEQ_CLS", "modules_to_save": saved}
-        _, contents = read_contents(told, infos({EMBEDDINGS: [5, width], **head}))
+        reported = config | {"task_type": "SEQ_CLS", "modules_to_save": saved}
+        _, contents = read_contents(reported, infos({EMBEDDINGS: [5, width], **head}))
         assert contents.virtual is not None
         assert contents.head is not None
         assert (contents.head.module, contents.head.num_labels) == ("score", 3)

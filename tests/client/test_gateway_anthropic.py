@@ -218,9 +218,9 @@ def test_what_cannot_be_done_is_named(given: dict[str, Any], field: str, says: s
     with pytest.raises(InvalidArgumentError) as caught:
         asked(**given)
     assert caught.value.field == field
-    told = json.loads(bytes(refusal(caught.value, CALLER, MessageNames()).body))
-    assert told["error"]["type"] == "invalid_request_error"
-    assert field in told["error"]["message"] and says in told["error"]["message"]
+    reported = json.loads(bytes(refusal(caught.value, CALLER, MessageNames()).body))
+    assert reported["error"]["type"] == "invalid_request_error"
+    assert field in reported["error"]["message"] and says in reported["error"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -246,8 +246,8 @@ def test_errors_of_the_server_name_fields_of_the_request(ours: str, theirs: str)
     messages = [user(text("a"), IMAGE), ASSISTANT, user(result(), text("b"))]
     names = MessageNames(sources=asked(messages=messages, system="x")[1].sources)
     error = errors.InvalidArgumentError(f"{ours} is {ours!r}", reason="INVALID_FIELD", field=ours)
-    told = json.loads(bytes(refusal(error, CALLER, names).body))["error"]["message"]
-    assert told.startswith(f"{theirs} is ")
+    reported = json.loads(bytes(refusal(error, CALLER, names).body))["error"]["message"]
+    assert reported.startswith(f"{theirs} is ")
 
 
 CALLER = Caller("mine", "", (), {"x-request-id": "mine"})

@@ -16,6 +16,6 @@ def test_an_adapter_that_is_called_like_the_base_is_listed_by_what_means_it() ->
             ("base", "acme", "base"), ("base", "public", "public/base"), ("other", "acme", "other"),
         )
     ]  # fmt: skip
-    told = models(server, adapters)["data"]
-    assert isinstance(told, list)
-    assert [model["id"] for model in told] == ["base", "acme/base", "public/base", "other"]
+    reported = models(server, adapters)["data"]
+    assert isinstance(reported, list)
+    assert [model["id"] for model in reported] == ["base", "acme/base", "public/base", "other"]

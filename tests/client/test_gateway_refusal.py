@@ -22,14 +22,14 @@ STATUSES = {
 }  # fmt: skip
 
 
-def told(error: LoramuxError) -> tuple[int, dict[str, Any], dict[str, str]]:
+def reported(error: LoramuxError) -> tuple[int, dict[str, Any], dict[str, str]]:
     answer = refusal(error, CALLER)
     return answer.status_code, json.loads(bytes(answer.body))["error"], dict(answer.headers)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_status_has_its_own_in_http(kind: type[LoramuxError]) -> None:
-    status, error, headers = told(kind("why", reason="SOME_REASON", retry_delay=0.25))
+    status, error, headers = reported(kind("why", reason="SOME_REASON", retry_delay=0.25))
     assert status == STATUSES[kind.code.name]
     assert (error["message"], error["code"], error["param"]) == ("why", "some_reason", None)
     assert headers["x-request-id"] == "mine"
@@ -39,7 +39,7 @@ def test_every_status_has_its_own_in_http(kind: type[LoramuxError]) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_words_of_the_transport_stay_here(kind: type[LoramuxError]) -> None:
-    _, error, headers = told(kind("failed to connect to ipv4:10.0.0.7:50051"))
+    _, error, headers = reported(kind("failed to connect to ipv4:10.0.0.7:50051"))
     assert "10.0.0.7" not in error["message"]
     assert error["code"] == kind.code.name.lower()
     assert ("retry-after" in headers) == (kind.code is grpc.StatusCode.UNAVAILABLE)
@@ -59,7 +59,7 @@ def test_the_words_of_the_transport_stay_here(kind: type[LoramuxError]) -> None:
     ],
 )  # fmt: skip
 def test_fields_are_called_as_in_the_request(field: str, param: str | None) -> None:
-    _, error, _ = told(errors.InvalidArgumentError("x", reason="INVALID_FIELD", field=field))
+    _, error, _ = reported(errors.InvalidArgumentError("x", reason="INVALID_FIELD", field=field))
     assert error["param"] == param
 
 
@@ -83,7 +83,9 @@ def test_fields_are_called_as_in_the_request(field: str, param: str | None) -> N
     ],
 )  # fmt: skip
 def test_messages_call_them_so_as_well(field: str, message: str, said: str) -> None:
-    _, error, _ = told(errors.InvalidArgumentError(message, reason="INVALID_FIELD", field=field))
+    _, error, _ = reported(
+        errors.InvalidArgumentError(message, reason="INVALID_FIELD", field=field)
+    )
     assert error["message"] == said
 
 

@@ -43,7 +43,7 @@ RESULT: Any = {"type": "function_call_output", "call_id": "1", "output": "3"}
 
 
 @pytest.mark.parametrize(
-    ("items", "told"),
+    ("items", "reported"),
     [
         pytest.param("a", ["user:a"], id="text"),
         pytest.param([USER, USER], ["user:a", "user:a"], id="users"),
@@ -61,7 +61,7 @@ RESULT: Any = {"type": "function_call_output", "call_id": "1", "output": "3"}
                      ["assistant::n:"], id="refusal"),
     ],
 )  # fmt: skip
-def test_items_of_an_assistant_are_one_message(items: Any, told: list[str]) -> None:
+def test_items_of_an_assistant_are_one_message(items: Any, reported: list[str]) -> None:
     found = []
     for message in conversation_of(None, items).messages:
         content = message.content
@@ -70,7 +70,7 @@ def test_items_of_an_assistant_are_one_message(items: Any, told: list[str]) -> N
         calls = "".join(call.function.name for call in message.tool_calls or ())
         more = f"{message.reasoning or ''}:" if message.role == "assistant" else ""
         found.append(f"{message.role}:{more}{content}" + (f":{calls}" if more else ""))
-    assert found == told
+    assert found == reported
 
 
 def test_errors_name_the_items_of_which_a_message_was_made() -> None:
@@ -106,7 +106,7 @@ def answer(**options: Any) -> ResponseEvents:
                           ResponsesNames())  # fmt: skip
 
 
-def told(events: ResponseEvents, *pieces: StreamGenerateResponse, end: Any) -> list[Any]:
+def reported(events: ResponseEvents, *pieces: StreamGenerateResponse, end: Any) -> list[Any]:
     raw = b"".join(events.events(0, each) for each in (BEGIN, *pieces)) + end(events)
     found = [json.loads(each.partition("\ndata: ")[2]) for each in raw.decode().split("\n\n")[:-1]]
     for each in found:
@@ -123,7 +123,7 @@ def test_an_item_begins_where_another_kind_does() -> None:
         StreamGenerateResponse(usage=Usage(prompt_tokens=3, completion_tokens=9, cached_tokens=2,
                                      reasoning_tokens=2)),
     ]  # fmt: skip
-    end = told(answer(), *pieces, end=lambda events: events.end([]))[-1]
+    end = reported(answer(), *pieces, end=lambda events: events.end([]))[-1]
     assert end["type"] == "response.completed"
     response = end["response"]
     assert [item["type"] for item in response["output"]] == [
@@ -138,7 +138,7 @@ def test_an_item_begins_where_another_kind_does() -> None:
 
 
 def test_an_answer_without_text_has_a_message() -> None:
-    end = told(answer(), piece(finish_reason=FINISH_REASON_STOP), end=lambda e: e.end([]))[-1]
+    end = reported(answer(), piece(finish_reason=FINISH_REASON_STOP), end=lambda e: e.end([]))[-1]
     (item,) = end["response"]["output"]
     assert (item["status"], item["content"][0]["text"]) == ("completed", "")
 
@@ -158,7 +158,7 @@ def test_an_answer_without_text_has_a_message() -> None:
 def test_tokens_of_a_text_are_reported_with_it(
     pieces: list[tuple[str, list[bytes]]], wanted: str
 ) -> None:
-    events = told(
+    events = reported(
         answer(top_logprobs=1),
         *(piece(text=text, tokens=tokens) for text, tokens in pieces),
         piece(finish_reason=FINISH_REASON_STOP),
@@ -183,7 +183,9 @@ def test_tokens_of_a_text_are_reported_with_it(
 def test_a_stream_that_fails_says_so_and_what_there_is(
     error: LoramuxError, code: str, theirs: str
 ) -> None:
-    *_, failure, failed = told(answer(), piece(text="s"), end=lambda events: events.failure(error))
+    *_, failure, failed = reported(
+        answer(), piece(text="s"), end=lambda events: events.failure(error)
+    )
     assert (failure["type"], failure["code"]) == ("error", theirs)
     assert failed["type"] == "response.failed"
     response = failed["response"]

@@ -57,9 +57,9 @@ def test_without_the_server_its_commands_say_what_to_install(has_gateway: bool) 
     done = run(program, "serve", "--model", "x")
     assert done.returncode == 1
     assert done.stderr == f"loramux: serve {NEEDS}\n"
-    told = run(program, "--help").stdout
-    assert told.count("Needs the extra `server`: ") == 4
-    assert cut_off(told) == []
+    reported = run(program, "--help").stdout
+    assert reported.count("Needs the extra `server`: ") == 4
+    assert cut_off(reported) == []
 
 
 @pytest.mark.parametrize(

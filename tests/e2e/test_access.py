@@ -430,7 +430,7 @@ def test_what_another_tenant_has_looks_as_if_it_were_not_there(
 @pytest.mark.parametrize("role", [USER, ADMIN])
 def test_models_are_those_that_the_caller_may_see(tenants: Tenants, role: Role) -> None:
     key = tenants.good["acme", role]
-    ready, told = {}, {}
+    ready, reported = {}, {}
     for name in (*TARGETS.values(), "tiny"):
         request = open_inference_pb2.ModelReadyRequest(name=name)
         answer = call_inference(tenants.channel, "ModelReady", request, metadata=shown(key.text))
@@ -439,7 +439,7 @@ def test_models_are_those_that_the_caller_may_see(tenants: Tenants, role: Role) 
             tenants.channel, "ModelStreamInfer", metadata=shown(key.text),
             request=iter([asking(name, "a", parameters={"max_tokens": 1})]),
         )  # fmt: skip
-        told[name] = piece.error_message
+        reported[name] = piece.error_message
     seen = {
         "poet",
         "acme/poet",
@@ -448,10 +448,10 @@ def test_models_are_those_that_the_caller_may_see(tenants: Tenants, role: Role) 
         *({"other/clerk"} if role is ADMIN else ()),
     }
     assert {name for name, is_ready in ready.items() if is_ready} == seen
-    assert {name for name, message in told.items() if not message} == seen
-    for name in set(told) - seen:
+    assert {name for name, message in reported.items() if not message} == seen
+    for name in set(reported) - seen:
         full = name if "/" in name else f"acme/{name}"
-        assert told[name] == f"NOT_FOUND: adapter {full!r} is not registered"
+        assert reported[name] == f"NOT_FOUND: adapter {full!r} is not registered"
 
 
 def test_the_version_of_a_model_may_be_an_alias(tenants: Tenants) -> None:

@@ -51,22 +51,22 @@ def server(
         yield server
 
 
-def told(sampling: Any, names: Any = SAMPLING) -> dict[str, Any]:
+def reported_defaults(sampling: Any, names: Any = SAMPLING) -> dict[str, Any]:
     return {name: pytest.approx(sampling[name]) for name in names}
 
 
 def test_the_request_counts_before_the_adapter_and_that_before_the_base(client: Client) -> None:
     for adapter in (None, "plain"):
         answer = client.generate("hello", adapter=adapter, ignore_eos=True)
-        assert told(answer.sampling) == SAMPLING
+        assert reported_defaults(answer.sampling) == SAMPLING
         assert answer.usage.completion_tokens == 9
     own = client.generate("hello", adapter="own", ignore_eos=True)
-    assert told(own.sampling) == SAMPLING | {"temperature": 0.5, "max_tokens": 4}
+    assert reported_defaults(own.sampling) == SAMPLING | {"temperature": 0.5, "max_tokens": 4}
     given: dict[str, Any] = {
         "temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0,
         "max_tokens": 3,
     }  # fmt: skip
-    assert told(client.generate("hello", adapter="own", **given).sampling) == given
+    assert reported_defaults(client.generate("hello", adapter="own", **given).sampling) == given
 
 
 def test_the_reported_parameters_are_those_applied(client: Client) -> None:
@@ -106,8 +106,8 @@ def test_the_base_has_the_names_that_it_was_given_and_these_go_first(
         == "gpt-4"
     )
     said = {"model": "plain", "max_tokens": 2, "messages": [{"role": "user", "content": "hi"}]}
-    told: Any = openai_client.post("/messages", body=said, cast_to=object)
-    assert told["model"] == "gpt-4"
+    message: Any = openai_client.post("/messages", body=said, cast_to=object)
+    assert message["model"] == "gpt-4"
     mix: dict[str, Any] = {"adapters": [{"name": "plain", "scale": 1.0}]}
     mixed = openai_client.completions.create(model="plain", extra_body=mix, **asked)
     assert mixed.choices[0].text == texts["public/plain"]
@@ -157,8 +157,8 @@ def test_an_adapter_of_another_base_is_reported(
     (folder / "adapter_config.json").write_text(json.dumps(config))
     _, errors = loramux("push", str(folder), "--server", server.target)
     why = "its config names the base model 'org/Other-1B', but this one is 'Tiny-1B'"
-    told = f"stray:1 seems to be made for another base model: {why}"
-    assert errors == f"loramux: warning: {told}\n"
+    warning = f"stray:1 seems to be made for another base model: {why}"
+    assert errors == f"loramux: warning: {warning}\n"
     assert client.adapters.get("stray").other_base == why
     assert client.adapters.get("own").other_base == ""
     assert f"stray seems to be made for another base model: {why}" in server.log.read_text()

@@ -207,9 +207,9 @@ def test_a_file_that_changes_between_its_two_readings_ends_the_run_with_the_line
 
     changing = threading.Thread(target=change)
     changing.start()
-    told = refused(capsys, source, "-o", output, "--resume", code=1)
+    reported = refused(capsys, source, "-o", output, "--resume", code=1)
     changing.join()
-    assert told == (
+    assert reported == (
         f"loramux: {source}: line 1 changed after the file was checked; expected the file to "
         f"stay unchanged; --resume continues {output}"
     )

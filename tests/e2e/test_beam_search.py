@@ -119,9 +119,9 @@ def test_the_command_line_searches(
         return capsys.readouterr().out
 
     assert printed() == done.text + "\n"
-    told = json.loads(printed("--json"))
-    assert told["completions"][0]["beam_score"] == done.completions[0].beam_score
-    assert told["sampling"] == done.sampling | {"seed": told["sampling"]["seed"]}
+    reported = json.loads(printed("--json"))
+    assert reported["completions"][0]["beam_score"] == done.completions[0].beam_score
+    assert reported["sampling"] == done.sampling | {"seed": reported["sampling"]["seed"]}
 
 
 def test_one_beam_is_no_search(client: Client) -> None:

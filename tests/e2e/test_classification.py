@@ -83,29 +83,31 @@ def test_texts_are_classified_in_one_batch_with_prompts_that_are_continued(
 
 def test_texts_have_spans_of_their_way_through_the_engine(served: Served, client: Client) -> None:
     def is_whole(spans: list[Got]) -> bool:
-        return any(span.told.get("gen_ai.response.id") == "traced" for span in spans)
+        return any(span.attributes.get("gen_ai.response.id") == "traced" for span in spans)
 
     answer = client.classify(TEXTS, adapter="mood", request_id="traced")
     (trace_id,) = {
         span.trace_id
         for span in served.collector.wait(is_whole)
-        if span.told.get("gen_ai.response.id") == "traced"
+        if span.attributes.get("gen_ai.response.id") == "traced"
     }
     found = served.collector.of(trace_id)
-    (whole,) = [span for span in found if span.told.get("gen_ai.response.id") == "traced"]
+    (whole,) = [span for span in found if span.attributes.get("gen_ai.response.id") == "traced"]
     assert whole.name.startswith("classify ")
-    assert whole.told["gen_ai.usage.input_tokens"] == answer.usage.prompt_tokens
-    assert whole.told["loramux.texts"] == len(TEXTS)
-    assert whole.told["loramux.adapter.digest"] == answer.adapter.digest
+    assert whole.attributes["gen_ai.usage.input_tokens"] == answer.usage.prompt_tokens
+    assert whole.attributes["loramux.texts"] == len(TEXTS)
+    assert whole.attributes["loramux.adapter.digest"] == answer.adapter.digest
     assert not any(text in span.text for text in TEXTS[:2] for span in found)
     parts = [span for span in found if span.parent == whole.id]
     for name in ("queue", "prefill"):
-        told = [span.told["loramux.completion.index"] for span in parts if span.name == name]
-        assert sorted(told) == list(range(len(TEXTS)))
+        reported = [
+            span.attributes["loramux.completion.index"] for span in parts if span.name == name
+        ]
+        assert sorted(reported) == list(range(len(TEXTS)))
     ids = {span.id for span in parts if span.name == "prefill"}
     steps = [span for span in found if span.name == "engine step" and span.parent in ids]
     assert {step.parent for step in steps} == ids
-    assert all(step.told["loramux.batch.adapters"] >= 1 for step in steps)
+    assert all(step.attributes["loramux.batch.adapters"] >= 1 for step in steps)
     (call,) = [span for span in found if span.id == whole.parent]
     assert call.name == "loramux.v1.ClassificationService/Classify"
 
@@ -173,8 +175,8 @@ def test_two_texts_are_read_as_the_tokenizer_joins_them(served: Served, client: 
     num_alone = len(served.tokenizer("cat ->").input_ids)
     assert answer.usage.prompt_tokens == sum(map(len, ids)) + num_alone
     command = ("classify", "cat ->", "--pair", "dog ->", "--pair", "x", "-a", "mood", "--json")
-    told = json.loads(run(*command, "--server", served.server.target))
-    first, second = (each["labels"] for each in told["results"])
+    reported = json.loads(run(*command, "--server", served.server.target))
+    first, second = (each["labels"] for each in reported["results"])
     assert first[0]["score"] == pytest.approx(answer.results[0].score, abs=TOLERANCE)
     assert first != second
     with pytest.raises(InvalidArgumentError, match="labels the tokens of one text") as caught:
@@ -318,8 +320,10 @@ def test_the_command_line_and_the_other_client_say_the_same(served: Served, clie
 
     other = asyncio.run(ask())
     assert other.results == answer.results
-    told = run("classify", TEXTS[0], "--adapter", "mood", "--server", target)
-    assert told == "  ".join(f"{x.label} {x.score:.4f}" for x in answer.results[0].labels) + "\n"
+    reported = run("classify", TEXTS[0], "--adapter", "mood", "--server", target)
+    assert (
+        reported == "  ".join(f"{x.label} {x.score:.4f}" for x in answer.results[0].labels) + "\n"
+    )
     found = json.loads(run("classify", TEXTS[0], "-a", "mood", "--json", "-s", target))
     assert found["results"] == [json.loads(json.dumps(dataclasses.asdict(answer.results[0])))]
     tagged = run("classify", TEXTS[0], "-a", "tags", "-s", target)

@@ -96,12 +96,12 @@ async def test_a_certificate_that_cannot_be_used_is_refused_by_name(
 ) -> None:
     empty = tmp_path / "empty.pem"
     empty.touch()
-    for pair, told in (
+    for pair, reported in (
         ((empty, site.plain[1]), f"certificate {empty}: it contains no PEM certificate"),
         ((site.plain[0], empty), f"key of the certificate {empty}: it contains no PEM private key"),
         ((site.plain[0], site.admin[1]), "it does not match the first certificate in"),
     ):
-        with pytest.raises(InvalidArgumentError, match=told) as caught:
+        with pytest.raises(InvalidArgumentError, match=reported) as caught:
             made("localhost:1", certificate=pair)
         assert caught.value.field == "certificate"
     with pytest.raises(InvalidArgumentError, match="client certificates require TLS"):
@@ -176,10 +176,10 @@ async def test_a_replica_presents_one(site: Site, tmp_path: Path) -> None:
         "replica_cert": str(site.admin[0]),
         "replica_cert_key": str(site.admin[1]),
     }
-    for more, told in (
+    for more, reported in (
         (named, "--replica-cert .*: it identifies the caller spiffe"),
         ({"replica_cert_key": None}, "--replica-cert is set; set --replica-cert-key, too"),
         ({"replica_of": None}, "--replica-key is set; set --replica-of, too"),
     ):
-        with pytest.raises(ConfigError, match=told):
+        with pytest.raises(ConfigError, match=reported):
             primary_of(make_config(settings | more))

@@ -51,7 +51,7 @@ def upload(site: Site, name: str, package: bytes) -> None:
     assert site.post("uploads/finish", {"upload_id": started["upload_id"]}).status == 200
 
 
-def told(site: Site, role: Role) -> Generator[tuple[str, Any], None, None]:
+def reported(site: Site, role: Role) -> Generator[tuple[str, Any], None, None]:
     """Yield what a page of a caller is told, as it comes."""
     connection = site.gateway.connect()
     headers = {"authorization": f"Bearer {site.keys[role]}"}
@@ -199,14 +199,14 @@ def test_an_alias_moves_only_from_where_it_was_seen(site: Site, packages: list[b
 def test_a_page_is_notified_of_changes_and_of_load_if_its_caller_may(
     site: Site, packages: list[bytes]
 ) -> None:
-    events = told(site, Role.ADMIN)
+    events = reported(site, Role.ADMIN)
     _, load = next(each for each in events if each[0] == "load")
     assert load["load"]["kv_blocks"] > 0
     assert load["refused"] is load["rates"] is None
     _, load = next(each for each in events if each[0] == "load" and each[1]["rates"])
     assert load["rates"]["tokens_per_second"] == 0
     events.close()
-    events = told(site, Role.VIEWER)
+    events = reported(site, Role.VIEWER)
     _, load = next(each for each in events if each[0] == "load")
     assert (load["load"], load["refused"]["status"]) == (None, "PERMISSION_DENIED")
     upload(site, "dancer", packages[3])
@@ -229,7 +229,7 @@ def test_pages_that_go_end_what_they_watch(site: Site) -> None:
         return site.server.metrics()["loramux_loop_tasks"]
 
     before = num_tasks()
-    pages = [told(site, Role.VIEWER) for _ in range(8)]
+    pages = [reported(site, Role.VIEWER) for _ in range(8)]
     for events in pages:
         next(events)
     assert num_tasks() >= before + 8
@@ -242,7 +242,7 @@ def test_a_gateway_that_is_stopped_does_not_wait_for_pages(site: Site, tmp_path:
     with RunningGateway(
         tmp_path, site.server.target, "--console", "--drain-timeout", "3600"
     ) as gateway:
-        events = told(Site(gateway, site.server, site.keys), Role.VIEWER)
+        events = reported(Site(gateway, site.server, site.keys), Role.VIEWER)
         next(events)
         assert gateway.stop() == 0  # within two minutes, which is the patience of the test
         assert [name for name, _ in events if name == "error"] == []

@@ -179,11 +179,11 @@ def test_an_upload_keeps_how_it_makes_vectors(
 def test_a_trace_shows_them_without_their_text(served_heads: Served, client: Client) -> None:
     answer = client.embed(TEXTS, adapter="vectors", request_id="traced-vectors")
     spans = served_heads.collector.wait(
-        lambda found: any(s.told.get("gen_ai.response.id") == "traced-vectors" for s in found)
+        lambda found: any(s.attributes.get("gen_ai.response.id") == "traced-vectors" for s in found)
     )
-    (whole,) = [s for s in spans if s.told.get("gen_ai.response.id") == "traced-vectors"]
+    (whole,) = [s for s in spans if s.attributes.get("gen_ai.response.id") == "traced-vectors"]
     assert whole.name.startswith("embeddings ")
-    assert whole.told["gen_ai.usage.input_tokens"] == answer.usage.prompt_tokens
+    assert whole.attributes["gen_ai.usage.input_tokens"] == answer.usage.prompt_tokens
     assert not any(text in span.text for text in TEXTS[:2] for span in spans)
 
 

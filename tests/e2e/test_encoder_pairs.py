@@ -117,8 +117,8 @@ def test_heads_read_texts_behind_virtual_tokens(served: Encoder) -> None:
     )
     scores = served.tuned["judge"](**encoded).logits[0].softmax(-1)
     labels = served.client.classify([(QUESTION, CONTEXT)], adapter="judge").results[0].labels
-    told = {each.label: each.score for each in labels}
-    assert told == pytest.approx(
+    reported = {each.label: each.score for each in labels}
+    assert reported == pytest.approx(
         {f"LABEL_{index}": float(score) for index, score in enumerate(scores)}, rel=1e-4
     )
     with pytest.raises(

@@ -92,10 +92,12 @@ def test_a_chat_is_what_grpc_gives(client: openai.OpenAI, direct: Client, model:
             stream_options={"include_usage": True},
         )
     )  # fmt: skip
-    told = [chunk.choices[0] for chunk in chunks if chunk.choices]
-    assert "".join(choice.delta.content or "" for choice in told) == wanted.text
-    assert [choice.delta.role for choice in told] == ["assistant"] + [None] * (len(told) - 1)
-    assert [choice.finish_reason for choice in told if choice.finish_reason] == [
+    reported = [chunk.choices[0] for chunk in chunks if chunk.choices]
+    assert "".join(choice.delta.content or "" for choice in reported) == wanted.text
+    assert [choice.delta.role for choice in reported] == ["assistant"] + [None] * (
+        len(reported) - 1
+    )
+    assert [choice.finish_reason for choice in reported if choice.finish_reason] == [
         wanted.finish_reason
     ]
     assert chunks[-1].usage == found.usage
@@ -204,14 +206,14 @@ def test_logprobs_have_both_forms(client: openai.OpenAI, direct: Client) -> None
     options: dict[str, Any] = {"max_tokens": 3, "temperature": 0}
     wanted = direct.generate("Once", logprobs=2, **options)
     text = client.completions.create(model="base", prompt="Once", logprobs=2, **options)
-    told = text.choices[0].logprobs
-    assert told
-    assert told.tokens == [named(each.chosen) for each in wanted.logprobs]
+    reported = text.choices[0].logprobs
+    assert reported
+    assert reported.tokens == [named(each.chosen) for each in wanted.logprobs]
     # What is in the prefix cache is not computed again, so the last bits may differ.
-    assert told.token_logprobs == pytest.approx(
+    assert reported.token_logprobs == pytest.approx(
         [each.chosen.logprob for each in wanted.logprobs], abs=1e-4
     )
-    for found, each in zip(told.top_logprobs or [], wanted.logprobs, strict=True):
+    for found, each in zip(reported.top_logprobs or [], wanted.logprobs, strict=True):
         assert found == pytest.approx({named(token): token.logprob for token in each.top}, abs=1e-4)
     messages: Any = TALK
     spoken = direct.chat(TALK, logprobs=2, **options)
@@ -323,8 +325,8 @@ def test_an_answer_says_which_version_it_is_of(gateway: RunningGateway, direct: 
         assert found.headers["x-loramux-adapter"] == f"public/plain:1@{digest}"
         assert found.headers["x-request-id"] == "mine"
         assert found.headers["traceparent"] == trace
-        told = found.events[0] if stream else found.json
-        assert told["id"] == "cmpl-mine"
+        reported = found.events[0] if stream else found.json
+        assert reported["id"] == "cmpl-mine"
     found = gateway.post(TEXT, body | {"model": "base"})
     assert "x-loramux-adapter" not in found.headers
     assert len(found.headers["x-request-id"]) == 24

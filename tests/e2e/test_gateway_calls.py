@@ -188,7 +188,7 @@ def test_many_streams_and_whole_answers_run_side_by_side(site: Site) -> None:
         prompt, stream = [number % 200, 3], number % 2 == 0
         found = site.post(prompt=prompt, stream=stream, max_tokens=20, return_token_ids=True)
         answers = found.events[:-1] if stream else [found.json]
-        tokens = [token for told in answers for token in told["choices"][0]["token_ids"]]
+        tokens = [token for reported in answers for token in reported["choices"][0]["token_ids"]]
         return tuple(tokens) == answer(prompt, 20)
 
     with ThreadPoolExecutor(64) as pool:
@@ -281,10 +281,10 @@ def test_a_setting_that_is_wrong_is_one_line_and_the_exit_code_of_such(
     with pytest.raises(SystemExit) as ended:
         command_line()
     assert ended.value.code == EXIT_CONFIG
-    told = capsys.readouterr().err
-    assert said in told
-    assert told.startswith("loramux: ")
-    assert told.count("\n") == 1
+    reported = capsys.readouterr().err
+    assert said in reported
+    assert reported.startswith("loramux: ")
+    assert reported.count("\n") == 1
 
 
 def test_a_certificate_is_read_again_while_it_runs(tmp_path: Path) -> None:

@@ -118,12 +118,12 @@ def test_many_documents_are_several_calls_of_the_server(
     documents = [f"document {number}" for number in range(MAX_TEXTS_PER_CALL + 3)]
     body = {"model": "grade", "query": QUERY, "documents": documents, "use_activation": False}
     found = post(gateway, "/rerank", body)["results"]
-    told = {entry["index"]: entry["relevance_score"] for entry in found}
-    assert sorted(told) == list(range(len(documents)))
-    assert list(told.values()) == sorted(told.values(), reverse=True)
+    reported = {entry["index"]: entry["relevance_score"] for entry in found}
+    assert sorted(reported) == list(range(len(documents)))
+    assert list(reported.values()) == sorted(reported.values(), reverse=True)
     for index in (0, MAX_TEXTS_PER_CALL, MAX_TEXTS_PER_CALL + 2):
         expected = logits(served_heads, "grade", QUERY, documents[index])
-        assert told[index] == pytest.approx(expected.item(), abs=TOLERANCE)
+        assert reported[index] == pytest.approx(expected.item(), abs=TOLERANCE)
 
 
 def test_a_file_of_requests_may_have_them(served_heads: Served, tmp_path: Path) -> None:

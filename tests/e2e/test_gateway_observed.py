@@ -76,8 +76,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 def count(metrics: dict[str, float], name: str, **labels: str) -> float:
-    told = ",".join(f'{label}="{value}"' for label, value in sorted(labels.items()))
-    return metrics.get(f"{name}{{{told}}}" if told else name, 0)
+    reported = ",".join(f'{label}="{value}"' for label, value in sorted(labels.items()))
+    return metrics.get(f"{name}{{{reported}}}" if reported else name, 0)
 
 
 def test_requests_are_counted_by_template_method_and_status(site: Site) -> None:
@@ -164,11 +164,11 @@ def test_a_request_is_one_line_without_what_is_secret(site: Site) -> None:
     assert streamed["response_bytes"] > 100
     assert "incomplete" not in streamed
     assert (lost["route"], lost["process"], lost["level"]) == ("unmatched", "gateway", "info")
-    told = site.gateway.log.read_text()
-    assert SECRET not in told
-    assert site.key not in told
-    assert "acme" not in told
-    assert "healthy" not in told
+    reported = site.gateway.log.read_text()
+    assert SECRET not in reported
+    assert site.key not in reported
+    assert "acme" not in reported
+    assert "healthy" not in reported
 
 
 def test_the_log_as_text_says_what_is_wrong_with_health(tmp_path: Path) -> None:

@@ -69,11 +69,11 @@ def test_an_echo_has_the_prompt_and_its_log_probabilities_first(
         (choice,) = piece.choices
         text += choice.text
         reasons.append(choice.finish_reason)
-        if told := choice.logprobs:
-            tokens += told.tokens
-            numbers += told.token_logprobs
-            top += told.top_logprobs
-            offsets += told.text_offset
+        if reported := choice.logprobs:
+            tokens += reported.tokens
+            numbers += reported.token_logprobs
+            top += reported.top_logprobs
+            offsets += reported.text_offset
     assert text == before + wanted.text
     assert reasons[-1] == wanted.finish_reason
     assert tokens == [named(each.chosen) for each in positions]
@@ -137,9 +137,9 @@ def test_every_choice_of_every_prompt_begins_with_its_prompt(client: openai.Open
     assert [choice.index for choice in found.choices] == [0, 1, 2, 3]
     for place, choice in enumerate(found.choices):
         assert choice.text.startswith(prompts[place // 2])
-        told = choice.logprobs
-        assert told and told.token_logprobs and told.token_logprobs[0] is None
-        assert None not in told.token_logprobs[1:]
+        reported = choice.logprobs
+        assert reported and reported.token_logprobs and reported.token_logprobs[0] is None
+        assert None not in reported.token_logprobs[1:]
     assert found.choices[0].text != found.choices[1].text
     texts = [""] * 4
     pieces = client.completions.create(model="plain", prompt=prompts, stream=True, **options)

@@ -123,9 +123,9 @@ def test_completions_of_one_prompt_go_ways_of_their_own(hybrid: Hybrid, client: 
     # What was sampled is as likely as PEFT says, after what was sampled before it.
     for completion in found.completions:
         whole = [*TOKENS, *completion.token_ids]
-        told = client.generate(whole, adapter="one", prompt_logprobs=1, max_tokens=0)
+        reported = client.generate(whole, adapter="one", prompt_logprobs=1, max_tokens=0)
         wanted = expected_logprobs(hybrid.models["one"], whole)
-        check_prompt(told.prompt_logprobs, whole, wanted, 1)
+        check_prompt(reported.prompt_logprobs, whole, wanted, 1)
 
 
 def test_who_begins_alike_goes_on_from_what_is_known(hybrid: Hybrid, client: Client) -> None:
@@ -156,8 +156,8 @@ def test_a_prompt_is_as_likely_as_peft_says(
 ) -> None:
     wanted = expected_logprobs(hybrid.models[name], TOKENS)
     for _ in range(2):  # the second time all of it is in the prefix cache
-        told = client.generate(PROMPT, adapter=name, prompt_logprobs=3, max_tokens=0)
-        check_prompt(told.prompt_logprobs, TOKENS, wanted, 3)
+        reported = client.generate(PROMPT, adapter=name, prompt_logprobs=3, max_tokens=0)
+        check_prompt(reported.prompt_logprobs, TOKENS, wanted, 3)
 
 
 def test_vectors_are_those_of_peft(hybrid: Hybrid, client: Client) -> None:

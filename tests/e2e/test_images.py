@@ -148,9 +148,9 @@ def test_nothing_that_is_written_down_holds_an_image(
         return [each.__dict__ for each in caplog.records if each.name == "loramux.calls"]
 
     assert eventually(lambda: len(calls()) == 2)  # each comes after the answer
-    told = f"{calls()}{caplog.text}{caught.value}{Image(SECRET)!r}"
+    reported = f"{calls()}{caplog.text}{caught.value}{Image(SECRET)!r}"
     for form in (SECRET.decode(), base64.b64encode(SECRET).decode(), SECRET.hex()):
-        assert form not in told
+        assert form not in reported
 
 
 @pytest.fixture(scope="module")
@@ -303,10 +303,10 @@ def test_a_file_of_requests_has_images(server: VisionServer, tmp_path: Path) -> 
         "body": {"model": "base", "messages": messages},
     }  # fmt: skip
     (tmp_path / "asked").write_text(json.dumps(line))
-    command = ["batch", str(tmp_path / "asked"), "-o", str(tmp_path / "told")]
+    command = ["batch", str(tmp_path / "asked"), "-o", str(tmp_path / "reported")]
     assert CliRunner().invoke(app, [*command, "--server", server.target]).exit_code == 0
-    told = json.loads((tmp_path / "told").read_text())
-    assert told["response"]["body"]["choices"][0]["message"]["content"] == "x"
+    reported = json.loads((tmp_path / "reported").read_text())
+    assert reported["response"]["body"]["choices"][0]["message"]["content"] == "x"
     assert last(server) == (f"[user]a{SEEN}[assistant]", images(CAT))
 
 

@@ -265,7 +265,9 @@ def said(observed: Observed, tiny_adapters: Any) -> Said:
     codes = [outcome.code for outcome in said.outcomes.values()]
     num_calls = 1 + len(codes) - codes.count(grpc.StatusCode.UNIMPLEMENTED)
     num_calls -= codes.count(grpc.StatusCode.DEADLINE_EXCEEDED)
-    observed.collector.wait(lambda spans: sum("rpc.method" in s.told for s in spans) >= num_calls)
+    observed.collector.wait(
+        lambda spans: sum("rpc.method" in s.attributes for s in spans) >= num_calls
+    )
     said.log = observed.server.log.read_text()
     said.audit = observed.audit.read_text()
     with urllib.request.urlopen(f"http://{observed.server.metrics_target}/metrics") as page:

@@ -27,7 +27,7 @@ DELETE = f"{V1}.AdapterService/DeleteAdapter"
 PROMPT = "the weather in Oslo"
 
 
-class Told:
+class Reported:
     """A server that was called in many ways, and what it wrote down of that."""
 
     def __init__(self, observed: Observed) -> None:
@@ -75,24 +75,24 @@ def generate(**fields: Any) -> generation_pb2.GenerateRequest:
 
 
 @pytest.fixture(scope="module")
-def told(observed: Observed, tiny_adapters: Path) -> Told:
-    told = Told(observed)
+def reported(observed: Observed, tiny_adapters: Path) -> Reported:
+    reported = Reported(observed)
     package = packed(tiny_adapters / "small")
     with grpc.insecure_channel(observed.server.target) as channel:
 
         def call(name: str, path: str, request: Any, key: Key | None) -> grpc.StatusCode:
-            return told.call(channel, name, path, request, key)
+            return reported.call(channel, name, path, request, key)
 
         upload = [upload_header("poet", package), *chunks(package)]
-        assert call("upload", UPLOAD, upload, told.publisher) is grpc.StatusCode.OK
+        assert call("upload", UPLOAD, upload, reported.publisher) is grpc.StatusCode.OK
         damaged = [upload_header("bad", b"x" * 99), *chunks(b"x" * 99)]
-        assert call("damaged", UPLOAD, damaged, told.publisher) is not grpc.StatusCode.OK
-        assert call("denied", UPLOAD, upload, told.user) is grpc.StatusCode.PERMISSION_DENIED
+        assert call("damaged", UPLOAD, damaged, reported.publisher) is not grpc.StatusCode.OK
+        assert call("denied", UPLOAD, upload, reported.user) is grpc.StatusCode.PERMISSION_DENIED
         move = aliases_pb2.SetAliasRequest(
             name="poet", alias="stable", split=aliases_pb2.Split(weights={1: 1})
         )
-        assert call("move", SET_ALIAS, move, told.publisher) is grpc.StatusCode.OK
-        assert call("fine", GENERATE, generate(adapter="poet"), told.user) is grpc.StatusCode.OK
+        assert call("move", SET_ALIAS, move, reported.publisher) is grpc.StatusCode.OK
+        assert call("fine", GENERATE, generate(adapter="poet"), reported.user) is grpc.StatusCode.OK
         for name, request in {
             "unknown": generate(adapter="nobody"),
             "both": generate(prompt_token_ids=[1]),
@@ -100,26 +100,26 @@ def told(observed: Observed, tiny_adapters: Path) -> Told:
             "path": generate(adapter="/etc/passwd"),
             "junk": b"\xff" + PROMPT.encode(),
         }.items():
-            assert call(name, GENERATE, request, told.user) is not grpc.StatusCode.OK
-        stranger = Key(told.user.id, told.user.text[:-43] + secrets.token_urlsafe(32))
+            assert call(name, GENERATE, request, reported.user) is not grpc.StatusCode.OK
+        stranger = Key(reported.user.id, reported.user.text[:-43] + secrets.token_urlsafe(32))
         assert call("stranger", GENERATE, generate(), stranger) is grpc.StatusCode.UNAUTHENTICATED
         gone = adapters_pb2.DeleteAdapterRequest(name="poet")
-        assert call("delete", DELETE, gone, told.publisher) is grpc.StatusCode.OK
-        told.secrets = [key.text[-43:] for key in (told.publisher, told.user, stranger)]
+        assert call("delete", DELETE, gone, reported.publisher) is grpc.StatusCode.OK
+        reported.secrets = [key.text[-43:] for key in (reported.publisher, reported.user, stranger)]
     log = observed.server.log
     assert eventually(lambda: '"request_id": "call-delete"' in log.read_text())
-    told.log = log.read_text()
-    return told
+    reported.log = log.read_text()
+    return reported
 
 
-def test_a_call_has_the_id_that_it_brought(told: Told) -> None:
-    assert told.ids == {name: f"call-{name}" for name in told.ids}
+def test_a_call_has_the_id_that_it_brought(reported: Reported) -> None:
+    assert reported.ids == {name: f"call-{name}" for name in reported.ids}
 
 
-def test_a_generation_is_one_line(told: Told) -> None:
-    line = told.of("fine")
+def test_a_generation_is_one_line(reported: Reported) -> None:
+    line = reported.of("fine")
     assert line["method"] == "loramux.v1.GenerationService.Generate"
-    assert (line["tenant"], line["key"], line["status"]) == ("acme", told.user.id, "OK")
+    assert (line["tenant"], line["key"], line["status"]) == ("acme", reported.user.id, "OK")
     assert (line["prompt_tokens"], line["completion_tokens"]) == (len(PROMPT) + 1, 3)
     assert line["adapter"] == "acme/poet"
     assert re.fullmatch("sha256:[0-9a-f]{64}", line["digest"])
@@ -134,28 +134,30 @@ def test_a_generation_is_one_line(told: Told) -> None:
     ("stranger", "UNAUTHENTICATED", "UNAUTHENTICATED"),
     ("denied", "PERMISSION_DENIED", "PERMISSION_DENIED"),
 ])  # fmt: skip
-def test_a_line_says_why_a_call_failed(told: Told, name: str, status: str, reason: str) -> None:
-    line = told.of(name)
+def test_a_line_says_why_a_call_failed(
+    reported: Reported, name: str, status: str, reason: str
+) -> None:
+    line = reported.of(name)
     assert (line["status"], line["reason"]) == (status, reason)
 
 
-def test_every_line_of_every_process_is_json(told: Told) -> None:
-    others = [line for line in told.log.splitlines() if not line.startswith("{")]
+def test_every_line_of_every_process_is_json(reported: Reported) -> None:
+    others = [line for line in reported.log.splitlines() if not line.startswith("{")]
     assert [line for line in others if not line.startswith("loramux serves on")] == []
-    assert {line["process"] for line in told.lines()} <= {"frontend", "engine"}
-    assert len(told.lines()) > 10
+    assert {line["process"] for line in reported.lines()} <= {"frontend", "engine"}
+    assert len(reported.lines()) > 10
 
 
-def test_neither_log_contains_prompts_keys_or_paths(told: Told) -> None:
-    for text in (told.log, told.audit_file.read_text()):
-        assert not any(word in text for word in (PROMPT, PROMPT[:12], *told.secrets))
+def test_neither_log_contains_prompts_keys_or_paths(reported: Reported) -> None:
+    for text in (reported.log, reported.audit_file.read_text()):
+        assert not any(word in text for word in (PROMPT, PROMPT[:12], *reported.secrets))
         assert not re.search(r"(?<![\w.:/])/(?:home|tmp|etc|usr|work|var|root)\b", text)
         assert not re.search(r"\b0x[0-9a-f]{6,}", text)
         assert "Traceback" not in text
 
 
-def test_the_audit_log_reports_each_act_and_how_it_ended(told: Told) -> None:
-    acts = told.acts()
+def test_the_audit_log_reports_each_act_and_how_it_ended(reported: Reported) -> None:
+    acts = reported.acts()
     assert [(act["act"], act["outcome"]) for act in acts] == [
         ("adapter.upload", "OK"),
         ("adapter.upload", "INVALID_ARGUMENT"),
@@ -164,10 +166,10 @@ def test_the_audit_log_reports_each_act_and_how_it_ended(told: Told) -> None:
         ("adapter.delete", "OK"),
     ]
     upload, _, denied, move, _ = acts
-    assert (upload["tenant"], upload["key"]) == ("acme", told.publisher.id)
+    assert (upload["tenant"], upload["key"]) == ("acme", reported.publisher.id)
     assert upload["adapter"] == "acme/poet:1"
     assert upload["digest"] == f"sha256:{upload['target']['header.sha256']}"
-    assert (denied["key"], denied["role"]) == (told.user.id, "user")
+    assert (denied["key"], denied["role"]) == (reported.user.id, "user")
     assert move["target"]["name"] == "acme/poet"
     assert move["target"]["alias"] == "stable"
-    assert told.audit_file.stat().st_mode & 0o777 == 0o600
+    assert reported.audit_file.stat().st_mode & 0o777 == 0o600

@@ -65,8 +65,8 @@ def is_ready(channel: grpc.Channel, name: str, version: str = "") -> bool:
 def test_the_server_says_what_it_is(channel: grpc.Channel) -> None:
     assert call(channel, "ServerLive", pb.ServerLiveRequest()).live
     assert call(channel, "ServerReady", pb.ServerReadyRequest()).ready
-    told = call(channel, "ServerMetadata", pb.ServerMetadataRequest())
-    assert (told.name, told.version, list(told.extensions)) == (
+    reported = call(channel, "ServerMetadata", pb.ServerMetadataRequest())
+    assert (reported.name, reported.version, list(reported.extensions)) == (
         "loramux", __version__, ["parameters"],
     )  # fmt: skip
 
@@ -103,12 +103,16 @@ def test_what_does_not_continue_text_is_no_model(served_heads: "Served") -> None
 
 
 def test_metadata_name_every_tensor(channel: grpc.Channel) -> None:
-    told = call(channel, "ModelMetadata", pb.ModelMetadataRequest(name="small"))
-    assert (told.name, list(told.versions), told.platform) == ("small", ["1"], "loramux_peft")
-    inputs = {each.name: (each.datatype, list(each.shape)) for each in told.inputs}
+    reported = call(channel, "ModelMetadata", pb.ModelMetadataRequest(name="small"))
+    assert (reported.name, list(reported.versions), reported.platform) == (
+        "small",
+        ["1"],
+        "loramux_peft",
+    )
+    inputs = {each.name: (each.datatype, list(each.shape)) for each in reported.inputs}
     assert inputs["text_input"] == ("BYTES", [-1])
     assert inputs["stream"] == inputs["exclude_input_in_output"] == ("BOOL", [1])
-    outputs = {each.name: (each.datatype, list(each.shape)) for each in told.outputs}
+    outputs = {each.name: (each.datatype, list(each.shape)) for each in reported.outputs}
     assert outputs["text_output"] == ("BYTES", [-1])
     # What is told is what comes.
     answer = infer(channel, asking("small", "hello", parameters=GREEDY))
@@ -433,7 +437,7 @@ def test_log_and_traces_show_a_call_and_each_of_its_texts(observed: Observed) ->
     assert (line["tenant"], line["adapter"], line["parts"]) == ("acme", "small", 2)
     assert (line["prompt_tokens"], line["completion_tokens"]) == (len("hello" + "you") + 2, 24)
     spans = observed.collector.of(trace)
-    (whole,) = [span for span in spans if "rpc.method" in span.told]
+    (whole,) = [span for span in spans if "rpc.method" in span.attributes]
     texts = [span for span in spans if span.name == "text_completion tiny"]
     assert [span.parent for span in texts] == [whole.id] * 2
 

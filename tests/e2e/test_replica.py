@@ -266,7 +266,7 @@ def test_it_serves_while_the_primary_is_away_and_catches_up(
         assert again.info().lineage == there.info().lineage != ""
 
 
-class Told:
+class Reported:
     """A primary of which a test says what it has."""
 
     target = "told:1"
@@ -328,8 +328,8 @@ class Untested:
 
 
 @pytest.fixture
-def told() -> Told:
-    return Told()
+def reported() -> Reported:
+    return Reported()
 
 
 @pytest.fixture
@@ -344,34 +344,34 @@ def states() -> "asyncio.Queue[bool]":
 
 
 @pytest.fixture
-def mirror(told: Told, registry: Registry, states: asyncio.Queue[bool]) -> Mirror:
-    return Mirror(told, Untested(registry), states.put_nowait)  # type: ignore[arg-type]
+def mirror(reported: Reported, registry: Registry, states: asyncio.Queue[bool]) -> Mirror:
+    return Mirror(reported, Untested(registry), states.put_nowait)  # type: ignore[arg-type]
 
 
 async def test_what_an_alias_keeps_beyond_its_end_is_copied(
-    told: Told, registry: Registry, mirror: Mirror
+    reported: Reported, registry: Registry, mirror: Mirror
 ) -> None:
     past = datetime.datetime.now(datetime.UTC) - datetime.timedelta(hours=1)
-    told.have("bot", 0, expires_at=past, aliases=("stable",))
-    told.have("bot", 1, aliases=("stable",))
-    told.have("bot", 2, expires_at=past)
-    told.splits = {"stable": Split.of({1: 1, 2: 1})}
-    told.before_fetch = lambda _: registry.expire(datetime.datetime.now(datetime.UTC))
+    reported.have("bot", 0, expires_at=past, aliases=("stable",))
+    reported.have("bot", 1, aliases=("stable",))
+    reported.have("bot", 2, expires_at=past)
+    reported.splits = {"stable": Split.of({1: 1, 2: 1})}
+    reported.before_fetch = lambda _: registry.expire(datetime.datetime.now(datetime.UTC))
     await mirror.catch_up()
     registry.expire(datetime.datetime.now(datetime.UTC))
     assert [(r.version, r.expires_at) for r in registry.versions("bot")] == [(1, past), (2, None)]
-    assert registry.aliases.of(("public", "bot")) == told.splits
+    assert registry.aliases.of(("public", "bot")) == reported.splits
 
 
 async def test_of_a_primary_that_lost_its_store_nothing_comes_and_goes(
-    told: Told, registry: Registry, mirror: Mirror, states: asyncio.Queue[bool]
+    reported: Reported, registry: Registry, mirror: Mirror, states: asyncio.Queue[bool]
 ) -> None:
-    told.have("bot", 0)
+    reported.have("bot", 0)
     await mirror.begin()
-    told.adapters.clear()
-    told.mark = "another"
-    told.have("bot", 1)
-    told.have("cat", 1)
+    reported.adapters.clear()
+    reported.mark = "another"
+    reported.have("bot", 1)
+    reported.have("cat", 1)
     following = asyncio.create_task(mirror.run())
     assert not await states.get()
     following.cancel()
@@ -382,34 +382,34 @@ async def test_of_a_primary_that_lost_its_store_nothing_comes_and_goes(
     assert [(r.name, r.digest) for r in registry.records(all_versions=True)] == [
         ("bot", f"sha256:{hashlib.sha256(small_package(0)).hexdigest()}")
     ]
-    told.mark = "first"  # another replica that has become the primary
-    told.adapters.clear()
+    reported.mark = "first"  # another replica that has become the primary
+    reported.adapters.clear()
     await mirror.catch_up()
     assert registry.names() == []  # all of it was deleted there
 
 
 async def test_a_store_that_is_full_ends_neither_start_nor_following(
-    told: Told, registry: Registry, mirror: Mirror, states: asyncio.Queue[bool],
+    reported: Reported, registry: Registry, mirror: Mirror, states: asyncio.Queue[bool],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     def full(adapter: Adapter) -> None:
         if adapter.name == "large":
             raise OSError(errno.ENOSPC, "no space")
 
-    told.have("bot", 0)
-    told.have("large", 1)
-    told.before_fetch = full
+    reported.have("bot", 0)
+    reported.have("large", 1)
+    reported.before_fetch = full
     await mirror.begin()
     assert registry.names() == ["bot"]
     with pytest.raises(ResourceExhaustedError, match="the store is full"):
         await mirror.refresh("large")
     # Nor does what nobody expects.
     monkeypatch.setattr(mirror_module, "_FIRST_PAUSE", 0.01)
-    asked, told.versions = told.versions, _broken  # type: ignore[method-assign]
+    asked, reported.versions = reported.versions, _broken  # type: ignore[method-assign]
     following = asyncio.create_task(mirror.run())
     assert not await states.get()
-    told.versions = asked  # type: ignore[method-assign]
-    told.before_fetch = lambda _: None
+    reported.versions = asked  # type: ignore[method-assign]
+    reported.before_fetch = lambda _: None
     while not await states.get():
         pass
     following.cancel()

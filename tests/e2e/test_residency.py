@@ -207,19 +207,19 @@ def test_a_delete_can_wait_for_the_last_request(server: RunningServer, client: C
 
 
 def test_a_watcher_is_notified_of_everything(client: Client, folders: dict[str, Path]) -> None:
-    told: list[tuple[str, str]] = []
+    reported: list[tuple[str, str]] = []
     is_over = threading.Event()
 
     def watch() -> None:
         for change in client.adapters.watch("watched", include_existing=True):
-            told.append((change.kind, change.adapter.reference))
+            reported.append((change.kind, change.adapter.reference))
             if change.kind == "deleted":
                 break
         is_over.set()
 
     first = client.adapters.upload("watched", folders["one"]).version
     threading.Thread(target=watch, daemon=True).start()
-    assert eventually(lambda: told == [("existing", f"watched:{first}")])
+    assert eventually(lambda: reported == [("existing", f"watched:{first}")])
     client.adapters.upload("watched", folders["two"])
     client.adapters.set_alias("watched", "stable", version=first + 1)
     client.adapters.pin(f"watched:{first}")
@@ -227,7 +227,7 @@ def test_a_watcher_is_notified_of_everything(client: Client, folders: dict[str, 
     client.adapters.delete_alias("watched", "stable")
     client.adapters.delete(f"watched:{first + 1}")
     assert is_over.wait(60)
-    kinds = [change for change in told if change[0] != "moved"]
+    kinds = [change for change in reported if change[0] != "moved"]
     assert kinds == [
         ("existing", f"watched:{first}"), ("registered", f"watched:{first + 1}"),
         ("updated", f"watched:{first + 1}"), ("updated", f"watched:{first}"),

@@ -215,12 +215,12 @@ def test_tools_may_be_demanded(openai_client: openai.OpenAI) -> None:
 
 def test_log_probabilities_are_those_of_the_text(openai_client: openai.OpenAI) -> None:
     body: dict[str, Any] = {"model": "caller", "input": ASKED, "tools": [TOOL], **GREEDY}
-    told: Any = {"include": ["message.output_text.logprobs"]}
-    found: Any = openai_client.responses.create(top_logprobs=2, **told, **body)
+    reported: Any = {"include": ["message.output_text.logprobs"]}
+    found: Any = openai_client.responses.create(top_logprobs=2, **reported, **body)
     (part,) = found.output[1].content
     assert b"".join(bytes(token.bytes) for token in part.logprobs).decode() == part.text == BEFORE
     assert {len(token.top_logprobs) for token in part.logprobs} == {2}
-    with openai_client.responses.stream(**told, **body) as stream:
+    with openai_client.responses.stream(**reported, **body) as stream:
         deltas = [event for event in stream if event.type == "response.output_text.delta"]
     for event in deltas:
         assert "".join(token.token for token in event.logprobs) == event.delta

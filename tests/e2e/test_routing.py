@@ -151,7 +151,7 @@ def test_an_upload_goes_on_at_the_server_that_has_its_beginning(
     folder = save_adapter(model, tmp_path / "large", seed=0, r=48, target_modules="all-linear")
     home = owner(servers, "large")
     staging = home.log.parent / "store" / "staging"
-    told: list[int] = []
+    reported: list[int] = []
 
     def breaks(sent: int, _: int) -> None:
         if sent > CHUNK:
@@ -161,13 +161,13 @@ def test_an_upload_goes_on_at_the_server_that_has_its_beginning(
     async def goes_on() -> None:
         async with AsyncClient(targets, routing="round_robin") as client:
             await client.adapters.upload(
-                "large", folder, progress=lambda sent, _: told.append(sent)
+                "large", folder, progress=lambda sent, _: reported.append(sent)
             )
 
     with Client(targets) as first, pytest.raises((LoramuxError, ValueError)):
         first.adapters.upload("large", folder, progress=breaks)
     asyncio.run(goes_on())
-    assert told[0] >= CHUNK
+    assert reported[0] >= CHUNK
     for server in servers:
         with server.client() as client:
             has_it = any(each.name == "large" for each in client.adapters.list())

@@ -184,8 +184,8 @@ def test_presence_and_frequency_penalties_are_subtracted_from_what_came_before(
 def test_log_probabilities_have_the_bytes_of_parts_of_characters(client: Client) -> None:
     done = client.generate("hello", choice=["\u20ac"], logprobs=0, max_tokens=9)
     assert done.text == "\u20ac"
-    told = [position.chosen.utf8 for position in done.logprobs]
-    assert told[:3] == [b"\xe2", b"\x82", b"\xac"]
+    reported = [position.chosen.utf8 for position in done.logprobs]
+    assert reported[:3] == [b"\xe2", b"\x82", b"\xac"]
     (plain,) = client.generate("hello", logprobs=2, max_tokens=1, temperature=0.0).logprobs
     assert plain.top[0] == plain.chosen
     assert len({token.utf8 for token in plain.top}) == 2
@@ -394,8 +394,8 @@ def test_a_character_of_several_bytes_is_never_split(
         decoded = text_of(sum((chunk.token_ids for chunk in own), ()))
         # Its bytes in a random order are the character here and there.
         assert text == whole.completions[index].text == decoded
-        told = b"".join(each.chosen.utf8 for chunk in own for each in chunk.logprobs)
-        assert told.decode(errors="replace") == text
+        reported = b"".join(each.chosen.utf8 for chunk in own for each in chunk.logprobs)
+        assert reported.decode(errors="replace") == text
         found += text.count(character)
     assert found
 

@@ -410,19 +410,19 @@ def test_the_client_of_anthropic_calls_tools(anthropics: "anthropic.Anthropic") 
     ]
     with anthropics.messages.stream(messages=ASKED, **options) as stream:
         kinds = [event.type for event in stream]
-        told: list[Any] = stream.get_final_message().content
+        reported: list[Any] = stream.get_final_message().content
     assert kinds.count("content_block_start") == kinds.count("content_block_stop") == 4
     assert kinds.count("input_json") == 2
-    assert [block.to_dict() | {"id": ""} for block in told] == [
+    assert [block.to_dict() | {"id": ""} for block in reported] == [
         block.to_dict() | {"id": ""} for block in blocks
     ]
     results = [
         {"type": "tool_result", "tool_use_id": block.id, "content": [{"type": "text", "text": "3"}]}
-        for block in told[2:]
+        for block in reported[2:]
     ]
     messages = [
         *ASKED,
-        {"role": "assistant", "content": told},
+        {"role": "assistant", "content": reported},
         {"role": "user", "content": results},
     ]
     last = anthropics.messages.create(messages=messages, **options)

@@ -86,18 +86,18 @@ def test_a_trace_goes_from_the_client_to_the_steps_of_the_engine(
     assert call.begin <= whole.begin <= queue.begin <= queue.end == prefill.begin <= prefill.end
     assert prefill.end == decode.begin < decode.end <= whole.end <= call.end
     loads = named(spans, "adapter load")
-    assert [load.told["loramux.adapter.tier"] for load in loads] == ["host", "device"]
+    assert [load.attributes["loramux.adapter.tier"] for load in loads] == ["host", "device"]
     assert {load.parent for load in loads} == {queue.id}
     assert answer.adapter
-    assert {load.told["loramux.adapter.digest"] for load in loads} == {answer.adapter.digest}
+    assert {load.attributes["loramux.adapter.digest"] for load in loads} == {answer.adapter.digest}
     steps = sorted(
-        named(spans, "engine step"), key=lambda step: int(step.told["loramux.token.number"])
+        named(spans, "engine step"), key=lambda step: int(step.attributes["loramux.token.number"])
     )
-    assert [step.told["loramux.token.number"] for step in steps] == [1, 2, 4, 8]
+    assert [step.attributes["loramux.token.number"] for step in steps] == [1, 2, 4, 8]
     assert [step.parent for step in steps] == [prefill.id, decode.id, decode.id, decode.id]
     for step in steps:
-        assert step.told["loramux.batch.requests"] == 1
-        assert step.told["loramux.batch.adapters"] == 1
+        assert step.attributes["loramux.batch.requests"] == 1
+        assert step.attributes["loramux.batch.adapters"] == 1
     assert len(spans) == 5 + len(loads) + len(steps)
 
 
@@ -108,9 +108,13 @@ def test_a_beam_search_is_one_request_whose_first_step_is_reported(
     trace_id, _ = ids_of(tracer.span())
     spans = observed.collector.of(trace_id)
     (whole,) = named(spans, "text_completion tiny")
-    assert whole.told["gen_ai.request.choice.count"] == 2
-    assert whole.told["gen_ai.usage.output_tokens"] == answer.usage.completion_tokens == 1 + 4 * 4
-    assert whole.told["gen_ai.response.finish_reasons"] == ["length"] * 2
+    assert whole.attributes["gen_ai.request.choice.count"] == 2
+    assert (
+        whole.attributes["gen_ai.usage.output_tokens"]
+        == answer.usage.completion_tokens
+        == 1 + 4 * 4
+    )
+    assert whole.attributes["gen_ai.response.finish_reasons"] == ["length"] * 2
     counts = {name: len(named(spans, name)) for name in ("queue", "prefill", "engine step")}
     assert counts == {"queue": 1, "prefill": 1, "engine step": 1}
     assert len(spans) == 5
@@ -127,24 +131,24 @@ def test_spans_report_what_the_conventions_name(
     trace_id, _ = ids_of(tracer.span())
     spans = observed.collector.of(trace_id)
     (call,) = named(spans, GENERATE)
-    assert call.told["rpc.system.name"] == "grpc"
-    assert call.told["rpc.method"] == GENERATE
-    assert call.told["rpc.response.status_code"] == "OK"
-    assert call.told["loramux.tenant"] == "acme"
+    assert call.attributes["rpc.system.name"] == "grpc"
+    assert call.attributes["rpc.method"] == GENERATE
+    assert call.attributes["rpc.response.status_code"] == "OK"
+    assert call.attributes["loramux.tenant"] == "acme"
     assert call.resource["service.name"] == "loramux"
     (whole,) = named(spans, "text_completion tiny")
-    told = whole.told
-    assert told["gen_ai.operation.name"] == "text_completion"
-    assert told["gen_ai.provider.name"] == "loramux"
-    assert told["gen_ai.request.model"] == told["gen_ai.response.model"] == "tiny"
-    assert told["gen_ai.response.id"] == "mine"
-    assert (told["gen_ai.request.max_tokens"], told["gen_ai.request.seed"]) == (3, 7)
-    assert told["gen_ai.request.temperature"] == 0
-    assert told["gen_ai.usage.input_tokens"] == len(prompt) + 1
-    assert told["gen_ai.usage.output_tokens"] == 3
-    assert told["gen_ai.response.finish_reasons"] == ["length"]
-    assert told["loramux.adapter.name"] == "small"
-    assert 0 < told["gen_ai.response.time_to_first_chunk"] <= whole.end - call.begin
+    reported = whole.attributes
+    assert reported["gen_ai.operation.name"] == "text_completion"
+    assert reported["gen_ai.provider.name"] == "loramux"
+    assert reported["gen_ai.request.model"] == reported["gen_ai.response.model"] == "tiny"
+    assert reported["gen_ai.response.id"] == "mine"
+    assert (reported["gen_ai.request.max_tokens"], reported["gen_ai.request.seed"]) == (3, 7)
+    assert reported["gen_ai.request.temperature"] == 0
+    assert reported["gen_ai.usage.input_tokens"] == len(prompt) + 1
+    assert reported["gen_ai.usage.output_tokens"] == 3
+    assert reported["gen_ai.response.finish_reasons"] == ["length"]
+    assert reported["loramux.adapter.name"] == "small"
+    assert 0 < reported["gen_ai.response.time_to_first_chunk"] <= whole.end - call.begin
     mine = tracer.span().attributes or {}
     assert mine["rpc.method"] == GENERATE
     assert mine["rpc.response.status_code"] == "OK"
@@ -163,8 +167,8 @@ def test_each_completion_has_spans_of_its_own(
     client.generate("x", n=3, max_tokens=2, ignore_eos=True, seed=1)
     spans = observed.collector.of(ids_of(tracer.span())[0])
     for name in ("queue", "prefill", "decode"):
-        told = [span.told["loramux.completion.index"] for span in named(spans, name)]
-        assert sorted(told) == [0, 1, 2]
+        reported = [span.attributes["loramux.completion.index"] for span in named(spans, name)]
+        assert sorted(reported) == [0, 1, 2]
 
 
 def test_a_refused_call_has_a_span_that_says_why(
@@ -178,8 +182,8 @@ def test_a_refused_call_has_a_span_that_says_why(
     assert not mine.status.is_ok
     assert mine.status.description is None  # the message may quote the request
     (call,) = observed.collector.of(ids_of(mine)[0])
-    assert call.told["rpc.response.status_code"] == "NOT_FOUND"
-    assert call.told["loramux.reason"] == "ADAPTER_NOT_FOUND"
+    assert call.attributes["rpc.response.status_code"] == "NOT_FOUND"
+    assert call.attributes["loramux.reason"] == "ADAPTER_NOT_FOUND"
     assert not call.has_failed  # that is the caller's mistake, not the server's
 
 
@@ -195,8 +199,8 @@ def test_a_stream_that_is_left_is_cancelled_in_its_trace(tmp_path: Path, tracer:
             next(stream)
             stream.close()  # type: ignore[attr-defined]
         trace_id, _ = ids_of(tracer.span())
-        (call,) = [span for span in collector.of(trace_id) if "rpc.method" in span.told]
-    assert (call.name, call.told["rpc.response.status_code"]) == (STREAM, "CANCELLED")
+        (call,) = [span for span in collector.of(trace_id) if "rpc.method" in span.attributes]
+    assert (call.name, call.attributes["rpc.response.status_code"]) == (STREAM, "CANCELLED")
 
 
 async def test_the_asynchronous_client_has_the_same_spans(
@@ -210,7 +214,7 @@ async def test_the_asynchronous_client_has_the_same_spans(
         with pytest.raises(LoramuxError):
             await client.generate("x", max_tokens=0)
     async with asyncio.timeout(60):
-        while len(tracer.kept.get_finished_spans()) < 3:  # noqa: ASYNC110 - told by nobody
+        while len(tracer.kept.get_finished_spans()) < 3:  # noqa: ASYNC110 - nothing to await
             await asyncio.sleep(0.01)
     spans = tracer.kept.get_finished_spans()
     codes = [(span.attributes or {})["rpc.response.status_code"] for span in spans]
@@ -218,7 +222,7 @@ async def test_the_asynchronous_client_has_the_same_spans(
     for span in spans:
         trace_id, span_id = ids_of(span)
         found = await asyncio.to_thread(observed.collector.of, trace_id)
-        (call,) = [each for each in found if "rpc.method" in each.told]
+        (call,) = [each for each in found if "rpc.method" in each.attributes]
         assert call.parent == span_id
 
 

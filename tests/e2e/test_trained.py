@@ -109,8 +109,8 @@ def test_numbers_and_several_labels_are_reported_as_they_were_learned(
         logits = model(input_ids=ids).logits[0]
     wanted = (logits if name == "score" else logits.sigmoid()).tolist()
     (result,) = trainer.client.classify([TEXT], adapter=name).results
-    told = {each.label: each.score for each in result.labels}
-    assert told == pytest.approx(dict(zip(names, wanted, strict=True)), abs=1e-4)
+    reported = {each.label: each.score for each in result.labels}
+    assert reported == pytest.approx(dict(zip(names, wanted, strict=True)), abs=1e-4)
 
 
 @pytest.mark.parametrize("method", ["rslora", "prompt"])

@@ -86,5 +86,5 @@ def test_forms_are_of_the_text_that_tokens_make(marian: Translator) -> None:
     with marian.server.client() as client:
         seen = {client.generate("a", choice=choices, max_tokens=20, seed=n).text for n in range(12)}
         assert seen == set(choices)
-        told = client.generate("a", max_tokens=6, temperature=0.0, logprobs=2, ignore_eos=True)
-        assert all("\ufdd0" not in text for text in (told.text, str(told)))
+        reported = client.generate("a", max_tokens=6, temperature=0.0, logprobs=2, ignore_eos=True)
+        assert all("\ufdd0" not in text for text in (reported.text, str(reported)))

@@ -92,7 +92,7 @@ def test_tritons_client_calls_adapters_as_models(tiny_server: RunningServer) -> 
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+    reported = json.loads(done.stdout)
     with Client(tiny_server.target) as client:
         made = {
             (name, text): client.generate(
@@ -100,7 +100,7 @@ def test_tritons_client_calls_adapters_as_models(tiny_server: RunningServer) -> 
             ).text
             for name, text in (("wide", "hello"), ("wide", "you"), ("rs", "hello"))
         }
-    assert told == {
+    assert reported == {
         "server": [True, True],
         "models": [True, True, False],
         "metadata": ["1"],

@@ -190,9 +190,11 @@ def test_all_texts_of_a_model_whose_alias_is_split_get_one_version(
             assert answer.model_version == str(version)
             assert texts_of(answer) == ["hi" + alone[version]] * 4
             found.add(version)
-        told = call(channel, "ModelMetadata", ModelMetadataRequest(name="bot", version="canary"))
+        reported = call(
+            channel, "ModelMetadata", ModelMetadataRequest(name="bot", version="canary")
+        )
     assert len(found) > 1
-    assert list(told.versions) == list(map(str, versions))
+    assert list(reported.versions) == list(map(str, versions))
 
 
 def test_a_running_request_keeps_its_version_when_the_alias_moves(client: Client) -> None:

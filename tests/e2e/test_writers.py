@@ -261,7 +261,7 @@ def test_what_is_read_and_what_is_written_have_room_of_their_own(t5: Writers) ->
 
 
 def test_nothing_is_labelled_or_embedded(t5: Writers) -> None:
-    told = (
+    reported = (
         "the base model, T5ForConditionalGeneration, is an encoder-decoder: it generates "
         "text and does not classify or embed it; call loramux.v1.GenerationService.Generate"
     )
@@ -273,7 +273,7 @@ def test_nothing_is_labelled_or_embedded(t5: Writers) -> None:
         ):
             with pytest.raises(FailedPreconditionError) as caught:
                 call()
-            assert (str(caught.value), caught.value.reason) == (told, "BASE_ONLY_WRITES")
+            assert (str(caught.value), caught.value.reason) == (reported, "BASE_ONLY_WRITES")
 
 
 def test_what_a_text_begins_with_is_the_request_s_the_adapter_s_or_the_base_s(
@@ -335,7 +335,7 @@ def test_commands_take_it(
     with nllb.server.client() as client:
         wanted = client.generate(TEXTS[0], adapter="lora", decoder_prompt=[GERMAN], **GREEDY)
 
-    def told(*arguments: str) -> str:
+    def reported(*arguments: str) -> str:
         command = ["loramux", *arguments, f"--server={nllb.server.target}"]
         monkeypatch.setattr("sys.argv", command)
         with pytest.raises(SystemExit, match="0"):
@@ -343,7 +343,7 @@ def test_commands_take_it(
         return capsys.readouterr().out
 
     answer = json.loads(
-        told(
+        reported(
             "generate", TEXTS[0], "-a", "lora", f"--max-tokens={NUM_TOKENS}", "--temperature=0",
             "--decoder-prompt=deu_Latn", "--parse-special-tokens", "--json",
         )
@@ -352,7 +352,7 @@ def test_commands_take_it(
     body = {"model": "lora", "prompt": TEXTS[0], "decoder_prompt": [GERMAN], **GREEDY}
     line = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": body}
     (tmp_path / "asked.jsonl").write_text(json.dumps(line))
-    told("batch", str(tmp_path / "asked.jsonl"), "-o", str(tmp_path / "answers.jsonl"))
+    reported("batch", str(tmp_path / "asked.jsonl"), "-o", str(tmp_path / "answers.jsonl"))
     response = json.loads((tmp_path / "answers.jsonl").read_text())["response"]
     assert response["body"]["choices"][0]["text"] == wanted.text
 

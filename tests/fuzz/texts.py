@@ -287,9 +287,9 @@ async def _write(served: Served, raw: bytes) -> str:
 
 async def _post(gateway: InProcessGateway, route: str, body: bytes) -> str:
     reply = await gateway.post(route, body)
-    told = json.loads(reply.body)
+    reported = json.loads(reply.body)
     if reply.status >= 400:
-        assert told["error"]["message"], "a refusal without a word"
+        assert reported["error"]["message"], "a refusal without a word"
     if reply.status in (500, 501):
         raise FindingError(f"{route}: {reply.status} {reply.body!r}")
     return str(reply.status)

@@ -28,12 +28,12 @@ def test_the_likeliest_come_first_and_of_equal_ones_the_lower(
     rows = [[*row[:-1], 0.5] for row in rows]  # none of them is all -inf
     tokens = torch.tensor([row.index(0.5) for row in rows])
     found = FORMS[form](torch.tensor(rows), tokens, count)
-    for row, told, chosen in zip(rows, found.tolist(), tokens.tolist(), strict=True):
+    for row, reported, chosen in zip(rows, found.tolist(), tokens.tolist(), strict=True):
         total = math.log(sum(math.exp(logit) for logit in row))
         wanted = sorted(range(30), key=lambda token: (-row[token], token))[:count]
-        assert [int(token) for token in told[1 + count :]] == wanted
-        assert told[0] == pytest.approx(row[chosen] - total, abs=1e-5)
-        assert told[1 : 1 + count] == pytest.approx([row[t] - total for t in wanted], abs=1e-5)
+        assert [int(token) for token in reported[1 + count :]] == wanted
+        assert reported[0] == pytest.approx(row[chosen] - total, abs=1e-5)
+        assert reported[1 : 1 + count] == pytest.approx([row[t] - total for t in wanted], abs=1e-5)
 
 
 def test_nothing_is_asked_of_the_host() -> None:

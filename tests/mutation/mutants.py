@@ -41,9 +41,9 @@ def mutants(source: str) -> list[Mutant]:
         for kind, change in _changes(node):
             mutated = copy.deepcopy(tree)
             old, new = _put(mutated, path, change)
-            told = f"{kind}: {_short(old)} -> {_short(new)}"
+            reported = f"{kind}: {_short(old)} -> {_short(new)}"
             text = ast.unparse(ast.fix_missing_locations(mutated))
-            found.append(Mutant(getattr(node, "lineno", 0), told, text))
+            found.append(Mutant(getattr(node, "lineno", 0), reported, text))
     return found
 
 

@@ -66,9 +66,9 @@ def test_each_text_is_what_the_library_computes(architecture: str, tmp_path: Pat
 
 
 def logprobs(harness: Harness, request_id: int, number: int = 0) -> torch.Tensor:
-    told = harness.tokens[request_id][number].logprobs
-    assert told is not None
-    return torch.tensor([logprob for _, logprob in sorted(told.top)])
+    reported = harness.tokens[request_id][number].logprobs
+    assert reported is not None
+    return torch.tensor([logprob for _, logprob in sorted(reported.top)])
 
 
 @pytest.mark.parametrize("architecture", SEQ2SEQ)

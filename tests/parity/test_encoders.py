@@ -111,11 +111,11 @@ def states_of(
         tokens: The text.
         second_from: Where a second text begins in it, 0 if none does; None tells the model nothing.
     """
-    told = {}
+    reported = {}
     if second_from is not None:
         places = torch.arange(len(tokens))
-        told["token_type_ids"] = (places >= (second_from or len(tokens))).long()[None]
-    states: torch.Tensor = model(input_ids=torch.tensor([tokens]), **told)[0][0]
+        reported["token_type_ids"] = (places >= (second_from or len(tokens))).long()[None]
+    states: torch.Tensor = model(input_ids=torch.tensor([tokens]), **reported)[0][0]
     return states
 
 

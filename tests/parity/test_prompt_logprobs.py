@@ -93,9 +93,9 @@ def test_prompts_in_one_batch_equal_peft_alone(
     assert all(len(harness.output(request_id)) == 40 for request_id in writing)
     for number, each in enumerate(asked):
         request_id = len(writing) + number
-        told = harness.prompt_logprobs(request_id)
-        assert len(told) == (len(each.prompt) - 1) * (2 + 2 * counts[number])
-        check_prompt_logprobs(told, each.prompt, each.logprobs, TOLERANCE)
+        reported = harness.prompt_logprobs(request_id)
+        assert len(reported) == (len(each.prompt) - 1) * (2 + 2 * counts[number])
+        check_prompt_logprobs(reported, each.prompt, each.logprobs, TOLERANCE)
         assert len(harness.output(request_id)) == number % 2 * 3
         finish = harness.prompts[request_id].finish
         assert finish == (None if number % 2 else Finish.LENGTH)

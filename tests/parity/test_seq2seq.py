@@ -160,9 +160,9 @@ def test_texts_of_one_batch_equal_peft_alone(name: str, tmp_path: Path) -> None:
     assert not harness.failures
     for request_id, text in wanted.items():
         assert harness.output(request_id) == text.expected.tokens
-        for told, row in zip(harness.tokens[request_id], text.expected.logprobs, strict=True):
-            assert told.logprobs is not None
-            for token, logprob in told.logprobs.top:
+        for reported, row in zip(harness.tokens[request_id], text.expected.logprobs, strict=True):
+            assert reported.logprobs is not None
+            for token, logprob in reported.logprobs.top:
                 assert abs(logprob - row[token].item()) < TOLERANCE
     assert max(report.batch.adapters for report in harness.reports if report.batch) > 2
     assert harness.reports[-1].stats.preemptions

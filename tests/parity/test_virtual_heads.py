@@ -72,10 +72,10 @@ def configs(task: Task, base: BaseModel | None) -> Iterator[PeftConfig]:
 @torch.inference_mode()
 def expected(model: PeftModel, task: Task, tokens: list[int], types: list[int]) -> torch.Tensor:
     """Return what PEFT makes of a text: [1, labels], or [tokens, labels]."""
-    told = {"token_type_ids": torch.tensor([types])} if any(types) else {}
+    reported = {"token_type_ids": torch.tensor([types])} if any(types) else {}
     if "MULTITASK" in str(model.peft_type):
-        told["task_ids"] = torch.tensor([0])
-    output = model(input_ids=torch.tensor([tokens]), **told)
+        reported["task_ids"] = torch.tensor([0])
+    output = model(input_ids=torch.tensor([tokens]), **reported)
     if task is Task.SPANS:
         both = torch.stack([output.start_logits[0], output.end_logits[0]], dim=-1)
         return both[-len(tokens) :]
@@ -188,5 +188,5 @@ def test_embeddings_of_tokens_are_refused_beside_those_of_virtual_ones(tmp_path:
     )
     save_tuned(classifier(model, Task.SEQUENCE, 2), config, tmp_path / "adapter", seed=1)
     pack_source(tmp_path / "adapter", package)
-    told = "PEFT looks the latter up in the untrained embeddings"
-    assert told in refusal(package, harness.info)
+    reported = "PEFT looks the latter up in the untrained embeddings"
+    assert reported in refusal(package, harness.info)

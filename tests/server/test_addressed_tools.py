@@ -170,9 +170,9 @@ def read_both(pieces: Sequence[str]) -> tuple[str, str, list[tuple[str, str]]]:
     reasoning, text, calls = "", "", []
     for found in [*map(thoughts.push, pieces), thoughts.flush()]:
         reasoning += found.reasoning
-        told = reader.push(found.text)
-        text += told.text
-        calls += [(call.name, call.arguments) for call in told.calls]
+        reported = reader.push(found.text)
+        text += reported.text
+        calls += [(call.name, call.arguments) for call in reported.calls]
     return reasoning, text + reader.flush().text, calls
 
 

@@ -38,8 +38,8 @@ def test_every_call_that_changes_something_is_an_act() -> None:
 ])  # fmt: skip
 def test_of_what_is_no_name_only_the_length_is_reported(name: str) -> None:
     request = aliases_pb2.DeleteAliasRequest(name=name, alias="stable-2")
-    told = targets("loramux.v1.AliasService.DeleteAlias", request)
-    assert told == {"name": f"{len(name)} characters", "alias": "stable-2"}
+    reported = targets("loramux.v1.AliasService.DeleteAlias", request)
+    assert reported == {"name": f"{len(name)} characters", "alias": "stable-2"}
 
 
 async def test_an_act_is_synced_before_it_counts_as_reported(
@@ -104,8 +104,8 @@ def test_a_command_that_failed_is_reported_as_failed(tmp_path: Path) -> None:
     path = tmp_path / "audit"
     with pytest.raises(LookupError), audited(str(path), "key.revoke", key="abc"):
         raise LookupError
-    with audited(str(path), "key.create") as told:
-        told["key"] = "def"
+    with audited(str(path), "key.create") as reported:
+        reported["key"] = "def"
     entries = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(e["act"], e["key"], e["outcome"]) for e in entries] == [
         ("key.revoke", "abc", "failed"), ("key.create", "def", "ok")
@@ -129,8 +129,12 @@ def test_a_process_writes_as_the_one_that_started_it() -> None:
     run += "import subprocess; s(log_format='json'); "
     run += f"subprocess.run([sys.executable, '-c', {child!r}])"
     ran = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, check=True)
-    told = json.loads(ran.stderr)
-    assert (told["process"], told["level"], told["message"]) == ("engine", "error", "no")
+    reported = json.loads(ran.stderr)
+    assert (reported["process"], reported["level"], reported["message"]) == (
+        "engine",
+        "error",
+        "no",
+    )
 
 
 def test_an_exception_is_reported_without_what_it_says() -> None:
@@ -140,9 +144,9 @@ def test_an_exception_is_reported_without_what_it_says() -> None:
         error = sys.exc_info()
     record = logging.LogRecord("x", logging.ERROR, __file__, 1, "two\nlines", None, error)
     line = JsonLines("frontend").format(record)
-    told = json.loads(line)
+    reported = json.loads(line)
     assert "\n" not in line
     assert "the prompt" not in line
-    assert (told["exception"], told["message"]) == ("ValueError", "two\nlines")
-    assert len(told["stack"]) == 1
+    assert (reported["exception"], reported["message"]) == ("ValueError", "two\nlines")
+    assert len(reported["stack"]) == 1
     assert str(Path(__file__).parent) not in line

@@ -103,11 +103,11 @@ async def test_all_beams_wait_for_the_slowest() -> None:
     search = Search(Served())
     await search.step()
     one, other = search.asked
-    told = Logprobs(-0.5, LIKELY)
-    search.engine.report(Token(one.request_id, 10, Finish.LENGTH, told))
+    reported = Logprobs(-0.5, LIKELY)
+    search.engine.report(Token(one.request_id, 10, Finish.LENGTH, reported))
     await woken(search.first)
     assert search.asked == [other]
-    search.engine.report(Token(other.request_id, 10, Finish.LENGTH, told))
+    search.engine.report(Token(other.request_id, 10, Finish.LENGTH, reported))
     await woken(search.first)
     assert [each.ask.num_generated for each in search.asked] == [2, 2]
     search.first.cancel()

@@ -160,8 +160,8 @@ def test_what_an_unsure_catalog_turns_out_to_hold_is_reported(tmp_path: Path) ->
     registry = Registry(tmp_path)
     for number, name in enumerate(("same", "changed", "gone")):
         publish(registry, name, small_package(number))
-    told: list[tuple[str, str]] = []
-    registry.follow(lambda what, record: told.append((what, record.name)))
+    reported: list[tuple[str, str]] = []
+    registry.follow(lambda what, record: reported.append((what, record.name)))
     connection = sqlite3.connect(tmp_path / "catalog.sqlite")
     connection.execute("UPDATE versions SET is_pinned = 1 WHERE name = 'changed'")
     connection.execute("UPDATE versions SET name = 'came' WHERE name = 'gone'")
@@ -169,7 +169,7 @@ def test_what_an_unsure_catalog_turns_out_to_hold_is_reported(tmp_path: Path) ->
     connection.close()
     registry.catalog.needs_reload = True
     publish(registry, "new", small_package(3))
-    assert told == [
+    assert reported == [
         ("removed", "gone"), ("added", "came"), ("updated", "changed"), ("added", "new"),
     ]  # fmt: skip
     assert registry.names() == ["came", "changed", "new", "same"]

@@ -95,8 +95,8 @@ async def test_what_would_be_wrong_is_refused_by_name(kind: ModelKind) -> None:
     ]
     if kind is ModelKind.DECODER:
         field = "decoder_prompt"
-        told = "is set, but the base model, Llama, is decoder-only; expected none"
-        cases = [({name: value}, name, f"{name} {told}") for name, value in (
+        reported = "is set, but the base model, Llama, is decoder-only; expected none"
+        cases = [({name: value}, name, f"{name} {reported}") for name, value in (
             (field, "a"), (f"{field}_token_ids", [3])
         )]  # fmt: skip
     for fields, field, message in cases:

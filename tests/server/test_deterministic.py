@@ -101,7 +101,7 @@ def test_no_bit_of_a_text_that_is_read_as_a_whole_depends_on_the_batch(
             )
         return harness.submit(text, adapter, pooling=Pooling.MEAN)
 
-    def told(request_id: int) -> object:
+    def reported(request_id: int) -> object:
         return harness.scores.get(request_id) and harness.scores[request_id].numbers, [
             (token.token, token.logprobs) for token in harness.tokens[request_id]
         ]
@@ -110,14 +110,14 @@ def test_no_bit_of_a_text_that_is_read_as_a_whole_depends_on_the_batch(
     for number in range(len(texts)):
         request_id = given(number)
         harness.run()
-        alone.append(told(request_id))
+        alone.append(reported(request_id))
     together = []
     for number in range(len(texts)):
         together.append(given(number))
         if number % 2:
             harness.step()
     harness.run()
-    assert [told(request_id) for request_id in together] == alone
+    assert [reported(request_id) for request_id in together] == alone
 
 
 @pytest.mark.parametrize("task", Task)

@@ -79,9 +79,11 @@ def test_adapters_of_another_base_are_warned_of_or_left_out(
     base = replace(BASE, identity=BaseIdentity("org/Tiny-1B"), is_strict=is_strict)
     why = "its config names the base model 'org/Other-1B', but this one is 'Tiny-1B'"
     assert import_directory(directory, registry, base) == (1 if is_strict else 2)
-    (told,) = [record.getMessage() for record in caplog.records]
-    assert told.startswith("folder is skipped: " if is_strict else "folder seems to be made for")
-    assert told.endswith(why)
+    (reported,) = [record.getMessage() for record in caplog.records]
+    assert reported.startswith(
+        "folder is skipped: " if is_strict else "folder seems to be made for"
+    )
+    assert reported.endswith(why)
     assert registry.get("package").other_base == ""
     if not is_strict:
         assert registry.get("folder").other_base == why

@@ -193,8 +193,8 @@ async def test_what_is_tried_out_is_read_and_not_continued() -> None:
     await intake.load(record_of("SEQ_CLS"))
     assert engine.sent[1].pooling is None
     assert engine.sent[1].adapter and engine.sent[1].adapter.task == "SEQ_CLS"
-    told: list[bool] = []
-    probe = Probe(engine, info, interval=1, on_result=told.append)
+    reported: list[bool] = []
+    probe = Probe(engine, info, interval=1, on_result=reported.append)
     engine._scores = states_of
     assert await probe._makes_a_token()
     assert engine.sent[2].pooling is Pooling.MEAN

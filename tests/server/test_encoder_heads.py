@@ -132,11 +132,11 @@ def test_layers_that_were_lost_are_named(
     base, heads = bases["deberta"]
     config = config_for("deberta", Task.SEQUENCE, modules_to_save=None, target_modules=targets)
     save_headed(base, Task.SEQUENCE, config, tmp_path / "a")
-    told = (
+    reported = (
         r"tensor base_model\.model\.pooler\.dense\.weight is missing: "
         r"DebertaV2ForSequenceClassification has it .* if modules_to_save has 'pooler\.dense'"
     )
-    with pytest.raises(PackageError, match=told) as caught:
+    with pytest.raises(PackageError, match=reported) as caught:
         head_in(tmp_path / "a", heads)
     assert caught.value.reason == "ADAPTER_BASE_MISMATCH"
 
@@ -160,8 +160,8 @@ def test_an_adapter_of_another_encoder_does_not_fit(
     save_headed(base, Task.SEQUENCE, config_for("roberta", Task.SEQUENCE), tmp_path / "a")
     check_head(package_of(tmp_path / "a", heads).contents, heads.shapes)
     other = bases["bert"][1]
-    told = r"BertForSequenceClassification has no parameter classifier\.dense\.bias after"
-    with pytest.raises(PackageError, match=told):
+    reported = r"BertForSequenceClassification has no parameter classifier\.dense\.bias after"
+    with pytest.raises(PackageError, match=reported):
         check_head(package_of(tmp_path / "a", other).contents, other.shapes)
     with pytest.raises(PackageError, match="a head must be one linear layer"):
         check_head(package_of(tmp_path / "a", heads).contents, {})
@@ -219,12 +219,14 @@ def test_what_computes_something_else_is_not_served(tmp_path: Path) -> None:
         intermediate_size=24, max_position_embeddings=40, attention_window=4, initializer_range=0.3,
     )  # fmt: skip
     heads = Heads.of(AutoModel.from_config(config).eval(), config)
-    told = "LongformerForSequenceClassification does not compute its logits from the last hidden"
-    assert told in heads.shapes[Task.SEQUENCE].fault
+    reported = (
+        "LongformerForSequenceClassification does not compute its logits from the last hidden"
+    )
+    assert reported in heads.shapes[Task.SEQUENCE].fault
     assert not heads.shapes[Task.TOKENS].fault
     roberta = save_encoder("roberta", tmp_path / "base")
     save_headed(roberta, Task.SEQUENCE, config_for("roberta", Task.SEQUENCE), tmp_path / "a")
-    with pytest.raises(PackageError, match=f"does not support heads for it: {told}"):
+    with pytest.raises(PackageError, match=f"does not support heads for it: {reported}"):
         check_head(package_of(tmp_path / "a", heads).contents, heads.shapes)
 
 

@@ -147,7 +147,7 @@ def ask(harness: Harness, first: int, **sampling: Any) -> int:
     return harness.submit([first, *SOURCE, *BEGIN], num_source=len(SOURCE) + 1, **options)
 
 
-def told(harness: Harness, number: int) -> list[float]:
+def reported(harness: Harness, number: int) -> list[float]:
     """Return the tokens of a request, and how likely each was."""
     tokens = harness.tokens[number]
     return [*harness.output(number), *(t.logprobs.chosen for t in tokens if t.logprobs)]
@@ -157,7 +157,7 @@ def alone(harness: Harness, first: int, **sampling: Any) -> Any:
     """Return that of one that is alone, or nearly that."""
     number = ask(harness, first, **sampling)
     harness.run()
-    return pytest.approx(told(harness, number), abs=1e-4)
+    return pytest.approx(reported(harness, number), abs=1e-4)
 
 
 def request_of(harness: Harness, number: int) -> Request:
@@ -181,7 +181,7 @@ def test_requests_that_start_over_write_what_they_would_alone(tmp_path: Path) ->
     harness.engine.receive([Resume(paused)])
     harness.run()
     assert harness.reports[-1].stats.preemptions > 0
-    assert [told(harness, number) for number in [*numbers, paused]] == [*wanted, wanted[0]]
+    assert [reported(harness, number) for number in [*numbers, paused]] == [*wanted, wanted[0]]
 
 
 @pytest.mark.parametrize("end", [pause, Harness.cancel, lambda *_: None])
@@ -234,7 +234,7 @@ def test_a_token_that_is_put_off_is_the_one_that_comes_without_that(tmp_path: Pa
         forms.answer()
         harness.step()
         harness.step()  # nobody knows yet which tokens may come
-    assert told(harness, number) == wanted
+    assert reported(harness, number) == wanted
     assert request.num_computed == 0 and request.seq2seq_state == Seq2SeqState()
 
 
@@ -249,4 +249,4 @@ def test_it_may_be_the_first_one_after_a_request_has_started_over(tmp_path: Path
         pause(harness, number)
         harness.engine.receive([Resume(number)])
         harness.step()
-    assert told(harness, number) == wanted
+    assert reported(harness, number) == wanted

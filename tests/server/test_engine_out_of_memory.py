@@ -33,9 +33,9 @@ def test_the_other_side_learns_it_before_the_process_ends() -> None:
         with pytest.raises(SystemExit) as ended, exit_on_out_of_memory(theirs):
             raise MemoryError
         assert ended.value.code == 1
-        told = read_message(ours)
-    assert told is not None
-    assert decode_from_engine(told) == OutOfMemory()
+        reported = read_message(ours)
+    assert reported is not None
+    assert decode_from_engine(reported) == OutOfMemory()
 
 
 def test_other_errors_are_not_spoken_of() -> None:

@@ -46,7 +46,7 @@ class Asked:
     deadline: float
     pooling: Pooling | None = None
     output: list[int] = dataclasses.field(default_factory=list)
-    told: list[int] | None = None
+    reported: list[int] | None = None
     """The likeliest tokens in the places of its prompt, where they were told."""
     outcome: str = ""
 
@@ -84,7 +84,7 @@ def written(asked: Asked) -> list[int]:
     )  # fmt: skip
 
 
-def told(asked: Asked) -> list[int]:
+def reported(asked: Asked) -> list[int]:
     """Return what is the likeliest in each place of the prompt but the first."""
     return [
         completion(
@@ -253,10 +253,10 @@ class EngineMachine(RuleBasedStateMachine):
             for prompt in report.prompts:
                 asked = self.asked[prompt.request_id]
                 assert not asked.outcome, "a prompt after the end"
-                assert asked.told is None, "a prompt twice"
+                assert asked.reported is None, "a prompt twice"
                 assert not asked.output, "a prompt after a token"
                 logprobs_TL = np.frombuffer(prompt.numbers, np.float64).reshape(-1, 4)
-                asked.told = logprobs_TL[:, 3].astype(int).tolist()
+                asked.reported = logprobs_TL[:, 3].astype(int).tolist()
                 if prompt.finish:
                     asked.outcome = "finished"
             for token in report.tokens:
@@ -307,11 +307,11 @@ class EngineMachine(RuleBasedStateMachine):
         assert all(asked.outcome for asked in self.asked), "a request never ended"
         for asked in self.asked:
             alone = read(asked) or written(asked)
-            if asked.told is not None:
-                assert asked.told == told(asked)
+            if asked.reported is not None:
+                assert asked.reported == reported(asked)
             if asked.outcome == "finished":
                 assert asked.output == alone
-                assert (asked.told is None) == (asked.sampling.num_prompt_logprobs is None)
+                assert (asked.reported is None) == (asked.sampling.num_prompt_logprobs is None)
             else:
                 assert asked.output == alone[: len(asked.output)]
         assert self.scheduler.num_used_blocks == 0

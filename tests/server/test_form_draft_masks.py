@@ -176,11 +176,11 @@ def test_texts_go_on_where_they_were_when_the_process_is_lost_with_a_draft(texts
 
 def test_nobody_waits_for_what_comes_behind_a_draft_of_a_text_that_is_given_up() -> None:
     results = Results(lambda: None)
-    told: list[Next | DraftMasks] = [Next(1, None, "STRUCTURED_OUTPUT_FAILED"), Next(2, b"x")]
-    told.append(DraftMasks(2, ()))
-    for found in told:
+    reported: list[Next | DraftMasks] = [Next(1, None, "STRUCTURED_OUTPUT_FAILED"), Next(2, b"x")]
+    reported.append(DraftMasks(2, ()))
+    for found in reported:
         results.add(found)
-    assert results.take([1, 2], 10**6, [1, 2]) == told
+    assert results.take([1, 2], 10**6, [1, 2]) == reported
 
 
 def test_drafts_take_a_form_to_no_limit_that_its_text_would_not_reach() -> None:
@@ -189,15 +189,15 @@ def test_drafts_take_a_form_to_no_limit_that_its_text_would_not_reach() -> None:
     def followed(*, drafts: bool) -> list[bytes | str]:
         follower, chosen, other = TextFollower(setup), random.Random(0), random.Random(1)
         answer = follower.answer(Begin(0, form, []))
-        told: list[bytes | str] = []
+        reported: list[bytes | str] = []
         while isinstance(answer, Allowed):
-            told.append(answer.bits)
+            reported.append(answer.bits)
             tokens = [token for token in range(3, 1300) if has_bit(answer.bits, token)]
             for _ in range(9 if drafts else 0):
                 assert isinstance(follower.answer(MaskDraft(0, other.choices(tokens))), MaskedDraft)
             answer = follower.answer(Advance(0, [chosen.choice(tokens)]))
         assert isinstance(answer, Broken)
-        return [*told, answer.why]
+        return [*reported, answer.why]
 
     plain = followed(drafts=False)
     assert "too many states" in str(plain[-1]) and len(plain) > 4

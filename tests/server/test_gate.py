@@ -89,7 +89,7 @@ class Guarded:
     async def becomes(self, key: Key, code: grpc.StatusCode) -> None:
         """Wait until a call with `key` ends so."""
         async with asyncio.timeout(60):
-            while (await self.call(key))[0] is not code:  # noqa: ASYNC110 - told by nobody
+            while (await self.call(key))[0] is not code:  # noqa: ASYNC110 - nothing to await
                 await asyncio.sleep(0.02)
 
     def stream(self, key: Key | None) -> Any:
@@ -215,7 +215,7 @@ async def test_nothing_is_kept_of_calls_that_were_ended(tmp_path: Path, keys: Ke
         assert await stream.code() is UNKNOWN_CALLER
         gate = server.gate
         async with asyncio.timeout(60):
-            while gate._running or gate._shut_out:  # noqa: ASYNC110 - told by nobody
+            while gate._running or gate._shut_out:  # noqa: ASYNC110 - nothing to await
                 await asyncio.sleep(0.01)
 
 
@@ -288,7 +288,7 @@ async def test_a_call_that_its_caller_gives_up_is_cancelled(tmp_path: Path, keys
         stream.cancel()
         assert await stream.code() is grpc.StatusCode.CANCELLED
         async with asyncio.timeout(60):
-            while server.answers.waiting:  # noqa: ASYNC110 - told by nobody
+            while server.answers.waiting:  # noqa: ASYNC110 - nothing to await
                 await asyncio.sleep(0.01)
 
 
@@ -304,9 +304,9 @@ async def test_keys_that_cannot_be_read_stay_as_they_were_and_that_is_said_once(
             while tls.num_looks < looks + 3:  # noqa: ASYNC110 - certificates are looked at anyhow
                 await asyncio.sleep(0.02)
         assert (await server.call(user))[0] is OK
-        told = [r.message for r in caplog.records if "keeping the current ones" in r.message]
-        assert len(told) == 1
-        assert "accessible to other users" in told[0]
+        reported = [r.message for r in caplog.records if "keeping the current ones" in r.message]
+        assert len(reported) == 1
+        assert "accessible to other users" in reported[0]
         secret.chmod(0o600)
         await server.becomes(later, OK)
         secret.chmod(0o644)

@@ -120,9 +120,9 @@ def test_kernels_that_do_not_run_here_make_a_model_unservable() -> None:
         raise RuntimeError("out of resource: shared memory\nand more")
 
     backend = replace(DEFINITIONS, name="broken", rms_norm=norm)
-    with pytest.raises(UnservableModelError, match="out of resource") as told:
+    with pytest.raises(UnservableModelError, match="out of resource") as reported:
         ModelRunner(prepare(tiny_model("llama")), backend, num_slots=64, adapter_memory=1 << 20)
-    assert "and more" not in str(told.value)
+    assert "and more" not in str(reported.value)
 
 
 def test_a_step_that_is_read_is_in_no_graph_of_any_process(

@@ -68,7 +68,7 @@ CAT, DOG = b"a cat", b"a dog"
 
 async def until(holds: Callable[[], bool]) -> None:
     async with asyncio.timeout(60):
-        while not holds():  # noqa: ASYNC110 - told by nobody
+        while not holds():  # noqa: ASYNC110 - nothing to await
             await asyncio.sleep(0.001)
 
 
@@ -423,7 +423,7 @@ def test_a_request_is_another_one_with_another_image() -> None:
 
 
 async def test_a_server_says_how_many_images_it_takes(opened: Opened) -> None:
-    async def told(serves_images: bool, **settings: Any) -> tuple[int, int]:
+    async def reported(serves_images: bool, **settings: Any) -> tuple[int, int]:
         model = opened(supports_images=serves_images).model
         config = ServerConfig(model="", max_image_bytes=1 << 20, **settings)
         service = ServerService(model, config, Totals())
@@ -431,7 +431,7 @@ async def test_a_server_says_how_many_images_it_takes(opened: Opened) -> None:
         assert (found.max_image_bytes, found.max_image_pixels) == (1 << 20, 1 << 24)
         return found.max_images, found.max_request_bytes
 
-    assert await told(True) == (8, MESSAGE_BYTES + (3 << 20))
-    assert await told(True, max_images=1) == (1, MESSAGE_BYTES + (1 << 20))
-    assert await told(True, max_images=0) == await told(False) == (0, MESSAGE_BYTES)
+    assert await reported(True) == (8, MESSAGE_BYTES + (3 << 20))
+    assert await reported(True, max_images=1) == (1, MESSAGE_BYTES + (1 << 20))
+    assert await reported(True, max_images=0) == await reported(False) == (0, MESSAGE_BYTES)
     assert message_bytes(8, 8 << 20) == 28 << 20

@@ -35,7 +35,7 @@ def test_layers_that_use_positions_outside_of_attention_take_requests_one_by_one
         ids = [harness.submit(each, num_source=4, max_tokens=4, num_logprobs=1) for each in asked]
         harness.run()
         found = [[token.logprobs for token in harness.tokens[request_id]] for request_id in ids]
-        return [[each.chosen for each in told if each] for told in found]
+        return [[each.chosen for each in reported if each] for reported in found]
 
     together = logprobs(*prompts)
     assert together == [pytest.approx(logprobs(prompt)[0], abs=1e-5) for prompt in prompts]

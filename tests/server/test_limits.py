@@ -304,7 +304,7 @@ def test_no_more_completions_than_run_and_wait_and_none_of_too_long_a_prompt() -
         few.check(SamplingParams(n=14))
     limits.check_copies(64, prepared(140))
     limits.check_copies(8, prepared(5000, 1 << 20))
-    for large, told in (
+    for large, reported in (
         (prepared(141), "with 141 tokens of its prompt for each completion and at most 9000 per "
          "request, expected at most 63"),
         (prepared(9, 1 << 19), "with 524288 bytes of its images for each completion and at most "
@@ -313,7 +313,7 @@ def test_no_more_completions_than_run_and_wait_and_none_of_too_long_a_prompt() -
         with pytest.raises(InvalidArgumentError) as caught:
             limits.check_copies(64, large)
         assert (str(caught.value), caught.value.field) == (
-            f"sampling.n is 64; {told}",
+            f"sampling.n is 64; {reported}",
             "sampling.n",
         )
 

@@ -16,7 +16,7 @@ from loramux_server.transport.lora_requests import MAX_NAMES, LoraRequests
 from loramux_server.wire.messages import Report
 
 
-class Told:
+class Reported:
     """What a server of `names`, digest -> names, tells when it is scraped."""
 
     def __init__(self, names: dict[str, list[str]]) -> None:
@@ -48,80 +48,80 @@ class Told:
 
 
 @pytest.fixture
-def told() -> Told:
-    return Told({"a": ["first"], "b": ["acme/second", "third"], "c": ["fourth"]})
+def reported() -> Reported:
+    return Reported({"a": ["first"], "b": ["acme/second", "third"], "c": ["fourth"]})
 
 
-def test_an_idle_server_reports_its_capacity_and_when(told: Told) -> None:
+def test_an_idle_server_reports_its_capacity_and_when(reported: Reported) -> None:
     before = time.time()
-    sample = told.sample()
+    sample = reported.sample()
     assert before <= sample.value <= time.time()
     assert sample.labels["max_lora"] == "8"
-    assert told.lists() == ("", "")
+    assert reported.lists() == ("", "")
 
 
-def test_an_adapter_is_waited_for_until_the_device_has_it(told: Told) -> None:
-    with told.statuses.used("a", "acme"), told.statuses.used("b", "acme"):
-        assert told.lists() == ("", "first,acme/second,third")
-        told.move(a="host")
-        assert told.lists() == ("", "first,acme/second,third")
-        told.move(a="device")
-        assert told.lists() == ("first", "acme/second,third")
-    assert told.lists() == ("first", "")
+def test_an_adapter_is_waited_for_until_the_device_has_it(reported: Reported) -> None:
+    with reported.statuses.used("a", "acme"), reported.statuses.used("b", "acme"):
+        assert reported.lists() == ("", "first,acme/second,third")
+        reported.move(a="host")
+        assert reported.lists() == ("", "first,acme/second,third")
+        reported.move(a="device")
+        assert reported.lists() == ("first", "acme/second,third")
+    assert reported.lists() == ("first", "")
 
 
-def test_what_is_asked_for_now_comes_first_and_then_what_was_last(told: Told) -> None:
-    told.move(a="device", b="device", c="device")
+def test_what_is_asked_for_now_comes_first_and_then_what_was_last(reported: Reported) -> None:
+    reported.move(a="device", b="device", c="device")
     for digest in "cab":
-        with told.statuses.used(digest, "acme"):
+        with reported.statuses.used(digest, "acme"):
             pass
-    assert told.lists()[0] == "acme/second,third,first,fourth"
-    with told.statuses.used("c", "acme"):
-        assert told.lists()[0] == "fourth,acme/second,third,first"
+    assert reported.lists()[0] == "acme/second,third,first,fourth"
+    with reported.statuses.used("c", "acme"):
+        assert reported.lists()[0] == "fourth,acme/second,third,first"
 
 
-def test_what_was_fetched_unasked_comes_after_what_was_asked_for(told: Told) -> None:
-    told.move(a="device")
-    with told.statuses.used("a", "acme"):
+def test_what_was_fetched_unasked_comes_after_what_was_asked_for(reported: Reported) -> None:
+    reported.move(a="device")
+    with reported.statuses.used("a", "acme"):
         pass
-    told.move(b="device")
-    assert told.lists()[0] == "first,acme/second,third"
-    with told.statuses.used("c", "acme"):
-        told.move(c="device")
-    told.move(a="device")  # told once more, it is not asked for
-    assert told.lists()[0] == "fourth,first,acme/second,third"
+    reported.move(b="device")
+    assert reported.lists()[0] == "first,acme/second,third"
+    with reported.statuses.used("c", "acme"):
+        reported.move(c="device")
+    reported.move(a="device")  # told once more, it is not asked for
+    assert reported.lists()[0] == "fourth,first,acme/second,third"
 
 
-def test_what_was_let_go_is_at_hand_no_more(told: Told) -> None:
-    told.move(a="device", b="device")
-    told.move(a="host")
-    assert told.lists()[0] == "acme/second,third"
-    told.statuses.engine_died()
-    assert told.lists() == ("", "")
+def test_what_was_let_go_is_at_hand_no_more(reported: Reported) -> None:
+    reported.move(a="device", b="device")
+    reported.move(a="host")
+    assert reported.lists()[0] == "acme/second,third"
+    reported.statuses.engine_died()
+    assert reported.lists() == ("", "")
 
 
-def test_a_mix_has_no_name(told: Told) -> None:
-    with told.statuses.used("a", "acme", "mix"), told.statuses.used("b", "acme", "mix"):
-        assert told.lists() == ("", "")
-        told.move(mix="device")
-        assert told.lists() == ("", "")
+def test_a_mix_has_no_name(reported: Reported) -> None:
+    with reported.statuses.used("a", "acme", "mix"), reported.statuses.used("b", "acme", "mix"):
+        assert reported.lists() == ("", "")
+        reported.move(mix="device")
+        assert reported.lists() == ("", "")
 
 
 def test_there_is_one_series_whatever_comes_and_goes_and_its_names_are_bounded() -> None:
     digests = [f"d{number}" for number in range(2 * MAX_NAMES)]
-    told = Told({digest: [f"adapter-{digest}"] for digest in digests})
+    reported = Reported({digest: [f"adapter-{digest}"] for digest in digests})
     with contextlib.ExitStack() as requests:
         for digest in digests:
-            requests.enter_context(told.statuses.used(digest, "acme"))
-            told.sample()  # which demands that it is the only one
-        assert len(told.lists()[1].split(",")) == MAX_NAMES
-        told.move(**dict.fromkeys(digests, "device"))
-        running, waiting = told.lists()
+            requests.enter_context(reported.statuses.used(digest, "acme"))
+            reported.sample()  # which demands that it is the only one
+        assert len(reported.lists()[1].split(",")) == MAX_NAMES
+        reported.move(**dict.fromkeys(digests, "device"))
+        running, waiting = reported.lists()
         assert (len(running.split(",")), waiting) == (MAX_NAMES, "")
 
 
-def test_nothing_stays_of_requests_that_ended(told: Told) -> None:
+def test_nothing_stays_of_requests_that_ended(reported: Reported) -> None:
     for _ in range(3):
-        with pytest.raises(ValueError, match="gone"), told.statuses.used("a", "acme"):
+        with pytest.raises(ValueError, match="gone"), reported.statuses.used("a", "acme"):
             raise ValueError("gone")
-    assert told.statuses.waited_for() == []
+    assert reported.statuses.waited_for() == []

@@ -261,7 +261,7 @@ def retrained(folder: Path, size: int = 90, **options: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "reported"),
     [
         (lambda folder: configured(folder, separate_vocabs=True), "separate_vocabs"),
         (lambda folder: without(folder, "<unk>"), "vocab.json has no token '<unk>'"),
@@ -284,10 +284,10 @@ def test_what_cannot_be_made_is_reported_and_token_ids_are_taken(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     change: Callable[[Path], None],
-    told: str,
+    reported: str,
 ) -> None:
     save_marian(tmp_path)
     change(tmp_path)
     assert read_text_format(str(tmp_path)).tokenizer_json is None
-    assert told in caplog.text
+    assert reported in caplog.text
     assert "accepts only token ids" in caplog.text

@@ -62,10 +62,10 @@ class Probed:
 
     def __init__(self) -> None:
         self.engine = Engine()
-        self.told: list[bool] = []
+        self.reported: list[bool] = []
         model: Any = SimpleNamespace(vocab_size=64, writing=None, is_encoder=False)
         self.probe = Probe(
-            self.engine, model, interval=INTERVAL, on_result=self.told.append, patience=INTERVAL
+            self.engine, model, interval=INTERVAL, on_result=self.reported.append, patience=INTERVAL
         )
 
 
@@ -79,16 +79,16 @@ async def probed() -> Any:
 
 async def until(condition: Any) -> None:
     async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110 - told by nobody
+        while not condition():  # noqa: ASYNC110 - nothing to await
             await asyncio.sleep(INTERVAL / 4)
 
 
 async def test_an_engine_that_makes_no_token_is_not_well_until_it_does(probed: Probed) -> None:
     probed.engine.is_well = False
-    await until(lambda: probed.told == [False])
+    await until(lambda: probed.reported == [False])
     assert isinstance(probed.engine.sent[-1], Cancel)  # nothing is left behind
     probed.engine.is_well = True
-    await until(lambda: probed.told == [False, True])
+    await until(lambda: probed.reported == [False, True])
 
 
 async def test_work_of_callers_is_proof_enough(probed: Probed) -> None:
@@ -96,7 +96,7 @@ async def test_work_of_callers_is_proof_enough(probed: Probed) -> None:
     for _ in range(20):
         probed.probe.report(Report(stats=STATS, batch=BatchSize(1, 1, 0, 0.1)))
         await asyncio.sleep(INTERVAL / 4)
-    assert probed.told == []
+    assert probed.reported == []
     assert probed.engine.num_probes == 0
 
 
@@ -109,9 +109,9 @@ async def test_a_probe_that_waits_behind_the_work_of_callers_proves_nothing(
         Report(stats=STATS, batch=BatchSize(1, 1, 0, 0.1))
     )
     await until(lambda: engine.num_probes == 2)
-    assert probed.told == []
+    assert probed.reported == []
     engine.on_submit = lambda: None
-    await until(lambda: probed.told == [False])
+    await until(lambda: probed.reported == [False])
 
 
 async def test_a_probe_is_never_in_quarantine(probed: Probed) -> None:
@@ -126,11 +126,11 @@ async def test_an_engine_that_is_away_is_left_alone(probed: Probed) -> None:
     probed.engine.process.is_ready = False
     await asyncio.sleep(4 * INTERVAL)
     assert probed.engine.num_probes == 0
-    assert probed.told == []
+    assert probed.reported == []
 
 
 async def test_the_next_engine_is_well_until_it_shows_otherwise(probed: Probed) -> None:
     probed.engine.is_well = False
-    await until(lambda: probed.told == [False])
+    await until(lambda: probed.reported == [False])
     probed.probe.begin()
-    await until(lambda: probed.told == [False, False])
+    await until(lambda: probed.reported == [False, False])

@@ -107,11 +107,11 @@ def test_deaths_count_only_if_they_are_to(quarantine: Quarantine) -> None:
 
 
 def test_what_is_refused_survives_a_restart(quarantine: Quarantine) -> None:
-    told: list[int] = []
-    quarantine.on_refused = lambda entry: told.append(quarantine.entries.index(entry))
+    reported: list[int] = []
+    quarantine.on_refused = lambda entry: reported.append(quarantine.entries.index(entry))
     for _ in range(2):
         quarantine.engine_died([work(1, A)])
-    assert told == [0, 1]
+    assert reported == [0, 1]
     other = Quarantine(max_deaths=2)
     other.restore(load(dump(quarantine.entries)))
     assert other.entries == quarantine.entries

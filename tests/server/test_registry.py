@@ -281,21 +281,21 @@ def test_requests_and_uploads_that_keep_bytes_are_counted(registry: Registry) ->
 
 
 def test_who_waits_for_a_version_learns_when_its_last_request_ends(registry: Registry) -> None:
-    told: list[str] = []
+    reported: list[str] = []
     record = put(registry, "a", 0)
     put(registry, "b", 0)  # other requests for the same bytes do not count
     with registry.lease("b"):
-        registry.leases.when_idle(record, lambda: told.append("at once"))
-        assert told == ["at once"]
+        registry.leases.when_idle(record, lambda: reported.append("at once"))
+        assert reported == ["at once"]
         with registry.lease("a"):
             with registry.lease("a"):
-                registry.leases.when_idle(record, lambda: told.append("first"))
-                registry.leases.when_idle(record, lambda: told.append("second"))
-            assert told == ["at once"]
-        assert told == ["at once", "first", "second"]
+                registry.leases.when_idle(record, lambda: reported.append("first"))
+                registry.leases.when_idle(record, lambda: reported.append("second"))
+            assert reported == ["at once"]
+        assert reported == ["at once", "first", "second"]
     with registry.lease("a"):
         pass
-    assert told == ["at once", "first", "second"]
+    assert reported == ["at once", "first", "second"]
 
 
 def test_who_waits_for_a_deleted_version_learns_when_its_bytes_are_gone(

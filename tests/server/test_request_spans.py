@@ -23,10 +23,12 @@ class Drawn:
 
     trace_id = "1"
 
-    def __init__(self, name: str, begin: float, told: Attributes, *, recorded: bool = True) -> None:
+    def __init__(
+        self, name: str, begin: float, attributes: Attributes, *, recorded: bool = True
+    ) -> None:
         self.name = name
         self.begin = begin
-        self.told = dict(told)
+        self.attributes = dict(attributes)
         self.finish: float | None = None
         self.error = ""
         self.parts: list[Drawn] = []
@@ -39,7 +41,7 @@ class Drawn:
     def end(self, end: float, attributes: Attributes = NO_ATTRIBUTES, *, error: str = "") -> None:
         assert self.finish is None, f"{self.name} ended twice"
         self.finish, self.error = end, error
-        self.told |= attributes
+        self.attributes |= attributes
 
     def all(self) -> "Iterator[Drawn]":
         yield self
@@ -92,14 +94,16 @@ def test_phases_follow_each_other_at_the_ends_of_steps(followed: Followed) -> No
     assert followed.whole.spent() == [
         ("queue", 0.0, 1.5), ("prefill", 1.5, 3.0), ("decode", 3.0, 5.0)
     ]  # fmt: skip
-    assert queue.told["loramux.queue.seconds"] == 1.25
+    assert queue.attributes["loramux.queue.seconds"] == 1.25
     assert prefill.spent() == [("engine step", 2.5, 3.0)]
     assert decode.spent() == [("engine step", 3.5, 4.0)]
-    assert decode.told["loramux.completion.tokens"] == 3
+    assert decode.attributes["loramux.completion.tokens"] == 3
     (step,) = prefill.parts
-    told = {name.removeprefix("loramux.batch."): value for name, value in step.told.items()}
-    assert told == {"requests": 3, "tokens": 30, "adapters": 2, "loramux.token.number": 1}
-    assert (followed.whole.finish, followed.whole.told) == (9.0, {"made": 1})
+    reported = {
+        name.removeprefix("loramux.batch."): value for name, value in step.attributes.items()
+    }
+    assert reported == {"requests": 3, "tokens": 30, "adapters": 2, "loramux.token.number": 1}
+    assert (followed.whole.finish, followed.whole.attributes) == (9.0, {"made": 1})
 
 
 def test_a_long_answer_has_few_step_spans(followed: Followed) -> None:
@@ -108,7 +112,7 @@ def test_a_long_answer_has_few_step_spans(followed: Followed) -> None:
         for number in range(1, 1001):
             followed.report(float(number), seconds=0.1, tokens=[Token(7, 1)])
     steps = [span for span in followed.call.all() if span.name == "engine step"]
-    assert [step.told["loramux.token.number"] for step in steps] == [2**n for n in range(10)]
+    assert [step.attributes["loramux.token.number"] for step in steps] == [2**n for n in range(10)]
 
 
 def test_an_answer_of_one_token_has_no_decode(followed: Followed) -> None:
@@ -129,8 +133,8 @@ def test_a_text_that_is_classified_ends_with_its_prefill(followed: Followed) -> 
     ]  # fmt: skip
     for number, prefill in enumerate(followed.whole.parts[2:]):
         assert prefill.spent() == [("engine step", 2.5 + number, 3.0 + number)]
-        assert prefill.parts[0].told["loramux.batch.requests"] == 3
-        assert prefill.told["loramux.completion.index"] == number
+        assert prefill.parts[0].attributes["loramux.batch.requests"] == 3
+        assert prefill.attributes["loramux.completion.index"] == number
 
 
 def test_only_loads_of_its_adapter_are_a_requests_own(followed: Followed) -> None:
@@ -140,7 +144,7 @@ def test_only_loads_of_its_adapter_are_a_requests_own(followed: Followed) -> Non
         followed.report(3.0, loads=[Load("device", 0.25, DIGEST)])
     (queue,) = followed.whole.parts
     assert queue.spent() == [("adapter load", 1.25, 1.75), ("adapter load", 2.75, 3.0)]
-    assert [load.told["loramux.adapter.tier"] for load in queue.parts] == ["host", "device"]
+    assert [load.attributes["loramux.adapter.tier"] for load in queue.parts] == ["host", "device"]
 
 
 def test_loads_of_a_request_that_starts_over_and_over_are_bounded(followed: Followed) -> None:
@@ -154,7 +158,9 @@ def test_completions_of_others_are_not_its_own(followed: Followed) -> None:
     with followed.request(7, 8):
         followed.report(1.0, started=[Started(7, 0.0), Started(9, 0.0)], tokens=[Token(9, 1)])
         followed.report(2.0, tokens=[Token(7, 1), Token(9, 1)])
-    names = [(part.name, part.told["loramux.completion.index"]) for part in followed.whole.parts]
+    names = [
+        (part.name, part.attributes["loramux.completion.index"]) for part in followed.whole.parts
+    ]
     assert names == [("queue", 0), ("queue", 1), ("prefill", 0)]
 
 
@@ -198,8 +204,8 @@ async def test_the_service_reports_what_was_asked_and_what_came_of_it() -> None:
         await asyncio.sleep(0)
     assert whole.name == "text_completion "
     assert whole.error == "CANCELLED"
-    assert whole.told["gen_ai.request.choice.count"] == 2
-    assert whole.told["gen_ai.request.temperature"] == 0.5
-    assert whole.told["gen_ai.usage.output_tokens"] == 1
-    assert whole.told["gen_ai.response.finish_reasons"] is None
-    assert str(TOKEN) not in {str(value) for value in whole.told.values()}
+    assert whole.attributes["gen_ai.request.choice.count"] == 2
+    assert whole.attributes["gen_ai.request.temperature"] == 0.5
+    assert whole.attributes["gen_ai.usage.output_tokens"] == 1
+    assert whole.attributes["gen_ai.response.finish_reasons"] is None
+    assert str(TOKEN) not in {str(value) for value in whole.attributes.values()}

@@ -121,7 +121,7 @@ async def streaming(calls: Calls) -> AsyncIterator[Any]:
     await server.stop(None)
 
 
-async def told(stream: Any, name: str) -> str:
+async def reported(stream: Any, name: str) -> str:
     """Send a request called `name` and return the answer."""
     await stream.write(theirs.ModelInferRequest(id=name))
     return str((await stream.read()).error_message)
@@ -129,9 +129,9 @@ async def told(stream: Any, name: str) -> str:
 
 async def test_a_defect_of_one_request_of_a_stream_ends_it_with_a_number() -> None:
     async with streaming(Calls()) as stream:
-        assert await told(stream, "first") == "first"
+        assert await reported(stream, "first") == "first"
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await told(stream, "")
+            await reported(stream, "")
     assert caught.value.code() is grpc.StatusCode.INTERNAL
     assert SECRET not in repr(caught.value)
 
@@ -139,9 +139,9 @@ async def test_a_defect_of_one_request_of_a_stream_ends_it_with_a_number() -> No
 async def test_the_end_of_a_server_does_not_wait_for_a_stream_without_requests() -> None:
     calls = Calls()
     async with streaming(calls) as stream:
-        assert await told(stream, "first") == "first"
+        assert await reported(stream, "first") == "first"
         assert await calls.close(60.0)
         # Who asks for more is told to try again, as with a call.
         with pytest.raises(grpc.aio.AioRpcError, match="shutting down") as caught:
-            await told(stream, "second")
+            await reported(stream, "second")
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE

@@ -70,8 +70,8 @@ def test_parts_of_a_mix_have_theirs(registry: Registry) -> None:
 
 
 def test_what_an_engine_finds_is_kept_for_all_who_have_it(unsealed: Registry) -> None:
-    told: list[object] = []
-    unsealed.follow(lambda *change: told.append(change))
+    reported: list[object] = []
+    unsealed.follow(lambda *change: reported.append(change))
     before = seals_of(unsealed)
     assert (before["a"], before["team/b"]) == ("", "")
     found = FoundSeals(unsealed)
@@ -80,7 +80,7 @@ def test_what_an_engine_finds_is_kept_for_all_who_have_it(unsealed: Registry) ->
     found.close()
     after = {**before, "a": SEAL, "team/b": SEAL}
     assert seals_of(unsealed) == kept(unsealed) == after
-    assert told == []  # nothing that anybody could see has changed
+    assert reported == []  # nothing that anybody could see has changed
     found.report(Report(stats=STATS, seals={DIGEST: ""}))  # the engine ends after us
     assert seals_of(unsealed) == after
 

@@ -80,11 +80,11 @@ def test_the_last_token_comes_once_more_behind_those_that_came_with_it(
     reader = Seq2Seq(own_model(save_encoder_base("t5", tmp_path)))
     state = Seq2SeqState()
     num_source, token_L = len(SOURCE), torch.tensor([*SOURCE, *begun])
-    told = reader.read(token_L[None], EncoderText(num_source=num_source, state=state))[0, -1]
+    reported = reader.read(token_L[None], EncoderText(num_source=num_source, state=state))[0, -1]
     # As where a form could not say in time what may come.
     again = EncoderText(num_source=num_source, start=len(token_L) - 1, state=state)
     for _ in range(2):
-        torch.testing.assert_close(reader.read(token_L[None, -1:], again)[0, -1], told)
+        torch.testing.assert_close(reader.read(token_L[None, -1:], again)[0, -1], reported)
     assert state.num_written == len(begun)
 
 

@@ -23,10 +23,10 @@ class Stream:
         self.may_take = asyncio.Semaphore(0)
         self.taken: list[Message] = []
         self.ended_with: BaseException | None = None
-        self.told: list[str] = []
-        reader_guard = SlowReaderGuard(PATIENCE, lambda: self.told.append("counted"))
+        self.reported: list[str] = []
+        reader_guard = SlowReaderGuard(PATIENCE, lambda: self.reported.append("counted"))
         self.task = asyncio.ensure_future(
-            reader_guard.send(self._messages(), self._write, lambda: self.told.append("lost"))
+            reader_guard.send(self._messages(), self._write, lambda: self.reported.append("lost"))
         )
 
     async def _messages(self) -> AsyncGenerator[Message, None]:
@@ -56,17 +56,17 @@ async def test_a_reader_that_takes_messages_in_time_gets_all(
         stream.may_take.release()
     await stream.task
     assert len(stream.taken) == 2
-    assert stream.told == []
+    assert stream.reported == []
 
 
 async def test_what_makes_the_messages_ends_before_the_reader_is_back() -> None:
     stream = Stream()
     async with asyncio.timeout(60):
-        while not stream.told:  # noqa: ASYNC110 - told by nobody
+        while not stream.reported:  # noqa: ASYNC110 - nothing to await
             await asyncio.sleep(0.01)
     assert isinstance(stream.ended_with, ResourceExhaustedError)
     assert stream.ended_with.reason == "READER_TOO_SLOW"
-    assert stream.told == ["counted", "lost"]
+    assert stream.reported == ["counted", "lost"]
     assert not stream.task.done()
     stream.may_take.release()
     with pytest.raises(ResourceExhaustedError, match="read nothing from the stream"):
@@ -82,7 +82,7 @@ async def test_a_reader_that_goes_away_ends_its_stream_as_ever() -> None:
         await stream.task
     await asyncio.sleep(2 * PATIENCE)
     assert isinstance(stream.ended_with, GeneratorExit)
-    assert stream.told == []
+    assert stream.reported == []
 
 
 @pytest.mark.parametrize("num_top", [0, 20])

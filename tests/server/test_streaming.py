@@ -500,7 +500,7 @@ async def test_an_adapter_counts_under_its_name_however_it_was_asked_for(tmp_pat
         for number, name in enumerate(("poet", "poet:1", "poet:latest", f"poet@{DIGESTS[0]}")):
             first = asyncio.ensure_future(anext(served.stream(adapter=name)))
             async with asyncio.timeout(60):
-                while len(served.engine.ids) == number:  # noqa: ASYNC110 - told by nobody
+                while len(served.engine.ids) == number:  # noqa: ASYNC110 - nothing to await
                     await asyncio.sleep(0.01)
             first.cancel()
             with pytest.raises(asyncio.CancelledError):

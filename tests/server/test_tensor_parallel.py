@@ -128,8 +128,8 @@ def test_prompts_are_as_likely(setup: Setup) -> None:
         ours = setup.together.prompt_logprobs(together).reshape(-1, 8)
         theirs = setup.alone.prompt_logprobs(alone).reshape(-1, 8)
         torch.testing.assert_close(ours[:, 1:5], theirs[:, 1:5], rtol=0, atol=TOLERANCE)
-    told = sum(len(setup.together.prompt_logprobs(together)) for _, together in pairs)
-    assert told == 8 * 2 * sum(len(prompt) - 1 for prompt in PROMPTS)
+    reported = sum(len(setup.together.prompt_logprobs(together)) for _, together in pairs)
+    assert reported == 8 * 2 * sum(len(prompt) - 1 for prompt in PROMPTS)
 
 
 def test_mixes_and_adapters_that_begin_later_give_the_same(setup: Setup) -> None:

@@ -64,10 +64,10 @@ async def test_the_engine_learns_which_tokens_are_of_the_second_text(takes_types
     reads = Reads(info, lambda _: [0, 1], settings=TOLD)
     pair = {"text": QUESTION, "text_pair": CONTEXT}
     response = await reads.classify(pair, {"text": CONTEXT}, {"token_ids": [2, 5, 3]}, {"text": ""})
-    told, *others = reads.engine.sent
+    reported, *others = reads.engine.sent
     wanted = tokenizer(QUESTION, CONTEXT)
-    assert told.prompt == wanted.input_ids
-    assert told.second_from == (wanted.token_type_ids.index(1) if takes_types else 0)
+    assert reported.prompt == wanted.input_ids
+    assert reported.second_from == (wanted.token_type_ids.index(1) if takes_types else 0)
     assert [each.second_from for each in others] == [0, 0, 0]
     assert others[-1].prompt == tokenizer("").input_ids
     assert response.results[0].labels[0].label == "yes"
@@ -77,8 +77,8 @@ async def test_a_decoder_whose_tokenizer_has_types_gets_none() -> None:
     info = encoder_info(byte_tokenizer().backend_tokenizer.to_str())
     reads = Reads(info, lambda _: [0, 1], settings=TOLD)
     await reads.classify({"text": "a", "text_pair": "b"})
-    (told,) = reads.engine.sent
-    assert told.second_from == 0
+    (reported,) = reads.engine.sent
+    assert reported.second_from == 0
 
 
 @pytest.mark.parametrize("context_first", [False, True])
@@ -123,8 +123,8 @@ async def test_the_tokens_of_the_tokenizer_count_for_the_context() -> None:
             if context == length:
                 assert len((await reads.classify(given)).results) == 1
                 continue
-            told = f"has {length} tokens; the context has {context}"
-            with pytest.raises(InvalidArgumentError, match=told) as caught:
+            reported = f"has {length} tokens; the context has {context}"
+            with pytest.raises(InvalidArgumentError, match=reported) as caught:
                 await reads.classify(given)
             assert caught.value.reason == "CONTEXT_LENGTH_EXCEEDED"
 

@@ -47,11 +47,11 @@ def test_what_is_known_of_code() -> None:
         "quoted": Code(*round_brackets, Piece('"', False), quotes_all=True, is_python=True),
     }
     assert syntax_by(UNQUOTED).code == Code(*round_brackets, None, False, True)
-    told = {
+    reported = {
         name: (joined(s.opening), s.separator and joined(s.separator), joined(s.closing))
         for name, s in SYNTAXES.items() if name in CODE_TEMPLATES
     }  # fmt: skip
-    assert told == {
+    assert reported == {
         "json": ("[", ", ", "]"),
         "python": ("<tool_call>[", ", ", "]</tool_call>"),
         "lines": ("<calls>\n", "\n", "\n</calls>"),

@@ -24,7 +24,7 @@ from tests.support.tool_parameters import (
     TRIP,
     call_in,
     fanned,
-    told,
+    reported,
 )
 from tests.support.tool_syntaxes import (
     SYNTAXES,
@@ -52,8 +52,8 @@ MODEL = ModelInfo(
     {"city": "Oslo", "warm": "yes", "unit": "c"}, {"city": 3, "unit": None}, {},
 ])  # fmt: skip
 def test_what_does_not_meet_the_schema_is_not_written(name: str, wrong: dict[str, Any]) -> None:
-    assert accepts(MATCHERS[name], name, told(name, CALLED))
-    assert not accepts(MATCHERS[name], name, told(name, wrong))
+    assert accepts(MATCHERS[name], name, reported(name, CALLED))
+    assert not accepts(MATCHERS[name], name, reported(name, wrong))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -64,7 +64,7 @@ def test_a_value_cannot_pose_as_the_end_of_it(name: str) -> None:
     forged = f"x{closing}{opening}unit{between}zzz"
     assert not accepts(MATCHERS[name], name, call_in(name, ("city", forged)))
     # Nor what looks like a token and is none.
-    begin = told(name, CALLED).partition("Oslo")[0]
+    begin = reported(name, CALLED).partition("Oslo")[0]
     tokens = THEIRS(begin, add_special_tokens=False).input_ids
     mark = [token for char in f"x{closing.strip()}y" for token in THEIRS(char).input_ids]
     taken = MATCHERS[name].deep_copy().try_consume_tokens(tokens + mark)
@@ -163,11 +163,11 @@ def test_a_parameter_has_the_form_of_its_schema(
         "$defs": {"word": {"type": "string", "maxLength": 2}},
     })  # fmt: skip
     for value in good:
-        assert accepts(matcher, name, told(name, {"a": value})), value
+        assert accepts(matcher, name, reported(name, {"a": value})), value
     for value in bad:
         # What begins as no string may is a string where that is told.
         if name not in ("typed", "marked") or not isinstance(value, str) or "anyOf" not in schema:
-            assert not accepts(matcher, name, told(name, {"a": value})), value
+            assert not accepts(matcher, name, reported(name, {"a": value})), value
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -178,11 +178,11 @@ def test_parameters_without_a_schema_may_be_anything(name: str) -> None:
     ]  # fmt: skip
     for schema in schemas:
         matcher = form_with(name, schema)
-        assert accepts(matcher, name, told(name, {"a": "x y"}))
-        assert accepts(matcher, name, told(name, {})) == ("required" not in schema)
+        assert accepts(matcher, name, reported(name, {"a": "x y"}))
+        assert accepts(matcher, name, reported(name, {})) == ("required" not in schema)
     nothing = form_with(name, {"properties": {}, "additionalProperties": False})
-    assert accepts(nothing, name, told(name, {}))
-    assert not accepts(nothing, name, told(name, {"a": "x"}))
+    assert accepts(nothing, name, reported(name, {}))
+    assert not accepts(nothing, name, reported(name, {"a": "x"}))
 
 
 @pytest.mark.parametrize(("schema", "message"), [
@@ -237,7 +237,7 @@ def test_a_word_that_would_be_read_as_something_else_is_refused() -> None:
     assert accepts(
         form_with("typed", {"properties": {"a": {"enum": ["1", 1]}}}),
         "typed",
-        told("typed", {"a": "1"}),
+        reported("typed", {"a": "1"}),
     )
 
 
@@ -246,7 +246,9 @@ def test_a_schema_may_not_make_more_of_itself_than_can_be_kept() -> None:
         parts = fanned(width, {"type": "integer"})
         schema = {"properties": {"a": {"$ref": "#/$defs/p0"}}, "$defs": parts}
         if width < 3:
-            assert accepts(form_with("elements", schema), "elements", told("elements", {"a": 3}))
+            assert accepts(
+                form_with("elements", schema), "elements", reported("elements", {"a": 3})
+            )
         else:
             with pytest.raises(UnknownToolSchemaError, match="'a', which brings the schemas of"):
                 form_with("elements", schema)
@@ -289,7 +291,7 @@ def test_values_carry_the_definitions_that_they_refer_to_and_no_others(group: st
     assert "a/b" in form.text and "c d" in form.text and "not this one" not in form.text
     matcher = form_with("elements", schema)
     for value, is_taken in (([[1], [[2]], []], True), ([["x"]], False), ([[1, 2]], False)):
-        assert accepts(matcher, "elements", told("elements", {"a": value})) == is_taken
+        assert accepts(matcher, "elements", reported("elements", {"a": value})) == is_taken
 
 
 def test_a_request_learns_what_of_its_tools_cannot_be_kept() -> None:

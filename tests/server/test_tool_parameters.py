@@ -28,13 +28,13 @@ from tests.support.tool_syntaxes import (
 
 
 def test_what_is_known_of_parameters() -> None:
-    told = {}
+    reported = {}
     for name in NAMES:
         found = SYNTAXES[name].parameters
         assert found is not None
         parts = (found.opening, found.between, found.between_others, found.closing)
-        told[name] = (*map(joined, parts), found.is_python)
-    assert told == {
+        reported[name] = (*map(joined, parts), found.is_python)
+    assert reported == {
         "elements": ("<parameter=", ">\n", ">\n", "\n</parameter>\n", True),
         "pairs": ("<arg_key>", *["</arg_key>\n<arg_value>"] * 2, "</arg_value>\n", False),
         "typed": ('<parameter name="', '" string="true">', '" string="false">',

@@ -165,12 +165,12 @@ def test_a_template_may_look_at_schemas_and_variables() -> None:
 
 
 def test_what_is_known_of_each_family() -> None:
-    told = {
+    reported = {
         name: (joined(s.opening), joined(s.head), joined(s.middle), joined(s.tail),
                s.separator and joined(s.separator), joined(s.closing))
         for name, s in SYNTAXES.items() if name not in CODE_TEMPLATES | ID_TEMPLATES
     }  # fmt: skip
-    assert told == {
+    assert reported == {
         "tags": ("<tool_call>\n", '{"name": "', '", "arguments": ', "}",
                  "\n</tool_call>\n<tool_call>\n", "\n</tool_call>"),
         "list": ("[TOOL_CALLS] [", '{"name": "', '", "arguments": ', "}", ", ", "]"),

@@ -85,9 +85,9 @@ def check(base: BaseModel, model: PreTrainedModel, adapter: Path) -> None:
     for request_id, alone in zip(asked, (model, with_adapter(model, adapter)), strict=True):
         wanted = expected(alone, PROMPT, 8)
         assert harness.output(request_id) == wanted.tokens
-        told = harness.tokens[request_id][-1].logprobs
-        assert told is not None
-        ours = torch.tensor([logprob for _, logprob in sorted(told.top)])
+        reported = harness.tokens[request_id][-1].logprobs
+        assert reported is not None
+        ours = torch.tensor([logprob for _, logprob in sorted(reported.top)])
         torch.testing.assert_close(ours, wanted.logprobs[-1], rtol=0, atol=1e-4)
 
 

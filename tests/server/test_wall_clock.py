@@ -38,7 +38,7 @@ async def test_a_deadline_is_kept_whatever_the_wall_clock_says(
         stub = GenerationServiceStub(channel)
         patient = stub.StreamGenerate(request, timeout=HOUR / 2)
         async with asyncio.timeout(60):
-            while not served.engine.ids:  # noqa: ASYNC110 - told by nobody
+            while not served.engine.ids:  # noqa: ASYNC110 - nothing to await
                 await asyncio.sleep(0.01)
         brief = stub.StreamGenerate(request, timeout=0.6)
         async with asyncio.timeout(60):

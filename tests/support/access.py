@@ -92,8 +92,8 @@ def call(
             answer.cancel()
     except grpc.RpcError as error:
         found = refusal(error)
-        told = tuple(
+        reported = tuple(
             sorted((name, value) for name, value in trailing(error) if name != REQUEST_ID_KEY)
         )
-        return Outcome(found.code, found.message, told, found.reason)
+        return Outcome(found.code, found.message, reported, found.reason)
     return Outcome(grpc.StatusCode.OK, "", ())

@@ -32,7 +32,7 @@ class Got:
         self.kind = trace_pb2.Span.SpanKind.Name(span.kind).removeprefix("SPAN_KIND_")
         self.begin, self.end = span.start_time_unix_nano / 1e9, span.end_time_unix_nano / 1e9
         self.has_failed = span.status.code == trace_pb2.Status.STATUS_CODE_ERROR
-        self.told = {one.key: plain(one.value) for one in span.attributes}
+        self.attributes = {one.key: plain(one.value) for one in span.attributes}
         self.resource = resource
         self.text = str(span)
         """All of it, for who looks for what should not be there."""
@@ -51,9 +51,9 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
         self, request: trace_service_pb2.ExportTraceServiceRequest, context: grpc.ServicerContext
     ) -> trace_service_pb2.ExportTraceServiceResponse:
         for resource in request.resource_spans:
-            told = {one.key: plain(one.value) for one in resource.resource.attributes}
+            reported = {one.key: plain(one.value) for one in resource.resource.attributes}
             for scope in resource.scope_spans:
-                self.spans += [Got(span, told) for span in scope.spans]
+                self.spans += [Got(span, reported) for span in scope.spans]
         return trace_service_pb2.ExportTraceServiceResponse()
 
     def wait(self, is_there: Callable[[list[Got]], bool]) -> list[Got]:
@@ -64,7 +64,9 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
     def of(self, trace_id: str) -> list[Got]:
         """Return the spans of a trace, once that of the call is there, which ends last."""
         found = self.wait(
-            lambda spans: any(s.trace_id == trace_id and "rpc.method" in s.told for s in spans)
+            lambda spans: any(
+                s.trace_id == trace_id and "rpc.method" in s.attributes for s in spans
+            )
         )
         return [span for span in found if span.trace_id == trace_id]
 

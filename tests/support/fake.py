@@ -200,8 +200,8 @@ class FakeModel:
             token_R = likeliest(adjusted_RV)
         if given.draws:
             token_R = draw(adjusted_RV, token_R, given.draws)
-        told = logprobs(logits_RV, token_R, MAX_LOGPROBS) if given.returns_logprobs else None
-        return DeviceOutcome(Chosen(logits_RV, token_R, is_finite_R, told), batch.requests)
+        reported = logprobs(logits_RV, token_R, MAX_LOGPROBS) if given.returns_logprobs else None
+        return DeviceOutcome(Chosen(logits_RV, token_R, is_finite_R, reported), batch.requests)
 
 
 class ManualClock:

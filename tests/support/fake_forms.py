@@ -77,8 +77,8 @@ class FakeForms:
     def take(
         self, wanted: Collection[int] = (), seconds: float = 0.0, drafted: Collection[int] = ()
     ) -> list[Next | DraftMasks]:
-        told = {found.key for found in self.found if isinstance(found, DraftMasks)}
-        self.waits += bool(wanted) or not told.issuperset(drafted)
+        reported = {found.key for found in self.found if isinstance(found, DraftMasks)}
+        self.waits += bool(wanted) or not reported.issuperset(drafted)
         if wanted and self.answers_who_waits:
             self.answer()
         found, self.found = self.found, []

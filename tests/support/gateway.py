@@ -105,8 +105,8 @@ class RunningGateway:
             named = {name.replace("_", "-"): value for name, value in headers.items()}
             connection.request(method, path, body, named)
             response = connection.getresponse()
-            told = {name.lower(): value for name, value in response.getheaders()}
-            return Answer(response.status, told, response.read())
+            reported = {name.lower(): value for name, value in response.getheaders()}
+            return Answer(response.status, reported, response.read())
         finally:
             connection.close()
 

@@ -24,14 +24,14 @@ def expected_logprobs(
 
 
 def check_prompt_logprobs(
-    told: torch.Tensor, prompt: Sequence[int], wanted_TV: torch.Tensor, tolerance: float
+    reported: torch.Tensor, prompt: Sequence[int], wanted_TV: torch.Tensor, tolerance: float
 ) -> None:
     """Assert that `told`, a row for each token but the first, is what `wanted_TV` says.
 
     A row is as `kernels.prompt_logprobs` has it. Ranks may differ where tokens are as likely as
     `tolerance` can tell.
     """
-    told_TL = told.reshape(len(prompt) - 1, -1) if len(prompt) > 1 else told.reshape(0, 2)
+    told_TL = reported.reshape(len(prompt) - 1, -1) if len(prompt) > 1 else reported.reshape(0, 2)
     count = told_TL.shape[1] // 2 - 1
     for row, token, wanted_V in zip(told_TL.tolist(), prompt[1:], wanted_TV, strict=True):
         rank, chosen, values, tokens = row[0], row[1], row[2 : 2 + count], row[2 + count :]

@@ -47,7 +47,7 @@ def call_in(name: str, *parameters: tuple[str, str]) -> str:
     return empty[:at] + "".join(texts) + empty[at:]
 
 
-def told(name: str, arguments: dict[str, Any]) -> str:
+def reported(name: str, arguments: dict[str, Any]) -> str:
     """Return a call of the tool as a template writes it."""
     return written(name, [("plan_trip", arguments)])
 

@@ -165,7 +165,7 @@ def head_logits(output):
     return output.logits if output.logits.dim() == 2 else output.logits[0].contiguous()
 
 
-def told(adapted):
+def reported(adapted):
     """Return what is kept of a model."""
     if adapted.config.is_encoder_decoder:
         return adapted(input_ids=PROMPT, decoder_input_ids=WRITTEN).logits[0, -1]
@@ -190,6 +190,6 @@ for name_of_kind in sys.argv[1:] or [*KINDS, "heads"]:
         adapted.eval()
         randomize(adapted, ".adapters.")
         with torch.no_grad():
-            wanted[name] = told(adapted).contiguous()
+            wanted[name] = reported(adapted).contiguous()
         adapted.save_adapter(str(folder / name), "one", use_safetensors=True, with_head=False)
     save_file(wanted, folder / "logits.safetensors")

@@ -81,7 +81,7 @@ def test_the_tokens_are_those_that_the_host_draws(
         assert harness.failures.keys() & {lost, *asked} == {lost}
         assert harness.failures[lost].reason == "ADAPTER_NOT_FINITE"
         found.append([harness.output(number) for number in asked])
-        told = [token.logprobs for token in harness.tokens[asked[4]]]
-        assert all(logprobs and len(logprobs.top) == 2 for logprobs in told)
+        reported = [token.logprobs for token in harness.tokens[asked[4]]]
+        assert all(logprobs and len(logprobs.top) == 2 for logprobs in reported)
     assert found[0] == found[1]
     assert {len(tokens) for tokens in found[0]} == {3}

@@ -166,19 +166,19 @@ def test_prompts_are_reported_beside_others(device: torch.device, tmp_path: Path
     harness = harness_of(model, device, rows=64, num_blocks=60, max_batch_tokens=20)
     writing = harness.submit([5, 6], max_tokens=6)
     kinds: list[tuple[torch.nn.Module, Any]] = [(model, None), (with_adapter(model, saved), source)]
-    told = [
+    reported = [
         (harness.submit(prompt, adapter, max_tokens=size, num_prompt_logprobs=3), wrapped)
         for wrapped, adapter in kinds
         for size in (0, 2)
     ]
     harness.run()
-    for request_id, wrapped in told:
+    for request_id, wrapped in reported:
         wanted = expected_logprobs(wrapped, prompt)
         check_prompt_logprobs(
             harness.prompt_logprobs(request_id), prompt, wanted, LOGPROB_TOLERANCE
         )
     assert len(harness.output(writing)) == 6
-    assert [len(harness.output(request_id)) for request_id, _ in told] == [0, 2, 0, 2]
+    assert [len(harness.output(request_id)) for request_id, _ in reported] == [0, 2, 0, 2]
 
 
 @pytest.fixture

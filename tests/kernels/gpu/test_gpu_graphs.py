@@ -130,8 +130,8 @@ def _told(model: PreTrainedModel, device: torch.device, sources: Sequence[Any]) 
         copy.deepcopy(model).to(device), kernels="triton", rows=256, prefix_cache=False
     )
     for _ in range(4):  # the first of them records what the others repeat
-        told = logprobs(harness, [*sources, *sources])
-    return told
+        reported = logprobs(harness, [*sources, *sources])
+    return reported
 
 
 def test_pinned_memory_is_copied_from_and_let_go_of(device: torch.device) -> None:

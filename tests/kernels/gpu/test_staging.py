@@ -197,9 +197,9 @@ def test_steps_in_which_rows_say_something_have_forms_of_their_own(device: torch
 
     few, many = form([5], [6], [7]), form(list(range(50)), list(range(50)), [])
     assert few == form([8, 9], [], [7])
-    told = stager.stage(replace(step([1] * 3), returns_logprobs=True))[0].graph_key
-    assert None not in (few, many, told)
-    assert len({few, many, told, stager.stage(step([1] * 3))[0].graph_key}) == 4
+    reported = stager.stage(replace(step([1] * 3), returns_logprobs=True))[0].graph_key
+    assert None not in (few, many, reported)
+    assert len({few, many, reported, stager.stage(step([1] * 3))[0].graph_key}) == 4
 
 
 @pytest.mark.parametrize(
