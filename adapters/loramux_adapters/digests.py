@@ -13,8 +13,8 @@ UNKNOWN_DIGEST = f"sha256:{'0' * 64}"
 def tensor_digest(tensor: TensorInfo, read: ReadTensor) -> str:
     """Return the SHA-256 of dtype and shape, such as `F32[2,4]`, followed by the tensor's bytes."""
     sha256 = hashlib.sha256(f"{tensor.dtype}[{','.join(map(str, tensor.shape))}]".encode())
-    for piece in read(tensor):
-        sha256.update(piece)
+    for chunk in read(tensor):
+        sha256.update(chunk)
     return f"sha256:{sha256.hexdigest()}"
 
 

@@ -60,8 +60,8 @@ def _samples(base: BaseFolder) -> Iterable[bytes]:
             yield file.read(min(tensor.num_bytes, SAMPLE_BYTES))
 
 
-def _digest(pieces: Iterable[bytes]) -> str:
+def _digest(chunks: Iterable[bytes]) -> str:
     sha256 = hashlib.sha256()
-    for piece in pieces:
-        sha256.update(piece)
+    for chunk in chunks:
+        sha256.update(chunk)
     return f"sha256:{sha256.hexdigest()}"

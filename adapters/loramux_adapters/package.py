@@ -140,8 +140,8 @@ def digest_of(file: BinaryIO) -> str:
     """Return the digest of the package in `file`: `sha256:` and 64 hexadecimal digits."""
     sha256 = hashlib.sha256()
     file.seek(0)
-    while piece := file.read(_COPY_BYTES):
-        sha256.update(piece)
+    while chunk := file.read(_COPY_BYTES):
+        sha256.update(chunk)
     return f"sha256:{sha256.hexdigest()}"
 
 

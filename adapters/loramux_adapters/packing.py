@@ -33,8 +33,8 @@ from loramux_adapters.tensorfile import read_header as read_tensor_header
 class Output(Protocol):
     """A stream that a package is written to."""
 
-    def write(self, piece: bytes, /) -> object:
-        """Append `piece`."""
+    def write(self, chunk: bytes, /) -> object:
+        """Append `chunk`."""
 
 
 def pack(source: Path, output: Output, *, notes: Mapping[str, object | None] | None = None) -> None:
@@ -106,8 +106,8 @@ def write_package(
         notes = {**notes, "tensors": tensor_digests(form.tensors, read)}
     output.write(_header(peft_config, form, notes))
     for tensor in _in_order(form):
-        for piece in read(tensor):
-            output.write(piece)
+        for chunk in read(tensor):
+            output.write(chunk)
 
 
 def stored(

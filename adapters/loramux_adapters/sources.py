@@ -123,8 +123,8 @@ def _copy(source: Path, output: Output, notes: Mapping[str, object | None] | Non
         if notes:
             raise PackageError(f"{source} is a package already; unpack it to change its notes")
         file.seek(0)
-        while piece := file.read(_COPY_BYTES):
-            output.write(piece)
+        while chunk := file.read(_COPY_BYTES):
+            output.write(chunk)
 
 
 def _is_folded(source: Path) -> bool:

@@ -72,7 +72,7 @@ class TensorFile:
 
 
 ReadTensor = Callable[[TensorInfo], Iterable[bytes]]
-"""Yields the bytes of a tensor in pieces."""
+"""Yields the bytes of a tensor in chunks."""
 
 
 def read_header(
@@ -135,13 +135,13 @@ def tensor_reader(file: BinaryIO, data_start: int) -> ReadTensor:
         file.seek(data_start + tensor.offset)
         left = tensor.num_bytes
         while left:
-            piece = file.read(min(left, _COPY_BYTES))
-            if not piece:
+            chunk = file.read(min(left, _COPY_BYTES))
+            if not chunk:
                 raise PackageError(
                     f"the file ended inside tensor {tensor.name}: it was changed while being read"
                 )
-            yield piece
-            left -= len(piece)
+            yield chunk
+            left -= len(chunk)
 
     return read
 

@@ -32,5 +32,5 @@ def unpack(file: BinaryIO, package: Package, folder: Path) -> None:
     with (folder / TENSOR_FILE).open("xb") as output:
         output.write(encode_header(order, {"format": "pt"}, limits=FOLDER))
         for tensor in order:
-            for piece in read(tensor):
-                output.write(piece)
+            for chunk in read(tensor):
+                output.write(chunk)

@@ -127,9 +127,9 @@ class OpenInferenceService:
                 response = await self._whole(request, parsed, record, context)
                 yield streamed(response, is_last=True)
                 return
-            async with aclosing(self._pieces(request, parsed, record, context)) as pieces:
-                async for piece in pieces:
-                    yield piece
+            async with aclosing(self._chunks(request, parsed, record, context)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
         except LoramuxError as error:
             if _is_strict(context):
                 raise
@@ -155,7 +155,7 @@ class OpenInferenceService:
         with set_num_calls(count):
             return answer(request, parsed, record, await _all(map(made, range(count))))
 
-    async def _pieces(
+    async def _chunks(
         self,
         request: open_inference_pb2.ModelInferRequest,
         parsed: ParsedRequest,
@@ -163,12 +163,12 @@ class OpenInferenceService:
         context: Context,
     ) -> AsyncGenerator[open_inference_pb2.ModelStreamInferResponse, None]:
         """Yield the answer to the only text in chunks."""
-        pieces = self._generation.StreamGenerate(_one(parsed, 0, record), context)
+        chunks = self._generation.StreamGenerate(_one(parsed, 0, record), context)
         with part(), _renaming(parsed, 0):
-            async with aclosing(pieces):
-                async for piece in pieces:
-                    made = TextOutput(piece.delta, piece.usage.prompt_tokens)
-                    is_last = bool(piece.delta.finish_reason)
+            async with aclosing(chunks):
+                async for chunk in chunks:
+                    made = TextOutput(chunk.delta, chunk.usage.prompt_tokens)
+                    is_last = bool(chunk.delta.finish_reason)
                     yield streamed(answer(request, parsed, record, [made]), is_last=is_last)
 
     def _understood(

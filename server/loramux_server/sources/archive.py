@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 _BLOCK = tarfile.BLOCKSIZE
-_PIECE_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 20
 _MAX_HEADER_BYTES = 64 << 10
 """Largest long name or pax header."""
 _MAX_BYTES = 64 << 30
@@ -33,17 +33,17 @@ class Member:
     path: str
     size: int
     """In bytes."""
-    pieces: Iterator[bytes]
+    chunks: Iterator[bytes]
     """Its content; invalid once the next member is requested."""
 
 
-def members(pieces: Iterator[bytes]) -> Iterator[Member]:
+def members(chunks: Iterator[bytes]) -> Iterator[Member]:
     """Yield the files of an archive, and read it to its end.
 
     Raises:
         ArchiveError: It cannot be read, or is too large.
     """
-    flow = _Flow(_unpacked(pieces))
+    flow = _Flow(_unpacked(chunks))
     path, size, count = "", -1, 0
     while any(block := flow.exactly(_BLOCK)):
         try:
@@ -66,7 +66,7 @@ def members(pieces: Iterator[bytes]) -> Iterator[Member]:
         length = max(info.size, 0) if size < 0 else size
         end = flow.at + (_padded(length) if has_data else 0)
         if info.type in _PLAIN:
-            yield Member(path or info.name, length, flow.pieces(length))
+            yield Member(path or info.name, length, flow.chunks(length))
         flow.skip(end - flow.at)
         path, size = "", -1
     flow.skip_all()
@@ -99,69 +99,69 @@ def _padded(size: int) -> int:
 
 
 class _Flow:
-    """A reader over chunks of bytes that returns pieces of requested sizes."""
+    """Reads any number of bytes from a stream of chunks."""
 
-    def __init__(self, pieces: Iterator[bytes]) -> None:
+    def __init__(self, chunks: Iterator[bytes]) -> None:
         self.at = 0
         """Bytes read so far."""
-        self._pieces = pieces
+        self._chunks = chunks
         self._left = memoryview(b"")
 
-    def pieces(self, size: int) -> Iterator[bytes]:
+    def chunks(self, size: int) -> Iterator[bytes]:
         """Yield the next `size` bytes."""
         while size > 0:
             if not self._left:
-                self._left = memoryview(next(self._pieces, b""))
+                self._left = memoryview(next(self._chunks, b""))
             if not self._left:
                 raise ArchiveError("the archive is truncated")
-            piece, self._left = self._left[:size], self._left[size:]
-            size -= len(piece)
-            self.at += len(piece)
+            chunk, self._left = self._left[:size], self._left[size:]
+            size -= len(chunk)
+            self.at += len(chunk)
             if self.at > _MAX_BYTES:
                 raise ArchiveError(f"the archive has more than {_MAX_BYTES} bytes")
-            yield bytes(piece)
+            yield bytes(chunk)
 
     def exactly(self, size: int) -> bytes:
         """Return the next `size` bytes."""
-        return b"".join(self.pieces(size))
+        return b"".join(self.chunks(size))
 
     def skip(self, size: int) -> None:
         """Skip `size` bytes."""
-        for _ in self.pieces(size):
+        for _ in self.chunks(size):
             pass
 
     def skip_all(self) -> None:
         """Skip the rest, which is padding."""
         self._left = memoryview(b"")
-        for piece in self._pieces:
-            self.at += len(piece)
+        for chunk in self._chunks:
+            self.at += len(chunk)
             if self.at > _MAX_BYTES:
                 raise ArchiveError(f"the archive has more than {_MAX_BYTES} bytes")
 
 
-def _unpacked(pieces: Iterator[bytes]) -> Iterator[bytes]:
+def _unpacked(chunks: Iterator[bytes]) -> Iterator[bytes]:
     """Yield the uncompressed bytes; parallel compressors write several gzip members."""
     first = b""
-    while len(first) < len(_ZSTD) and (piece := next(pieces, b"")):
-        first += piece
+    while len(first) < len(_ZSTD) and (chunk := next(chunks, b"")):
+        first += chunk
     if first.startswith(_ZSTD):
         raise ArchiveError("the archive is compressed with zstd; expected gzip or no compression")
     if not first.startswith(_GZIP):
         yield first
-        yield from pieces
+        yield from chunks
         return
     unpack = zlib.decompressobj(zlib.MAX_WBITS | 16)
-    for packed in itertools.chain((first,), pieces):
-        piece = packed.lstrip(b"\0") if unpack.eof else packed
-        while piece:
+    for packed in itertools.chain((first,), chunks):
+        chunk = packed.lstrip(b"\0") if unpack.eof else packed
+        while chunk:
             if unpack.eof:
                 unpack = zlib.decompressobj(zlib.MAX_WBITS | 16)
             try:
-                came = unpack.decompress(piece, _PIECE_BYTES)
+                came = unpack.decompress(chunk, _CHUNK_BYTES)
             except zlib.error as error:
                 raise ArchiveError("the archive is not valid gzip") from error
             if came:
                 yield came
-            piece = unpack.unused_data.lstrip(b"\0") if unpack.eof else unpack.unconsumed_tail
+            chunk = unpack.unused_data.lstrip(b"\0") if unpack.eof else unpack.unconsumed_tail
     if not unpack.eof:
         raise ArchiveError("the gzip stream of the archive is truncated")

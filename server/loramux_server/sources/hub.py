@@ -19,7 +19,7 @@ from loramux_server.sources.snapshot import (
     unavailable,
 )
 
-PIECE_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 20
 TIMEOUT = 30.0
 """Read timeout in seconds."""
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
@@ -100,7 +100,7 @@ class HubFiles:
             ) as response,
         ):
             hf_raise_for_status(response)
-            yield from response.iter_raw(PIECE_BYTES)
+            yield from response.iter_raw(CHUNK_BYTES)
 
     def _chosen(self, there: Mapping[str, int]) -> dict[str, int]:
         """Return the files of the repository that make up the adapter."""

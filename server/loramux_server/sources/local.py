@@ -13,7 +13,7 @@ from loramux_server.sources.snapshot import (
     unavailable,
 )
 
-PIECE_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 20
 
 
 class LocalFiles:
@@ -50,8 +50,8 @@ class LocalFiles:
         """Yield the chunks of a file; see `Snapshot.read`."""
         try:
             with self._files[name].open("rb") as file:
-                while piece := file.read(PIECE_BYTES):
-                    yield piece
+                while chunk := file.read(CHUNK_BYTES):
+                    yield chunk
         except FileNotFoundError:
             raise changed(self.origin) from None
         except OSError as error:

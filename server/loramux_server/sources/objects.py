@@ -23,7 +23,7 @@ from loramux_server.sources.snapshot import (
 if TYPE_CHECKING:
     from obstore import ObjectMeta
 
-PIECE_BYTES = 8 << 20
+CHUNK_BYTES = 8 << 20
 """Bytes per range request."""
 _RETRY = {"max_retries": 3}
 # No percent signs: the URI that a store decodes must equal the one that the policy compared.
@@ -73,13 +73,13 @@ class Objects:
         import obstore
 
         size, tag = self.sizes[name], self._found[name]["e_tag"]
-        for begin in range(0, size, PIECE_BYTES):
-            options: Any = {"range": (begin, min(begin + PIECE_BYTES, size))}
+        for begin in range(0, size, CHUNK_BYTES):
+            options: Any = {"range": (begin, min(begin + CHUNK_BYTES, size))}
             if tag:
                 options["if_match"] = tag
             with self._errors():
-                piece = bytes(obstore.get(self._store, name, options=options).bytes())
-            yield piece
+                chunk = bytes(obstore.get(self._store, name, options=options).bytes())
+            yield chunk
 
     def _look_at(self, names: tuple[str, ...], *, is_required: bool) -> dict[str, "ObjectMeta"]:
         import obstore

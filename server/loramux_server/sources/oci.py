@@ -110,7 +110,7 @@ class OciFiles:
                 return
             for number, member in enumerate(members(self._registry.blob(place.layer))):
                 if number == place.number:
-                    yield from member.pieces
+                    yield from member.chunks
 
     def _files(self, layer: Mapping[str, Any]) -> dict[str, _Place]:
         """Return the files of a layer, by path."""

@@ -22,7 +22,7 @@ from requests.utils import parse_dict_header
 from loramux.errors import CancelledError
 from loramux_server.sources.registry_credentials import Credentials, credentials_for
 
-PIECE_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 20
 TIMEOUT = 30.0
 """Read timeout in seconds."""
 MAX_REDIRECTS = 10
@@ -105,9 +105,9 @@ class Registry:
         """
         found = hashlib.sha256()
         with self._get(f"/blobs/{digest}") as response:
-            for piece in self._pieces(response):
-                found.update(piece)
-                yield piece
+            for chunk in self._chunks(response):
+                found.update(chunk)
+                yield chunk
         if digest != f"sha256:{found.hexdigest()}":
             raise RegistryError("a blob does not match its digest")
 
@@ -182,7 +182,7 @@ class Registry:
                 raise RegistryError(
                     f"the registry's token service returned status {status}", status
                 )
-            answer = _object(self._all_of(response, PIECE_BYTES), "the token response")
+            answer = _object(self._all_of(response, CHUNK_BYTES), "the token response")
         token = answer.get("token") or answer.get("access_token")
         if not isinstance(token, str):
             raise RegistryError("the registry returned no token")
@@ -214,18 +214,18 @@ class Registry:
 
     def _all_of(self, response: requests.Response, most: int) -> bytes:
         data = bytearray()
-        for piece in self._pieces(response):
-            data += piece
+        for chunk in self._chunks(response):
+            data += chunk
             if len(data) > most:
                 raise RegistryError(f"a response has more than {most} bytes")
         return bytes(data)
 
-    def _pieces(self, response: requests.Response) -> Iterator[bytes]:
+    def _chunks(self, response: requests.Response) -> Iterator[bytes]:
         """Yield bytes as they arrive, without filling chunks, to notice cancellation soon."""
-        while piece := response.raw.read1(PIECE_BYTES, decode_content=False):
+        while chunk := response.raw.read1(CHUNK_BYTES, decode_content=False):
             if self._is_cancelled():
                 raise CancelledError("the caller cancelled the request")
-            yield piece
+            yield chunk
 
 
 def digest_in(descriptor: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from loramux_server.store.reserve import Reserve
 
 _log = logging.getLogger(__name__)
 
-_PIECE = 1 << 20
+_CHUNK_BYTES = 1 << 20
 _RESUMABLE = ".upload"
 """Suffix of staged files that a restart keeps."""
 
@@ -53,27 +53,27 @@ class Staged:
         """Seal (BLAKE3) of what was written so far."""
         return self._seal.text()
 
-    def write(self, piece: bytes) -> None:
-        """Append `piece`.
+    def write(self, chunk: bytes) -> None:
+        """Append `chunk`.
 
         Raises:
             OSError: It cannot be written, or only into the space of the reserve.
         """
         if self._reserve:
             self._reserve.demand()
-        self.file.write(piece)
-        self._take_in(piece)
+        self.file.write(chunk)
+        self._take_in(chunk)
 
     def catch_up(self) -> None:
         """Hash and count what an earlier server process wrote."""
-        while piece := self.file.read(_PIECE):
-            self._take_in(piece)
+        while chunk := self.file.read(_CHUNK_BYTES):
+            self._take_in(chunk)
         self.is_inherited = self.size > 0
 
-    def _take_in(self, piece: bytes) -> None:
-        self._digest.update(piece)
-        self._seal.update(piece)
-        self.size += len(piece)
+    def _take_in(self, chunk: bytes) -> None:
+        self._digest.update(chunk)
+        self._seal.update(chunk)
+        self.size += len(chunk)
 
 
 class Blobs:
@@ -162,9 +162,9 @@ class Blobs:
         found, seal = Digest(), Seal()
         try:
             with self.open(digest) as file:
-                while piece := file.read(_PIECE):
-                    found.update(piece)
-                    seal.update(piece)
+                while chunk := file.read(_CHUNK_BYTES):
+                    found.update(chunk)
+                    seal.update(chunk)
         except OSError:
             return None
         return seal.text() if found.text() == digest else None

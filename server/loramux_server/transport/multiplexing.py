@@ -44,9 +44,9 @@ async def _run(
 
     async def answer(request: Request) -> None:
         try:
-            async with aclosing(answers(request)) as pieces:
-                async for piece in pieces:
-                    await found.put(piece)
+            async with aclosing(answers(request)) as chunks:
+                async for chunk in chunks:
+                    await found.put(chunk)
         except Exception as error:
             failures.append(error)
             reading.cancel()

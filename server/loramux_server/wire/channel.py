@@ -25,11 +25,11 @@ def frame(message: bytes) -> bytes:
 
 
 def _read_exactly(connection: socket.socket, size: int) -> bytes | None:
-    pieces = bytearray(size)
-    view = memoryview(pieces)
+    message = bytearray(size)
+    view = memoryview(message)
     while view:
         count = connection.recv_into(view)
         if not count:
             return None
         view = view[count:]
-    return bytes(pieces)
+    return bytes(message)

@@ -45,8 +45,8 @@ class Staging:
         for (name, (dtype, shape)), size in zip(shapes.items(), sizes, strict=True):
             self.on_device[name] = memory[at : at + size].view(dtype).view(shape)
             for host, views in zip(self._hosts, self._views, strict=True):
-                piece = host.numpy()[at : at + size]
-                views[name] = piece.view(_DTYPES[dtype]).reshape(shape)
+                chunk = host.numpy()[at : at + size]
+                views[name] = chunk.view(_DTYPES[dtype]).reshape(shape)
             at += _aligned(size)
 
     def begin(self) -> dict[str, npt.NDArray[Any]]:

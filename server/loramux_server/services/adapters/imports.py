@@ -86,8 +86,8 @@ class Imports:
         with self._registry.quotas.reserved(reference, "", size):
             if len(snapshot.sizes) == 1:
                 (name,) = snapshot.sizes
-                for piece in _pieces(snapshot, name, is_cancelled):
-                    staged.write(piece)
+                for chunk in _chunks(snapshot, name, is_cancelled):
+                    staged.write(chunk)
             else:
                 self._fetch_folder(snapshot, staged, is_cancelled)
         self._check_size(staged.size)
@@ -98,7 +98,7 @@ class Imports:
             for name in snapshot.sizes:
                 (folder / name).parent.mkdir(exist_ok=True)
                 with (folder / name).open("xb") as file:
-                    _copy(_pieces(snapshot, name, is_cancelled), file)
+                    _copy(_chunks(snapshot, name, is_cancelled), file)
             try:
                 pack_source(folder, staged, base=self._intake.base)
             except PackageError as error:
@@ -109,26 +109,26 @@ class Imports:
             raise wrong("uri", f"refers to {size} bytes; expected 1 to {self._max_bytes} bytes")
 
 
-def _copy(pieces: Iterator[bytes], file: BinaryIO) -> None:
-    for piece in pieces:
-        file.write(piece)
+def _copy(chunks: Iterator[bytes], file: BinaryIO) -> None:
+    for chunk in chunks:
+        file.write(chunk)
 
 
-def _pieces(snapshot: Snapshot, name: str, is_cancelled: IsCancelled) -> Iterator[bytes]:
-    """Yield a file of a snapshot in pieces, and check its announced size.
+def _chunks(snapshot: Snapshot, name: str, is_cancelled: IsCancelled) -> Iterator[bytes]:
+    """Yield a file of a snapshot in chunks, and check its announced size.
 
     Raises:
         UnavailableError: The size differs.
         CancelledError: The caller was cancelled.
     """
     size, num_came = snapshot.sizes[name], 0
-    for piece in snapshot.read(name):
+    for chunk in snapshot.read(name):
         if is_cancelled():
             raise CancelledError("the caller cancelled the request")
-        num_came += len(piece)
+        num_came += len(chunk)
         if num_came > size:
             break
-        yield piece
+        yield chunk
     if num_came != size:
         raise unavailable(
             snapshot.origin, f"{name} does not have the announced size of {size} bytes"

@@ -55,32 +55,32 @@ class Output:
         """Whether the completion has ended."""
         return bool(self.finish_reason)
 
-    def push(self, tokens: Iterable[Token], piece: generation_pb2.Completion) -> int:
+    def push(self, tokens: Iterable[Token], chunk: generation_pb2.Completion) -> int:
         """Fill in the chunk for `tokens`, and return how many of them belong to the completion.
 
         The chunk has a finish_reason if it ends the completion. The engine may have generated more
         tokens after a stop string, which are ignored.
         """
         before = self.num_tokens
-        piece.index = self._index
+        chunk.index = self._index
         text: list[str] = []
         for token in tokens:
             self.num_tokens += 1
             self._num_unknown += 1
-            piece.token_ids.append(token.token)
+            chunk.token_ids.append(token.token)
             if token.logprobs:
-                piece.logprobs.append(self._position_logprobs(token.token, token.logprobs))
-            if self._decode(token, text, piece):
-                self.finish_reason = piece.finish_reason
+                chunk.logprobs.append(self._position_logprobs(token.token, token.logprobs))
+            if self._decode(token, text, chunk):
+                self.finish_reason = chunk.finish_reason
                 break
-        piece.text = "".join(text)
+        chunk.text = "".join(text)
         return self.num_tokens - before
 
-    def end(self, piece: generation_pb2.Completion) -> None:
+    def end(self, chunk: generation_pb2.Completion) -> None:
         """Fill in the only chunk of a completion for which no tokens were asked."""
-        piece.index = self._index
-        piece.finish_reason = generation_pb2.FINISH_REASON_LENGTH
-        self.finish_reason = piece.finish_reason
+        chunk.index = self._index
+        chunk.finish_reason = generation_pb2.FINISH_REASON_LENGTH
+        self.finish_reason = chunk.finish_reason
 
     def _position_logprobs(self, token: int, logprobs: Logprobs) -> generation_pb2.PositionLogprobs:
         """Return the log-probabilities at the position of `token`."""
@@ -90,67 +90,67 @@ class Output:
         )
         return generation_pb2.PositionLogprobs(chosen=chosen, top=top)
 
-    def _decode(self, token: Token, text: list[str], piece: generation_pb2.Completion) -> bool:
-        """Append the text of `token`; note in `piece` if the completion ends, and return that."""
+    def _decode(self, token: Token, text: list[str], chunk: generation_pb2.Completion) -> bool:
+        """Append the text of `token`; note in `chunk` if the completion ends, and return that."""
         decoded = self._decoder.step(token.token) if self._decoder else ""
         if self._decoder and token.finish is not None:
             decoded += self._decoder.end()
         stop = None
         if self.num_tokens > self._min_tokens:
             decoded, stop = self._stops.push(decoded)
-        is_full = self._read(decoded, text, piece)
+        is_full = self._read(decoded, text, chunk)
         if stop is not None:
-            piece.stop_string = stop
+            chunk.stop_string = stop
         elif token.finish is not None:
-            is_full |= self._read(self._stops.flush(), text, piece)
+            is_full |= self._read(self._stops.flush(), text, chunk)
             if token.finish is Finish.STOP:
-                piece.stop_token_id = token.token
+                chunk.stop_token_id = token.token
         elif not is_full:
             return False
         if self._reasoning:
-            self._take(self._reasoning.flush(), text, piece)
+            self._take(self._reasoning.flush(), text, chunk)
         if self._calls:
             is_ended = stop is None and token.finish is Finish.STOP
-            self._add(self._calls.flush(is_ended=is_ended), text, piece)
+            self._add(self._calls.flush(is_ended=is_ended), text, chunk)
         if stop is None and token.finish is Finish.LENGTH and not is_full:
-            piece.finish_reason = generation_pb2.FINISH_REASON_LENGTH
+            chunk.finish_reason = generation_pb2.FINISH_REASON_LENGTH
         elif self._calls and self._calls.num_calls:
-            piece.finish_reason = generation_pb2.FINISH_REASON_TOOL_CALLS
+            chunk.finish_reason = generation_pb2.FINISH_REASON_TOOL_CALLS
         else:
-            piece.finish_reason = generation_pb2.FINISH_REASON_STOP
+            chunk.finish_reason = generation_pb2.FINISH_REASON_STOP
         return True
 
-    def _read(self, decoded: str, text: list[str], piece: generation_pb2.Completion) -> bool:
+    def _read(self, decoded: str, text: list[str], chunk: generation_pb2.Completion) -> bool:
         """Split `decoded` into reasoning, calls and text; return whether no call may follow."""
         if self._reasoning is None and self._calls is None:
             text.append(decoded)
             return False
         found = self._reasoning.push(decoded) if self._reasoning else Thought("", decoded)
-        return self._take(found, text, piece)
+        return self._take(found, text, chunk)
 
-    def _take(self, found: Thought, text: list[str], piece: generation_pb2.Completion) -> bool:
+    def _take(self, found: Thought, text: list[str], chunk: generation_pb2.Completion) -> bool:
         if found.reasoning:
-            piece.reasoning += found.reasoning
+            chunk.reasoning += found.reasoning
             self.num_reasoning += self._num_unknown
         if found.reasoning or found.text:
             self._num_unknown = 0
         if self._calls is None:
             text.append(found.text)
             return False
-        self._add(self._calls.push(found.text), text, piece)
+        self._add(self._calls.push(found.text), text, chunk)
         return self._calls.is_full
 
-    def _add(self, read: Read, text: list[str], piece: generation_pb2.Completion) -> None:
+    def _add(self, read: Read, text: list[str], chunk: generation_pb2.Completion) -> None:
         text.append(read.text)
         for call in read.calls:
-            piece.tool_calls.add(id=call.id, name=call.name, arguments=call.arguments)
+            chunk.tool_calls.add(id=call.id, name=call.name, arguments=call.arguments)
 
 
-def join(pieces: list[generation_pb2.Completion]) -> generation_pb2.Completion:
+def join(chunks: list[generation_pb2.Completion]) -> generation_pb2.Completion:
     """Merge the chunks of one completion."""
     whole = generation_pb2.Completion()
-    for piece in pieces:
-        whole.MergeFrom(piece)
-    whole.text = "".join(piece.text for piece in pieces)
-    whole.reasoning = "".join(piece.reasoning for piece in pieces)
+    for chunk in chunks:
+        whole.MergeFrom(chunk)
+    whole.text = "".join(chunk.text for chunk in chunks)
+    whole.reasoning = "".join(chunk.reasoning for chunk in chunks)
     return whole

@@ -92,14 +92,14 @@ class GenerationService:
         self, request: generation_pb2.GenerateRequest, context: Context
     ) -> generation_pb2.GenerateResponse:
         """Answer once every completion has finished."""
-        responses = [piece async for piece in self._pieces(request, context, UNARY_INTERVAL)]
-        pieces: dict[int, list[generation_pb2.Completion]] = {}
+        responses = [chunk async for chunk in self._chunks(request, context, UNARY_INTERVAL)]
+        chunks: dict[int, list[generation_pb2.Completion]] = {}
         for response in responses:
-            pieces.setdefault(response.delta.index, []).append(response.delta)
+            chunks.setdefault(response.delta.index, []).append(response.delta)
         first, last = responses[0], responses[-1]
         return generation_pb2.GenerateResponse(
             request_id=first.request_id,
-            completions=[join(found) for _, found in sorted(pieces.items())],
+            completions=[join(found) for _, found in sorted(chunks.items())],
             adapter=first.adapter if first.HasField("adapter") else None,
             adapters=first.adapters,
             usage=last.usage,
@@ -112,9 +112,9 @@ class GenerationService:
         self, request: generation_pb2.GenerateRequest, context: Context
     ) -> AsyncGenerator[generation_pb2.StreamGenerateResponse, None]:
         """Stream the answer in chunks."""
-        return self._pieces(request, context, self._stream_interval)
+        return self._chunks(request, context, self._stream_interval)
 
-    async def _pieces(
+    async def _chunks(
         self, request: generation_pb2.GenerateRequest, context: Context, interval: int
     ) -> AsyncGenerator[generation_pb2.StreamGenerateResponse, None]:
         """Yield the answer, about `interval` tokens per chunk."""
