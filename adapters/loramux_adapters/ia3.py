@@ -59,7 +59,7 @@ class Ia3Config:
     def is_feedforward(self, module: str) -> bool:
         """Return whether the factors of `module` multiply its input, not its output."""
         if isinstance(self.feedforward_modules, Pattern):
-            return self.feedforward_modules.is_whole(module)
+            return self.feedforward_modules.fullmatch(module)
         # PEFT compares the end of the name, not whole parts of it.
         return any(module.endswith(name) for name in self.feedforward_modules)
 

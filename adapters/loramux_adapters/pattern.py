@@ -64,13 +64,13 @@ class Pattern:
             raise unsupported(name, text, str(error)) from None
         return cls(name, text, program, steps)
 
-    def is_whole(self, module: str) -> bool:
+    def fullmatch(self, module: str) -> bool:
         """Return whether all of `module` matches, as `re.fullmatch` does.
 
         Raises:
             PackageError: The step budget is used up.
         """
-        return self._run(module, self._program.start, 0, {}, is_whole=True) != _NOWHERE
+        return self._run(module, self._program.start, 0, {}, is_full=True) != _NOWHERE
 
     def end(self, module: str) -> int | None:
         """Return where a match at the beginning of `module` ends, as `re.match` does.
@@ -81,11 +81,17 @@ class Pattern:
         Raises:
             PackageError: The step budget is used up.
         """
-        end = self._run(module, self._program.start, 0, {}, is_whole=False)
+        end = self._run(module, self._program.start, 0, {}, is_full=False)
         return None if end == _NOWHERE else end
 
     def _run(
-        self, name: str, start: int, at: int, looked: dict[tuple[int, int], bool], *, is_whole: bool
+        self,
+        name: str,
+        start: int,
+        at: int,
+        lookarounds: dict[tuple[int, int], bool],
+        *,
+        is_full: bool,
     ) -> int:
         """Return the end of the first match of instruction `start` at `at`; or `_NOWHERE`."""
         code, left = self._program.code, self._steps.left
@@ -135,30 +141,30 @@ class Pattern:
                     waiting.append(then * width + at)
             elif kind == LOOK:
                 self._steps.left = left
-                if self._looks(name, argument, at, looked):
+                if self._looks_around(name, argument, at, lookarounds):
                     waiting.append(then * width + at)
                 left = self._steps.left
-            elif at == length or not is_whole:
+            elif at == length or not is_full:
                 self._steps.left = left
                 return at
         self._steps.left = left
         return _NOWHERE
 
-    def _looks(
+    def _looks_around(
         self,
         name: str,
         argument: tuple[int, int, bool],
         at: int,
-        looked: dict[tuple[int, int], bool],
+        lookarounds: dict[tuple[int, int], bool],
     ) -> bool:
         start, back, is_wanted = argument
         if at < back:
             return not is_wanted
         key = (start, at)
-        if key not in looked:
-            found = self._run(name, start, at - back, looked, is_whole=False)
-            looked[key] = found != _NOWHERE
-        return looked[key] == is_wanted
+        if key not in lookarounds:
+            found = self._run(name, start, at - back, lookarounds, is_full=False)
+            lookarounds[key] = found != _NOWHERE
+        return lookarounds[key] == is_wanted
 
     def _refused(self) -> PackageError:
         self._steps.left = 0

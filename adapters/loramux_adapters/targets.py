@@ -48,7 +48,7 @@ def is_named(module: str, by: Named) -> bool:
         PackageError: The config's expressions take too many steps.
     """
     if isinstance(by, Pattern):
-        return by.is_whole(module)
+        return by.fullmatch(module)
     return not by.isdisjoint(tails(module))
 
 

@@ -90,7 +90,7 @@ def _targets(config: Mapping[str, object]) -> Named:
 def _is_target(config: TrainableTokensConfig, module: str) -> bool:
     targets = config.target_modules
     if isinstance(targets, Pattern):
-        return targets.is_whole(module)
+        return targets.fullmatch(module)
     return module.endswith(tuple(targets) or ("",))
 
 

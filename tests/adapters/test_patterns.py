@@ -85,7 +85,7 @@ def taken(text: str, name: str) -> int:
     steps = Steps()
     found = Pattern.of("target_modules", text, steps)
     before = steps.left
-    found.is_whole(name)
+    found.fullmatch(name)
     return before - steps.left
 
 
@@ -103,7 +103,7 @@ def test_an_expression_matches_what_it_matches_in_python(
     for name in names:
         is_whole = re.fullmatch(text, name) is not None
         event(f"whole: {is_whole}")
-        assert found.is_whole(name) == is_whole, (text, name)
+        assert found.fullmatch(name) == is_whole, (text, name)
         assert (found.end(name) is not None) == (re.match(text, name) is not None), (text, name)
 
 
@@ -272,7 +272,7 @@ def test_names_of_a_large_adapter_take_a_part_of_the_steps() -> None:
     names = [
         f"model.language_model.layers.{layer}.mlp.{kind}" for layer in range(286) for kind in kinds
     ]
-    assert all(map(found.is_whole, names))
+    assert all(map(found.fullmatch, names))
     assert MAX_STEPS - steps.left < MAX_STEPS / 8
 
 

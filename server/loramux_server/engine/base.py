@@ -16,7 +16,7 @@ class Base:
     """End-of-sequence tokens."""
     vocab_size: int | None = None
     """Vocabulary size of the base; None if it does not matter."""
-    reads_whole: bool = False
+    has_encoder: bool = False
     """Whether the base has an encoder, so that it reads a text as a whole, in one chunk."""
     storage_format: StorageFormat = AS_SAVED
     """Storage format of adapters in memory."""

@@ -131,7 +131,7 @@ class Batch:
                 ),
                 segments=_segments(chunks, query_start, residence),
                 states=_states(chunks),
-                texts=_whole_texts(chunks, residence),
+                texts=_encoder_texts(chunks, residence),
                 position_3T=position_3T,
                 embedded=(*embedded, *image_embeddings(chunks, query_start)),
                 added=layer_additions(chunks, query_start),
@@ -218,7 +218,7 @@ def _read_tokens(
             head = residence(chunk.digest).head
         assert head is not None
         row = begin + positions.start - chunk.start
-        first = positions.start - chunk.request.num_untold if chunk.request.reads_all else 0
+        first = positions.start - chunk.request.num_unreported if chunk.request.reads_all else 0
         found.append(ReadTokens(chunk.request, head, first, slice(row, row + len(positions))))
     return tuple(found)
 
@@ -253,11 +253,11 @@ def _states(chunks: Sequence[Chunk]) -> StateBatch | None:
     )
 
 
-def _whole_texts(
+def _encoder_texts(
     chunks: Sequence[Chunk], residence: Callable[[str], Residence]
 ) -> tuple[EncoderText, ...]:
     """Return the texts of requests if the model has an encoder, which reads them as a whole."""
-    if not chunks[0].request.is_whole:  # the model is the same for all
+    if not chunks[0].request.in_one_chunk:  # the model is the same for all
         return ()
     texts = []
     for chunk in chunks:

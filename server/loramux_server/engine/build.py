@@ -184,7 +184,7 @@ def build_engine(
             config.block_size,
             model.eos_token_ids,
             model.vocab_size,
-            reads_whole=model.encoder_runner is not None,
+            has_encoder=model.encoder_runner is not None,
             storage_format=storage_format,
         ),
         shares_cores=model.device.type == "cpu",

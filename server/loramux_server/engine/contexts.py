@@ -63,7 +63,7 @@ class Contexts:
         if self._states:  # there is no state before the last token
             return False
         # A text that is encoded as a whole keeps what it had before the step.
-        return not chunk.request.is_whole or chunk.num_tokens == 1
+        return not chunk.request.in_one_chunk or chunk.num_tokens == 1
 
     def known(self, request: Request) -> Known:
         """Return the cached prefix of a request that does not run."""

@@ -48,8 +48,8 @@ class AdapterLoader:
             DamagedError: A file of it is missing, or is not what was registered.
             PackageError: It does not fit the base model, cannot be mixed, or is not served here.
         """
-        is_whole = self._shard == UNSHARDED
-        place = self._slab.pack if is_whole and self._slab.packs else None
+        is_unsharded = self._shard == UNSHARDED
+        place = self._slab.pack if is_unsharded and self._slab.packs else None
         with self._slab.on_load_stream():
             packed = load_source(source, self._base, self._storage_format, place)
         if self._is_deterministic and packed.edits and packed.edits.changes_layers:
@@ -57,7 +57,7 @@ class AdapterLoader:
                 "the server is deterministic, and supports low-rank updates only",
                 "UNSUPPORTED_ADAPTER_FEATURE",
             )
-        if is_whole:
+        if is_unsharded:
             return packed
         # It was registered while one process held the whole model.
         if packed.edits and (packed.edits.changes_layers or packed.edits.virtual):

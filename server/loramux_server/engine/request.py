@@ -66,7 +66,7 @@ class Request:
     """Position at which the second of two texts begins; 0 if there is none."""
     num_source: int = 0
     """Tokens at the beginning of its prompt that are the input of an encoder."""
-    is_whole: bool = False
+    in_one_chunk: bool = False
     """Whether its text has to be computed in one chunk (bidirectional attention)."""
     seq2seq_state: Seq2SeqState = field(default_factory=Seq2SeqState)
     """What is kept of the encoder's output while it runs."""
@@ -153,7 +153,7 @@ class Request:
             priority=message.priority,
             second_from=ask.second_from,
             num_source=ask.num_source,
-            is_whole=base.reads_whole,
+            in_one_chunk=base.has_encoder,
             pictures=[
                 Picture(each.start, each.start + each.length, each.image.digest)
                 for each in ask.images
@@ -223,10 +223,10 @@ class Request:
         """Whether its result needs the hidden state of every token."""
         if self.task is None:
             return self.pooling is Pooling.MEAN
-        return self.is_whole or self.task.is_per_token
+        return self.in_one_chunk or self.task.is_per_token
 
     @property
-    def num_untold(self) -> int:
+    def num_unreported(self) -> int:
         """Virtual tokens that have no place in its result, if that needs every token.
 
         A model that encodes a text as a whole includes those that have hidden states.
@@ -246,7 +246,7 @@ class Request:
         A chunk that must not split an image ends before it, or after it if it begins with it. A
         text that is encoded as a whole is one chunk.
         """
-        if self.is_whole:
+        if self.in_one_chunk:
             return self.num_tokens - start
         if self.prompt_images is None or not self.prompt_images.is_bidirectional:
             return num_tokens
