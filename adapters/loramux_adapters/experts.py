@@ -185,12 +185,12 @@ def split_experts(
     routers: list[LoraModule] = []
     found: list[ExpertLora] = []
     for module in modules:
-        router = _there(module.module, names, _OLD_ROUTER, *_ROUTERS)
+        router = _existing_name(module.module, names, _OLD_ROUTER, *_ROUTERS)
         if router:
             routers.append(replace(module, module=router))
             continue
         match = None if module.module in layers else _ALONE.fullmatch(module.module)
-        name = _there(match["module"], experts, _OLD_PARENT, _PARENT) if match else None
+        name = _existing_name(match["module"], experts, _OLD_PARENT, _PARENT) if match else None
         if match is None or name is None:
             kept.append(module)
             continue
@@ -265,7 +265,7 @@ def _check_apart(names: Iterable[str]) -> None:
             )
 
 
-def _there(module: str, there: Container[str], old: str, *new: str) -> str | None:
+def _existing_name(module: str, there: Container[str], old: str, *new: str) -> str | None:
     """Return the name of `module` in `there`, which may have one of the ends `new` for `old`."""
     names = [module]
     if module.endswith(old):

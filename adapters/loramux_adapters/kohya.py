@@ -128,7 +128,7 @@ def _module(layer: str, known: Mapping[str, list[str]] | None) -> str:
         return layer
     prefix = next((prefix for prefix in _PREFIXES if layer.startswith(prefix)), "")
     flat = layer.removeprefix(prefix)
-    ways = _ways(flat.split("_")) if known is None else known.get(flat, [])
+    ways = _possible_names(flat.split("_")) if known is None else known.get(flat, [])
     if not prefix or len(ways) != 1:
         fault = "could be one of several modules" if len(ways) > 1 else "matches no known module"
         hint = " of the base model" if known is not None else "; give the base model with --base"
@@ -139,7 +139,7 @@ def _module(layer: str, known: Mapping[str, list[str]] | None) -> str:
     return ways[0]
 
 
-def _ways(words: list[str]) -> list[str]:
+def _possible_names(words: list[str]) -> list[str]:
     """Return the names that result from joining `words` with `_` or `.`, at most two of them."""
     ways: list[list[str]] = [[""]]
     """For each number of words, the names made of that many."""

@@ -208,14 +208,14 @@ class Server:
         self._exit.callback(services.uploads.close)
         self._exit.callback(services.seals.close)
         self._exit.push_async_callback(services.prompts.close)
-        self._go_on(services.uploads.expire(EXPIRE_SECONDS))
-        self._go_on(keep_expiring(registry, SWEEP_SECONDS))
-        self._go_on(services.lag.watch())
+        self._run_in_background(services.uploads.expire(EXPIRE_SECONDS))
+        self._run_in_background(keep_expiring(registry, SWEEP_SECONDS))
+        self._run_in_background(services.lag.watch())
         if loaded.mirror:
             await loaded.mirror.begin()
-            self._go_on(loaded.mirror.run())
+            self._run_in_background(loaded.mirror.run())
         if opened.origins.folder and self._config.adapters_interval:
-            self._go_on(watch(loaded.directory, self._config.adapters_interval))
+            self._run_in_background(watch(loaded.directory, self._config.adapters_interval))
 
     async def _listen(self, opened: Opened, loaded: Loaded) -> None:
         """Start to answer calls, and announce it."""
@@ -226,7 +226,7 @@ class Server:
             # Closed after the listener, whose calls may wait for a fetch.
             self._exit.push_async_callback(services.resolver.close)
             answering = [services.resolver.over(service) for service in answering]
-        self._go_on(loaded.store.access_control.watch(opened.tls))
+        self._run_in_background(loaded.store.access_control.watch(opened.tls))
         self._exit.push_async_callback(listener.close)
         # Closed before the listener, so that draining does not wait for calls that only watch.
         self._exit.callback(services.changes.close)
@@ -282,9 +282,9 @@ class Server:
         probe = Probe(self._engine, model, interval=self._config.probe_interval, on_result=show)
         self._report_takers.append(probe.report)
         self._ready_takers.append(begin)
-        self._go_on(probe.run())
+        self._run_in_background(probe.run())
 
-    def _go_on(self, work: Coroutine[Any, Any, None]) -> None:
+    def _run_in_background(self, work: Coroutine[Any, Any, None]) -> None:
         """Run `work` in the background until the server stops."""
         self._exit.push_async_callback(cancel_and_wait, in_background(work))
 

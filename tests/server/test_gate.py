@@ -215,7 +215,7 @@ async def test_nothing_is_kept_of_calls_that_were_ended(tmp_path: Path, keys: Ke
         assert await stream.code() is UNKNOWN_CALLER
         gate = server.gate
         async with asyncio.timeout(60):
-            while gate._running or gate._shut_out:  # noqa: ASYNC110 - nothing to await
+            while gate._running or gate._revoked:  # noqa: ASYNC110 - nothing to await
                 await asyncio.sleep(0.01)
 
 

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from loramux_server.engine.one_gpu import see_one_gpu
+from loramux_server.engine.one_gpu import restrict_to_one_gpu
 from loramux_server.wire.engine_config import EngineConfig
 
 
@@ -38,6 +38,6 @@ def test_it_sees_the_one_that_is_named(
         return first[0]
 
     monkeypatch.setattr(torch.cuda, "device_count", count)
-    assert see_one_gpu(EngineConfig(model="", device=device)).device == then
+    assert restrict_to_one_gpu(EngineConfig(model="", device=device)).device == then
     assert os.environ.get("CUDA_VISIBLE_DEVICES") == sees
     assert set(first) <= {int(then != device)}  # it was asked for none that is not to be seen

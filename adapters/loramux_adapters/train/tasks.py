@@ -52,7 +52,7 @@ def task_of(requested: str | None, examples: Examples, config: PreTrainedConfig)
             f"task is {requested!r}, but {examples.path} has lines with {examples.form}, for task "
             f"{' or '.join(fitting)}; {requested} needs lines with {wanted}"
         )
-    does, what = _doing(config)
+    does, what = _supported_tasks(config)
     for task in fitting if requested is None else (requested,):
         if task in does:
             return TASKS[task]
@@ -72,7 +72,7 @@ def task_type(task: Task | None, config: PreTrainedConfig) -> str:
     return "SEQ_2_SEQ_LM" if is_encoder_decoder(config) else "CAUSAL_LM"
 
 
-def _doing(config: PreTrainedConfig) -> tuple[tuple[str, ...], str]:
+def _supported_tasks(config: PreTrainedConfig) -> tuple[tuple[str, ...], str]:
     """Return the tasks that a base can be trained for, and why no others."""
     if is_encoder_decoder(config):
         return ("generate",), "is an encoder-decoder, which supports generation only"

@@ -39,7 +39,7 @@ def _oft(layer: Layer, parts: Parts, weight_OI: Wide) -> Wide:
     turns_DHH = _series(skew_DHH, terms) if layer.config.get("use_cayley_neumann") else (
         _cayley(skew_DHH)
     )  # fmt: skip
-    return _turned(weight_OI, np.broadcast_to(turns_DHH, (count, size, size)).transpose(0, 2, 1))
+    return _rotated(weight_OI, np.broadcast_to(turns_DHH, (count, size, size)).transpose(0, 2, 1))
 
 
 def _boft(layer: Layer, parts: Parts, weight_OI: Wide) -> Wide:
@@ -58,10 +58,10 @@ def _boft(layer: Layer, parts: Parts, weight_OI: Wide) -> Wide:
         )
     scale_O1 = shaped(layer, parts, ".boft_s", outputs, 1)
     skew_DHH = 0.5 * (blocks[0] - blocks[0].transpose(0, 2, 1))
-    return scale_O1 * _turned(weight_OI, _cayley(skew_DHH).transpose(0, 2, 1))
+    return scale_O1 * _rotated(weight_OI, _cayley(skew_DHH).transpose(0, 2, 1))
 
 
-def _turned(weight_OI: Wide, turns_DHH: Wide) -> Wide:
+def _rotated(weight_OI: Wide, turns_DHH: Wide) -> Wide:
     """Return the weight for inputs that the blocks rotate first."""
     count, size, _ = turns_DHH.shape
     in_blocks = weight_OI.reshape(-1, count, size)

@@ -41,7 +41,7 @@ def check_exposure(
     lacks = ""
     if is_exposed and not has_tls:
         lacks = "the gateway has no TLS: set --tls-cert and --tls-key"
-    elif asyncio.run(_lets_anybody_in(open_backend, asks=is_exposed)):
+    elif asyncio.run(_answers_without_key(open_backend, asks=is_exposed)):
         lacks = "the server has no API keys: create one with `loramux keys create --store DIR`"
     if lacks:
         raise FailedPreconditionError(
@@ -50,7 +50,7 @@ def check_exposure(
         )
 
 
-async def _lets_anybody_in(open_backend: Callable[[], Backend], *, asks: bool) -> bool:
+async def _answers_without_key(open_backend: Callable[[], Backend], *, asks: bool) -> bool:
     """Return whether the server answers a caller without a key; False if not `asks`.
 
     Raises:

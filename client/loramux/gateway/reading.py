@@ -12,11 +12,13 @@ BODY_SECONDS = 60.0
 """How long a body may take to arrive."""
 
 
-async def _no_more() -> int:
+async def _max_body_bytes() -> int:
     return MAX_BODY_BYTES
 
 
-async def read(request: Request, most_bytes: Callable[[], Awaitable[int]] = _no_more) -> bytes:
+async def read(
+    request: Request, most_bytes: Callable[[], Awaitable[int]] = _max_body_bytes
+) -> bytes:
     """Return the body of `request`.
 
     Args:

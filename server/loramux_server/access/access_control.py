@@ -66,7 +66,7 @@ class AccessControl:
                 await finished(asyncio.to_thread(self._refresh, tls))
             except Exception as error:  # no thread can be started, for example
                 self._log_cause(_cause(error))
-            self.gate.shut_out()
+            self.gate.cancel_revoked()
 
     def _refresh(self, tls: ServerTls | None) -> None:
         causes = list[str]()

@@ -24,7 +24,7 @@ class Gate(grpc.aio.ServerInterceptor):
         self._authenticator = authenticator
         self._running: defaultdict[Caller, set[asyncio.Task[Any]]] = defaultdict(set)
         """Caller -> the tasks of its calls."""
-        self._shut_out: dict[asyncio.Task[Any], LoramuxError] = {}
+        self._revoked: dict[asyncio.Task[Any], LoramuxError] = {}
         """Tasks that were cancelled because their caller lost access -> the error."""
 
     async def intercept_service(
@@ -39,13 +39,13 @@ class Gate(grpc.aio.ServerInterceptor):
             lambda context: self._admitted(context, method),
         )
 
-    def shut_out(self) -> None:
+    def cancel_revoked(self) -> None:
         """End the running calls whose callers have lost access."""
         for caller, tasks in self._running.items():
             if why := self._authenticator.refusal(caller):
                 # A second cancellation would interrupt the cleanup that the first one started.
-                for task in tasks - self._shut_out.keys():
-                    self._shut_out[task] = why
+                for task in tasks - self._revoked.keys():
+                    self._revoked[task] = why
                     task.cancel()
 
     @asynccontextmanager
@@ -64,14 +64,14 @@ class Gate(grpc.aio.ServerInterceptor):
         try:
             yield
         except asyncio.CancelledError:
-            why = self._shut_out.get(task)
+            why = self._revoked.get(task)
             if why is None:
                 raise
             # If this only raised, gRPC would send no status and the client would wait.
             task.uncancel()
             await abort(context, why, method)
         finally:
-            self._shut_out.pop(task, None)
+            self._revoked.pop(task, None)
             self._running[who].discard(task)
             if not self._running[who]:
                 del self._running[who]

@@ -49,7 +49,7 @@ class ServerTls:
         try:
             self._loaded = self._load()
         except (OSError, ValueError) as error:
-            raise ConfigError(_what_is_wrong(error)) from None
+            raise ConfigError(_load_error(error)) from None
         self._shown = self._loaded
         self._refused: Stamps | None = None
         """Stamps at the last attempt to reload, so that a failed one is not repeated."""
@@ -85,7 +85,7 @@ class ServerTls:
             self._loaded = self._load()
         except (OSError, ValueError) as error:
             _log.warning(
-                "cannot reload the certificate, keeping the current one: %s", _what_is_wrong(error)
+                "cannot reload the certificate, keeping the current one: %s", _load_error(error)
             )
             return
         _log.info("certificate reloaded")
@@ -114,7 +114,7 @@ class ServerTls:
         return stamps(self.certificate, self.key, *([self.client_ca] if self.client_ca else []))
 
 
-def _what_is_wrong(error: Exception) -> str:
+def _load_error(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"a certificate cannot be used: {error.filename}: {error.strerror}"
     return f"a certificate cannot be used: {error}"

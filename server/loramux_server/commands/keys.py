@@ -23,9 +23,9 @@ from loramux_server.commands.stores import (
     AuditLog,
     CatalogUrl,
     Store,
+    audited_by_user,
     found_store,
     open_catalog,
-    written_down,
 )
 from loramux_server.store.reference import DEFAULT_TENANT
 from loramux_server.store.times import now_in_utc
@@ -92,7 +92,7 @@ def create(
     from loramux_server.access.key_manager import new_record
 
     lifetime = parse_duration(expires) if expires else None
-    act = written_down(audit_log, "key.create", tenant=tenant, role=str(role))
+    act = audited_by_user(audit_log, "key.create", tenant=tenant, role=str(role))
     try:
         if access:
             with act as details:
@@ -109,7 +109,7 @@ def create(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     _show(key, f"{role} of tenant {tenant}")
-    _say_if_shared(tenant)
+    _warn_if_shared(tenant)
 
 
 @app.command("add")
@@ -137,7 +137,7 @@ def add(
     if (key := parse_key(text.decode(errors="replace").strip())) is None:
         raise typer.BadParameter(f"{file} does not contain a key of the form lmx_ID_SECRET")
     lifetime = parse_duration(expires) if expires else None
-    act = written_down(audit_log, "key.add", tenant=tenant, role=str(role), key=key.id)
+    act = audited_by_user(audit_log, "key.add", tenant=tenant, role=str(role), key=key.id)
     with _key_manager(store, url) as manager, act:
         try:
             is_new = manager.add(key, tenant=tenant, role=role, label=label, lifetime=lifetime)
@@ -146,7 +146,7 @@ def add(
     what = f"{role} of tenant {tenant}"
     note = "" if is_new else ", exists already and keeps its label and expiry"
     print(f"key {key.id}, {what}{note}", file=sys.stderr)
-    _say_if_shared(tenant)
+    _warn_if_shared(tenant)
 
 
 @app.command("rotate")
@@ -160,7 +160,7 @@ def rotate(
     audit_log: AuditLog = None,
 ) -> None:
     """Replace a key by a new one and print that."""
-    act = written_down(audit_log, "key.rotate", key=key_id, grace=grace)
+    act = audited_by_user(audit_log, "key.rotate", key=key_id, grace=grace)
     with _key_manager(store, url) as manager, act as details:
         key = manager.rotate(key_id, grace=parse_duration(grace))
         details["replaced_by"] = key.id
@@ -175,7 +175,7 @@ def revoke(
 
     A running server ends its calls within a second.
     """
-    with _key_manager(store, url) as manager, written_down(audit_log, "key.revoke", key=key_id):
+    with _key_manager(store, url) as manager, audited_by_user(audit_log, "key.revoke", key=key_id):
         manager.revoke(key_id)
 
 
@@ -208,7 +208,7 @@ def _key_manager(store: Path | None, url: str | None) -> "Iterator[KeyManager]":
             raise typer.Exit(1) from None
 
 
-def _say_if_shared(tenant: str) -> None:
+def _warn_if_shared(tenant: str) -> None:
     """Tell the user that adapters of the default tenant are visible to all."""
     if tenant == DEFAULT_TENANT:
         print(

@@ -62,7 +62,7 @@ def found_store(store: Path | None) -> Path:
     return found[0]
 
 
-def written_down(
+def audited_by_user(
     path: str | None, act: str, **fields: object
 ) -> AbstractContextManager[dict[str, object]]:
     """Return a context manager that records `act` in the audit log at `path`; see `audited`."""

@@ -20,9 +20,9 @@ from loramux_server.commands.stores import (
     AuditLog,
     CatalogUrl,
     Store,
+    audited_by_user,
     found_store,
     open_catalog,
-    written_down,
 )
 from loramux_server.store.policy import Policy
 from loramux_server.store.reference import DEFAULT_TENANT
@@ -75,7 +75,7 @@ def set_policy(
         given["concurrent_requests"] = _count(concurrent)
     if weight is not None:
         given["weight"] = weight
-    act = written_down(audit_log, "tenant.set", tenant=tenant, **given)
+    act = audited_by_user(audit_log, "tenant.set", tenant=tenant, **given)
     with open_catalog(found_store(store), url) as catalog, act:
         known = {policy.tenant: policy for policy in catalog.policies.all()}
         catalog.policies.set(replace(known.get(tenant, Policy(tenant=tenant)), **given))  # type: ignore[arg-type]
@@ -89,7 +89,7 @@ def clear(
     audit_log: AuditLog = None,
 ) -> None:
     """Remove all limits of a tenant."""
-    act = written_down(audit_log, "tenant.clear", tenant=tenant)
+    act = audited_by_user(audit_log, "tenant.clear", tenant=tenant)
     with open_catalog(found_store(store), url) as catalog, act:
         if not catalog.policies.remove(tenant):
             print(f"loramux: tenant {tenant!r} has no limits", file=sys.stderr)
@@ -114,7 +114,7 @@ def disable(
             f"{tenant!r} is shared by all tenants and cannot be disabled; "
             "`loramux keys revoke` revokes its keys one by one"
         )
-    act = written_down(audit_log, "tenant.disable", tenant=tenant)
+    act = audited_by_user(audit_log, "tenant.disable", tenant=tenant)
     with open_catalog(found_store(store), url) as catalog, act:
         now = now_in_utc()
         if not catalog.disabled_tenants.add(tenant, now):
@@ -134,7 +134,7 @@ def enable(
     audit_log: AuditLog = None,
 ) -> None:
     """Enable a disabled tenant again; its keys are unchanged."""
-    act = written_down(audit_log, "tenant.enable", tenant=tenant)
+    act = audited_by_user(audit_log, "tenant.enable", tenant=tenant)
     with open_catalog(found_store(store), url) as catalog, act:
         if not catalog.disabled_tenants.remove(tenant):
             print(f"loramux: tenant {tenant!r} is not disabled", file=sys.stderr)

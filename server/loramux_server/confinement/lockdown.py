@@ -45,7 +45,7 @@ def lock_down(memory: int, who: str) -> list[str]:
     ):
         with contextlib.suppress(ValueError, OSError):  # a lower limit holds already
             resource.setrlimit(limit, (size, size))
-    missing = _have_the_kernel_confine() if sys.platform == "linux" else []
+    missing = _confine_by_kernel() if sys.platform == "linux" else []
 
     def refuse(event: str, arguments: tuple[object, ...]) -> None:
         if event.startswith(_FORBIDDEN):
@@ -55,7 +55,7 @@ def lock_down(memory: int, who: str) -> list[str]:
     return missing
 
 
-def _have_the_kernel_confine() -> list[str]:
+def _confine_by_kernel() -> list[str]:
     # Without TZ, libc checks /etc/localtime on every call.
     os.environ.setdefault("TZ", ":/etc/localtime")
     time.tzset()

@@ -114,7 +114,7 @@ class Engine:
             elif isinstance(message, Pause | Resume):
                 self._pause_or_resume(message)
             elif not isinstance(message, Ping):
-                self._residents.steer(message)
+                self._residents.handle(message)
                 if isinstance(message, Drop):
                     self._speculation.forget(message.digest)
 
@@ -123,7 +123,7 @@ class Engine:
         self._end_late()
         self._land_images()
         self._structured_output.land()
-        self._residents.let_load(self._ran_seconds)
+        self._residents.yield_cores(self._ran_seconds)
         self._ran_seconds = 0.0
         landed = self._land_loads()
         before = self._execution.flight

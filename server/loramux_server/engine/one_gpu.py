@@ -10,7 +10,7 @@ from loramux_server.wire.engine_config import EngineConfig
 _VARIABLE = "CUDA_VISIBLE_DEVICES"
 
 
-def see_one_gpu(config: EngineConfig) -> EngineConfig:
+def restrict_to_one_gpu(config: EngineConfig) -> EngineConfig:
     """Make only the GPU that `config` names visible, and return the config to use then.
 
     By default, streams, events and launches go to the first visible GPU. Must be called before CUDA

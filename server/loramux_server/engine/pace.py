@@ -79,7 +79,7 @@ class Pace:
             self._draft_seconds.append(max(seconds - self._decode_cost, 0.0) / draft_tokens)
             self._num_undrafted = 0
         elif decode_tokens and not draft_tokens:
-            self._doubt_drafts()
+            self._decay_draft_cost()
         if drafts > seconds / 2:  # the step says little about the other costs
             return
         if not prompt_tokens:
@@ -91,7 +91,7 @@ class Pace:
             rest = seconds - drafts - (self._decode_cost if decode_tokens else 0.0)
             self._token_seconds.append(max(rest, seconds / 3, _MIN_SECONDS) / prompt_tokens)
 
-    def _doubt_drafts(self) -> None:
+    def _decay_draft_cost(self) -> None:
         """Halve the cost of drafts after a while without, so that they are tried again."""
         self._num_undrafted += 1
         if self._num_undrafted == _DOUBTED_AFTER:

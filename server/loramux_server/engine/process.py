@@ -20,7 +20,7 @@ from loramux_server.engine.allowance import num_cores
 from loramux_server.engine.build import build_engine
 from loramux_server.engine.fit import NoRoomError
 from loramux_server.engine.model_part import load_model
-from loramux_server.engine.one_gpu import see_one_gpu
+from loramux_server.engine.one_gpu import restrict_to_one_gpu
 from loramux_server.engine.out_of_memory import exit_on_out_of_memory
 from loramux_server.engine.residents import loader_threads
 from loramux_server.engine.team import Team
@@ -135,7 +135,7 @@ def main() -> int:
     if first is None:
         return 0
     try:
-        serve(connection, see_one_gpu(decode_config(first)))
+        serve(connection, restrict_to_one_gpu(decode_config(first)))
     except NoRoomError as error:  # there may be enough later
         write_message(connection, encode(OutOfMemory(str(error))))
         return 1

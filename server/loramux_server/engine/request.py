@@ -240,7 +240,7 @@ class Request:
         """Vocabulary size with its adapter; 0 if the adapter does not change it."""
         return self.adapter.vocab_size if self.adapter else 0
 
-    def uncut(self, start: int, num_tokens: int) -> int:
+    def chunk_length(self, start: int, num_tokens: int) -> int:
         """Return the length of a chunk from `start` on, if `num_tokens` are wanted.
 
         A chunk that must not split an image ends before it, or after it if it begins with it. A

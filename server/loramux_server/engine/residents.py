@@ -81,11 +81,11 @@ def loader_threads(
     return ThreadPoolExecutor(
         count,
         thread_name_prefix=name,
-        initializer=_give_way if steps_take_cores else _lower_priority,
+        initializer=_use_idle_priority if steps_take_cores else _lower_priority,
     )
 
 
-def _give_way() -> None:
+def _use_idle_priority() -> None:
     """Keep the calling thread from using others, and schedule it as SCHED_IDLE.
 
     A step that wakes up preempts such a thread at once. An ordinary thread, even of the lowest
@@ -190,7 +190,7 @@ class Residents:
             self._load_starts.append(order.source.digest)
             future.add_done_callback(lambda _: self._wake())
 
-    def let_load(self, seconds: float) -> None:
+    def yield_cores(self, seconds: float) -> None:
         """Leave the cores to the loads in progress, until one is done or their share is used up.
 
         Beside steps that use all cores they would hardly progress.
@@ -228,7 +228,7 @@ class Residents:
             landed.loads.append(Load(order.tier, seconds, source.digest))
         return landed
 
-    def steer(self, message: Drop | Pin | Unpin) -> None:
+    def handle(self, message: Drop | Pin | Unpin) -> None:
         """Drop, pin or unpin an adapter for the frontend."""
         if isinstance(message, Pin):
             self._cache.pin(message.adapter)

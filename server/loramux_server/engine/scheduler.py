@@ -245,7 +245,7 @@ class Scheduler:
         start = max(done, request.num_fillable) if done < request.num_virtual else done
         num_tokens = min(request.num_tokens - start, budget)
         if num_tokens:
-            num_tokens = request.uncut(start, num_tokens)
+            num_tokens = request.chunk_length(start, num_tokens)
             chunk = Chunk(request, start, num_tokens, num_filled=start - done)
             chunks.append(self._contexts.with_state(chunk))
         return min(num_tokens, budget)

@@ -111,7 +111,7 @@ class Speculation:
         followed = self._followed.pop(request, None)
         if followed is None:
             return
-        self._see(request, followed)
+        self._observe(request, followed)
         if followed.is_kept and request.output:
             self._histories.note(request)
 
@@ -149,14 +149,14 @@ class Speculation:
             history = self._histories.of(request)
             own = Ngrams([*_predicted(request), *request.tokens(request.num_virtual, size)])
             followed = self._followed[request] = _Followed(own, history, len(request.output))
-        elif not self._see(request, followed) and followed.candidate:
+        elif not self._observe(request, followed) and followed.candidate:
             return
         candidate = self._find_candidate(followed)
         if forced := request.shape.forced:
             candidate = _with_forced(candidate, forced[: self._most_tokens], followed.history.rates)
         followed.candidate, followed.kinds = candidate
 
-    def _see(self, request: Request, followed: _Followed) -> bool:
+    def _observe(self, request: Request, followed: _Followed) -> bool:
         """Index new output tokens and score the candidate; return whether there were any."""
         new = request.output[followed.num_seen :]
         rates = followed.history.rates

@@ -194,7 +194,7 @@ class EngineProcess:
         while engine:
             self.ran_out_of_memory = False
             await self._follow(engine)
-            await self._bury(engine)
+            await self._clean_up(engine)
             engine = await self._start_again()
 
     async def _follow(self, engine: RunningEngine) -> None:
@@ -251,7 +251,7 @@ class EngineProcess:
                 return engine
         return None
 
-    async def _bury(self, engine: RunningEngine) -> None:
+    async def _clean_up(self, engine: RunningEngine) -> None:
         """Clean up after an engine, so that the next one can start."""
         self.is_ready = False
         engine.close()

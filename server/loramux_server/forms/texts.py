@@ -206,14 +206,14 @@ class Texts:
         self._has_answered = True
         if isinstance(answer, Broken):
             self._known.discard(key)
-            self._give_up(key, self._blame(key), answer.why)
+            self._give_up(key, self._failure_reason(key), answer.why)
             return
         text = self._texts[key]
         text.answered(answer, counts=key in self._known or not text.tokens)
         self._known.add(key)
         if text.used > self._setup.text_seconds:
             self._forget(key)
-            self._give_up(key, self._blame(key), _describe(ExitCause.TIME))
+            self._give_up(key, self._failure_reason(key), _describe(ExitCause.TIME))
             return
         if not text.tokens and self._num_unbegun() > MAX_UNBEGUN:
             self._forget(key)
@@ -238,9 +238,9 @@ class Texts:
         _log.warning("stopped a text with %s: %s", text.form, message)
         if not text.tokens:
             self._blocklist.add(text.form, message)
-        self._give_up(key, self._blame(key), message)
+        self._give_up(key, self._failure_reason(key), message)
 
-    def _blame(self, key: int) -> str:
+    def _failure_reason(self, key: int) -> str:
         """Return the error reason: the form itself, or what the text led to."""
         return "STRUCTURED_OUTPUT_FAILED" if self._texts[key].tokens else "INVALID_FIELD"
 

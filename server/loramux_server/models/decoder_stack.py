@@ -229,26 +229,26 @@ def _recognized(layer: nn.Module) -> _Recognized:
     has_head_norms = inside.keys() == {*_PROJECTIONS, *_HEAD_NORMS}
     if parts.keys() != _PARTS or not (has_head_norms or inside.keys() == {*_PROJECTIONS}):
         raise ValueError(f"a layer of {sorted(parts)} with {sorted(inside)} is not supported")
-    q, k, v, output = (_the(PackedPart, inside[name]) for name in _PROJECTIONS)
+    q, k, v, output = (_expect(PackedPart, inside[name]) for name in _PROJECTIONS)
     if not q.packed is k.packed is v.packed or [q.part, k.part, v.part] != [0, 1, 2]:
         raise ValueError("query, key and value have different inputs")
     head_norms = None
     if has_head_norms:
-        head_norms = (_the(RmsNorm, inside["q_norm"]), _the(RmsNorm, inside["k_norm"]))
+        head_norms = (_expect(RmsNorm, inside["q_norm"]), _expect(RmsNorm, inside["k_norm"]))
         if any(len(norm.weight) != attention.head_dim for norm in head_norms):
             raise ValueError("queries and keys are normalized across heads")
     return _Recognized(
         number=int(attention.layer_idx),  # type: ignore[arg-type]
-        attention_norm=_the(RmsNorm, parts["input_layernorm"]),
+        attention_norm=_expect(RmsNorm, parts["input_layernorm"]),
         qkv=q.packed,
         head_norms=head_norms,
         output=output.packed,
-        mlp_norm=_the(RmsNorm, parts["post_attention_layernorm"]),
-        mlp=_the(GatedMlp, parts["mlp"]),
+        mlp_norm=_expect(RmsNorm, parts["post_attention_layernorm"]),
+        mlp=_expect(GatedMlp, parts["mlp"]),
     )
 
 
-def _the(kind: type[_Part], part: nn.Module) -> _Part:
+def _expect(kind: type[_Part], part: nn.Module) -> _Part:
     if not isinstance(part, kind):
         raise ValueError(f"{type(part).__name__} instead of {kind.__name__}")
     return part

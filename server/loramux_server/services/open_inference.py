@@ -114,7 +114,7 @@ class OpenInferenceService:
         self, request: open_inference_pb2.ModelInferRequest, context: Context
     ) -> open_inference_pb2.ModelInferResponse:
         """Answer once every text has its completion."""
-        parsed, record = self._understood(request, may_stream=False)
+        parsed, record = self._parsed(request, may_stream=False)
         return await self._whole(request, parsed, record, context)
 
     async def ModelStreamInfer(
@@ -122,7 +122,7 @@ class OpenInferenceService:
     ) -> AsyncGenerator[open_inference_pb2.ModelStreamInferResponse, None]:
         """Answer one of the requests of a stream."""
         try:
-            parsed, record = self._understood(request, may_stream=True)
+            parsed, record = self._parsed(request, may_stream=True)
             if not parsed.is_stream:
                 response = await self._whole(request, parsed, record, context)
                 yield streamed(response, is_last=True)
@@ -171,7 +171,7 @@ class OpenInferenceService:
                     is_last = bool(chunk.delta.finish_reason)
                     yield streamed(answer(request, parsed, record, [made]), is_last=is_last)
 
-    def _understood(
+    def _parsed(
         self, request: open_inference_pb2.ModelInferRequest, *, may_stream: bool
     ) -> tuple[ParsedRequest, AdapterRecord | None]:
         """Return the parsed `request` and the version that it names; None for the base model.

@@ -78,11 +78,11 @@ class QuarantineService:
         return [str(record) for record in self._registry.with_digest(entry.key)]
 
     def _keep(self, entry: Entry) -> None:
-        task = asyncio.create_task(self._written_down(entry, self._names(entry)))
+        task = asyncio.create_task(self._audited(entry, self._names(entry)))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _written_down(self, entry: Entry, adapters: list[str]) -> None:
+    async def _audited(self, entry: Entry, adapters: list[str]) -> None:
         await asyncio.to_thread(
             self._audit.write,
             QUARANTINE_SET,

@@ -71,7 +71,7 @@ class Services:
         """Handle, on `loop`, all further changes to the versions in `registry`."""
         self.shared_names.look_at(registry.records())
 
-        def happened(what: str, record: AdapterRecord) -> None:
+        def on_change(what: str, record: AdapterRecord) -> None:
             if what == ADDED:
                 self.shared_names.look_at([record])
             if what == REMOVED:
@@ -80,15 +80,15 @@ class Services:
                     self.metrics.labels.forget(record.full_name)
             self.changes.notify(_KINDS[what], [record])
 
-        def moved(move: Move) -> None:
+        def on_alias_move(move: Move) -> None:
             versions = {*move.before.versions, *move.after.versions}
             found = registry.versions(full_name(move.tenant, move.name))
             self.changes.notify(_KINDS[UPDATED], [r for r in found if r.version in versions])
 
-        def elsewhere(digest: str) -> None:
+        def on_tier_change(digest: str) -> None:
             moved_kind = adapters_pb2.ADAPTER_CHANGE_MOVED
             self.changes.notify(moved_kind, registry.with_digest(digest))
 
-        registry.follow(lambda what, record: loop.call_soon_threadsafe(happened, what, record))
-        registry.aliases.on_move = lambda move: loop.call_soon_threadsafe(moved, move)
-        self.statuses.on_move = elsewhere
+        registry.follow(lambda what, record: loop.call_soon_threadsafe(on_change, what, record))
+        registry.aliases.on_move = lambda move: loop.call_soon_threadsafe(on_alias_move, move)
+        self.statuses.on_move = on_tier_change

@@ -124,17 +124,19 @@ class Directory:
             return entries
         found = self._path.iterdir()
         if is_peft_folder(self._path):
-            self._say(CONFIG_FILE, _AROUND.format(self._path, self._path.resolve().parent))
+            self._log_once(CONFIG_FILE, _AROUND.format(self._path, self._path.resolve().parent))
             found = (path for path in found if path.name != TENSOR_FILE)
         for path in sorted(found, key=lambda path: (not path.is_dir(), path.name)):
             if not _is_adapter(path):
                 if hint := folder_hint(path):
-                    self._say(path.name, f"{path.name} is skipped: no {CONFIG_FILE}; {hint}")
+                    self._log_once(path.name, f"{path.name} is skipped: no {CONFIG_FILE}; {hint}")
                 continue
             name = path.stem if path.is_file() else path.name
             chosen = entries.setdefault(name, path)
             if chosen != path:
-                self._say(path.name, f"{path.name} is skipped: {chosen.name}/ is adapter {name!r}")
+                self._log_once(
+                    path.name, f"{path.name} is skipped: {chosen.name}/ is adapter {name!r}"
+                )
         return entries
 
     def _import(self, path: Path, name: str, stamp: str) -> None:
@@ -167,14 +169,16 @@ class Directory:
             self._registry.discard(staged)
         self._registered[name] = stamp
         if other:
-            self._say(path.name, f"{path.name} seems to be made for another base model: {other}")
+            self._log_once(
+                path.name, f"{path.name} seems to be made for another base model: {other}"
+            )
         if is_new:
             self._on_change(ADDED, served)
 
     def _leave_out(self, path: Path, error: Exception) -> None:
-        self._say(path.name, f"{path.name} is skipped: {error}")
+        self._log_once(path.name, f"{path.name} is skipped: {error}")
 
-    def _say(self, entry: str, message: str) -> None:
+    def _log_once(self, entry: str, message: str) -> None:
         """Log `message` unless it was the last one about this entry."""
         if self._said.get(entry) != message:
             self._said[entry] = message

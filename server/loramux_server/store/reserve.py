@@ -75,7 +75,7 @@ class Reserve:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     @contextmanager
-    def given_up(self) -> Iterator[bool]:
+    def released(self) -> Iterator[bool]:
         """Release the space during the block; yield whether any was reserved.
 
         Nobody can reserve it again until the block ends.

@@ -41,7 +41,7 @@ class Transactions:
         except sa.exc.OperationalError as error:
             if getattr(error.orig, "sqlite_errorname", "") not in _DISK_FULL or not self._reserve:
                 raise
-            with self._reserve.given_up() as has_room:
+            with self._reserve.released() as has_room:
                 if not has_room:
                     raise
                 return self.large(change)
