@@ -393,9 +393,9 @@ def test_a_caller_who_gives_up_ends_also_what_comes_slowly(
         server.shutdown()
 
 
-def listed(data: bytes, piece: int = 1000) -> dict[str, bytes]:
-    pieces = (data[at : at + piece] for at in range(0, len(data), piece))
-    return {member.path: b"".join(member.pieces) for member in members(pieces)}
+def listed(data: bytes, size: int = 1000) -> dict[str, bytes]:
+    chunks = (data[at : at + size] for at in range(0, len(data), size))
+    return {member.path: b"".join(member.chunks) for member in members(chunks)}
 
 
 def header(**said: Any) -> bytes:

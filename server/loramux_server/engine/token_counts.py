@@ -168,20 +168,20 @@ class SampledRow:
 
 def adjustments_of(rows: Sequence[SampledRow]) -> Adjustments | None:
     """Return the logit adjustments of a step's rows, on the host; None if there are none."""
-    rows = [
+    counts = [
         (number, row.counts.at(row.position, row.output))
         for number, row in enumerate(rows)
         if row.counts
     ]
-    if not rows:
+    if not counts:
         return None
-    numbers, said = [number for number, _ in rows], [counted for _, counted in rows]
+    numbers, said = [number for number, _ in counts], [counted for _, counted in counts]
     lengths = [len(counted.token_M) for counted in said]
     if not any(lengths):
         numbers, said, lengths = [0], [Counted.of_none(1)], [1]
     token_E, bias_E, is_seen_E, count_E = (
-        torch.from_numpy(np.concatenate(pieces))
-        for pieces in zip(*(counted.columns for counted in said), strict=True)
+        torch.from_numpy(np.concatenate(columns))
+        for columns in zip(*(counted.columns for counted in said), strict=True)
     )
     factors = [row.counts.factors if row.counts else _NEUTRAL for row in rows]
     lacks_one = [row.position > len(row.output) for row in rows]

@@ -152,14 +152,14 @@ class Registry:
         if kind.lower() == "basic" and credentials:
             self._access.header = credentials.basic()
         elif kind.lower() == "bearer":
-            challenge = parse_dict_header(rest)  # type: ignore[no-untyped-call]
-            token = self._token(challenge, credentials)
+            fields = parse_dict_header(rest)  # type: ignore[no-untyped-call]
+            token = self._token(fields, credentials)
             self._access.header = f"Bearer {token}"
         else:
             raise RegistryError("the registry requires credentials", 401)
 
-    def _token(self, challenge: Mapping[str, str | None], credentials: Credentials | None) -> str:
-        realm, service = challenge.get("realm") or "", challenge.get("service") or ""
+    def _token(self, fields: Mapping[str, str | None], credentials: Credentials | None) -> str:
+        realm, service = fields.get("realm") or "", fields.get("service") or ""
         if urlsplit(realm).scheme != "https" and not self._is_local:
             raise RegistryError(
                 "the registry asks for credentials over a connection without TLS", 401
