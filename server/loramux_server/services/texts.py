@@ -82,7 +82,7 @@ class Texts:
                 for field, text in texts
             ]
 
-        return await _made(encode_all, sum(len(text) for _, text in texts))
+        return await _encode(encode_all, sum(len(text) for _, text in texts))
 
     async def placed(
         self,
