@@ -15,14 +15,12 @@ from dataclasses import dataclass
 
 import torch
 import triton
-import triton.language as tl
 
 from loramux_server.kernels.draw import UNITS, Draws, parts
+from loramux_server.kernels.gpu.draw_kernels import DIGITS, PARTS, narrow, pick, settle, weigh
 
-_PARTS = tl.constexpr(16)
-_DIGITS = 4
-"""Bits of the logit that a pass finds."""
 _BITS = 32
+"""Bits of a logit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +121,7 @@ class _Drawing:
     def _weigh(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Write the weights, and return each chunk's mass: of all tokens, of those min-p keeps."""
         mass_RC, shown_RC = self._new(*self._grid), self._new(*self._grid)
-        _weigh[self._grid](
+        weigh[self._grid](
             self._logits_RV, self._logits_RV.stride(0), self._most_R, self._rows_R5,
             self._weight_RV, mass_RC, shown_RC,
             SIZE=self._size, UNITS=UNITS, BLOCK_V=self._blocks.v,
@@ -144,7 +142,7 @@ class _Drawing:
         num_rows, num_chunks = self._grid
         least_R = torch.full_like(target_R, -(1 << (_BITS - 1)))
         state_R3 = torch.stack([least_R, torch.zeros_like(target_R), target_R], dim=1)
-        sum_RCJ = self._new(num_rows, num_chunks, _PARTS.value)
+        sum_RCJ = self._new(num_rows, num_chunks, PARTS.value)
         options = {
             "SIZE": self._size,
             "IS_COUNT": is_count,
@@ -154,18 +152,18 @@ class _Drawing:
             "num_warps": self._blocks.num_warps,
         }
         given = (self._logits_RV, self._logits_RV.stride(0), self._weight_RV)
-        for bits in range(_BITS - _DIGITS, -1, -_DIGITS):
-            is_first = bits == _BITS - _DIGITS
+        for bits in range(_BITS - DIGITS.value, -1, -DIGITS.value):
+            is_first = bits == _BITS - DIGITS.value
             next_R3, next_RCJ = torch.empty_like(state_R3), torch.empty_like(sum_RCJ)
-            _narrow[self._grid](
+            narrow[self._grid](
                 *given, state_R3, sum_RCJ, next_R3, next_RCJ,
                 BITS=bits, IS_FIRST=is_first, **options,
             )  # fmt: skip
             state_R3, sum_RCJ = next_R3, next_RCJ
         end_R3, found_RC3 = torch.empty_like(state_R3), self._new(num_rows, num_chunks, 3)
-        _settle[self._grid](
+        settle[self._grid](
             *given, state_R3, sum_RCJ, end_R3, found_RC3,
-            BITS=-_DIGITS, IS_FIRST=False, **options,
+            BITS=-DIGITS.value, IS_FIRST=False, **options,
         )  # fmt: skip
         key_R, above_R, _ = end_R3.unbind(1)
         mass_RC, weight_RC, equal_RC = found_RC3.unbind(2)
@@ -189,7 +187,7 @@ class _Drawing:
         """
         token_R = self._likeliest_R.clone()
         before_RC = part_RC.cumsum(1) - part_RC
-        _pick[self._grid](
+        pick[self._grid](
             self._logits_RV, self._logits_RV.stride(0), self._weight_RV,
             is_whole_R, key_R.contiguous(), before_RC.contiguous(), part_RC.contiguous(), target_R,
             token_R,
@@ -210,7 +208,7 @@ class _Found:
     """The token at which the likeliest tokens together reach a target; all int64."""
 
     key_R: torch.Tensor
-    """Its key; see `_key`."""
+    """Its key; see `draw_kernels.key`."""
     above_R: torch.Tensor
     """Count or mass of the tokens with greater keys."""
     mass_R: torch.Tensor
@@ -219,179 +217,3 @@ class _Found:
     """Its weight."""
     equal_RC: torch.Tensor
     """Tokens of each chunk with its key."""
-
-
-@triton.jit
-def _key(logit_V: tl.tensor) -> tl.tensor:
-    """Return integers that are ordered as the floats are; -0.0 equals 0.0."""
-    bits_V = (logit_V + 0.0).to(tl.int32, bitcast=True)
-    return tl.where(bits_V < 0, bits_V ^ 0x7FFFFFFF, bits_V).to(tl.int64)
-
-
-@triton.jit
-def _weigh(
-    p_logits: tl.tensor,
-    stride: tl.tensor,
-    p_most: tl.tensor,
-    p_rows: tl.tensor,
-    p_weight: tl.tensor,
-    p_mass: tl.tensor,
-    p_shown: tl.tensor,
-    SIZE: tl.constexpr,
-    UNITS: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-) -> None:
-    i_row, i_chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    o_V = i_chunk * BLOCK_V + tl.arange(0, BLOCK_V)
-    m_V = o_V < SIZE
-    most = tl.load(p_most + i_row).to(tl.float64)
-    inverse, margin = tl.load(p_rows + i_row * 5), tl.load(p_rows + i_row * 5 + 3)
-    logit_V = tl.load(p_logits + i_row * stride + o_V, mask=m_V, other=float("-inf"))
-    weight_V = (tl.exp((logit_V.to(tl.float64) - most) * inverse) * UNITS).to(tl.int64)
-    weight_V = tl.where(m_V, weight_V, 0)
-    is_shown_V = logit_V >= (most + margin).to(tl.float32)
-    tl.store(p_weight + i_row * SIZE + o_V, weight_V, mask=m_V)
-    place = i_row * tl.num_programs(1) + i_chunk
-    tl.store(p_mass + place, tl.sum(weight_V))
-    tl.store(p_shown + place, tl.sum(tl.where(is_shown_V, weight_V, 0)))
-
-
-@triton.jit
-def _range(
-    p_state: tl.tensor,
-    p_sum: tl.tensor,
-    i_row: tl.tensor,
-    BITS: tl.constexpr,
-    IS_FIRST: tl.constexpr,
-    NUM_CHUNKS: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-) -> tl.tuple:
-    """Return the range's lower end after the previous pass, what is above it, and the target.
-
-    Args:
-        p_state: These three before that pass, [R, 3].
-        p_sum: What that pass found above each border of its range, [R, C, J]; borders are
-            2 ** (BITS + 4) apart, the first as far from the lower end.
-        i_row: The row.
-        BITS: The next borders are 2 ** BITS apart.
-        IS_FIRST: Whether there was no pass before.
-        NUM_CHUNKS: C.
-        BLOCK_C: NUM_CHUNKS rounded up to a power of two.
-    """
-    low = tl.load(p_state + i_row * 3)
-    above = tl.load(p_state + i_row * 3 + 1)
-    target = tl.load(p_state + i_row * 3 + 2)
-    if not IS_FIRST:
-        o_C, o_J = tl.arange(0, BLOCK_C), tl.arange(0, _PARTS)
-        p_CJ = p_sum + (i_row * NUM_CHUNKS + o_C[:, None]) * _PARTS + o_J[None, :]
-        sum_J = tl.sum(tl.load(p_CJ, mask=o_C[:, None] < NUM_CHUNKS, other=0), axis=0)
-        reaches_J = sum_J >= target
-        # Sums decrease: the greatest that misses the target is that of the next border.
-        above = tl.max(tl.where(reaches_J, -1, sum_J))
-        low += tl.sum(reaches_J.to(tl.int64)) << (BITS + 4)
-    return low, above, target
-
-
-@triton.jit
-def _narrow(
-    p_logits: tl.tensor,
-    stride: tl.tensor,
-    p_weight: tl.tensor,
-    p_state: tl.tensor,
-    p_sum: tl.tensor,
-    p_next_state: tl.tensor,
-    p_next_sum: tl.tensor,
-    BITS: tl.constexpr,
-    IS_FIRST: tl.constexpr,
-    SIZE: tl.constexpr,
-    IS_COUNT: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-    NUM_CHUNKS: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-) -> None:
-    i_row, i_chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    low, above, target = _range(p_state, p_sum, i_row, BITS, IS_FIRST, NUM_CHUNKS, BLOCK_C)
-    if i_chunk == 0:
-        tl.store(p_next_state + i_row * 3, low)
-        tl.store(p_next_state + i_row * 3 + 1, above)
-        tl.store(p_next_state + i_row * 3 + 2, target)
-    if target > 0:
-        o_V = i_chunk * BLOCK_V + tl.arange(0, BLOCK_V)
-        m_V = o_V < SIZE
-        logit_V = tl.load(p_logits + i_row * stride + o_V, mask=m_V, other=float("-inf"))
-        key_V = _key(logit_V)
-        if IS_COUNT:
-            amount_V = m_V.to(tl.int64)
-        else:
-            amount_V = tl.load(p_weight + i_row * SIZE + o_V, mask=m_V, other=0)
-        p_next = p_next_sum + (i_row * NUM_CHUNKS + i_chunk) * _PARTS
-        for j in tl.static_range(_PARTS):
-            is_above_V = key_V >= low + ((j + 1) << BITS)
-            tl.store(p_next + j, tl.sum(tl.where(is_above_V, amount_V, 0)))
-
-
-@triton.jit
-def _settle(
-    p_logits: tl.tensor,
-    stride: tl.tensor,
-    p_weight: tl.tensor,
-    p_state: tl.tensor,
-    p_sum: tl.tensor,
-    p_end: tl.tensor,
-    p_found: tl.tensor,
-    BITS: tl.constexpr,
-    IS_FIRST: tl.constexpr,
-    SIZE: tl.constexpr,
-    IS_COUNT: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-    NUM_CHUNKS: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-) -> None:
-    i_row, i_chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    low, above, target = _range(p_state, p_sum, i_row, BITS, IS_FIRST, NUM_CHUNKS, BLOCK_C)
-    if i_chunk == 0:
-        tl.store(p_end + i_row * 3, low)
-        tl.store(p_end + i_row * 3 + 1, above)
-        tl.store(p_end + i_row * 3 + 2, target)
-    if target > 0:
-        o_V = i_chunk * BLOCK_V + tl.arange(0, BLOCK_V)
-        m_V = o_V < SIZE
-        logit_V = tl.load(p_logits + i_row * stride + o_V, mask=m_V, other=float("-inf"))
-        weight_V = tl.load(p_weight + i_row * SIZE + o_V, mask=m_V, other=0)
-        key_V = _key(logit_V)
-        is_equal_V = m_V & (key_V == low)
-        p_RC = p_found + (i_row * NUM_CHUNKS + i_chunk) * 3
-        tl.store(p_RC, tl.sum(tl.where(m_V & (key_V > low), weight_V, 0)))
-        tl.store(p_RC + 1, tl.max(tl.where(is_equal_V, weight_V, 0)))
-        tl.store(p_RC + 2, tl.sum(is_equal_V.to(tl.int64)))
-
-
-@triton.jit
-def _pick(
-    p_logits: tl.tensor,
-    stride: tl.tensor,
-    p_weight: tl.tensor,
-    p_whole: tl.tensor,
-    p_key: tl.tensor,
-    p_before: tl.tensor,
-    p_part: tl.tensor,
-    p_target: tl.tensor,
-    p_token: tl.tensor,
-    SIZE: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-) -> None:
-    i_row, i_chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    place = i_row * tl.num_programs(1) + i_chunk
-    before, part = tl.load(p_before + place), tl.load(p_part + place)
-    target = tl.load(p_target + i_row)
-    if (before <= target) & (target < before + part):
-        o_V = i_chunk * BLOCK_V + tl.arange(0, BLOCK_V)
-        m_V = o_V < SIZE
-        if tl.load(p_whole + i_row):
-            amount_V = tl.load(p_weight + i_row * SIZE + o_V, mask=m_V, other=0)
-        else:
-            logit_V = tl.load(p_logits + i_row * stride + o_V, mask=m_V, other=float("-inf"))
-            amount_V = (m_V & (_key(logit_V) == tl.load(p_key + i_row))).to(tl.int64)
-        sum_V = before + tl.cumsum(amount_V, 0)
-        num_passed = tl.sum((m_V & (sum_V <= target)).to(tl.int64))
-        tl.store(p_token + i_row, i_chunk * BLOCK_V + num_passed)
