@@ -52,19 +52,23 @@ def weigh(
 def _range(
     p_state: tl.tensor,
     p_sum: tl.tensor,
+    p_next_state: tl.tensor,
     i_row: tl.tensor,
+    i_chunk: tl.tensor,
     BITS: tl.constexpr,
     IS_FIRST: tl.constexpr,
     NUM_CHUNKS: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ) -> tl.tuple:
-    """Return the range's lower end after the previous pass, what is above it, and the target.
+    """Return the lower end of the range that the previous pass leaves, and the target.
 
     Args:
-        p_state: These three before that pass, [R, 3].
+        p_state: Range before that pass, [R, 3]: lower end, amount above the range, target.
         p_sum: What that pass found above each border of its range, [R, C, J]; borders are
             2 ** (BITS + DIGITS) apart, the first as far from the lower end.
+        p_next_state: Where the range after it is written, by the program of the first chunk.
         i_row: The row.
+        i_chunk: The chunk.
         BITS: The next borders are 2 ** BITS apart.
         IS_FIRST: Whether there was no pass before.
         NUM_CHUNKS: C.
@@ -81,7 +85,11 @@ def _range(
         # Sums decrease: the greatest that misses the target is that of the next border.
         above = tl.max(tl.where(reaches_J, -1, sum_J))
         low += tl.sum(reaches_J.to(tl.int64)) << (BITS + DIGITS)
-    return low, above, target
+    if i_chunk == 0:
+        tl.store(p_next_state + i_row * 3, low)
+        tl.store(p_next_state + i_row * 3 + 1, above)
+        tl.store(p_next_state + i_row * 3 + 2, target)
+    return low, target
 
 
 @triton.jit
@@ -103,11 +111,9 @@ def narrow(
 ) -> None:
     """Take the range that the pass before found, and sum what lies above each border in it."""
     i_row, i_chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    low, above, target = _range(p_state, p_sum, i_row, BITS, IS_FIRST, NUM_CHUNKS, BLOCK_C)
-    if i_chunk == 0:
-        tl.store(p_next_state + i_row * 3, low)
-        tl.store(p_next_state + i_row * 3 + 1, above)
-        tl.store(p_next_state + i_row * 3 + 2, target)
+    low, target = _range(
+        p_state, p_sum, p_next_state, i_row, i_chunk, BITS, IS_FIRST, NUM_CHUNKS, BLOCK_C
+    )
     if target > 0:
         o_V = i_chunk * BLOCK_V + tl.arange(0, BLOCK_V)
         m_V = o_V < SIZE
@@ -130,7 +136,7 @@ def settle(
     p_weight: tl.tensor,
     p_state: tl.tensor,
     p_sum: tl.tensor,
-    p_end: tl.tensor,
+    p_next_state: tl.tensor,
     p_found: tl.tensor,
     BITS: tl.constexpr,
     IS_FIRST: tl.constexpr,
@@ -142,11 +148,9 @@ def settle(
 ) -> None:
     """Take the last range, a single key, and write mass above it, its weight and its count."""
     i_row, i_chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    low, above, target = _range(p_state, p_sum, i_row, BITS, IS_FIRST, NUM_CHUNKS, BLOCK_C)
-    if i_chunk == 0:
-        tl.store(p_end + i_row * 3, low)
-        tl.store(p_end + i_row * 3 + 1, above)
-        tl.store(p_end + i_row * 3 + 2, target)
+    low, target = _range(
+        p_state, p_sum, p_next_state, i_row, i_chunk, BITS, IS_FIRST, NUM_CHUNKS, BLOCK_C
+    )
     if target > 0:
         o_V = i_chunk * BLOCK_V + tl.arange(0, BLOCK_V)
         m_V = o_V < SIZE
