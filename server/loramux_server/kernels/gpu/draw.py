@@ -157,13 +157,13 @@ class _Drawing:
             next_R3, next_RCJ = torch.empty_like(state_R3), torch.empty_like(sum_RCJ)
             narrow[self._grid](
                 *given, state_R3, sum_RCJ, next_R3, next_RCJ,
-                BITS=bits, IS_FIRST=is_first, **options,
+                bits=bits, IS_FIRST=is_first, **options,
             )  # fmt: skip
             state_R3, sum_RCJ = next_R3, next_RCJ
         end_R3, found_RC3 = torch.empty_like(state_R3), self._new(num_rows, num_chunks, 3)
         settle[self._grid](
             *given, state_R3, sum_RCJ, end_R3, found_RC3,
-            BITS=-DIGITS.value, IS_FIRST=False, **options,
+            bits=-DIGITS.value, IS_FIRST=False, **options,
         )  # fmt: skip
         key_R, above_R, _ = end_R3.unbind(1)
         mass_RC, weight_RC, equal_RC = found_RC3.unbind(2)

@@ -55,7 +55,7 @@ def _range(
     p_next_state: tl.tensor,
     i_row: tl.tensor,
     i_chunk: tl.tensor,
-    BITS: tl.constexpr,
+    bits: tl.tensor,
     IS_FIRST: tl.constexpr,
     NUM_CHUNKS: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -65,11 +65,11 @@ def _range(
     Args:
         p_state: Range before that pass, [R, 3]: lower end, amount above the range, target.
         p_sum: What that pass found above each border of its range, [R, C, J]; borders are
-            2 ** (BITS + DIGITS) apart, the first as far from the lower end.
+            2 ** (bits + DIGITS) apart, the first as far from the lower end.
         p_next_state: Where the range after it is written, by the program of the first chunk.
         i_row: The row.
         i_chunk: The chunk.
-        BITS: The next borders are 2 ** BITS apart.
+        bits: The next borders are 2 ** bits apart.
         IS_FIRST: Whether there was no pass before.
         NUM_CHUNKS: C.
         BLOCK_C: NUM_CHUNKS rounded up to a power of two.
@@ -84,7 +84,7 @@ def _range(
         reaches_J = sum_J >= target
         # Sums decrease: the greatest that misses the target is that of the next border.
         above = tl.max(tl.where(reaches_J, -1, sum_J))
-        low += tl.sum(reaches_J.to(tl.int64)) << (BITS + DIGITS)
+        low += tl.sum(reaches_J.to(tl.int64)) << (bits + DIGITS)
     if i_chunk == 0:
         tl.store(p_next_state + i_row * 3, low)
         tl.store(p_next_state + i_row * 3 + 1, above)
@@ -92,7 +92,7 @@ def _range(
     return low, target
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["bits"])  # one compilation for all passes
 def narrow(
     p_logits: tl.tensor,
     stride: tl.tensor,
@@ -101,7 +101,7 @@ def narrow(
     p_sum: tl.tensor,
     p_next_state: tl.tensor,
     p_next_sum: tl.tensor,
-    BITS: tl.constexpr,
+    bits: tl.tensor,
     IS_FIRST: tl.constexpr,
     SIZE: tl.constexpr,
     IS_COUNT: tl.constexpr,
@@ -112,7 +112,7 @@ def narrow(
     """Take the range that the pass before found, and sum what lies above each border in it."""
     i_row, i_chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     low, target = _range(
-        p_state, p_sum, p_next_state, i_row, i_chunk, BITS, IS_FIRST, NUM_CHUNKS, BLOCK_C
+        p_state, p_sum, p_next_state, i_row, i_chunk, bits, IS_FIRST, NUM_CHUNKS, BLOCK_C
     )
     if target > 0:
         o_V = i_chunk * BLOCK_V + tl.arange(0, BLOCK_V)
@@ -124,12 +124,13 @@ def narrow(
         else:
             amount_V = tl.load(p_weight + i_row * SIZE + o_V, mask=m_V, other=0)
         p_next = p_next_sum + (i_row * NUM_CHUNKS + i_chunk) * PARTS
+        width = tl.full((), 1, tl.int64) << bits
         for j in tl.static_range(PARTS):
-            is_above_V = key_V >= low + ((j + 1) << BITS)
+            is_above_V = key_V >= low + (j + 1) * width
             tl.store(p_next + j, tl.sum(tl.where(is_above_V, amount_V, 0)))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["bits"])
 def settle(
     p_logits: tl.tensor,
     stride: tl.tensor,
@@ -138,7 +139,7 @@ def settle(
     p_sum: tl.tensor,
     p_next_state: tl.tensor,
     p_found: tl.tensor,
-    BITS: tl.constexpr,
+    bits: tl.tensor,
     IS_FIRST: tl.constexpr,
     SIZE: tl.constexpr,
     IS_COUNT: tl.constexpr,
@@ -149,7 +150,7 @@ def settle(
     """Take the last range, a single key, and write mass above it, its weight and its count."""
     i_row, i_chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     low, target = _range(
-        p_state, p_sum, p_next_state, i_row, i_chunk, BITS, IS_FIRST, NUM_CHUNKS, BLOCK_C
+        p_state, p_sum, p_next_state, i_row, i_chunk, bits, IS_FIRST, NUM_CHUNKS, BLOCK_C
     )
     if target > 0:
         o_V = i_chunk * BLOCK_V + tl.arange(0, BLOCK_V)
