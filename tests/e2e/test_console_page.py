@@ -178,6 +178,8 @@ def test_a_stream_is_stopped_in_the_engine(page: Page, site: Site) -> None:
     page.write("#model-a", "base")
     page.write("#model-b", "")
     page.write("#prompt", "a")
+    page.write("#temperature", "2")  # so that it seldom ends before it is stopped
+    page.write("#max-tokens", "200")
 
     # It may end by itself: then there is another one to stop.
     def is_stopped() -> bool:

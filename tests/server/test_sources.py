@@ -166,7 +166,7 @@ def test_a_hub_that_does_not_answer_is_unavailable(
 def test_an_object_that_changes_while_it_is_read_is_not_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("loramux_server.sources.objects.PIECE_BYTES", 4)
+    monkeypatch.setattr("loramux_server.sources.objects.CHUNK_BYTES", 4)
     target = tmp_path / "a.safetensors"
     target.write_bytes(b"0123456789")
     pieces = Objects(f"file://{target}").read("a.safetensors")
