@@ -177,12 +177,12 @@ def test_a_stream_is_stopped_in_the_engine(page: Page, site: Site) -> None:
     page.click("nav a", "Playground")
     page.write("#model-a", "base")
     page.write("#model-b", "")
-    page.write("#prompt", "a")
     page.write("#temperature", "2")  # so that it seldom ends before it is stopped
     page.write("#max-tokens", "200")
 
-    # It may end by itself: then there is another one to stop.
+    # It may end by itself, which empties the prompt of a chat: then there is another one to stop.
     def is_stopped() -> bool:
+        page.write("#prompt", "a")
         page.click("#run")
         page.wait(
             "!document.querySelector('#run').hidden || "
