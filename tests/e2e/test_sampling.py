@@ -14,7 +14,7 @@ from loramux import Client, Completion, FinishReason
 from loramux.types import PositionLogprobs
 from tests.conftest import ADAPTERS
 from tests.support.adapters import with_adapter
-from tests.support.models import byte_tokenizer, tiny_model
+from tests.support.models import byte_tokenizer, bytes_of, tiny_model
 from tests.support.server import RunningServer
 
 VOCAB = 259
@@ -28,12 +28,6 @@ ALL_ADAPTERS = [None, *ADAPTERS]
 def client(tiny_server: RunningServer) -> Iterator[Client]:
     with tiny_server.client() as client:
         yield client
-
-
-def bytes_of(text: str) -> list[int]:
-    """The tokens of `text`, one for each of its bytes."""
-    tokens: list[int] = byte_tokenizer()(text, add_special_tokens=False).input_ids
-    return tokens
 
 
 def text_of(tokens: tuple[int, ...]) -> str:

@@ -7,7 +7,7 @@ import pytest
 
 from loramux import Client
 from loramux.errors import InvalidArgumentError
-from tests.support.models import byte_tokenizer
+from tests.support.models import bytes_of
 from tests.support.server import RunningServer
 
 CONTEXT = 256
@@ -20,12 +20,6 @@ SAMPLED: dict[str, Any] = {"temperature": 1.0, "ignore_eos": True, "max_tokens":
 def client(tiny_server: RunningServer) -> Iterator[Client]:
     with tiny_server.client() as client:
         yield client
-
-
-def bytes_of(text: str) -> list[int]:
-    """The tokens of `text`, one for each of its bytes."""
-    tokens: list[int] = byte_tokenizer()(text, add_special_tokens=False).input_ids
-    return tokens
 
 
 def letters(text: str) -> dict[int, float]:

@@ -157,6 +157,12 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def bytes_of(text: str) -> list[int]:
+    """Return the tokens of `text` by `byte_tokenizer`, one for each of its bytes."""
+    tokens: list[int] = byte_tokenizer()(text, add_special_tokens=False).input_ids
+    return tokens
+
+
 def save_model(
     folder: Path, architecture: str = "llama", *, tokenizer: bool = True, **changes: Any
 ) -> Path:

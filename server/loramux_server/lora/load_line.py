@@ -69,7 +69,7 @@ class LoadLine:
         assert priorities == self._priorities, "priorities are miscounted"
 
     def _by_priority(self) -> Iterator[str]:
-        """Yield the adapters in line in the order of `turns`."""
+        """Yield the adapters in line in the order of `in_order`, without an urgent one."""
         tenants = {digest: self._uses[digest].best_of_tenants() for digest in self._line}
         waits: dict[str, list[tuple[int, str]]] = {}
         for digest, priorities in tenants.items():

@@ -40,7 +40,8 @@ def check_fields(request: generation_pb2.GenerateRequest, model: ModelInfo) -> N
     _check_lengths(request.sampling, model)
     _check_distribution(request.sampling, model)
     _check_stops(request.sampling, model)
-    _check_bad_words(request.sampling, model)
+    bad_words = request.sampling.bad_words
+    _check_texts("sampling.bad_words", bad_words, MAX_BAD_WORDS, MAX_BAD_WORD_BYTES, model)
     if (count := len(request.cache_salt)) > MAX_CACHE_SALT:
         # Its value is a secret where it keeps others from probing the cache.
         message = f"has {count} characters; expected at most {MAX_CACHE_SALT} characters"
@@ -134,29 +135,23 @@ def _check_distribution(params: generation_pb2.SamplingParams, model: ModelInfo)
 
 
 def _check_stops(params: generation_pb2.SamplingParams, model: ModelInfo) -> None:
-    if len(params.stop) > MAX_STOPS:
-        count = len(params.stop)
-        raise wrong("sampling.stop", f"has {count} strings; expected at most {MAX_STOPS}")
-    for stop in params.stop:
-        if not 1 <= len(stop.encode("utf-8", "surrogatepass")) <= MAX_STOP_BYTES:
-            raise invalid("sampling.stop", stop, f"strings of 1 to {MAX_STOP_BYTES} bytes")
-    if params.stop and model.tokenizer_json is None:
-        raise invalid("sampling.stop", params.stop[0], "none: the base model has no tokenizer")
+    _check_texts("sampling.stop", params.stop, MAX_STOPS, MAX_STOP_BYTES, model)
     if len(params.stop_token_ids) > MAX_STOP_TOKENS:
         count, field = len(params.stop_token_ids), "sampling.stop_token_ids"
         raise wrong(field, f"has {count} tokens; expected at most {MAX_STOP_TOKENS}")
 
 
-def _check_bad_words(params: generation_pb2.SamplingParams, model: ModelInfo) -> None:
-    if len(params.bad_words) > MAX_BAD_WORDS:
-        count = len(params.bad_words)
-        raise wrong("sampling.bad_words", f"has {count} strings; expected at most {MAX_BAD_WORDS}")
-    for word in params.bad_words:
-        if not 1 <= len(word.encode("utf-8", "surrogatepass")) <= MAX_BAD_WORD_BYTES:
-            raise invalid("sampling.bad_words", word, f"strings of 1 to {MAX_BAD_WORD_BYTES} bytes")
-    if params.bad_words and model.tokenizer_json is None:
-        expected = "none: the base model has no tokenizer"
-        raise invalid("sampling.bad_words", params.bad_words[0], expected)
+def _check_texts(
+    field: str, texts: Sequence[str], max_texts: int, max_bytes: int, model: ModelInfo
+) -> None:
+    """Check texts that are compared with the output, which takes a tokenizer."""
+    if len(texts) > max_texts:
+        raise wrong(field, f"has {len(texts)} strings; expected at most {max_texts}")
+    for text in texts:
+        if not 1 <= len(text.encode("utf-8", "surrogatepass")) <= max_bytes:
+            raise invalid(field, text, f"strings of 1 to {max_bytes} bytes")
+    if texts and model.tokenizer_json is None:
+        raise invalid(field, texts[0], "none: the base model has no tokenizer")
 
 
 def _check_integer(params: generation_pb2.SamplingParams, name: str, low: int, high: int) -> None:
